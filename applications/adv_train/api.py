@@ -1,0 +1,52 @@
+"""The Python surface: load a trained model, and look at the gradient that a method hands to the optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adv_train import methods
+from adv_train.errors import UserError
+
+
+def training_gradient(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    method: str,
+    eps: float,
+    start: Tensor | str | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> methods.Step:
+    """Return what a method would hand to the optimiser for one batch.
+
+    The model is used in the mode it is in: call `model.train()` first for the gradient of training. Train-mode
+    BatchNorm updates its running statistics as it does in training. Parameters and their `.grad` are left alone.
+
+    Args:
+        model: takes images in [0, 1] and returns logits.
+        x: images in [0, 1], shape `(batch, channels, height, width)`.
+        y: labels, shape `(batch,)`.
+        method: a name from `adv-train list`.
+        eps: largest change of a pixel; `8 / 255`, say.
+        start: where the attack starts: a tensor of x's shape, used as given, or the method's option of that name;
+            None draws the method's default.
+        generator: source of randomness, on x's device.
+        **options: the method's options, such as `step`, `curvature` or `ig_weight`.
+
+    Returns:
+        `step.grads` by parameter name, `step.delta`, `step.loss` and `step.implicit_share`.
+
+    Raises:
+        UserError: for an unknown method, an option it lacks, or a start that does not fit.
+    """
+    if isinstance(start, str):
+        options["start"], start = start, None
+    if start is not None and start.shape != x.shape:
+        raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
+    chosen = methods.create(method, eps=eps, **options)
+    return chosen(model, dict(model.named_parameters()), x, y, start=start, generator=generator)

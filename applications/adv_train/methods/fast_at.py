@@ -1,0 +1,41 @@
+"""Fast-AT: one sign step, no implicit gradient (Wong et al., ICLR 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+import blo
+from adv_train.methods.base import Adversarial, positive
+from adv_train.methods.losses import Losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastAT(Adversarial):
+    """The bilevel problem whose attack is one sign step from a random start, without implicit gradient.
+
+    Attributes:
+        step: step size in pixels; 1.25 eps by default.
+    """
+
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            positive("step", self.step)
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+    ) -> blo.Hypergradient:
+        step = 1.25 * self.eps if self.step is None else self.step
+        return blo.value_and_hypergrad(
+            losses.train,
+            attack,
+            params,
+            start,
+            solver=blo.OneStep(step, direction="sign"),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )

@@ -1,0 +1,90 @@
+"""Fast-AT-GA: Fast-AT with gradient alignment (Andriushchenko & Flammarion, NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import blo
+from adv_train.errors import UserError
+from adv_train.methods.base import Adversarial, Start, positive
+from adv_train.methods.losses import Losses
+
+# Coefficients of the published code by eps in units of 1/255.
+PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastATGA(Adversarial):
+    """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
+
+    The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
+    neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
+
+    Attributes:
+        step: step size in pixels; 1.25 eps by default.
+        coefficient: weight of the alignment term; by default that published for the nearest eps.
+    """
+
+    start: Start = "zero"
+    step: float | None = None
+    coefficient: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            positive("step", self.step)
+        if self.coefficient is not None and not 0 <= self.coefficient < float("inf"):
+            raise UserError(f"`coefficient` must be a number >= 0, but is {self.coefficient}.")
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+    ) -> blo.Hypergradient:
+        fixed = {name: value.detach() for name, value in params.items()}
+        slope = _input_gradient(losses, fixed, start, create_graph=False)
+        coefficient = self._coefficient
+        elsewhere = torch.empty_like(losses.x).uniform_(-self.eps, self.eps, generator=losses.generator)
+
+        def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
+            loss = losses.train(theta, delta)
+            if coefficient == 0:
+                return loss
+            return loss + coefficient * _misalignment(
+                slope, _input_gradient(losses, theta, elsewhere, create_graph=True)
+            )
+
+        return blo.value_and_hypergrad(
+            upper,
+            blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),
+            params,
+            start,
+            solver=blo.OneStep(1.25 * self.eps if self.step is None else self.step, direction="sign"),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )
+
+    @property
+    def _coefficient(self) -> float:
+        if self.coefficient is not None:
+            return self.coefficient
+        return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * self.eps))]
+
+
+def _input_gradient(losses: Losses, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool) -> Tensor:
+    """Return the gradient of the summed cross-entropy in the perturbation."""
+    with torch.enable_grad():
+        point = delta.detach().requires_grad_()
+        total = -losses.attack(params, point).sum()
+        (gradient,) = torch.autograd.grad(total, point, create_graph=create_graph)
+    return gradient
+
+
+def _misalignment(fixed: Tensor, moving: Tensor) -> Tensor:
+    """Return the mean of 1 - cos over samples, leaving out those where a gradient vanishes; shape `()`."""
+    a, b = fixed.flatten(1), moving.flatten(1)
+    counted = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
+    cosine = F.cosine_similarity(a, b, dim=1)
+    return ((1 - cosine) * counted).sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,59 @@
+"""Bilevel optimisation for PyTorch: hypergradients that are right, or say why not."""
+
+from blo._argmin import argmin
+from blo._check import check_hypergrad
+from blo._hypergrad import Hypergradient, value_and_hypergrad
+from blo._problem import LowerProblem
+from blo._status import Status
+from blo.errors import (
+    BloError,
+    BloWarning,
+    ConstantWarning,
+    ConvergenceError,
+    ConvergenceWarning,
+    DegenerateWarning,
+    InfeasibleError,
+    NonFiniteError,
+    StructureError,
+)
+from blo.gradients import HessianFree, Implicit, KKTClosedForm, Unrolled, Zero
+from blo.linsolve import CG, Direct, Identity
+from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
+from blo.solvers import External, OneStep, ProjectedGradient
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CG",
+    "BloError",
+    "BloWarning",
+    "Box",
+    "ConstantWarning",
+    "ConvergenceError",
+    "ConvergenceWarning",
+    "DegenerateWarning",
+    "Direct",
+    "External",
+    "Free",
+    "HessianFree",
+    "Hypergradient",
+    "Identity",
+    "Implicit",
+    "InfeasibleError",
+    "KKTClosedForm",
+    "L2Ball",
+    "LowerProblem",
+    "NonFiniteError",
+    "NonNegative",
+    "OneStep",
+    "Product",
+    "ProjectedGradient",
+    "Simplex",
+    "Status",
+    "StructureError",
+    "Unrolled",
+    "Zero",
+    "argmin",
+    "check_hypergrad",
+    "value_and_hypergrad",
+]

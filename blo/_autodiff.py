@@ -1,0 +1,53 @@
+"""The two faces of autodiff in torch: a retained graph outside `torch.func` transforms, `torch.func` inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from blo.errors import StructureError
+
+
+def transforms_active() -> bool:
+    """Tell whether the caller runs inside `torch.func.grad`, `vmap` or a relative.
+
+    There no tensor may decide a branch, and `requires_grad_` is refused.
+    """
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> Tensor:
+    """Return d(sum of function)/dz, of the shape of `z`.
+
+    Outside transforms the gradient is plain autograd, which lets modules update their buffers (train-mode
+    BatchNorm), and it is cut off from the graph unless `create_graph`. Inside them the graph is always kept.
+
+    Raises:
+        StructureError: if the value was computed without regard to `z`.
+    """
+    if transforms_active():
+        return torch.func.grad(lambda point: function(point).sum())(z)
+    with torch.enable_grad():
+        point = z if z.requires_grad else z.detach().requires_grad_()
+        value = function(point)
+        if not value.requires_grad:
+            raise StructureError(
+                "`objective` must depend on z, but its value carries no graph. "
+                "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
+            )
+        (result,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
+    return result
+
+
+def pullback(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return sum_i (d output_i / d input_j)^T cotangent_i for each input, None where there is no dependence.
+
+    The graph is kept, so that one graph of grad g serves every Hessian-vector product and the cross term.
+    """
+    live = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
+    if not live or not inputs:
+        return [None] * len(inputs)
+    values, directions = zip(*live, strict=True)
+    return list(torch.autograd.grad(values, inputs, directions, retain_graph=True, allow_unused=True))

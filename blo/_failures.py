@@ -1,0 +1,137 @@
+"""What happens when something did not converge, is degenerate or is not finite: never nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo._types import OnFailure
+from blo.errors import BloError, BloWarning, ConstantWarning, ConvergenceError, ConvergenceWarning
+from blo.errors import DegenerateWarning, NonFiniteError
+from blo.linsolve import LinearSolution
+from blo.sets import Counts
+from blo.solvers import Solution
+
+
+@dataclass(frozen=True)
+class Checks:
+    """The policy of one call.
+
+    Args:
+        on_failure: `"raise"`: every finding is an error. `"warn"`: every finding is a warning. None (the default of
+            the library): what is not finite is an error, all else a warning. `"ignore"`: nothing is measured, so
+            the host never waits for the device.
+        measured: the lower solver reports its own residual; otherwise implicit strategies measure it.
+
+    Raises:
+        ValueError: for any other value.
+    """
+
+    on_failure: OnFailure | None = None
+    measured: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on_failure not in (None, "raise", "warn", "ignore"):
+            raise ValueError(f"`on_failure` must be 'raise', 'warn' or 'ignore', but is {self.on_failure!r}.")
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is to be measured."""
+        return self.on_failure == "ignore"
+
+    def finite(self, tensor: Tensor, what: str) -> None:
+        """Report entries that are NaN or infinite."""
+        if self.off:
+            return
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            message = (
+                f"{what} holds {bad} of {tensor.numel()} entries that are NaN or infinite. "
+                "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
+            )
+            if self.on_failure == "warn":
+                warnings.warn(message, ConvergenceWarning, stacklevel=4)
+            else:
+                raise NonFiniteError(message)
+
+    def lower(self, solution: Solution) -> None:
+        """Report a lower solve that went astray or stopped early."""
+        self.finite(solution.z, "the lower solution")
+        if not self.off and solution.residual is not None and solution.tol is not None:
+            self.stationary(solution.residual, solution.tol)
+
+    def stationary(self, residual: Tensor, tol: float) -> None:
+        """Report lanes whose projected-gradient residual exceeds the tolerance."""
+        late = int((~(residual <= tol)).sum())
+        if not self.off and late:
+            self._found(
+                f"the lower solve has not converged in {late} of {residual.numel()} problems: residual "
+                f"{float(residual.max()):.2e}, tolerance {tol:.2e}. Implicit gradients there belong to another "
+                "point. Raise `max_steps`, change `step`, or differentiate with Unrolled().",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
+    def linear(self, solution: LinearSolution, tol: float) -> None:
+        """Report a linear solve that stopped early, or curvature that is not positive on the tangent space."""
+        if self.off:
+            return
+        self.finite(solution.x, "the adjoint")
+        indefinite = int(solution.indefinite.sum())
+        if indefinite:
+            self._found(
+                f"the curvature is not positive on the tangent space in {indefinite} of "
+                f"{solution.indefinite.numel()} problems: the point is no isolated minimiser, and its derivative "
+                "may not exist. Add a proximal term to the objective, or `damping` to the linear solver.",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+        late = int((~solution.converged(tol)).sum())
+        if late and not indefinite:
+            self._found(
+                f"the linear solve has not converged in {late} of {solution.residual.numel()} problems: relative "
+                f"residual {float(solution.residual.max()):.2e}, tolerance {tol:.2e}. Raise `max_iter`, add "
+                "`damping`, or use Direct().",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
+    def adjoint(self, linear: LinearSolution, tol: float, residual: Callable[[], Tensor], counts: Callable[[], Counts]) -> None:
+        """Report all that an implicit gradient rests on."""
+        if self.off:
+            return
+        if not self.measured:
+            # One step solves a linearised problem exactly, up to rounding; anything else is no solution.
+            self.stationary(residual(), 10 * torch.finfo(linear.x.dtype).eps ** 0.5)
+        self.linear(linear, tol)
+        self.degenerate(counts())
+
+    def degenerate(self, counts: Counts) -> None:
+        """Report active constraints whose multiplier is zero."""
+        count = int(counts.degenerate.sum())
+        if not self.off and count:
+            self._found(
+                f"{count} active constraints have a zero multiplier: strict complementarity fails, and the solution "
+                "has one-sided derivatives only. The hypergradient returned is the one that keeps them active.",
+                ConvergenceError,
+                DegenerateWarning,
+            )
+
+    def constant(self) -> None:
+        """Report that theta does not enter the lower problem."""
+        if not self.off:
+            self._found(
+                "theta does not enter the lower problem, so the implicit part is zero by definition. "
+                "Does the objective use its argument `theta`, or a module's own parameters?",
+                ConvergenceError,
+                ConstantWarning,
+            )
+
+    def _found(self, message: str, error: type[BloError], warning: type[BloWarning]) -> None:
+        if self.on_failure == "raise":
+            raise error(message)
+        warnings.warn(message, warning, stacklevel=5)

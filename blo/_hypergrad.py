@@ -1,0 +1,153 @@
+"""The hypergradient with its direct and implicit parts apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._argmin import Solving
+from blo._failures import Checks
+from blo._problem import FlatProblem, LowerProblem
+from blo._report import Report
+from blo._types import OnFailure, Tree
+from blo.errors import StructureError
+from blo.gradients import Implicit, Pulled, Strategy
+from blo.solvers import ProjectedGradient, Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Hypergradient:
+    """The value of a bilevel objective and its gradient in theta.
+
+    Attributes:
+        value: f(theta, z*), shape `()`.
+        direct: df/dtheta at fixed z, a tree like theta.
+        grad: the sum of the direct part and the implicit part.
+        z: the lower solution, a tree like z0.
+        state: what warm-starts the next call; a dict of tensors, safe to `torch.save`.
+        report: diagnostics, computed when read.
+    """
+
+    value: Tensor
+    grad: Tree
+    direct: Tree
+    z: Tree
+    state: dict[str, Any]
+    report: Report
+
+    @cached_property
+    def implicit(self) -> Tree:
+        """The part through z*, a tree like theta; zeros where theta has no influence."""
+        leaves, spec = tree.flatten(self.direct)
+        parts = zip(leaves, self.report.implicit_parts, strict=True)
+        return tree.unflatten([torch.zeros_like(d) if i is None else i for d, i in parts], spec)
+
+
+def value_and_hypergrad(
+    upper: Callable[[Tree, Tree], Tensor],
+    lower: LowerProblem,
+    theta: Tree,
+    z0: Tree,
+    *,
+    solver: Solver | None = None,
+    gradient: Strategy | None = None,
+    state: dict[str, Any] | None = None,
+    on_failure: OnFailure | None = None,
+) -> Hypergradient:
+    """Return f(theta, z*(theta)) and its gradient, direct and implicit parts apart.
+
+    The upper gradients in theta and in z come from one backward pass, and one graph of the lower gradient serves
+    every Hessian-vector product and the cross term. The results are constants; for a differentiable solution use
+    `argmin`.
+
+    Args:
+        upper: `upper(theta, z)` returns a scalar.
+        lower: the lower problem.
+        theta: upper variable; its leaves need not require grad. Leaves that are not floating point are data, with
+            zero gradients.
+        z0: start of the lower solver, a tree of floating point tensors.
+        solver: a lower solver; `ProjectedGradient()` by default.
+        gradient: a strategy; `Implicit()` by default.
+        state: `.state` of an earlier call: the lower solver starts from its solution instead of `z0`, and an
+            iterative linear solver from its adjoint.
+        on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
+
+    Raises:
+        StructureError: if `upper`, the objective, the set or `state` do not fit theta and z0.
+        NonFiniteError: if a value, a solution or a gradient is not finite.
+        ConvergenceError: if a solve stopped early and `on_failure="raise"`.
+    """
+    solver = ProjectedGradient() if solver is None else solver
+    gradient = Implicit() if gradient is None else gradient
+    checks = Checks(on_failure, measured=solver.tol is not None)
+    solving = Solving(solver, checks)
+
+    problem, start, given = FlatProblem.of(lower, theta, z0)
+    leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
+    guess = None
+    if state is not None:
+        start, guess = problem.layout.ravel(state["z"], "state['z']"), state["q"]
+    trace = gradient.trace(problem, leaves, start, solving)
+    assert solving.last is not None
+
+    z = trace.z.detach().requires_grad_()
+    with torch.enable_grad():
+        value = upper(tree.unflatten(leaves, problem.spec), problem.layout.unravel(z))
+        _check_upper(value)
+        live = [leaf for leaf in leaves if leaf.requires_grad]
+        *found, v = torch.autograd.grad(value, [*live, z], materialize_grads=True)
+    filled = iter(found)
+    direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
+
+    pulled = trace.pullback(v, guess)
+    _check(checks, gradient, value, v, direct, pulled)
+    total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
+
+    def like_theta(parts: list[Tensor]) -> Tree:
+        return tree.unflatten(parts, problem.spec)
+
+    return Hypergradient(
+        value=value.detach(),
+        grad=like_theta(total),
+        direct=like_theta(direct),
+        z=problem.layout.unravel(trace.z),
+        state={"z": problem.layout.unravel(trace.z), "q": pulled.q},
+        report=Report(solving.last, pulled, direct, pulled.cotangents, gradient.tol),
+    )
+
+
+def _check_upper(value: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.shape != ():
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. Did you mean .mean()?")
+    if not value.requires_grad:
+        raise StructureError(
+            "`upper` must depend on theta or z, but its value carries no graph. "
+            "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
+        )
+
+
+def _check(
+    checks: Checks, gradient: Strategy, value: Tensor, v: Tensor, direct: list[Tensor], pulled: Pulled
+) -> None:
+    """Report whatever stands against the result; measures nothing when the policy is to ignore."""
+    if checks.off:
+        return
+    checks.finite(value, "the upper value")
+    checks.finite(v, "the upper gradient in z")
+    for part in direct:
+        checks.finite(part, "the direct part")
+    for part in pulled.cotangents:
+        if part is not None:
+            checks.finite(part, "the implicit part")
+    if pulled.linear is not None and pulled.optimality is not None:
+        optimality = pulled.optimality
+        checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts)
+    if gradient.expects_theta and not any(part is not None for part in pulled.cotangents):
+        checks.constant()

@@ -1,0 +1,143 @@
+"""How a pytree lies in one flat tensor of shape `(*lanes, n)`.
+
+The last axis numbers coordinates. A batched problem has one leading axis whose entries, the lanes, are independent
+problems; an unbatched one has none. All linear algebra of `blo` happens on flat tensors, so it is written once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._types import Tree
+from blo.errors import StructureError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The structure of a lower variable, without its numbers.
+
+    Attributes:
+        spec: structure of the tree.
+        shapes: shape of each leaf, its lane axis left out.
+        lanes: `()`, or `(batch,)` for a batched problem.
+        dtype: the dtype that all leaves share.
+        device: the device that all leaves share.
+    """
+
+    spec: tree.TreeSpec
+    shapes: tuple[torch.Size, ...]
+    lanes: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, z: Tree, *, batched: bool, name: str = "z0") -> Layout:
+        """Read the layout off `z`.
+
+        Raises:
+            StructureError: no leaf, a leaf without the lane axis, or leaves that differ in batch, dtype or device.
+        """
+        leaves, spec = tree.flatten(z, name)
+        if not leaves:
+            raise StructureError(f"`{name}` must hold at least one tensor, but it is empty.")
+        first = leaves[0]
+        for index, leaf in enumerate(leaves):
+            if not leaf.is_floating_point():
+                raise StructureError(f"`{name}` must be floating point, but leaf {index} is {leaf.dtype}.")
+            if (leaf.dtype, leaf.device) != (first.dtype, first.device):
+                raise StructureError(
+                    f"the leaves of `{name}` must share dtype and device, but leaf 0 is {first.dtype} on "
+                    f"{first.device} and leaf {index} is {leaf.dtype} on {leaf.device}. Convert one with `.to`."
+                )
+            if batched and (leaf.ndim == 0 or leaf.shape[0] != first.shape[0]):
+                raise StructureError(
+                    f"with batched=True the first axis of each leaf of `{name}` numbers the problems, but leaf 0 "
+                    f"has shape {tuple(first.shape)} and leaf {index} has {tuple(leaf.shape)}."
+                )
+        lanes = (first.shape[0],) if batched else ()
+        shapes = tuple(leaf.shape[len(lanes) :] for leaf in leaves)
+        return cls(spec, shapes, lanes, first.dtype, first.device)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of coordinates of each leaf."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates n of one lane."""
+        return sum(self.sizes)
+
+    def ravel(self, z: Tree, name: str = "z") -> Tensor:
+        """Return the tree as one tensor of shape `(*lanes, n)`; a view when there is a single leaf.
+
+        Raises:
+            StructureError: if structure, shapes, dtype or device differ from the layout's.
+        """
+        leaves, spec = tree.flatten(z, name)
+        expected = [self.lanes + tuple(shape) for shape in self.shapes]
+        found = [tuple(leaf.shape) for leaf in leaves]
+        if spec != self.spec or found != expected:
+            raise StructureError(f"`{name}` must have the structure of `z0`, {expected}, but has {found} ({spec}).")
+        for leaf in leaves:
+            if (leaf.dtype, leaf.device) != (self.dtype, self.device):
+                raise StructureError(
+                    f"`{name}` must be {self.dtype} on {self.device} like `z0`, but is {leaf.dtype} on {leaf.device}."
+                )
+        return self._join([leaf.reshape(*self.lanes, -1) for leaf in leaves])
+
+    def unravel(self, flat: Tensor) -> Tree:
+        """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
+        pieces = flat.split(self.sizes, dim=-1)
+        leaves = [p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)]
+        return tree.unflatten(leaves, self.spec)
+
+    def ravel_parameter(self, value: Tree | float, name: str) -> Tensor | float:
+        """Flatten a set's parameter: a Python number passes through, a tensor or tree is broadcast to the shapes of z.
+
+        Returns:
+            The number, or a tensor that broadcasts against `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it does not fit, naming `name`.
+        """
+        if isinstance(value, int | float):
+            return value
+        if isinstance(value, Tensor) and value.ndim == 0:
+            return value.reshape(1)  # so that it still broadcasts when vmap puts a lane axis in front
+        leaves, spec = tree.flatten(value, name)
+        if isinstance(value, Tensor):
+            leaves = leaves * len(self.shapes)
+        elif spec != self.spec:
+            raise StructureError(f"`{name}` must have the structure of `z0`, {self.spec}, but has {spec}.")
+        try:
+            wide = [
+                leaf.expand(self.lanes + tuple(shape)).reshape(*self.lanes, -1)
+                for leaf, shape in zip(leaves, self.shapes, strict=True)
+            ]
+        except RuntimeError:
+            expected = [self.lanes + tuple(shape) for shape in self.shapes]
+            found = [tuple(leaf.shape) for leaf in leaves]
+            raise StructureError(f"`{name}` must broadcast to the leaves of `z0`, {expected}, but has {found}.") from None
+        return self._join(wide)
+
+    def children(self) -> tuple[tuple[Layout, slice], ...]:
+        """Return the layout of each child of the root with the coordinates it occupies."""
+        offsets = [0]
+        for size in self.sizes:
+            offsets.append(offsets[-1] + size)
+        result = []
+        for numbers, spec in tree.children(self.spec):
+            shapes = tuple(self.shapes[i] for i in numbers)
+            span = slice(offsets[numbers[0]], offsets[numbers[-1] + 1]) if numbers else slice(0, 0)
+            result.append((Layout(spec, shapes, self.lanes, self.dtype, self.device), span))
+        return tuple(result)
+
+    @staticmethod
+    def _join(pieces: list[Tensor]) -> Tensor:
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)

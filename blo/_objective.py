@@ -1,0 +1,92 @@
+"""Objectives at one theta: where work that depends on theta alone is done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import gradient
+from blo._layout import Layout
+from blo._types import Objective, Tree
+
+
+class Slice(Protocol):
+    """An objective at one theta: a function of z alone."""
+
+    def __call__(self, z: Tree) -> Tensor:
+        """Return the value, shape `()` or `(batch,)`."""
+
+    def detach(self) -> Slice:
+        """Return the same function with theta held constant."""
+
+
+@dataclass(frozen=True)
+class PlainSlice:
+    """Any callable objective at one theta."""
+
+    objective: Objective
+    theta: Tree
+
+    def __call__(self, z: Tree) -> Tensor:
+        return self.objective(self.theta, z)
+
+    def detach(self) -> PlainSlice:
+        return PlainSlice(self.objective, tree.detach(self.theta))
+
+
+@dataclass(frozen=True)
+class LinearSlice:
+    """`<slope, z - anchor> + curvature/2 |z - anchor|^2`; the slope may carry the graph of its theta."""
+
+    slope: Tensor
+    anchor: Tensor
+    curvature: float
+    layout: Layout
+
+    def __call__(self, z: Tree) -> Tensor:
+        step = self.layout.ravel(z) - self.anchor
+        return (step * (self.slope + 0.5 * self.curvature * step)).sum(-1)
+
+    def detach(self) -> LinearSlice:
+        return LinearSlice(self.slope.detach(), self.anchor, self.curvature, self.layout)
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """A first-order model of an objective at an anchor, with a proximal term.
+
+    Its value is `<grad_z objective(theta, anchor), z - anchor> + curvature/2 |z - anchor|^2`. The gradient at the
+    anchor depends on theta alone, so it is computed once for each theta, however often the model is evaluated.
+    """
+
+    objective: Objective
+    anchor: Tree
+    curvature: float
+    batched: bool
+
+    def __call__(self, theta: Tree, z: Tree) -> Tensor:
+        return self.at(theta)(z)
+
+    def at(self, theta: Tree) -> LinearSlice:
+        """Return the model at one theta, its slope differentiable in every leaf of theta that requires grad."""
+        layout = Layout.of(self.anchor, batched=self.batched, name="anchor")
+        anchor = layout.ravel(self.anchor).detach()
+        live = any(leaf.requires_grad for leaf in tree.flatten(theta, "theta")[0])
+
+        def value(z: Tensor) -> Tensor:
+            return self.objective(theta, layout.unravel(z))
+
+        slope = gradient(value, anchor, create_graph=live and torch.is_grad_enabled())
+        return LinearSlice(slope, anchor, self.curvature, layout)
+
+
+def slice_at(objective: Objective, theta: Tree) -> Slice:
+    """Return the objective at one theta, sharing whatever depends on theta alone."""
+    return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
+
+
+__all__ = ["Linearized", "Slice", "slice_at"]

@@ -1,0 +1,151 @@
+"""What happened in one hypergradient, read off its tensors when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from blo._status import Status
+from blo.gradients import Pulled
+from blo.solvers import Solution
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Diagnostics of one hypergradient. Every attribute is computed on first use, since reading one waits for the device.
+
+    Args:
+        solution: what the lower solver returned.
+        pulled: what the strategy returned.
+        direct_parts: the direct part, leaf by leaf.
+        implicit_parts: the implicit part, leaf by leaf.
+        linear_tol: relative residual that the linear solve was asked for.
+    """
+
+    solution: Solution
+    pulled: Pulled
+    direct_parts: Sequence[Tensor]
+    implicit_parts: Sequence[Tensor | None]
+    linear_tol: float
+
+    @cached_property
+    def lower_residual(self) -> float | None:
+        """Largest `|z - project(z - gradient)|` over the lanes; None when nothing measured it."""
+        residual = self.solution.residual
+        if residual is None and self.pulled.optimality is not None:
+            residual = self.pulled.optimality.residual
+        return None if residual is None else float(residual.max())
+
+    @cached_property
+    def lower_status(self) -> Status:
+        """How the lower solve ended."""
+        if not bool(torch.isfinite(self.solution.z).all()):
+            return Status.NON_FINITE
+        tol = self.solution.tol
+        if tol is None or self.lower_residual is None:
+            return Status.UNCHECKED
+        return Status.CONVERGED if self.lower_residual <= tol else Status.UNCONVERGED
+
+    @cached_property
+    def lower_steps(self) -> int:
+        """Steps of the lower solver."""
+        return self.solution.steps
+
+    @cached_property
+    def linear_residual(self) -> float | None:
+        """Largest relative residual of the adjoint system over the lanes; None without such a system."""
+        linear = self.pulled.linear
+        return None if linear is None else float(linear.residual.max())
+
+    @cached_property
+    def linear_iterations(self) -> int:
+        """Most iterations of the linear solver in any lane."""
+        linear = self.pulled.linear
+        return 0 if linear is None else int(linear.iterations.max())
+
+    @cached_property
+    def linear_status(self) -> Status:
+        """How the adjoint system was solved."""
+        linear = self.pulled.linear
+        if linear is None:
+            return Status.UNUSED
+        if not bool(torch.isfinite(linear.x).all()):
+            return Status.NON_FINITE
+        if bool(linear.indefinite.any()):
+            return Status.INDEFINITE
+        return Status.CONVERGED if bool(linear.converged(self.linear_tol).all()) else Status.UNCONVERGED
+
+    @cached_property
+    def _counts(self) -> tuple[int, int, int] | None:
+        optimality = self.pulled.optimality
+        if optimality is None:
+            return None
+        counts = optimality.tangent.counts()
+        return int(counts.free.sum()), int(counts.active.sum()), int(counts.degenerate.sum())
+
+    @property
+    def free(self) -> int | None:
+        """Coordinates, or directions, in which the solution can move; None when not looked at."""
+        return None if self._counts is None else self._counts[0]
+
+    @property
+    def active(self) -> int | None:
+        """Constraints that hold with equality; None when not looked at."""
+        return None if self._counts is None else self._counts[1]
+
+    @property
+    def degenerate(self) -> int | None:
+        """Active constraints whose multiplier is zero; None when not looked at."""
+        return None if self._counts is None else self._counts[2]
+
+    @cached_property
+    def depends_on_theta(self) -> bool:
+        """Whether theta enters the lower problem at all, as far as the strategy looked."""
+        return any(part is not None for part in self.implicit_parts)
+
+    @cached_property
+    def direct_norm(self) -> float:
+        """2-norm of the direct part."""
+        return _norm(self.direct_parts)
+
+    @cached_property
+    def implicit_norm(self) -> float:
+        """2-norm of the implicit part."""
+        return _norm([part for part in self.implicit_parts if part is not None])
+
+    @cached_property
+    def cosine(self) -> float:
+        """Cosine of the angle between the parts; zero when one of them vanishes."""
+        pairs = zip(self.direct_parts, self.implicit_parts, strict=True)
+        product = sum(float((d.double() * i.double()).sum()) for d, i in pairs if i is not None)
+        scale = self.direct_norm * self.implicit_norm
+        return product / scale if scale else 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands against trusting the hypergradient."""
+        fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
+        return self.lower_status in fine and self.linear_status in fine and not self.degenerate
+
+    def __str__(self) -> str:
+        rows = {
+            "lower solve": f"{self.lower_status}, residual {_show(self.lower_residual)}, {self.lower_steps} steps",
+            "linear solve": f"{self.linear_status}, relative residual {_show(self.linear_residual)}, "
+            f"{self.linear_iterations} iterations",
+            "coordinates": f"{self.free} free, {self.active} active, {self.degenerate} degenerate",
+            "direct part": f"norm {self.direct_norm:.6g}",
+            "implicit part": f"norm {self.implicit_norm:.6g}, cosine with the direct part {self.cosine:+.4f}",
+        }
+        return "\n".join(f"{name:<14} {text}" for name, text in rows.items())
+
+
+def _norm(parts: Sequence[Tensor]) -> float:
+    return sum(float(part.double().pow(2).sum()) for part in parts) ** 0.5
+
+
+def _show(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2e}"

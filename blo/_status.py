@@ -1,0 +1,19 @@
+"""How a computation ended. The value of a status is the sentence that a report prints."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Status(enum.Enum):
+    """The outcome of a lower solve or of a linear solve."""
+
+    CONVERGED = "converged"
+    UNCONVERGED = "stopped before its tolerance"
+    UNCHECKED = "ran a fixed number of steps; convergence was not measured"
+    INDEFINITE = "curvature is not positive on the tangent space: the point is no isolated minimiser"
+    NON_FINITE = "a NaN or an infinity appeared"
+    UNUSED = "not needed: theta has no influence through the lower solution by definition"
+
+    def __str__(self) -> str:
+        return self.value

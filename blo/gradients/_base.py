@@ -1,0 +1,90 @@
+"""What a gradient strategy is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from blo._failures import Checks
+from blo._problem import Bound, FlatProblem
+from blo.linsolve import LinearSolution
+from blo.sets import Set, Tangent
+
+#: `solve(problem, z0)`. A strategy receives the solve as a callable, so it knows no solver.
+Solve: TypeAlias = Callable[[Bound, Tensor], Tensor]
+
+__all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace"]
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """First-order optimality at a lower solution.
+
+    Attributes:
+        z: the solution, shape `(*lanes, n)`.
+        slope: the objective's gradient there.
+        constraint: the set.
+        tangent: its tangent space there.
+    """
+
+    z: Tensor
+    slope: Tensor
+    constraint: Set
+    tangent: Tangent
+
+    @property
+    def residual(self) -> Tensor:
+        """`|z - project(z - gradient)|`, shape `lanes`."""
+        return torch.linalg.vector_norm(self.z - self.constraint.project(self.z - self.slope), dim=-1)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a strategy makes of the upper gradient v = df/dz.
+
+    Attributes:
+        cotangents: the implicit part for each leaf of theta, None where theta has no influence.
+        q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
+        linear: how the linear system was solved.
+        optimality: the conditions that the formula rests on.
+    """
+
+    cotangents: Sequence[Tensor | None]
+    q: Tensor | None = None
+    linear: LinearSolution | None = None
+    optimality: Optimality | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A solved lower problem, `z` of shape `(*lanes, n)`, with its pullback.
+
+    `pullback(v, guess)` takes v = df/dz, of z's shape, and a guess of the adjoint or None.
+    """
+
+    z: Tensor
+    pullback: Callable[[Tensor, Tensor | None], Pulled]
+
+
+class Strategy(abc.ABC):
+    """How the lower solution's dependence on theta is differentiated."""
+
+    #: Relative residual of the adjoint system above which it is reported as unconverged.
+    tol: float = 1e-6
+    #: Whether an implicit part that is zero by definition deserves a warning.
+    expects_theta: bool = True
+
+    @abc.abstractmethod
+    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
+        """Solve at these leaves of theta and return the solution with its pullback (plain autograd, first order)."""
+
+    @abc.abstractmethod
+    def attach(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
+    ) -> Tensor:
+        """Return the lower solution as a function of the leaves, differentiable under any transform."""

@@ -1,0 +1,73 @@
+"""Strategies whose adjoint system is solved by a division."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.gradients._stationary import Stationary
+from blo.linsolve import LinearSolution
+from blo.operators import Operator, Restricted, ScaledIdentity
+
+
+@dataclass(frozen=True)
+class HessianFree(Stationary):
+    """Takes `curvature` times the identity for the lower Hessian H; the cross term stays exact.
+
+    T1-T2 (Luketina et al., 2016), Jacobian-free backpropagation, and the update of Fast-BAT (Zhang et al., ICML 2022,
+    with curvature 10) are this strategy. The curvature of an active boundary is still accounted for.
+
+    Args:
+        curvature: in units of objective over z squared. Larger means a smaller implicit part; a negative one reverses
+            its sign.
+
+    Raises:
+        ValueError: for a curvature of zero.
+    """
+
+    curvature: float = 1.0
+    def __post_init__(self) -> None:
+        if self.curvature == 0:
+            raise ValueError("`curvature` must not be zero. For no implicit part use Zero().")
+
+    def model(self, hessian: Operator) -> Operator:
+        return ScaledIdentity(self.curvature)
+
+    def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        return _divide(b, system.tangent.project(b / (self.curvature + system.tangent.curvature)))
+
+
+@dataclass(frozen=True)
+class KKTClosedForm(Stationary):
+    """The exact implicit gradient of a lower problem whose Hessian on the tangent space is a multiple of the identity.
+
+    That is what `LowerProblem.linearize` gives (Zhang et al., ICML 2022, Prop. 1 of the KKT conditions). The multiple
+    is read off one Hessian-vector product, which also verifies the assumption: if the Hessian does not act on the
+    right-hand side as a multiple of the identity, the linear solve is reported as unconverged.
+    """
+
+    def model(self, hessian: Operator) -> Operator:
+        return hessian
+
+    def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        image = system.tangent.project(system.operator(b))
+        length = (b * b).sum(-1, keepdim=True)
+        zero = length == 0
+        curvature = torch.where(zero, 1.0, (b * image).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
+        scale = torch.linalg.vector_norm(image, dim=-1)
+        error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
+        q = system.tangent.project(b / (curvature + system.tangent.curvature))
+        solution = _divide(b, q)
+        return LinearSolution(
+            solution.x,
+            torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error),
+            solution.iterations,
+            (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1),
+        )
+
+
+def _divide(b: Tensor, q: Tensor) -> LinearSolution:
+    lanes = b.new_zeros(b.shape[:-1])
+    return LinearSolution(q, lanes, lanes.long(), lanes.bool())

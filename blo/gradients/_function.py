@@ -1,0 +1,140 @@
+"""The lower solution and its adjoint as functions that torch differentiates, under every transform, to any order.
+
+Both use that the derivative of a solution of `F(parameters, x) = 0` is again the solution of a linear system. So the
+backward pass of `Solution` is an `Adjoint`, and the backward pass of an `Adjoint` is another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from blo._problem import FlatProblem
+from blo.gradients._base import Solve
+from blo.operators import Hessian, Operator, Restricted
+
+
+class Rule(Protocol):
+    """How an implicit strategy gets and solves the adjoint system; no tensors, so it is the same under every transform."""
+
+    def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
+        """Return q with `P (H + K) P q = P v`, from plain tensors."""
+
+    def model(self, hessian: Operator) -> Operator:
+        """Return the operator that stands for H."""
+
+
+class Solution(Function):
+    """`z*(theta)` for a stationary strategy."""
+
+    @staticmethod
+    def solve(problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, rule: Rule | None = None) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`; differentiable in the leaves when there is a rule."""
+        z: Tensor = Solution.apply(problem, solve, rule, z0, *leaves)  # type: ignore[no-untyped-call]
+        return z
+
+    @staticmethod
+    def forward(problem: FlatProblem, solve: Solve, rule: Rule | None, z0: Tensor, *leaves: Tensor) -> Tensor:
+        return solve(problem.bind(leaves), z0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.problem, _, ctx.rule, _, *leaves = inputs
+        ctx.save_for_backward(output, *leaves)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        z, *leaves = ctx.saved_tensors
+        q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
+
+        def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
+            return _optimality(ctx.problem, live, z)
+
+        return None, None, None, None, *_pull(optimality, leaves, (v, -q))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, solve: Solve, rule: Rule | None, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        z0, *leaves = _lanes_first(info.batch_size, in_dims[3:], tensors)
+        return Solution.solve(problem.lift(), leaves, z0, solve, rule), 0
+
+
+class Adjoint(Function):
+    """`q(theta, z, v)`, the solution of `P (H + K) P q = P v`."""
+
+    @staticmethod
+    def solve(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        """Return the adjoint, shape `(*lanes, n)`."""
+        q: Tensor = Adjoint.apply(problem, rule, z, v, *leaves)  # type: ignore[no-untyped-call]
+        return q
+
+    @staticmethod
+    def forward(problem: FlatProblem, rule: Rule, z: Tensor, v: Tensor, *leaves: Tensor) -> Tensor:
+        return rule.solve(problem, leaves, z, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.problem, ctx.rule, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        q, z, v, *leaves = ctx.saved_tensors
+        problem, rule = ctx.problem, ctx.rule
+
+        def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
+            bound = problem.bind(live)
+            slope, hessian = torch.func.vjp(bound.gradient, z)
+            tangent = bound.constraint.tangent(z, slope)
+            operator = Restricted(rule.model(Hessian(lambda u: hessian(u)[0])), tangent)
+            return operator(q) - tangent.project(v)
+
+        slope = problem.bind(leaves).gradient(z)
+        tangent = problem.bind(leaves).constraint.tangent(z, slope)
+        # The system is the identity off the tangent space, and so is its inverse.
+        r = Adjoint.solve(problem, leaves, z, w, rule) + w - tangent.project(w)
+        return None, None, *_pull(system, (z, v, *leaves), -r)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        z, v, *leaves = _lanes_first(info.batch_size, in_dims[2:], tensors)
+        return Adjoint.solve(problem.lift(), leaves, z, v, rule), 0
+
+
+def _optimality(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the face that carries z, and the gradient on it: what a change of theta acts on."""
+    bound = problem.bind(leaves)
+    face = bound.constraint.face(z)
+    return face, bound.gradient(z + (face - face.detach()))
+
+
+def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:
+    """Return the vector-Jacobian product for each floating point input, None for the others."""
+    places = [i for i, tensor in enumerate(inputs) if tensor.is_floating_point()]
+
+    def of_floats(*floats: Tensor) -> Any:
+        full = list(inputs)
+        for place, tensor in zip(places, floats, strict=True):
+            full[place] = tensor
+        return function(*full)
+
+    _, pullback = torch.func.vjp(of_floats, *(inputs[i] for i in places))
+    found: list[Tensor | None] = [None] * len(inputs)
+    for place, tensor in zip(places, pullback(cotangent), strict=True):
+        found[place] = tensor
+    return found
+
+
+def _lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Move the mapped axis of each tensor to the front, and give one to tensors that have none."""
+    return [
+        tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, dims, strict=True)
+    ]

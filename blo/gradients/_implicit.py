@@ -1,0 +1,33 @@
+"""The implicit function theorem with the true Hessian and a linear solver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from blo.gradients._stationary import Stationary
+from blo.linsolve import CG, LinearSolution, LinearSolver
+from blo.operators import Operator, Restricted
+
+
+@dataclass(frozen=True)
+class Implicit(Stationary):
+    """Solves the adjoint system with Hessian-vector products. iMAML is this with CG, OptNet with Direct.
+
+    Args:
+        linear_solver: `CG()` by default; `Direct()` is best for up to a few hundred unknowns.
+    """
+
+    linear_solver: LinearSolver = field(default_factory=CG)
+
+    @property
+    def tol(self) -> float:  # type: ignore[override]
+        """Relative residual that the linear solver was asked for."""
+        return self.linear_solver.tol
+
+    def model(self, hessian: Operator) -> Operator:
+        return hessian
+
+    def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        return self.linear_solver.solve(system, b, guess)

@@ -1,0 +1,41 @@
+"""Second derivatives of a lower problem at one point, from one retained graph of its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import gradient, pullback
+from blo._problem import Bound
+from blo.gradients._base import Optimality
+
+
+class Point:
+    """The lower problem at `(theta, z)` with graphs that serve any number of products.
+
+    With H = d2g/dz2, B = d2g/dz dtheta and N the motion of the active face (all zero unless the set moves).
+    """
+
+    def __init__(self, problem: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+        self._leaves = leaves
+        with torch.enable_grad():
+            self._z = z.detach().requires_grad_()
+            # The face carries N: the solution moves with it, so the gradient below sees B + H N.
+            self._face = problem.constraint.face(z.detach())
+            moved = self._z + (self._face - self._face.detach()) if self._face.requires_grad else self._z
+            self._gradient = gradient(problem.value, moved, create_graph=True)
+        slope = self._gradient.detach()
+        self.optimality = Optimality(z, slope, problem.constraint, problem.constraint.tangent(z, slope))
+
+    def hessian(self, direction: Tensor) -> Tensor:
+        """Return H times a direction, shape `(*lanes, n)`."""
+        (product,) = pullback([self._gradient], [self._z], [direction])
+        return torch.zeros_like(direction) if product is None else product
+
+    def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
+        """Return `-B^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence."""
+        inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
+        found = iter(pullback([self._gradient, self._face], inputs, [-q, v]))
+        return [next(found) if leaf.requires_grad else None for leaf in self._leaves]

@@ -1,0 +1,62 @@
+"""Factorisation of the assembled matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.linsolve._base import LinearSolution, LinearSolver, known_all, relative_residual, require_nonnegative
+from blo.operators import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class Direct(LinearSolver):
+    """Cholesky where the matrix is positive definite, LU elsewhere.
+
+    The matrix of each lane is assembled by n applications of the operator and takes n^2 numbers: for small n,
+    and as the reference that iterative solvers are held against. A singular lane yields a residual that is
+    large or not finite.
+
+    Attributes:
+        damping: d in `(A + d I) x = b`.
+    """
+
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_nonnegative(self.damping, "Direct.damping")
+
+    @property
+    def tol(self) -> float:
+        return 1e-8
+
+    def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
+        matrix = operator.dense(b) + self.damping * identity
+        if operator.symmetric:
+            factor, info = torch.linalg.cholesky_ex(matrix)
+            definite = info == 0
+        else:
+            factor, definite = matrix, torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
+        if operator.symmetric and known_all(definite):
+            x = _substitute(factor, b)
+        else:
+            # Each method sees the identity in the other's lanes, so that no NaN of a failed factor passes.
+            chosen = definite[..., None, None]
+            by_cholesky = _substitute(torch.where(chosen, factor, identity), b)
+            by_lu, _ = torch.linalg.solve_ex(torch.where(chosen, identity, matrix), b.unsqueeze(-1))
+            x = torch.where(definite.unsqueeze(-1), by_cholesky, by_lu.squeeze(-1))
+        zero = (b == 0).all(-1)
+        x = torch.where(zero.unsqueeze(-1), 0.0, x)
+        return LinearSolution(
+            x=x,
+            residual=relative_residual(operator, x, b, self.damping),
+            iterations=(~zero).long(),
+            indefinite=~definite if operator.symmetric else definite,
+        )
+
+
+def _substitute(factor: Tensor, b: Tensor) -> Tensor:
+    return torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)

@@ -1,0 +1,181 @@
+"""Linear operators on flat vectors, one a lane. Properties are declared; solvers demand them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TangentSpace(Protocol):
+    """What `Restricted` needs to know of a constraint set."""
+
+    @property
+    def curvature(self) -> Tensor | float:
+        """Diagonal of K, which commutes with P."""
+
+    def project(self, v: Tensor) -> Tensor:
+        """Return P v."""
+
+
+class Operator(ABC):
+    """A square linear map of vectors of shape `(*lanes, n)`; lanes do not mix."""
+
+    @property
+    @abstractmethod
+    def symmetric(self) -> bool:
+        """Whether each lane's matrix is known to be symmetric."""
+
+    @property
+    @abstractmethod
+    def positive(self) -> bool:
+        """Whether each lane's matrix is known to be positive semidefinite."""
+
+    @abstractmethod
+    def __call__(self, v: Tensor) -> Tensor:
+        """Apply the operator to `v` of shape `(*lanes, n)`."""
+
+    def dense(self, like: Tensor) -> Tensor:
+        """Return the matrices, shape `(*lanes, n, n)`, by n applications.
+
+        Args:
+            like: any vector of shape `(*lanes, n)`, for its shape, dtype and device.
+        """
+        basis = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        return torch.stack([self(unit.expand_as(like)) for unit in basis], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledIdentity(Operator):
+    """`scale * I`.
+
+    Attributes:
+        scale: a number, or a tensor that broadcasts against `(*lanes, n)` and is constant within a lane.
+    """
+
+    scale: Tensor | float
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    @property
+    def positive(self) -> bool:
+        return not isinstance(self.scale, Tensor) and self.scale >= 0
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.scale * v
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Operator):
+    """`diag(diagonal)`.
+
+    Attributes:
+        diagonal: broadcasts against `(*lanes, n)`.
+        positive: whether the caller knows that no entry is negative.
+    """
+
+    diagonal: Tensor
+    positive: bool = False
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.diagonal * v
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Operator):
+    """Matrices of shape `(*lanes, n, n)`, or one of shape `(n, n)` for every lane.
+
+    Attributes:
+        matrix: the entries.
+        symmetric: whether the caller knows them to be symmetric.
+        positive: whether the caller knows them to be positive semidefinite.
+    """
+
+    matrix: Tensor
+    symmetric: bool = False
+    positive: bool = False
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return (self.matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+    def dense(self, like: Tensor) -> Tensor:
+        return self.matrix.expand(*like.shape, like.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Operator):
+    """`left + right`."""
+
+    left: Operator
+    right: Operator
+
+    @property
+    def symmetric(self) -> bool:
+        return self.left.symmetric and self.right.symmetric
+
+    @property
+    def positive(self) -> bool:
+        return self.left.positive and self.right.positive
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.left(v) + self.right(v)
+
+
+@dataclass(frozen=True, eq=False)
+class Hessian(Operator):
+    """The second derivative of a function at one point, known by its products.
+
+    Attributes:
+        product: v -> H v on vectors of shape `(*lanes, n)`.
+        positive: whether the caller knows the function to be convex.
+    """
+
+    product: Callable[[Tensor], Tensor]
+    positive: bool = False
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    def __call__(self, v: Tensor) -> Tensor:
+        return self.product(v)
+
+
+@dataclass(frozen=True, eq=False)
+class Restricted(Operator):
+    """`P (A + K) P` on the tangent space of a constraint set, the identity on its complement.
+
+    The complement's identity makes it invertible exactly when `P (A + K) P` is on the tangent space; a right
+    hand side in the tangent space has its solution there.
+
+    Attributes:
+        operator: A, for example the Hessian of the lower objective.
+        tangent: P and K.
+    """
+
+    operator: Operator
+    tangent: TangentSpace
+
+    @property
+    def symmetric(self) -> bool:
+        return self.operator.symmetric
+
+    @property
+    def positive(self) -> bool:
+        """That of A: the multipliers in K are not negative at a solution."""
+        return self.operator.positive
+
+    def __call__(self, v: Tensor) -> Tensor:
+        inside = self.tangent.project(v)
+        # K commutes with P. The mask goes on both sides of A, which couples held and free coordinates.
+        return self.tangent.project(self.operator(inside) + self.tangent.curvature * inside) + (v - inside)

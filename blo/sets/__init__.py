@@ -1,0 +1,11 @@
+"""Constraint sets: projection, tangent space, curvature and moving face. Sets never need solvers."""
+
+from blo.sets._base import Counts, Set, Tangent
+from blo.sets._box import Box
+from blo.sets._free import Free
+from blo.sets._l2ball import L2Ball
+from blo.sets._nonnegative import NonNegative
+from blo.sets._product import Product
+from blo.sets._simplex import Simplex
+
+__all__ = ["Box", "Counts", "Free", "L2Ball", "NonNegative", "Product", "Set", "Simplex", "Tangent"]

@@ -1,0 +1,119 @@
+"""Bounds on each coordinate, and the perturbations that keep an image an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._layout import Layout
+from blo._types import Tree
+from blo.errors import InfeasibleError
+from blo.sets._base import Counts, Set, Tangent, can_validate, fit_coordinates, negligible
+
+
+@dataclass(frozen=True, eq=False)
+class Box(Set):
+    """`{ z : low <= z <= high }`.
+
+    Attributes:
+        low: a number, a tensor of z's shape, or a tree like z; `-inf` leaves a coordinate open.
+        high: likewise.
+        slack: a coordinate is free when `low + slack < z < high - slack`; absolute, in z's unit.
+        validate: look at tensor bounds and refuse crossed ones: one host synchronisation on an accelerator.
+
+    Raises:
+        InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
+    """
+
+    low: Tree
+    high: Tree
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        numbers = (int, float)
+        if isinstance(self.low, numbers) and isinstance(self.high, numbers):
+            crossed = torch.tensor(not self.low <= self.high)
+        elif self.validate and can_validate() and not self._holds_tree():
+            crossed = torch.as_tensor(self.low <= self.high).logical_not()  # negated, to refuse NaN too
+        else:
+            return
+        if bool(crossed.any()):
+            raise InfeasibleError(
+                f"`Box` needs low <= high everywhere, but {int(crossed.sum())} of {crossed.numel()} "
+                "coordinates cross or are NaN. If the bounds come from `Box.around`, check that x already "
+                "lies in [low, high]."
+            )
+
+    @classmethod
+    def around(
+        cls,
+        x: Tree,
+        radius: Tree,
+        low: Tree,
+        high: Tree,
+        *,
+        slack: float = 1e-7,
+        validate: bool = True,
+    ) -> Box:
+        """Return `{ z : |z| <= radius and low <= x + z <= high }`, the perturbations z of x.
+
+        Args:
+            x: a tensor of z's shape or a tree like z, within [low, high].
+            radius: largest change of a coordinate: a number, a tensor, or a tree like x.
+            low: least value of a coordinate of x + z: a number, a tensor, or a tree like x.
+            high: greatest value, likewise.
+            slack: as in `Box`.
+            validate: as in `Box`.
+
+        Raises:
+            InfeasibleError: if x lies further than `radius` outside [low, high].
+        """
+
+        def spread(value: Tree) -> Tree:
+            return tree.map(lambda _: value, x) if isinstance(value, int | float | Tensor) else value
+
+        radius = spread(radius)
+        lower = tree.map(lambda at, r, end: torch.clamp(end - at, min=-r), x, radius, spread(low))
+        upper = tree.map(lambda at, r, end: torch.clamp(end - at, max=r), x, radius, spread(high))
+        return cls(lower, upper, slack=slack, validate=validate)
+
+    def fit(self, layout: Layout) -> Box:
+        return replace(
+            self,
+            low=fit_coordinates(self.low, layout, "Box.low"),
+            high=fit_coordinates(self.high, layout, "Box.high"),
+            validate=self.validate and self._holds_tree(),  # tensors were looked at when the box was made
+        )
+
+    def project(self, z: Tensor) -> Tensor:
+        # Two clamps: one takes no mixture of number and tensor, and loses the derivative where low == high.
+        nearest: Tensor = z.clamp(min=self.low).clamp(max=self.high)
+        return nearest
+
+    def free(self, z: Tensor) -> Tensor:
+        """Return which coordinates lie strictly inside, booleans of z's shape."""
+        return (z > self.low + self.slack) & (z < self.high - self.slack)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        free = self.free(z)
+
+        def count() -> Counts:
+            # Where no point is inside, z is given by the bounds and its multiplier has no say.
+            open_ = self.high - self.low > 2 * self.slack
+            undecided = ~free & open_ & negligible(gradient, gradient, gradient * free)
+            inside = free.sum(-1)
+            return Counts(inside, z.shape[-1] - inside, undecided.sum(-1))
+
+        # Multiplied rather than selected, so that a NaN in v is not hidden.
+        return Tangent(lambda v: v * free, 0.0, count)
+
+    def face(self, z: Tensor) -> Tensor:
+        rest = torch.where(z >= self.high - self.slack, self.high, z.detach())
+        return torch.where(z <= self.low + self.slack, self.low, rest)
+
+    def _holds_tree(self) -> bool:
+        return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))

@@ -1,0 +1,28 @@
+"""No constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.sets._base import Counts, Set, Tangent
+
+
+@dataclass(frozen=True, eq=False)
+class Free(Set):
+    """The whole space: P is the identity, K and N are zero."""
+
+    def project(self, z: Tensor) -> Tensor:
+        return z
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        def count() -> Counts:
+            none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+            return Counts(none + z.shape[-1], none, none)
+
+        return Tangent(lambda v: v, 0.0, count)
+
+    def face(self, z: Tensor) -> Tensor:
+        return z.detach()

@@ -1,0 +1,114 @@
+"""The Euclidean ball: the one set here whose boundary is curved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._types import Tree
+from blo.errors import InfeasibleError
+from blo.sets._base import (
+    Counts,
+    Set,
+    Tangent,
+    can_validate,
+    fit_coordinates,
+    fit_per_lane,
+    negligible,
+    per_lane,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class L2Ball(Set):
+    """`{ z : |z - center|_2 <= radius }`, the norm running over all of z (of each lane).
+
+    Attributes:
+        radius: a number, or a tensor of shape `()` or `lanes`.
+        center: a number, a tensor of z's shape, or a tree like z.
+        slack: the boundary is active when `|z - center| >= radius - slack`, up to rounding; absolute, in z's
+            unit.
+        validate: look at a tensor radius. That is a host synchronisation on an accelerator.
+
+    Raises:
+        InfeasibleError: if a radius is negative or NaN.
+    """
+
+    radius: Tensor | float
+    center: Tree = 0.0
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.radius, Tensor) and not (self.validate and can_validate()):
+            return
+        empty = torch.as_tensor(self.radius >= 0).logical_not()
+        if bool(empty.any()):
+            raise InfeasibleError(
+                f"`L2Ball` needs radius >= 0, but {int(empty.sum())} of {empty.numel()} are negative or NaN. "
+                "If the radius is learned, learn its logarithm or its softplus inverse."
+            )
+
+    def fit(self, layout: Layout) -> L2Ball:
+        radius = fit_per_lane(self.radius, layout, "L2Ball.radius")
+        center = fit_coordinates(self.center, layout, "L2Ball.center")
+        return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
+
+    def project(self, z: Tensor) -> Tensor:
+        radius = per_lane(self.radius)
+        offset = z - self.center
+        norm = _norm(offset)
+        outside = norm > radius
+        return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        active, norm, u = self._boundary(z)
+        slope = (gradient * u).sum(-1, keepdim=True)
+        point = active & (norm == 0)  # a ball of radius zero holds every direction
+
+        def projector(v: Tensor) -> Tensor:
+            return v * ~point - u * (u * v).sum(-1, keepdim=True)
+
+        def count() -> Counts:
+            n = z.shape[-1]
+            held = torch.where(point, n, active.long()).squeeze(-1)
+            # At radius zero the constraint has no multiplier: the motion with the radius is one-sided.
+            undecided = point | (active & negligible(slope, gradient, projector(gradient)))
+            return Counts(n - held, held, undecided.squeeze(-1).long())
+
+        # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
+        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count)
+
+    def face(self, z: Tensor) -> Tensor:
+        z = z.detach()
+        active, _, u = self._boundary(z)
+        u = u.detach()
+        radius = per_lane(self.radius)
+        point = z
+        if isinstance(self.center, Tensor):
+            point = point + active * (self.center - self.center.detach())
+        if isinstance(radius, Tensor):
+            point = point + u * (radius - radius.detach())
+        return point
+
+    def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return whether the boundary is active, |z - c|, both `(*lanes, 1)`, and the normal, zero off it."""
+        radius = per_lane(self.radius)
+        offset = z - self.center
+        norm = _norm(offset)
+        # A point projected onto the sphere is off it by rounding, in single precision by more than slack.
+        rounding = 8 * torch.finfo(z.dtype).eps * (_norm(z) + radius)
+        active = norm.detach() >= radius - self.slack - rounding.detach()
+        return active, norm, torch.where(active, offset / torch.where(norm > 0, norm, 1.0), 0.0)
+
+
+def _norm(v: Tensor) -> Tensor:
+    """Return the Euclidean norm, `(*lanes, 1)`: no overflow or underflow, and a zero derivative at zero."""
+    size = v.detach().abs().amax(-1, keepdim=True)
+    size = torch.where(size > 0, size, 1.0)
+    squares = (v / size).square().sum(-1, keepdim=True)
+    zero = squares == 0
+    return torch.where(zero, 0.0, size * torch.where(zero, 1.0, squares).sqrt())

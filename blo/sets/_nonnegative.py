@@ -1,0 +1,36 @@
+"""The non-negative orthant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from blo.sets._base import Set, Tangent
+from blo.sets._box import Box
+
+
+@dataclass(frozen=True, eq=False)
+class NonNegative(Set):
+    """`{ z : z >= 0 }`, the box from 0 to infinity.
+
+    Attributes:
+        slack: a coordinate is free when `z > slack`; absolute, in z's unit.
+    """
+
+    slack: float = 1e-7
+
+    @property
+    def box(self) -> Box:
+        """The same set as a box."""
+        return Box(0.0, math.inf, slack=self.slack)
+
+    def project(self, z: Tensor) -> Tensor:
+        return self.box.project(z)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        return self.box.tangent(z, gradient)
+
+    def face(self, z: Tensor) -> Tensor:
+        return self.box.face(z)

@@ -1,0 +1,116 @@
+"""A set for each part of z."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._layout import Layout
+from blo.errors import StructureError
+from blo.sets._base import Counts, Set, Tangent
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Product(Set):
+    """`{ (z_1, ..., z_k) : z_i in C_i }`: one set for each entry of a tuple, list or dict z.
+
+    `Product(a, b)` constrains a tuple or list of two, `Product({"w": a, "b": b})` a dict with these keys. An
+    entry may be a tree itself; its set then holds it as a whole.
+
+    Attributes:
+        sets: the parts, in the order given; after `fit`, in the order of z.
+        keys: the keys of the mapping, None for a tuple.
+        spans: the coordinates of each part, None before `fit`.
+    """
+
+    sets: tuple[Set, ...]
+    keys: tuple[object, ...] | None
+    spans: tuple[slice, ...] | None
+
+    def __init__(self, *sets: Set | Mapping[str, Set]) -> None:
+        """Take the sets, or one mapping of sets.
+
+        Raises:
+            StructureError: if there is none, or one of them is no set.
+        """
+        keys: tuple[object, ...] | None = None
+        parts: tuple[object, ...] = sets
+        if len(sets) == 1 and isinstance(sets[0], Mapping):
+            keys, parts = tuple(sets[0]), tuple(sets[0].values())
+        found = tuple(part for part in parts if isinstance(part, Set))
+        if not parts or len(found) != len(parts):
+            names = [type(part).__name__ for part in parts]
+            raise StructureError(
+                f"`Product` takes one or more sets, or one mapping of sets, but got {names}."
+            )
+        self._assign(found, keys, None)
+
+    def fit(self, layout: Layout) -> Product:
+        numbered = tree.unflatten(range(layout.spec.num_leaves), layout.spec)
+        keys = tuple(numbered) if isinstance(numbered, Mapping) else None
+        children = layout.children()
+        parts = self.sets
+        if keys is not None and self.keys is not None and set(keys) == set(self.keys):
+            by_key = dict(zip(self.keys, self.sets, strict=True))
+            parts = tuple(by_key[key] for key in keys)
+        elif keys is not None or self.keys is not None or len(parts) != len(children):
+            raise StructureError(
+                f"`Product` has {_entries(self.keys, len(parts))}, but z has "
+                f"{_entries(keys, len(children))}. Give one set for each entry of z, `Free()` where nothing "
+                "constrains it; a mapping when z is a dict."
+            )
+        fitted = Product.__new__(Product)
+        inner = tuple(part.fit(child) for part, (child, _) in zip(parts, children, strict=True))
+        fitted._assign(inner, keys, tuple(span for _, span in children))
+        return fitted
+
+    def project(self, z: Tensor) -> Tensor:
+        parts = zip(self.sets, self._split(z), strict=True)
+        return torch.cat([part.project(block) for part, block in parts], dim=-1)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        blocks = self._split(z)
+        triples = zip(self.sets, blocks, self._split(gradient), strict=True)
+        tangents = [part.tangent(block, slope) for part, block, slope in triples]
+
+        def projector(v: Tensor) -> Tensor:
+            pairs = zip(tangents, self._split(v), strict=True)
+            return torch.cat([tangent.project(block) for tangent, block in pairs], dim=-1)
+
+        def count() -> Counts:
+            free, active, degenerate = zip(*(tangent.counts() for tangent in tangents), strict=True)
+            return Counts(*(torch.stack(column).sum(0) for column in (free, active, degenerate)))
+
+        if any(isinstance(tangent.curvature, Tensor) for tangent in tangents):
+            pairs = zip(tangents, blocks, strict=True)
+            spread = [tangent.curvature * torch.ones_like(block) for tangent, block in pairs]
+            return Tangent(projector, torch.cat(spread, dim=-1), count)
+        return Tangent(projector, 0.0, count)
+
+    def face(self, z: Tensor) -> Tensor:
+        parts = zip(self.sets, self._split(z), strict=True)
+        return torch.cat([part.face(block) for part, block in parts], dim=-1)
+
+    def _assign(
+        self, sets: tuple[Set, ...], keys: tuple[object, ...] | None, spans: tuple[slice, ...] | None
+    ) -> None:
+        # The dataclass is frozen and its constructor takes the parts themselves, so the fields are set here.
+        object.__setattr__(self, "sets", sets)
+        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "spans", spans)
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        if self.spans is None:
+            raise StructureError(
+                "`Product` does not know yet which coordinates belong to which part. Pass it to "
+                "`LowerProblem`, or call `fit(layout)` first and use what it returns."
+            )
+        return [flat[..., span] for span in self.spans]
+
+
+def _entries(keys: tuple[object, ...] | None, number: int) -> str:
+    return f"{number} entries" if keys is None else f"the entries {list(keys)}"

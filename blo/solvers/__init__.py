@@ -1,0 +1,8 @@
+"""Lower solvers."""
+
+from blo.solvers._base import Problem, Solution, Solver
+from blo.solvers._external import External
+from blo.solvers._one_step import OneStep
+from blo.solvers._projected_gradient import ProjectedGradient
+
+__all__ = ["External", "OneStep", "Problem", "ProjectedGradient", "Solution", "Solver"]

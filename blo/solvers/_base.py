@@ -1,0 +1,63 @@
+"""What a lower solver is."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._types import Tree
+
+
+class Problem(Protocol):
+    """The lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def theta(self) -> Tree: ...
+    @property
+    def recorded(self) -> bool: ...
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the gradient of the objective, shape `(*lanes, n)`."""
+
+    def project(self, z: Tensor) -> Tensor:
+        """Return the nearest point of the constraint set."""
+
+    def residual(self, z: Tensor, slope: Tensor) -> Tensor:
+        """Return `|z - project(z - slope)|`, shape `lanes`."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a lower solver stopped.
+
+    Attributes:
+        z: the point, shape `(*lanes, n)`.
+        residual: `|z - project(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
+        tol: what the residual was asked to reach; None when convergence was not asked for.
+        steps: gradient steps that were made.
+    """
+
+    z: Tensor
+    residual: Tensor | None
+    tol: float | None
+    steps: int
+
+
+class Solver(abc.ABC):
+    """Finds a minimiser of a lower problem.
+
+    A solver works on flat tensors, all lanes at once, and never learns how its result will be differentiated. When
+    `problem.recorded`, every operation must be differentiable, because `Unrolled` differentiates through it.
+    """
+
+    #: Residual that the solver is asked to reach; None when it measures none.
+    tol: float | None = None
+
+    @abc.abstractmethod
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        """Solve from `z0`, shape `(*lanes, n)`, which is used as given and never modified."""

@@ -1,0 +1,38 @@
+"""One projected gradient step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from blo.solvers import _direction
+from blo.solvers._base import Problem, Solution, Solver
+
+
+@dataclass(frozen=True)
+class OneStep(Solver):
+    """`z = project(z0 - step * direction(gradient at z0))`.
+
+    It solves a linearised problem (`LowerProblem.linearize`) of curvature `1/step` exactly from its anchor. With
+    `direction="sign"` it is the attack of Fast-AT (Wong et al., ICLR 2020).
+
+    Args:
+        step: step size; in units of z for `sign` and `normalized`.
+        direction: `"gradient"`, `"sign"` or `"normalized"` (each lane by its own 2-norm).
+
+    Raises:
+        ValueError: for a step that is not positive or an unknown direction.
+    """
+
+    step: float
+    direction: _direction.Direction = "gradient"
+
+    def __post_init__(self) -> None:
+        _direction.check(self.direction)
+        if not self.step > 0:
+            raise ValueError(f"`step` must be positive, but is {self.step}.")
+
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        slope = _direction.scaled(problem.gradient(z0), self.direction)
+        return Solution(problem.project(z0 - self.step * slope), residual=None, tol=None, steps=1)

@@ -1,0 +1,89 @@
+"""Pytree algebra: the only module that knows the pytree library.
+
+A tree is a tensor, or a tuple, list, dict or named tuple of trees. Functions here accept trees whose leaves are
+tensors and keep structure, dtype and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from blo._types import Tree
+from blo.errors import StructureError
+
+TreeSpec = pytree.TreeSpec
+
+
+def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
+    """Return the leaves in depth-first order and the structure.
+
+    Raises:
+        StructureError: if a leaf is not a tensor, naming `name` and the leaf's place.
+    """
+    leaves, spec = pytree.tree_flatten(tree)
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, Tensor):
+            raise StructureError(
+                f"`{name}` must hold tensors only, but leaf {index} is {type(leaf).__name__}. "
+                "Wrap numbers with torch.as_tensor, and pass a module as dict(module.named_parameters())."
+            )
+    return leaves, spec
+
+
+def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:
+    """Rebuild the tree whose structure is `spec` from its leaves."""
+    return pytree.tree_unflatten(list(leaves), spec)
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """Apply `function` leaf by leaf to trees of equal structure."""
+    return pytree.tree_map(function, tree, *others)
+
+
+def detach(tree: Tree) -> Tree:
+    """Return the tree cut off from the autograd graph (no copy)."""
+    return map(lambda leaf: leaf.detach(), tree)
+
+
+def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:
+    """Return the leaf numbers and the structure of each tree one level below the root.
+
+    The only child of a bare leaf is the leaf itself.
+    """
+    numbered = unflatten(range(spec.num_leaves), spec)
+    below = [numbered] if spec.is_leaf() else pytree.tree_flatten(numbered, is_leaf=lambda n: n is not numbered)[0]
+    return [pytree.tree_flatten(child) for child in below]
+
+
+def dot(left: Tree, right: Tree) -> Tensor:
+    """Return the inner product over all leaves, shape `()`."""
+    a, _ = flatten(left, "left")
+    b, _ = flatten(right, "right")
+    products = [(x * y).sum() for x, y in zip(a, b, strict=True)]
+    return sum(products[1:], products[0])
+
+
+def register(cls: type, is_child: Callable[[Any], bool]) -> None:
+    """Make a class a node whose children are those attributes for which `is_child`; the others are its structure.
+
+    With it, `torch.func` transforms map over instances as they do over tuples.
+    """
+
+    def take_apart(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        fields = vars(instance)
+        children = {name: value for name, value in fields.items() if is_child(value)}
+        rest = {name: value for name, value in fields.items() if name not in children}
+        return list(children.values()), (tuple(children), rest)
+
+    def put_together(children: Any, context: tuple[Any, ...]) -> Any:
+        names, rest = context
+        instance = object.__new__(cls)
+        for name, value in [*zip(names, children, strict=True), *rest.items()]:
+            object.__setattr__(instance, name, value)
+        return instance
+
+    pytree.register_pytree_node(cls, take_apart, put_together)
