@@ -28,7 +28,8 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
         StructureError: if the value was computed without regard to `z`.
     """
     if transforms_active():
-        return torch.func.grad(lambda point: function(point).sum())(z)
+        result: Tensor = torch.func.grad(lambda point: function(point).sum())(z)
+        return result
     with torch.enable_grad():
         point = z if z.requires_grad else z.detach().requires_grad_()
         value = function(point)
@@ -37,8 +38,8 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
                 "`objective` must depend on z, but its value carries no graph. "
                 "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
             )
-        (result,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
-    return result
+        (found,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
+    return found
 
 
 def pullback(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:

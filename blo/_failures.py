@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from blo._types import OnFailure
-from blo.errors import BloError, BloWarning, ConstantWarning, ConvergenceError, ConvergenceWarning
-from blo.errors import DegenerateWarning, NonFiniteError
+from blo.errors import (
+    BloError,
+    BloWarning,
+    ConstantWarning,
+    ConvergenceError,
+    ConvergenceWarning,
+    DegenerateWarning,
+    NonFiniteError,
+)
 from blo.linsolve import LinearSolution
 from blo.sets import Counts
 from blo.solvers import Solution
@@ -100,7 +107,9 @@ class Checks:
                 ConvergenceWarning,
             )
 
-    def adjoint(self, linear: LinearSolution, tol: float, residual: Callable[[], Tensor], counts: Callable[[], Counts]) -> None:
+    def adjoint(
+        self, linear: LinearSolution, tol: float, residual: Callable[[], Tensor], counts: Callable[[], Counts]
+    ) -> None:
         """Report all that an implicit gradient rests on."""
         if self.off:
             return

@@ -133,9 +133,7 @@ def _check_upper(value: Tensor) -> None:
         )
 
 
-def _check(
-    checks: Checks, gradient: Strategy, value: Tensor, v: Tensor, direct: list[Tensor], pulled: Pulled
-) -> None:
+def _check(checks: Checks, gradient: Strategy, value: Tensor, v: Tensor, direct: list[Tensor], pulled: Pulled) -> None:
     """Report whatever stands against the result; measures nothing when the policy is to ignore."""
     if checks.off:
         return
@@ -143,9 +141,9 @@ def _check(
     checks.finite(v, "the upper gradient in z")
     for part in direct:
         checks.finite(part, "the direct part")
-    for part in pulled.cotangents:
-        if part is not None:
-            checks.finite(part, "the implicit part")
+    for implicit in pulled.cotangents:
+        if implicit is not None:
+            checks.finite(implicit, "the implicit part")
     if pulled.linear is not None and pulled.optimality is not None:
         optimality = pulled.optimality
         checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts)

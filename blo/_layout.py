@@ -123,7 +123,9 @@ class Layout:
         except RuntimeError:
             expected = [self.lanes + tuple(shape) for shape in self.shapes]
             found = [tuple(leaf.shape) for leaf in leaves]
-            raise StructureError(f"`{name}` must broadcast to the leaves of `z0`, {expected}, but has {found}.") from None
+            raise StructureError(
+                f"`{name}` must broadcast to the leaves of `z0`, {expected}, but has {found}."
+            ) from None
         return self._join(wide)
 
     def children(self) -> tuple[tuple[Layout, slice], ...]:

@@ -58,6 +58,7 @@ class Bound:
 
     Attributes:
         theta: the upper variable.
+        moving: the constraint set depends on theta.
         recorded: keep the graph through every gradient, for differentiation through the solver.
     """
 
@@ -66,6 +67,7 @@ class Bound:
     layout: Layout
     theta: Tree
     lifts: int
+    moving: bool
     recorded: bool = False
 
     def value(self, z: Tensor) -> Tensor:
@@ -92,11 +94,21 @@ class Bound:
 
     def residual(self, z: Tensor, slope: Tensor) -> Tensor:
         """Return `|z - project(z - slope)|`, zero exactly at stationary points, shape `lanes`."""
-        return torch.linalg.vector_norm(z - self.project(z - slope), dim=-1).detach()
+        return residual(self.constraint, z, slope).detach()
+
+    def motion(self, origin: Set, z: Tensor) -> Tensor:
+        """Return how far the active constraints carry z when theta moves the set away from `origin`."""
+        return self.constraint.motion(origin, z) if self.moving else torch.zeros_like(z)
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
         return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), recorded=False)
+
+
+def residual(constraint: Set, z: Tensor, slope: Tensor) -> Tensor:
+    """Return `|z - project(z - slope)|`, the natural residual of first-order optimality, shape `lanes`."""
+    distance: Tensor = torch.linalg.vector_norm(z - constraint.project(z - slope), dim=-1)
+    return distance
 
 
 @dataclass(frozen=True)
@@ -127,18 +139,24 @@ class FlatProblem:
         """Return the problem at the theta with these leaves."""
         theta = tree.unflatten(leaves, self.spec)
         if not self.lifts:
-            return Bound(slice_at(self.lower.objective, theta), self._set(theta), self.layout, theta, 0)
+            return Bound(slice_at(self.lower.objective, theta), self._set(theta), self.layout, theta, 0, self._moving)
 
         def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
             return self.lower.objective(tree.unflatten(leaves, self.spec), self.layout.unravel(z))
 
         for _ in range(self.lifts):
             value = torch.vmap(value)
-        return Bound(PlainSlice(value, list(leaves)), self._lifted_set(leaves), self.layout, theta, self.lifts)
+        return Bound(
+            PlainSlice(value, list(leaves)), self._lifted_set(leaves), self.layout, theta, self.lifts, self._moving
+        )
+
+    @property
+    def _moving(self) -> bool:
+        return not isinstance(self.lower.constraint, Set)
 
     def _lifted_set(self, leaves: Sequence[Tensor]) -> Set:
-        if isinstance(self.lower.constraint, Set):
-            return self.lower.constraint.fit(self.layout)
+        if not self._moving:
+            return self._set(leaves)
         specs: list[tree.TreeSpec] = []
 
         def parameters(*leaves: Tensor) -> tuple[Tensor, ...]:

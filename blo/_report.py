@@ -16,7 +16,7 @@ from blo.solvers import Solution
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Diagnostics of one hypergradient. Every attribute is computed on first use, since reading one waits for the device.
+    """Diagnostics of one hypergradient. Each attribute is computed on first use: reading waits for the device.
 
     Args:
         solution: what the lower solver returned.
@@ -144,7 +144,7 @@ class Report:
 
 
 def _norm(parts: Sequence[Tensor]) -> float:
-    return sum(float(part.double().pow(2).sum()) for part in parts) ** 0.5
+    return float(sum(float(part.double().pow(2).sum()) for part in parts) ** 0.5)
 
 
 def _show(value: float | None) -> str:

@@ -81,7 +81,7 @@ def register(cls: type, is_child: Callable[[Any], bool]) -> None:
 
     def put_together(children: Any, context: tuple[Any, ...]) -> Any:
         names, rest = context
-        instance = object.__new__(cls)
+        instance: Any = object.__new__(cls)
         for name, value in [*zip(names, children, strict=True), *rest.items()]:
             object.__setattr__(instance, name, value)
         return instance

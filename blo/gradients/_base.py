@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from blo._failures import Checks
-from blo._problem import Bound, FlatProblem
+from blo._problem import Bound, FlatProblem, residual
 from blo.linsolve import LinearSolution
 from blo.sets import Set, Tangent
 
@@ -40,7 +39,7 @@ class Optimality:
     @property
     def residual(self) -> Tensor:
         """`|z - project(z - gradient)|`, shape `lanes`."""
-        return torch.linalg.vector_norm(self.z - self.constraint.project(self.z - self.slope), dim=-1)
+        return residual(self.constraint, self.z, self.slope)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class HessianFree(Stationary):
     """
 
     curvature: float = 1.0
+
     def __post_init__(self) -> None:
         if self.curvature == 0:
             raise ValueError("`curvature` must not be zero. For no implicit part use Zero().")

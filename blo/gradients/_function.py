@@ -19,7 +19,7 @@ from blo.operators import Hessian, Operator, Restricted
 
 
 class Rule(Protocol):
-    """How an implicit strategy gets and solves the adjoint system; no tensors, so it is the same under every transform."""
+    """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
 
     def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
         """Return q with `P (H + K) P q = P v`, from plain tensors."""
@@ -32,9 +32,11 @@ class Solution(Function):
     """`z*(theta)` for a stationary strategy."""
 
     @staticmethod
-    def solve(problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, rule: Rule | None = None) -> Tensor:
+    def solve(
+        problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, rule: Rule | None = None
+    ) -> Tensor:
         """Return the solution, shape `(*lanes, n)`; differentiable in the leaves when there is a rule."""
-        z: Tensor = Solution.apply(problem, solve, rule, z0, *leaves)  # type: ignore[no-untyped-call]
+        z: Tensor = Solution.apply(problem, solve, rule, z0, *leaves)
         return z
 
     @staticmethod
@@ -51,14 +53,24 @@ class Solution(Function):
         z, *leaves = ctx.saved_tensors
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
 
+        origin = ctx.problem.bind(leaves).constraint
+
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
-            return _optimality(ctx.problem, live, z)
+            # `origin` and `z` stay behind here and move in an outer differentiation: nothing is counted twice.
+            bound = ctx.problem.bind(live)
+            motion = bound.motion(origin, z)
+            return motion, bound.gradient(z + motion)
 
         return None, None, None, None, *_pull(optimality, leaves, (v, -q))
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, solve: Solve, rule: Rule | None, *tensors: Tensor
+        info: Any,
+        in_dims: tuple[Any, ...],
+        problem: FlatProblem,
+        solve: Solve,
+        rule: Rule | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, int]:
         z0, *leaves = _lanes_first(info.batch_size, in_dims[3:], tensors)
         return Solution.solve(problem.lift(), leaves, z0, solve, rule), 0
@@ -70,7 +82,7 @@ class Adjoint(Function):
     @staticmethod
     def solve(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, rule: Rule) -> Tensor:
         """Return the adjoint, shape `(*lanes, n)`."""
-        q: Tensor = Adjoint.apply(problem, rule, z, v, *leaves)  # type: ignore[no-untyped-call]
+        q: Tensor = Adjoint.apply(problem, rule, z, v, *leaves)
         return q
 
     @staticmethod
@@ -89,10 +101,11 @@ class Adjoint(Function):
 
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
             bound = problem.bind(live)
-            slope, hessian = torch.func.vjp(bound.gradient, z)
+            slope, hessian = _vjp(bound.gradient, z)
             tangent = bound.constraint.tangent(z, slope)
             operator = Restricted(rule.model(Hessian(lambda u: hessian(u)[0])), tangent)
-            return operator(q) - tangent.project(v)
+            difference: Tensor = operator(q) - tangent.project(v)
+            return difference
 
         slope = problem.bind(leaves).gradient(z)
         tangent = problem.bind(leaves).constraint.tangent(z, slope)
@@ -108,13 +121,6 @@ class Adjoint(Function):
         return Adjoint.solve(problem.lift(), leaves, z, v, rule), 0
 
 
-def _optimality(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the face that carries z, and the gradient on it: what a change of theta acts on."""
-    bound = problem.bind(leaves)
-    face = bound.constraint.face(z)
-    return face, bound.gradient(z + (face - face.detach()))
-
-
 def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:
     """Return the vector-Jacobian product for each floating point input, None for the others."""
     places = [i for i, tensor in enumerate(inputs) if tensor.is_floating_point()]
@@ -125,11 +131,17 @@ def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any
             full[place] = tensor
         return function(*full)
 
-    _, pullback = torch.func.vjp(of_floats, *(inputs[i] for i in places))
+    _, pullback = _vjp(of_floats, *(inputs[i] for i in places))
     found: list[Tensor | None] = [None] * len(inputs)
     for place, tensor in zip(places, pullback(cotangent), strict=True):
         found[place] = tensor
     return found
+
+
+def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
+    """`torch.func.vjp` without auxiliary output, typed."""
+    value, pullback = torch.func.vjp(function, *inputs)[:2]
+    return value, pullback
 
 
 def _lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blo import tree
 from blo._autodiff import gradient, pullback
 from blo._problem import Bound
 from blo.gradients._base import Optimality
@@ -22,9 +23,9 @@ class Point:
         self._leaves = leaves
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            # The face carries N: the solution moves with it, so the gradient below sees B + H N.
-            self._face = problem.constraint.face(z.detach())
-            moved = self._z + (self._face - self._face.detach()) if self._face.requires_grad else self._z
+            self._motion = problem.motion(tree.detach(problem.constraint), z)
+            # The solution moves with the active face, so the gradient taken there sees B + H N.
+            moved = self._z + self._motion if problem.moving else self._z
             self._gradient = gradient(problem.value, moved, create_graph=True)
         slope = self._gradient.detach()
         self.optimality = Optimality(z, slope, problem.constraint, problem.constraint.tangent(z, slope))
@@ -37,5 +38,5 @@ class Point:
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
         """Return `-B^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence."""
         inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
-        found = iter(pullback([self._gradient, self._face], inputs, [-q, v]))
+        found = iter(pullback([self._gradient, self._motion], inputs, [-q, v]))
         return [next(found) if leaf.requires_grad else None for leaf in self._leaves]

@@ -45,9 +45,7 @@ class CG(LinearSolver):
         require_nonnegative(self.tol, "CG.tol")
         require_nonnegative(self.damping, "CG.damping")
         if self.max_iter < 1:
-            raise ValueError(
-                f"`CG.max_iter` must be at least 1, but is {self.max_iter}. For no solve, use `Zero`."
-            )
+            raise ValueError(f"`CG.max_iter` must be at least 1, but is {self.max_iter}. For no solve, use `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         if not operator.symmetric:

@@ -1,4 +1,4 @@
-"""Constraint sets: projection, tangent space, curvature and moving face. Sets never need solvers."""
+"""Constraint sets: projection, tangent space, curvature and motion with theta. Sets never need solvers."""
 
 from blo.sets._base import Counts, Set, Tangent
 from blo.sets._box import Box

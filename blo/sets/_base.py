@@ -1,4 +1,4 @@
-"""What every constraint set offers: the projection, the tangent space at a solution, and its moving face.
+"""What every constraint set offers: the projection, the tangent space at a solution, and the motion of its boundary.
 
 Vectors are flat, shape `(*lanes, n)`: the last axis holds coordinates, each leading index is a problem of its
 own. Everything is a tensor function of its arguments without branches on their values, so that `torch.func`
@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -88,17 +88,18 @@ class Set(ABC):
             gradient: gradient of the lower objective there, same shape. The multipliers are read off it.
         """
 
-    @abstractmethod
-    def face(self, z: Tensor) -> Tensor:
-        """Return the point `z` as a function of the set's parameters alone, while its active face moves.
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        """Return how far the active constraints carry `z` when the set's parameters move from `origin`'s to these.
 
-        The value is that of `z`, which enters as a constant. The derivative in the set's parameters is N of
-        the hypergradient formula: how a point held by the active constraints is carried along. Contract it
-        with `v - H q`, K left out: that matters where the centre of a ball moves.
+        The value is zero where the parameters are equal; the derivative in these parameters is N of the hypergradient
+        formula. Which constraints are active, and their normals, are those of `origin` at `z`. Sets without
+        parameters do not move.
 
         Args:
-            z: a minimiser over the set, shape `(*lanes, n)`.
+            origin: the same set, its parameters taken as constants by a first differentiation.
+            z: a minimiser over `origin`, shape `(*lanes, n)`.
         """
+        return torch.zeros_like(z)
 
     def fit(self, layout: Layout) -> Set:
         """Return the same set with its parameters flattened like `layout` flattens z.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -96,7 +97,8 @@ class Box(Set):
 
     def free(self, z: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""
-        return (z > self.low + self.slack) & (z < self.high - self.slack)
+        inside: Tensor = (z > self.low + self.slack) & (z < self.high - self.slack)
+        return inside
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         free = self.free(z)
@@ -111,9 +113,10 @@ class Box(Set):
         # Multiplied rather than selected, so that a NaN in v is not hidden.
         return Tangent(lambda v: v * free, 0.0, count)
 
-    def face(self, z: Tensor) -> Tensor:
-        rest = torch.where(z >= self.high - self.slack, self.high, z.detach())
-        return torch.where(z <= self.low + self.slack, self.low, rest)
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        none = torch.zeros_like(z)
+        up = torch.where(z >= origin.high - origin.slack, self.high - origin.high, none)
+        return torch.where(z <= origin.low + origin.slack, self.low - origin.low, up)
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))

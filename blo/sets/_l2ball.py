@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -82,17 +83,9 @@ class L2Ball(Set):
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
         return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count)
 
-    def face(self, z: Tensor) -> Tensor:
-        z = z.detach()
-        active, _, u = self._boundary(z)
-        u = u.detach()
-        radius = per_lane(self.radius)
-        point = z
-        if isinstance(self.center, Tensor):
-            point = point + active * (self.center - self.center.detach())
-        if isinstance(radius, Tensor):
-            point = point + u * (radius - radius.detach())
-        return point
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        active, _, u = origin._boundary(z)
+        return u * (per_lane(self.radius) - per_lane(origin.radius)) + active * (self.center - origin.center)
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return whether the boundary is active, |z - c|, both `(*lanes, 1)`, and the normal, zero off it."""

@@ -31,6 +31,3 @@ class NonNegative(Set):
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         return self.box.tangent(z, gradient)
-
-    def face(self, z: Tensor) -> Tensor:
-        return self.box.face(z)

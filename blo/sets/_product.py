@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,9 +45,7 @@ class Product(Set):
         found = tuple(part for part in parts if isinstance(part, Set))
         if not parts or len(found) != len(parts):
             names = [type(part).__name__ for part in parts]
-            raise StructureError(
-                f"`Product` takes one or more sets, or one mapping of sets, but got {names}."
-            )
+            raise StructureError(f"`Product` takes one or more sets, or one mapping of sets, but got {names}.")
         self._assign(found, keys, None)
 
     def fit(self, layout: Layout) -> Product:
@@ -91,13 +90,11 @@ class Product(Set):
             return Tangent(projector, torch.cat(spread, dim=-1), count)
         return Tangent(projector, 0.0, count)
 
-    def face(self, z: Tensor) -> Tensor:
-        parts = zip(self.sets, self._split(z), strict=True)
-        return torch.cat([part.face(block) for part, block in parts], dim=-1)
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        triples = zip(self.sets, origin.sets, self._split(z), strict=True)
+        return torch.cat([part.motion(before, block) for part, before, block in triples], dim=-1)
 
-    def _assign(
-        self, sets: tuple[Set, ...], keys: tuple[object, ...] | None, spans: tuple[slice, ...] | None
-    ) -> None:
+    def _assign(self, sets: tuple[Set, ...], keys: tuple[object, ...] | None, spans: tuple[slice, ...] | None) -> None:
         # The dataclass is frozen and its constructor takes the parts themselves, so the fields are set here.
         object.__setattr__(self, "sets", sets)
         object.__setattr__(self, "keys", keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -79,10 +80,6 @@ class Simplex(Set):
 
         return Tangent(projector, 0.0, count)
 
-    def face(self, z: Tensor) -> Tensor:
-        z = z.detach()
-        total = per_lane(self.total)
-        if not isinstance(total, Tensor):
-            return z
-        support = z > self.slack
-        return z + support * (total - total.detach()) / support.sum(-1, keepdim=True)
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        support = z > origin.slack
+        return support * (per_lane(self.total) - per_lane(origin.total)) / support.sum(-1, keepdim=True)

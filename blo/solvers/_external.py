@@ -33,7 +33,9 @@ class External(Solver):
             StructureError: when asked to record, or when the result is not like `z0`.
         """
         if problem.recorded:
-            raise StructureError("`External` cannot be unrolled, since its steps are not seen. Use gradient=Implicit().")
+            raise StructureError(
+                "`External` cannot be unrolled, since its steps are not seen. Use gradient=Implicit()."
+            )
         layout = problem.layout
         if z0.ndim != len(layout.lanes) + 1:
             raise StructureError("`External` cannot run under vmap, since its function is no torch function.")

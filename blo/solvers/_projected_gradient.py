@@ -54,7 +54,7 @@ class ProjectedGradient(Solver):
         trial, z, slope, velocity = z0, z0, None, None
         step = z0.new_full((*z0.shape[:-1], 1), 1.0 if self.step is None else self.step)
         residual, done, steps = None, None, 0
-        for steps in range(self.max_steps + (self.tol is not None)):  # noqa: B007
+        for steps in range(self.max_steps + (self.tol is not None)):
             at_trial = problem.gradient(trial)
             if self.step is None and slope is not None:
                 step, accepted = _adapt(step, trial - z, at_trial - slope)
