@@ -42,13 +42,16 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
     return found
 
 
-def pullback(outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+def pullback(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, last: bool = False
+) -> list[Tensor | None]:
     """Return sum_i (d output_i / d input_j)^T cotangent_i for each input, None where there is no dependence.
 
-    The graph is kept, so that one graph of grad g serves every Hessian-vector product and the cross term.
+    The graph is kept, so that one graph of grad g serves every Hessian-vector product and the cross term; the `last`
+    product frees it on the way.
     """
     live = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
     if not live or not inputs:
         return [None] * len(inputs)
     values, directions = zip(*live, strict=True)
-    return list(torch.autograd.grad(values, inputs, directions, retain_graph=True, allow_unused=True))
+    return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True))

@@ -36,7 +36,10 @@ class Point:
         return torch.zeros_like(direction) if product is None else product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        """Return `-B^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence."""
+        """Return `-B^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence.
+
+        This is the last product: it frees the graph on its way, so that memory is reused while it is made.
+        """
         inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
-        found = iter(pullback([self._gradient, self._motion], inputs, [-q, v]))
+        found = iter(pullback([self._gradient, self._motion], inputs, [-q, v], last=True))
         return [next(found) if leaf.requires_grad else None for leaf in self._leaves]

@@ -63,11 +63,11 @@ class Tangent:
 class Set(ABC):
     """A closed set of lower variables. Parameters may be numbers, or tensors that require grad.
 
-    A subclass is a tree whose leaves are its tensors, so that `torch.vmap` maps over sets.
+    Each subclass is registered as a tree whose leaves are its tensors.
     """
 
     def __init_subclass__(cls) -> None:
-        """Let `vmap` map over sets that move with theta, by their tensors."""
+        """Let sets that move with theta be mapped over, by their tensors."""
         super().__init_subclass__()
         tree.register(cls, _is_parameter)
 

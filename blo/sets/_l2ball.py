@@ -85,7 +85,8 @@ class L2Ball(Set):
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         active, _, u = origin._boundary(z)
-        return u * (per_lane(self.radius) - per_lane(origin.radius)) + active * (self.center - origin.center)
+        moved: Tensor = u * (per_lane(self.radius) - per_lane(origin.radius)) + active * (self.center - origin.center)
+        return moved
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return whether the boundary is active, |z - c|, both `(*lanes, 1)`, and the normal, zero off it."""

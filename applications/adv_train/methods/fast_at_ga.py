@@ -87,4 +87,5 @@ def _misalignment(fixed: Tensor, moving: Tensor) -> Tensor:
     a, b = fixed.flatten(1), moving.flatten(1)
     counted = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
     cosine = F.cosine_similarity(a, b, dim=1)
-    return ((1 - cosine) * counted).sum() / counted.sum().clamp(min=1)
+    mean: Tensor = ((1 - cosine) * counted).sum() / counted.sum().clamp(min=1)
+    return mean

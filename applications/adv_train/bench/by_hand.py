@@ -1,0 +1,72 @@
+"""The same training steps in plain torch, each in one function: the floor that composition is measured against.
+
+They share no code with `blo` or with `adv_train.methods`, so the tests also use them as an oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: `step(model, x, y, start, eps)` returns the gradient by parameter name.
+HandStep: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, float], dict[str, Tensor]]
+
+
+def fast_at(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """Fast-AT: one sign step of 1.25 eps."""
+    return _sign_steps(model, x, y, start, eps, [1.25 * eps])
+
+
+def pgd_2(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """PGD-2-AT: two sign steps of eps/2."""
+    return _sign_steps(model, x, y, start, eps, [eps / 2, eps / 2])
+
+
+def fast_bat(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """Fast-BAT with its published step sizes and IG curvature 10."""
+    step, curvature = 5000 / 255 if eps <= 8 / 255 + 1e-9 else 2000 / 255, 10.0
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    frozen = {name: value.detach() for name, value in params.items()}
+    low, high = (-x).clamp(min=-eps), (1 - x).clamp(max=eps)
+
+    def logits(weights: dict[str, Tensor], delta: Tensor) -> Tensor:
+        output: Tensor = torch.func.functional_call(model, weights, (x + delta,))
+        return output
+
+    z = start.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(logits(frozen, z), y, reduction="sum"), z)
+    anchor = (z.detach() + step * slope).clamp(low, high).requires_grad_()
+    inner = F.cross_entropy(logits(params, anchor), y, reduction="sum")
+    (slope,) = torch.autograd.grad(inner, anchor, create_graph=True)
+    delta = (anchor.detach() + step * slope.detach()).clamp(low, high).requires_grad_()
+    loss = F.cross_entropy(logits(params, delta), y)
+    *direct, outer = torch.autograd.grad(loss, [*params.values(), delta])
+    free = (delta > low + 1e-7) & (delta < high - 1e-7)
+    implicit = torch.autograd.grad(
+        slope, list(params.values()), free * outer / curvature, allow_unused=True, materialize_grads=True
+    )
+    return {name: d + i for name, d, i in zip(params, direct, implicit, strict=True)}
+
+
+def _sign_steps(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: list[float]
+) -> dict[str, Tensor]:
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    frozen = {name: value.detach() for name, value in params.items()}
+    low, high = (-x).clamp(min=-eps), (1 - x).clamp(max=eps)
+    delta = start.detach()
+    for step in steps:
+        delta.requires_grad_()
+        output: Tensor = torch.func.functional_call(model, frozen, (x + delta,))
+        (slope,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), delta)
+        delta = (delta.detach() + step * slope.sign()).clamp(low, high)
+    grads = torch.autograd.grad(F.cross_entropy(model(x + delta), y), list(params.values()))
+    return dict(zip(params, grads, strict=True))
+
+
+#: By method name.
+STEPS: dict[str, HandStep] = {"fast-at": fast_at, "pgd-at": pgd_2, "fast-bat": fast_bat}

@@ -1,0 +1,37 @@
+"""The cost of a training step in forward passes, counted rather than timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from adv_train.methods import Method
+
+
+def forward_equivalents(method: Method, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the floating point operations of one step over those of one forward pass of the same batch.
+
+    PyTorch's counter is used: it counts convolutions and matrix products, and nothing elementwise. The step runs on
+    a copy of BatchNorm's statistics, which are restored afterwards.
+    """
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    generator = torch.Generator(x.device).manual_seed(0)
+    try:
+        with torch.no_grad():
+            forward = flops(lambda: model(x))
+        return flops(lambda: method(model, params, x, y, generator=generator)) / forward
+    finally:
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
+
+
+def flops(function: Callable[[], Any]) -> int:
+    """Return the floating point operations that PyTorch counts in a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return int(counter.get_total_flops())

@@ -1,0 +1,151 @@
+"""The benchmark: what each method costs, counted and timed."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adv_train import methods, models
+from adv_train.bench.by_hand import STEPS
+from adv_train.bench.count import forward_equivalents
+from adv_train.bench.timing import interleaved, ratio
+
+#: What is measured: a name to print, the method and its options.
+CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("standard", "standard", {}),
+    ("fast-at", "fast-at", {}),
+    ("pgd-at, 2 steps", "pgd-at", {}),
+    ("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),
+    ("fast-bat", "fast-bat", {}),
+    ("fast-at-ga", "fast-at-ga", {}),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cost of one method.
+
+    Attributes:
+        name: what is printed.
+        forwards: floating point operations of a step over those of a forward pass.
+        milliseconds: median of a step.
+        images_per_second: images trained on per second.
+        over_standard: median ratio to a step of standard training in the same round.
+        over_by_hand: median ratio to the same step in one hand-written function; None where there is none.
+        peak_mib: peak memory on a CUDA device; None elsewhere.
+    """
+
+    name: str
+    forwards: float
+    milliseconds: float
+    images_per_second: float
+    over_standard: float
+    over_by_hand: float | None
+    peak_mib: float | None
+
+
+def run(
+    *,
+    model_name: str = "preact-resnet-18",
+    image_size: int = 32,
+    batch_size: int = 8,
+    eps: float = 8 / 255,
+    repeats: int = 10,
+    device: torch.device,
+    progress: bool = True,
+) -> list[Row]:
+    """Measure every method on random images.
+
+    Args:
+        model_name: a name from `adv-train list`.
+        image_size: side of the random images in pixels.
+        batch_size: images a step.
+        eps: attack budget.
+        repeats: timed rounds; in each, every method and every hand-written step runs once.
+        device: where to run.
+        progress: show a bar on stderr.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model = models.create(
+        model_name, channels=3, classes=10, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0
+    )
+    model = model.to(device).train()
+    x = torch.rand(batch_size, 3, image_size, image_size, generator=generator).to(device)
+    y = torch.randint(10, (batch_size,), generator=generator).to(device)
+    start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
+
+    built = [methods.create(method, eps=eps, **options) for _, method, options in CASES]
+    steps = [_step(method, model, x, y, start) for method in built]
+    hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
+    seconds = interleaved([*steps, *hand.values()], repeats=repeats, device=device, progress=progress)
+    by_hand = dict(zip(hand, seconds[len(steps) :], strict=True))
+
+    rows = []
+    for (name, kind, options), method, step, taken in zip(CASES, built, steps, seconds, strict=False):
+        median = statistics.median(taken)
+        rows.append(
+            Row(
+                name=name,
+                forwards=forward_equivalents(method, model, x, y),
+                milliseconds=1e3 * median,
+                images_per_second=batch_size / median,
+                over_standard=ratio(taken, seconds[0]),
+                over_by_hand=ratio(taken, by_hand[kind]) if kind in by_hand and not options else None,
+                peak_mib=_peak(step, device),
+            )
+        )
+    return rows
+
+
+def record(rows: Sequence[Row], **settings: Any) -> dict[str, Any]:
+    """Return the measurement with what it was measured on, ready for JSON."""
+    cuda = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "settings": settings,
+        "machine": machine,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    head = ("method", "forwards a step", "ms a step", "images/s", "over standard", "over by hand", "peak MiB")
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for row in rows:
+        cells = (
+            row.name,
+            f"{row.forwards:.2f}",
+            f"{row.milliseconds:.1f}",
+            f"{row.images_per_second:.1f}",
+            f"{row.over_standard:.2f}",
+            "" if row.over_by_hand is None else f"{row.over_by_hand:.3f}",
+            "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _step(method: methods.Method, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Callable[[], object]:
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    return lambda: method(model, params, x, y, start=start)
+
+
+def _hand(name: str, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> Callable[[], object]:
+    return lambda: STEPS[name](model, x, y, start, eps)
+
+
+def _peak(step: Callable[[], object], device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) / 2**20
