@@ -9,9 +9,10 @@ from torch import Tensor
 
 from blo._autodiff import transforms_active
 from blo._failures import Checks
+from blo._hoist import hoist
 from blo._problem import Bound, FlatProblem, LowerProblem
 from blo._types import OnFailure, Tree
-from blo.gradients import Implicit, Strategy
+from blo.gradients import Implicit, Strategy, Unrolled
 from blo.solvers import ProjectedGradient, Solution, Solver
 
 
@@ -44,8 +45,8 @@ def argmin(
 
     Works under `.backward()`, `torch.func.grad`, `torch.func.jacrev` and `torch.func.vmap`, and inside the objective
     of another lower problem. Derivatives of any order are those of the solution, not of the iteration (except for
-    `Unrolled`, where it is the reverse). Tensors captured by the objective are constants; under a transform, pass
-    what the transform acts on through `theta`.
+    `Unrolled`, where it is the reverse). Outside transforms, tensors captured by the objective are constants;
+    `torch.func` transforms reach captured tensors as well as theta.
 
     Args:
         lower: the lower problem.
@@ -66,5 +67,7 @@ def argmin(
     solver = ProjectedGradient() if solver is None else solver
     gradient = Implicit() if gradient is None else gradient
     checks = Checks(on_failure, measured=solver.tol is not None)
+    if transforms_active() and not isinstance(gradient, Unrolled):
+        lower, theta = hoist(lower, theta, z0)
     problem, start, leaves = FlatProblem.of(lower, theta, z0)
     return problem.layout.unravel(gradient.attach(problem, leaves, start, Solving(solver, checks), checks))

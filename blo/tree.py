@@ -34,6 +34,11 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     return leaves, spec
 
 
+def leaves(tree: Tree) -> list[Any]:
+    """Return the leaves, whatever they are."""
+    return pytree.tree_leaves(tree)
+
+
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:
     """Rebuild the tree whose structure is `spec` from its leaves."""
     return pytree.tree_unflatten(list(leaves), spec)

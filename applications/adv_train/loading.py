@@ -1,0 +1,71 @@
+"""From a run folder back to the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adv_train import checkpoint, models
+from adv_train.checkpoint import Checkpoint
+from adv_train.errors import UserError, unknown
+from adv_train.records import RunFolder
+
+WHICH = ("best", "last")
+
+
+def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
+    """Read a checkpoint of a run.
+
+    Args:
+        run: The run folder.
+        which: ``"best"`` on the validation split, or ``"last"``.
+
+    Raises:
+        UserError: When there is none, or it is not a checkpoint, or is that of another run.
+    """
+    if which not in WHICH:
+        raise unknown("checkpoint", which, WHICH)
+    config = run.config()
+    path = run.best if which == "best" else run.last
+    saved = checkpoint.load(path)
+    differences = config.differences(saved.config)
+    if differences:
+        raise UserError(f"`{path}` belongs to another run than the config.yaml beside it: {', '.join(differences)}.")
+    return saved
+
+
+def build_model(saved: Checkpoint) -> nn.Module:
+    """Build the model of a checkpoint, on the CPU and in eval mode.
+
+    Raises:
+        UserError: When the weights do not fit the model that the checkpoint names.
+    """
+    config = saved.config
+    try:
+        model = models.create(config.model, **saved.model_arguments, activation=config.activation, seed=0)
+        model.load_state_dict(dict(saved.model))
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"The weights in the checkpoint do not fit the model `{config.model}`.") from error
+    return model.eval()
+
+
+def load_model(
+    run: Path | str, *, checkpoint: str = "best", device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Load a trained model.
+
+    Args:
+        run: The run folder.
+        checkpoint: ``"best"`` on the validation split, or ``"last"``.
+        device: Where the model is to be.
+
+    Returns:
+        A module in eval mode, from images ``(batch, channels, height, width)`` in [0, 1] to logits
+        ``(batch, classes)``, with the normalisation inside.
+
+    Raises:
+        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
+    """
+    return build_model(load_checkpoint(RunFolder(Path(run)), checkpoint)).to(device)

@@ -1,0 +1,98 @@
+"""Makes captured tensors arguments, so that `torch.func` transforms reach them.
+
+An objective captures its data. When `vmap` or `grad` acts on that data, an `autograd.Function` sees it too late: its
+backward pass runs outside the transform. So under a transform the captured tensors that belong to it are found by
+running the objective once, and travel through `argmin` as a part of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from blo import tree
+from blo._problem import LowerProblem
+from blo._types import Tree
+from blo.sets import Set
+
+
+def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tree]:
+    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set)`."""
+    finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
+    with finder:
+        lower.objective(theta, z0)
+        if not isinstance(lower.constraint, Set):
+            lower.constraint(theta)
+    captured = tuple(finder.found.values())
+    constraint = lower.constraint
+    carried: Tree = ()
+    if not isinstance(constraint, Set):
+        constraint = _Hoisted(constraint, captured)
+    elif any(_transformed(leaf) for leaf in tree.leaves(constraint)):
+        constraint, carried = _last, constraint
+    elif not captured:
+        return lower, theta
+    hoisted = replace(lower, objective=_Hoisted(lower.objective, captured), constraint=constraint)
+    return hoisted, (theta, captured, carried)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hoisted:
+    """A function of theta (and z) whose captured tensors are replaced by those that theta brings along."""
+
+    function: Callable[..., Any]
+    captured: tuple[Tensor, ...]
+
+    def __call__(self, theta: Tree, *z: Tree) -> Any:
+        own, brought, _ = theta
+        with _Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)}):
+            return self.function(own, *z)
+
+
+def _last(theta: Tree) -> Set:
+    found: Set = theta[2]
+    return found
+
+
+class _Finder(TorchFunctionMode):
+    """Records the tensors of a transform that enter torch functions without having come out of one."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        # Tensors are kept alive here, since an id is unique among living objects only.
+        self._known = {id(tensor): tensor for tensor in known}
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree.leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and id(leaf) not in self._known and _transformed(leaf):
+                self.found[id(leaf)] = leaf
+        result = function(*args, **kwargs)
+        self._known.update({id(leaf): leaf for leaf in tree.leaves(result) if isinstance(leaf, Tensor)})
+        return result
+
+
+class _Exchange(TorchFunctionMode):
+    """Hands torch functions other tensors in place of some."""
+
+    def __init__(self, replacement: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._replacement = replacement
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree.map(lambda leaf: self._replacement.get(id(leaf), leaf), (args, dict(kwargs or {})))
+        return function(*args, **kwargs)
+
+
+def _transformed(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and bool(torch._C._functorch.is_functorch_wrapped_tensor(leaf))
