@@ -93,7 +93,8 @@ class Layout:
 
     def unravel(self, flat: Tensor) -> Tree:
         """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
-        pieces = flat.split(self.sizes, dim=-1)
+        # One leaf is the common case on hot paths, and needs no split.
+        pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)
         leaves = [p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)]
         return tree.unflatten(leaves, self.spec)
 

@@ -51,9 +51,7 @@ def build_model(saved: Checkpoint) -> nn.Module:
     return model.eval()
 
 
-def load_model(
-    run: Path | str, *, checkpoint: str = "best", device: torch.device | str = "cpu"
-) -> nn.Module:
+def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.device | str = "cpu") -> nn.Module:
     """Load a trained model.
 
     Args:

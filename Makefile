@@ -1,0 +1,69 @@
+# Everything is installed into .venv beside this file; nothing else on the machine is touched.
+# The stamp files in .venv say what has been installed: they are renewed when pyproject.toml changes.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test docs lint format clean
+
+BIN := .venv/bin
+INSTALL = $(BIN)/uv pip install --python $(BIN)/python
+
+# When the Python under .venv has gone (an upgrade of the machine removes it), the stamps are no longer true.
+$(shell test -x $(BIN)/python || rm -f .venv/.stamp-*)
+
+help: ## show this list
+	@echo "usage: make TARGET        (PYTHON=/path/to/python3 chooses the Python, 3.11 or newer)"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
+	    while IFS='	' read -r target text; do printf '  make %-7s %s\n' "$$target" "$$text"; done
+
+demo: .venv/.stamp-demo ## train and attack on handwritten digits, then write runs/demo/report.html
+	$(BIN)/adv-train demo --out runs/demo
+
+test: lint ## check format, lint, types and imports, then run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.stamp-test ## the checks of `make test` without the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
+
+format: .venv/.stamp-test ## rewrite the code in the project's format and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.stamp-docs ## build the documentation into site/; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+clean: ## remove .venv, site/ and the tools' caches; runs/ stays
+	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# A candidate is tried by running it: a name on the PATH may be too old, a shim for nothing, or lack ensurepip.
+$(BIN)/python:
+	@set -- python3 python3.14 python3.13 python3.12 python3.11; \
+	if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; fi; \
+	for python do \
+	    if "$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "creating .venv with $$("$$python" --version)"; \
+	        exec "$$python" -m venv --clear .venv; \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11 or newer with its venv module among: $$*." \
+	    "Install one (on Debian and Ubuntu also python3-venv) or run: make PYTHON=/path/to/python3 ..." >&2; \
+	exit 1
+
+.venv/.stamp-uv: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/.stamp-demo: .venv/.stamp-uv pyproject.toml
+	$(INSTALL) --editable '.[adv-train]'
+	@touch $@
+
+.venv/.stamp-test: .venv/.stamp-uv pyproject.toml
+	$(INSTALL) --editable '.[adv-train,test]'
+	@touch $@
+
+.venv/.stamp-docs: .venv/.stamp-uv pyproject.toml
+	$(INSTALL) --editable '.[docs]'
+	@touch $@

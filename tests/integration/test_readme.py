@@ -1,0 +1,49 @@
+"""What the README and the documentation show is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adv_train.cli.parser import make_parser
+from adv_train.recipes import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_first_example_prints_the_output_shown_beneath_it(tmp_path: Path) -> None:
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, "README.md needs a ```python block followed by a ```text block with its output"
+    source, shown = found.groups()
+    # A process of its own: nothing that another test imported or seeded can help the example.
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, shown, "")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_line_shown_is_one_that_the_program_takes(page: Path) -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"(?:^|&& )adv-train ([^&#\n]+)", "".join(blocks), re.MULTILINE)
+    for line in lines:
+        arguments = vars(make_parser().parse_args(line.split()))
+        assert arguments.get("preset") in {None, *PRESETS}
+
+
+def test_the_readme_lists_the_commands_that_the_program_has() -> None:
+    listed = re.findall(r"^\| `adv-train (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.search(r"^commands:\n(.*?)^\S", make_parser().format_help(), re.DOTALL | re.MULTILINE)
+    assert shown is not None
+    assert set(listed) == set(re.findall(r"^    (\w+)", shown.group(1), re.MULTILINE))

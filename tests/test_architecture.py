@@ -1,0 +1,112 @@
+"""The promises of the packaging: what an import costs, where a name lives, which version this is.
+
+Which module may import which is checked by the import contracts in `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+import types
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import adv_train
+import blo
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+HEAVY = {
+    "torchvision",
+    "torchopt",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pyautoattack",
+    "tqdm",
+    "yaml",
+    "adv_train",
+}
+
+
+def test_importing_blo_loads_no_heavy_package(tmp_path: Path) -> None:
+    # torch is imported first, because it loads tqdm itself where that is installed.
+    code = """
+import sys, numpy, torch
+before = set(sys.modules)
+import blo
+print(*{name.partition(".")[0] for name in set(sys.modules) - before})
+"""
+    # From an empty folder, so that it is the installed package that is found.
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "blo" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_each_public_name_of_blo_exists_once() -> None:
+    repeated = [name for name, times in Counter(blo.__all__).items() if times > 1]
+    missing = [name for name in blo.__all__ if not hasattr(blo, name)]
+    assert (repeated, missing) == ([], [])
+
+
+def test_no_object_of_blo_has_two_public_names() -> None:
+    names: dict[int, list[str]] = {}
+    for name in blo.__all__:
+        names.setdefault(id(getattr(blo, name)), []).append(name)
+    assert [found for found in names.values() if len(found) > 1] == []
+
+
+def test_blo_offers_no_undeclared_public_name() -> None:
+    undeclared = {
+        name
+        for name, value in vars(blo).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType) and name not in blo.__all__
+    }
+    assert undeclared - {"annotations"} == set()
+
+
+def test_the_version_is_stated_once_and_repeated_faithfully() -> None:
+    version = PYPROJECT["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert importlib.metadata.version("blo") == blo.__version__ == citation["version"] == version
+
+
+@pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
+def test_packages_come_from_this_checkout_and_are_typed(package: types.ModuleType) -> None:
+    (folder,) = package.__path__
+    assert Path(folder).is_relative_to(ROOT)
+    assert (Path(folder) / "py.typed").is_file()
+
+
+def test_the_core_depends_on_torch_and_numpy_only() -> None:
+    assert {line.split(">")[0] for line in PYPROJECT["project"]["dependencies"]} == {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
+def test_every_public_name_is_on_its_api_page(package: types.ModuleType) -> None:
+    page = (ROOT / f"docs/api/{package.__name__}.md").read_text(encoding="utf-8")
+    documented = re.findall(rf"^::: {package.__name__}\.(\w+)$", page, re.MULTILINE)
+    assert sorted(documented) == sorted(package.__all__)
+
+
+def test_the_readme_lists_every_public_name_of_blo() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in blo.__all__ if f"`{name}`" not in readme] == []
+
+
+def test_one_module_of_blo_touches_the_pytree_library() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "blo").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom) and re.search(r"pytree|optree", ast.unparse(node))
+    }
+    assert users == {"blo/tree.py"}
