@@ -30,13 +30,14 @@ def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tre
             lower.constraint(theta)
     captured = tuple(finder.found.values())
     constraint = lower.constraint
-    carried: Tree = ()
-    if not isinstance(constraint, Set):
-        constraint = _Hoisted(constraint, captured)
-    elif any(_transformed(leaf) for leaf in tree.leaves(constraint)):
-        constraint, carried = _last, constraint
-    elif not captured:
+    carries = isinstance(constraint, Set) and any(_transformed(leaf) for leaf in tree.leaves(constraint))
+    if not captured and not carries:
         return lower, theta
+    carried: Tree = ()
+    if carries:
+        constraint, carried = _last, constraint
+    elif not isinstance(constraint, Set):
+        constraint = _Hoisted(constraint, captured)
     hoisted = replace(lower, objective=_Hoisted(lower.objective, captured), constraint=constraint)
     return hoisted, (theta, captured, carried)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from blo import tree
 from blo._argmin import Solving
 from blo._failures import Checks
+from blo._layout import Layout
 from blo._problem import FlatProblem, LowerProblem
 from blo._report import Report
 from blo._types import OnFailure, Tree
@@ -92,7 +93,7 @@ def value_and_hypergrad(
     leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None
     if state is not None:
-        start, guess = problem.layout.ravel(state["z"], "state['z']"), state["q"]
+        start, guess = _resume(state, problem.layout)
     trace = gradient.trace(problem, leaves, start, solving)
     assert solving.last is not None
 
@@ -120,6 +121,19 @@ def value_and_hypergrad(
         state={"z": problem.layout.unravel(trace.z), "q": pulled.q},
         report=Report(solving.last, pulled, direct, pulled.cotangents, gradient.tol),
     )
+
+
+def _resume(state: dict[str, Any], layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """Return the flat solution and the adjoint that an earlier call left behind."""
+    if set(state) != {"z", "q"}:
+        raise StructureError(f"`state` must be the `.state` of an earlier call, with z and q, but holds {list(state)}.")
+    z, q = layout.ravel(state["z"], "state['z']").detach(), state["q"]
+    if q is not None and (q.shape, q.dtype, q.device) != (z.shape, z.dtype, z.device):
+        raise StructureError(
+            f"`state['q']` must be {z.dtype} of shape {tuple(z.shape)} on {z.device}, but is {q.dtype} of shape "
+            f"{tuple(q.shape)} on {q.device}. Start without `state` when the problem has changed."
+        )
+    return z, q
 
 
 def _check_upper(value: Tensor) -> None:

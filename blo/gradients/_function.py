@@ -50,7 +50,7 @@ class Solution(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        z, *leaves = ctx.saved_tensors
+        z, *leaves = _alive(ctx.saved_tensors)
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
 
         origin = ctx.problem.bind(leaves).constraint
@@ -96,7 +96,7 @@ class Adjoint(Function):
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        q, z, v, *leaves = ctx.saved_tensors
+        q, z, v, *leaves = _alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule
 
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
@@ -142,6 +142,14 @@ def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[
     """`torch.func.vjp` without auxiliary output, typed."""
     value, pullback = torch.func.vjp(function, *inputs)[:2]
     return value, pullback
+
+
+def _alive(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Take tensors out of the wrappers of transforms that have ended.
+
+    Torch looks through one such wrapper, and fails an internal assertion on the two that a vjp of an ended one makes.
+    """
+    return [torch._C._functorch.unwrap_if_dead(tensor) for tensor in tensors]
 
 
 def _lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

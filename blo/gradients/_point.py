@@ -23,12 +23,14 @@ class Point:
         self._leaves = leaves
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            self._motion = problem.motion(tree.detach(problem.constraint), z)
+            # What moves is measured from a set at rest; its tangent space, too, must not drag a graph of theta along.
+            rest = tree.detach(problem.constraint)
+            self._motion = problem.motion(rest, z)
             # The solution moves with the active face, so the gradient taken there sees B + H N.
             moved = self._z + self._motion if problem.moving else self._z
             self._gradient = gradient(problem.value, moved, create_graph=True)
         slope = self._gradient.detach()
-        self.optimality = Optimality(z, slope, problem.constraint, problem.constraint.tangent(z, slope))
+        self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         """Return H times a direction, shape `(*lanes, n)`."""

@@ -1,0 +1,51 @@
+"""From the words on the command line to an exit status: 0 done, 1 diverged, 2 to be put right, 130 interrupted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from adv_train.errors import Diverged, UserError
+
+_EXTRAS = {"torchvision", "pyautoattack", "sklearn", "yaml", "tqdm", "matplotlib", "PIL"}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        words: The words after ``adv-train``; by default those of this process.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        # Here and not above, so that a missing package is told in one line like any other error.
+        from adv_train.cli.parser import make_parser
+
+        arguments = make_parser().parse_args(words)
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except (UserError, Diverged) as error:
+        return _fail(str(error), 1 if isinstance(error, Diverged) else 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        return _fail(f"the package {package} is missing; install it with: pip install 'blo[adv-train]'", 2)
+    except BrokenPipeError:
+        # The reader of our output has gone (`adv-train list | head`); nothing may be flushed to it on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f" `{error.filename}`" if error.filename else ""
+        return _fail(f"{error.strerror or error}{place}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; whole epochs are kept, and the same command goes on from there", 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"adv-train: error: {' '.join(message.split())}", file=sys.stderr)
+    return status

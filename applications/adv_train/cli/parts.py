@@ -1,0 +1,140 @@
+"""Several runs side by side, each trained and judged by the ordinary commands in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from adv_train import evaluation
+from adv_train.attacks import PGDSettings
+from adv_train.config import RunConfig
+from adv_train.errors import UserError
+from adv_train.records import RunFolder
+
+_END_OF_LINE = re.compile(r"[\r\n]")
+_CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run to train and judge.
+
+    Attributes:
+        name: What to call it.
+        out: Its run folder.
+        config: What it trains.
+        fit: The words after ``adv-train fit`` that give this configuration.
+        images: How many test images it is judged on.
+    """
+
+    name: str
+    out: Path
+    config: RunConfig
+    fit: tuple[str, ...]
+    images: int
+
+    def is_done(self) -> bool:
+        """Whether it is trained and fully judged."""
+        run = RunFolder(self.out)
+        try:
+            outcome = evaluation.read(self.out)
+            epochs = len(run.metrics())
+        except UserError:
+            return False
+        pgd, full = outcome.settings.get("pgd", {}), PGDSettings()
+        fully = (pgd.get("steps"), pgd.get("restarts")) == (full.steps, full.restarts)
+        return fully and outcome.autoattack is not None and outcome.n == self.images and epochs == self.config.epochs
+
+
+def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:
+    """Train and judge the parts that are not done, as many at a time as there are processors.
+
+    Small networks gain nothing from a second thread, so each process has one.
+
+    Args:
+        parts: The cheapest first; they are started from the other end, so that the last to finish is a short one.
+        progress: Show a line for each part on stderr; ``None`` does so on a terminal, and elsewhere writes a line
+            when a part is done.
+
+    Raises:
+        UserError: When a process fails; the others are stopped, and go on from where they were another time.
+    """
+    waiting = [part for part in reversed(parts) if not part.is_done()]
+    shown = sys.stderr.isatty() if progress is None else progress
+    lines = {part.name: _line(row, shown) for row, part in enumerate(waiting)}
+    processes: list[subprocess.Popen[bytes]] = []
+    pool = ThreadPoolExecutor(_processors())
+    try:
+        futures = {
+            pool.submit(_run_part, part, processes, _writer(part.name, lines[part.name])): part for part in waiting
+        }
+        for future in as_completed(futures):
+            future.result()
+            if progress is None and not shown:
+                print(f"{futures[future].name}: trained and judged", file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()  # does nothing to one that has ended
+        pool.shutdown(wait=True)
+        for line in lines.values():
+            line.close()
+
+
+def _run_part(part: Part, processes: list[subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
+    judge = ("eval", str(part.out), "--limit", str(part.images))
+    for words in (("fit", *part.fit, "--out", str(part.out)), judge):
+        tell("starting")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "adv_train", *words, "--progress"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        processes.append(process)
+        last = _follow(process, tell)
+        if process.returncode != 0:
+            raise UserError(f"{part.name}: {last.removeprefix('adv-train: error: ') or 'its process was killed'}")
+    tell("done")
+
+
+def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> str:
+    """Pass on each state of a process's bars; returns the last thing it said once it has ended."""
+    said, rest = "", ""
+    with process:
+        assert process.stderr is not None
+        while chunk := os.read(process.stderr.fileno(), 4096):
+            *ended, rest = _END_OF_LINE.split(rest + chunk.decode(errors="replace"))
+            for text in ended:
+                if plain := _CURSOR_MOVES.sub("", text).strip():
+                    said = plain
+                    tell(plain)
+    return said
+
+
+def _line(row: int, shown: bool) -> tqdm[Any]:
+    # Only the description is used: what a line says is the bar of the process behind it.
+    return tqdm(bar_format="{desc}", position=row, leave=False, file=sys.stderr, disable=not shown)
+
+
+def _writer(name: str, line: tqdm[Any]) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        # A line that wraps would push the others out of place.
+        line.set_description_str(f"{name:<16} {text}"[: shutil.get_terminal_size().columns - 1])
+
+    return tell
+
+
+def _processors() -> int:
+    # Fewer than the machine has, where a container or batch system grants fewer.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

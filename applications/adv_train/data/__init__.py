@@ -1,0 +1,21 @@
+"""Labelled images by name, in fixed splits, resident on the device that trains on them."""
+
+from __future__ import annotations
+
+from adv_train.data.augment import Augment
+from adv_train.data.batches import batch_bounds, batches, epoch_generator, ordered_batches
+from adv_train.data.dataset import Dataset
+from adv_train.data.registry import load, names
+from adv_train.data.split import Split
+
+__all__ = [
+    "Augment",
+    "Dataset",
+    "Split",
+    "batch_bounds",
+    "batches",
+    "epoch_generator",
+    "load",
+    "names",
+    "ordered_batches",
+]

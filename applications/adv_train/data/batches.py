@@ -1,0 +1,80 @@
+"""The order in which a split is seen, all randomness drawn from one generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adv_train.data.augment import Augment
+from adv_train.data.split import Split, to_unit_range
+from adv_train.errors import UserError
+
+
+def epoch_generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make the generator of one epoch, a function of its arguments alone.
+
+    An epoch that starts from it does not depend on the epochs before, so a run that was interrupted goes on
+    exactly. The two numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
+
+    Args:
+        seed: Of the run, from 0.
+        epoch: Number of the epoch, from 0.
+        device: Where the random numbers are drawn.
+    """
+    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
+
+
+def batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
+    """Give the first and one past the last position of every training batch of an epoch.
+
+    No sample is dropped: the last batch is smaller, or, where it would hold a *single* sample, joins the
+    batch before it. BatchNorm has no variance of one value, so a lone sample raises an error where features
+    have shrunk to one pixel and gives a useless gradient elsewhere; dropping it would leave out a sample in
+    every epoch.
+
+    Raises:
+        UserError: When the batch size is below 1, or below 2 for more than one sample.
+    """
+    if batch_size < 2 <= samples or batch_size < 1:
+        raise UserError(f"The batch size must be at least 2, since BatchNorm needs two samples, but is {batch_size}.")
+    starts = list(range(0, samples, batch_size))
+    if len(starts) > 1 and samples - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], samples], strict=True))
+
+
+def batches(
+    split: Split, batch_size: int, *, generator: torch.Generator, augment: Augment | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go once through a split in random order.
+
+    Args:
+        split: What to go through.
+        batch_size: Samples a batch; see `batch_bounds` for the last one.
+        generator: The only source of randomness. On the device of the split no draw crosses devices; a CPU
+            generator works everywhere and then draws the same numbers for every device.
+        augment: Applied to every batch.
+
+    Yields:
+        Images ``(batch, channels, height, width)`` in [0, 1], contiguous, and labels ``(batch,)``.
+    """
+    device = split.images.device
+    order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
+    for start, stop in batch_bounds(len(split), batch_size):
+        chosen = order[start:stop]
+        images = split.images[chosen]
+        yield augment(images, generator) if augment else to_unit_range(images), split.labels[chosen]
+
+
+def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go once through a split as it lies, for evaluation: nothing is random, no sample is left out.
+
+    Yields:
+        Images ``(batch, channels, height, width)`` in [0, 1] and labels ``(batch,)``.
+    """
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield to_unit_range(images), labels

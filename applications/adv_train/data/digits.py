@@ -1,0 +1,42 @@
+"""Handwritten digits that come with scikit-learn: nothing to download."""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+
+from adv_train.data.dataset import Dataset
+from adv_train.data.split import Split
+from adv_train.data.statistics import channel_statistics
+from adv_train.data.stratified import limited, stratified_holdout
+
+_TEST, _VALIDATION = 360, 180
+
+
+def load(limit: int | None) -> Dataset:
+    """Load 1,797 grey 8x8 digits: 1,257 to train on, 180 for validation, 360 to test.
+
+    The values are the multiples of 1/16 in [0, 1]. Source: Alpaydin and Kaynak (1998), "Optical recognition
+    of handwritten digits", the test part of the UCI data set.
+
+    Args:
+        limit: Most samples in the training split, and in the validation split.
+    """
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    everything = Split(images, torch.from_numpy(bunch.target).long())
+    rest, test = stratified_holdout(everything.labels, _TEST)
+    kept, validation = stratified_holdout(everything.labels[rest], _VALIDATION)
+    train = everything.subset(limited(rest[kept], everything.labels, limit))
+    mean, std = channel_statistics(train.images)
+    return Dataset(
+        name="digits",
+        train=train,
+        validation=everything.subset(limited(rest[validation], everything.labels, limit)),
+        test=everything.subset(test),
+        class_names=tuple(str(name) for name in bunch.target_names),
+        mean=mean,
+        std=std,
+        # A mirrored or shifted 8x8 digit is often another digit, or none.
+        augment=None,
+    )

@@ -1,0 +1,40 @@
+"""A part of a data set, whole and resident on one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Give bytes as float32 in [0, 1]; images that are already floating point come back as they are."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    All of it stays on the device, a byte a value where the source has bytes: CIFAR-10 takes 180 MB, and no
+    batch waits for a disk or for a copy between devices.
+
+    Attributes:
+        images: Shape ``(n, channels, height, width)``: uint8 in [0, 255], or float32 in [0, 1].
+        labels: Shape ``(n,)``, int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Give the same split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def subset(self, indices: Tensor) -> Split:
+        """Give the samples at ``indices``, an int64 tensor of shape ``(m,)``."""
+        return Split(self.images[indices], self.labels[indices])

@@ -1,0 +1,86 @@
+"""From a model's name to the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adv_train.errors import UserError, unknown
+from adv_train.models.preact_resnet import PreActResNet18
+from adv_train.models.small_cnn import SmallCNN
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {"preact-resnet-18": PreActResNet18, "small-cnn": SmallCNN}
+_FROM_DATA = frozenset({"channels", "classes", "image_size", "mean", "std"})
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `create` knows, in alphabetical order."""
+    return tuple(sorted(_BUILDERS))
+
+
+def create(
+    name: str,
+    *,
+    channels: int,
+    classes: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model with fresh weights, on the CPU, in float32 and in train mode.
+
+    Args:
+        name: One of `names`.
+        channels: Of the images: 1 for grey, 3 for colour.
+        classes: Number of logits, at least 2.
+        image_size: Side of the square images in pixels.
+        mean: Mean of each channel over the training images in [0, 1].
+        std: Standard deviation of each channel, above zero.
+        seed: Fixes the weights without touching the global random state; without it they follow
+            ``torch.manual_seed``. Weights are drawn on the CPU, so they are the same whatever device trains
+            them.
+        options: The model's own options, such as ``activation="silu"``.
+
+    Returns:
+        A module from images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
+
+    Raises:
+        UserError: When the name or an option is unknown, or a number is out of its range.
+    """
+    if name not in _BUILDERS:
+        raise unknown("model", name, _BUILDERS)
+    builder = _BUILDERS[name]
+    valid_options = set(inspect.signature(builder).parameters) - _FROM_DATA
+    for option in options:
+        if option not in valid_options:
+            raise unknown(f"option of model {name}", option, valid_options)
+    _check_data(channels, classes, image_size, mean, std)
+    arguments = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
+    if seed is None:
+        return builder(**arguments, **options)
+    with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`, which would reseed every GPU too, for good.
+        torch.default_generator.manual_seed(seed)
+        return builder(**arguments, **options)
+
+
+def _check_data(channels: int, classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    if channels < 1 or image_size < 1:
+        raise UserError(
+            f"A model needs images with channels and pixels, but got {channels} x {image_size} x {image_size}."
+        )
+    if classes < 2:
+        raise UserError(f"A classifier needs at least 2 classes, but the data have {classes}.")
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"`mean` and `std` need one number for each of the {channels} channels, "
+            f"but hold {len(mean)} and {len(std)}."
+        )
+    if min(std) <= 0:
+        raise UserError(f"`std` must be above zero in every channel, but its smallest value is {min(std)}.")

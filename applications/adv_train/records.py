@@ -1,0 +1,151 @@
+"""The run folder: its configuration, one record an epoch, and the lock that keeps a second process out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from adv_train.config import RunConfig, read_yaml, to_yaml
+from adv_train.errors import UserError
+from adv_train.files import make_folder, replace_file
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; two processes in one run folder are then the user's care.
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run folder and what is in its text files.
+
+    Attributes:
+        path: The folder, which need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint after the last whole epoch, from which a run goes on."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch that was best on the validation split."""
+        return self.path / "best.pt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object an epoch; depends on the configuration alone."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing_file(self) -> Path:
+        """One JSON object an epoch with wall-clock seconds, which no two runs share."""
+        return self.path / "timing.jsonl"
+
+    def config(self) -> RunConfig:
+        """Read the configuration.
+
+        Raises:
+            UserError: When the folder holds none, or it is malformed or incomplete.
+        """
+        if not self.config_file.is_file():
+            raise UserError(f"`{self.path}` is not a run folder: it has no config.yaml. `adv-train fit` makes one.")
+        try:
+            return RunConfig(**read_yaml(self.config_file))
+        except TypeError as error:
+            raise UserError(f"The configuration `{self.config_file}` is incomplete ({error}).") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the record of each epoch; empty where there is none yet."""
+        return _read_lines(self.metrics_file)
+
+    def timing(self) -> list[dict[str, Any]]:
+        """Read the seconds of each epoch; empty where there are none yet."""
+        return _read_lines(self.timing_file)
+
+    def holds_metrics(self, history: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether the metrics file holds exactly these records."""
+        return self.metrics_file.is_file() and self.metrics_file.read_bytes() == _lines(history)
+
+    def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Write the records of all epochs so far in one piece."""
+        replace_file(self.metrics_file, _lines(history))
+
+    def write_timing(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Write the seconds of all epochs so far in one piece."""
+        replace_file(self.timing_file, _lines(history))
+
+    def check(self, config: RunConfig) -> None:
+        """Make sure that a run with this configuration may use the folder; changes nothing.
+
+        Raises:
+            UserError: When the folder holds another configuration, or results without one.
+        """
+        if not self.config_file.exists():
+            results = [file.name for file in (self.last, self.best, self.metrics_file) if file.exists()]
+            if results:
+                raise UserError(f"`{self.path}` holds {results[0]} but no config.yaml: give --out a folder of its own.")
+            return
+        differences = config.differences(self.config())
+        if differences:
+            raise UserError(
+                f"`{self.path}` holds a run with another configuration; it differs in {', '.join(differences)}. "
+                "Give --out another folder."
+            )
+
+    @contextmanager
+    def claim(self, config: RunConfig) -> Iterator[None]:
+        """Hold the folder for one process, making it and its ``config.yaml`` where they do not exist.
+
+        Raises:
+            UserError: When the folder cannot be used (see `check`), cannot be written, or another process trains in it.
+        """
+        self.check(config)
+        make_folder(self.path)
+        with _locked(self.path / ".lock"):
+            if not self.config_file.exists():
+                replace_file(self.config_file, to_yaml(config).encode())
+            yield
+
+
+def _locked(path: Path) -> TextIO:
+    try:
+        lock = path.open("a")
+        # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another process is training in `{path.parent}`: wait for it, or use another folder."
+        ) from None
+    except OSError as error:
+        raise UserError(f"Cannot write in the folder `{path.parent}`: {error.strerror}.") from error
+    return lock
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"`{path}` has a line that is not JSON: {line[:60]!r}.") from error
+    return records
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()

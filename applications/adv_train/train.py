@@ -1,0 +1,152 @@
+"""Training into a run folder, so that a run killed at any moment goes on to the very weights it would have had."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adv_train import checkpoint, data, methods
+from adv_train.attacks.judging import suitable_threads
+from adv_train.checkpoint import Checkpoint
+from adv_train.config import RunConfig
+from adv_train.devices import find_device
+from adv_train.errors import Diverged, UserError
+from adv_train.progress import TrainingProgress
+from adv_train.records import RunFolder
+from adv_train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` did.
+
+    Attributes:
+        run: The run folder.
+        resumed_after: Epochs that an earlier process had done; all of them where there was nothing left to do.
+        best: Record of the epoch in ``best.pt``.
+    """
+
+    run: RunFolder
+    resumed_after: int
+    best: dict[str, Any]
+
+
+def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> FitResult:
+    """Train a model into a run folder; a folder with part of the same run is continued exactly.
+
+    All randomness of an epoch follows from the seed and the epoch, and ``last.pt`` holds everything else, so on a CPU
+    the weights and records of a run do not depend on where it was interrupted.
+
+    Args:
+        config: What to train.
+        out: The run folder; made where it does not exist.
+        progress: Whether to show a bar on stderr; ``None`` shows it on a terminal and prints a line an epoch elsewhere.
+
+    Raises:
+        UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
+        Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
+    """
+    run = RunFolder(Path(out))
+    method = methods.create(config.method, eps=config.eps, **config.options)
+    device = find_device(config.device)
+    run.check(config)
+    saved = _saved(run, config)
+    if saved and saved.epoch == config.epochs and run.holds_metrics(saved.history):
+        return _result(run, saved, resumed_after=saved.epoch)
+    dataset = data.load(config.data, root=config.data_root, limit=config.train_limit, device=device)
+    with run.claim(config), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trainer = Trainer(config, method, dataset, device)
+        state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
+        if saved:
+            _restore(trainer, saved, run)
+            _write_what_follows(run, saved)
+        title = f"{config.method} on {config.data}"
+        with (
+            TrainingProgress(title, config.epochs, trainer.steps, progress) as shown,
+            suitable_threads(trainer.model, dataset.train.images),
+        ):
+            shown.resume(state.epoch)
+            while state.epoch < config.epochs:
+                state = _next_epoch(trainer, state, run, shown)
+    return _result(run, state, resumed_after=saved.epoch if saved else 0)
+
+
+def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: TrainingProgress) -> Checkpoint:
+    epoch = state.epoch + 1
+    start = time.perf_counter()
+    trained = trainer.train_epoch(state.epoch, shown.step)
+    if not (math.isfinite(trained["loss"]) and trainer.is_finite()):
+        raise Diverged(_divergence(run, state, trained["loss"]))
+    middle = time.perf_counter()
+    record = {"epoch": epoch, **trained, **trainer.validate()}
+    seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
+    score = _score(trainer.config.select, record)
+    improved = state.best_epoch == 0 or score > state.best_score
+    state = replace(
+        state,
+        epoch=epoch,
+        model=trainer.model.state_dict(),
+        optimizer=trainer.optimizer.state_dict(),
+        history=(*state.history, record),
+        best_epoch=epoch if improved else state.best_epoch,
+        best_score=score if improved else state.best_score,
+    )
+    checkpoint.save(run.last, state)
+    earlier = [line for line in run.timing() if line["epoch"] < epoch]
+    run.write_timing([*earlier, seconds])
+    _write_what_follows(run, state)
+    shown.epoch(record, middle - start)
+    return state
+
+
+def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:
+    # last.pt is the one source of truth and is written first. A process killed before these two files agree with it
+    # is put right by the next one, which calls this again; metrics.jsonl comes last and so says that both are done.
+    if state.best_epoch == state.epoch:
+        checkpoint.save(run.best, replace(state, optimizer={}, history=()))
+    run.write_metrics(state.history)
+
+
+def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
+    if not run.last.exists():
+        return None
+    saved = checkpoint.load(run.last)
+    differences = config.differences(saved.config)
+    if differences or not 1 <= saved.epoch <= config.epochs or not saved.history:
+        raise UserError(
+            f"`{run.last}` does not belong to the configuration beside it"
+            f"{': it differs in ' + ', '.join(differences) if differences else ''}. Give --out another folder."
+        )
+    return saved
+
+
+def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
+    try:
+        trainer.model.load_state_dict(saved.model)
+        trainer.optimizer.load_state_dict(dict(saved.optimizer))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"`{run.last}` holds the weights of another model than {trainer.config.model}.") from error
+
+
+def _score(select: str, record: dict[str, Any]) -> tuple[float, ...]:
+    scores: dict[str, tuple[float, ...]] = {
+        "robust": (record["val_ra"], record["val_sa"]),
+        "clean": (record["val_sa"], record["val_ra"]),
+        "last": (record["epoch"],),
+    }
+    return scores[select]
+
+
+def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "a weight is not a finite number"
+    kept = f"`{run.last}` keeps epoch {state.epoch}" if state.epoch else "no checkpoint was written yet"
+    return f"Training diverged in epoch {state.epoch + 1}: {what}; {kept}. Try a smaller --lr."
+
+
+def _result(run: RunFolder, state: Checkpoint, *, resumed_after: int) -> FitResult:
+    return FitResult(run, resumed_after, dict(state.history[state.best_epoch - 1]))

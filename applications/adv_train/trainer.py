@@ -1,0 +1,111 @@
+"""One epoch: steps of a method with SGD, then clean and robust accuracy on the validation split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adv_train import attacks, data, models
+from adv_train.config import RunConfig
+from adv_train.data import Dataset
+from adv_train.methods import Method
+from adv_train.schedules import cycled_momentum, learning_rate
+
+_VALIDATION_BATCH = 500
+
+
+class Trainer:
+    """A model, its optimiser and its data, moved one epoch at a time.
+
+    Args:
+        config: What to train.
+        method: Gives the gradient of one step.
+        dataset: On the device that trains.
+        device: That device.
+    """
+
+    def __init__(self, config: RunConfig, method: Method, dataset: Dataset, device: torch.device) -> None:
+        self.config = config
+        self.method = method
+        self.dataset = dataset
+        self.device = device
+        arguments: dict[str, Any] = dataset.model_arguments()
+        self.model = models.create(config.model, **arguments, seed=config.seed, activation=config.activation).to(device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.steps = len(data.batch_bounds(len(dataset.train), config.batch_size))
+
+    def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
+        """Go once through the training split.
+
+        Args:
+            epoch: Number of the epoch, from 0; with the seed it fixes all randomness.
+            count_step: Called after every step.
+
+        Returns:
+            Learning rate of the last step, mean loss, and mean share of the implicit gradient.
+        """
+        generator = data.epoch_generator(self.config.seed, epoch, self.device)
+        torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.model.train()
+        # Sums stay on the device: reading one number a step would make the host wait for the device every time.
+        loss = torch.zeros((), device=self.device)
+        share = torch.zeros((), device=self.device)
+        batches = data.batches(
+            self.dataset.train, self.config.batch_size, generator=generator, augment=self.dataset.augment
+        )
+        for index, (x, y) in enumerate(batches):
+            self._set_rates(epoch * self.steps + index)
+            step = self.method(self.model, parameters, x, y, generator=generator)
+            for name, parameter in parameters.items():
+                parameter.grad = step.grads[name]
+            self.optimizer.step()
+            loss += step.loss.detach() * len(y)
+            share += step.implicit_share.detach()
+            count_step()
+        mean_share = float(share) / self.steps
+        return {
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": float(loss) / len(self.dataset.train),
+            # 0/0 where the direct part vanishes: JSON has no NaN.
+            "implicit_share": mean_share if math.isfinite(mean_share) else None,
+        }
+
+    def is_finite(self) -> bool:
+        """Whether every weight and every statistic of the model is a finite number."""
+        return bool(torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all())
+
+    def validate(self) -> dict[str, float]:
+        """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch."""
+        self.model.eval()
+        generator = torch.Generator(self.device).manual_seed(0)
+        clean = torch.zeros((), dtype=torch.int64, device=self.device)
+        robust = torch.zeros_like(clean)
+        for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
+            with torch.no_grad():
+                clean += (self.model(x).argmax(1) == y).sum()
+            survived, _ = attacks.pgd(
+                self.model,
+                x,
+                y,
+                eps=self.config.eps,
+                steps=self.config.validation_steps,
+                restarts=1,
+                generator=generator,
+            )
+            robust += survived.sum()
+        samples = len(self.dataset.validation)
+        return {"val_sa": int(clean) / samples, "val_ra": int(robust) / samples}
+
+    def _set_rates(self, step: int) -> None:
+        config, steps = self.config, self.config.epochs * self.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak=config.lr, schedule=config.schedule)
+            if config.momentum_cycling:
+                group["momentum"] = cycled_momentum(step, steps, momentum=config.momentum)

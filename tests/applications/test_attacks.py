@@ -1,0 +1,388 @@
+"""The judging attacks, against closed forms and hand-written loops; and that they leave everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from adv_train.attacks import autoattack, pgd
+from adv_train.attacks.judging import suitable_threads
+from adv_train.errors import UserError
+
+
+def random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def linear_case(seed: int, classes: int, n: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
+    """A linear classifier with some images, labelled at random among its two best classes."""
+    generator = random(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, classes, dtype=dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    x = torch.rand(n, 1, 3, 4, generator=generator, dtype=dtype)
+    top = model(x).detach().topk(2).indices
+    first = torch.rand(n, generator=generator) < 0.8
+    return model, x, torch.where(first, top[:, 0], top[:, 1])
+
+
+def worst_margins(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """The exact worst case: a linear function of an image is least at a corner of the box, coordinate by coordinate.
+
+    Returns the smallest value over the box of logit y minus the best other logit, in float64.
+    """
+    layer = model[1]  # type: ignore[index]
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    low, high = (x.double() - eps).clamp(min=0).flatten(1), (x.double() + eps).clamp(max=1).flatten(1)
+    worst = []
+    for other in range(len(bias)):
+        difference = weight[y] - weight[other]
+        corner = torch.where(difference > 0, low, high)
+        worst.append((difference * corner).sum(1) + bias[y] - bias[other])
+    margins = torch.stack(worst, 1)
+    return margins.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+class Network(nn.Module):
+    """BatchNorm and a curved non-linearity, with its running statistics set, in train mode."""
+
+    def __init__(self, seed: int = 0, classes: int = 4) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.norm = nn.BatchNorm2d(1)
+            self.first = nn.Linear(12, 16)
+            self.second = nn.Linear(16, classes)
+        self.double()
+        self.seen: list[bool] = []
+        self.norm.running_mean = torch.full((1,), 0.4, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.training or self.norm.training)
+        logits: Tensor = self.second(torch.tanh(3 * self.first(self.norm(x).flatten(1))))
+        return 4 * logits
+
+
+def network_case(n: int = 40, seed: int = 0) -> tuple[Network, Tensor, Tensor]:
+    model = Network(seed)
+    x = torch.rand(n, 1, 3, 4, generator=random(seed), dtype=torch.float64)
+    with torch.no_grad():
+        y = copy.deepcopy(model).eval()(x).argmax(1)
+    y[0] = (y[0] + 1) % 4  # One sample that is wrong before any attack.
+    return model, x, y
+
+
+# --- PGD -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), eps=st.floats(0, 0.4))
+def test_pgd_finds_the_exact_robust_accuracy_of_a_two_class_linear_model(seed: int, eps: float) -> None:
+    model, x, y = linear_case(seed, classes=2, n=30, dtype=torch.float64)
+    margins = worst_margins(model, x, y, eps)
+    robust, _ = pgd(model, x, y, eps=eps, steps=10, restarts=1, generator=random(seed))
+    clear = margins.abs() > 1e-9
+    assert torch.equal(robust[clear], margins[clear] > 0)
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 10**6), eps=st.floats(0.01, 0.4))
+def test_pgd_never_breaks_a_sample_whose_exact_worst_case_is_robust(seed: int, eps: float) -> None:
+    model, x, y = linear_case(seed, classes=5, n=30, dtype=torch.float64)
+    robust, _ = pgd(model, x, y, eps=eps, steps=5, restarts=3, generator=random(seed))
+    assert robust[worst_margins(model, x, y, eps) > 1e-9].all()
+
+
+def test_a_sample_is_broken_when_any_restart_breaks_it_as_in_a_loop_that_drops_nothing() -> None:
+    model, x, y = network_case()
+    eps, steps, restarts = 0.1, 3, 5
+    robust, _ = pgd(model, x, y, eps=eps, steps=steps, restarts=restarts, generator=random(1))
+
+    judge = copy.deepcopy(model).eval()
+    generator = random(1)
+    survived = [judge(x).argmax(1) == y]
+    for _ in range(restarts):
+        delta = (torch.rand(x.shape, dtype=x.dtype, generator=generator) * 2 - 1) * eps
+        delta = torch.min(torch.max(delta, -x), 1 - x)
+        for _ in range(steps):
+            delta.requires_grad_()
+            (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(judge(x + delta), y), delta)
+            delta = (delta.detach() + eps / 4 * gradient.sign()).clamp(-eps, eps)
+            delta = torch.min(torch.max(delta, -x), 1 - x)
+        survived.append(judge(x + delta).argmax(1) == y)
+
+    assert torch.equal(robust, torch.stack(survived).all(0))
+    # The case tells the rules apart: some sample falls to one restart and withstands the last, and some remains.
+    assert (survived[-1] & ~robust & survived[0]).any()
+    assert robust.any()
+
+
+def test_broken_samples_leave_the_batch() -> None:
+    model, x, y = network_case()
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    robust, _ = pgd(model, x, y, eps=0.1, steps=3, restarts=5, generator=random(1))
+    assert sizes[0] == len(x)
+    assert sizes == sorted(sizes, reverse=True)
+    assert int(robust.sum()) <= sizes[-1] < sizes[1] < len(x)
+
+
+def test_pgd_does_not_depend_on_the_batch_size() -> None:
+    model, x, y = network_case()
+    whole = pgd(model, x, y, eps=0.1, steps=3, restarts=4, generator=random(2))
+    pieces = pgd(model, x, y, eps=0.1, steps=3, restarts=4, generator=random(2), batch_size=7)
+    assert torch.equal(whole[0], pieces[0])
+    assert torch.allclose(whole[1], pieces[1], atol=1e-12)
+
+
+def test_what_pgd_returns_is_in_the_budget_and_breaks_what_it_says() -> None:
+    model, x, y = network_case()
+    x[:5] = 0.0
+    x[5:10] = 1.0
+    robust, adversarial = pgd(model, x, y, eps=0.1, steps=3, restarts=4, generator=random(2))
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert (adversarial - x).abs().max() <= 0.1 + 1e-12
+    judge = copy.deepcopy(model).eval()
+    assert torch.equal(judge(adversarial).argmax(1) == y, robust)
+    wrong = judge(x).argmax(1) != y
+    assert wrong.any() and torch.equal(adversarial[wrong], x[wrong])
+
+
+def test_without_a_budget_only_the_wrong_samples_are_broken() -> None:
+    model, x, y = network_case()
+    robust, adversarial = pgd(model, x, y, eps=0.0, steps=2, restarts=1, generator=random(0))
+    assert torch.equal(robust, torch.arange(len(x)) > 0)
+    assert torch.equal(adversarial, x)
+
+
+def test_a_logit_that_is_not_a_number_is_no_correct_answer() -> None:
+    class Poisoned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = torch.stack([x.flatten(1).sum(1), -x.flatten(1).sum(1)], 1)
+            return logits + torch.where(x[:, :1, 0, 0] > 0.5, torch.nan, 0.0)
+
+    x = torch.full((2, 1, 3, 4), 0.2)
+    x[1, 0, 0, 0] = 0.9
+    robust, _ = pgd(Poisoned(), x, torch.tensor([0, 0]), eps=0.1, steps=1, restarts=1, generator=random(0))
+    assert robust.tolist() == [True, False]
+
+
+def test_a_gradient_that_is_not_a_number_stops_the_judge() -> None:
+    class Kinked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.flatten(1).sum(1, keepdim=True)
+            return torch.cat([total + (total * 0).sqrt(), -total], 1)
+
+    x = torch.full((2, 1, 3, 4), 0.5)
+    with pytest.raises(RuntimeError, match="not finite"):
+        pgd(Kinked(), x, torch.tensor([0, 0]), eps=0.1, steps=1, restarts=1, generator=random(0))
+
+
+# --- both attacks ----------------------------------------------------------------------------------------------------
+
+
+def run_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float = 0.1) -> tuple[Tensor, Tensor]:
+    return pgd(model, x, y, eps=eps, steps=2, restarts=2, generator=random(0))
+
+
+def run_autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float = 0.4) -> tuple[Tensor, Tensor]:
+    return autoattack(model, x, y, eps=eps, seed=0)
+
+
+BOTH = pytest.mark.parametrize("attack", [run_pgd, run_autoattack])
+Attack = Callable[..., tuple[Tensor, Tensor]]
+
+
+@BOTH
+def test_the_model_is_judged_in_eval_mode_and_comes_back_as_it_was(attack: Attack) -> None:
+    model, x, y = network_case()
+    model.train()
+    model.first.eval()  # A mixture that `model.train()` would not bring back.
+    model.first.weight.requires_grad_(False)
+    model.second.weight.grad = torch.ones_like(model.second.weight)
+    before = copy.deepcopy(model.state_dict())
+    attack(model, x, y)
+    assert model.seen and not any(model.seen)
+    assert [module.training for module in (model, model.norm, model.first, model.second)] == [True, True, False, True]
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert [name for name, flag in flags.items() if not flag] == ["first.weight"]
+    gradients = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert gradients == {"second.weight"} and (model.second.weight.grad == 1).all()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@BOTH
+def test_the_model_comes_back_as_it_was_from_an_attack_that_fails(attack: Attack) -> None:
+    class Fragile(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(self.seen) == 3:
+                raise ValueError("out of memory")
+            return super().forward(x)
+
+    model, x, y = Fragile(), *network_case()[1:]
+    model.first.eval()
+    with pytest.raises(ValueError, match="out of memory"):
+        attack(model, x, y, eps=0.01)
+    assert model.training and not model.first.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@BOTH
+def test_the_arguments_and_the_global_random_state_are_left_alone(attack: Attack) -> None:
+    model, x, y = network_case()
+    x_before, y_before, state = x.clone(), y.clone(), torch.random.get_rng_state()
+    attack(model, x, y)
+    assert torch.equal(x, x_before) and torch.equal(y, y_before) and not x.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@BOTH
+def test_a_small_model_is_attacked_on_one_thread(attack: Attack) -> None:
+    model, x, y = network_case()
+    threads: set[int] = set()
+    model.register_forward_pre_hook(lambda *_: threads.add(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        attack(model, x[:4], y[:4])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert 1 in threads
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x[:0], y[:0]), "N >= 1"),
+        (lambda x, y: ((x * 255).byte(), y), "Divide uint8"),
+        (lambda x, y: (x[:, 0], y), "shape"),
+        (lambda x, y: (x * 2 - 0.5, y), "Normalise inside the model"),
+        (lambda x, y: (x * torch.nan, y), r"in \[0, 1\]"),
+        (lambda x, y: (x, y[1:]), "one int64 label"),
+        (lambda x, y: (x, y.float()), "one int64 label"),
+    ],
+)
+def test_samples_that_cannot_be_attacked_are_refused(
+    attack: Attack, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], message: str
+) -> None:
+    model, x, y = network_case()
+    with pytest.raises(UserError, match=message):
+        attack(model, *change(x, y))
+
+
+@BOTH
+@pytest.mark.parametrize("eps", [-0.1, 1.5, float("nan")])
+def test_a_budget_outside_the_unit_range_is_refused(attack: Attack, eps: float) -> None:
+    with pytest.raises(UserError, match="eps"):
+        attack(*network_case(), eps=eps)
+
+
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"step": 0.0}, {"step": float("nan")}])
+def test_pgd_refuses_settings_that_are_no_attack(bad: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="PGD needs"):
+        pgd(*network_case(), eps=0.1, generator=random(0), **bad)  # type: ignore[arg-type]
+
+
+# --- AutoAttack ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 4), (1, 6)])
+def test_autoattack_finds_the_exact_robust_accuracy_of_a_linear_model(seed: int, classes: int) -> None:
+    eps = 0.06
+    model, x, y = linear_case(seed, classes=classes, n=60, dtype=torch.float32)
+    robust, adversarial = autoattack(model, x, y, eps=eps, seed=3)
+    margins = worst_margins(model, x, y, eps)
+    clear = margins.abs() > 1e-3  # In the logits' units, which are near 1: float32 decides nothing closer.
+    assert torch.equal(robust[clear], margins[clear] > 0)
+    correct = model(x).argmax(1) == y
+    assert correct.any() and not correct.all() and robust.any() and not robust.all()
+    assert not (robust & ~correct).any()
+    assert (adversarial - x).abs().max() <= eps + 1e-6
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    assert torch.equal(adversarial[robust], x[robust])
+
+
+def test_it_is_the_authors_attack_bit_for_bit() -> None:
+    model, x, y = linear_case(5, classes=10, n=12, dtype=torch.float32)
+    _, adversarial = autoattack(model, x, y, eps=0.05, seed=7, batch_size=8)
+    with torch.random.fork_rng(devices=[]), suitable_threads(model, x):
+        theirs, _ = AutoAttack(model, eps=0.05, seed=7).run_standard_evaluation(x, y, batch_size=8)
+    assert torch.equal(adversarial, theirs)
+
+
+def test_autoattack_takes_a_sample_of_one_and_a_sample_without_survivors() -> None:
+    model, x, y = linear_case(2, classes=4, n=20, dtype=torch.float32)
+    correct = model(x).argmax(1) == y
+    assert not autoattack(model, x, y, eps=1.0, seed=0)[0].any()
+    one = correct.nonzero()[0]
+    assert not autoattack(model, x[one], y[one], eps=1.0, seed=0)[0].any()
+    robust, adversarial = autoattack(model, x[~correct], y[~correct], eps=0.1, seed=0)
+    assert not robust.any() and torch.equal(adversarial, x[~correct])
+
+
+def test_without_a_budget_autoattack_breaks_only_the_wrong_samples() -> None:
+    model, x, y = network_case()
+    assert torch.equal(autoattack(model, x, y, eps=0.0, seed=0)[0], torch.arange(len(x)) > 0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes_for_the_targeted_loss_are_refused(classes: int) -> None:
+    model, x, y = linear_case(0, classes=classes, n=5, dtype=torch.float32)
+    with pytest.raises(UserError, match=f"{classes} classes"):
+        autoattack(model, x, y, eps=0.1, seed=0)
+
+
+def test_an_attack_that_leaves_its_budget_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = linear_case(0, classes=4, n=5, dtype=torch.float32)
+    for left in (0.2, torch.nan):
+        monkeypatch.setattr(
+            AutoAttack, "run_standard_evaluation", lambda *_, left=left, **__: ((x + left).clamp(0, 1), y)
+        )
+        with pytest.raises(RuntimeError, match="left its budget"):
+            autoattack(model, x, y, eps=0.1, seed=0)
+
+
+def test_an_image_that_our_own_forward_pass_gets_right_is_robust(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = linear_case(0, classes=4, n=20, dtype=torch.float32)
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", lambda *_, **__: (x.clone(), (y + 1) % 4))
+    assert torch.equal(autoattack(model, x, y, eps=0.1, seed=0)[0], model(x).argmax(1) == y)
+
+
+def test_autoattack_is_quiet_and_hands_on_the_warnings_of_its_checks(capfd: pytest.CaptureFixture[str]) -> None:
+    class Flat(nn.Module):
+        """Steps of height 1: right until moved a little, and without a gradient anywhere."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = (x.mean((1, 2, 3)) * 50).floor() + 0 * x.sum((1, 2, 3))
+            return torch.stack([total * scale for scale in (0.0, 0.1, -0.1, 0.2)], 1) + torch.arange(4) * -1.0
+
+    logger = logging.getLogger("auto-attack")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    x = torch.full((2, 1, 4, 4), 0.3)
+    with pytest.warns(RuntimeWarning, match="^AutoAttack: ") as caught:
+        autoattack(Flat(), x, torch.tensor([1, 3]), eps=0.3, seed=0)
+    messages = [str(warning.message) for warning in caught]
+    assert len(set(messages)) == len(messages)
+    assert any("zero gradient" in message for message in messages)
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_reaches_the_end_of_the_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    model, x, y = linear_case(2, classes=4, n=20, dtype=torch.float32)
+    autoattack(model, x, y, eps=1.0, seed=0, progress=True)
+    pgd(model, x, y, eps=0.1, steps=1, restarts=2, generator=random(0), progress=True)
+    shown = capfd.readouterr().err
+    assert "AutoAttack apgd-ce" in shown and "PGD" in shown and "40/40" in shown

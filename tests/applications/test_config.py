@@ -1,0 +1,276 @@
+"""Configurations: numbers as people write them, YAML, and which of flag, file, preset and recipe wins."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adv_train import data
+from adv_train.config import RunConfig, parse_fraction, read_yaml, to_yaml
+from adv_train.errors import UserError
+from adv_train.recipes import PRESETS, RECIPES, resolve
+from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.values import format_fraction
+
+CONFIG = RunConfig(
+    data="digits", method="fast-bat", model="small-cnn", eps=0.2, epochs=3, batch_size=64, lr=0.1, options={"step": 5.0}
+)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 255), st.integers(255, 10**6))
+def test_a_fraction_is_the_nearest_float_to_the_exact_quotient(top: int, bottom: int) -> None:
+    assert parse_fraction(f"{top}/{bottom}") == float(Fraction(top, bottom))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(0, 1))
+def test_a_number_written_and_read_again_is_the_same_number(number: float) -> None:
+    assert parse_fraction(format_fraction(number)) == number
+
+
+def test_budgets_are_written_as_people_write_them() -> None:
+    assert [format_fraction(number) for number in (0.2, 8 / 255, 0.0, 1.0)] == [0.2, "8/255", 0.0, 1.0]
+
+
+@pytest.mark.parametrize("found", ["8/255", 8 / 255, " 8 / 255 ", "0.03137254901960784"])
+def test_every_spelling_of_a_budget_is_understood(found: object) -> None:
+    assert parse_fraction(found) == 8 / 255
+
+
+@pytest.mark.parametrize(
+    "found",
+    ["nan", "inf", "-inf", math.nan, math.inf, "-0.1", -1, "1.5", 2, "300/255", "8/0", "8/", "/8", "8/2/2", "", "eps"]
+    + ["1e999", 10**400, None, True, [8, 255], "8\n"],
+)
+def test_anything_else_is_refused_in_one_line_that_says_what_is_allowed(found: object) -> None:
+    if found == "8\n":
+        found = "8"  # white space around a number is no error, but 8 is no budget
+    with pytest.raises(UserError, match=r"`eps` must be a number between 0 and 1, written like 8/255 or 0.03") as error:
+        parse_fraction(found)
+    assert "\n" not in str(error.value)
+
+
+# --- one configuration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("epochs", "many"),
+        ("batch_size", -1),
+        ("lr", "fast"),
+        ("lr", -0.1),
+        ("momentum", 1),
+        ("schedule", "linear"),
+        ("select", "test"),
+        ("seed", -1),
+        ("seed", True),
+        ("momentum_cycling", "maybe"),
+        ("data", ""),
+        ("data", "two\nlines"),
+        ("train_limit", 0),
+        ("options", [1]),
+        ("options", {"step": None}),
+        ("options", {"step": math.nan}),
+        ("options", {1: 2}),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_named(key: str, value: object) -> None:
+    named = next(iter(value)) if key == "options" and isinstance(value, dict) else key
+    with pytest.raises(UserError, match="step" if named == "step" else key) as error:
+        CONFIG.with_values({key: value})
+    assert "\n" not in str(error.value)
+
+
+def test_cycling_needs_momentum_to_take_from() -> None:
+    with pytest.raises(UserError, match="momentum_cycling"):
+        CONFIG.with_values({"momentum_cycling": True, "momentum": 0.05})
+
+
+def test_a_large_seed_keeps_all_its_digits() -> None:
+    assert CONFIG.with_values({"seed": 2**63 + 1}).seed == 2**63 + 1
+
+
+def test_differences_name_the_keys_but_not_where_the_data_lie() -> None:
+    other = CONFIG.with_values({"eps": "16/255", "epochs": 4, "data_root": "elsewhere", "options": {"curvature": 1}})
+    differences = CONFIG.differences(other)
+    assert {text.split()[0] for text in differences} == {"eps", "epochs", "options.curvature"}
+    assert "eps (0.2, not 16/255)" in differences
+    assert CONFIG.differences(CONFIG) == ()
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    eps=st.floats(0, 1),
+    lr=st.floats(0, 1e6),
+    seed=st.integers(0, 2**64),
+    limit=st.none() | st.integers(1, 10**6),
+    options=st.dictionaries(
+        st.sampled_from(["step", "steps", "curvature", "start"]),
+        st.integers(-9, 9) | st.floats(-1e9, 1e9) | st.sampled_from(["uniform", "zero"]),
+    ),
+)
+def test_yaml_gives_back_the_configuration_it_was_written_from(
+    tmp_path_factory: pytest.TempPathFactory, eps: float, lr: float, seed: int, limit: int | None, options: dict[str, object]
+) -> None:
+    config = CONFIG.with_values({"eps": eps, "lr": lr, "seed": seed, "train_limit": limit, "options": options})
+    file = tmp_path_factory.mktemp("yaml") / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert RunConfig(**read_yaml(file)) == config
+    assert yaml.safe_load(file.read_text())["seed"] == seed
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"- 1\n- 2\n", "must hold lines such as `epochs: 20`"),
+        (b"epochs: [1, 2", "not valid YAML"),
+        (b"\xff\xfe\x00nonsense", "not valid YAML"),
+        (b"epoch: 3\n", "Did you mean `epochs`"),
+        (b"3: 3\n", "configuration key `3`"),
+        (b"epochs: three\n", "`epochs` must be a whole number"),
+        (b"eps: -8/255\n", "`eps` must be a number between 0 and 1"),
+        (b"options: fast\n", "`options` must be a mapping"),
+        (b"!!python/object/apply:os.system ['touch hacked']\n", "not valid YAML"),
+        (b"a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b]\nlr: [*c,*c,*c,*c]\n", "key `a`"),
+    ],
+)
+def test_a_malformed_file_is_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_yaml(file)
+    assert says in str(error.value) and "bad.yaml" in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no configuration file `.*none\.yaml`"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_yaml(tmp_path)
+
+
+# --- which value wins -------------------------------------------------------------------------------------------------
+
+
+def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 7\nlr: 0.05\neps: 16/255\noptions: {curvature: 3, steps: 1}\n")
+    flags = {"lr": "0.01", "options": {"steps": "4"}}
+    config = resolve(flags, preset="cifar10-8-fast-bat", file=file)
+    assert config.lr == 0.01  # flag over file
+    assert config.epochs == 7  # file over recipe
+    assert config.eps == 16 / 255  # file over preset
+    assert config.data == "cifar10"  # preset
+    assert config.batch_size == 128  # recipe
+    assert config.options == {"curvature": 3, "steps": 4}  # each option by itself
+
+
+def test_the_recipe_follows_the_data_and_method_that_won() -> None:
+    assert resolve({}, preset="digits-fast-bat").options == {"step": 5000 / 255}
+    assert resolve({"method": "fast-at"}, preset="digits-fast-bat").options == {}
+    assert resolve({"data": "cifar10"}, preset="digits-fast-bat").options == {}
+
+
+@pytest.mark.parametrize("flags", [{}, {"data": "digits"}, {"method": "fast-at"}])
+def test_data_and_method_have_no_default(flags: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="give --(data|method) NAME or --preset NAME"):
+        resolve(flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset", "says"),
+    [
+        ({}, "cifar10-8-fastbat", "Did you mean `cifar10-8-fast-bat`"),
+        ({"data": "cifar", "method": "fast-at"}, None, "Did you mean `cifar10`"),
+        ({"data": "digits", "method": "fast-at", "device": "gpu"}, None, "Unknown device `gpu`"),
+        ({"data": "digits", "method": "fast-at", "device": "cuda:97"}, None, "no device `cuda:97`"),
+    ],
+)
+def test_unknown_names_are_answered_with_near_ones(flags: dict[str, str], preset: str | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve(flags, preset=preset)
+
+
+def test_the_record_names_the_device_that_was_chosen() -> None:
+    config = resolve({"data": "digits", "method": "fast-at"})
+    assert torch.device(config.device).type in ("cpu", "cuda", "mps")
+
+
+# --- published values, from ADVERSARIAL tables ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_is_a_complete_configuration(name: str) -> None:
+    config = resolve({}, preset=name)
+    assert name.startswith(config.data) and name.endswith(config.method)
+
+
+def test_every_data_set_has_a_recipe() -> None:
+    assert {name.partition(":")[0] for name in data.names()} == set(RECIPES)
+
+
+@pytest.mark.parametrize("levels", [8, 16])
+@pytest.mark.parametrize("data_name", ["cifar10", "cifar100"])
+def test_published_cells_are_trained_as_published(data_name: str, levels: int) -> None:
+    config = resolve({}, preset=f"{data_name}-{levels}-fast-bat")
+    assert (config.model, config.eps, config.epochs, config.batch_size) == ("preact-resnet-18", levels / 255, 20, 128)
+    assert (config.lr, config.schedule, config.weight_decay) == (0.2, "triangular", 5e-4)
+    assert (config.momentum, config.momentum_cycling) == (0.9, True)
+
+
+# --- schedules, against PyTorch's own ---------------------------------------------------------------------------------
+
+
+def _torch_rates(
+    make: type[torch.optim.lr_scheduler.LRScheduler], steps: int, **arguments: float | bool
+) -> list[tuple[float, float]]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2, momentum=0.9)
+    scheduler = make(optimizer, **arguments)
+    rates = []
+    for _ in range(steps):
+        rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("steps", [2, 10, 7040])
+def test_triangular_schedule_and_cycled_momentum_are_the_published_cyclic_scheduler(steps: int) -> None:
+    expected = _torch_rates(
+        torch.optim.lr_scheduler.CyclicLR, steps, base_lr=0.0, max_lr=0.2, step_size_up=steps / 2, step_size_down=steps / 2
+    )
+    for step, (rate, momentum) in enumerate(expected):
+        assert learning_rate(step, steps, peak=0.2, schedule="triangular") == pytest.approx(rate, abs=1e-12)
+        assert cycled_momentum(step, steps, momentum=0.9) == pytest.approx(momentum, abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 300])
+def test_cosine_schedule_is_that_of_pytorch(steps: int) -> None:
+    expected = _torch_rates(torch.optim.lr_scheduler.CosineAnnealingLR, steps, T_max=steps)
+    for step, (rate, _) in enumerate(expected):
+        assert learning_rate(step, steps, peak=0.2, schedule="cosine") == pytest.approx(rate, abs=1e-9)
+
+
+def test_a_constant_schedule_stays_and_an_unknown_one_is_refused() -> None:
+    assert {learning_rate(step, 9, peak=0.3, schedule="constant") for step in range(9)} == {0.3}
+    with pytest.raises(ValueError, match="triangular, cosine or constant"):
+        learning_rate(0, 9, peak=0.3, schedule="linear")
