@@ -68,6 +68,9 @@ class Checks:
     def lower(self, solution: Solution) -> None:
         """Report a lower solve that went astray or stopped early."""
         self.finite(solution.z, "the lower solution")
+        if solution.residual is not None:
+            # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
+            self.finite(solution.residual, "the residual of the lower solution")
         if not self.off and solution.residual is not None and solution.tol is not None:
             self.stationary(solution.residual, solution.tol)
 
@@ -88,6 +91,8 @@ class Checks:
         if self.off:
             return
         self.finite(solution.x, "the adjoint")
+        # A Krylov solver stops at a NaN in the Hessian and returns the finite iterate before it.
+        self.finite(solution.residual, "the residual of the adjoint system")
         indefinite = int(solution.indefinite.sum())
         if indefinite:
             self._found(

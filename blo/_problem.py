@@ -77,11 +77,10 @@ class Bound:
             StructureError: if the objective returns any other shape.
         """
         value = self.slice(z if self.lifts else self.layout.unravel(z))
-        if value.shape != z.shape[:-1]:
-            wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar"
-            raise StructureError(
-                f"`objective` must return {wanted}, here {tuple(z.shape[:-1])}, but returned {tuple(value.shape)}."
-            )
+        if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
+            wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise StructureError(f"`objective` must return {wanted}, here {tuple(z.shape[:-1])}, but returned {found}.")
         return value
 
     def gradient(self, z: Tensor) -> Tensor:

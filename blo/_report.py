@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,12 +44,12 @@ class Report:
     @cached_property
     def lower_status(self) -> Status:
         """How the lower solve ended."""
-        if not bool(torch.isfinite(self.solution.z).all()):
+        residual, tol = self.lower_residual, self.solution.tol
+        if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(residual or 0.0):
             return Status.NON_FINITE
-        tol = self.solution.tol
-        if tol is None or self.lower_residual is None:
+        if tol is None or residual is None:
             return Status.UNCHECKED
-        return Status.CONVERGED if self.lower_residual <= tol else Status.UNCONVERGED
+        return Status.CONVERGED if residual <= tol else Status.UNCONVERGED
 
     @cached_property
     def lower_steps(self) -> int:
@@ -73,7 +74,7 @@ class Report:
         linear = self.pulled.linear
         if linear is None:
             return Status.UNUSED
-        if not bool(torch.isfinite(linear.x).all()):
+        if not bool((torch.isfinite(linear.x).all(-1) & torch.isfinite(linear.residual)).all()):
             return Status.NON_FINITE
         if bool(linear.indefinite.any()):
             return Status.INDEFINITE

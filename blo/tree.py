@@ -79,15 +79,17 @@ def register(cls: type, is_child: Callable[[Any], bool]) -> None:
     """
 
     def take_apart(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        fields = vars(instance)
-        children = {name: value for name, value in fields.items() if is_child(value)}
-        rest = {name: value for name, value in fields.items() if name not in children}
-        return list(children.values()), (tuple(children), rest)
+        rest = dict(vars(instance))
+        # Torch puts placeholders in the places of children, so what was put together remembers which these are.
+        names = rest.pop("_children", None)
+        if names is None:
+            names = tuple(name for name, value in rest.items() if is_child(value))
+        return [rest.pop(name) for name in names], (names, rest)
 
     def put_together(children: Any, context: tuple[Any, ...]) -> Any:
         names, rest = context
         instance: Any = object.__new__(cls)
-        for name, value in [*zip(names, children, strict=True), *rest.items()]:
+        for name, value in [*zip(names, children, strict=True), *rest.items(), ("_children", names)]:
             object.__setattr__(instance, name, value)
         return instance
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from adv_train.config import RunConfig, read_yaml, to_yaml
 from adv_train.errors import UserError
@@ -120,19 +120,24 @@ class RunFolder:
             yield
 
 
-def _locked(path: Path) -> TextIO:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
     try:
         lock = path.open("a")
-        # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"Another process is training in `{path.parent}`: wait for it, or use another folder."
-        ) from None
     except OSError as error:
         raise UserError(f"Cannot write in the folder `{path.parent}`: {error.strerror}.") from error
-    return lock
+    with lock:
+        if fcntl is not None:
+            try:
+                # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"Another process is training in `{path.parent}`: wait for it, or use another folder."
+                ) from None
+            except OSError:
+                pass  # Some network file systems have no locks; then two processes are the user's care, as on Windows.
+        yield
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

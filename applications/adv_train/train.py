@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from adv_train import checkpoint, data, methods
+from adv_train import checkpoint, data, methods, values
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
+from adv_train.methods import Method
 from adv_train.progress import TrainingProgress
 from adv_train.records import RunFolder
 from adv_train.trainer import Trainer
@@ -52,28 +53,53 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
         Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
     """
     run = RunFolder(Path(out))
-    method = methods.create(config.method, eps=config.eps, **config.options)
+    method = create_method(config)
     device = find_device(config.device)
     run.check(config)
     saved = _saved(run, config)
     if saved and saved.epoch == config.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = data.load(config.data, root=config.data_root, limit=config.train_limit, device=device)
-    with run.claim(config), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trainer = Trainer(config, method, dataset, device)
-        state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
+    trainer = Trainer(config, method, dataset, device)
+    state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
+    if saved:
+        _restore(trainer, saved, run)
+    # Only now is anything written: what cannot be trained must not occupy the folder.
+    with (
+        run.claim(config),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        suitable_threads(trainer.model, dataset.train.images),
+        TrainingProgress(f"{config.method} on {config.data}", config.epochs, trainer.steps, progress) as shown,
+    ):
         if saved:
-            _restore(trainer, saved, run)
             _write_what_follows(run, saved)
-        title = f"{config.method} on {config.data}"
-        with (
-            TrainingProgress(title, config.epochs, trainer.steps, progress) as shown,
-            suitable_threads(trainer.model, dataset.train.images),
-        ):
-            shown.resume(state.epoch)
-            while state.epoch < config.epochs:
-                state = _next_epoch(trainer, state, run, shown)
+        shown.resume(state.epoch)
+        while state.epoch < config.epochs:
+            state = _next_epoch(trainer, state, run, shown)
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
+
+
+def create_method(config: RunConfig) -> Method:
+    """Create the method of a configuration, whose options may have come from text.
+
+    Raises:
+        UserError: When the method is unknown, lacks an option, or an option is of another kind than its default.
+    """
+    defaults = methods.options(config.method)
+    for name, value in config.options.items():
+        default = defaults.get(name)  # an option that the method lacks is for the method to refuse
+        if isinstance(default, str):
+            read: values.Reader = values.text
+        elif isinstance(default, int):
+            read = values.whole(0)
+        else:
+            read = values.number(-math.inf)
+        if name in defaults:
+            read(value, name)
+    method = methods.create(config.method, eps=config.eps, **config.options)
+    if config.eps == 0 and isinstance(method, methods.Adversarial):
+        raise UserError(f"`eps` must be above 0 for {config.method}: an attack of radius 0 is --method standard.")
+    return method
 
 
 def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: TrainingProgress) -> Checkpoint:

@@ -84,14 +84,12 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     return torch.where((defect == 0).all(-1), 0.0, ratio)
 
 
-def known_all(condition: Tensor) -> bool:
-    """Tell whether every entry is true; False where it cannot be known, under `torch.vmap`.
+def all_true(condition: Tensor) -> bool:
+    """Tell whether every entry is true, in every lane of an enclosing `vmap` as well.
 
     One host synchronisation.
     """
     inner = condition
     while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-        if torch._C._functorch.is_batchedtensor(inner):
-            return False
-        inner = torch._C._functorch.get_unwrapped(inner)
+        inner = torch._C._functorch.get_unwrapped(inner)  # what `vmap` shows is one lane of this
     return bool(inner.all())

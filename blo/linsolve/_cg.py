@@ -11,7 +11,7 @@ from blo.errors import StructureError
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
-    known_all,
+    all_true,
     largest,
     relative_residual,
     require_nonnegative,
@@ -69,7 +69,7 @@ class CG(LinearSolver):
         indefinite = torch.zeros_like(running)
         stride = 1 if b.device.type == "cpu" else _STRIDE
         for index in range(self.max_iter):
-            if index % stride == 0 and known_all(~running):
+            if index % stride == 0 and all_true(~running):
                 break
             q = apply(p)
             bend = _dot(p, q)

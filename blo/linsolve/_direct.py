@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, LinearSolver, known_all, relative_residual, require_nonnegative
+from blo.linsolve._base import LinearSolution, LinearSolver, all_true, relative_residual, require_nonnegative
 from blo.operators import Operator
 
 
@@ -35,19 +35,15 @@ class Direct(LinearSolver):
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
+        definite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
+        x = torch.zeros_like(b)
         if operator.symmetric:
             factor, info = torch.linalg.cholesky_ex(matrix)
             definite = info == 0
-        else:
-            factor, definite = matrix, torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
-        if operator.symmetric and known_all(definite):
-            x = _substitute(factor, b)
-        else:
-            # Each method sees the identity in the other's lanes, so that no NaN of a failed factor passes.
-            chosen = definite[..., None, None]
-            by_cholesky = _substitute(torch.where(chosen, factor, identity), b)
-            by_lu, _ = torch.linalg.solve_ex(torch.where(chosen, identity, matrix), b.unsqueeze(-1))
-            x = torch.where(definite.unsqueeze(-1), by_cholesky, by_lu.squeeze(-1))
+            x = torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)
+        if not all_true(definite):
+            by_lu, _ = torch.linalg.solve_ex(matrix, b.unsqueeze(-1))
+            x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
         zero = (b == 0).all(-1)
         x = torch.where(zero.unsqueeze(-1), 0.0, x)
         return LinearSolution(
@@ -56,7 +52,3 @@ class Direct(LinearSolver):
             iterations=(~zero).long(),
             indefinite=~definite if operator.symmetric else definite,
         )
-
-
-def _substitute(factor: Tensor, b: Tensor) -> Tensor:
-    return torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)

@@ -155,7 +155,7 @@ def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | f
             f"`{name}` must be a number or a tensor of shape {allowed}, but has shape {tuple(value.shape)}. "
             "For one value a block of z, put the blocks in a `Product`."
         )
-    return _with_axes(value, len(layout.lanes))
+    return _like_z(value, layout, name, len(layout.lanes))
 
 
 def fit_coordinates(value: Tree, layout: Layout, name: str) -> Tensor | float:
@@ -165,12 +165,15 @@ def fit_coordinates(value: Tree, layout: Layout, name: str) -> Tensor | float:
         StructureError: naming `name`, if it does not fit.
     """
     flat = layout.ravel_parameter(value, name)
-    return _with_axes(flat, len(layout.lanes) + 1) if isinstance(flat, Tensor) else flat
+    return _like_z(flat, layout, name, len(layout.lanes) + 1) if isinstance(flat, Tensor) else flat
 
 
-def _with_axes(value: Tensor, number: int) -> Tensor:
+def _like_z(value: Tensor, layout: Layout, name: str, axes: int) -> Tensor:
+    """Return a parameter with this number of axes, in z's precision, so that a projection keeps that of z."""
+    if value.device != layout.device:
+        raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {value.device}. Use `.to`.")
     # All axes are spelled out, so that the axis which `vmap` puts in front meets that of z.
-    return value.reshape((1,) * (number - value.ndim) + value.shape)
+    return value.to(layout.dtype).reshape((1,) * (axes - value.ndim) + value.shape)
 
 
 def _is_parameter(value: object) -> bool:

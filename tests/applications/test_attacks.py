@@ -240,10 +240,13 @@ def test_the_model_comes_back_as_it_was_from_an_attack_that_fails(attack: Attack
 @BOTH
 def test_the_arguments_and_the_global_random_state_are_left_alone(attack: Attack) -> None:
     model, x, y = network_case()
-    x_before, y_before, state = x.clone(), y.clone(), torch.random.get_rng_state()
-    attack(model, x, y)
+    x_before, y_before = x.clone(), y.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(20250101)  # A state that no attack leaves behind.
+        state = torch.random.get_rng_state()
+        attack(model, x, y)
+        assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(x, x_before) and torch.equal(y, y_before) and not x.requires_grad
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 @BOTH
@@ -312,14 +315,35 @@ def test_autoattack_finds_the_exact_robust_accuracy_of_a_linear_model(seed: int,
     assert (adversarial - x).abs().max() <= eps + 1e-6
     assert adversarial.min() >= 0 and adversarial.max() <= 1
     assert torch.equal(adversarial[robust], x[robust])
+    # FAB calls `.backward()`, and it ran, since some samples survived.
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
 def test_it_is_the_authors_attack_bit_for_bit() -> None:
-    model, x, y = linear_case(5, classes=10, n=12, dtype=torch.float32)
-    _, adversarial = autoattack(model, x, y, eps=0.05, seed=7, batch_size=8)
+    # Every image falls, the last of them only to the targeted APGD; so this is quick and each image returned counts.
+    model = Network(3, classes=10).float().eval()
+    x = torch.rand(12, 1, 3, 4, generator=random(3))
+    y = model(x).argmax(1)
+    robust, adversarial = autoattack(model, x, y, eps=0.16, seed=0, batch_size=8)
+    assert not robust.any()
     with torch.random.fork_rng(devices=[]), suitable_threads(model, x):
-        theirs, _ = AutoAttack(model, eps=0.05, seed=7).run_standard_evaluation(x, y, batch_size=8)
+        theirs, _ = AutoAttack(model, eps=0.16, seed=0).run_standard_evaluation(x, y, batch_size=8)
     assert torch.equal(adversarial, theirs)
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(4, 3), (10, 9), (12, 9)])
+def test_no_more_classes_are_targeted_than_there_are(
+    classes: int, targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def spy(attack: AutoAttack, x: Tensor, y: Tensor, *, batch_size: int) -> tuple[Tensor, Tensor]:
+        seen.append((attack.apgd_targeted.n_target_classes, attack.fab.n_target_classes))
+        return x, y
+
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
+    autoattack(*linear_case(0, classes=classes, n=20, dtype=torch.float32), eps=0.1, seed=0)
+    assert seen == [(targets, targets)]
 
 
 def test_autoattack_takes_a_sample_of_one_and_a_sample_without_survivors() -> None:

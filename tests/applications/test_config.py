@@ -48,17 +48,15 @@ def test_every_spelling_of_a_budget_is_understood(found: object) -> None:
     assert parse_fraction(found) == 8 / 255
 
 
-@pytest.mark.parametrize(
-    "found",
-    ["nan", "inf", "-inf", math.nan, math.inf, "-0.1", -1, "1.5", 2, "300/255", "8/0", "8/", "/8", "8/2/2", "", "eps"]
-    + ["1e999", 10**400, None, True, [8, 255], "8\n"],
-)
+REFUSED = ["nan", "inf", "-inf", "1e999", "-0.1", "1.5", "300/255", "8/0", "8/", "/8", "8/2/2", "", "eps", "0x8"]
+REFUSED_VALUES = [math.nan, math.inf, -1, 2, 10**400, None, True, [8, 255]]
+
+
+@pytest.mark.parametrize("found", [*REFUSED, *REFUSED_VALUES])
 def test_anything_else_is_refused_in_one_line_that_says_what_is_allowed(found: object) -> None:
-    if found == "8\n":
-        found = "8"  # white space around a number is no error, but 8 is no budget
     with pytest.raises(UserError, match=r"`eps` must be a number between 0 and 1, written like 8/255 or 0.03") as error:
         parse_fraction(found)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 200
 
 
 # --- one configuration ------------------------------------------------------------------------------------------------
@@ -127,7 +125,12 @@ def test_differences_name_the_keys_but_not_where_the_data_lie() -> None:
     ),
 )
 def test_yaml_gives_back_the_configuration_it_was_written_from(
-    tmp_path_factory: pytest.TempPathFactory, eps: float, lr: float, seed: int, limit: int | None, options: dict[str, object]
+    tmp_path_factory: pytest.TempPathFactory,
+    eps: float,
+    lr: float,
+    seed: int,
+    limit: int | None,
+    options: dict[str, object],
 ) -> None:
     config = CONFIG.with_values({"eps": eps, "lr": lr, "seed": seed, "train_limit": limit, "options": options})
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
@@ -192,7 +195,7 @@ def test_the_recipe_follows_the_data_and_method_that_won() -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"data": "digits"}, {"method": "fast-at"}])
 def test_data_and_method_have_no_default(flags: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="give --(data|method) NAME or --preset NAME"):
+    with pytest.raises(UserError, match=r"give --(data|method) NAME or --preset NAME"):
         resolve(flags)
 
 
@@ -256,7 +259,12 @@ def _torch_rates(
 @pytest.mark.parametrize("steps", [2, 10, 7040])
 def test_triangular_schedule_and_cycled_momentum_are_the_published_cyclic_scheduler(steps: int) -> None:
     expected = _torch_rates(
-        torch.optim.lr_scheduler.CyclicLR, steps, base_lr=0.0, max_lr=0.2, step_size_up=steps / 2, step_size_down=steps / 2
+        torch.optim.lr_scheduler.CyclicLR,
+        steps,
+        base_lr=0.0,
+        max_lr=0.2,
+        step_size_up=steps / 2,
+        step_size_down=steps / 2,
     )
     for step, (rate, momentum) in enumerate(expected):
         assert learning_rate(step, steps, peak=0.2, schedule="triangular") == pytest.approx(rate, abs=1e-12)

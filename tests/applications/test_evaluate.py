@@ -68,7 +68,9 @@ def test_bytes_are_judged_as_the_images_they_stand_for() -> None:
     of_bytes = evaluate_model(model, bytes_, y, eps=0.05, pgd=PGD, autoattack=False)
     of_floats = evaluate_model(model, bytes_.float() / 255, y, eps=0.05, pgd=PGD, autoattack=False)
     assert of_bytes.summary() == of_floats.summary()
-    assert np.array_equal(of_bytes.pgd, of_floats.pgd)
+    assert of_bytes.examples is not None and of_floats.examples is not None
+    assert np.array_equal(of_bytes.examples.clean, of_floats.examples.clean)
+    assert np.array_equal(of_bytes.examples.adversarial, of_floats.examples.adversarial)
 
 
 def test_an_attack_that_was_not_run_has_no_figure() -> None:
@@ -99,11 +101,15 @@ def test_more_examples_than_correct_samples_fill_up_with_the_others() -> None:
     assert evaluate_model(model, x, y, eps=0.05, pgd=PGD, autoattack=False, examples=0).examples is None
 
 
-def test_the_model_comes_back_in_the_mode_it_came_in() -> None:
-    model, x, y = linear_case()
-    model[0].eval()
-    evaluate_model(model, x, y, eps=0.05, pgd=PGD, autoattack=False)
-    assert model.training and not model[0].training
+def test_a_model_in_train_mode_is_judged_in_eval_mode_and_comes_back_in_train_mode() -> None:
+    linear, x, y = linear_case()
+    model = nn.Sequential(linear, nn.Dropout(0.9)).train()
+    linear.eval()
+    judged = evaluate_model(model, x, y, eps=0.05, pgd=PGD, autoattack=False)
+    assert judged.clean.tolist() == [False] * 3 + [True] * 37
+    assert judged.examples is not None and judged.pgd is not None
+    assert np.array_equal(judged.examples.after == judged.examples.label, judged.pgd[3:9])
+    assert model.training and model[1].training and not linear.training
 
 
 def test_the_record_says_how_hard_the_attacks_tried(judged: Evaluation) -> None:

@@ -311,6 +311,21 @@ def test_single_precision_agrees_to_single_precision(kind: oracles.Kind) -> None
         assert_near(out.grad.double(), case.hypergradient(case.theta), 2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_precision_of_z0_rules_over_that_of_the_set(dtype: torch.dtype) -> None:
+    for other in (torch.float32, torch.float64, torch.int64):
+        one = torch.ones((), dtype=other)
+        for constraint in (blo.Box(-one, one.expand(3)), blo.L2Ball(one, one.expand(3)), blo.Simplex(one)):
+            lower = blo.LowerProblem(lambda t, z: (z - t).square().sum(), constraint)
+            out = blo.value_and_hypergrad(
+                lambda t, z: z.square().sum(),
+                lower,
+                torch.tensor([3.0, 0.4, -2.0], dtype=dtype),
+                torch.zeros(3, dtype=dtype),
+            )
+            assert out.z.dtype == out.grad.dtype == dtype
+
+
 def test_leaves_of_theta_that_are_not_floating_point_are_data() -> None:
     case = oracles.draw("box", 3, 2, seed=3)
     order = torch.tensor([2, 0, 1])

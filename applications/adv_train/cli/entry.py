@@ -22,9 +22,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     try:
         # Here and not above, so that a missing package is told in one line like any other error.
-        from adv_train.cli.parser import make_parser
+        from adv_train.cli.parser import parse
 
-        arguments = make_parser().parse_args(words)
+        arguments = parse(sys.argv[1:] if words is None else list(words))
         status: int = arguments.run(arguments)
         sys.stdout.flush()
         return status
@@ -42,8 +42,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = f" `{error.filename}`" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}", 2)
+    except (MemoryError, RuntimeError) as error:
+        # By its name: importing PyTorch for its exception may be the very thing that failed.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail("out of memory: choose a smaller --batch-size, or another --device", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; whole epochs are kept, and the same command goes on from there", 130)
+        return _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
 
 
 def _fail(message: str, status: int) -> int:

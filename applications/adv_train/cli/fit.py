@@ -47,6 +47,7 @@ _OPTION_FLAGS = {
     "start": ("NAME", "where the attack starts: uniform or zero"),
     "steps": ("N", "attack steps (pgd-at, fast-bat)"),
     "step": ("X", "size of an attack step, such as 10/255"),
+    "direction": ("NAME", "attack direction: gradient or sign (fast-bat)"),
     "curvature": ("X", "curvature of the implicit gradient (fast-bat)"),
     "ig_weight": ("X", "weight of the implicit gradient: 1 as published, 0 none, negative reversed (fast-bat)"),
     "coefficient": ("X", "weight of the alignment term (fast-at-ga)"),

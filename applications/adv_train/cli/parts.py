@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,14 @@ from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.records import RunFolder
 
+# Both commands in one process, since importing PyTorch takes as long as training a small network for some epochs.
+_COMMANDS_IN_TURN = """
+import json, sys
+from adv_train.cli import main
+for words in json.loads(sys.argv[1]):
+    if status := main(words):
+        sys.exit(status)
+"""
 _END_OF_LINE = re.compile(r"[\r\n]")
 _CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -92,19 +101,19 @@ def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:
 
 
 def _run_part(part: Part, processes: list[subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
-    judge = ("eval", str(part.out), "--limit", str(part.images))
-    for words in (("fit", *part.fit, "--out", str(part.out)), judge):
-        tell("starting")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "adv_train", *words, "--progress"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        processes.append(process)
-        last = _follow(process, tell)
-        if process.returncode != 0:
-            raise UserError(f"{part.name}: {last.removeprefix('adv-train: error: ') or 'its process was killed'}")
+    tell("starting")
+    fit = ["fit", *part.fit, "--out", str(part.out), "--progress"]
+    judge = ["eval", str(part.out), "--limit", str(part.images), "--progress"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMMANDS_IN_TURN, json.dumps([fit, judge])],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    processes.append(process)
+    last = _follow(process, tell)
+    if process.returncode != 0:
+        raise UserError(f"{part.name}: {last.removeprefix('adv-train: error: ') or 'its process was killed'}")
     tell("done")
 
 

@@ -66,12 +66,25 @@ def test_steps_beyond_convergence_do_no_harm_in_single_precision(condition: floa
     assert (found.residual <= 20 * floor).all()
 
 
-def test_without_an_early_stop_the_result_is_the_same() -> None:
-    """Under vmap nobody can see that all lanes are done: the remaining iterations run on resting lanes."""
+def test_a_tolerance_below_rounding_stops_at_rounding() -> None:
+    matrix, b = spd(0, (4,), 8, 10.0).float(), normal(1, 4, 8).float()
+    operator = Dense(matrix, symmetric=True)
+    at_rounding = CG(tol=torch.finfo(b.dtype).eps).solve(operator, b)
+    assert torch.equal(CG(tol=0.0).solve(operator, b).iterations, at_rounding.iterations)
+
+
+def test_under_vmap_it_stops_when_the_last_lane_is_done() -> None:
     matrix, b = spd(0, (3,), 5, 10.0), normal(1, 3, 5)
-    short = CG(max_iter=20).solve(Dense(matrix, symmetric=True), b)
-    long = torch.vmap(lambda m, v: CG(max_iter=500).solve(Dense(m, symmetric=True), v).x)(matrix, b)
-    torch.testing.assert_close(long, short.x, rtol=1e-12, atol=1e-12)
+    products: list[int] = []
+
+    def alone(matrix: Tensor, b: Tensor) -> Tensor:
+        product = Counted(matrix)
+        found = CG(max_iter=500).solve(Hessian(product), b)
+        products.append(product.calls)
+        return found.iterations
+
+    iterations = torch.vmap(alone)(matrix, b)
+    assert products == [int(iterations.max()) + 1]
 
 
 def test_an_indefinite_lane_keeps_its_last_good_iterate() -> None:

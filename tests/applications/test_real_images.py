@@ -1,0 +1,28 @@
+"""The published network and method on real images: one epoch, end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+import adv_train
+from adv_train.cli import main
+from tests.applications.real_images import unpack_cifar10_jpeg
+
+
+def test_an_epoch_of_fast_bat_on_256_real_images_with_the_published_network(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    unpack_cifar10_jpeg(images, train=30, test=2)
+    run = tmp_path / "run"
+    command = ["fit", "--data", f"imagefolder:{images}", "--method", "fast-bat", "--eps", "8/255", "--epochs", "1"]
+    assert main([*command, "--train-limit", "256", "--out", str(run), "--quiet"]) == 0
+    (record,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert math.isfinite(record["loss"])
+    assert 0 < record["implicit_share"] < 1
+    model = adv_train.load_model(run, checkpoint="last")
+    assert sum(p.numel() for p in model.parameters()) == 11_172_170
+    with torch.no_grad():
+        assert model(torch.rand(2, 3, 32, 32)).isfinite().all()

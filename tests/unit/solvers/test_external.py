@@ -1,0 +1,69 @@
+"""Somebody else's solver."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+
+
+def squares(theta: Any, z: Any) -> Tensor:
+    return 0.5 * ((z["a"] - theta["t"]).square().sum(-1) + (z["b"] + theta["t"]).square().sum(-1))
+
+
+def test_the_function_gets_trees_of_constants_and_its_result_is_measured() -> None:
+    seen: list[Any] = []
+
+    def solver(theta: Any, z0: Any) -> Any:
+        seen.append((theta, z0))
+        return {"a": theta["t"] + 0.3, "b": -theta["t"] - 0.4}
+
+    theta = {"t": torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)}
+    z0 = {"a": torch.zeros(2).double(), "b": torch.ones(2).double()}
+    lower = blo.LowerProblem(squares)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z["a"].sum(), lower, theta, z0, solver=blo.External(solver, tol=1.0), gradient=blo.Implicit()
+    )
+    (given_theta, given_z0) = seen[0]
+    assert len(seen) == 1
+    assert not given_theta["t"].requires_grad and torch.equal(given_theta["t"], theta["t"])
+    assert all(torch.equal(given_z0[name], z0[name]) for name in z0)
+    assert out.report.lower_residual == pytest.approx((2 * 0.3**2 + 2 * 0.4**2) ** 0.5, rel=1e-12)
+    assert out.report.lower_status is blo.Status.CONVERGED
+    assert out.report.lower_steps == 0
+
+
+def test_a_batch_goes_through_in_one_call() -> None:
+    calls = []
+
+    def solver(theta: Tensor, z0: Tensor) -> Tensor:
+        calls.append(z0.shape)
+        return theta.expand_as(z0)
+
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum(-1), batched=True)
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.sum(), lower, theta, torch.zeros(5, 2).double(), solver=blo.External(solver)
+    )
+    assert calls == [(5, 2)]
+    torch.testing.assert_close(out.grad, torch.full((2,), 5.0).double(), rtol=1e-12, atol=0)
+
+
+def test_the_function_sees_its_own_theta_under_transforms() -> None:
+    """Also when the objective captures tensors of the transform, which then travel beside theta."""
+    lower_of = lambda shift: blo.LowerProblem(  # noqa: E731
+        lambda t, z: 0.5 * (z - t - shift).square().sum(), lambda t: blo.Box(-10.0 + 0 * t, 10.0 + 0 * t)
+    )
+
+    def value(theta: Tensor, shift: Tensor) -> Tensor:
+        solver = blo.External(lambda t, z0: t + 0.25)
+        return blo.argmin(lower_of(shift), theta, torch.zeros(2).double(), solver=solver).square().sum()
+
+    theta, shift = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.full((2,), 0.25, dtype=torch.float64)
+    for argument in (0, 1):
+        found = torch.func.grad(value, argnums=argument)(theta, shift)
+        torch.testing.assert_close(found, 2 * (theta + shift), rtol=1e-12, atol=0)

@@ -1,0 +1,176 @@
+"""Projected gradient descent, all lanes at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+import blo
+from blo._problem import FlatProblem
+from tests import oracles
+from tests.oracles import Array, QuadraticCase
+from tests.strategies import SEEDS, normal, quadratic_cases
+
+quick = settings(deadline=None, max_examples=20)
+
+
+def solve(lower: blo.LowerProblem, theta: Tensor, z0: Tensor, solver: blo.ProjectedGradient) -> blo.solvers.Solution:
+    problem, start, leaves = FlatProblem.of(lower, theta, z0)
+    return solver.solve(problem.bind(leaves).detach(), start)
+
+
+def project(case: QuadraticCase, z: Array) -> Array:
+    if case.kind == "simplex":
+        return oracles.project_simplex(z, case.size + float(case.size_slope @ case.theta))
+    if case.kind == "box":
+        return np.clip(z, case.low + case.low_slope @ case.theta, case.high + case.high_slope @ case.theta)
+    if case.kind == "ball":
+        center, radius = case.center + case.center_slope @ case.theta, case.size + case.size_slope @ case.theta
+        return center + (z - center) * min(1.0, radius / np.linalg.norm(z - center))
+    return z
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+@pytest.mark.parametrize("direction", ["gradient", "sign", "normalized"])
+@quick
+@given(case=quadratic_cases(), seed=SEEDS)
+def test_the_steps_are_those_of_a_loop_in_numpy(
+    direction: Any, momentum: float, case: QuadraticCase, seed: int
+) -> None:
+    z0 = normal(seed, len(case.c))
+    solver = blo.ProjectedGradient(0.1, max_steps=6, tol=None, direction=direction, momentum=momentum)
+    z, velocity = z0.numpy(), np.zeros(len(z0))
+    for _ in range(6):
+        slope = case.gradient(case.theta, z)
+        scaled = {"gradient": slope, "sign": np.sign(slope), "normalized": slope / np.linalg.norm(slope)}[direction]
+        velocity = momentum * velocity + scaled
+        z = project(case, z - 0.1 * velocity)
+    found = solve(case.lower(), case.start(), z0, solver)
+    np.testing.assert_allclose(found.z, z, rtol=1e-10, atol=1e-10)
+    assert (found.residual, found.tol, found.steps) == (None, None, 6)
+
+
+@quick
+@given(quadratic_cases(), SEEDS)
+def test_it_stops_at_the_solution_from_anywhere_with_a_step_of_its_own_finding(case: QuadraticCase, seed: int) -> None:
+    z0 = normal(seed, len(case.c), scale=10.0)
+    found = solve(case.lower(), case.start(), z0, blo.ProjectedGradient(tol=1e-11, max_steps=5000))
+    np.testing.assert_allclose(found.z, case.solution(case.theta), rtol=1e-9, atol=1e-9)
+    slope = case.gradient(case.theta, found.z.numpy())
+    residual = np.linalg.norm(found.z.numpy() - project(case, found.z.numpy() - slope))
+    assert abs(float(found.residual) - residual) < 1e-14
+    assert found.residual <= 1e-11 and found.steps < 5000
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e4, 1e8])
+def test_the_found_step_suits_every_curvature(scale: float) -> None:
+    curvature = scale * torch.tensor([1.0, 4.0, 10.0], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (curvature * (z - t).square()).sum())
+    target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    found = solve(lower, target, torch.zeros(3).double(), blo.ProjectedGradient(tol=1e-9 * scale, max_steps=1000))
+    assert found.steps < 1000
+    torch.testing.assert_close(found.z, target, rtol=1e-8, atol=1e-8)
+
+
+def test_the_found_step_survives_a_region_without_values() -> None:
+    """`z - log z` has no value left of zero, where the first steps from 1e-3 would land."""
+    lower = blo.LowerProblem(lambda t, z: (z - t * z.log()).sum())
+    found = solve(lower, torch.tensor(2.0).double(), torch.full((1,), 1e3).double(), blo.ProjectedGradient(tol=1e-9))
+    torch.testing.assert_close(found.z, torch.tensor([2.0]).double(), rtol=1e-7, atol=1e-7)
+
+
+def lanes(theta: Tensor, z: Tensor) -> Tensor:
+    """Return lanes of the curvatures 1, 0.1 and 0.01, which take ever longer."""
+    return 0.5 * torch.tensor([1.0, 0.1, 0.01], dtype=z.dtype) * (z - theta).square().sum(-1)
+
+
+@pytest.mark.parametrize("step", [0.9, None])
+def test_a_lane_that_is_done_does_not_move_while_others_go_on(step: float | None) -> None:
+    lower = blo.LowerProblem(lanes, blo.L2Ball(5.0), batched=True)
+    theta, z0 = normal(0, 2), normal(1, 3, 2)
+    done: dict[int, Tensor] = {}
+    solver_steps = [1, 5, 20, 60, 200, 900, 5000]
+    for max_steps in solver_steps:
+        found = solve(lower, theta, z0, blo.ProjectedGradient(step, max_steps, tol=1e-9))
+        assert found.residual is not None
+        for lane in range(3):
+            if lane in done:
+                assert torch.equal(found.z[lane], done[lane])
+            elif found.residual[lane] <= 1e-9:
+                done[lane] = found.z[lane]
+    assert len(done) == 3
+    assert solver_steps[0] < found.steps < solver_steps[-1]
+
+
+@pytest.mark.parametrize("step", [0.9, None])
+def test_a_lane_takes_the_steps_it_would_take_alone(step: float | None) -> None:
+    theta, z0 = normal(0, 2), normal(1, 3, 2)
+    solver = blo.ProjectedGradient(step, 5000, tol=1e-9)
+    together = solve(blo.LowerProblem(lanes, batched=True), theta, z0, solver)
+    for lane in range(3):
+        alone = solve(blo.LowerProblem(lambda t, z, lane=lane: lanes(t, z)[lane]), theta, z0[lane], solver)
+        torch.testing.assert_close(together.z[lane], alone.z, rtol=1e-14, atol=1e-14)
+        assert alone.steps <= together.steps
+
+
+def calls_of(solver: blo.ProjectedGradient, z0: float) -> tuple[int, blo.solvers.Solution]:
+    calls = []
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        calls.append(1)
+        return 0.5 * (z - theta).square().sum()
+
+    found = solve(blo.LowerProblem(objective), torch.tensor(0.0), torch.tensor([z0]), solver)
+    return len(calls), found
+
+
+def test_each_step_takes_one_gradient_and_a_tolerance_one_more_for_the_last_residual() -> None:
+    assert calls_of(blo.ProjectedGradient(0.1, max_steps=7, tol=None), 1.0)[0] == 7
+    calls, found = calls_of(blo.ProjectedGradient(0.1, max_steps=7, tol=1e-9), 1.0)
+    assert (calls, found.steps) == (8, 7)
+    torch.testing.assert_close(found.residual, torch.tensor(0.9**7))
+    calls, found = calls_of(blo.ProjectedGradient(0.1, max_steps=7, tol=1e-9), 0.0)
+    assert (calls, found.steps) == (1, 0)
+
+
+def test_one_step_of_one_step() -> None:
+    _, found = calls_of(blo.ProjectedGradient(0.25, max_steps=1, tol=None), 1.0)
+    assert found.z.item() == 0.75
+
+
+def test_the_start_is_not_changed_and_kept_when_it_solves() -> None:
+    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
+    z0 = torch.ones(2).double()
+    assert torch.equal(solve(lower, torch.tensor(1.0), z0, blo.ProjectedGradient()).z, z0)
+    solve(lower, torch.tensor(3.0), z0, blo.ProjectedGradient())
+    assert torch.equal(z0, torch.ones(2).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 0.0}, "`step` must be positive"),
+        ({"step": -0.1}, "`step` must be positive"),
+        ({"step": float("nan")}, "`step` must be positive"),
+        ({"max_steps": 0}, "`max_steps` must be at least 1"),
+        ({"max_steps": -3}, "`max_steps` must be at least 1"),
+        ({"momentum": 1.0, "step": 0.1}, "`momentum` must lie in"),
+        ({"momentum": -0.1, "step": 0.1}, "`momentum` must lie in"),
+        ({"momentum": float("nan"), "step": 0.1}, "`momentum` must lie in"),
+        ({"tol": 0.0}, "`tol` must be positive"),
+        ({"tol": -1e-6}, "`tol` must be positive"),
+        ({"tol": float("nan")}, "`tol` must be positive"),
+        ({"direction": "up", "step": 0.1}, "`direction` must be"),
+        ({"direction": "sign"}, "give `step` as a number"),
+        ({"momentum": 0.5}, "give `step` as a number"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        blo.ProjectedGradient(**options)
