@@ -122,9 +122,9 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: Trai
         best_epoch=epoch if improved else state.best_epoch,
         best_score=score if improved else state.best_score,
     )
+    # Before the checkpoint: killed in between, the epoch is done again and replaces its line.
+    run.write_timing([*(line for line in run.timing() if line["epoch"] < epoch), seconds])
     checkpoint.save(run.last, state)
-    earlier = [line for line in run.timing() if line["epoch"] < epoch]
-    run.write_timing([*earlier, seconds])
     _write_what_follows(run, state)
     shown.epoch(record, middle - start)
     return state

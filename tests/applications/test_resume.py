@@ -117,8 +117,10 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 from adv_train.config import RunConfig, read_yaml
+from adv_train import data
 import adv_train.train
 
+data.load("digits", root="")  # once for all children
 run, seed, quickest, slowest = Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
 config = RunConfig(**read_yaml(Path(sys.argv[1])))
 moments = random.Random(seed)

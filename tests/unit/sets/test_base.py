@@ -250,6 +250,22 @@ def test_the_dtype_of_z_is_kept(name: str, dtype: torch.dtype) -> None:
     assert {near.dtype, tangent.project(z).dtype, fitted.motion(fitted, near).dtype} == {dtype}
 
 
+def test_parameters_take_the_precision_of_z() -> None:
+    z, wide = torch.randn(3), torch.ones(3, dtype=torch.float64)
+    for moving in (blo.Box(-wide, wide), blo.L2Ball(wide[0], wide), blo.Simplex(wide[0])):
+        assert moving.fit(Layout.of(z, batched=False)).project(z).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["Box.low", "L2Ball.radius", "L2Ball.center", "Simplex.total"])
+def test_parameters_on_another_device_are_named(name: str) -> None:
+    kind, field = name.split(".")
+    away = torch.ones((), device="meta")
+    others = {"Box": {"high": 1.0}, "L2Ball": {"radius": 1.0}, "Simplex": {}}[kind]
+    moving = getattr(blo, kind)(**{**others, field: away}, validate=False)
+    with pytest.raises(blo.StructureError, match=f"`{name}` must be on cpu"):
+        moving.fit(Layout.of(torch.zeros(3), batched=False))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_nan_stays_visible(name: str) -> None:
     case = make_set_case(name, (2,), 3, seed=0)
