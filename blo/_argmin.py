@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,13 +18,22 @@ from blo.solvers import ProjectedGradient, Solution, Solver
 
 @dataclass
 class Solving:
-    """A lower solver as the callable that strategies receive; keeps what the last solve reported."""
+    """A lower solver as the callable that strategies receive; keeps what the last solve reported.
+
+    Args:
+        solver: the solver.
+        checks: what to do with its findings.
+        hoisted: theta brings captured tensors along, which are none of the solver's business.
+    """
 
     solver: Solver
     checks: Checks
+    hoisted: bool = False
     last: Solution | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
+        if self.hoisted:
+            problem = replace(problem, theta=problem.theta[0])
         with torch.set_grad_enabled(problem.recorded):
             self.last = self.solver.solve(problem, z0)
         if not transforms_active():
@@ -68,6 +77,9 @@ def argmin(
     gradient = Implicit() if gradient is None else gradient
     checks = Checks(on_failure, measured=solver.tol is not None)
     if transforms_active() and not isinstance(gradient, Unrolled):
-        lower, theta = hoist(lower, theta, z0)
-    problem, start, leaves = FlatProblem.of(lower, theta, z0)
-    return problem.layout.unravel(gradient.attach(problem, leaves, start, Solving(solver, checks), checks))
+        hoisted, theta = hoist(lower, theta, z0)
+    else:
+        hoisted = lower
+    problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
+    solve = Solving(solver, checks, hoisted=hoisted is not lower)
+    return problem.layout.unravel(gradient.attach(problem, leaves, start, solve, checks))

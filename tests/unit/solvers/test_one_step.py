@@ -50,7 +50,7 @@ def test_each_lane_is_normalised_by_its_own_length() -> None:
     lower = blo.LowerProblem(lambda t, z: (t * z).sum(-1), batched=True)
     theta = torch.tensor([[3.0, 4.0], [-30.0, 40.0]], dtype=torch.float64)
     z = blo.argmin(lower, theta, torch.zeros(2, 2).double(), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
-    torch.testing.assert_close(z, -torch.tensor([[0.6, 0.8], [-0.6, 0.8]]).double(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(z, torch.tensor([[-0.6, -0.8], [0.6, -0.8]], dtype=torch.float64), rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])

@@ -78,10 +78,17 @@ def test_the_found_step_suits_every_curvature(scale: float) -> None:
 
 
 def test_the_found_step_survives_a_region_without_values() -> None:
-    """`z - log z` has no value left of zero, where the first steps from 1e-3 would land."""
-    lower = blo.LowerProblem(lambda t, z: (z - t * z.log()).sum())
-    found = solve(lower, torch.tensor(2.0).double(), torch.full((1,), 1e3).double(), blo.ProjectedGradient(tol=1e-9))
-    torch.testing.assert_close(found.z, torch.tensor([2.0]).double(), rtol=1e-7, atol=1e-7)
+    """The slope `sqrt(z) - t` is NaN left of zero, where growing steps land on their way to `t^2`."""
+    visited: list[float] = []
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        visited.append(z.item())
+        return (z.pow(1.5) / 1.5 - theta * z).sum()
+
+    theta, z0 = torch.tensor(0.5).double(), torch.full((1,), 30.0).double()
+    found = solve(blo.LowerProblem(objective), theta, z0, blo.ProjectedGradient(tol=1e-9))
+    assert min(visited) < 0
+    torch.testing.assert_close(found.z, theta.square().reshape(1), rtol=1e-8, atol=1e-8)
 
 
 def lanes(theta: Tensor, z: Tensor) -> Tensor:
