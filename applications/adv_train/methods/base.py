@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -24,15 +26,25 @@ class Step:
         grads: the gradient of the training objective by parameter name.
         delta: the perturbation trained on, of the images' shape.
         loss: the mean training loss, shape `()`.
-        implicit_share: |implicit part| / |direct part| of the gradient, shape `()`; zero where there is none.
         logits: the model's output on the perturbed images, shape `(batch, classes)`.
+        direct: the direct part of the gradient, parameter by parameter.
+        implicit: the implicit part likewise; empty where there is none.
     """
 
     grads: dict[str, Tensor]
     delta: Tensor
     loss: Tensor
-    implicit_share: Tensor
     logits: Tensor
+    direct: Sequence[Tensor] = ()
+    implicit: Sequence[Tensor] = ()
+
+    @cached_property
+    def implicit_share(self) -> Tensor:
+        """|implicit part| / |direct part| of the gradient, shape `()`; zero where there is no implicit part."""
+        if not self.implicit:
+            return torch.zeros_like(self.loss)
+        norm = torch.nn.utils.get_total_norm
+        return norm(self.implicit) / norm(self.direct)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +118,8 @@ class Adversarial(Method):
         losses = Losses(model, x, y, generator)
         attack = blo.LowerProblem(losses.attack, box, batched=True)
         out = self.solve(attack, losses, params, start)
-        return Step(out.grad, out.z, out.value, _share(out), losses.logits)
-
-
-def _share(out: blo.Hypergradient) -> Tensor:
-    """Return |implicit| / |direct| without waiting for the device."""
-    implicit = [part for part in out.report.implicit_parts if part is not None]
-    if not implicit:
-        return torch.zeros_like(out.value)
-    norm = torch.nn.utils.get_total_norm
-    return norm(implicit) / norm(out.report.direct_parts)
+        implicit = [part for part in out.report.implicit_parts if part is not None]
+        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit)
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:

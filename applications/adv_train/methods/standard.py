@@ -30,4 +30,4 @@ class Standard(Method):
         loss = losses.train(params, delta)
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
         grads = dict(zip(params, found, strict=True))
-        return Step(grads, delta, loss.detach(), torch.zeros_like(loss.detach()), losses.logits)
+        return Step(grads, delta, loss.detach(), losses.logits)

@@ -85,7 +85,7 @@ def test_the_found_step_survives_a_region_without_values() -> None:
         visited.append(z.item())
         return (z.pow(1.5) / 1.5 - theta * z).sum()
 
-    theta, z0 = torch.tensor(0.5).double(), torch.full((1,), 30.0).double()
+    theta, z0 = torch.tensor(0.5).double(), torch.full((1,), 1000.0).double()
     found = solve(blo.LowerProblem(objective), theta, z0, blo.ProjectedGradient(tol=1e-9))
     assert min(visited) < 0
     torch.testing.assert_close(found.z, theta.square().reshape(1), rtol=1e-8, atol=1e-8)
