@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from blo._autodiff import transforms_active
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 from blo.operators import Hessian, Operator, Restricted
@@ -23,6 +24,9 @@ class Rule(Protocol):
 
     def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
         """Return q with `P (H + K) P q = P v`, from plain tensors."""
+
+    def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
+        """Return the implicit part for each leaf, from plain tensors, not to be differentiated again."""
 
     def model(self, hessian: Operator) -> Operator:
         """Return the operator that stands for H."""
@@ -51,8 +55,11 @@ class Solution(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, *leaves = _alive(ctx.saved_tensors)
+        if not (torch.is_grad_enabled() or transforms_active()):
+            # The common case: one retained graph serves the products and the cross term, and the objective may use
+            # autograd itself or update the buffers of a module.
+            return None, None, None, None, *ctx.rule.pull(ctx.problem, leaves, z, v)
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
-
         origin = ctx.problem.bind(leaves).constraint
 
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from blo._failures import Checks
@@ -69,10 +70,21 @@ class CheckedRule:
     checks: Checks
 
     def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
-        point = Point(problem.bind(leaves), z, ())
+        return self._adjoint(Point(problem.bind(leaves), z, ()), v)
+
+    def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
+        live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+        with torch.enable_grad():
+            point = Point(problem.bind(live), z, live)
+        found = point.cross(self._adjoint(point, v), v)
+        if all(part is None for part in found):
+            self.checks.constant()
+        return found
+
+    def _adjoint(self, point: Point, v: Tensor) -> Tensor:
         linear = self.strategy.adjoint(point, v, None)
         optimality = point.optimality
-        self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, optimality.tangent.counts)
+        self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, lambda: optimality.tangent.counts())
         return linear.x
 
     def model(self, hessian: Operator) -> Operator:
