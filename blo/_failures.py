@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._term import Counts
 from blo._types import OnFailure
 from blo.errors import (
     BloError,
@@ -20,7 +21,6 @@ from blo.errors import (
     NonFiniteError,
 )
 from blo.linsolve import LinearSolution
-from blo.sets import Counts
 from blo.solvers import Solution
 
 

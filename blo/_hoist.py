@@ -16,29 +16,34 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blo import tree
+from blo._objective import FixedPoint
 from blo._problem import LowerProblem
-from blo._types import Tree
-from blo.sets import Set
+from blo._term import Term
+from blo._types import Objective, Tree
 
 
 def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tree]:
-    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set)`."""
+    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set or penalty)`."""
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
-        lower.objective(theta, z0)
-        if not isinstance(lower.constraint, Set):
-            lower.constraint(theta)
+        evaluate = lower.objective.function if isinstance(lower.objective, FixedPoint) else lower.objective
+        evaluate(theta, z0)
+        if not isinstance(lower.term, Term):
+            lower.term(theta)
     captured = tuple(finder.found.values())
-    constraint = lower.constraint
-    carries = isinstance(constraint, Set) and any(_transformed(leaf) for leaf in tree.leaves(constraint))
+    term = lower.term
+    carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
     if not captured and not carries:
         return lower, theta
     carried: Tree = ()
     if carries:
-        constraint, carried = _last, constraint
-    elif not isinstance(constraint, Set):
-        constraint = _Hoisted(constraint, captured)
-    hoisted = replace(lower, objective=_Hoisted(lower.objective, captured), constraint=constraint)
+        term, carried = _last, term
+    elif not isinstance(term, Term):
+        term = _Hoisted(term, captured)
+    objective: Objective = _Hoisted(evaluate, captured)
+    if isinstance(lower.objective, FixedPoint):
+        objective = FixedPoint(objective)
+    hoisted = replace(lower.with_term(term), objective=objective)
     return hoisted, (theta, captured, carried)
 
 
@@ -55,8 +60,8 @@ class _Hoisted:
             return self.function(own, *z)
 
 
-def _last(theta: Tree) -> Set:
-    found: Set = theta[2]
+def _last(theta: Tree) -> Term:
+    found: Term = theta[2]
     return found
 
 

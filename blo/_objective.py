@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from blo import tree
 from blo._autodiff import gradient
 from blo._layout import Layout
 from blo._types import Objective, Tree
+from blo.errors import StructureError
 
 
 class Slice(Protocol):
@@ -84,9 +86,25 @@ class Linearized:
         return LinearSlice(slope, anchor, self.curvature, layout)
 
 
+@dataclass(frozen=True)
+class FixedPoint:
+    """Stands in the place of an objective where a fixed point `z = function(theta, z)` is sought.
+
+    Its residual `z - function(theta, z)` takes the place of the gradient. No function need have it as its gradient.
+    """
+
+    function: Callable[[Tree, Tree], Tree]
+
+    def __call__(self, theta: Tree, z: Tree) -> Tensor:
+        raise StructureError(
+            "a fixed-point problem has no objective to evaluate, so solvers and strategies that need values cannot "
+            "be used with it. Use solver=FixedPoint() and gradient=Implicit() or Unrolled()."
+        )
+
+
 def slice_at(objective: Objective, theta: Tree) -> Slice:
     """Return the objective at one theta, sharing whatever depends on theta alone."""
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["Linearized", "Slice", "slice_at"]
+__all__ = ["FixedPoint", "Linearized", "Slice", "slice_at"]

@@ -9,28 +9,73 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient
+from blo._autodiff import gradient, transforms_active
 from blo._layout import Layout
-from blo._objective import Linearized, PlainSlice, Slice, slice_at
+from blo._objective import FixedPoint, Linearized, PlainSlice, Slice, slice_at
+from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
+from blo.penalties import Penalty
 from blo.sets import Free, Set
 
 
 @dataclass(frozen=True)
 class LowerProblem:
-    """`minimise objective(theta, z) over z in constraint`.
+    """`minimise objective(theta, z) over z in constraint`, or `minimise objective(theta, z) + penalty(z)`.
 
     Args:
         objective: returns a scalar, or a tensor of shape `(batch,)` when `batched`.
         constraint: a set, or a callable `theta -> set` when the set moves with theta.
+        penalty: a penalty, or a callable `theta -> penalty` when its weight depends on theta.
         batched: the first axis of every leaf of z numbers independent problems, solved, projected and
             differentiated together.
+
+    Raises:
+        StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
+            or if one of them is neither that nor a callable.
     """
 
     objective: Objective
     constraint: Set | Callable[[Tree], Set] = field(default_factory=Free)
-    batched: bool = field(default=False, kw_only=True)
+    penalty: Penalty | Callable[[Tree], Penalty] | None = None
+    batched: bool = False
+
+    def __post_init__(self) -> None:
+        for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
+            if not (isinstance(given, kind) or (callable(given) and not isinstance(given, Term)) or given is None):
+                raise StructureError(
+                    f"`{name}` must be a blo {kind.__name__.lower()} or a callable theta -> "
+                    f"{kind.__name__.lower()}, but is {type(given).__name__}."
+                )
+        if self.penalty is not None and not isinstance(self.constraint, Free):
+            raise StructureError(
+                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. Write the smooth one of the two "
+                "into the objective, or a class of your own with the proximal operator of their sum."
+            )
+
+    @property
+    def term(self) -> Term | Callable[[Tree], Term]:
+        """The non-smooth term: the constraint or the penalty, or what makes it from theta."""
+        return self.constraint if self.penalty is None else self.penalty
+
+    def with_term(self, term: Term | Callable[[Tree], Term]) -> LowerProblem:
+        """Return the problem with another non-smooth term of the same kind."""
+        if self.penalty is None:
+            return replace(self, constraint=term)  # type: ignore[arg-type]
+        return replace(self, penalty=term)  # type: ignore[arg-type]
+
+    @classmethod
+    def fixed_point(cls, function: Callable[[Tree, Tree], Tree], *, batched: bool = False) -> LowerProblem:
+        """Return the problem of finding `z = function(theta, z)`: an equilibrium instead of a minimum.
+
+        The implicit gradient is that of `z - function(theta, z) = 0`, whose Jacobian is in general not symmetric
+        (Bai, Kolter and Koltun, NeurIPS 2019, deep equilibrium models).
+
+        Args:
+            function: returns a tree like z.
+            batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
+        """
+        return cls(FixedPoint(function), batched=batched)
 
     def linearize(self, anchor: Tree, curvature: float) -> LowerProblem:
         """Return the problem with its objective replaced by a first-order model and a proximal term.
@@ -57,26 +102,32 @@ class Bound:
     """A lower problem at one theta, on flat tensors of shape `(*lanes, n)`: all that a lower solver sees.
 
     Attributes:
+        slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
+        term: the constraint set or the penalty.
         theta: the upper variable.
-        moving: the constraint set depends on theta.
+        moving: the term depends on theta.
+        symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
     """
 
     slice: Slice
-    constraint: Set
+    term: Term
     layout: Layout
     theta: Tree
     lifts: int
     moving: bool
+    symmetric: bool = True
     recorded: bool = False
 
     def value(self, z: Tensor) -> Tensor:
-        """Return the objective, shape `lanes`.
+        """Return the objective without the penalty, shape `lanes`.
 
         Raises:
-            StructureError: if the objective returns any other shape.
+            StructureError: if the objective returns any other shape, or a fixed point is sought.
         """
-        value = self.slice(z if self.lifts else self.layout.unravel(z))
+        if not self.symmetric:
+            FixedPoint(lambda theta, z: z)(self.theta, z)
+        value = self.slice(self._unravel(z))
         if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
             wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -84,29 +135,45 @@ class Bound:
         return value
 
     def gradient(self, z: Tensor) -> Tensor:
-        """Return the gradient of the objective in z, shape `(*lanes, n)`."""
-        return gradient(self.value, z, create_graph=self.recorded)
+        """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
+        if self.symmetric:
+            return gradient(self.value, z, create_graph=self.recorded)
+        with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
+            found = self.slice(self._unravel(z))
+            return found if self.lifts else self.layout.ravel(found, "the residual of the fixed point")
 
-    def project(self, z: Tensor) -> Tensor:
-        """Return the nearest point of the constraint set, lane by lane."""
-        return self.constraint.project(z)
+    def penalized(self, z: Tensor) -> Tensor:
+        """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
+        value = self.value(z)
+        return value + self.term.value(z) if isinstance(self.term, Penalty) else value
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        """Return the proximal point of the penalty for this step, or the nearest point of the constraint set."""
+        return self.term.prox(z, step)
 
     def residual(self, z: Tensor, slope: Tensor) -> Tensor:
-        """Return `|z - project(z - slope)|`, zero exactly at stationary points, shape `lanes`."""
-        return residual(self.constraint, z, slope).detach()
+        """Return `|z - prox(z - slope)|`, zero exactly at stationary points, shape `lanes`."""
+        return residual(self.term, z, slope).detach()
 
-    def motion(self, origin: Set, z: Tensor) -> Tensor:
-        """Return how far the active constraints carry z when theta moves the set away from `origin`."""
-        return self.constraint.motion(origin, z) if self.moving else torch.zeros_like(z)
+    def motion(self, origin: Term, z: Tensor) -> Tensor:
+        """Return how far the term's face carries z when theta moves the term away from `origin`."""
+        return self.term.motion(origin, z) if self.moving else torch.zeros_like(z)
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
         return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), recorded=False)
 
+    def record(self) -> Bound:
+        """Return the same problem, keeping the graph through every gradient."""
+        return replace(self, recorded=True)
 
-def residual(constraint: Set, z: Tensor, slope: Tensor) -> Tensor:
-    """Return `|z - project(z - slope)|`, the natural residual of first-order optimality, shape `lanes`."""
-    distance: Tensor = torch.linalg.vector_norm(z - constraint.project(z - slope), dim=-1)
+    def _unravel(self, z: Tensor) -> Tree:
+        return z if self.lifts else self.layout.unravel(z)
+
+
+def residual(term: Term, z: Tensor, slope: Tensor) -> Tensor:
+    """Return `|z - prox(z - slope)|`, the natural residual of first-order optimality, shape `lanes`."""
+    distance: Tensor = torch.linalg.vector_norm(z - term.prox(z - slope, 1.0), dim=-1)
     return distance
 
 
@@ -134,46 +201,66 @@ class FlatProblem:
         """Return the problem with one more mapped axis."""
         return replace(self, lifts=self.lifts + 1)
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the lower optimality condition is the gradient of an objective."""
+        return not isinstance(self.lower.objective, FixedPoint)
+
     def bind(self, leaves: Sequence[Tensor]) -> Bound:
         """Return the problem at the theta with these leaves."""
         theta = tree.unflatten(leaves, self.spec)
-        if not self.lifts:
-            return Bound(slice_at(self.lower.objective, theta), self._set(theta), self.layout, theta, 0, self._moving)
+        if self.lifts:
+            term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
+        else:
+            term, bound = self._term(theta), slice_at(self._evaluate, theta)
+        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric)
 
-        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-            return self.lower.objective(tree.unflatten(leaves, self.spec), self.layout.unravel(z))
-
-        for _ in range(self.lifts):
-            value = torch.vmap(value)
-        return Bound(
-            PlainSlice(value, list(leaves)), self._lifted_set(leaves), self.layout, theta, self.lifts, self._moving
-        )
+    @property
+    def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
+        objective = self.lower.objective
+        if not isinstance(objective, FixedPoint):
+            return objective
+        function = objective.function
+        return lambda theta, z: tree.map(lambda at, to: at - to, z, function(theta, z))
 
     @property
     def _moving(self) -> bool:
-        return not isinstance(self.lower.constraint, Set)
+        return not isinstance(self.lower.term, Term)
 
-    def _lifted_set(self, leaves: Sequence[Tensor]) -> Set:
+    def _lifted_slice(self, leaves: Sequence[Tensor]) -> Slice:
+        evaluate, layout = self._evaluate, self.layout
+
+        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+            found = evaluate(tree.unflatten(leaves, self.spec), layout.unravel(z))
+            return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
+
+        for _ in range(self.lifts):
+            value = torch.vmap(value)
+        return PlainSlice(value, list(leaves))
+
+    def _lifted_term(self, leaves: Sequence[Tensor]) -> Term:
         if not self._moving:
-            return self._set(leaves)
+            return self._term(leaves)
         specs: list[tree.TreeSpec] = []
 
         def parameters(*leaves: Tensor) -> tuple[Tensor, ...]:
-            tensors, spec = tree.flatten(self._set(tree.unflatten(leaves, self.spec)), "constraint")
+            tensors, spec = tree.flatten(self._term(tree.unflatten(leaves, self.spec)), "constraint")
             specs.append(spec)
             return tuple(tensors)
 
         for _ in range(self.lifts):
             parameters = torch.vmap(parameters)
         mapped = parameters(*leaves)
-        lifted: Set = tree.unflatten(mapped, specs[0])
+        lifted: Term = tree.unflatten(mapped, specs[0])
         return lifted
 
-    def _set(self, theta: Tree) -> Set:
-        constraint = self.lower.constraint
-        found = constraint if isinstance(constraint, Set) else constraint(theta)
-        if not isinstance(found, Set):
+    def _term(self, theta: Tree) -> Term:
+        given = self.lower.term
+        found = given if isinstance(given, Term) else given(theta)
+        name, kind = ("constraint", Set) if self.lower.penalty is None else ("penalty", Penalty)
+        if not isinstance(found, kind):
             raise StructureError(
-                f"`constraint` must be a blo set, or a callable theta -> set, but gave {type(found).__name__}."
+                f"`{name}` must be a blo {kind.__name__.lower()}, or a callable theta -> {kind.__name__.lower()}, "
+                f"but gave {type(found).__name__}."
             )
         return found.fit(self.layout)

@@ -81,6 +81,14 @@ class Report:
         return Status.CONVERGED if bool(linear.converged(self.linear_tol).all()) else Status.UNCONVERGED
 
     @cached_property
+    def product_error(self) -> float | None:
+        """Estimated relative error of finite-difference products; None for exact ones.
+
+        It is measured on first use, at the cost of four gradients: read it before captured data changes.
+        """
+        return None if self.pulled.error is None else self.pulled.error()
+
+    @cached_property
     def _counts(self) -> tuple[int, int, int] | None:
         optimality = self.pulled.optimality
         if optimality is None:
@@ -141,6 +149,8 @@ class Report:
             "direct part": f"norm {self.direct_norm:.6g}",
             "implicit part": f"norm {self.implicit_norm:.6g}, cosine with the direct part {self.cosine:+.4f}",
         }
+        if self.product_error is not None:
+            rows["products"] = f"central differences, estimated relative error {self.product_error:.2e}"
         return "\n".join(f"{name:<14} {text}" for name, text in rows.items())
 
 

@@ -12,11 +12,18 @@ from torch import Tensor
 
 
 class TangentSpace(Protocol):
-    """What `Restricted` needs to know of a constraint set."""
+    """What `Restricted` needs to know of a constraint set or a penalty."""
 
     @property
     def curvature(self) -> Tensor | float:
-        """Diagonal of K, which commutes with P."""
+        """Diagonal of K, where K is diagonal."""
+
+    @property
+    def bend(self) -> Callable[[Tensor], Tensor] | None:
+        """The part of K that is not diagonal, if there is one."""
+
+    def curve(self, v: Tensor) -> Tensor:
+        """Return K v for a tangent v."""
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v."""
@@ -138,14 +145,12 @@ class Hessian(Operator):
     Attributes:
         product: v -> H v on vectors of shape `(*lanes, n)`.
         positive: whether the caller knows the function to be convex.
+        symmetric: not so for the Jacobian of an equation that is no gradient.
     """
 
     product: Callable[[Tensor], Tensor]
     positive: bool = False
-
-    @property
-    def symmetric(self) -> bool:
-        return True
+    symmetric: bool = True
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.product(v)
@@ -177,5 +182,5 @@ class Restricted(Operator):
 
     def __call__(self, v: Tensor) -> Tensor:
         inside = self.tangent.project(v)
-        # K commutes with P. The mask goes on both sides of A, which couples held and free coordinates.
-        return self.tangent.project(self.operator(inside) + self.tangent.curvature * inside) + (v - inside)
+        # The mask goes on both sides of A, which couples held and free coordinates.
+        return self.tangent.project(self.operator(inside) + self.tangent.curve(inside)) + (v - inside)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from blo._failures import Checks
 from blo._problem import Bound, FlatProblem, residual
+from blo._term import Tangent, Term
 from blo.linsolve import LinearSolution
-from blo.sets import Set, Tangent
 
 #: `solve(problem, z0)`. A strategy receives the solve as a callable, so it knows no solver.
 Solve: TypeAlias = Callable[[Bound, Tensor], Tensor]
@@ -27,19 +27,19 @@ class Optimality:
     Attributes:
         z: the solution, shape `(*lanes, n)`.
         slope: the objective's gradient there.
-        constraint: the set.
+        term: the constraint set or the penalty.
         tangent: its tangent space there.
     """
 
     z: Tensor
     slope: Tensor
-    constraint: Set
+    term: Term
     tangent: Tangent
 
     @property
     def residual(self) -> Tensor:
-        """`|z - project(z - gradient)|`, shape `lanes`."""
-        return residual(self.constraint, self.z, self.slope)
+        """`|z - prox(z - gradient)|`, shape `lanes`."""
+        return residual(self.term, self.z, self.slope)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Pulled:
         q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
         linear: how the linear system was solved.
         optimality: the conditions that the formula rests on.
+        error: measures the relative error of the cross product when asked; None or returns None when exact.
     """
 
     cotangents: Sequence[Tensor | None]
     q: Tensor | None = None
     linear: LinearSolution | None = None
     optimality: Optimality | None = None
+    error: Callable[[], float | None] | None = None
 
 
 @dataclass(frozen=True)

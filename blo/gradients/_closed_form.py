@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
-from blo.linsolve import LinearSolution
-from blo.operators import Operator, Restricted, ScaledIdentity
+from blo.linsolve import CG, LinearSolution
+from blo.operators import Operator, Restricted, ScaledIdentity, TangentSpace
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,17 @@ class HessianFree(Stationary):
     Args:
         curvature: in units of objective over z squared. Larger means a smaller implicit part; a negative one reverses
             its sign.
+        products: as in `Implicit`; `"finite-difference"` makes it the update of second-order DARTS.
 
     Raises:
-        ValueError: for a curvature of zero.
+        ValueError: for a curvature of zero, or other products.
     """
 
     curvature: float = 1.0
+    products: Products = "reverse"
 
     def __post_init__(self) -> None:
+        check(self.products)
         if self.curvature == 0:
             raise ValueError("`curvature` must not be zero. For no implicit part use Zero().")
 
@@ -37,7 +41,7 @@ class HessianFree(Stationary):
         return ScaledIdentity(self.curvature)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
-        return _divide(b, system.tangent.project(b / (self.curvature + system.tangent.curvature)))
+        return _divide(self.curvature, system.tangent, b)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,7 @@ class KKTClosedForm(Stationary):
         curvature = torch.where(zero, 1.0, (b * image).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
         scale = torch.linalg.vector_norm(image, dim=-1)
         error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
-        q = system.tangent.project(b / (curvature + system.tangent.curvature))
-        solution = _divide(b, q)
+        solution = _divide(curvature, system.tangent, b)
         return LinearSolution(
             solution.x,
             torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error),
@@ -69,6 +72,10 @@ class KKTClosedForm(Stationary):
         )
 
 
-def _divide(b: Tensor, q: Tensor) -> LinearSolution:
+def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> LinearSolution:
+    """Solve `(curvature I + K) q = b` on the tangent space."""
+    if tangent.bend is not None:  # K is no diagonal, but has few distinct eigenvalues
+        return CG().solve(Restricted(ScaledIdentity(curvature), tangent), b)
     lanes = b.new_zeros(b.shape[:-1])
+    q = tangent.project(b / (curvature + tangent.curvature))
     return LinearSolution(q, lanes, lanes.long(), lanes.bool())

@@ -22,8 +22,10 @@ from blo.operators import Hessian, Operator, Restricted
 class Rule(Protocol):
     """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
 
-    def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
-        """Return q with `P (H + K) P q = P v`, from plain tensors."""
+    def solve(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, transposed: bool = False
+    ) -> Tensor:
+        """Return q with `P (H + K)^T P q = P v`, or with H + K if `transposed`, from plain tensors."""
 
     def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
         """Return the implicit part for each leaf, from plain tensors, not to be differentiated again."""
@@ -60,13 +62,15 @@ class Solution(Function):
             # autograd itself or update the buffers of a module.
             return None, None, None, None, *ctx.rule.pull(ctx.problem, leaves, z, v)
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
-        origin = ctx.problem.bind(leaves).constraint
+        here = ctx.problem.bind(leaves)
+        force = here.term.tangent(z, here.gradient(z)).force
 
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
-            # `origin` and `z` stay behind here and move in an outer differentiation: nothing is counted twice.
+            # `here` and `z` stay behind and move in an outer differentiation: nothing is counted twice.
             bound = ctx.problem.bind(live)
-            motion = bound.motion(origin, z)
-            return motion, bound.gradient(z + motion)
+            motion = bound.motion(here.term, z)
+            slope = bound.gradient(z + motion)
+            return motion, slope if force is None else slope + force(bound.term, z + motion)
 
         return None, None, None, None, *_pull(optimality, leaves, (v, -q))
 
@@ -84,21 +88,26 @@ class Solution(Function):
 
 
 class Adjoint(Function):
-    """`q(theta, z, v)`, the solution of `P (H + K) P q = P v`."""
+    """`q(theta, z, v)`, the solution of `P (H + K)^T P q = P v`.
+
+    The transpose matters where a fixed point is sought. With `transposed` it is the solution for H + K itself.
+    """
 
     @staticmethod
-    def solve(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def solve(
+        problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, rule: Rule, transposed: bool = False
+    ) -> Tensor:
         """Return the adjoint, shape `(*lanes, n)`."""
-        q: Tensor = Adjoint.apply(problem, rule, z, v, *leaves)
+        q: Tensor = Adjoint.apply(problem, rule, transposed, z, v, *leaves)
         return q
 
     @staticmethod
-    def forward(problem: FlatProblem, rule: Rule, z: Tensor, v: Tensor, *leaves: Tensor) -> Tensor:
-        return rule.solve(problem, leaves, z, v)
+    def forward(problem: FlatProblem, rule: Rule, transposed: bool, z: Tensor, v: Tensor, *leaves: Tensor) -> Tensor:
+        return rule.solve(problem, leaves, z, v, transposed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, ctx.rule, *tensors = inputs
+        ctx.problem, ctx.rule, ctx.transposed, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
@@ -106,26 +115,33 @@ class Adjoint(Function):
         q, z, v, *leaves = _alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule
 
+        def product(gradient: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            slope, pullback = _vjp(gradient, z)
+            if ctx.transposed:
+                return slope, lambda u: torch.func.jvp(gradient, (z,), (u,))[1]
+            return slope, lambda u: pullback(u)[0]
+
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
             bound = problem.bind(live)
-            slope, hessian = _vjp(bound.gradient, z)
-            tangent = bound.constraint.tangent(z, slope)
-            operator = Restricted(rule.model(Hessian(lambda u: hessian(u)[0])), tangent)
+            slope, hessian = product(bound.gradient, z)
+            tangent = bound.term.tangent(z, slope)
+            operator = Restricted(rule.model(Hessian(hessian)), tangent)
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
 
         slope = problem.bind(leaves).gradient(z)
-        tangent = problem.bind(leaves).constraint.tangent(z, slope)
-        # The system is the identity off the tangent space, and so is its inverse.
-        r = Adjoint.solve(problem, leaves, z, w, rule) + w - tangent.project(w)
-        return None, None, *_pull(system, (z, v, *leaves), -r)
+        tangent = problem.bind(leaves).term.tangent(z, slope)
+        # The system is the identity off the tangent space, and so is its inverse. Its own transpose is that of H.
+        other = not ctx.transposed and not problem.symmetric
+        r = Adjoint.solve(problem, leaves, z, w, rule, other) + w - tangent.project(w)
+        return None, None, None, *_pull(system, (z, v, *leaves), -r)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, *tensors: Tensor
+        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, transposed: bool, *tensors: Tensor
     ) -> tuple[Tensor, int]:
-        z, v, *leaves = _lanes_first(info.batch_size, in_dims[2:], tensors)
-        return Adjoint.solve(problem.lift(), leaves, z, v, rule), 0
+        z, v, *leaves = _lanes_first(info.batch_size, in_dims[3:], tensors)
+        return Adjoint.solve(problem.lift(), leaves, z, v, rule, transposed), 0
 
 
 def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:

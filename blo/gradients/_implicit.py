@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import CG, LinearSolution, LinearSolver
 from blo.operators import Operator, Restricted
@@ -17,9 +18,21 @@ class Implicit(Stationary):
 
     Args:
         linear_solver: `CG()` by default; `Direct()` is best for up to a few hundred unknowns.
+        products: how second derivatives are multiplied with vectors. `"reverse"`: one retained graph of the lower
+            gradient serves all products. `"forward"`: forward over reverse mode, no graph is kept.
+            `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
+            pass (fused attention, compiled or checkpointed modules); known to `eps^(2/3)`, see
+            `report.product_error`.
+
+    Raises:
+        ValueError: for other products.
     """
 
     linear_solver: LinearSolver = field(default_factory=CG)
+    products: Products = "reverse"
+
+    def __post_init__(self) -> None:
+        check(self.products)
 
     @property
     def tol(self) -> float:  # type: ignore[override]

@@ -2,46 +2,89 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, pullback
+from blo._autodiff import pullback
 from blo._problem import Bound
 from blo.gradients._base import Optimality
 
 
-class Point:
-    """The lower problem at `(theta, z)` with graphs that serve any number of products.
+class Point(abc.ABC):
+    """The lower problem at `(theta, z)` with its products.
 
-    With H = d2g/dz2, B = d2g/dz dtheta and N the motion of the active face (all zero unless the set moves).
+    With H = d2g/dz2, B = d2g/dz dtheta, N the motion of the active face and G the motion of the term's force along
+    it (N and G are zero unless the term moves).
     """
 
-    def __init__(self, problem: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
-        self._leaves = leaves
+    optimality: Optimality
+    #: Whether H is symmetric: not where a fixed point is sought.
+    symmetric: bool = True
+
+    @abc.abstractmethod
+    def hessian(self, direction: Tensor) -> Tensor:
+        """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters where a fixed point is sought."""
+
+    @abc.abstractmethod
+    def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
+        """Return `-(B + G)^T q + N^T (v - (H + K) q)` for each leaf of theta, None where theta has no influence.
+
+        To be called last: it may free what the products are made from. K counts only where the term has a force.
+        """
+
+    def error(self, q: Tensor) -> float | None:
+        """Return the estimated relative error of the cross product; None where there is none but rounding."""
+        return None
+
+
+class ReversePoint(Point):
+    """Products by a backward pass through one retained graph of the gradient."""
+
+    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+        self._leaves, self.symmetric = leaves, bound.symmetric
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            # What moves is measured from a set at rest; its tangent space, too, must not drag a graph of theta along.
-            rest = tree.detach(problem.constraint)
-            self._motion = problem.motion(rest, z)
+            # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
+            rest = tree.detach(bound.term)
+            self._motion = bound.motion(rest, z)
             # The solution moves with the active face, so the gradient taken there sees B + H N.
-            moved = self._z + self._motion if problem.moving else self._z
-            self._gradient = gradient(problem.value, moved, create_graph=True)
+            self._moved = self._z + self._motion if bound.moving else self._z
+            self._gradient = bound.record().gradient(self._moved)
         slope = self._gradient.detach()
+        self._term = bound.term
         self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
-        """Return H times a direction, shape `(*lanes, n)`."""
         (product,) = pullback([self._gradient], [self._z], [direction])
         return torch.zeros_like(direction) if product is None else product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        """Return `-B^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence.
-
-        This is the last product: it frees the graph on its way, so that memory is reused while it is made.
-        """
+        outputs, cotangents = [self._gradient, self._motion], [-q, v]
+        if self.optimality.tangent.force is not None:
+            with torch.enable_grad():
+                outputs.append(self.optimality.tangent.force(self._term, self._moved))
+            cotangents.append(-q)
         inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
-        found = iter(pullback([self._gradient, self._motion], inputs, [-q, v], last=True))
+        # This is the last product: it frees the graph on its way, so that memory is reused while it is made.
+        found = iter(pullback(outputs, inputs, cotangents, last=True))
         return [next(found) if leaf.requires_grad else None for leaf in self._leaves]
+
+
+class TransposedPoint(Point):
+    """Products with H instead of H^T: what the derivative of an adjoint of a fixed point needs."""
+
+    def __init__(self, bound: Bound, z: Tensor) -> None:
+        self._bound, self._z, self.symmetric = bound, z, bound.symmetric
+        slope = bound.gradient(z)
+        self.optimality = Optimality(z, slope, bound.term, bound.term.tangent(z, slope))
+
+    def hessian(self, direction: Tensor) -> Tensor:
+        product: Tensor = torch.func.jvp(self._bound.gradient, (self._z,), (direction,))[1]
+        return product
+
+    def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
+        return []

@@ -13,7 +13,8 @@ from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._function import Solution
-from blo.gradients._point import Point
+from blo.gradients._point import Point, TransposedPoint
+from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
 from blo.operators import Hessian, Operator, Restricted
 
@@ -29,6 +30,9 @@ class Stationary(Strategy):
     Subclasses say what stands for H and how the system is solved.
     """
 
+    #: How H and B are multiplied with vectors: by "reverse", "forward" or "finite-difference" products.
+    products: Products = "reverse"
+
     @abc.abstractmethod
     def model(self, hessian: Operator) -> Operator:
         """Return the operator that stands for H."""
@@ -42,9 +46,10 @@ class Stationary(Strategy):
         z = solve(bound.detach(), z0)
 
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            point = Point(bound, z, leaves)
-            linear = self.adjoint(point, v, guess)
-            return Pulled(point.cross(linear.x, v), linear.x, linear, point.optimality)
+            at = point(self.products, problem, bound, z, leaves)
+            linear = self.adjoint(at, v, guess)
+            q = linear.x
+            return Pulled(at.cross(q, v), q, linear, at.optimality, lambda: at.error(q))
 
         return Trace(z, pullback)
 
@@ -53,12 +58,12 @@ class Stationary(Strategy):
     ) -> Tensor:
         return Solution.solve(problem, leaves, z0, solve, CheckedRule(self, checks))
 
-    def adjoint(self, point: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
+    def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
         """Return the adjoint q at a point."""
-        tangent = point.optimality.tangent
+        tangent = at.optimality.tangent
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
-        system = Restricted(self.model(Hessian(point.hessian)), tangent)
+        system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent)
         return self.invert(system, tangent.project(v), guess)
 
 
@@ -69,21 +74,27 @@ class CheckedRule:
     strategy: Stationary
     checks: Checks
 
-    def solve(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Tensor:
-        return self._adjoint(Point(problem.bind(leaves), z, ()), v)
+    def solve(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, transposed: bool = False
+    ) -> Tensor:
+        bound = problem.bind(leaves)
+        if transposed:
+            return self._adjoint(TransposedPoint(bound, z), v)
+        return self._adjoint(point(self.strategy.products, problem, bound, z, ()), v)
 
     def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
         live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
         with torch.enable_grad():
-            point = Point(problem.bind(live), z, live)
-        found = point.cross(self._adjoint(point, v), v)
+            bound = problem.bind(live)
+        at = point(self.strategy.products, problem, bound, z, live)
+        found = at.cross(self._adjoint(at, v), v)
         if all(part is None for part in found):
             self.checks.constant()
         return found
 
-    def _adjoint(self, point: Point, v: Tensor) -> Tensor:
-        linear = self.strategy.adjoint(point, v, None)
-        optimality = point.optimality
+    def _adjoint(self, at: Point, v: Tensor) -> Tensor:
+        linear = self.strategy.adjoint(at, v, None)
+        optimality = at.optimality
         self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, lambda: optimality.tangent.counts())
         return linear.x
 

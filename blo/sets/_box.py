@@ -10,9 +10,10 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate, fit_coordinates, negligible
 from blo._types import Tree
 from blo.errors import InfeasibleError
-from blo.sets._base import Counts, Set, Tangent, can_validate, fit_coordinates, negligible
+from blo.sets._base import Set
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.sets._base import Counts, Set, Tangent
+from blo._term import Counts, Tangent
+from blo.sets._base import Set
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, negligible, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
-from blo.sets._base import (
-    Counts,
-    Set,
-    Tangent,
-    can_validate,
-    fit_coordinates,
-    fit_per_lane,
-    negligible,
-    per_lane,
-)
+from blo.sets._base import Set
 
 
 @dataclass(frozen=True, eq=False)

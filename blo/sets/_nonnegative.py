@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from blo.sets._base import Set, Tangent
+from blo._term import Tangent
+from blo.sets._base import Set
 from blo.sets._box import Box
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
+from blo._term import Counts, Tangent
 from blo.errors import StructureError
-from blo.sets._base import Counts, Set, Tangent
+from blo.sets._base import Set
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -63,7 +64,7 @@ class Product(Set):
                 "constrains it; a mapping when z is a dict."
             )
         fitted = Product.__new__(Product)
-        inner = tuple(part.fit(child) for part, (child, _) in zip(parts, children, strict=True))
+        inner = tuple(cast(Set, part.fit(child)) for part, (child, _) in zip(parts, children, strict=True))
         fitted._assign(inner, keys, tuple(span for _, span in children))
         return fitted
 

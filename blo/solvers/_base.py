@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from blo._layout import Layout
+from blo._term import Term
 from blo._types import Tree
 
 
@@ -24,11 +25,26 @@ class Problem(Protocol):
     def gradient(self, z: Tensor) -> Tensor:
         """Return the gradient of the objective, shape `(*lanes, n)`."""
 
-    def project(self, z: Tensor) -> Tensor:
-        """Return the nearest point of the constraint set."""
+    @property
+    def term(self) -> Term: ...
+    @property
+    def symmetric(self) -> bool: ...
+    def value(self, z: Tensor) -> Tensor:
+        """Return the objective without a penalty, shape `lanes`."""
+
+    def penalized(self, z: Tensor) -> Tensor:
+        """Return the objective with its penalty, shape `lanes`."""
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        """Return the proximal point of the penalty for this step, or the nearest point of the constraint set.
+
+        Args:
+            z: shape `(*lanes, n)`.
+            step: a number or a tensor of shape `(*lanes, 1)`.
+        """
 
     def residual(self, z: Tensor, slope: Tensor) -> Tensor:
-        """Return `|z - project(z - slope)|`, shape `lanes`."""
+        """Return `|z - prox(z - slope)|`, shape `lanes`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ class Solution:
 
     Attributes:
         z: the point, shape `(*lanes, n)`.
-        residual: `|z - project(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
+        residual: `|z - prox(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
         tol: what the residual was asked to reach; None when convergence was not asked for.
         steps: gradient steps that were made.
     """

@@ -35,4 +35,4 @@ class OneStep(Solver):
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         slope = _direction.scaled(problem.gradient(z0), self.direction)
-        return Solution(problem.project(z0 - self.step * slope), residual=None, tol=None, steps=1)
+        return Solution(problem.prox(z0 - self.step * slope, self.step), residual=None, tol=None, steps=1)

@@ -70,7 +70,7 @@ class ProjectedGradient(Solver):
             if self.momentum:
                 velocity = move if velocity is None else self.momentum * velocity + move
                 move = velocity
-            moved = problem.project(z - step * move)
+            moved = problem.prox(z - step * move, step)
             trial = moved if done is None else torch.where(done.unsqueeze(-1), z, moved)
         else:
             z, steps = trial, self.max_steps

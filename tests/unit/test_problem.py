@@ -28,7 +28,7 @@ def test_gradient_projection_and_residual_are_those_of_numpy(case: QuadraticCase
     assert not slope.requires_grad
     solution = torch.as_tensor(case.solution(case.theta))
     assert bound.residual(solution, bound.gradient(solution)) < 1e-12
-    moved = bound.project(z - slope)
+    moved = bound.prox(z - slope, 1.0)
     torch.testing.assert_close(bound.residual(z, slope), (z - moved).norm(), rtol=1e-14, atol=1e-14)
 
 
@@ -79,8 +79,8 @@ def test_a_model_without_a_minimiser_is_refused(curvature: float) -> None:
 def test_a_problem_is_unconstrained_and_unbatched_unless_told_otherwise() -> None:
     lower = blo.LowerProblem(lambda t, z: z.sum())
     assert isinstance(lower.constraint, blo.Free) and not lower.batched
-    with pytest.raises(TypeError):
-        blo.LowerProblem(lambda t, z: z.sum(), blo.Free(), True)  # type: ignore[misc]
+    with pytest.raises(blo.StructureError, match="`penalty` must be a blo penalty or a callable.*bool"):
+        blo.LowerProblem(lambda t, z: z.sum(), blo.Free(), True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import blo
 from blo._problem import FlatProblem
-from blo.gradients._point import Point
+from blo.gradients._point import ReversePoint
 from tests import oracles
 from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
@@ -25,7 +25,7 @@ def test_the_products_at_a_point_are_those_of_dense_matrices(case: QuadraticCase
     z, direction = normal(seed, 2, len(case.c))
     theta = case.start().requires_grad_()
     problem, _, _ = FlatProblem.of(case.lower(), theta, z)
-    point = Point(problem.bind([theta]), z, [theta])
+    point = ReversePoint(problem.bind([theta]), z, [theta])
     H = case.hessian(case.theta)
     mixed = case.B + np.exp(case.w @ case.theta) * np.outer(case.e * z.numpy(), case.w)
     np.testing.assert_allclose(point.optimality.slope, case.gradient(case.theta, z.numpy()), rtol=1e-12, atol=1e-12)
@@ -42,7 +42,7 @@ def test_a_moving_face_adds_its_share_to_the_cross_term(case: QuadraticCase, see
     z, v = torch.as_tensor(case.solution(case.theta)), normal(seed, len(case.c))
     theta = case.start().requires_grad_()
     problem, _, _ = FlatProblem.of(case.lower(), theta, z)
-    (found,) = Point(problem.bind([theta]), z, [theta]).cross(torch.zeros_like(v), v)
+    (found,) = ReversePoint(problem.bind([theta]), z, [theta]).cross(torch.zeros_like(v), v)
     rows, n = case.solve(case.theta).rows, len(z)
     tangent_and_normal = np.block([[np.eye(n), rows.T], [rows, np.zeros((len(rows),) * 2)]])
     # The least motion that keeps the active constraints: differences of the same minimiser re-solved by KKT.

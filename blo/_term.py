@@ -1,0 +1,196 @@
+"""What a non-smooth part of a lower problem offers: its proximal operator and its smooth face at a solution.
+
+Such a term is the indicator of a constraint set or a penalty. Near a solution it moves on a face: a smooth piece along
+which the solution can move both ways. Vectors are flat, shape `(*lanes, n)`: the last axis holds coordinates, each
+leading index is a problem of its own. Everything is a tensor function of its arguments without branches on their
+values, so that `torch.func` transforms and a second backward pass go through it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._layout import Layout
+from blo._types import Tree
+from blo.errors import StructureError
+
+
+class Counts(NamedTuple):
+    """How many directions of each lane are free, held and undecided; integer tensors of shape `lanes`.
+
+    Attributes:
+        free: dimension of the tangent space (the rank of P).
+        active: `n - free`, directions that the term holds.
+        degenerate: active constraints whose multiplier cannot be told from zero (see `negligible`).
+    """
+
+    free: Tensor
+    active: Tensor
+    degenerate: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tangent:
+    """The term near a solution, to second order.
+
+    Attributes:
+        projector: v -> P v, the orthogonal projector on the directions that stay on the face.
+        curvature: diagonal of K, where K is diagonal and commutes with P; broadcasts against `(*lanes, n)`. K is the
+            second derivative of the term along its face; for a set, the curvature of the active boundary times its
+            multiplier.
+        count: computes the counts; deferred because it is not free and most callers never ask.
+        bend: v -> K v, where K is not diagonal; None otherwise. Called with tangent vectors.
+        force: `(term, at)` -> the gradient of the smooth function that the term is along its face, taken at `at` for
+            the parameters of `term`, with the face and the multipliers of this tangent. It carries how theta moves
+            the optimality condition through the term. None where it is constant up to normals that the `motion`
+            takes along: for flat faces and the ball.
+    """
+
+    projector: Callable[[Tensor], Tensor]
+    curvature: Tensor | float
+    count: Callable[[], Counts]
+    bend: Callable[[Tensor], Tensor] | None = None
+    force: Callable[[Any, Tensor], Tensor] | None = None
+
+    def project(self, v: Tensor) -> Tensor:
+        """Return P v, shape `(*lanes, n)`."""
+        return self.projector(v)
+
+    def curve(self, v: Tensor) -> Tensor:
+        """Return K v for a tangent v, shape `(*lanes, n)`."""
+        diagonal = self.curvature * v
+        return diagonal if self.bend is None else diagonal + self.bend(v)
+
+    def counts(self) -> Counts:
+        """Count free, active and degenerate directions of each lane."""
+        return self.count()
+
+
+class Term(ABC):
+    """A non-smooth term of the lower problem. Parameters may be numbers, or tensors that require grad.
+
+    Each subclass is registered as a tree whose leaves are its tensors.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Let terms that move with theta be mapped over, by their tensors."""
+        super().__init_subclass__()
+        tree.register(cls, _is_parameter)
+
+    @abstractmethod
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        """Return the minimiser x of `1/2 |x - z|^2 + step * term(x)`: for a set, the nearest point.
+
+        Args:
+            z: shape `(*lanes, n)`; the result is differentiable in it and in the term's parameters.
+            step: a number, or a tensor of shape `(*lanes, 1)`; positive.
+        """
+
+    @abstractmethod
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        """Return the tangent space at a solution.
+
+        Args:
+            z: a minimiser, shape `(*lanes, n)`.
+            gradient: gradient of the lower objective there, same shape. The multipliers are read off it.
+        """
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        """Return how far the face carries `z` when the term's parameters move from `origin`'s to these.
+
+        The value is zero where the parameters are equal; the derivative in these parameters is N of the hypergradient
+        formula. Which constraints are active, and their normals, are those of `origin` at `z`. Terms whose face
+        stays in place do not move.
+
+        Args:
+            origin: the same term, its parameters taken as constants by a first differentiation.
+            z: a minimiser with `origin`, shape `(*lanes, n)`.
+        """
+        return torch.zeros_like(z)
+
+    def fit(self, layout: Layout) -> Term:
+        """Return the same term with its parameters flattened like `layout` flattens z.
+
+        Raises:
+            StructureError: if a parameter does not fit z.
+        """
+        return self
+
+
+def negligible(multiplier: Tensor, gradient: Tensor, tangential: Tensor) -> Tensor:
+    """Tell which multipliers cannot be told from zero.
+
+    The threshold of a lane is `sqrt(eps) * max|gradient| + max|P gradient|` with eps of the dtype (1.5e-8 and
+    3.5e-4 relative in double and single precision): the second term is zero at an exact solution, so its size
+    is the accuracy to which the multipliers are known.
+
+    Args:
+        multiplier: shape `(*lanes, k)`.
+        gradient: gradient at the solution, shape `(*lanes, n)`.
+        tangential: P gradient, shape `(*lanes, n)`.
+
+    Returns:
+        Booleans of shape `(*lanes, k)`.
+    """
+    relative = math.sqrt(torch.finfo(gradient.dtype).eps)
+    size = gradient.abs().amax(-1, keepdim=True)
+    noise = tangential.abs().amax(-1, keepdim=True)
+    return multiplier.abs() <= relative * size + noise
+
+
+def can_validate() -> bool:
+    """Tell whether the values of tensors may be looked at: under `torch.func` transforms they may not."""
+    return not torch._C._are_functorch_transforms_active()
+
+
+def per_lane(value: Tensor | float) -> Tensor | float:
+    """Make one value a lane, shape `lanes`, broadcast against `(*lanes, n)`."""
+    return torch.unsqueeze(value, -1) if isinstance(value, Tensor) and value.ndim > 0 else value
+
+
+def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | float:
+    """Return a number as it is, and a tensor with the axes of `layout.lanes`, of length one if it had none.
+
+    Raises:
+        StructureError: naming `name`, if it is neither a number nor one value a lane.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if tuple(value.shape) not in {(), layout.lanes}:
+        allowed = "()" if not layout.lanes else f"() or {layout.lanes}"
+        raise StructureError(
+            f"`{name}` must be a number or a tensor of shape {allowed}, but has shape {tuple(value.shape)}. "
+            "For one value a block of z, put the blocks in a `Product`."
+        )
+    return _like_z(value, layout, name, len(layout.lanes))
+
+
+def fit_coordinates(value: Tree, layout: Layout, name: str) -> Tensor | float:
+    """Return a number as it is, and a tensor or tree flattened like z, with the axes of `(*lanes, n)`.
+
+    Raises:
+        StructureError: naming `name`, if it does not fit.
+    """
+    flat = layout.ravel_parameter(value, name)
+    return _like_z(flat, layout, name, len(layout.lanes) + 1) if isinstance(flat, Tensor) else flat
+
+
+def _like_z(value: Tensor, layout: Layout, name: str, axes: int) -> Tensor:
+    """Return a parameter with this number of axes, in z's precision, so that a projection keeps that of z."""
+    if value.device != layout.device:
+        raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {value.device}. Use `.to`.")
+    # All axes are spelled out, so that the axis which `vmap` puts in front meets that of z.
+    return value.to(layout.dtype).reshape((1,) * (axes - value.ndim) + value.shape)
+
+
+def _is_parameter(value: object) -> bool:
+    parts = value if isinstance(value, tuple) and value else (value,)
+    return all(isinstance(part, Tensor | Term) for part in parts)

@@ -1,0 +1,52 @@
+"""What products without a graph of the gradient share: the parts that come from the term, by one backward pass."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import pullback
+from blo._problem import Bound
+from blo.gradients._base import Optimality
+from blo.gradients._point import Point
+
+
+class FirstOrderPoint(Point, abc.ABC):
+    """A point whose products need no second backward pass through the objective."""
+
+    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+        self._bound, self._leaves, self._z = bound, leaves, z.detach()
+        self._live = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+        with torch.no_grad():
+            rest = tree.detach(bound.term)
+            slope = bound.detach().gradient(self._z)
+            self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
+
+    @abc.abstractmethod
+    def along(self, q: Tensor) -> list[Tensor | None]:
+        """Return `B^T q` for each leaf of theta."""
+
+    def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
+        parts = [None if part is None else -part for part in self.along(q)]
+        if not self._bound.moving:
+            return parts
+        with torch.enable_grad():
+            motion = self._bound.motion(self.optimality.term, self._z)
+            outputs, cotangents = [motion], [v - self.hessian(q)]
+            if self.optimality.tangent.force is not None:
+                outputs.append(self.optimality.tangent.force(self._bound.term, self._z + motion))
+                cotangents.append(-q)
+        found = pullback(outputs, [self._leaves[i] for i in self._live], cotangents)
+        moved = self._spread(found)
+        return [a if b is None else b if a is None else a + b for a, b in zip(parts, moved, strict=True)]
+
+    def _spread(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return one entry for each leaf of theta from those for the leaves that require grad."""
+        spread: list[Tensor | None] = [None] * len(self._leaves)
+        for place, part in zip(self._live, parts, strict=True):
+            spread[place] = part
+        return spread

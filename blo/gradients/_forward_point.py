@@ -1,0 +1,47 @@
+"""Products by forward mode over a reverse-mode gradient: no graph is kept between products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blo._problem import Bound, FlatProblem
+from blo.errors import StructureError
+from blo.gradients._first_order_point import FirstOrderPoint
+
+
+class ForwardPoint(FirstOrderPoint):
+    """`H v` and `B^T q` as the derivatives of the gradients in z and in theta along v and q."""
+
+    def __init__(self, problem: FlatProblem, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+        if not bound.symmetric:
+            raise StructureError(
+                "products='forward' give the Jacobian of a fixed-point problem instead of its transpose, which the "
+                "hypergradient needs. Use products='reverse'."
+            )
+        super().__init__(bound, z, leaves)
+        self._problem = problem
+
+    def hessian(self, direction: Tensor) -> Tensor:
+        at_rest = self._problem.bind([leaf.detach() for leaf in self._leaves])
+        product: Tensor = torch.func.jvp(at_rest.gradient, (self._z,), (direction,))[1]
+        return product
+
+    def along(self, q: Tensor) -> list[Tensor | None]:
+        places = self._live
+        constants = [leaf.detach() for leaf in self._leaves]
+
+        def slopes(z: Tensor) -> tuple[Tensor, ...]:
+            def value(live: tuple[Tensor, ...]) -> Tensor:
+                full = list(constants)
+                for place, tensor in zip(places, live, strict=True):
+                    full[place] = tensor
+                return self._problem.bind(full).value(z).sum()
+
+            found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))
+            return found
+
+        products = torch.func.jvp(slopes, (self._z,), (q,))[1]
+        return self._spread(products)
