@@ -18,6 +18,17 @@ def transforms_active() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def all_true(condition: Tensor) -> bool:
+    """Tell whether every entry is true, in every lane of an enclosing `vmap` as well.
+
+    One host synchronisation.
+    """
+    inner = condition
+    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+        inner = torch._C._functorch.get_unwrapped(inner)  # what `vmap` shows is one lane of this
+    return bool(inner.all())
+
+
 def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> Tensor:
     """Return d(sum of function)/dz, of the shape of `z`.
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true
 from blo.operators import Operator
+
+__all__ = ["LinearSolution", "LinearSolver", "all_true", "largest", "relative_residual", "require_nonnegative"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +85,3 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     defect = (b - operator(x) - damping * x) / size
     ratio = defect.norm(dim=-1) / (b / size).norm(dim=-1)
     return torch.where((defect == 0).all(-1), 0.0, ratio)
-
-
-def all_true(condition: Tensor) -> bool:
-    """Tell whether every entry is true, in every lane of an enclosing `vmap` as well.
-
-    One host synchronisation.
-    """
-    inner = condition
-    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-        inner = torch._C._functorch.get_unwrapped(inner)  # what `vmap` shows is one lane of this
-    return bool(inner.all())

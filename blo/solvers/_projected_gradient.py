@@ -1,19 +1,20 @@
-"""Projected gradient descent, all lanes at once."""
+"""Projected, or proximal, gradient descent, all lanes at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from blo._autodiff import transforms_active
 from blo.solvers import _direction
-from blo.solvers._base import Problem, Solution, Solver
+from blo.solvers._base import Problem
+from blo.solvers._iterative import Iterative
 
 
 @dataclass(frozen=True)
-class ProjectedGradient(Solver):
+class ProjectedGradient(Iterative):
     """Projected gradient descent that stops on the projected-gradient residual.
 
     Each lane stops on its own residual `|z - project(z - gradient)|` and is frozen from then on.
@@ -50,31 +51,32 @@ class ProjectedGradient(Solver):
         if self.step is None and (self.direction != "gradient" or self.momentum):
             raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
 
-    def solve(self, problem: Problem, z0: Tensor) -> Solution:
-        trial, z, slope, velocity = z0, z0, None, None
+    def start(self, problem: Problem, z0: Tensor) -> _State:
         step = z0.new_full((*z0.shape[:-1], 1), 1.0 if self.step is None else self.step)
-        residual, done, steps = None, None, 0
-        for steps in range(self.max_steps + (self.tol is not None)):
-            at_trial = problem.gradient(trial)
-            if self.step is None and slope is not None:
-                step, accepted = _adapt(step, trial - z, at_trial - slope)
-                z, slope = torch.where(accepted, trial, z), torch.where(accepted, at_trial, slope)
-            else:
-                z, slope = trial, at_trial
-            if self.tol is not None:
-                residual = problem.residual(z, slope)
-                done = residual <= self.tol
-                if steps == self.max_steps or _all(done):
-                    break
-            move = _direction.scaled(slope, self.direction)
-            if self.momentum:
-                velocity = move if velocity is None else self.momentum * velocity + move
-                move = velocity
-            moved = problem.prox(z - step * move, step)
-            trial = moved if done is None else torch.where(done.unsqueeze(-1), z, moved)
-        else:
-            z, steps = trial, self.max_steps
-        return Solution(z, residual, self.tol, steps)
+        return _State(z0, problem.gradient(z0), z0, step, torch.zeros_like(z0))
+
+    def move(self, problem: Problem, state: _State) -> _State:
+        move = _direction.scaled(state.slope, self.direction)
+        velocity = self.momentum * state.velocity + move if self.momentum else state.velocity
+        trial = state.z - state.step * (velocity if self.momentum else move)
+        return state._replace(trial=problem.prox(trial, state.step), velocity=velocity)
+
+    def look(self, problem: Problem, state: _State) -> _State:
+        slope = problem.gradient(state.trial)
+        if self.step is not None:
+            return state._replace(z=state.trial, slope=slope)
+        step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
+        return state._replace(
+            z=torch.where(accepted, state.trial, state.z), slope=torch.where(accepted, slope, state.slope), step=step
+        )
+
+
+class _State(NamedTuple):
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
+    step: Tensor
+    velocity: Tensor
 
 
 def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,8 +86,3 @@ def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]
     # Gradient differences stay accurate near the solution, where differences of values drown in rounding.
     accepted = step * (turned * moved).sum(-1, keepdim=True) <= length
     return torch.where(accepted, 1.05 * step, 0.5 * step), accepted
-
-
-def _all(done: Tensor) -> bool:
-    """Tell whether every lane is done; inside transforms, where no tensor may decide, all steps are made."""
-    return not transforms_active() and bool(done.all())

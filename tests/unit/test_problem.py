@@ -79,7 +79,7 @@ def test_a_model_without_a_minimiser_is_refused(curvature: float) -> None:
 def test_a_problem_is_unconstrained_and_unbatched_unless_told_otherwise() -> None:
     lower = blo.LowerProblem(lambda t, z: z.sum())
     assert isinstance(lower.constraint, blo.Free) and not lower.batched
-    with pytest.raises(blo.StructureError, match="`penalty` must be a blo penalty or a callable.*bool"):
+    with pytest.raises(blo.StructureError, match=r"`penalty` must be a blo penalty or a callable.*bool"):
         blo.LowerProblem(lambda t, z: z.sum(), blo.Free(), True)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,119 @@
+"""The one loop of all iterative lower solvers."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import all_true, transforms_active
+from blo.solvers._base import Problem, Solution, Solver
+
+#: Steps between two looks at the convergence flags where a look stalls the device's queue.
+_STRIDE = 8
+
+
+class State(Protocol):
+    """What a solver carries from step to step: a named tuple of tensors, or tuples of them, with the lanes in front.
+
+    Attributes:
+        z: the current point, shape `(*lanes, n)`.
+        slope: the gradient of the objective there.
+        trial: where to look next; the solver's answer when it stops without measuring.
+    """
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def slope(self) -> Tensor: ...
+    @property
+    def trial(self) -> Tensor: ...
+
+
+#: Called with the number of steps made so far and the state, before each further step.
+Watch: TypeAlias = Callable[[int, Any], None]
+
+
+class Iterative(Solver, abc.ABC):
+    """A solver that repeats one step. A step is a `move` to a trial point and a `look` at it.
+
+    Subclasses never loop and never stop: `run` does, for every lane on its own residual.
+    """
+
+    max_steps: int
+    tol: float | None
+
+    @abc.abstractmethod
+    def start(self, problem: Problem, z0: Tensor) -> Any:
+        """Return the state at z0, with the gradient there."""
+
+    @abc.abstractmethod
+    def move(self, problem: Problem, state: Any) -> Any:
+        """Return the state with its next trial point."""
+
+    @abc.abstractmethod
+    def look(self, problem: Problem, state: Any) -> Any:
+        """Return the state after the gradient at the trial point is known: the trial is taken, or taken back."""
+
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        return run(self, problem, z0)
+
+
+def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
+    """Step until every lane's residual is at most `solver.tol`, or `solver.max_steps` times."""
+    state = solver.start(problem, z0)
+    steps = 0
+    stride = 1 if z0.device.type == "cpu" else _STRIDE
+    while steps < solver.max_steps:
+        done = _done(solver, problem, state)
+        if done is not None and steps % stride == 0 and all_true(done):
+            break
+        if watch is not None:
+            watch(steps, state)
+        state = _step(solver, problem, state, done, last=steps == solver.max_steps - 1)
+        steps += 1
+    return finish(solver, problem, state, steps)
+
+
+def advance(solver: Iterative, problem: Problem, state: Any, first: int, steps: int) -> Any:
+    """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
+    for index in range(first, first + steps):
+        done = _done(solver, problem, state)
+        state = _step(solver, problem, state, done, last=index == solver.max_steps - 1)
+    return state
+
+
+def finish(solver: Iterative, problem: Problem, state: Any, steps: int) -> Solution:
+    """Return the solution that a state stands for."""
+    if solver.tol is None:
+        return Solution(state.trial, None, None, steps)
+    return Solution(state.z, problem.residual(state.z, state.slope), solver.tol, steps)
+
+
+def _done(solver: Iterative, problem: Problem, state: Any) -> Tensor | None:
+    return None if solver.tol is None else problem.residual(state.z, state.slope) <= solver.tol
+
+
+def _step(solver: Iterative, problem: Problem, state: Any, done: Tensor | None, *, last: bool) -> Any:
+    moved = solver.move(problem, state)
+    # Nothing looks at the last trial when nothing is measured.
+    after = moved if last and solver.tol is None else solver.look(problem, moved)
+    if done is None or (done.ndim == 0 and done.device.type == "cpu" and not transforms_active()):
+        return after  # a problem of its own has stopped the loop before it could be done here
+    return tree.map(lambda old, new: _where(done, old, new), state, after)
+
+
+def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    return torch.where(done.reshape(done.shape + (1,) * (new.ndim - done.ndim)), old, new)
+
+
+class Progress(NamedTuple):
+    """The state of a solver that remembers nothing but its point."""
+
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
