@@ -2,7 +2,7 @@
 # The stamp files in .venv say what has been installed: they are renewed when pyproject.toml changes.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs lint format clean
+.PHONY: help demo test docs bench lint format clean
 
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python
@@ -33,6 +33,9 @@ format: .venv/.stamp-test ## rewrite the code in the project's format and apply 
 
 docs: .venv/.stamp-docs ## build the documentation into site/; any warning fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: .venv/.stamp-bench ## race against other libraries and hand-written floors; ARGS='ridge --device cuda' chooses
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv, site/ and the tools' caches; runs/ stays
 	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -66,4 +69,10 @@ $(BIN)/python:
 
 .venv/.stamp-docs: .venv/.stamp-uv pyproject.toml
 	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+# boat-torch asks for NumPy 1, which blo does not run on, but works with NumPy 2. A peer that cannot be had is absent.
+.venv/.stamp-bench: .venv/.stamp-uv pyproject.toml
+	$(INSTALL) --editable '.[bench]'
+	-$(INSTALL) --no-deps boat-torch==1.1.1
 	@touch $@

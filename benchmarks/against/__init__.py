@@ -1,0 +1,1 @@
+"""Races against other libraries and against hand-written floors."""

@@ -1,0 +1,77 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import markdown, record
+from benchmarks.registry import Benchmark, Setting, discover, stderr
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks named, print their tables, write the record; return the exit status.
+
+    The status is 1 when a benchmark failed. A goal that was missed is a finding, not a failure.
+    """
+    # One thread: ratios then compare work done, not the schedule. Set before a peer starts its own threads.
+    torch.set_num_threads(1)
+    found = discover()
+    options = _parser(found).parse_args(arguments)
+    if options.list:
+        print("\n".join(f"{name:<24}{each.title}" for name, each in found.items()))
+        return 0
+    chosen = list(found) if not options.names else options.names
+    unknown = [name for name in chosen if name not in found]
+    if unknown:
+        stderr(f"error: no benchmark is called {', '.join(unknown)}; there are: {', '.join(found)}.")
+        return 2
+    if options.device == "cuda" and not torch.cuda.is_available():
+        stderr("error: --device cuda needs a GPU that torch can use, but there is none; use --device cpu.")
+        return 2
+    setting = Setting(
+        torch.device(options.device), getattr(torch, options.dtype), options.rounds, options.quick, options.seed, stderr
+    )
+    out = options.out or Path("runs") / "bench" / f"{options.device}-{options.dtype}.json"
+    return _run([found[name] for name in chosen], setting, out)
+
+
+def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path) -> int:
+    report = record.environment(setting)
+    failed = []
+    for number, each in enumerate(chosen, 1):
+        stderr(f"[{number}/{len(chosen)}] {each.name}: {each.title}")
+        started = time.perf_counter()
+        try:
+            outcome = each.run(setting)
+        except Exception as error:
+            failed.append(each.name)
+            report["benchmarks"][each.name] = {"error": f"{type(error).__name__}: {error}"}
+            traceback.print_exc()
+        else:
+            seconds = time.perf_counter() - started
+            report["benchmarks"][each.name] = record.entry(outcome, seconds)
+            print(markdown.render(each.title, outcome), flush=True)
+        record.write(report, out)  # after each one, so that an interrupted run keeps what it has
+    stderr(f"record: {out}")
+    if failed:
+        stderr(f"error: failed: {', '.join(failed)}")
+    return int(bool(failed))
+
+
+def _parser(found: dict[str, Benchmark]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all by default: {', '.join(found)}")
+    parser.add_argument("--out", type=Path, help="the record (JSON); runs/bench/DEVICE-DTYPE.json by default")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each contestant (15)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
+    return parser

@@ -1,0 +1,101 @@
+"""The record of a run: figures with what they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.registry import Outcome, Setting
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Distributions whose versions decide the figures; those not installed are recorded as null.
+DISTRIBUTIONS = ("torch", "numpy", "scipy", "scikit-learn", "torchopt", "higher", "betty-ml", "jaxopt", "jax",
+                 "boat-torch")  # fmt: skip
+
+
+def environment(setting: Setting) -> dict[str, Any]:
+    """Return versions, machine and settings."""
+    return {
+        "format": 1,
+        "settings": {
+            "device": setting.device.type,
+            "dtype": str(setting.dtype).removeprefix("torch."),
+            "rounds": setting.rounds,
+            "quick": setting.quick,
+            "seed": setting.seed,
+            "threads": torch.get_num_threads(),
+        },
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(setting.device), "system": platform.system()},
+        "versions": {
+            "python": platform.python_version(),
+            "blo": importlib.metadata.version("blo"),
+            "commit": _commit(),
+            **{name: _version(name) for name in DISTRIBUTIONS},
+        },
+        "benchmarks": {},
+    }
+
+
+def entry(outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """Return a benchmark's part of the record."""
+    goals = [asdict(goal) | {"met": goal.met} for goal in outcome.goals]
+    return {
+        "seconds": round(seconds, 1),
+        "tables": [asdict(table) for table in outcome.tables],
+        "goals": goals,
+        "extra": outcome.extra,
+    }
+
+
+def write(record: dict[str, Any], path: Path) -> None:
+    """Write the record; what JSON has no number for is written as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout
+    return found.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _gpu(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
