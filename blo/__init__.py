@@ -16,7 +16,7 @@ from blo.errors import (
     NonFiniteError,
     StructureError,
 )
-from blo.gradients import HessianFree, Implicit, KKTClosedForm, Unrolled, Zero
+from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, Direct, Identity
 from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import External, OneStep, ProjectedGradient
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "SAMA",
     "BloError",
     "BloWarning",
     "Box",
@@ -52,6 +53,7 @@ __all__ = [
     "Status",
     "StructureError",
     "Unrolled",
+    "ValueFunction",
     "Zero",
     "argmin",
     "check_hypergrad",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from blo._failures import Checks
 from blo._hoist import hoist
 from blo._problem import Bound, FlatProblem, LowerProblem
 from blo._types import OnFailure, Tree
+from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled
-from blo.solvers import ProjectedGradient, Solution, Solver
+from blo.solvers import Iterative, ProjectedGradient, Solution, Solver, Watch, advance, run
 
 
 @dataclass
@@ -32,13 +34,42 @@ class Solving:
     last: Solution | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
+        return self._report(problem, self._solve(problem, z0, None))
+
+    def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
+        solution = self._solve(problem, z0, None)
+        return solution.z if problem.recorded else solution.z.detach()
+
+    def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
+        return self._report(problem, self._solve(problem, z0, watch))
+
+    def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
+        return advance(self._iterative, problem, state, first, steps)
+
+    def answer(self, state: Any) -> Tensor:
+        z: Tensor = state.trial if self.solver.tol is None else state.z
+        return z
+
+    @property
+    def _iterative(self) -> Iterative:
+        if not isinstance(self.solver, Iterative):
+            raise StructureError(
+                f"`Unrolled` with `last` or `checkpoint` repeats steps of the solver, but {type(self.solver).__name__} "
+                "has none that can be repeated. Use ProjectedGradient, or plain Unrolled()."
+            )
+        return self.solver
+
+    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None) -> Solution:
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         with torch.set_grad_enabled(problem.recorded):
-            self.last = self.solver.solve(problem, z0)
+            return self.solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+
+    def _report(self, problem: Bound, solution: Solution) -> Tensor:
+        self.last = solution
         if not transforms_active():
-            self.checks.lower(self.last)
-        return self.last.z if problem.recorded else self.last.z.detach()
+            self.checks.lower(solution)
+        return solution.z if problem.recorded else solution.z.detach()
 
 
 def argmin(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +33,27 @@ def all_true(condition: Tensor) -> bool:
     return bool(inner.all())
 
 
+@functools.cache
+def _load_forward_mode() -> None:
+    """Import the derivatives that torch scripts on the first use of forward mode, which warns of deprecation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
+
+
+def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
+    """Return the derivative of a function along a direction, by forward mode."""
+    _load_forward_mode()
+    return torch.func.jvp(function, (point,), (direction,))[1]
+
+
+def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
+    _load_forward_mode()
+    found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)
+    return found
+
+
 def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> Tensor:
     """Return d(sum of function)/dz, of the shape of `z`.
 
@@ -51,6 +76,13 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
             )
         (found,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
     return found
+
+
+def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """Return the sum of two cotangents, None standing for zero."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
 
 
 def pullback(

@@ -58,6 +58,21 @@ class LinearSlice:
 
 
 @dataclass(frozen=True)
+class TiltedSlice:
+    """`slice(z) + <slope, z>` for a constant slope of shape `(*lanes, n)`."""
+
+    slice: Slice
+    slope: Tensor
+    ravel: Callable[[Tree], Tensor]
+
+    def __call__(self, z: Tree) -> Tensor:
+        return self.slice(z) + (self.slope * self.ravel(z)).sum(-1)
+
+    def detach(self) -> TiltedSlice:
+        return TiltedSlice(self.slice.detach(), self.slope, self.ravel)
+
+
+@dataclass(frozen=True)
 class Linearized:
     """A first-order model of an objective at an anchor, with a proximal term.
 
@@ -107,4 +122,4 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "Linearized", "Slice", "slice_at"]
+__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "slice_at"]

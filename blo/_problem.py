@@ -11,7 +11,7 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import gradient, transforms_active
 from blo._layout import Layout
-from blo._objective import FixedPoint, Linearized, PlainSlice, Slice, slice_at
+from blo._objective import FixedPoint, Linearized, PlainSlice, Slice, TiltedSlice, slice_at
 from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -166,6 +166,15 @@ class Bound:
     def record(self) -> Bound:
         """Return the same problem, keeping the graph through every gradient."""
         return replace(self, recorded=True)
+
+    def tilt(self, slope: Tensor) -> Bound:
+        """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""
+
+        def ravel(z: Tree) -> Tensor:
+            flat: Tensor = z if self.lifts else self.layout.ravel(z)
+            return flat
+
+        return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)

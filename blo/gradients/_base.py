@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,10 +14,30 @@ from blo._problem import Bound, FlatProblem, residual
 from blo._term import Tangent, Term
 from blo.linsolve import LinearSolution
 
-#: `solve(problem, z0)`. A strategy receives the solve as a callable, so it knows no solver.
-Solve: TypeAlias = Callable[[Bound, Tensor], Tensor]
-
 __all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace"]
+
+
+class Solve(Protocol):
+    """The lower solve as a callable: a strategy knows no solver."""
+
+    def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it."""
+
+    def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
+        """Solve likewise without a report: a further solve in the service of a derivative."""
+
+    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
+        """Solve likewise, calling `watch(steps, state)` before each step.
+
+        Raises:
+            StructureError: if the solver has no steps that can be repeated.
+        """
+
+    def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
+        """Return the state after the `steps` steps from number `first` on, from the state before them."""
+
+    def answer(self, state: Any) -> Tensor:
+        """Return the solution that a last state stands for."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import pullback
+from blo._autodiff import add, pullback
 from blo._problem import Bound
 from blo.gradients._base import Optimality
 from blo.gradients._point import Point
@@ -42,7 +42,7 @@ class FirstOrderPoint(Point, abc.ABC):
                 cotangents.append(-q)
         found = pullback(outputs, [self._leaves[i] for i in self._live], cotangents)
         moved = self._spread(found)
-        return [a if b is None else b if a is None else a + b for a, b in zip(parts, moved, strict=True)]
+        return [add(a, b) for a, b in zip(parts, moved, strict=True)]
 
     def _spread(self, parts: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return one entry for each leaf of theta from those for the leaves that require grad."""

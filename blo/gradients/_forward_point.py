@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blo._autodiff import jvp
 from blo._problem import Bound, FlatProblem
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
@@ -26,7 +27,7 @@ class ForwardPoint(FirstOrderPoint):
 
     def hessian(self, direction: Tensor) -> Tensor:
         at_rest = self._problem.bind([leaf.detach() for leaf in self._leaves])
-        product: Tensor = torch.func.jvp(at_rest.gradient, (self._z,), (direction,))[1]
+        product: Tensor = jvp(at_rest.gradient, self._z, direction)
         return product
 
     def along(self, q: Tensor) -> list[Tensor | None]:
@@ -43,5 +44,5 @@ class ForwardPoint(FirstOrderPoint):
             found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))
             return found
 
-        products = torch.func.jvp(slopes, (self._z,), (q,))[1]
+        products = jvp(slopes, self._z, q)
         return self._spread(products)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from blo._autodiff import transforms_active
+from blo._autodiff import jvp, transforms_active
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 from blo.operators import Hessian, Operator, Restricted
@@ -56,7 +56,7 @@ class Solution(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        z, *leaves = _alive(ctx.saved_tensors)
+        z, *leaves = alive(ctx.saved_tensors)
         if not (torch.is_grad_enabled() or transforms_active()):
             # The common case: one retained graph serves the products and the cross term, and the objective may use
             # autograd itself or update the buffers of a module.
@@ -83,7 +83,7 @@ class Solution(Function):
         rule: Rule | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
-        z0, *leaves = _lanes_first(info.batch_size, in_dims[3:], tensors)
+        z0, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         return Solution.solve(problem.lift(), leaves, z0, solve, rule), 0
 
 
@@ -112,13 +112,13 @@ class Adjoint(Function):
 
     @staticmethod
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        q, z, v, *leaves = _alive(ctx.saved_tensors)
+        q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule
 
         def product(gradient: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
             slope, pullback = _vjp(gradient, z)
             if ctx.transposed:
-                return slope, lambda u: torch.func.jvp(gradient, (z,), (u,))[1]
+                return slope, lambda u: jvp(gradient, z, u)
             return slope, lambda u: pullback(u)[0]
 
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Adjoint(Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, transposed: bool, *tensors: Tensor
     ) -> tuple[Tensor, int]:
-        z, v, *leaves = _lanes_first(info.batch_size, in_dims[3:], tensors)
+        z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         return Adjoint.solve(problem.lift(), leaves, z, v, rule, transposed), 0
 
 
@@ -167,7 +167,7 @@ def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[
     return value, pullback
 
 
-def _alive(tensors: Sequence[Tensor]) -> list[Tensor]:
+def alive(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Take tensors out of the wrappers of transforms that have ended.
 
     Torch looks through one such wrapper, and fails an internal assertion on the two that a vjp of an ended one makes.
@@ -175,7 +175,7 @@ def _alive(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch._C._functorch.unwrap_if_dead(tensor) for tensor in tensors]
 
 
-def _lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+def lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Move the mapped axis of each tensor to the front, and give one to tensors that have none."""
     return [
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)

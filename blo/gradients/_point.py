@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import pullback
+from blo._autodiff import jvp, pullback
 from blo._problem import Bound
 from blo.gradients._base import Optimality
 
@@ -83,7 +83,7 @@ class TransposedPoint(Point):
         self.optimality = Optimality(z, slope, bound.term, bound.term.tangent(z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
-        product: Tensor = torch.func.jvp(self._bound.gradient, (self._z,), (direction,))[1]
+        product: Tensor = jvp(self._bound.gradient, self._z, direction)
         return product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:

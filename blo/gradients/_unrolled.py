@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,17 +12,53 @@ from blo import _autodiff
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
+from blo.gradients._first_order import FirstOrder, FirstOrderRule
+from blo.gradients._forward_mode import ForwardRule
+from blo.gradients._tape import Tail, TapeRule
 
 
 @dataclass(frozen=True)
 class Unrolled(Strategy):
-    """Differentiates through every step of the lower solver, start excepted.
+    """Differentiates through the steps of the lower solver, start excepted.
 
-    It is the exact derivative of what the solver computed, converged or not. Memory grows with the number of steps.
+    It is the exact derivative of what the solver computed, converged or not. By default memory grows with the number
+    of steps; `checkpoint` and `mode="forward"` give the same derivative in less memory, `last` a truncated one.
+
+    Args:
+        last: differentiate through this many last steps only, taking the point before them for a constant
+            (Shaban et al., AISTATS 2019, truncated back-propagation). None: all steps.
+        checkpoint: keep about the square root of the number of states and repeat the steps between them when
+            differentiating: one more solve for memory of about `2 sqrt(steps)` states and `sqrt(steps)` steps
+            (Griewank and Walther, 2000, with one level). Differentiable once.
+        mode: `"reverse"` or `"forward"`. Forward mode carries dz/dtheta along: no step is remembered, and cost and
+            memory are those of one more solve for each coordinate of theta, so it is for few (Franceschi et al.,
+            ICML 2017). Differentiable once.
+
+    Under `torch.func` transforms `checkpoint` and `mode` give the same derivatives.
+
+    Raises:
+        ValueError: for `last` below 1, an unknown mode, or forward mode together with `last` or `checkpoint`.
     """
 
+    last: int | None = None
+    checkpoint: bool = False
+    mode: Literal["reverse", "forward"] = "reverse"
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise ValueError(f"`last` must be at least 1, or None for all steps, but is {self.last}. For none: Zero().")
+        if self.mode not in ("reverse", "forward"):
+            raise ValueError(f"`mode` must be 'reverse' or 'forward', but is {self.mode!r}.")
+        if self.mode == "forward" and (self.checkpoint or self.last is not None):
+            raise ValueError("mode='forward' remembers no step, so it takes neither `last` nor `checkpoint`.")
+
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        z = solve(replace(problem.bind(leaves), recorded=True), z0)
+        if self.checkpoint or self.mode == "forward":
+            rule = self._rule(solve)
+            fixed = [leaf.detach() for leaf in leaves]
+            z = rule.forward(problem, fixed, z0)
+            return Trace(z, lambda v, guess: Pulled(rule.pull(problem, leaves, z0, z, v)))
+        z = self._recorded(problem, leaves, z0, solve)
         inputs = [leaf for leaf in leaves if leaf.requires_grad]
 
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
@@ -33,4 +70,15 @@ class Unrolled(Strategy):
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
-        return solve(replace(problem.bind(leaves), recorded=True), z0)
+        if self.checkpoint or self.mode == "forward":
+            return FirstOrder.solve(problem, self._rule(solve), z0, leaves)
+        return self._recorded(problem, leaves, z0, solve)
+
+    def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
+        bound = problem.bind(leaves)
+        if self.last is None:
+            return solve(bound.record(), z0)
+        return Tail(self.last).solve(bound, z0, solve)
+
+    def _rule(self, solve: Solve) -> FirstOrderRule:
+        return TapeRule(solve, self.last) if self.checkpoint else ForwardRule(solve)

@@ -1,0 +1,103 @@
+"""Lower solutions whose derivative is a procedure that can be run, mapped over, but not differentiated again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.autograd import Function
+
+from blo._problem import FlatProblem
+from blo.errors import StructureError
+from blo.gradients._function import alive, lanes_first
+
+
+class FirstOrderRule(Protocol):
+    """A solve and its pullback, on plain tensors; `pull` is asked only about problems that `forward` has solved."""
+
+    def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`."""
+
+    def pull(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+    ) -> Sequence[Tensor | None]:
+        """Return the implicit part for each leaf."""
+
+
+class FirstOrder(Function):
+    """`z*(theta)`, differentiable once, under every transform."""
+
+    @staticmethod
+    def solve(problem: FlatProblem, rule: FirstOrderRule, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`."""
+        z: Tensor = FirstOrder.apply(problem, rule, z0, *leaves)
+        return z
+
+    @staticmethod
+    def forward(problem: FlatProblem, rule: FirstOrderRule, z0: Tensor, *leaves: Tensor) -> Tensor:
+        return rule.forward(problem, leaves, z0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.problem, ctx.rule, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        z, z0, *leaves = alive(ctx.saved_tensors)
+        places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
+        pulled = _Pull.apply(ctx.problem, ctx.rule, places, z0, z, v, *leaves)
+        found: list[Tensor | None] = [None] * len(leaves)
+        for place, part in zip(places, pulled, strict=True):
+            found[place] = part
+        return None, None, None, *found
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: FirstOrderRule, *tensors: Tensor
+    ) -> tuple[Tensor, int]:
+        z0, *leaves = lanes_first(info.batch_size, in_dims[2:], tensors)
+        return FirstOrder.solve(problem.lift(), rule, z0, leaves), 0
+
+
+class _Pull(Function):
+    """The pullback as a function, so that `vmap` can map over it."""
+
+    @staticmethod
+    def forward(
+        problem: FlatProblem,
+        rule: FirstOrderRule,
+        places: Sequence[int],
+        z0: Tensor,
+        z: Tensor,
+        v: Tensor,
+        *leaves: Tensor,
+    ) -> tuple[Tensor, ...]:
+        found = rule.pull(problem, [leaf.detach() for leaf in leaves], z0, z, v)
+        return tuple(leaves[i].new_zeros(leaves[i].shape) if (part := found[i]) is None else part for i in places)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise StructureError(
+            "this gradient strategy gives first derivatives only, but a derivative of the hypergradient was asked "
+            "for. Use Implicit(), or Unrolled() without `checkpoint` and in reverse mode."
+        )
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        problem: FlatProblem,
+        rule: FirstOrderRule,
+        places: Sequence[int],
+        *tensors: Tensor,
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
+        lifted = problem.lift()
+        rule.forward(lifted, leaves, z0)
+        return _Pull.apply(lifted, rule, places, z0, z, v, *leaves), (0,) * len(places)

@@ -1,0 +1,109 @@
+"""The hypergradient with an adaptive optimiser's preconditioner in place of the inverse Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blo._failures import Checks
+from blo._problem import FlatProblem
+from blo._types import Tree
+from blo.errors import StructureError
+from blo.gradients._base import Solve, Strategy, Trace
+from blo.gradients._products import Products, check
+from blo.gradients._stationary import Stationary
+from blo.linsolve import LinearSolution
+from blo.operators import Diagonal, Operator, Restricted
+
+
+@dataclass(frozen=True)
+class SAMA(Strategy):
+    """Takes the inverse of the lower Hessian for a diagonal, and the cross term by central differences.
+
+    Choe et al., NeurIPS 2023 (Making scalable meta learning practical): when Adam trains the lower variable, the
+    derivative of its update in the gradient is the diagonal to use. Two more first-order gradients in all.
+
+    Args:
+        preconditioner: the diagonal: a number, a tensor that broadcasts to z, or a tree like z; in units of z squared
+            over objective, positive.
+        products: as in `Implicit`.
+
+    Raises:
+        ValueError: for other products.
+    """
+
+    preconditioner: Tree = 1.0
+    products: Products = "finite-difference"
+
+    def __post_init__(self) -> None:
+        check(self.products)
+
+    @classmethod
+    def from_adam(
+        cls,
+        optimizer: torch.optim.Adam,
+        parameters: Mapping[str, Tensor],
+        *,
+        scale: float = 1.0,
+        products: Products = "finite-difference",
+    ) -> Self:
+        """Return the strategy whose diagonal is the derivative of Adam's last update in its gradient.
+
+        Args:
+            optimizer: has made a step; its parameters still hold the gradients of that step.
+            parameters: the parameters that are the lower variable, by name.
+            scale: multiplies the diagonal: the number of steps that the linearised update stands for.
+            products: as in the constructor.
+
+        Raises:
+            StructureError: if a parameter has not been stepped by this optimiser, or has no gradient.
+        """
+        diagonal = {}
+        for name, parameter in parameters.items():
+            group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)
+            state = optimizer.state.get(parameter, {})
+            if group is None or "exp_avg_sq" not in state or parameter.grad is None:
+                raise StructureError(
+                    f"`parameters[{name!r}]` must have been stepped by `optimizer` and still hold its `.grad`, but it "
+                    "has no Adam state or no gradient. Call SAMA.from_adam after optimizer.step(), before zero_grad()."
+                )
+            first, second = group["betas"]
+            count = float(state["step"])
+            slow, fast = 1 - second**count, 1 - first**count
+            root = (state["exp_avg_sq"] / slow).sqrt()
+            below = root + group["eps"]
+            moment = state["exp_avg"] / fast
+            # d/dg of moment / (root + eps), where both averages hold the gradient g of this step.
+            turned = (1 - second) * parameter.grad / (slow * torch.where(root > 0, root, 1.0))
+            diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
+        return cls(diagonal, products)
+
+    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
+        return self._fit(problem).trace(problem, leaves, z0, solve)
+
+    def attach(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
+    ) -> Tensor:
+        return self._fit(problem).attach(problem, leaves, z0, solve, checks)
+
+    def _fit(self, problem: FlatProblem) -> _Preconditioned:
+        return _Preconditioned(problem.layout.ravel_parameter(self.preconditioner, "preconditioner"), self.products)
+
+
+@dataclass(frozen=True, eq=False)
+class _Preconditioned(Stationary):
+    diagonal: Tensor | float
+    products: Products
+
+    def model(self, hessian: Operator) -> Operator:
+        return Diagonal(1 / torch.as_tensor(self.diagonal))
+
+    def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        # The diagonal stands for the inverse on the tangent space, curvature of the boundary included.
+        q = system.tangent.project(self.diagonal * b)
+        lanes = b.new_zeros(b.shape[:-1])
+        return LinearSolution(q, lanes, lanes.long(), lanes.bool())

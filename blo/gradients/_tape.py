@@ -1,0 +1,119 @@
+"""Reverse sweeps over the steps of a solver that keep some of its states and repeat the steps between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import add, pullback
+from blo._problem import Bound, FlatProblem
+from blo.gradients._base import Solve
+
+
+@dataclass
+class Tail:
+    """Keeps the states before the last steps of a solve."""
+
+    last: int
+    states: list[tuple[int, Any]] = field(default_factory=list)
+
+    def __call__(self, steps: int, state: Any) -> None:
+        self.states.append((steps, state))
+        del self.states[: -self.last]
+
+    def solve(self, problem: Bound, z0: Tensor, solve: Solve) -> Tensor:
+        """Return the solution as a function of the last steps alone."""
+        z = solve.watched(problem.detach(), z0, self)
+        if not self.states:
+            return z  # no step was made, and none is differentiated
+        first, state = self.states[0]
+        recorded = problem.record()
+        state = solve.again(recorded, restart(recorded, state), first, len(self.states))
+        return solve.answer(state)
+
+
+@dataclass
+class Checkpoints:
+    """Keeps the states before every `stride`-th step; the stride doubles so that about `2 stride` states are kept."""
+
+    stride: int = 1
+    states: list[tuple[int, Any]] = field(default_factory=list)
+
+    def __call__(self, steps: int, state: Any) -> None:
+        if steps % self.stride == 0:
+            self.states.append((steps, state))
+        if len(self.states) > 2 * self.stride:
+            self.stride *= 2
+            self.states = [kept for kept in self.states if kept[0] % self.stride == 0]
+
+
+@dataclass
+class TapeRule:
+    """Solves with checkpoints, and sweeps back over them."""
+
+    solve: Solve
+    last: int | None
+    #: States and number of steps of the solves made, by the problem's identity.
+    kept: dict[int, tuple[list[tuple[int, Any]], int]] = field(default_factory=dict)
+
+    def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        """Return the solution, keeping states of it."""
+        watch = Checkpoints() if self.last is None else Tail(self.last)
+        count = 0
+
+        def counted(steps: int, state: Any) -> None:
+            nonlocal count
+            count = steps + 1
+            watch(steps, state)
+
+        z = self.solve.watched(problem.bind(leaves).detach(), z0, counted)
+        stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
+        self.kept[id(problem)] = watch.states[::stride], count
+        return z
+
+    def pull(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+    ) -> list[Tensor | None]:
+        """Return `(dz/dtheta)^T v` for each leaf, segment after segment from the last one."""
+        states, end = self.kept[id(problem)]
+        live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
+        inputs = [leaf for leaf in live if leaf.requires_grad]
+        total: list[Tensor | None] = [None] * len(inputs)
+        cotangents: list[Tensor | None] = []
+        for index in reversed(range(len(states))):
+            first, state = states[index]
+            with torch.enable_grad():
+                bound = problem.bind(live).record()
+                # The first state is a constant but for its slope.
+                carried, start = _lift(state) if index else ([], restart(bound, state))
+                after = self.solve.again(bound, start, first, end - first)
+                outputs = _floats(after) if cotangents else [self.solve.answer(after)]
+            given = cotangents or [v]
+            pairs = [(out, c) for out, c in zip(outputs, given, strict=True) if c is not None]
+            found = pullback([out for out, _ in pairs], [*carried, *inputs], [c for _, c in pairs], last=True)
+            cotangents, end = found[: len(carried)], first
+            total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
+        filled = iter(total)
+        return [next(filled) if leaf.requires_grad else None for leaf in live]
+
+
+def restart(problem: Bound, state: Any) -> Any:
+    """Return a state whose point is a constant and whose slope there depends on theta."""
+    held = tree.map(lambda tensor: tensor.detach(), state)
+    return held._replace(slope=problem.gradient(held.z))
+
+
+def _lift(state: Any) -> tuple[list[Tensor], Any]:
+    """Return the floating point tensors of a state as inputs of a derivative, and the state made of them."""
+    leaves, spec = tree.flatten(state)
+    lifted = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
+    return [leaf for leaf in lifted if leaf.is_floating_point()], tree.unflatten(lifted, spec)
+
+
+def _floats(state: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.flatten(state)[0] if leaf.is_floating_point()]
