@@ -5,6 +5,7 @@ from blo._check import check_hypergrad
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._problem import LowerProblem
 from blo._status import Status
+from blo._upper import FitResult, fit
 from blo.errors import (
     BloError,
     BloWarning,
@@ -35,6 +36,7 @@ __all__ = [
     "DegenerateWarning",
     "Direct",
     "External",
+    "FitResult",
     "Free",
     "HessianFree",
     "Hypergradient",
@@ -57,5 +59,6 @@ __all__ = [
     "Zero",
     "argmin",
     "check_hypergrad",
+    "fit",
     "value_and_hypergrad",
 ]
