@@ -44,7 +44,8 @@ def _load_forward_mode() -> None:
 def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
     """Return the derivative of a function along a direction, by forward mode."""
     _load_forward_mode()
-    return torch.func.jvp(function, (point,), (direction,))[1]
+    # Forward mode writes into its tangents, which a vector expanded over lanes does not bear.
+    return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
 
 def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,7 +17,17 @@ from blo.errors import StructureError
 
 
 class Slice(Protocol):
-    """An objective at one theta: a function of z alone."""
+    """An objective at one theta: a function of z alone.
+
+    Attributes:
+        source: what the objective is made from, where its gradient in z was taken already; else the slice itself.
+        place: where `source` was differentiated, flat; None where that is wherever the slice is looked at.
+    """
+
+    @property
+    def source(self) -> Callable[[Tree], Tensor]: ...
+    @property
+    def place(self) -> Tensor | None: ...
 
     def __call__(self, z: Tree) -> Tensor:
         """Return the value, shape `()` or `(batch,)`."""
@@ -33,6 +43,14 @@ class PlainSlice:
     objective: Objective
     theta: Tree
 
+    @property
+    def source(self) -> Callable[[Tree], Tensor]:
+        return self
+
+    @property
+    def place(self) -> None:
+        return None
+
     def __call__(self, z: Tree) -> Tensor:
         return self.objective(self.theta, z)
 
@@ -42,19 +60,27 @@ class PlainSlice:
 
 @dataclass(frozen=True)
 class LinearSlice:
-    """`<slope, z - anchor> + curvature/2 |z - anchor|^2`; the slope may carry the graph of its theta."""
+    """`<slope, z - anchor> + curvature/2 |z - anchor|^2`; the slope may carry the graph of its theta.
+
+    The slope is the gradient of `source` at the anchor.
+    """
 
     slope: Tensor
     anchor: Tensor
     curvature: float
     layout: Layout
+    source: PlainSlice
+
+    @property
+    def place(self) -> Tensor:
+        return self.anchor
 
     def __call__(self, z: Tree) -> Tensor:
         step = self.layout.ravel(z) - self.anchor
         return (step * (self.slope + 0.5 * self.curvature * step)).sum(-1)
 
     def detach(self) -> LinearSlice:
-        return LinearSlice(self.slope.detach(), self.anchor, self.curvature, self.layout)
+        return replace(self, slope=self.slope.detach(), source=self.source.detach())
 
 
 @dataclass(frozen=True)
@@ -98,7 +124,7 @@ class Linearized:
             return self.objective(theta, layout.unravel(z))
 
         slope = gradient(value, anchor, create_graph=live and torch.is_grad_enabled())
-        return LinearSlice(slope, anchor, self.curvature, layout)
+        return LinearSlice(slope, anchor, self.curvature, layout, PlainSlice(self.objective, theta))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class Report:
     def product_error(self) -> float | None:
         """Estimated relative error of finite-difference products; None for exact ones.
 
-        It is measured on first use, at the cost of four gradients: read it before captured data changes.
+        It is measured on first use, at the cost of eight gradients: read it before captured data changes.
         """
         return None if self.pulled.error is None else self.pulled.error()
 

@@ -23,16 +23,19 @@ class ForwardPoint(FirstOrderPoint):
                 "hypergradient needs. Use products='reverse'."
             )
         super().__init__(bound, z, leaves)
-        self._problem = problem
+        self._problem, self._at_rest = problem, bound.detach()
 
     def hessian(self, direction: Tensor) -> Tensor:
-        at_rest = self._problem.bind([leaf.detach() for leaf in self._leaves])
-        product: Tensor = jvp(at_rest.gradient, self._z, direction)
+        product: Tensor = jvp(self._at_rest.gradient, self._z, direction)
         return product
 
     def along(self, q: Tensor) -> list[Tensor | None]:
         places = self._live
         constants = [leaf.detach() for leaf in self._leaves]
+        with torch.enable_grad():
+            enters = self._bound.value(self._z).requires_grad
+        if not enters:  # forward mode cannot tell this from a derivative of zero
+            return [None] * len(self._leaves)
 
         def slopes(z: Tensor) -> tuple[Tensor, ...]:
             def value(live: tuple[Tensor, ...]) -> Tensor:
@@ -44,5 +47,4 @@ class ForwardPoint(FirstOrderPoint):
             found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))
             return found
 
-        products = jvp(slopes, self._z, q)
-        return self._spread(products)
+        return self._spread(jvp(slopes, self._z, q))

@@ -24,6 +24,8 @@ class Point(abc.ABC):
     optimality: Optimality
     #: Whether H is symmetric: not where a fixed point is sought.
     symmetric: bool = True
+    #: Relative accuracy of the products beyond which no linear solve can be held to its tolerance.
+    noise: float = 0.0
 
     @abc.abstractmethod
     def hessian(self, direction: Tensor) -> Tensor:

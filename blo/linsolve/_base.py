@@ -24,20 +24,22 @@ class LinearSolution:
         iterations: shape `lanes`, integers.
         indefinite: lanes in which a symmetric `A + damping I` showed itself not positive definite, shape
             `lanes`.
+        noise: relative accuracy of the operator's products, which no residual can be asked to beat.
     """
 
     x: Tensor
     residual: Tensor
     iterations: Tensor
     indefinite: Tensor
+    noise: float = 0.0
 
     def converged(self, tol: float) -> Tensor:
         """Tell which lanes have a relative residual of at most `tol`, shape `lanes`.
 
         A tolerance below 100 units of rounding is out of reach and taken as that: 2e-14 in double and 1.2e-5
-        in single precision. A lane with a NaN has not converged.
+        in single precision; so is one below the noise of the products. A lane with a NaN has not converged.
         """
-        return self.residual <= max(tol, 100 * torch.finfo(self.x.dtype).eps)
+        return self.residual <= max(tol, 100 * torch.finfo(self.x.dtype).eps, self.noise)
 
 
 class LinearSolver(ABC):
