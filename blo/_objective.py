@@ -17,17 +17,7 @@ from blo.errors import StructureError
 
 
 class Slice(Protocol):
-    """An objective at one theta: a function of z alone.
-
-    Attributes:
-        source: what the objective is made from, where its gradient in z was taken already; else the slice itself.
-        place: where `source` was differentiated, flat; None where that is wherever the slice is looked at.
-    """
-
-    @property
-    def source(self) -> Callable[[Tree], Tensor]: ...
-    @property
-    def place(self) -> Tensor | None: ...
+    """An objective at one theta: a function of z alone."""
 
     def __call__(self, z: Tree) -> Tensor:
         """Return the value, shape `()` or `(batch,)`."""
@@ -42,14 +32,6 @@ class PlainSlice:
 
     objective: Objective
     theta: Tree
-
-    @property
-    def source(self) -> Callable[[Tree], Tensor]:
-        return self
-
-    @property
-    def place(self) -> None:
-        return None
 
     def __call__(self, z: Tree) -> Tensor:
         return self.objective(self.theta, z)
@@ -70,10 +52,6 @@ class LinearSlice:
     curvature: float
     layout: Layout
     source: PlainSlice
-
-    @property
-    def place(self) -> Tensor:
-        return self.anchor
 
     def __call__(self, z: Tree) -> Tensor:
         step = self.layout.ravel(z) - self.anchor

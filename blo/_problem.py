@@ -11,7 +11,7 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import gradient, transforms_active
 from blo._layout import Layout
-from blo._objective import FixedPoint, Linearized, PlainSlice, Slice, TiltedSlice, slice_at
+from blo._objective import FixedPoint, Linearized, LinearSlice, PlainSlice, Slice, TiltedSlice, slice_at
 from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -135,8 +135,7 @@ class Bound:
         This holds up to the third derivative times `shift` cubed. A linearised objective takes its gradient at its
         anchor, so it is looked at on both sides of that, which spares a second backward pass.
         """
-        source, place = self.slice.source, self.slice.place
-        at = z if place is None else place
+        source, at = (self.slice.source, self.slice.anchor) if isinstance(self.slice, LinearSlice) else (self.slice, z)
         ahead, behind = (source(self._unravel(side)) for side in (at + shift, at - shift))
         return self._checked(ahead, z), self._checked(behind, z)
 
