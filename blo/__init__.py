@@ -19,6 +19,7 @@ from blo.errors import (
 )
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, Direct, Identity
+from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import External, OneStep, ProjectedGradient
 
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "L1",
     "SAMA",
     "BloError",
     "BloWarning",
@@ -35,9 +37,11 @@ __all__ = [
     "ConvergenceWarning",
     "DegenerateWarning",
     "Direct",
+    "ElasticNet",
     "External",
     "FitResult",
     "Free",
+    "GroupLasso",
     "HessianFree",
     "Hypergradient",
     "Identity",

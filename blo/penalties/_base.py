@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
-from blo._term import Term
+from blo._layout import Layout
+from blo._term import Term, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._types import Tree
+from blo.errors import StructureError
 
 
 class Penalty(Term):
@@ -15,3 +19,39 @@ class Penalty(Term):
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
         """Return the penalty, shape `lanes`, of z of shape `(*lanes, n)`."""
+
+
+def require_weight(value: Tree, name: str, validate: bool) -> None:
+    """Refuse a number or tensor with a negative entry or a NaN, if its values may be looked at.
+
+    Raises:
+        ValueError: naming `name`.
+    """
+    if isinstance(value, Tensor) and not (validate and can_validate()):
+        return
+    if isinstance(value, int | float | Tensor):
+        bad = torch.as_tensor(value >= 0).logical_not()
+        if bool(bad.any()):
+            raise ValueError(
+                f"`{name}` must be at least 0, but {int(bad.sum())} of {bad.numel()} values are negative or NaN. "
+                "If it is learned, learn its logarithm."
+            )
+
+
+def fit_weight(value: Tree, layout: Layout, name: str) -> Tensor | float:
+    """Return a number as it is, and a tensor or tree so that it broadcasts against `(*lanes, n)`, with all its axes.
+
+    A tensor of shape `lanes` is one value a lane; any other is broadcast to the shapes of z.
+
+    Raises:
+        StructureError: if it does not fit, or may be read both ways.
+    """
+    if not isinstance(value, Tensor) or not layout.lanes or tuple(value.shape) != layout.lanes:
+        return fit_coordinates(value, layout, name)
+    batch = layout.lanes[0]
+    if batch > 1 and any(shape and shape[-1] == batch for shape in layout.shapes):
+        raise StructureError(
+            f"`{name}` has shape {tuple(value.shape)}, which may mean one value a problem or one a coordinate, since "
+            "z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the second."
+        )
+    return per_lane(fit_per_lane(value, layout, name))

@@ -1,0 +1,62 @@
+"""The sum of absolute values and squares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent
+from blo._types import Tree
+from blo.penalties._base import Penalty, fit_weight, require_weight
+from blo.penalties._l1 import on_support, soft_threshold, sparse_counts
+
+
+@dataclass(frozen=True, eq=False)
+class ElasticNet(Penalty):
+    """`sum_i weight_i |z_i| + ridge_i / 2 z_i^2` (Zou and Hastie, 2005).
+
+    Attributes:
+        weight: as in `L1`.
+        ridge: like weight, in units of objective over z squared.
+        slack: a coordinate is on the support when `|z| > slack`; absolute, in z's unit.
+        validate: look at tensors. That is a host synchronisation on an accelerator.
+
+    Raises:
+        ValueError: if a weight or a ridge is negative or NaN.
+    """
+
+    weight: Tree
+    ridge: Tree
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        require_weight(self.weight, "ElasticNet.weight", self.validate)
+        require_weight(self.ridge, "ElasticNet.ridge", self.validate)
+
+    def fit(self, layout: Layout) -> ElasticNet:
+        weight = fit_weight(self.weight, layout, "ElasticNet.weight")
+        return replace(self, weight=weight, ridge=fit_weight(self.ridge, layout, "ElasticNet.ridge"), validate=False)
+
+    def value(self, z: Tensor) -> Tensor:
+        return torch.sum(self.weight * z.abs() + 0.5 * self.ridge * z.square(), -1)
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        near: Tensor = soft_threshold(z, step * self.weight) / (1 + step * self.ridge)
+        return near
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        support = on_support(z, self.weight, self.slack)
+        sign = z.sign() * support
+
+        def force(term: ElasticNet, at: Tensor) -> Tensor:
+            pull: Tensor = term.weight * sign + term.ridge * at * support
+            return pull
+
+        def count() -> Counts:
+            return sparse_counts(support, gradient, self.weight, gradient * support + force(self, z))
+
+        return Tangent(lambda v: v * support, self.ridge, count, force=force)

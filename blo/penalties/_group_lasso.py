@@ -1,0 +1,153 @@
+"""The sum of the norms of groups of coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate, negligible
+from blo._types import Tree
+from blo.errors import StructureError
+from blo.penalties._base import Penalty, require_weight
+
+
+@dataclass(frozen=True, eq=False)
+class GroupLasso(Penalty):
+    """`sum_g weight_g |z_g|_2` over groups g of coordinates, which zeroes groups as a whole (Yuan and Lin, 2006).
+
+    Unlike `L1` it is curved on its support, by `weight_g / |z_g|` across the direction of `z_g`.
+
+    Attributes:
+        weight: at least 0: a number, a tensor of shape `(groups,)` with one value a group, or `(*lanes, groups)`.
+            Groups of weight 0 are not penalised.
+        groups: the group of each coordinate, numbered from 0: an integer tensor that broadcasts to z, or a tree like
+            z. Coordinates with -1 are not penalised.
+        slack: a group is on the support when `|z_g| > slack`; absolute, in z's unit.
+        validate: look at tensors. That is a host synchronisation on an accelerator.
+
+    Raises:
+        ValueError: if a weight is negative or NaN.
+        StructureError: if a group has no number within the weights, or numbers exceed the size of z.
+    """
+
+    weight: Tensor | float
+    groups: Tree
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        require_weight(self.weight, "GroupLasso.weight", self.validate)
+
+    def fit(self, layout: Layout) -> GroupLasso:
+        groups = layout.ravel_parameter(self.groups, "GroupLasso.groups")
+        if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.device != layout.device:
+            found = type(groups).__name__ if not isinstance(groups, Tensor) else f"{groups.dtype} on {groups.device}"
+            raise StructureError(
+                f"`GroupLasso.groups` must be an integer tensor on {layout.device}, one number a coordinate, but is "
+                f"{found}. Use torch.arange or a tree of such tensors."
+            )
+        axes = len(layout.lanes) + 1
+        groups = groups.long().reshape((1,) * (axes - groups.ndim) + groups.shape)
+        weight = self.weight
+        if isinstance(weight, Tensor):
+            if weight.ndim > axes or tuple(weight.shape[:-1]) not in {(), layout.lanes}:
+                raise StructureError(
+                    f"`GroupLasso.weight` must have shape () or (groups,), or {layout.lanes} before the number of "
+                    f"groups, but has {tuple(weight.shape)}."
+                )
+            weight = weight.to(layout.dtype).reshape((1,) * (axes - weight.ndim) + weight.shape)
+        if self.validate and can_validate():
+            _check_numbers(groups, weight, layout.size)
+        return replace(self, weight=weight, groups=groups, validate=False)
+
+    def value(self, z: Tensor) -> Tensor:
+        sums, _ = self._sums(z.square())
+        norms = _root(sums)[..., :-1]
+        if isinstance(self.weight, Tensor) and self.weight.shape[-1] > 1:
+            weight = self.weight[..., : norms.shape[-1]]
+            return torch.sum(weight * norms[..., : weight.shape[-1]], -1)
+        return torch.sum(self.weight * norms, -1)
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        norm, weight = self._norm(z), self._weight(z)
+        positive = norm > 0
+        return z * (1 - step * weight / torch.where(positive, norm, 1.0)).relu()
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        norm, weight = self._norm(z), self._weight(z)
+        off = norm > self.slack
+        support = off | (weight == 0)
+
+        def direction(at: Tensor) -> Tensor:
+            return torch.where(off, at / torch.where(off, self._norm(at), 1.0), 0.0)
+
+        def bend(v: Tensor) -> Tensor:
+            u = direction(z)
+            across = v - u * self._within(u * v)
+            return torch.where(off, weight / torch.where(off, norm, 1.0), 0.0) * across
+
+        def force(term: GroupLasso, at: Tensor) -> Tensor:
+            return term._weight(at) * direction(at)
+
+        def count() -> Counts:
+            # One constraint a group: it is counted at its first coordinate.
+            tangential = gradient * support + force(self, z)
+            undecided = ~support & negligible(weight - self._norm(gradient), gradient, tangential)
+            order = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
+            total, index = self._sums(torch.ones_like(z))
+            first = torch.full_like(total, z.shape[-1], dtype=torch.long).scatter_reduce(-1, index, order, "amin")
+            free = support.sum(-1)
+            once = undecided & (first.gather(-1, index) == order)
+            return Counts(free, z.shape[-1] - free, once.sum(-1))
+
+        return Tangent(lambda v: v * support, 0.0, count, bend=bend, force=force)
+
+    def _sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over each group, shape `(*lanes, n + 1)`, the last one of no group, and the places."""
+        n = values.shape[-1]
+        groups: Tensor = self.groups
+        index = torch.where(groups < 0, n, groups).expand(values.shape)
+        zeros = torch.zeros_like(torch.cat([values, values[..., :1]], -1))
+        return zeros.scatter_add(-1, index, values), index
+
+    def _within(self, values: Tensor) -> Tensor:
+        """Return for each coordinate the sum over its group, shape `(*lanes, n)`."""
+        sums, index = self._sums(values)
+        return sums.gather(-1, index)
+
+    def _norm(self, z: Tensor) -> Tensor:
+        """Return for each coordinate the norm of its group: no overflow, and a zero derivative at zero."""
+        size = z.detach().abs().amax(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        return size * _root(self._within((z / size).square()))
+
+    def _weight(self, like: Tensor) -> Tensor:
+        """Return for each coordinate the weight of its group, zero without one."""
+        groups: Tensor = self.groups
+        if isinstance(self.weight, Tensor) and self.weight.shape[-1] > 1:
+            index = groups.clamp(min=0).expand(like.shape)
+            found = self.weight.expand(*like.shape[:-1], self.weight.shape[-1]).gather(-1, index)
+        else:
+            found = self.weight * torch.ones_like(like)
+        return torch.where(groups < 0, 0.0, found)
+
+
+def _root(squares: Tensor) -> Tensor:
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0 * squares)
+
+
+def _check_numbers(groups: Tensor, weight: Tensor | float, size: int) -> None:
+    most = size
+    if isinstance(weight, Tensor) and weight.shape[-1] > 1:
+        most = min(size, weight.shape[-1])
+    wrong = (groups < -1) | (groups >= most)
+    if bool(wrong.any()):
+        raise StructureError(
+            f"`GroupLasso.groups` must be numbers from 0 to {most - 1}, or -1 for no penalty: z has {size} coordinates "
+            f"and the weights are for {most} groups. {int(wrong.sum())} of {wrong.numel()} are not. "
+            "Renumber them, for example with torch.unique(groups, return_inverse=True)."
+        )

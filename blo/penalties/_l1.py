@@ -1,0 +1,77 @@
+"""The sum of absolute values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent, negligible
+from blo._types import Tree
+from blo.penalties._base import Penalty, fit_weight, require_weight
+
+
+@dataclass(frozen=True, eq=False)
+class L1(Penalty):
+    """`sum_i weight_i |z_i|`, which makes solutions sparse (the lasso).
+
+    The implicit gradient is that on the support: zeros stay where they are, and the rest moves as if the penalty were
+    linear (Bertrand et al., JMLR 2022, Implicit differentiation for fast hyperparameter selection, Prop. 4).
+
+    Attributes:
+        weight: at least 0: a number, a tensor of shape `lanes` (one value a problem), a tensor that broadcasts to z,
+            or a tree like z. Coordinates of weight 0 are not penalised.
+        slack: a coordinate is on the support when `|z| > slack`; absolute, in z's unit.
+        validate: look at a tensor weight. That is a host synchronisation on an accelerator.
+
+    Raises:
+        ValueError: if a weight is negative or NaN.
+    """
+
+    weight: Tree
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        require_weight(self.weight, "L1.weight", self.validate)
+
+    def fit(self, layout: Layout) -> L1:
+        return replace(self, weight=fit_weight(self.weight, layout, "L1.weight"), validate=False)
+
+    def value(self, z: Tensor) -> Tensor:
+        return torch.sum(self.weight * z.abs(), -1)
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        return soft_threshold(z, step * self.weight)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        support = on_support(z, self.weight, self.slack)
+        sign = z.sign() * support
+
+        def force(term: L1, at: Tensor) -> Tensor:
+            pull: Tensor = term.weight * sign
+            return pull
+
+        def count() -> Counts:
+            return sparse_counts(support, gradient, self.weight, gradient * support + self.weight * sign)
+
+        return Tangent(lambda v: v * support, 0.0, count, force=force)
+
+
+def soft_threshold(z: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return z moved towards zero by the threshold, and zero where it is nearer than that."""
+    return z.sign() * (z.abs() - threshold).relu()
+
+
+def on_support(z: Tensor, weight: Tensor | float, slack: float) -> Tensor:
+    """Return where z may move both ways: off zero, and where nothing holds it there; booleans of z's shape."""
+    return (z.abs() > slack) | (torch.as_tensor(weight, device=z.device) == 0)
+
+
+def sparse_counts(support: Tensor, gradient: Tensor, weight: Tensor | float, tangential: Tensor) -> Counts:
+    """Count for a penalty that holds single coordinates at zero: degenerate where `|gradient|` reaches the weight."""
+    undecided = ~support & negligible(weight - gradient.abs(), gradient, tangential)
+    free = support.sum(-1)
+    return Counts(free, support.shape[-1] - free, undecided.sum(-1))
