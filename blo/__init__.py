@@ -22,13 +22,20 @@ from blo.linsolve import CG, Direct, Identity
 from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import External, OneStep, ProjectedGradient
+from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BOME",
     "CG",
+    "F2SA",
     "L1",
+    "MASOBA",
+    "SABA",
     "SAMA",
+    "SOBA",
+    "AmIGO",
     "BloError",
     "BloWarning",
     "Box",
@@ -57,6 +64,7 @@ __all__ = [
     "ProjectedGradient",
     "Simplex",
     "Status",
+    "StocBiO",
     "StructureError",
     "Unrolled",
     "ValueFunction",

@@ -1,0 +1,114 @@
+"""What every stochastic algorithm shares: a state that can be saved, and steps that turn one into the next."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, final
+
+from torch import Tensor
+
+from blo._types import Tree
+from blo.errors import StructureError
+from blo.stochastic._batches import Stream
+from blo.stochastic._oracle import Oracle, layouts
+
+#: `objective(theta, z, batch)` returns a scalar, an average over the batch.
+Objective: TypeAlias = Callable[[Tree, Tree, Any], Tensor]
+#: What an algorithm keeps besides theta and z: flat tensors, and tuples and lists of them.
+Memory: TypeAlias = dict[str, Any]
+#: A dict with theta, z, the number of steps made, and what else the algorithm keeps.
+State: TypeAlias = dict[str, Any]
+
+
+class Algorithm(abc.ABC):
+    """An iteration on theta and z together, for a lower problem without constraints.
+
+    A state is a plain dict, for `torch.save` and for `torch.load(..., weights_only=True)`:
+    `{"algorithm": name, "step": steps made, "theta": tree, "z": tree, "memory": {...}}`. It is never modified, and
+    holds no source of randomness: continued with the same batches, a loaded state gives the same numbers bit for bit.
+    """
+
+    @final
+    def init(self, theta: Tree, z0: Tree) -> State:
+        """Return the state before the first step; copies, so that the arguments may change afterwards.
+
+        Args:
+            theta: upper variable, a tree of floating point tensors of one dtype on one device.
+            z0: start of the lower variable, the same.
+
+        Raises:
+            StructureError: if they are not.
+        """
+        theta_layout, z_layout = layouts(theta, z0)
+        flat_theta, flat_z = theta_layout.ravel(theta).detach().clone(), z_layout.ravel(z0).detach().clone()
+        return {
+            "algorithm": type(self).__name__,
+            "step": 0,
+            "theta": theta_layout.unravel(flat_theta),
+            "z": z_layout.unravel(flat_z),
+            "memory": self._start(flat_theta, flat_z),
+        }
+
+    @final
+    def step(
+        self,
+        state: State,
+        upper: Objective,
+        lower: Objective,
+        upper_batches: Iterable[Any] | None = None,
+        lower_batches: Iterable[Any] | None = None,
+    ) -> State:
+        """Return the next state.
+
+        Args:
+            state: from `init` or `step` of an algorithm of this class.
+            upper: `upper(theta, z, batch)` returns a scalar, the mean over the batch.
+            lower: `lower(theta, z, batch)`, the same; strongly convex in z.
+            upper_batches: an iterator, of which as many batches are taken as the step needs, or a list with enough of
+                them. When None, `upper` is called with None in place of a batch.
+            lower_batches: the same for `lower`. Draws must be independent for the directions to be unbiased.
+
+        Raises:
+            StructureError: if state, objectives or batches do not fit, or the batches run out.
+        """
+        self._check(state, upper, lower)
+        theta_layout, z_layout = layouts(state["theta"], state["z"])
+        streams = Stream(upper_batches, "upper_batches"), Stream(lower_batches, "lower_batches")
+        theta, z, memory = self._advance(
+            state["step"],
+            theta_layout.ravel(state["theta"]),
+            z_layout.ravel(state["z"]),
+            state["memory"],
+            Oracle((upper, lower), streams, theta_layout, z_layout),
+        )
+        return {
+            "algorithm": state["algorithm"],
+            "step": state["step"] + 1,
+            "theta": theta_layout.unravel(theta),
+            "z": z_layout.unravel(z),
+            "memory": memory,
+        }
+
+    @abc.abstractmethod
+    def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        """Return the memory before the first step, given theta of shape `(p,)` and z of shape `(n,)`."""
+
+    @abc.abstractmethod
+    def _advance(
+        self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
+    ) -> tuple[Tensor, Tensor, Memory]:
+        """Return the next theta, z and memory; `k` is the number of steps made so far."""
+
+    def _check(self, state: State, upper: Objective, lower: Objective) -> None:
+        name = type(self).__name__
+        found = state.get("algorithm") if isinstance(state, dict) else type(state).__name__
+        if found != name:
+            raise StructureError(f"`state` must come from {name}.init or {name}.step, but is of {found}.")
+        for objective, place in ((upper, "upper"), (lower, "lower")):
+            if not callable(objective):
+                raise StructureError(
+                    f"`{place}` must be a function of theta, z and a batch, but is {type(objective).__name__}. "
+                    "The stochastic algorithms solve lower problems without constraints or penalties; "
+                    "for a `LowerProblem` use `argmin`."
+                )

@@ -1,0 +1,71 @@
+"""BOME: descent on f that keeps the lower problem's gap falling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._oracle import Oracle
+from blo.stochastic._schedule import Schedule, at, require, require_count
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BOME(Algorithm):
+    """Bilevel optimisation made easy: theta and z move together along `grad f + weight * grad gap`.
+
+    The gap is `g(theta, z) - g(theta, z_T)`, with z_T reached from z by `inner_steps` steps and held constant. The
+    weight is the least non-negative one for which the gap falls at a rate of at least `barrier * |grad gap|^2`. A step
+    takes one batch of each objective and uses it throughout. The theory is for full batches: the weight is a ratio, so
+    minibatches bias it.
+
+    Args:
+        lower_step: step size of the inner descent towards z_T.
+        upper_step: step size of theta and z. Where it is constant, z stays at a distance of its order from the
+            minimiser; taken as a constant over sqrt(T), the smallest measure of stationarity over T steps is
+            O(T^(-1/4)).
+        inner_steps: steps of the inner descent.
+        barrier: between 0 and 1.
+
+    Raises:
+        ValueError: if a step size is not positive, `inner_steps` is below 1 or `barrier` is out of range.
+
+    Source: Liu, Ye, Wright, Stone and Liu, NeurIPS 2022, Algorithm 1 and Theorem 1.
+    """
+
+    lower_step: Schedule
+    upper_step: Schedule
+    inner_steps: int = 10
+    barrier: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.lower_step, "lower_step")
+        require(self.upper_step, "upper_step")
+        require_count(self.inner_steps, "inner_steps")
+        if not 0 < self.barrier <= 1:
+            raise ValueError(f"`barrier` must be above 0 and at most 1, but is {self.barrier}.")
+
+    def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        return {}
+
+    def _advance(
+        self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
+    ) -> tuple[Tensor, Tensor, Memory]:
+        alpha, xi = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        lower, upper = oracle.lower(), oracle.upper()
+        best = z
+        for _ in range(self.inner_steps):
+            best = best - alpha * lower.slope(theta, best)
+        gap_theta, gap_z = lower.gradients(theta, z)
+        gap_theta = gap_theta - lower.gradients(theta, best)[0]
+        f_theta, f_z = upper.gradients(theta, z)
+
+        size = gap_theta.square().sum() + gap_z.square().sum()
+        along = (f_theta * gap_theta).sum() + (f_z * gap_z).sum()
+        # With no gap left there is nothing to hold down, and the ratio has no meaning.
+        weight = torch.where(size > 0, self.barrier - along / size, 0.0).clamp(min=0)
+        return theta - xi * (f_theta + weight * gap_theta), z - xi * (f_z + weight * gap_z), {}

@@ -1,0 +1,63 @@
+"""MA-SOBA: SOBA along a moving average of the upper direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._oracle import Oracle
+from blo.stochastic._schedule import Schedule, at, require
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MASOBA(Algorithm):
+    """SOBA with a moving average: theta moves along `h`, which `mixing` of the newest direction enters at each step.
+
+    Args:
+        lower_step: step size of z and q.
+        upper_step: step size of theta.
+        mixing: share of the newest direction in the average, at most 1. The theory takes it proportional to
+            `upper_step`; with all three like `Power(c, -1/2)`, the mean expected squared norm of the hypergradient
+            over T steps is O(1 / sqrt(T)), for f once and g twice smooth (SOBA's theory needs one degree more).
+
+    Raises:
+        ValueError: if a step size is not positive, or `mixing` exceeds 1.
+
+    Source: Chen, Xiao and Balasubramanian, "Optimal algorithms for stochastic bilevel optimization under relaxed
+    smoothness conditions", 2023, Algorithm 1.
+    """
+
+    lower_step: Schedule
+    upper_step: Schedule
+    mixing: Schedule
+
+    def __post_init__(self) -> None:
+        require(self.lower_step, "lower_step")
+        require(self.upper_step, "upper_step")
+        require(self.mixing, "mixing")
+        if not callable(self.mixing):
+            _share(self.mixing)
+
+    def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        return {"q": torch.zeros_like(z), "h": torch.zeros_like(theta)}
+
+    def _advance(
+        self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
+    ) -> tuple[Tensor, Tensor, Memory]:
+        q, h = memory["q"], memory["h"]
+        toward = oracle.directions(theta, z, q)
+        rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        mixed = torch.lerp(h, toward.theta, _share(at(self.mixing, k, "mixing")))
+        # Theta moves along the average of the steps before: the newest direction enters the next one.
+        return theta - gamma * h, z - rho * toward.z, {"q": q - rho * toward.q, "h": mixed}
+
+
+def _share(value: float) -> float:
+    if value > 1:
+        raise ValueError(f"`mixing` is a share of the average and must be at most 1, but is {value}.")
+    return value

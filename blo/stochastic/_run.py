@@ -1,0 +1,60 @@
+"""The loop around the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from blo import tree
+from blo._failures import Checks
+from blo._types import OnFailure
+from blo.stochastic._base import Algorithm, Objective, State
+from blo.stochastic._batches import endless
+
+#: Steps between two looks at whether theta is finite: each makes the host wait for the device.
+PERIOD = 8
+
+
+def run(
+    algorithm: Algorithm,
+    state: State,
+    upper: Objective,
+    lower: Objective,
+    *,
+    steps: int,
+    upper_batches: Iterable[Any] | None = None,
+    lower_batches: Iterable[Any] | None = None,
+    callback: Callable[[State], object] | None = None,
+    on_failure: OnFailure | None = None,
+) -> State:
+    """Make a number of steps and return the last state; its `"theta"` and `"z"` are the result.
+
+    Args:
+        algorithm: for example `SOBA(lower_step=0.1, upper_step=0.01)`.
+        state: from `algorithm.init(theta, z0)`, or the result of an earlier call, which is continued.
+        upper: `upper(theta, z, batch)` returns a scalar.
+        lower: `lower(theta, z, batch)` returns a scalar.
+        steps: how many more steps to make.
+        upper_batches: an iterator, read on from where it stands, or an iterable such as a list or a `DataLoader`, begun
+            anew whenever it ends. When None, `upper` is called with None in place of a batch.
+        lower_batches: the same for `lower`.
+        callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
+            ends the run.
+        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta is not finite, which is looked at every 8 steps; an
+            error by default.
+
+    Raises:
+        StructureError: as `algorithm.step` does.
+        NonFiniteError: if theta is not finite.
+    """
+    checks = Checks(on_failure)
+    upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
+    for made in range(1, steps + 1):
+        state = algorithm.step(state, upper, lower, upper_batches, lower_batches)
+        ended = callback is not None and bool(callback(state))
+        if ended or made % PERIOD == 0 or made == steps:
+            for leaf in tree.flatten(state["theta"])[0]:
+                checks.finite(leaf, f"theta after {state['step']} steps")
+        if ended:
+            break
+    return state

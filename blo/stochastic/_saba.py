@@ -1,0 +1,117 @@
+"""SABA: SOBA with the variance of all directions reduced, as SAGA does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from blo.errors import StructureError
+from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._batches import Stream
+from blo.stochastic._oracle import Oracle
+from blo.stochastic._schedule import Schedule, at, require, require_count
+
+#: Several vectors that are remembered together.
+Row: TypeAlias = tuple[Tensor, ...]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SABA(Algorithm):
+    """Stochastic average bilevel algorithm: SOBA, each quantity corrected by what its batch gave last time.
+
+    Data come in a fixed number of batches of equal weight, drawn uniformly; a batch is handed over with its number, as
+    a pair `(number, batch)`: `draw(list(enumerate(batches)), generator)`. The memory holds one row of `2 n + p`
+    numbers for each lower batch and `n + p` for each upper batch, where n and p are the sizes of z and theta.
+
+    Args:
+        lower_step: step size of z and q; constant steps suffice.
+        upper_step: step size of theta. The mean expected squared norm of the hypergradient over T steps is O(1 / T),
+            and F converges linearly where it has the Polyak-Łojasiewicz property.
+        upper_count: number of upper batches.
+        lower_count: number of lower batches.
+
+    Raises:
+        ValueError: if a step size is not positive, or a count is below 1.
+
+    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3.2. The table starts at zero.
+    """
+
+    lower_step: Schedule
+    upper_step: Schedule
+    upper_count: int
+    lower_count: int
+
+    def __post_init__(self) -> None:
+        require(self.lower_step, "lower_step")
+        require(self.upper_step, "upper_step")
+        require_count(self.upper_count, "upper_count")
+        require_count(self.lower_count, "lower_count")
+
+    def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        p, n = torch.zeros_like(theta), torch.zeros_like(z)
+        upper, lower = (p, n), (n, n, p)
+        return {
+            "q": n,
+            "upper_rows": [upper] * self.upper_count,
+            "upper_mean": upper,
+            "lower_rows": [lower] * self.lower_count,
+            "lower_mean": lower,
+        }
+
+    def _advance(
+        self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
+    ) -> tuple[Tensor, Tensor, Memory]:
+        q = memory["q"]
+        i, lower_batch = _numbered(oracle.streams[1], self.lower_count)
+        j, upper_batch = _numbered(oracle.streams[0], self.upper_count)
+        lower = oracle.lower_on(lower_batch).products(theta, z, q)
+        upper = oracle.upper_on(upper_batch).gradients(theta, z)
+
+        (slope, curved, cross), lower_rows, lower_mean = _corrected(
+            memory["lower_rows"], memory["lower_mean"], i, lower
+        )
+        (direct, v), upper_rows, upper_mean = _corrected(memory["upper_rows"], memory["upper_mean"], j, upper)
+        rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        return (
+            theta - gamma * (direct - cross),
+            z - rho * slope,
+            {
+                "q": q - rho * (curved - v),
+                "upper_rows": upper_rows,
+                "upper_mean": upper_mean,
+                "lower_rows": lower_rows,
+                "lower_mean": lower_mean,
+            },
+        )
+
+
+def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row) -> tuple[Row, list[Row], Row]:
+    """Return `found - row + mean`, the rows with `found` in its place, and their mean.
+
+    Rows are replaced, never written to, so that earlier states stay whole while all share the other rows.
+    """
+    change = [new - old for new, old in zip(found, rows[index], strict=True)]
+    direction = tuple(c + m for c, m in zip(change, mean, strict=True))
+    updated = tuple(m + c / len(rows) for c, m in zip(change, mean, strict=True))
+    return direction, [*rows[:index], found, *rows[index + 1 :]], updated
+
+
+def _numbered(stream: Stream, count: int) -> tuple[int, Any]:
+    """Return the next batch and its number."""
+    drawn = stream.next()
+    if not (isinstance(drawn, tuple | list) and len(drawn) == 2 and not isinstance(drawn[0], float)):
+        raise StructureError(
+            f"SABA takes pairs (number, batch), but got {type(drawn).__name__}. Draw from `list(enumerate(batches))`."
+        )
+    number = int(drawn[0])
+    if not 0 <= number < count:
+        raise StructureError(
+            f"batches must be numbered from 0 to {count - 1}, because SABA was made for {count} of them, "
+            f"but one is numbered {number}."
+        )
+    return number, drawn[1]

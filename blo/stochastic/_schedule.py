@@ -1,0 +1,68 @@
+"""Step sizes: constants, or functions of the step's number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+#: A positive number, or a function from the number of the step (0, 1, 2, ...) to one.
+Schedule: TypeAlias = float | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Power:
+    """The schedule `scale * (k + 1) ** exponent` of the step's number k.
+
+    Args:
+        scale: the value at the first step; positive.
+        exponent: -1/2 for a step size that falls like one over the square root, 1/7 for a penalty that grows.
+
+    Raises:
+        ValueError: if the scale is not positive.
+    """
+
+    scale: float
+    exponent: float
+
+    def __post_init__(self) -> None:
+        require(self.scale, "scale")
+
+    def __call__(self, k: int) -> float:
+        """Return the value at step `k`."""
+        return self.scale * float((k + 1) ** self.exponent)
+
+
+def require(schedule: Schedule, name: str) -> None:
+    """Refuse a constant that is not a positive finite number, naming `name`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not callable(schedule) and not 0 < schedule < math.inf:
+        raise ValueError(f"`{name}` must be positive and finite, but is {schedule}.")
+
+
+def require_count(count: int, name: str, least: int = 1) -> None:
+    """Refuse a number of iterations below `least`, naming `name`.
+
+    Raises:
+        ValueError: if it is.
+    """
+    if count != int(count) or count < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}, but is {count}.")
+
+
+def at(schedule: Schedule, k: int, name: str) -> float:
+    """Return the value of a schedule at step `k`.
+
+    Raises:
+        ValueError: if it is not a positive finite number, naming `name`.
+    """
+    if not callable(schedule):
+        return schedule
+    value = float(schedule(k))
+    if not 0 < value < math.inf:
+        raise ValueError(f"`{name}` must be positive and finite at every step, but at step {k} is {value}.")
+    return value

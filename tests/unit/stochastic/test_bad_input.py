@@ -1,0 +1,148 @@
+"""What does not fit is refused, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+from blo.errors import NonFiniteError, StructureError
+from blo.stochastic import Power, draw, run
+
+ALGORITHM = blo.SOBA(lower_step=0.1, upper_step=0.1)
+ZERO = torch.zeros(2, dtype=torch.float64)
+
+
+def lower(theta: Tensor, z: Tensor, batch: object = None) -> Tensor:
+    return (z - theta).square().sum()
+
+
+def upper(theta: Tensor, z: Tensor, batch: object = None) -> Tensor:
+    return z.square().sum()
+
+
+def step(**changes: Any) -> Any:
+    arguments: dict[str, Any] = {"state": ALGORITHM.init(ZERO, ZERO), "upper": upper, "lower": lower, **changes}
+    return ALGORITHM.step(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: blo.SOBA(lower_step=0.0, upper_step=0.1), "`lower_step` must be positive"),
+        (lambda: blo.SOBA(lower_step=0.1, upper_step=float("nan")), "`upper_step` must be positive"),
+        (lambda: blo.SABA(lower_step=0.1, upper_step=0.1, upper_count=0, lower_count=1), "`upper_count`"),
+        (lambda: blo.MASOBA(lower_step=0.1, upper_step=0.1, mixing=1.5), "`mixing`.*at most 1"),
+        (lambda: blo.AmIGO(lower_step=0.1, upper_step=0.1, inner_steps=0), "`inner_steps`"),
+        (lambda: blo.AmIGO(lower_step=0.1, upper_step=0.1, adjoint_steps=0), "`adjoint_steps`"),
+        (lambda: blo.StocBiO(lower_step=0.1, upper_step=0.1, products=-1), "`products`"),
+        (lambda: blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=-1.0), "`multiplier`"),
+        (lambda: blo.BOME(lower_step=0.1, upper_step=0.1, barrier=0.0), "`barrier`"),
+        (lambda: Power(-1.0, 0.5), "`scale`"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_a_schedule_that_leaves_the_positive_numbers_is_refused_when_it_does() -> None:
+    algorithm = blo.SOBA(lower_step=0.1, upper_step=lambda k: 1.0 - k)
+    state = algorithm.step(algorithm.init(ZERO, ZERO), upper, lower)
+    with pytest.raises(ValueError, match=r"`upper_step`.*at step 1 is 0\.0"):
+        algorithm.step(state, upper, lower)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state": {"theta": ZERO}}, "`state` must come from SOBA.init"),
+        ({"state": blo.BOME(lower_step=0.1, upper_step=0.1).init(ZERO, ZERO)}, "SOBA.step, but is of BOME"),
+        (
+            {"lower": blo.LowerProblem(lower, constraint=blo.Simplex())},
+            "`lower` must be a function.*without constraints",
+        ),
+        ({"upper": lambda t, z, b: z.square()}, r"`upper` must return a scalar tensor, but returned shape \(2,\)"),
+        ({"lower": lambda t, z, b: 1.0}, "`lower` must return a scalar tensor, but returned float"),
+        ({"lower": lambda t, z, b: z.detach().sum()}, "`lower` must depend on theta or z"),
+        ({"lower_batches": torch.zeros(3)}, "`lower_batches` must be an iterator or a list of batches.*Tensor"),
+        ({"upper_batches": (ZERO, ZERO)}, "`upper_batches` must be an iterator or a list.*single batch in a list"),
+        ({"upper_batches": 3}, "`upper_batches`.*int"),
+        ({"lower_batches": iter([])}, "`lower_batches` ran out after 0 batches"),
+    ],
+)
+def test_arguments_of_a_step_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(StructureError, match=words):
+        step(**changes)
+
+
+def test_running_out_of_batches_is_an_error_inside_a_step() -> None:
+    algorithm = blo.StocBiO(lower_step=0.1, upper_step=0.1, inner_steps=2, products=1)
+    with pytest.raises(StructureError, match="ran out after 3 batches"):
+        algorithm.step(algorithm.init(ZERO, ZERO), upper, lower, None, [None] * 3)
+
+
+def test_a_start_without_floating_point_tensors_is_refused() -> None:
+    with pytest.raises(StructureError, match="`theta` must be floating point"):
+        ALGORITHM.init(torch.zeros(2, dtype=torch.int64), ZERO)
+    with pytest.raises(StructureError, match="`z0` must hold at least one tensor"):
+        ALGORITHM.init(ZERO, ())
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [(ZERO, "pairs"), ((3, None), "numbered from 0 to 1.*numbered 3"), ((-1, None), "numbered -1")],
+)
+def test_saba_wants_numbered_batches(batch: object, words: str) -> None:
+    algorithm = blo.SABA(lower_step=0.1, upper_step=0.1, upper_count=2, lower_count=2)
+    with pytest.raises(StructureError, match=words):
+        algorithm.step(algorithm.init(ZERO, ZERO), upper, lower, [(0, None)], [batch])
+
+
+@pytest.mark.parametrize("name", ["SOBA", "F2SA", "BOME"])
+def test_a_lower_problem_without_theta_is_reported(name: str) -> None:
+    algorithm = getattr(blo, name)(lower_step=0.1, upper_step=0.1)
+    with pytest.warns(blo.ConstantWarning, match="theta does not enter the lower problem"):
+        algorithm.step(algorithm.init(ZERO, ZERO), upper, lambda theta, z, batch: z.square().sum())
+
+
+def test_divergence_is_reported() -> None:
+    algorithm = blo.SOBA(lower_step=0.1, upper_step=1e100)
+    with pytest.raises(NonFiniteError, match=r"theta after \d+ steps"):
+        run(algorithm, algorithm.init(ZERO + 1, ZERO), upper, lower, steps=100)
+
+
+def test_run_begins_a_list_anew_and_reads_an_iterator_on() -> None:
+    seen: list[int] = []
+
+    def recording(theta: Tensor, z: Tensor, batch: int) -> Tensor:
+        seen.append(batch)
+        return lower(theta, z)
+
+    state = ALGORITHM.init(ZERO, ZERO)
+    run(ALGORITHM, state, upper, recording, steps=5, lower_batches=[1, 2, 3])
+    assert seen == [1, 2, 3, 1, 2]
+    source = iter(range(10, 20))
+    run(ALGORITHM, state, upper, recording, steps=2, lower_batches=source)
+    assert next(source) == 12
+    with pytest.raises(StructureError, match="ran out after 0 batches"):
+        run(ALGORITHM, state, upper, lower, steps=1, lower_batches=[])
+
+
+def test_a_true_callback_ends_the_run() -> None:
+    state = run(ALGORITHM, ALGORITHM.init(ZERO, ZERO), upper, lower, steps=9, callback=lambda s: s["step"] == 4)
+    assert state["step"] == 4
+
+
+def test_draws_follow_the_generator_and_cover_the_batches() -> None:
+    draws = draw("abc", torch.Generator().manual_seed(0))
+    first = [next(draws) for _ in range(60)]
+    again = draw("abc", torch.Generator().manual_seed(0))
+    assert first == [next(again) for _ in range(60)]
+    assert set(first) == set("abc")
+    with pytest.raises(StructureError, match="`batches` must hold at least one"):
+        draw([])

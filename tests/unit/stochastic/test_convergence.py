@@ -1,0 +1,115 @@
+"""On full batches each algorithm arrives where NumPy says it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import blo
+from blo.stochastic import Algorithm, Power, draw, run
+from tests.oracles import Array
+from tests.unit.stochastic import quadratic
+from tests.unit.stochastic.quadratic import LOWER, UPPER, Quadratic
+
+CASE = Quadratic.draw(11)
+UPPER_BATCHES, LOWER_BATCHES = CASE.full()
+
+
+def arrive(algorithm: Algorithm, steps: int) -> tuple[Array, Array]:
+    zero = torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    state = run(
+        algorithm,
+        algorithm.init(*zero),
+        quadratic.upper,
+        quadratic.lower,
+        steps=steps,
+        upper_batches=UPPER_BATCHES,
+        lower_batches=LOWER_BATCHES,
+    )
+    return state["theta"].numpy(), state["z"].numpy()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "steps"),
+    [
+        (blo.SOBA(lower_step=0.4, upper_step=0.2), 150),
+        (blo.MASOBA(lower_step=0.4, upper_step=0.2, mixing=0.5), 200),
+        (blo.StocBiO(lower_step=0.3, upper_step=0.3, inner_steps=5, products=80), 60),
+        (blo.AmIGO(lower_step=0.3, upper_step=0.3, inner_steps=5, adjoint_steps=5), 100),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_bilevel_optimum_is_reached(algorithm: Algorithm, steps: int) -> None:
+    theta, z = arrive(algorithm, steps)
+    truth_theta, truth_z = CASE.optimum()
+    np.testing.assert_allclose(theta, truth_theta, atol=1e-9)
+    np.testing.assert_allclose(z, truth_z, atol=1e-9)
+
+
+def test_saba_reaches_the_optimum_with_constant_steps_on_single_examples() -> None:
+    algorithm = blo.SABA(lower_step=0.15, upper_step=0.1, upper_count=4, lower_count=6)
+    generator = torch.Generator().manual_seed(0)
+    sources = [
+        draw(list(enumerate(CASE.batches(names, [[i] for i in range(count)]))), generator)
+        for names, count in ((UPPER, 4), (LOWER, 6))
+    ]
+    state = algorithm.init(torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64))
+    state = run(
+        algorithm,
+        state,
+        quadratic.upper,
+        quadratic.lower,
+        steps=900,
+        upper_batches=sources[0],
+        lower_batches=sources[1],
+    )
+    theta, z = CASE.optimum()
+    np.testing.assert_allclose(state["theta"], theta, atol=1e-9)
+    np.testing.assert_allclose(state["z"], z, atol=1e-9)
+
+
+@pytest.mark.parametrize("products", [0, 1, 4])
+def test_stocbio_stops_where_its_neumann_series_puts_the_optimum(products: int) -> None:
+    theta, _ = arrive(blo.StocBiO(lower_step=0.3, upper_step=0.3, inner_steps=5, products=products), 150)
+    H = CASE.mean["H"]
+    series = 0.3 * sum(np.linalg.matrix_power(np.eye(5) - 0.3 * H, i) for i in range(products + 1))
+    np.testing.assert_allclose(theta, CASE.optimum(inverse=series)[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("weight", [2.0, 20.0])
+def test_f2sa_stops_at_the_optimum_of_the_penalised_problem(weight: float) -> None:
+    theta, z = arrive(blo.F2SA(lower_step=0.6, upper_step=0.25, multiplier=weight, inner_steps=8), 70)
+    truth_theta, truth_z = CASE.optimum(weight=weight)
+    np.testing.assert_allclose(theta, truth_theta, atol=1e-9)
+    np.testing.assert_allclose(z, truth_z, atol=1e-9)
+
+
+def test_the_bias_of_f2sa_falls_like_one_over_the_multiplier() -> None:
+    biases = [
+        np.linalg.norm(
+            arrive(blo.F2SA(lower_step=0.6, upper_step=0.25, multiplier=weight, inner_steps=8), 70)[0]
+            - CASE.optimum()[0]
+        )
+        for weight in (20.0, 40.0, 80.0)
+    ]
+    ratios = np.divide(biases[1:], biases[:-1])
+    np.testing.assert_allclose(ratios, 0.5, atol=0.02)
+
+
+def test_f2sa_with_a_growing_multiplier_closes_in_on_the_optimum() -> None:
+    algorithm = blo.F2SA(lower_step=0.5, upper_step=Power(0.2, -1 / 3), multiplier=Power(4.0, 1 / 3), inner_steps=2)
+    distances = [float(np.linalg.norm(arrive(algorithm, steps)[0] - CASE.optimum()[0])) for steps in (50, 400)]
+    # Eight times the steps double the multiplier, and halve the bias.
+    assert distances[1] == pytest.approx(distances[0] / 2, rel=0.1)
+
+
+def test_the_bias_of_bome_falls_with_its_step() -> None:
+    biases = [
+        np.linalg.norm(
+            arrive(blo.BOME(lower_step=0.5, upper_step=step, inner_steps=5), round(12 / step))[0] - CASE.optimum()[0]
+        )
+        for step in (0.1, 0.02)
+    ]
+    assert biases[0] < 0.02
+    assert biases[1] < biases[0] / 4
