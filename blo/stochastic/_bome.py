@@ -34,7 +34,7 @@ class BOME(Algorithm):
     Raises:
         ValueError: if a step size is not positive, `inner_steps` is below 1 or `barrier` is out of range.
 
-    Source: Liu, Ye, Wright, Stone and Liu, NeurIPS 2022, Algorithm 1 and Theorem 1.
+    Source: Liu, Ye, Wright, Stone and Liu, NeurIPS 2022, Algorithm 1 and Sec. 4.
     """
 
     lower_step: Schedule

@@ -35,7 +35,7 @@ class F2SA(Algorithm):
     Raises:
         ValueError: if a step size or the multiplier is not positive, or `inner_steps` is below 1.
 
-    Source: Kwon, Kwon, Wright and Nowak, ICML 2023, Algorithm 1 and Corollary 4.2, with `multiplier` the ratio
+    Source: Kwon, Kwon, Wright and Nowak, ICML 2023, Algorithm 1 and Sec. 4, with `multiplier` the ratio
     `gamma / (2 alpha)` of their step sizes.
     """
 

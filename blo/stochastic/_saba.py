@@ -38,7 +38,7 @@ class SABA(Algorithm):
     Raises:
         ValueError: if a step size is not positive, or a count is below 1.
 
-    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3.2. The table starts at zero.
+    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero.
     """
 
     lower_step: Schedule

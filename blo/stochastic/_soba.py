@@ -29,7 +29,7 @@ class SOBA(Algorithm):
     Raises:
         ValueError: if a step size is not positive.
 
-    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3.1 (their v is -q).
+    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3 (their v is -q).
     """
 
     lower_step: Schedule
