@@ -21,7 +21,7 @@ from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, 
 from blo.linsolve import CG, Direct, Identity
 from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
-from blo.solvers import External, OneStep, ProjectedGradient
+from blo.solvers import External, FixedPoint, OneStep, ProjectedGradient
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
@@ -47,6 +47,7 @@ __all__ = [
     "ElasticNet",
     "External",
     "FitResult",
+    "FixedPoint",
     "Free",
     "GroupLasso",
     "HessianFree",

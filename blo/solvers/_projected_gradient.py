@@ -11,6 +11,7 @@ from torch import Tensor
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
+from blo.solvers._settings import require_budget, require_positive
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,11 @@ class ProjectedGradient(Iterative):
 
     def __post_init__(self) -> None:
         _direction.check(self.direction)
-        if self.step is not None and not self.step > 0:
-            raise ValueError(f"`step` must be positive, but is {self.step}.")
-        if self.max_steps < 1:
-            raise ValueError(f"`max_steps` must be at least 1, but is {self.max_steps}.")
+        require_budget(self.max_steps, self.tol)
+        if self.step is not None:
+            require_positive(self.step, "step")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must lie in [0, 1), but is {self.momentum}.")
-        if self.tol is not None and not self.tol > 0:
-            raise ValueError(f"`tol` must be positive, or None for a fixed number of steps, but is {self.tol}.")
         if self.step is None and (self.direction != "gradient" or self.momentum):
             raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
 

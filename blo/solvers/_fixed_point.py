@@ -1,0 +1,133 @@
+"""Picard iteration, damped, with Anderson acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.solvers._base import Problem
+from blo.solvers._iterative import Iterative
+from blo.solvers._settings import require_budget, require_positive
+
+
+@dataclass(frozen=True)
+class FixedPoint(Iterative):
+    """Iterates `z <- prox(z - step * gradient(z))`; for `LowerProblem.fixed_point(f)`, `z <- f(theta, z)`.
+
+    With `memory`, each step combines the last points so that their residuals cancel best in the least-squares sense,
+    which converges for many maps that are no contractions. An accelerated step after which the map moves the point
+    further than before is taken back and a plain one made instead, in each lane by itself.
+
+    Source: Walker and Ni (SIAM J. Numer. Anal. 2011), algorithm AA; Mai and Johansson (ICML 2020), for constraints and
+    penalties, where the points before the proximal map are combined.
+
+    Args:
+        step: weight of the gradient; 1 for fixed points, at most 2 over the largest curvature for objectives.
+        relaxation: how far to go towards the image of the current point, in (0, 1]; smaller damps oscillations.
+        memory: differences of past points to combine; 0 for plain iteration. Memory grows by `2 * memory` vectors.
+        max_steps: most evaluations after the one at the start.
+        tol: residual `|z - prox(z - gradient)|` at which a lane stops, for fixed points `|z - f(theta, z)|`. None makes
+            exactly `max_steps` steps, measures nothing and never waits for the device.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    step: float = 1.0
+    relaxation: float = 1.0
+    memory: int = 5
+    max_steps: int = 1000
+    tol: float | None = 1e-6
+
+    def __post_init__(self) -> None:
+        require_positive(self.step, "step")
+        require_budget(self.max_steps, self.tol)
+        if not 0 < self.relaxation <= 1:
+            raise ValueError(f"`relaxation` must lie in (0, 1], but is {self.relaxation}.")
+        if self.memory < 0:
+            raise ValueError(f"`memory` must be at least 0, but is {self.memory}. Zero iterates without acceleration.")
+
+    def start(self, problem: Problem, z0: Tensor) -> _State:
+        slope = problem.gradient(z0)
+        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
+        plain = torch.ones_like(z0[..., :1], dtype=torch.bool)
+        return _State(z0, slope, z0, z0, z0, -self.step * slope, past, past, plain)
+
+    def move(self, problem: Problem, state: _State) -> _State:
+        aim = state.origin + self.relaxation * state.force
+        if self.memory:
+            aim = aim - torch.where(state.plain, 0.0, _correction(state, self.relaxation))
+        return state._replace(trial=problem.prox(aim, self.step), aim=aim)
+
+    def look(self, problem: Problem, state: _State) -> _State:
+        slope = problem.gradient(state.trial)
+        # How far the map moves `aim`, of which `trial` is the proximal point.
+        force = state.trial - self.step * slope - state.aim
+        if not self.memory:
+            return state._replace(z=state.trial, slope=slope, origin=state.aim, force=force)
+        size = _norm(force.detach())
+        kept = state.plain | (size <= _norm(state.force.detach()))
+        finite = torch.isfinite(size)
+        return _State(
+            z=torch.where(kept, state.trial, state.z),
+            slope=torch.where(kept, slope, state.slope),
+            trial=state.trial,
+            origin=torch.where(kept, state.aim, state.origin),
+            aim=state.aim,
+            force=torch.where(kept, force, state.force),
+            # A step that is taken back has still measured the map along it.
+            moves=_push(state.moves, torch.where(finite, state.aim - state.origin, 0.0)),
+            turns=_push(state.turns, torch.where(finite, force - state.force, 0.0)),
+            plain=~kept,
+        )
+
+
+class _State(NamedTuple):
+    """Beside z, slope and trial: the point before the proximal map and how far the map moves it, with their history.
+
+    Attributes:
+        origin: z is its proximal point.
+        aim: trial is its proximal point.
+        force: image of `origin` minus `origin`.
+        moves: past changes of `origin`, newest last, shape `(*lanes, memory, n)`; zero where there was none.
+        turns: past changes of `force`, likewise.
+        plain: the next step is not to be accelerated, shape `(*lanes, 1)`.
+    """
+
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
+    origin: Tensor
+    aim: Tensor
+    force: Tensor
+    moves: Tensor
+    turns: Tensor
+    plain: Tensor
+
+
+def _correction(state: _State, relaxation: float) -> Tensor:
+    """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, regularised."""
+    square = (state.turns * state.turns).sum(-1, keepdim=True)
+    used = square > 0
+    length = torch.where(used, torch.where(used, square, 1.0).sqrt(), 1.0)
+    unit = state.turns / length
+    gram = unit @ unit.mT
+    # The weight balances the rounding of the normal equations, eps / weight, against what it takes off the solution.
+    weight = torch.finfo(gram.dtype).eps ** (2 / 3)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    right = unit @ state.force.unsqueeze(-1)
+    found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
+    correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
+    return correction.squeeze(-1)
+
+
+def _push(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)
+
+
+def _norm(vector: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return size
