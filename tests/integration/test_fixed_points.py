@@ -17,7 +17,7 @@ from tests.integration.problems import EXACT, as_tensor, assert_near
 from tests.oracles import Array
 from tests.strategies import SEEDS, normal
 
-few = settings(deadline=None, max_examples=6)
+few = settings(deadline=None, max_examples=3)
 SOLVER = blo.FixedPoint(tol=1e-13)
 
 
