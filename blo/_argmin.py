@@ -103,6 +103,9 @@ def argmin(
         StructureError: if the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
         ConvergenceError: if a solve stopped early and `on_failure="raise"`.
+
+    Warns:
+        ConstantWarning: if no leaf of theta requires grad where gradients are enabled.
     """
     solver = ProjectedGradient() if solver is None else solver
     gradient = Implicit() if gradient is None else gradient
@@ -112,5 +115,8 @@ def argmin(
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
+    wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
+    if wanted and not any(leaf.requires_grad for leaf in leaves):
+        checks.held()
     solve = Solving(solver, checks, hoisted=hoisted is not lower)
     return problem.layout.unravel(gradient.attach(problem, leaves, start, solve, checks))

@@ -145,6 +145,15 @@ class Checks:
                 ConstantWarning,
             )
 
+    def held(self) -> None:
+        """Warn that theta is a constant where a derivative may be expected; the solution is right, so no error."""
+        if not self.off:
+            message = (
+                "no leaf of `theta` requires grad, so the solution is a constant. Call theta.requires_grad_(), or "
+                "solve under torch.no_grad() where no gradient is wanted."
+            )
+            warnings.warn(message, ConstantWarning, stacklevel=4)
+
     def _found(self, message: str, error: type[BloError], warning: type[BloWarning]) -> None:
         if self.on_failure == "raise":
             raise error(message)

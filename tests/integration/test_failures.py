@@ -62,10 +62,22 @@ def test_an_unconverged_lower_solve_warns_raises_or_is_silent_as_asked() -> None
 def test_argmin_follows_the_same_policy() -> None:
     case = oracles.draw("box", 4, 2, seed=1)
     with pytest.warns(blo.ConvergenceWarning, match="lower solve"):
-        solution(case, solver=SHORT)(case.start())
+        solution(case, solver=SHORT)(case.start().requires_grad_())
     with pytest.raises(blo.ConvergenceError, match="lower solve"):
-        solution(case, solver=SHORT, on_failure="raise")(case.start())
+        solution(case, solver=SHORT, on_failure="raise")(case.start().requires_grad_())
     solution(case, solver=SHORT, on_failure="ignore")(case.start())
+
+
+def test_a_theta_that_is_a_constant_is_told() -> None:
+    case = oracles.draw("free", 3, 2, seed=1)
+    with pytest.warns(blo.ConstantWarning, match="no leaf of `theta` requires grad"):
+        assert not solution(case, on_failure="raise")(case.start()).requires_grad
+    # No warning where nobody can expect a derivative.
+    solution(case)(case.start().requires_grad_())
+    solution(case, gradient=blo.Zero())(case.start())
+    solution(case, on_failure="ignore")(case.start())
+    with torch.no_grad():
+        solution(case)(case.start())
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.vmap])
@@ -345,7 +357,7 @@ def test_degenerate_lanes_add_up() -> None:
 )
 def test_a_set_that_becomes_empty_is_refused(make: Callable[[Tensor], blo.sets.Set]) -> None:
     lower = blo.LowerProblem(squares, make)
-    theta = vector(1.0, 2.0)
+    theta = vector(1.0, 2.0).requires_grad_()
     with pytest.raises(blo.InfeasibleError):
         evaluate(lower, theta)
     with pytest.raises(blo.InfeasibleError):
