@@ -20,7 +20,7 @@ from blo.errors import (
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, Direct, Identity
 from blo.penalties import L1, ElasticNet, GroupLasso
-from blo.sets import Box, Free, L2Ball, NonNegative, Product, Simplex
+from blo.sets import Affine, Box, Free, L1Ball, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import External, FixedPoint, OneStep, ProjectedGradient
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
@@ -35,6 +35,7 @@ __all__ = [
     "SABA",
     "SAMA",
     "SOBA",
+    "Affine",
     "AmIGO",
     "BloError",
     "BloWarning",
@@ -56,6 +57,7 @@ __all__ = [
     "Implicit",
     "InfeasibleError",
     "KKTClosedForm",
+    "L1Ball",
     "L2Ball",
     "LowerProblem",
     "NonFiniteError",

@@ -78,6 +78,8 @@ SETS: dict[str, Callable[..., Set]] = {
     "nonnegative": blo.NonNegative,
     "ball": blo.L2Ball,
     "simplex": blo.Simplex,
+    "l1 ball": blo.L1Ball,
+    "affine": blo.Affine,
 }
 
 
@@ -94,6 +96,21 @@ def _draw_lane(name: str, point: Array, rng: np.random.Generator) -> _Drawn:
         offset = point - center
         nearest = center + offset * min(1.0, radius / np.linalg.norm(offset))
         return _Drawn((np.array(radius), center), member, nearest)
+    if name == "l1 ball":
+        radius, center = rng.uniform(0.1, 3.0), rng.normal(size=n)
+        member = center + radius * rng.uniform() * rng.dirichlet(np.ones(n)) * rng.choice([-1.0, 1.0], size=n)
+        offset, nearest = point - center, point
+        if np.abs(offset).sum() > radius:
+            nearest = center + np.sign(offset) * oracles.project_simplex(np.abs(offset), radius)
+        return _Drawn((np.array(radius), center), member, nearest)
+    if name == "affine":
+        k = (n + 1) // 2
+        basis = np.linalg.qr(rng.normal(size=(n, k)))[0].T
+        A = (2 * np.eye(k) + np.tril(rng.uniform(-0.5, 0.5, size=(k, k)))) @ basis  # well conditioned
+        member = rng.normal(size=n)
+        system = np.block([[np.eye(n), A.T], [A, np.zeros((k, k))]])
+        nearest = np.linalg.solve(system, np.concatenate([point, A @ member]))[:n]
+        return _Drawn((A, A @ member), member, nearest)
     if name == "simplex":
         total = rng.uniform(0.1, 3.0)
         return _Drawn((np.array(total),), total * rng.dirichlet(np.ones(n)), oracles.project_simplex(point, total))

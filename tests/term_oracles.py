@@ -251,6 +251,72 @@ def group_faces(case: TermCase, theta: Array) -> Iterator[Face]:
     yield Face(system, np.where(np.isin(groups, [*on, -1]), z, 0.0), margin)
 
 
+# Sets: the multipliers are unknowns, one for each row of the face.
+
+
+def row_faces(
+    case: TermCase,
+    theta: Array,
+    rows: Callable[[Any], tuple[Any, Any]],
+    choices: Iterator[tuple[int, ...]],
+    equalities: int = 0,
+) -> Iterator[Face]:
+    """Yield the faces of `A z <= b` on which the chosen rows hold with equality; the first rows always do."""
+    n = case.n
+
+    for choice in choices:
+        picked = [*range(equalities), *choice]
+        if len(picked) > n:
+            continue
+
+        def system(theta: Any, x: Any, picked: list[int] = picked) -> Any:
+            A, b = rows(theta)
+            z, y = x[:n], x[n:]
+            return np.concatenate([case.slope(theta, z) + A[picked].T @ y, A[picked] @ z - b[picked]])
+
+        def margin(x: Array, picked: list[int] = picked) -> float:
+            A, b = rows(theta)
+            rest = [i for i in range(len(b)) if i not in picked]
+            return finite(np.concatenate([x[n + equalities :], (b - A @ x[:n])[rest]]).min(initial=np.inf))
+
+        yield Face(system, np.zeros(n + len(picked)), margin)
+
+
+def affine_faces(case: TermCase, theta: Array) -> Iterator[Face]:
+    def rows(theta: Any) -> tuple[Any, Any]:
+        p = case.at(theta)
+        return p["A"], p["b"]
+
+    return row_faces(case, theta, rows, iter([()]), equalities=len(case.at(theta)["b"]))
+
+
+def l1_ball_faces(case: TermCase, theta: Array) -> Iterator[Face]:
+    """Yield the inside, and every pattern of signs: `s (z - c) = r` with `z = c` where s is zero."""
+    n = case.n
+    p = case.at(theta)
+    yield Face(
+        lambda theta, z: case.slope(theta, z),
+        np.zeros(n),
+        lambda z: finite(p["radius"] - np.abs(z - p["center"]).sum()),
+    )
+    for signs in itertools.product((0.0, -1.0, 1.0), repeat=n):
+        s = np.array(signs)
+        if not s.any():
+            continue
+
+        def system(theta: Any, x: Any, s: Array = s) -> Any:
+            p = case.at(theta)
+            z, y = x[:n], x[n]
+            stationary = np.where(s != 0, case.slope(theta, z) + y * s, z - p["center"])
+            return np.concatenate([stationary, [s @ (z - p["center"]) - p["radius"]]])
+
+        def margin(x: Array, s: Array = s) -> float:
+            z, y = x[:n], x[n]
+            return finite(min(np.where(s != 0, s * (z - p["center"]), y - np.abs(case.slope(theta, z))).min(), y))
+
+        yield Face(system, np.zeros(n + 1), margin)
+
+
 KINDS: dict[str, Kind] = {
     "l1": Kind(
         lambda rng, n: {"weight": rng.normal(size=n) - 0.5},
@@ -269,6 +335,16 @@ KINDS: dict[str, Kind] = {
         lambda p, n: blo.GroupLasso(p["weight"].exp(), torch.as_tensor(GROUPS[:n])),
         group_faces,
         is_penalty=True,
+    ),
+    "l1 ball": Kind(
+        lambda rng, n: {"radius": np.array(rng.uniform(0.3, 1.0)), "center": 0.3 * rng.normal(size=n)},
+        lambda p, n: blo.L1Ball(p["radius"], p["center"]),
+        l1_ball_faces,
+    ),
+    "affine": Kind(
+        lambda rng, n: {"A": rng.normal(size=(2, n)), "b": rng.normal(size=2)},
+        lambda p, n: blo.Affine(p["A"], p["b"]),
+        affine_faces,
     ),
 }
 PENALTIES = tuple(name for name, kind in KINDS.items() if kind.is_penalty)

@@ -85,11 +85,26 @@ class Product(Set):
             free, active, degenerate = zip(*(tangent.counts() for tangent in tangents), strict=True)
             return Counts(*(torch.stack(column).sum(0) for column in (free, active, degenerate)))
 
+        def bend(v: Tensor) -> Tensor:
+            pairs = zip(tangents, self._split(v), strict=True)
+            return torch.cat([t.bend(block) if t.bend else torch.zeros_like(block) for t, block in pairs], dim=-1)
+
+        def force(term: Product, at: Tensor) -> Tensor:
+            triples = zip(tangents, term.sets, self._split(at), strict=True)
+            pulls = [t.force(part, block) if t.force else torch.zeros_like(block) for t, part, block in triples]
+            return torch.cat(pulls, dim=-1)
+
+        curvature: Tensor | float = 0.0
         if any(isinstance(tangent.curvature, Tensor) for tangent in tangents):
             pairs = zip(tangents, blocks, strict=True)
-            spread = [tangent.curvature * torch.ones_like(block) for tangent, block in pairs]
-            return Tangent(projector, torch.cat(spread, dim=-1), count)
-        return Tangent(projector, 0.0, count)
+            curvature = torch.cat([tangent.curvature * torch.ones_like(block) for tangent, block in pairs], dim=-1)
+        return Tangent(
+            projector,
+            curvature,
+            count,
+            bend=bend if any(tangent.bend for tangent in tangents) else None,
+            force=force if any(tangent.force for tangent in tangents) else None,
+        )
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         triples = zip(self.sets, origin.sets, self._split(z), strict=True)

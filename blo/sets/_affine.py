@@ -1,0 +1,94 @@
+"""Linear equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate
+from blo.errors import InfeasibleError
+from blo.sets._base import Set
+from blo.sets._rows import Face, fit_rows, inverse, require_matrix, times
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Set):
+    """`{ z : A z = b }`.
+
+    Equations may repeat or combine each other as long as they agree; then A must keep its rank as theta moves.
+
+    Attributes:
+        A: shape `(k, n)`, or `(*lanes, k, n)` for equations of each problem. The columns follow the leaves of z in
+            order, each flattened.
+        b: a number, or shape `(k,)` or `(*lanes, k)`.
+        rtol: singular values of A up to `rtol` times the largest count as zero; by default `max(k, n)` times the
+            dtype's epsilon.
+        validate: refuse equations that contradict each other: one host synchronisation on an accelerator.
+        inverse: the pseudo-inverse of A, made once by `fit`.
+
+    Raises:
+        InfeasibleError: if no z solves the equations.
+        StructureError: if A is no floating point matrix or b has another length.
+    """
+
+    A: Tensor
+    b: Tensor | float = 0.0
+    rtol: float | None = None
+    validate: bool = True
+    inverse: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_matrix(self.A, self.b, "Affine")
+        if not (self.validate and can_validate()):
+            return
+        with torch.no_grad():
+            A = self.A
+            b = torch.as_tensor(self.b, dtype=A.dtype, device=A.device)
+            b = b.expand(A.shape[:-1]) if b.ndim == 0 else b
+            z = times(inverse(A, self.rtol), b)
+            defect = (times(A, z) - b).abs()
+            scale = times(A.abs(), z.abs()) + b.abs()
+            # With room for the rounding of what made A and b.
+            wrong = ~(defect <= 16 * torch.finfo(A.dtype).eps * max(A.shape[-2:]) * scale)
+        if bool(wrong.any()):
+            raise InfeasibleError(
+                f"`Affine` needs equations that can hold together, but {int(wrong.any(-1).sum())} of "
+                f"{wrong[..., 0].numel()} systems A z = b have no solution: the rows of A depend on each other and b "
+                f"does not follow, by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if they are "
+                "meant to be dependent."
+            )
+
+    def fit(self, layout: Layout) -> Affine:
+        A, b = fit_rows(self.A, self.b, layout, "Affine")
+        return replace(self, A=A, b=b, validate=False, inverse=inverse(A, self.rtol))  # looked at when made
+
+    def project(self, z: Tensor) -> Tensor:
+        face = self._face
+        moved = z - times(face.inverse, times(self.A, z) - self.b)
+        # Once more for what the first time left by rounding.
+        return moved - times(face.inverse, times(self.A, moved) - self.b)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        face = self._face
+        y = face.multipliers(gradient)
+
+        def count() -> Counts:
+            held = face.held().expand(z.shape[:-1])
+            return Counts(z.shape[-1] - held, held, torch.zeros_like(held))  # equations are never undecided
+
+        def force(term: Affine, at: Tensor) -> Tensor:
+            return times(term.A.mT, y)
+
+        return Tangent(face.project, 0.0, count, force=force)
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        moved = times(self.A - origin.A, z)
+        return times(origin._face.inverse, (self.b - origin.b) - moved)
+
+    @property
+    def _face(self) -> Face:
+        return Face(self.A, inverse(self.A, self.rtol) if self.inverse is None else self.inverse)

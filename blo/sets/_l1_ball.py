@@ -1,0 +1,95 @@
+"""Bounded sums of absolute values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, negligible, per_lane
+from blo._types import Tree
+from blo.errors import InfeasibleError
+from blo.sets._base import Set
+from blo.sets._simplex import Simplex
+
+
+@dataclass(frozen=True, eq=False)
+class L1Ball(Set):
+    """`{ z : |z - center|_1 <= radius }`, the norm running over all of z (of each lane).
+
+    Attributes:
+        radius: a number, or a tensor of shape `()` or `lanes`; positive.
+        center: a number, a tensor of z's shape, or a tree like z.
+        slack: the boundary is active when `|z - center|_1 >= radius - slack`, up to rounding, and then the coordinates
+            with `|z - center| > slack` are its support; absolute, in z's unit.
+        validate: look at a tensor radius. That is a host synchronisation on an accelerator.
+
+    Raises:
+        InfeasibleError: if a radius is not positive. (At zero the set is one point, without a derivative.)
+    """
+
+    radius: Tensor | float
+    center: Tree = 0.0
+    slack: float = 1e-7
+    validate: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.radius, Tensor) and not (self.validate and can_validate()):
+            return
+        empty = torch.as_tensor(self.radius > 0).logical_not()
+        if bool(empty.any()):
+            raise InfeasibleError(
+                f"`L1Ball` needs radius > 0, but {int(empty.sum())} of {empty.numel()} are zero, negative or NaN. "
+                "If the radius is learned, learn its logarithm."
+            )
+
+    def fit(self, layout: Layout) -> L1Ball:
+        radius = fit_per_lane(self.radius, layout, "L1Ball.radius")
+        center = fit_coordinates(self.center, layout, "L1Ball.center")
+        return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
+
+    def project(self, z: Tensor) -> Tensor:
+        """Return the nearest point: outside, that of the simplex which the sign of the offset picks."""
+        offset = z - self.center
+        outside = offset.abs().sum(-1, keepdim=True) > per_lane(self.radius)
+        face = Simplex(self.radius, validate=False).project(offset.abs())
+        return torch.where(outside, self.center + offset.sign() * face, z)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        active, sign = self._boundary(z)
+        held = active & (sign == 0)
+        size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
+
+        def projector(v: Tensor) -> Tensor:
+            return v * ~held - sign * (sign * v).sum(-1, keepdim=True) / size
+
+        def count() -> Counts:
+            # Every coordinate off the support has one undecided side when its slope is as large as that of the sum.
+            multiplier = -(sign * gradient).sum(-1, keepdim=True) / size
+            tangential = projector(gradient)
+            edge = held & negligible(multiplier - gradient.abs(), gradient, tangential)
+            loose = active & negligible(multiplier, gradient, tangential)
+            fixed = torch.where(active, held.sum(-1, keepdim=True) + 1, 0).squeeze(-1)
+            return Counts(z.shape[-1] - fixed, fixed, (edge.sum(-1) + loose.sum(-1)))
+
+        return Tangent(projector, 0.0, count)
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        active, sign = origin._boundary(z)
+        size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
+        grown = sign * (per_lane(self.radius) - per_lane(origin.radius)) / size
+        moved: Tensor = grown + active * (self.center - origin.center)
+        return moved
+
+    def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether the boundary is active, `(*lanes, 1)`, and the signs of its support, zero off it."""
+        offset = (z - self.center).detach()
+        # A point projected onto the boundary is off it by rounding, in single precision by more than slack.
+        size = torch.as_tensor(z.detach().abs() + abs(self.center)).sum(-1, keepdim=True) + per_lane(self.radius)
+        rounding = 8 * torch.finfo(z.dtype).eps * size
+        reach = offset.abs().sum(-1, keepdim=True)
+        active: Tensor = reach >= per_lane(self.radius) - self.slack - rounding
+        return active, offset.sign() * ((offset.abs() > self.slack) & active)

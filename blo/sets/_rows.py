@@ -1,0 +1,95 @@
+"""Linear algebra with the normals of constraints as the rows of one matrix a lane."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo.errors import StructureError
+
+
+def times(matrix: Tensor, v: Tensor) -> Tensor:
+    """Return `matrix v` in each lane, shape `(*lanes, k)`, from `(*lanes, k, n)` and `(*lanes, n)`."""
+    if math.prod(matrix.shape[:-2]) == 1:  # shared by the lanes: it must not be copied for each of them
+        return v @ matrix.reshape(matrix.shape[-2:]).mT
+    return (matrix @ v.unsqueeze(-1)).squeeze(-1)
+
+
+def inverse(rows: Tensor, rtol: float | None = None) -> Tensor:
+    """Return the pseudo-inverse, shape `(*lanes, n, k)`.
+
+    Singular values up to `rtol` times the largest count as zero; by default `max(k, n)` times the dtype's epsilon.
+    """
+    least = max(rows.shape[-2:]) * torch.finfo(rows.dtype).eps if rtol is None else rtol
+    found: Tensor = torch.linalg.pinv(rows, rtol=least)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """Where `rows z` stays what it is. Rows that are zero hold nothing; dependent rows hold what they span.
+
+    Attributes:
+        rows: normals, shape `(*lanes, k, n)`.
+        inverse: their pseudo-inverse.
+    """
+
+    rows: Tensor
+    inverse: Tensor
+
+    def project(self, v: Tensor) -> Tensor:
+        """Return v without its part along the normals."""
+        return v - times(self.inverse, times(self.rows, v))
+
+    def multipliers(self, gradient: Tensor) -> Tensor:
+        """Return the smallest y that makes `gradient + rows' y` least, shape `(*lanes, k)`."""
+        return -times(self.inverse.mT, gradient)
+
+    def held(self) -> Tensor:
+        """Return the rank of the rows: the trace of the projector on their span, integers of shape `lanes`."""
+        return (self.inverse * self.rows.mT).sum((-2, -1)).round().long()
+
+
+def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -> tuple[Tensor, Tensor]:
+    """Return A and b with the axes of `(*lanes, k, n)` and `(*lanes, k)`, in z's precision.
+
+    Raises:
+        StructureError: naming `name.A` or `name.b`, if it does not fit.
+    """
+    lanes, n = layout.lanes, layout.size
+    k = matrix.shape[-2]
+    if matrix.shape[-1] != n or tuple(matrix.shape[:-2]) not in {(), lanes}:
+        allowed = f"(k, {n})" if not lanes else f"(k, {n}) or {(*lanes, 'k', n)}"
+        raise StructureError(
+            f"`{name}.A` must have shape {allowed}, one column for each coordinate of z, but has {tuple(matrix.shape)}."
+            " The columns follow the leaves of z in order, each flattened."
+        )
+    b = torch.as_tensor(right, dtype=layout.dtype, device=matrix.device)
+    if tuple(b.shape) not in {(), (k,), (*lanes, k)}:
+        allowed = f"() or ({k},)" if not lanes else f"(), ({k},) or {(*lanes, k)}"
+        raise StructureError(f"`{name}.b` must have shape {allowed} for {k} rows, but has {tuple(b.shape)}.")
+    if matrix.device != layout.device or b.device != layout.device:
+        raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {matrix.device}. Use `.to`.")
+    # All axes are spelled out, so that the axis which `vmap` puts in front meets that of z.
+    rows = matrix.to(layout.dtype).reshape((1,) * (len(lanes) + 2 - matrix.ndim) + matrix.shape)
+    b = b.expand(k) if b.ndim == 0 else b
+    return rows, b.reshape((1,) * (len(lanes) + 1 - b.ndim) + b.shape)
+
+
+def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
+    """Refuse what is no floating point matrix with a right-hand side.
+
+    Raises:
+        StructureError: naming `name`.
+    """
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or matrix.ndim < 2:
+        found = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix)
+        raise StructureError(f"`{name}.A` must be a floating point tensor with rows and columns, but is {found}.")
+    if isinstance(right, Tensor) and right.ndim > 0 and right.shape[-1] != matrix.shape[-2]:
+        raise StructureError(
+            f"`{name}.b` must have one entry for each of the {matrix.shape[-2]} rows of A, but has {right.shape[-1]}."
+        )

@@ -1,0 +1,96 @@
+"""Linear equations: dependent and contradicting rows, shapes; the rest is tried in `test_base`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import blo
+from blo import Affine, InfeasibleError, StructureError
+from blo._layout import Layout
+from tests.strategies import normal
+
+
+def test_dependent_rows_hold_what_they_span() -> None:
+    rows, z = normal(0, 2, 5), normal(1, 5)
+    mixing = normal(2, 4, 2)
+    thin = Affine(rows, torch.ones(2, dtype=torch.float64))
+    fat = Affine(mixing @ rows, mixing.sum(-1)).fit(Layout.of(z, batched=False))
+    near = thin.project(z)
+    torch.testing.assert_close(fat.project(z), near, rtol=1e-12, atol=1e-12)
+    v = normal(3, 5)
+    torch.testing.assert_close(fat.tangent(z, v).project(v), thin.tangent(z, v).project(v), rtol=1e-12, atol=1e-12)
+    assert [int(c) for c in fat.tangent(z, v).counts()] == [3, 2, 0]
+
+
+def test_equations_hold_to_rounding_and_bind_every_direction_when_they_are_many() -> None:
+    A, z = normal(0, 3, 3), normal(1, 3)
+    near = Affine(A, A @ z).project(z + 10)
+    torch.testing.assert_close(near, z, rtol=1e-12, atol=1e-12)
+    assert [int(c) for c in Affine(A).tangent(z, z).counts()] == [0, 3, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_contradicting_equations_are_refused_and_repeated_ones_are_not(dtype: torch.dtype) -> None:
+    rows = normal(0, 2, 4).to(dtype)
+    twice = torch.cat([rows, 3 * rows])
+    right = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype)
+    Affine(twice, right)
+    Affine(torch.zeros(1, 4, dtype=dtype), 0.0)
+    with pytest.raises(InfeasibleError, match="have no solution"):
+        Affine(twice, right + torch.tensor([0.0, 0.0, 0.0, 1e-3], dtype=dtype))
+    with pytest.raises(InfeasibleError, match="1 of 2 systems"):
+        Affine(twice, torch.stack([right, right.flip(0)]))
+
+
+def test_each_lane_may_have_its_equations() -> None:
+    z = normal(0, 3, 4)
+    A, b = normal(1, 3, 2, 4), normal(2, 3, 2)
+    layout = Layout.of(z, batched=True)
+    together = Affine(A, b).fit(layout).project(z)
+    shared = Affine(A[0], b).fit(layout).project(z)
+    for i in range(3):
+        torch.testing.assert_close(together[i], Affine(A[i], b[i]).project(z[i]), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(shared[i], Affine(A[0], b[i]).project(z[i]), rtol=1e-12, atol=1e-12)
+
+
+def test_columns_follow_the_leaves_of_z() -> None:
+    tree = {"b": torch.zeros(2, 1), "a": torch.zeros(1)}
+    layout = Layout.of(tree, batched=False)
+    A = torch.tensor([[1.0, 0.0, 0.0]])  # the first leaf in the tree's order
+    near = layout.unravel(Affine(A, 5.0).fit(layout).project(layout.ravel(tree)))
+    first = next(iter(near))
+    assert near[first].flatten()[0] == 5.0 and sum(float(leaf.sum()) for leaf in near.values()) == 5.0
+
+
+def test_an_equality_constrained_quadratic_by_its_kkt_matrix() -> None:
+    rng = np.random.default_rng(0)
+    root, A, b, c = rng.normal(size=(5, 5)), rng.normal(size=(2, 5)), rng.normal(size=2), rng.normal(size=5)
+    H = root @ root.T + np.eye(5)
+    system = np.block([[H, A.T], [A, np.zeros((2, 2))]])
+    truth = np.linalg.solve(system, np.concatenate([-c, b]))[:5]
+    Ht, ct = torch.as_tensor(H), torch.as_tensor(c)
+    lower = blo.LowerProblem(
+        lambda t, z: 0.5 * z @ Ht @ z + t * (ct @ z), Affine(torch.as_tensor(A), torch.as_tensor(b))
+    )
+    solver = blo.ProjectedGradient(tol=1e-11, max_steps=20_000)
+    z0 = torch.zeros(5, dtype=torch.float64)
+    z = blo.argmin(lower, torch.ones((), dtype=torch.float64), z0, solver=solver)
+    np.testing.assert_allclose(z, truth, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("A", "b", "message"),
+    [
+        (torch.ones(2, 4), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
+        (torch.ones(5, 2, 3), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
+        (torch.ones(2, 3).long(), 0.0, r"`Affine\.A` must be a floating point tensor"),
+        (torch.ones(3), 0.0, r"`Affine\.A` must be a floating point tensor"),
+        (torch.ones(2, 3), torch.ones(3), r"`Affine\.b` must have one entry for each of the 2 rows"),
+        (torch.ones(2, 3), torch.ones(4, 2), r"`Affine\.b` must have shape"),
+    ],
+)
+def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
+    with pytest.raises(StructureError, match=message):
+        Affine(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
