@@ -18,7 +18,7 @@ from blo.errors import (
     StructureError,
 )
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
-from blo.linsolve import CG, Direct, Identity
+from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Affine, Box, Free, L1Ball, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import External, FixedPoint, OneStep, ProjectedGradient
@@ -30,13 +30,16 @@ __all__ = [
     "BOME",
     "CG",
     "F2SA",
+    "GMRES",
     "L1",
     "MASOBA",
+    "MINRES",
     "SABA",
     "SAMA",
     "SOBA",
     "Affine",
     "AmIGO",
+    "Auto",
     "BloError",
     "BloWarning",
     "Box",
@@ -60,8 +63,10 @@ __all__ = [
     "L1Ball",
     "L2Ball",
     "LowerProblem",
+    "Neumann",
     "NonFiniteError",
     "NonNegative",
+    "Nystrom",
     "OneStep",
     "Product",
     "ProjectedGradient",

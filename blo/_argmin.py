@@ -93,7 +93,7 @@ def argmin(
         theta: upper variable, a tree of tensors.
         z0: start of the solver, a tree of floating point tensors; a constant.
         solver: a lower solver; `ProjectedGradient()` by default.
-        gradient: a strategy; `Implicit()` by default, which solves the adjoint system by conjugate gradients.
+        gradient: a strategy; `Implicit()` by default, with the linear solver that suits the adjoint system.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
     Returns:

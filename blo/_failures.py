@@ -86,7 +86,7 @@ class Checks:
                 ConvergenceWarning,
             )
 
-    def linear(self, solution: LinearSolution, tol: float) -> None:
+    def linear(self, solution: LinearSolution, tol: float | None) -> None:
         """Report a linear solve that stopped early, or curvature that is not positive on the tangent space."""
         if self.off:
             return
@@ -106,14 +106,14 @@ class Checks:
         if late and not indefinite:
             self._found(
                 f"the linear solve has not converged in {late} of {solution.residual.numel()} problems: relative "
-                f"residual {float(solution.residual.max()):.2e}, tolerance {tol:.2e}. Raise `max_iter`, add "
-                "`damping`, or use Direct().",
+                f"residual {float(solution.residual.max()):.2e}, tolerance {1.0 if tol is None else tol:.2e}. "
+                "Raise `max_iter`, add `damping`, or use Direct().",
                 ConvergenceError,
                 ConvergenceWarning,
             )
 
     def adjoint(
-        self, linear: LinearSolution, tol: float, residual: Callable[[], Tensor], counts: Callable[[], Counts]
+        self, linear: LinearSolution, tol: float | None, residual: Callable[[], Tensor], counts: Callable[[], Counts]
     ) -> None:
         """Report all that an implicit gradient rests on."""
         if self.off:

@@ -24,14 +24,14 @@ class Report:
         pulled: what the strategy returned.
         direct_parts: the direct part, leaf by leaf.
         implicit_parts: the implicit part, leaf by leaf.
-        linear_tol: relative residual that the linear solve was asked for.
+        linear_tol: relative residual that the linear solve was asked for; None for an approximation by choice.
     """
 
     solution: Solution
     pulled: Pulled
     direct_parts: Sequence[Tensor]
     implicit_parts: Sequence[Tensor | None]
-    linear_tol: float
+    linear_tol: float | None
 
     @cached_property
     def lower_residual(self) -> float | None:
@@ -78,7 +78,14 @@ class Report:
             return Status.NON_FINITE
         if bool(linear.indefinite.any()):
             return Status.INDEFINITE
-        return Status.CONVERGED if bool(linear.converged(self.linear_tol).all()) else Status.UNCONVERGED
+        if not bool(linear.converged(self.linear_tol).all()):
+            return Status.UNCONVERGED
+        return Status.UNCHECKED if self.linear_tol is None else Status.CONVERGED
+
+    @property
+    def linear_method(self) -> str:
+        """Name of the linear solver, and what it picked where it chose; empty without one."""
+        return "" if self.pulled.linear is None else self.pulled.linear.method
 
     @cached_property
     def product_error(self) -> float | None:
@@ -144,7 +151,7 @@ class Report:
         rows = {
             "lower solve": f"{self.lower_status}, residual {_show(self.lower_residual)}, {self.lower_steps} steps",
             "linear solve": f"{self.linear_status}, relative residual {_show(self.linear_residual)}, "
-            f"{self.linear_iterations} iterations",
+            f"{self.linear_iterations} iterations" + (f", {self.linear_method}" if self.linear_method else ""),
             "coordinates": f"{self.free} free, {self.active} active, {self.degenerate} degenerate",
             "direct part": f"norm {self.direct_norm:.6g}",
             "implicit part": f"norm {self.implicit_norm:.6g}, cosine with the direct part {self.cosine:+.4f}",

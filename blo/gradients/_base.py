@@ -95,8 +95,8 @@ class Trace:
 class Strategy(abc.ABC):
     """How the lower solution's dependence on theta is differentiated."""
 
-    #: Relative residual of the adjoint system above which it is reported as unconverged.
-    tol: float = 1e-6
+    #: Relative residual of the adjoint system above which it is reported as unconverged; None for 1.
+    tol: float | None = 1e-6
     #: Whether an implicit part that is zero by definition deserves a warning.
     expects_theta: bool = True
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
-from blo.linsolve import CG, LinearSolution, LinearSolver
+from blo.linsolve import Auto, LinearSolution, LinearSolver
 from blo.operators import Operator, Restricted
 
 
@@ -17,7 +17,7 @@ class Implicit(Stationary):
     """Solves the adjoint system with Hessian-vector products. iMAML is this with CG, OptNet with Direct.
 
     Args:
-        linear_solver: `CG()` by default; `Direct()` is best for up to a few hundred unknowns.
+        linear_solver: `Auto()` by default, which picks by size, symmetry and definiteness.
         products: how second derivatives are multiplied with vectors. `"reverse"`: one retained graph of the lower
             gradient serves all products. `"forward"`: forward over reverse mode, no graph is kept.
             `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
@@ -28,15 +28,15 @@ class Implicit(Stationary):
         ValueError: for other products.
     """
 
-    linear_solver: LinearSolver = field(default_factory=CG)
+    linear_solver: LinearSolver = field(default_factory=Auto)
     products: Products = "reverse"
 
     def __post_init__(self) -> None:
         check(self.products)
 
     @property
-    def tol(self) -> float:  # type: ignore[override]
-        """Relative residual that the linear solver was asked for."""
+    def tol(self) -> float | None:  # type: ignore[override]
+        """Relative residual that the linear solver was asked for; None for an approximation by choice."""
         return self.linear_solver.tol
 
     def model(self, hessian: Operator) -> Operator:

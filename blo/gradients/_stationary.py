@@ -64,6 +64,7 @@ class Stationary(Strategy):
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent)
+        guess = None if guess is None else tangent.project(guess)
         return replace(self.invert(system, tangent.project(v), guess), noise=at.noise)
 
 

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
+from blo.errors import StructureError
 from blo.operators import Operator
 
-__all__ = ["LinearSolution", "LinearSolver", "all_true", "largest", "relative_residual", "require_nonnegative"]
+__all__ = [
+    "LinearSolution",
+    "LinearSolver",
+    "all_true",
+    "damped",
+    "dot",
+    "floor_of",
+    "largest",
+    "norm",
+    "relative_residual",
+    "require_count",
+    "require_nonnegative",
+    "require_positive",
+    "require_symmetric",
+    "stride",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +41,7 @@ class LinearSolution:
         iterations: shape `lanes`, integers.
         indefinite: lanes in which a symmetric `A + damping I` showed itself not positive definite, shape
             `lanes`.
+        method: the solver's name; where it chose one, the one it chose.
         noise: relative accuracy of the operator's products, which no residual can be asked to beat.
     """
 
@@ -31,15 +49,18 @@ class LinearSolution:
     residual: Tensor
     iterations: Tensor
     indefinite: Tensor
+    method: str = ""
     noise: float = 0.0
 
-    def converged(self, tol: float) -> Tensor:
+    def converged(self, tol: float | None) -> Tensor:
         """Tell which lanes have a relative residual of at most `tol`, shape `lanes`.
 
         A tolerance below 100 units of rounding is out of reach and taken as that: 2e-14 in double and 1.2e-5
-        in single precision; so is one below the noise of the products. A lane with a NaN has not converged.
+        in single precision; so is one below the noise of the products. None asks only that x is no worse than zero.
+        A lane with a NaN has not converged.
         """
-        return self.residual <= max(tol, 100 * torch.finfo(self.x.dtype).eps, self.noise)
+        least = max(100 * torch.finfo(self.x.dtype).eps, self.noise)
+        return self.residual <= (1.0 if tol is None else max(tol, least))
 
 
 class LinearSolver(ABC):
@@ -47,8 +68,11 @@ class LinearSolver(ABC):
 
     @property
     @abstractmethod
-    def tol(self) -> float:
-        """Relative residual that the solver promises; judge a solution by `LinearSolution.converged(tol)`."""
+    def tol(self) -> float | None:
+        """Relative residual that the solver promises; judge a solution by `LinearSolution.converged(tol)`.
+
+        None for an inverse that is approximate by choice.
+        """
 
     @abstractmethod
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
@@ -59,6 +83,39 @@ class LinearSolver(ABC):
             b: shape `(*lanes, n)`.
             x0: a guess of the same shape; a direct method has no use for it.
         """
+
+
+def require_symmetric(operator: Operator, solver: str) -> None:
+    """Refuse an operator that is not declared symmetric.
+
+    Raises:
+        StructureError: naming `solver`.
+    """
+    if not operator.symmetric:
+        raise StructureError(
+            f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. "
+            "Declare it (`Dense(matrix, symmetric=True)`), or use `GMRES` or `Direct`."
+        )
+
+
+def require_positive(value: float, name: str, otherwise: str) -> None:
+    """Refuse a setting that is zero, negative or NaN.
+
+    Raises:
+        ValueError: naming `name`, with what to do `otherwise`.
+    """
+    if not value > 0:
+        raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}")
+
+
+def require_count(value: int, name: str, otherwise: str = "For no solve, use `Zero`.") -> None:
+    """Refuse a number of steps below one.
+
+    Raises:
+        ValueError: naming `name`, with what to do `otherwise`.
+    """
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, but is {value}. {otherwise}")
 
 
 def require_nonnegative(value: float, name: str) -> None:
@@ -76,7 +133,7 @@ def largest(b: Tensor) -> tuple[Tensor, Tensor]:
 
     Divided by it, squares of b neither overflow nor vanish.
     """
-    size = b.abs().amax(-1, keepdim=True)
+    size = torch.linalg.vector_norm(b, torch.inf, -1, keepdim=True)
     zero = size == 0
     return torch.where(zero, 1.0, size), zero
 
@@ -87,3 +144,32 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     defect = (b - operator(x) - damping * x) / size
     ratio = defect.norm(dim=-1) / (b / size).norm(dim=-1)
     return torch.where((defect == 0).all(-1), 0.0, ratio)
+
+
+def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
+    """Return the product with `A + damping I`."""
+    return operator if damping == 0 else lambda v: torch.add(operator(v), v, alpha=damping)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each lane, shape `(*lanes, 1)`."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def norm(v: Tensor) -> Tensor:
+    """Return the 2-norm of each lane, shape `(*lanes, 1)`."""
+    found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return found
+
+
+def floor_of(tol: float, b: Tensor) -> float:
+    """Return the tolerance, or rounding where it is below."""
+    return max(tol, torch.finfo(b.dtype).eps)
+
+
+def stride(b: Tensor) -> int:
+    """Return the number of iterations between two looks at the convergence flags.
+
+    A look stalls an accelerator's queue, and costs nothing on a CPU.
+    """
+    return 1 if b.device.type == "cpu" else 8

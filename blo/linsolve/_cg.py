@@ -7,19 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.errors import StructureError
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
     all_true,
+    damped,
+    dot,
+    floor_of,
     largest,
     relative_residual,
+    require_count,
     require_nonnegative,
+    require_symmetric,
+    stride,
 )
+from blo.linsolve._precondition import Preconditioning, inverse_of
 from blo.operators import Operator
-
-#: Iterations between two looks at the convergence flags where a look stalls the device's queue.
-_STRIDE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,63 +32,71 @@ class CG(LinearSolver):
     Each lane has its own step sizes. A lane stops, keeping its last iterate, when its residual is below
     `tol`, or when a direction of non-positive curvature turns up, which is reported as `indefinite`.
 
-    Source: Hestenes and Stiefel (1952); Shewchuk (1994), section 8.
+    Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
     Attributes:
         max_iter: most applications of the operator, beside one for the guess and one for the last residual.
-        tol: relative residual at which a lane stops.
+        tol: relative residual at which a lane stops, measured without the preconditioner.
         damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
+        preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
+            definite; an inverse of the whole Hessian serves on every tangent space. Or a `Nystrom`.
     """
 
     max_iter: int = 100
     tol: float = 1e-10
     damping: float = 0.0
+    preconditioner: Preconditioning | None = None
 
     def __post_init__(self) -> None:
         require_nonnegative(self.tol, "CG.tol")
         require_nonnegative(self.damping, "CG.damping")
-        if self.max_iter < 1:
-            raise ValueError(f"`CG.max_iter` must be at least 1, but is {self.max_iter}. For no solve, use `Zero`.")
+        require_count(self.max_iter, "CG.max_iter")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        if not operator.symmetric:
-            raise StructureError(
-                f"`CG` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. "
-                "Declare it (`Dense(matrix, symmetric=True)`) or use `Direct`."
-            )
-
-        def apply(v: Tensor) -> Tensor:
-            return operator(v) + self.damping * v
+        require_symmetric(operator, "CG")
+        apply = damped(operator, self.damping)
+        inverse = inverse_of(self.preconditioner, operator, b)
 
         # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
         size, zero = largest(b)
         rhs = b / size
         x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
         r = rhs if x0 is None else rhs - apply(x)
-        goal = max(self.tol, torch.finfo(b.dtype).eps) ** 2 * _dot(rhs, rhs)
-        p, rr = r, _dot(r, r)
+        goal = floor_of(self.tol, b) ** 2 * dot(rhs, rhs)
+        p = r if inverse is None else inverse(r)
+        rr = dot(r, r)
+        rz = rr if inverse is None else dot(r, p)
         running = ~zero & (rr > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
         indefinite = torch.zeros_like(running)
-        stride = 1 if b.device.type == "cpu" else _STRIDE
+        looks = stride(b)
         for index in range(self.max_iter):
-            if index % stride == 0 and all_true(~running):
+            if index % looks == 0 and all_true(~running):
                 break
             q = apply(p)
-            bend = _dot(p, q)
+            bend = dot(p, q)
             indefinite = indefinite | (running & (bend <= 0))
             running = running & (bend > 0)
-            step = rr / torch.where(running, bend, 1.0)
-            x = torch.where(running, x + step * p, x)
-            r = torch.where(running, r - step * q, r)
-            rr_next = _dot(r, r)
-            p = torch.where(running, r + rr_next / torch.where(running, rr, 1.0) * p, p)
+            # While no lane rests, nothing has to be kept from moving. An accelerator is not stalled for that.
+            mask = None if looks == 1 and all_true(running) else running
+            step = _ratio(rz, bend, mask)
+            x = _move(x, torch.addcmul(x, step, p), mask)
+            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
+            rr = dot(r, r)
+            z = r if inverse is None else inverse(r)
+            rz_next = rr if inverse is None else dot(r, z)
+            p = _move(p, torch.addcmul(z, _ratio(rz_next, rz, mask), p), mask)
+            rz = rz_next
             iterations = iterations + running
-            rr = rr_next
             running = running & (rr > goal)
         residual = relative_residual(operator, x, rhs, self.damping)
-        return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1))
+        return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1, keepdim=True)
+def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:
+    return above / (below if mask is None else torch.where(mask, below, 1.0))
+
+
+def _move(old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the new vector in the lanes of the mask, in all of them without one."""
+    return new if mask is None else torch.where(mask, new, old)

@@ -51,4 +51,5 @@ class Direct(LinearSolver):
             residual=relative_residual(operator, x, b, self.damping),
             iterations=(~zero).long(),
             indefinite=~definite if operator.symmetric else definite,
+            method="Direct",
         )

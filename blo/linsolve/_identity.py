@@ -41,4 +41,4 @@ class Identity(LinearSolver):
         none = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
         x = b / (self.scale + self.damping)
         residual = torch.zeros_like(b).sum(-1)
-        return LinearSolution(x, residual, none, none + (self.scale + self.damping < 0) > 0)
+        return LinearSolution(x, residual, none, none + (self.scale + self.damping < 0) > 0, "Identity")

@@ -7,11 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blo.linsolve import CG, Direct, Identity, LinearSolver
+from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, LinearSolver, Neumann, Nystrom
 from blo.operators import Dense, Diagonal, Operator, ScaledIdentity
 from tests.strategies import System, normal, spd, spd_systems
 
-SOLVERS: list[LinearSolver] = [Direct(), CG(max_iter=400)]
+#: Solvers of any positive definite system.
+SOLVERS: list[LinearSolver] = [
+    Direct(),
+    CG(max_iter=400),
+    MINRES(max_iter=400),
+    GMRES(max_iter=400),
+    Auto(),
+    Auto(max_iter=400, direct=0),
+]
 
 
 def dense(matrix: torch.Tensor) -> Operator:
@@ -30,7 +38,7 @@ def test_the_solution_is_the_one_numpy_finds(solver: LinearSolver, system: Syste
     assert not found.indefinite.any()
 
 
-@pytest.mark.parametrize("make", [Direct, lambda damping: CG(damping=damping)])
+@pytest.mark.parametrize("make", [Direct, CG, MINRES, GMRES, Auto, lambda damping: Auto(damping=damping, direct=0)])
 @settings(deadline=None, max_examples=25)
 @given(system=spd_systems(max_power=3), damping=st.sampled_from([0.1, 1.0, 11.4]))
 def test_damping_is_in_the_step_and_in_the_residual(make: type, system: System, damping: float) -> None:

@@ -1,0 +1,76 @@
+"""The linear solver that suits the system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo.linsolve._base import LinearSolution, LinearSolver, all_true, require_count, require_nonnegative
+from blo.linsolve._cg import CG
+from blo.linsolve._direct import Direct
+from blo.linsolve._gmres import GMRES
+from blo.linsolve._minres import MINRES
+from blo.linsolve._precondition import Preconditioning
+from blo.operators import Operator
+
+#: Most entries of all lanes' matrices that are factorised: 128 MiB in double precision.
+_ENTRIES = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class Auto(LinearSolver):
+    """Picks by size, symmetry and definiteness, and says in `LinearSolution.method` what it picked.
+
+    * `Direct` for at most `direct` unknowns, if the matrices of all lanes together hold no more than 2^24 entries:
+      as many products as unknowns.
+    * `GMRES` for an operator that is not declared symmetric.
+    * `CG` otherwise. Lanes in which it meets curvature that is not positive are reported as `indefinite` all the same,
+      and go on with `MINRES`.
+
+    Attributes:
+        max_iter: most iterations of each iterative solver.
+        tol: relative residual at which a lane of an iterative solver stops.
+        damping: d in `(A + d I) x = b`.
+        direct: most unknowns of a lane for a factorisation; 0 for none.
+        preconditioner: as for `CG`; a factorisation has no use for it.
+    """
+
+    max_iter: int = 100
+    tol: float = 1e-10
+    damping: float = 0.0
+    direct: int = 256
+    preconditioner: Preconditioning | None = None
+
+    def __post_init__(self) -> None:
+        require_nonnegative(self.tol, "Auto.tol")
+        require_nonnegative(self.damping, "Auto.damping")
+        require_nonnegative(self.direct, "Auto.direct")
+        require_count(self.max_iter, "Auto.max_iter")
+
+    def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        n = b.shape[-1]
+        if n <= self.direct and b.numel() * n <= _ENTRIES:
+            return replace(Direct(self.damping).solve(operator, b), method=f"Auto: Direct (n = {n})")
+        options = (self.max_iter, self.tol, self.damping)
+        if not operator.symmetric:
+            found = GMRES(*options, preconditioner=self.preconditioner).solve(operator, b, x0)
+            return replace(found, method=f"Auto: GMRES (n = {n}, not symmetric)")
+        found = CG(*options, self.preconditioner).solve(operator, b, x0)
+        if all_true(~found.indefinite):
+            return replace(found, method=f"Auto: CG (n = {n})")
+        return self._finish(found, operator, b)
+
+    def _finish(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
+        """Solve the lanes that conjugate gradients gave up, from where it stopped."""
+        bent = found.indefinite.unsqueeze(-1)
+        minres = MINRES(self.max_iter, self.tol, self.damping, self.preconditioner)
+        rest = minres.solve(operator, torch.where(bent, b, 0.0), found.x)
+        return LinearSolution(
+            x=torch.where(bent, rest.x, found.x),
+            residual=torch.where(found.indefinite, rest.residual, found.residual),
+            iterations=found.iterations + rest.iterations,
+            indefinite=found.indefinite,
+            method=f"Auto: CG, then MINRES where it is indefinite (n = {b.shape[-1]})",
+        )

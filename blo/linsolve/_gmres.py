@@ -1,0 +1,136 @@
+"""Generalised minimal residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.linsolve._base import (
+    LinearSolution,
+    LinearSolver,
+    all_true,
+    damped,
+    dot,
+    norm,
+    require_count,
+    require_nonnegative,
+    stride,
+)
+from blo.linsolve._precondition import Preconditioning, Product, inverse_of
+from blo.linsolve._restart import Cycle, in_cycles
+from blo.operators import Operator
+
+
+@dataclass(frozen=True, eq=False)
+class GMRES(LinearSolver):
+    """Restarted generalised minimal residuals, for any operator.
+
+    Each lane has its own Krylov space and stops when its residual is below `tol`. The basis takes `restart` vectors
+    of memory. A restarted method can stagnate; a lane in which a whole cycle brings nothing stops.
+
+    Source: Saad and Schultz (1986); Gram-Schmidt is done twice over (Giraud, Langou and Rozloznik, 2005).
+
+    Attributes:
+        max_iter: most iterations; beside their products there is one for the guess and one for each cycle.
+        tol: relative residual at which a lane stops, measured without the preconditioner.
+        damping: d in `(A + d I) x = b`.
+        restart: iterations of one cycle.
+        preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, applied from the
+            right; an inverse of the whole Jacobian serves on every tangent space.
+    """
+
+    max_iter: int = 100
+    tol: float = 1e-10
+    damping: float = 0.0
+    restart: int = 50
+    preconditioner: Preconditioning | None = None
+
+    def __post_init__(self) -> None:
+        require_nonnegative(self.tol, "GMRES.tol")
+        require_nonnegative(self.damping, "GMRES.damping")
+        require_count(self.max_iter, "GMRES.max_iter")
+        require_count(self.restart, "GMRES.restart", "A few dozen are usual.")
+
+    def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        apply = damped(operator, self.damping)
+        inverse = inverse_of(self.preconditioner, operator, b)
+
+        def cycle(r: Tensor, running: Tensor, goal: Tensor, most: int) -> Cycle:
+            return _arnoldi(apply, inverse, operator.symmetric, r, running, goal, most)
+
+        return in_cycles(
+            cycle,
+            apply,
+            b,
+            x0,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            length=min(self.restart, b.shape[-1]),
+            gain=1.0,
+            method="GMRES",
+        )
+
+
+def _arnoldi(
+    apply: Callable[[Tensor], Tensor],
+    inverse: Product | None,
+    symmetric: bool,
+    r: Tensor,
+    running: Tensor,
+    goal: Tensor,
+    most: int,
+) -> Cycle:
+    """Minimise the residual over one Krylov space, with the Arnoldi process and one reflection a step."""
+    looks, eps = stride(r), torch.finfo(r.dtype).eps
+    left = norm(r)
+    v = torch.where(running, r / torch.where(running, left, 1.0), 0.0)
+    steps, indefinite = torch.zeros_like(running, dtype=torch.int64), torch.zeros_like(running)
+    products = 0
+    for k in range(most):
+        if k % looks == 0 and all_true(~running):
+            break
+        z = v if inverse is None else inverse(v)
+        w = apply(z)
+        products += 1
+        indefinite = indefinite | (running & (dot(z, w) <= 0) & symmetric)
+        if k == 0:
+            # Made from w, so that under `vmap` they have every mapped axis and can be written to.
+            basis = torch.zeros_like(w).unsqueeze(-2).repeat(*[1] * (w.dim() - 1), most, 1)
+            none = torch.zeros_like(w[..., :1])
+            turns = none.unsqueeze(-1) + torch.eye(most + 1, dtype=w.dtype, device=w.device)
+            upper, rest = turns[..., :most, :most].clone(), none.expand(*none.shape[:-1], most).clone()
+        basis[..., k, :] = v
+        seen, before = basis[..., : k + 1, :], norm(w)
+        column = none.expand(*none.shape[:-1], k + 1)
+        for _ in range(2):
+            share = (seen @ w.unsqueeze(-1)).squeeze(-1)
+            w = w - (seen.mT @ share.unsqueeze(-1)).squeeze(-1)
+            column = column + share
+        below = norm(w)
+        below = torch.where(below > 10 * eps * before, below, 0.0)  # the space is invariant
+        # All earlier reflections at once, then the one that clears what is below the diagonal.
+        column = (turns[..., : k + 1, : k + 1] @ column.unsqueeze(-1)).squeeze(-1)
+        corner = column[..., k:]
+        diagonal = torch.hypot(corner, below)
+        running = running & (diagonal > eps * before)  # a singular matrix has no more to give
+        divisor = torch.where(running, diagonal, 1.0)
+        cosine, sine = (corner / divisor).unsqueeze(-1), (below / divisor).unsqueeze(-1)
+        first, second = turns[..., k : k + 1, :].clone(), turns[..., k + 1 : k + 2, :].clone()
+        turns[..., k : k + 1, :] = cosine * first + sine * second
+        turns[..., k + 1 : k + 2, :] = sine * first - cosine * second
+        # A lane at rest keeps a row and column of the identity, with zero on the right: no share of the basis vector.
+        upper[..., :k, k] = torch.where(running, column[..., :k], 0.0)
+        upper[..., k : k + 1, k] = torch.where(running, diagonal, 1.0)
+        rest[..., k : k + 1] = torch.where(running, cosine.squeeze(-1) * left, 0.0)
+        left = torch.where(running, sine.squeeze(-1) * left, left)
+        steps = steps + running
+        running = running & (left > goal)
+        v = torch.where(running, w / torch.where(below > 0, below, 1.0), 0.0)
+    if not products:
+        return Cycle(torch.zeros_like(r), steps, indefinite, 0)
+    shares = torch.linalg.solve_triangular(upper, rest.unsqueeze(-1), upper=True)
+    correction = (basis.mT @ shares).squeeze(-1)
+    return Cycle(correction if inverse is None else inverse(correction), steps, indefinite, products)

@@ -1,0 +1,102 @@
+"""The Neumann series of the inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo.linsolve._base import (
+    LinearSolution,
+    LinearSolver,
+    all_true,
+    damped,
+    dot,
+    floor_of,
+    largest,
+    norm,
+    relative_residual,
+    require_count,
+    require_nonnegative,
+    require_positive,
+    stride,
+)
+from blo.operators import Operator
+
+#: Power iterations that estimate the largest eigenvalue.
+_POWER = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Neumann(LinearSolver):
+    """`x = step * sum_k (I - step (A + damping I))^k b`, a truncated series.
+
+    It converges when every eigenvalue of `A + damping I` lies between 0 and `2 / step`; where it diverges, the
+    residual tells. With the step of gradient descent, k terms give the derivative of k steps from the optimum.
+
+    Source: Lorraine, Vicol and Duvenaud (AISTATS 2020), section 4.
+
+    Attributes:
+        terms: terms of the series, beside a guess that takes the place of zero; one product each, the last one for
+            the residual.
+        step: positive; None for the inverse of the largest eigenvalue, which ten power iterations from b estimate
+            for each lane, from below. Each costs a product.
+        damping: d in `(A + d I) x = b`.
+        tol: relative residual at which a lane stops early; None for all terms, and no promise but that the series
+            does not make things worse.
+    """
+
+    terms: int = 10
+    step: float | None = None
+    damping: float = 0.0
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        require_count(self.terms, "Neumann.terms")
+        require_nonnegative(self.damping, "Neumann.damping")
+        if self.tol is not None:
+            require_nonnegative(self.tol, "Neumann.tol")
+        if self.step is not None:
+            require_positive(self.step, "Neumann.step", "None estimates one.")
+
+    def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        apply = damped(operator, self.damping)
+        # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
+        size, zero = largest(b)
+        rhs = b / size
+        x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
+        term = rhs if x0 is None else rhs - apply(x)
+        step = self.step if self.step is not None else 1 / _largest_eigenvalue(apply, rhs)
+        goal = -1.0 if self.tol is None else floor_of(self.tol, b) * norm(rhs)
+        running = ~zero & (norm(term) > goal)
+        iterations = torch.zeros_like(running, dtype=torch.int64)
+        indefinite = torch.zeros_like(running)
+        for index in range(self.terms):
+            if self.tol is not None and index % stride(b) == 0 and all_true(~running):
+                break
+            x = torch.where(running, x + step * term, x)
+            iterations = iterations + running
+            if index + 1 < self.terms:
+                image = apply(term)
+                indefinite = indefinite | (running & (dot(term, image) <= 0) & (dot(term, term) > 0))
+                term = term - step * image
+                running = running & (norm(term) > goal)
+        if not operator.symmetric:
+            indefinite = torch.zeros_like(indefinite)
+        residual = relative_residual(operator, x, rhs, self.damping)
+        return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "Neumann")
+
+
+def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+    """Return how much a power iteration stretches b, shape `(*lanes, 1)`; 1 where that is nothing.
+
+    What b has no share in the series has no share in either.
+    """
+    v, stretch = b, torch.ones_like(b[..., :1])
+    for _ in range(_POWER):
+        length = norm(v)
+        v = apply(v / torch.where(length > 0, length, 1.0))
+        stretch = norm(v)
+    return torch.where(stretch > 0, stretch, 1.0)

@@ -1,0 +1,90 @@
+"""Krylov methods in cycles, each from the true residual of the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm
+
+
+@dataclass(frozen=True, eq=False)
+class Cycle:
+    """What one cycle did.
+
+    Attributes:
+        correction: what to add to x, shape `(*lanes, n)`.
+        steps: iterations of each lane, shape `(*lanes, 1)`.
+        indefinite: lanes in which curvature was not positive, shape `(*lanes, 1)`.
+        products: applications of the operator.
+    """
+
+    correction: Tensor
+    steps: Tensor
+    indefinite: Tensor
+    products: int
+
+
+#: `cycle(r, running, goal, most)` solves for the residual r in the running lanes down to a norm of `goal`, shapes
+#: `(*lanes, n)`, `(*lanes, 1)`, `(*lanes, 1)`, in at most so many steps.
+Cycling: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Cycle]
+
+
+def in_cycles(
+    cycle: Cycling,
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    x0: Tensor | None,
+    *,
+    tol: float,
+    max_iter: int,
+    length: int,
+    gain: float,
+    method: str,
+) -> LinearSolution:
+    """Run cycles until each lane's true residual is below the tolerance.
+
+    The residual that a Krylov method keeps by recursion drifts from the true one. So each cycle starts from the true
+    one, a correction that makes it larger is not taken, and the residual returned is the true one.
+
+    Args:
+        cycle: one cycle.
+        apply: the product with the system's matrix.
+        b: shape `(*lanes, n)`.
+        x0: a guess, or None for zero.
+        tol: relative residual at which a lane stops.
+        max_iter: most iterations of a lane, over all cycles.
+        length: most iterations of one cycle.
+        gain: a lane goes on while a cycle brings its residual below `gain` times the last.
+        method: the solver's name.
+    """
+    # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
+    size, zero = largest(b)
+    rhs = b / size
+    x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
+    r = rhs if x0 is None else rhs - apply(x)
+    whole = norm(rhs)
+    goal, rest = floor_of(tol, b) * whole, norm(r)
+    running = ~zero & (rest > goal)
+    iterations = torch.zeros_like(running, dtype=torch.int64)
+    indefinite = torch.zeros_like(running)
+    left = max_iter
+    while left > 0 and not all_true(~running):
+        done = cycle(r, running, goal, min(length, left))
+        left -= done.products
+        iterations = iterations + done.steps
+        indefinite = indefinite | done.indefinite
+        x_next = x + torch.where(running, done.correction, 0.0)
+        r_next = rhs - apply(x_next)
+        rest_next = norm(r_next)
+        # A NaN is taken on, so that it shows in the residual.
+        taken = running & ~(rest_next >= rest)
+        x, r = torch.where(taken, x_next, x), torch.where(taken, r_next, r)
+        running = running & (rest_next < gain * rest) & (rest_next > goal)
+        rest = torch.where(taken, rest_next, rest)
+    residual = torch.where(zero, 0.0, rest / torch.where(zero, 1.0, whole))
+    return LinearSolution(size * x, residual.squeeze(-1), iterations.squeeze(-1), indefinite.squeeze(-1), method)
