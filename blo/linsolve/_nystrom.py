@@ -57,8 +57,9 @@ class Nystrom(LinearSolver, Preconditioner):
         vectors, values, indefinite = self._approximate(operator, b)
         inside = operator.tangent.project(rhs) if isinstance(operator, Restricted) else rhs
         shares = vectors.mT @ inside.unsqueeze(-1)
-        within = (vectors @ (shares / (values + self.damping).unsqueeze(-1))).squeeze(-1)
-        x = within + (inside - (vectors @ shares).squeeze(-1)) / self.damping
+        x = (vectors @ (shares / (values + self.damping).unsqueeze(-1))).squeeze(-1)
+        if self.rank < b.shape[-1]:  # else this is rounding, divided by the damping
+            x = x + (inside - (vectors @ shares).squeeze(-1)) / self.damping
         x = x + (rhs - inside) / (1 + self.damping)  # off the tangent space the system is the identity
         x = torch.where(zero, 0.0, x)
         return LinearSolution(

@@ -101,8 +101,9 @@ def test_a_leaf_of_theta_that_does_not_enter_has_no_cotangent() -> None:
     torch.testing.assert_close(out.grad, {"in": torch.ones(2).double(), "out": 2 * torch.ones(3).double()})
 
 
-def test_the_default_is_conjugate_gradients_and_the_tolerance_is_the_solvers() -> None:
-    assert isinstance(blo.Implicit().linear_solver, blo.CG)
+def test_the_default_suits_the_system_and_the_tolerance_is_the_solvers() -> None:
+    assert isinstance(blo.Implicit().linear_solver, blo.Auto)
+    assert blo.Implicit(blo.Neumann()).tol is None
     assert blo.Implicit(blo.CG(tol=1e-3)).tol == 1e-3
     assert blo.Implicit(blo.Direct()).tol == blo.Direct().tol
 

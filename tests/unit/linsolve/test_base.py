@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,8 +49,18 @@ def test_damping_is_in_the_step_and_in_the_residual(make: type, system: System, 
     assert found.converged(1e-9).all()
 
 
-@pytest.mark.parametrize("solver", [Direct(), CG(), CG(max_iter=1), CG(damping=0.5)])
-def test_the_residual_is_that_of_the_damped_system(solver: Direct | CG) -> None:
+@pytest.mark.parametrize(
+    "solver",
+    [
+        *(make(damping=damping) for make in (Direct, CG, MINRES, GMRES, Auto, Neumann) for damping in (0.0, 0.5)),
+        *(make(max_iter=1, damping=0.5) for make in (CG, MINRES, GMRES)),
+        Nystrom(rank=2, damping=0.1),
+        Nystrom(rank=9, damping=0.1),
+        Neumann(terms=20, step=3.0),  # diverges
+    ],
+    ids=str,
+)
+def test_the_residual_is_that_of_the_damped_system(solver: Any) -> None:
     matrix, b = spd(0, (3,), 5, 1e3), normal(1, 3, 5)
     found = solver.solve(dense(matrix), b)
     defect = b - (matrix @ found.x[..., None])[..., 0] - solver.damping * found.x
@@ -56,7 +68,7 @@ def test_the_residual_is_that_of_the_damped_system(solver: Direct | CG) -> None:
     torch.testing.assert_close(found.residual, expected, rtol=1e-6, atol=1e-13)
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, Identity(2.0)])
+@pytest.mark.parametrize("solver", [*SOLVERS, Identity(2.0), Neumann(), Nystrom(damping=1e-12)], ids=str)
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1), (2, 3, 4), (0, 4)])
 def test_shapes(solver: LinearSolver, shape: tuple[int, ...]) -> None:
     found = solver.solve(ScaledIdentity(2.0), normal(0, *shape))
@@ -66,7 +78,9 @@ def test_shapes(solver: LinearSolver, shape: tuple[int, ...]) -> None:
     assert found.iterations.dtype == torch.int64 and found.indefinite.dtype == torch.bool
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, Identity(2.0), CG(damping=1.0)])
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, Identity(2.0), CG(damping=1.0), Neumann(1000, damping=1.0), Nystrom(3, 0.1)]
+)
 def test_zero_takes_no_iteration_and_gives_zero(solver: LinearSolver) -> None:
     matrix = torch.stack([spd(0, (), 3, 10.0), torch.zeros(3, 3, dtype=torch.float64), spd(1, (), 3, 10.0)])
     b = torch.stack([torch.zeros(3), torch.zeros(3), torch.ones(3)]).double()
@@ -84,7 +98,7 @@ def test_the_size_of_the_right_hand_side_does_not_matter(solver: LinearSolver, s
     assert found.converged(1e-9).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, Nystrom(3, 1e-12)], ids=str)
 def test_an_indefinite_lane_is_flagged_and_the_others_are_solved(solver: LinearSolver) -> None:
     values = torch.tensor([[1.0, 2.0, 3.0], [1.0, -2.0, 3.0], [2.0, 2.0, 2.0]], dtype=torch.float64)
     q, _ = torch.linalg.qr(normal(0, 3, 3, 3))
@@ -112,7 +126,7 @@ def test_a_nan_never_counts_as_converged(solver: LinearSolver) -> None:
     assert found.converged(1e-3).tolist() == [False, True]
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, Identity(0.5)])
+@pytest.mark.parametrize("solver", [*SOLVERS, Identity(0.5), Neumann(30), Nystrom(3, 0.1)], ids=str)
 def test_vmap_gives_what_a_batch_gives(solver: LinearSolver) -> None:
     matrix, b = spd(0, (3,), 4, 10.0), normal(1, 3, 4)
     matrix[1] -= 0.5 * torch.eye(4)  # indefinite
@@ -135,7 +149,7 @@ def test_a_tolerance_below_rounding_is_taken_as_rounding() -> None:
     assert not CG(max_iter=1).solve(dense(matrix), b).converged(1e-10).any()
 
 
-@pytest.mark.parametrize("make", [Direct, CG, Identity])
+@pytest.mark.parametrize("make", [Direct, CG, MINRES, GMRES, Neumann, Nystrom, Auto, Identity])
 @pytest.mark.parametrize("damping", [-1.0, float("nan")])
 def test_a_negative_damping_is_refused(make: type, damping: float) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.damping"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from blo import StructureError
-from blo.linsolve import CG
+from blo.linsolve import CG, GMRES, MINRES, Auto
 from blo.operators import Dense, Hessian
 from tests.strategies import System, normal, spd, spd_systems
 
@@ -126,6 +126,7 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_iter", 0), ("tol", -1.0), ("tol", float("nan"))])
-def test_settings_out_of_range_are_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"CG\.{field}"):
-        CG(**{field: value})
+@pytest.mark.parametrize("make", [CG, MINRES, GMRES, Auto])
+def test_settings_out_of_range_are_named(make: type, field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{make.__name__}\.{field}"):
+        make(**{field: value})
