@@ -102,6 +102,15 @@ def test_iterations_count_those_of_conjugate_gradients() -> None:
     assert evaluate(blo.KKTClosedForm()).linear_iterations == 0
 
 
+def test_an_approximation_by_choice_is_unchecked_unless_it_makes_things_worse() -> None:
+    halved = evaluate(blo.Implicit(blo.Neumann(terms=3, step=0.5)))
+    assert halved.linear_status is blo.Status.UNCHECKED and halved.ok
+    assert halved.linear_residual == pytest.approx(0.5**3, rel=1e-12)
+    with pytest.warns(blo.ConvergenceWarning, match=r"relative residual 8.00e\+00, tolerance 1.00e\+00"):
+        away = evaluate(blo.Implicit(blo.Neumann(terms=3, step=3.0)))
+    assert away.linear_status is blo.Status.UNCONVERGED and not away.ok
+
+
 def test_a_ball_holds_one_direction() -> None:
     report = evaluate(blo.Implicit(), constraint=blo.L2Ball(1.0))
     assert (report.free, report.active, report.degenerate) == (1, 1, 0)
@@ -120,6 +129,7 @@ def test_the_text_has_a_row_for_each_subject() -> None:
         "implicit part",
     ]
     assert "converged, residual" in rows[0] and f"{report.lower_steps} steps" in rows[0]
+    assert rows[1].endswith("1 iterations, Auto: Direct (n = 2)") and report.linear_method in rows[1]
     assert "1 free, 1 active, 0 degenerate" in rows[2]
     direct, implicit = (3.0, 3.5), (3.0, 0.0)  # z = (3, 3.5), and theta_2 has no way in
     assert f"norm {math.hypot(*direct):.6g}" in rows[3]
