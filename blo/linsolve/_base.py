@@ -153,7 +153,7 @@ def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each lane, shape `(*lanes, 1)`."""
-    return (a * b).sum(-1, keepdim=True)
+    return torch.dot(a, b).unsqueeze(-1) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
 
 
 def norm(v: Tensor) -> Tensor:

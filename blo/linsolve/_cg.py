@@ -70,15 +70,18 @@ class CG(LinearSolver):
         iterations = torch.zeros_like(running, dtype=torch.int64)
         indefinite = torch.zeros_like(running)
         looks = stride(b)
+        # While no lane rests, none has to be kept from moving. An accelerator is not stalled to find out.
+        whole = looks == 1 and all_true(running)
         for index in range(self.max_iter):
-            if index % looks == 0 and all_true(~running):
+            if not whole and index % looks == 0 and all_true(~running):
                 break
             q = apply(p)
             bend = dot(p, q)
-            indefinite = indefinite | (running & (bend <= 0))
-            running = running & (bend > 0)
-            # While no lane rests, nothing has to be kept from moving. An accelerator is not stalled for that.
-            mask = None if looks == 1 and all_true(running) else running
+            whole = whole and all_true(bend > 0)
+            if not whole:
+                indefinite = indefinite | (running & (bend <= 0))
+                running = running & (bend > 0)
+            mask = None if whole else running
             step = _ratio(rz, bend, mask)
             x = _move(x, torch.addcmul(x, step, p), mask)
             r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
@@ -88,7 +91,8 @@ class CG(LinearSolver):
             p = _move(p, torch.addcmul(z, _ratio(rz_next, rz, mask), p), mask)
             rz = rz_next
             iterations = iterations + running
-            running = running & (rr > goal)
+            whole = whole and all_true(rr > goal)
+            running = running if whole else running & (rr > goal)
         residual = relative_residual(operator, x, rhs, self.damping)
         return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 
