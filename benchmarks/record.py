@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+import blo
 from benchmarks.registry import Outcome, Setting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,9 +38,9 @@ def environment(setting: Setting) -> dict[str, Any]:
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(setting.device), "system": platform.system()},
         "versions": {
             "python": platform.python_version(),
-            "blo": importlib.metadata.version("blo"),
+            "blo": blo.__version__,
             "commit": _commit(),
-            **{name: _version(name) for name in DISTRIBUTIONS},
+            **{name: version(name) for name in DISTRIBUTIONS},
         },
         "benchmarks": {},
     }
@@ -72,7 +73,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
+    """Return the version of a distribution, None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,146 @@
+"""Time, memory and work of a call."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.registry import Setting
+
+# Torch's profiler, which counts memory here, otherwise writes lines of its own to the terminal.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+#: A measurement lasts at least this many seconds; short calls are repeated within it.
+_LEAST = 0.02
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a race found for one contestant.
+
+    Attributes:
+        milliseconds: median over the rounds.
+        over_floor: median over the rounds of the ratio to the floor of the same round; None without a floor.
+    """
+
+    milliseconds: float
+    over_floor: float | None
+
+
+def race(
+    contestants: Mapping[str, Callable[[], object]], setting: Setting, floor: str | None = None
+) -> dict[str, Timed]:
+    """Time the contestants in interleaved rounds, each round in another order.
+
+    On a CPU the clock is that of the processor, which counts all threads of this process and none of its neighbours;
+    with one thread it is the time on the wall of an idle machine. On a GPU the clock is on the wall, and the device
+    is waited for.
+    """
+    repeats = {name: _repeats(call, setting) for name, call in contestants.items()}
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(setting.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            gc.collect()  # what one contestant left behind is not swept up on the time of the next
+            found[name].append(_seconds(contestants[name], repeats[name], setting.device))
+    base = found[floor] if floor is not None else None
+    return {
+        name: Timed(
+            1e3 * statistics.median(times),
+            None if base is None else statistics.median(t / b for t, b in zip(times, base, strict=True)),
+        )
+        for name, times in found.items()
+    }
+
+
+def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    clock = _clock(device)
+    started = clock()
+    for _ in range(repeats):
+        call()
+    return (clock() - started) / repeats
+
+
+def _repeats(call: Callable[[], object], setting: Setting) -> int:
+    call()  # warms up
+    once = _seconds(call, 1, setting.device)
+    return 1 if setting.quick else max(1, math.ceil(_LEAST / max(once, 1e-6)))
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    if device.type != "cuda":
+        return time.process_time
+
+    def wall() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return wall
+
+
+def peak_mib(call: Callable[[], object], device: torch.device) -> float:
+    """Return how much memory torch holds at most during a call beyond what it held before, in MiB.
+
+    Only what torch allocates is seen: zero for a library that has its own tensors.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    assert profile.profiler is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        held += change
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+class Passes(TorchDispatchMode):
+    """Counts the matrix products with some tensors: how often their data are read.
+
+    It sees what a library really does, whatever its options say.
+    """
+
+    def __init__(self, data: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+        self._watched = {tensor.untyped_storage().data_ptr() for tensor in data}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function.overloadpacket in _PRODUCTS and any(self._watches(argument) for argument in args):
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+    def _watches(self, argument: Any) -> bool:
+        return isinstance(argument, Tensor) and argument.untyped_storage().data_ptr() in self._watched
+
+
+_PRODUCTS = {torch.ops.aten.mv, torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmv, torch.ops.aten.addmm}
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Return `|found - exact| / |exact|`, in double precision on the CPU; NaN where there is one."""
+    found, exact = found.detach().to("cpu", torch.float64), exact.detach().to("cpu", torch.float64)
+    return float(torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact))

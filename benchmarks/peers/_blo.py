@@ -1,0 +1,31 @@
+"""blo itself, under the same interface."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+import blo
+from benchmarks.peers._base import Prepared
+from benchmarks.smooth import Smooth
+
+NAME = "blo"
+DISTRIBUTION = "blo"
+METHOD = "value_and_hypergrad, Implicit(CG)"
+ITERATES = True
+
+
+def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
+    """Return the hypergradient at the known solution."""
+    lower = blo.LowerProblem(problem.inner)
+    solver = blo.External(lambda theta, z0: z0)
+    # The tolerance is never reached, so as many iterations as asked for are made; nothing is said about that.
+    gradient = blo.Implicit(blo.CG(max_iter=products, tol=0.0, damping=damping))
+
+    def run() -> Tensor:
+        found = blo.value_and_hypergrad(
+            problem.outer, lower, problem.theta, problem.z, solver=solver, gradient=gradient, on_failure="ignore"
+        )
+        grad: Tensor = found.grad
+        return grad
+
+    return Prepared(run, lambda found: found)

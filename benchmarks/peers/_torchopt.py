@@ -1,0 +1,44 @@
+"""torchopt: a custom root with its conjugate gradients."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torchopt
+from torch import Tensor
+
+from benchmarks.peers._base import Prepared
+from benchmarks.smooth import Smooth
+
+# It uses names that torch has since moved.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
+
+NAME = "torchopt"
+DISTRIBUTION = "torchopt"
+METHOD = "custom_root, solve_cg"
+ITERATES = True
+
+
+def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
+    """Return the hypergradient through `custom_root`, whose solver returns the known solution."""
+
+    def lower(z: Tensor, theta: Tensor) -> Tensor:
+        return problem.inner(theta, z)
+
+    # `rtol=0`: as many iterations as asked for, unless the residual vanishes.
+    linear = torchopt.linear_solve.solve_cg(maxiter=products, rtol=0.0, ridge=damping or None)
+
+    @torchopt.diff.implicit.custom_root(torch.func.grad(lower, argnums=0), argnums=1, solve=linear)  # type: ignore[untyped-decorator]
+    def solve(z: Tensor, theta: Tensor) -> Tensor:
+        return problem.z.detach().clone().requires_grad_()
+
+    start = torch.zeros_like(problem.z)
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        problem.outer(theta, solve(start, theta)).backward()
+        assert theta.grad is not None
+        return theta.grad
+
+    return Prepared(run, lambda found: found)
