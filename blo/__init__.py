@@ -21,7 +21,7 @@ from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, 
 from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Affine, Box, Free, L1Ball, L2Ball, NonNegative, Product, Simplex
-from blo.solvers import External, FixedPoint, OneStep, ProjectedGradient
+from blo.solvers import LBFGS, External, FixedPoint, OneStep, ProjectedGradient
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "F2SA",
     "GMRES",
     "L1",
+    "LBFGS",
     "MASOBA",
     "MINRES",
     "SABA",

@@ -64,9 +64,19 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
     Raises:
         StructureError: if the value was computed without regard to `z`.
     """
+    return value_and_gradient(function, z, create_graph=create_graph)[1]
+
+
+def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
+    """Return the function at `z` with its gradient, from one evaluation; see `gradient`."""
     if transforms_active():
-        result: Tensor = torch.func.grad(lambda point: function(point).sum())(z)
-        return result
+
+        def summed(point: Tensor) -> tuple[Tensor, Tensor]:
+            value = function(point)
+            return value.sum(), value
+
+        slope, value = torch.func.grad(summed, has_aux=True)(z)
+        return value, slope
     with torch.enable_grad():
         point = z if z.requires_grad else z.detach().requires_grad_()
         value = function(point)
@@ -76,7 +86,7 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
                 "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
             )
         (found,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
-    return found
+    return value if create_graph else value.detach(), found
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

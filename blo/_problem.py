@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, transforms_active
+from blo._autodiff import gradient, transforms_active, value_and_gradient
 from blo._layout import Layout
 from blo._objective import FixedPoint, Linearized, LinearSlice, PlainSlice, Slice, TiltedSlice, slice_at
 from blo._term import Term
@@ -153,6 +153,10 @@ class Bound:
         with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
             found = self.slice(self._unravel(z))
             return found if self.lifts else self.layout.ravel(found, "the residual of the fixed point")
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
+        return value_and_gradient(self.value, z, create_graph=self.recorded)
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""

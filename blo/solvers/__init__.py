@@ -4,10 +4,12 @@ from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._external import External
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._iterative import Iterative, Watch, advance, run
+from blo.solvers._lbfgs import LBFGS
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
 
 __all__ = [
+    "LBFGS",
     "External",
     "FixedPoint",
     "Iterative",

@@ -32,6 +32,9 @@ class Problem(Protocol):
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without a penalty, shape `lanes`."""
 
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objective without a penalty and its gradient, from one evaluation."""
+
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with its penalty, shape `lanes`."""
 

@@ -1,0 +1,135 @@
+"""Limited-memory quasi-Newton steps on the free coordinates, all lanes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.solvers import _line
+from blo.solvers._base import Problem
+from blo.solvers._bounds import bounds
+from blo.solvers._iterative import Iterative
+from blo.solvers._settings import require_budget
+
+
+@dataclass(frozen=True)
+class LBFGS(Iterative):
+    """Limited-memory BFGS for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
+
+    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that rest on a bound
+    are left out of the quasi-Newton step; the step is projected, and shortened until the objective has decreased
+    enough. Near the solution, where values differ by their rounding alone, gradients decide.
+
+    Source: Byrd, Nocedal and Schnabel (Math. Prog. 1994), theorem 2.2, for the inverse; Bertsekas (SIAM J. Control
+    Optim. 1982) for the projected steps; Hager and Zhang (SIAM J. Optim. 2005) for the decision by gradients.
+
+    Args:
+        memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
+        max_steps: most evaluations after the one at the start.
+        tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    memory: int = 10
+    max_steps: int = 1000
+    tol: float | None = 1e-6
+
+    def __post_init__(self) -> None:
+        require_budget(self.max_steps, self.tol)
+        if self.memory < 1:
+            raise ValueError(f"`memory` must be at least 1, but is {self.memory}.")
+
+    def start(self, problem: Problem, z0: Tensor) -> _State:
+        """Evaluate at z0.
+
+        Raises:
+            StructureError: if the set is more than bounds on the coordinates.
+        """
+        bounds(problem.term, z0, "LBFGS")
+        z = problem.prox(z0, 1.0)
+        value, slope = problem.evaluate(z)
+        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
+        # Without curvature pairs the first move is as long as one unit at most.
+        scale = 1.0 / torch.linalg.vector_norm(slope.detach(), dim=-1, keepdim=True).clamp(min=1.0)
+        return _State(z, slope, z, scale, past, past, _line.start(value, scale))
+
+    def move(self, problem: Problem, state: _State) -> _State:
+        limits = bounds(problem.term, state.z, "LBFGS")
+        free = None if limits is None else _line.free(problem, state.z, state.slope, *limits)
+        step = _step(state, free)
+        return state._replace(trial=problem.prox(state.z + state.line.length * step, 1.0))
+
+    def look(self, problem: Problem, state: _State) -> _State:
+        value, slope = problem.evaluate(state.trial)
+        moved, turned = state.trial - state.z, slope - state.slope
+        accepted, line = _line.judge(state.line, value, moved, state.slope, slope)
+        bent = (moved * turned).sum(-1, keepdim=True) > 0
+        # A pair of no positive curvature has no place in a positive definite inverse.
+        stored = (accepted & bent).unsqueeze(-1)
+        return _State(
+            z=torch.where(accepted, state.trial, state.z),
+            slope=torch.where(accepted, slope, state.slope),
+            trial=state.trial,
+            scale=state.scale,
+            moves=torch.where(stored, _push(state.moves, moved), state.moves),
+            turns=torch.where(stored, _push(state.turns, turned), state.turns),
+            line=line._replace(length=torch.where(accepted & bent, 1.0, line.length)),
+        )
+
+
+class _State(NamedTuple):
+    """Beside z, slope and trial: what the inverse Hessian is made of.
+
+    Attributes:
+        scale: inverse curvature where no pair tells it, shape `(*lanes, 1)`.
+        moves: past changes of z, newest last, shape `(*lanes, memory, n)`; zero where there was none.
+        turns: the changes of the slope along them.
+        line: the state of the line search.
+    """
+
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
+    scale: Tensor
+    moves: Tensor
+    turns: Tensor
+    line: _line.Line
+
+
+def _step(state: _State, free: Tensor | None) -> Tensor:
+    """Return minus the inverse Hessian on the free coordinates times the slope, minus the scaled slope elsewhere."""
+    s, y, g = state.moves, state.turns, state.slope
+    if free is not None:
+        s, y, g = s * free.unsqueeze(-2), y * free.unsqueeze(-2), g * free
+    inner = (s * y).sum(-1)
+    squared = (y * y).sum(-1)
+    noise = torch.finfo(g.dtype).eps * ((s * s).sum(-1) * squared).sqrt().detach()
+    used = inner > noise
+    # Pairs of unit curvature keep the triangular matrix well scaled; those that are not used are zero.
+    weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
+    s, y = weight * s, weight * y
+    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
+    ratio = torch.where(newest, inner / torch.where(used, squared, 1.0), 0.0).sum(-1, keepdim=True)
+    scale = torch.where(used.any(-1, keepdim=True), ratio, state.scale)
+    gram = y @ y.mT
+    identity = torch.eye(gram.shape[-1], dtype=g.dtype, device=g.device)
+    triangle = (s @ y.mT).triu(1) + identity
+    a = torch.linalg.solve_triangular(triangle, s @ g.unsqueeze(-1), upper=True)
+    gamma = scale.unsqueeze(-1)
+    b = a + gamma * (gram @ a - y @ g.unsqueeze(-1))
+    p = torch.linalg.solve_triangular(triangle.mT, b, upper=False)
+    image = scale * g + (s.mT @ p - gamma * (y.mT @ a)).squeeze(-1)
+    if free is not None:
+        image = torch.where(free, image, scale * state.slope)
+    # Rounding can spoil the descent of an ill-conditioned inverse; the slope itself always descends.
+    descends = (image * state.slope).sum(-1, keepdim=True) > 0
+    return -torch.where(descends, image, scale * state.slope)
+
+
+def _push(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)
