@@ -184,7 +184,8 @@ def test_unrolled_is_autodiff_through_central_differences(memory: int) -> None:
 def test_a_diverging_iteration_is_reported() -> None:
     lower = of(lambda z: 3 * z + 1)
     with pytest.warns(blo.ConvergenceWarning, match="has not converged"):
-        blo.argmin(lower, THETA, torch.zeros(1).double(), solver=blo.FixedPoint(memory=0, max_steps=20))
+        solver = blo.FixedPoint(memory=0, max_steps=20)
+        blo.argmin(lower, THETA, torch.zeros(1).double(), solver=solver, gradient=blo.Zero())
 
 
 def test_single_precision_stays_single() -> None:
