@@ -1,0 +1,162 @@
+"""The defects, as replacements of source text, each with the tests that are to notice it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LINSOLVE = "tests/unit/linsolve/"
+UNIT = "tests/unit/gradients/"
+WHOLE = "tests/integration/"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One replacement.
+
+    Attributes:
+        path: file below the checkout.
+        old: text that occurs there exactly once.
+        new: what takes its place.
+    """
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One defect.
+
+    Attributes:
+        name: what is wrong.
+        patches: how it is made.
+        tests: what is run; at least one of them must fail.
+    """
+
+    name: str
+    patches: tuple[Patch, ...]
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    Mutation(
+        "CG returns the iterate before convergence",
+        (
+            Patch("blo/linsolve/_cg.py", "running = ~zero & (rr > goal)", "before, running = x, ~zero & (rr > goal)"),
+            Patch("blo/linsolve/_cg.py", "q = apply(p)", "q, before = apply(p), x"),
+            Patch("blo/linsolve/_cg.py", "return LinearSolution(size * x", "return LinearSolution(size * before"),
+        ),
+        (LINSOLVE + "test_base.py::test_the_solution_is_the_one_numpy_finds",),
+    ),
+    Mutation(
+        "CG takes its direction from the old residual",
+        (
+            Patch("blo/linsolve/_cg.py", "q = apply(p)", "q, old = apply(p), r"),
+            Patch("blo/linsolve/_cg.py", "p = torch.where(running, r +", "p = torch.where(running, old +"),
+        ),
+        (LINSOLVE + "test_cg.py::test_it_takes_no_more_steps_than_unknowns",),
+    ),
+    Mutation(
+        "CG has its damping in the step but not in the residual",
+        (
+            Patch("blo/linsolve/_cg.py", "q = apply(p)", "q, plain = apply(p), operator(p)"),
+            Patch("blo/linsolve/_cg.py", "r - step * q", "r - step * plain"),
+        ),
+        (LINSOLVE + "test_base.py::test_damping_is_in_the_step_and_in_the_residual",),
+    ),
+    Mutation(
+        "a scalar unknown takes no iteration",
+        (
+            Patch(
+                "blo/linsolve/_cg.py",
+                "for index in range(self.max_iter):",
+                "for index in range(min(self.max_iter, b.shape[-1] ** 2 - 1)):",
+            ),
+        ),
+        (LINSOLVE + "test_base.py::test_shapes",),
+    ),
+    Mutation(
+        "the second derivative is cut off",
+        (
+            Patch(
+                "blo/gradients/_function.py",
+                "q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)",
+                "q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule).detach()",
+            ),
+        ),
+        (WHOLE + "test_higher_order.py::test_the_hessian_of_the_value_function[free]",),
+    ),
+    Mutation(
+        "the curvature K of a ball is dropped",
+        (
+            Patch(
+                "blo/sets/_l2ball.py",
+                "return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count)",
+                "return Tangent(projector, 0.0, count)",
+            ),
+        ),
+        (WHOLE + "test_identities.py::test_5_the_implicit_gradient_is_that_of_the_kkt_system",),
+    ),
+    Mutation(
+        "the mask comes after the solve",
+        (
+            Patch(
+                "blo/operators.py",
+                "return self.tangent.project(self.operator(inside) + self.tangent.curve(inside)) + (v - inside)",
+                "return self.operator(v) + self.tangent.curve(inside)",
+            ),
+            Patch(
+                "blo/gradients/_stationary.py",
+                "return replace(self.invert(system, tangent.project(v), guess), noise=at.noise)",
+                "full = self.invert(system, v, guess)\n        return replace(full, x=tangent.project(full.x))",
+            ),
+        ),
+        (WHOLE + "test_identities.py::test_5_the_implicit_gradient_is_that_of_the_kkt_system",),
+    ),
+    Mutation(
+        "a NaN is replaced by zero",
+        (
+            Patch(
+                "blo/_autodiff.py",
+                "return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, "
+                "allow_unused=True))",
+                "found = torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True)\n"
+                "    return [None if part is None else part.nan_to_num() for part in found]",
+            ),
+        ),
+        (WHOLE + "test_failures.py::test_what_is_not_finite_is_an_error_by_default",),
+    ),
+    Mutation(
+        "the settings of the linear solver are not forwarded",
+        (
+            Patch(
+                "blo/gradients/_implicit.py",
+                "self.linear_solver.solve(system, b, guess)",
+                "type(self.linear_solver)().solve(system, b, guess)",
+            ),
+        ),
+        (UNIT + "test_stationary.py::test_damping_is_that_of_a_heavier_hessian",),
+    ),
+    Mutation(
+        "an inactive inequality counts as active (ball)",
+        (Patch("blo/sets/_l2ball.py", "norm.detach() >= radius - self.slack - rounding.detach()", "norm >= 0 * radius"),),
+        (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
+    ),
+    Mutation(
+        "an inactive inequality counts as active (box)",
+        (Patch("blo/sets/_box.py", "(z > self.low + self.slack) &", "(z < self.low) &"),),
+        (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
+    ),
+    Mutation(
+        "a central difference is divided by 2 and multiplied by h",
+        (
+            Patch(
+                "blo/gradients/_difference_point.py",
+                "at_rest.gradient(self._z - h * direction).detach()) / (2 * h)",
+                "at_rest.gradient(self._z - h * direction).detach()) / 2 * h",
+            ),
+        ),
+        (UNIT + "test_products.py::test_products_are_those_of_dense_matrices[finite-difference]",),
+    ),
+)
