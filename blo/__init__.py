@@ -20,7 +20,7 @@ from blo.errors import (
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
-from blo.sets import Affine, Box, Free, L1Ball, L2Ball, NonNegative, Product, Simplex
+from blo.sets import Affine, Box, Free, Halfspaces, L1Ball, L2Ball, NonNegative, Product, Simplex
 from blo.solvers import LBFGS, External, FixedPoint, OneStep, ProjectedGradient
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
@@ -55,6 +55,7 @@ __all__ = [
     "FixedPoint",
     "Free",
     "GroupLasso",
+    "Halfspaces",
     "HessianFree",
     "Hypergradient",
     "Identity",

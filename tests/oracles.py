@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, nnls
 from torch import Tensor
 
 import blo
@@ -332,6 +332,21 @@ def project_simplex(point: Array, total: float) -> Array:
     )
     support = point > shift
     return np.where(support, point - (point[support].sum() - total) / support.sum(), 0.0)
+
+
+def project_polyhedron(point: Array, A: Array, b: Array) -> Array:
+    """Return the nearest point with `A z <= b`, by non-negative least squares; shape (n,).
+
+    Source: Lawson and Hanson (1974), Solving least squares problems, chapter 23, least distance programming.
+    """
+    n = len(point)
+    E, f = np.vstack([-A.T, (A @ point - b)[None]]), np.zeros(n + 1)
+    f[n] = 1.0
+    u, _ = nnls(E, f, maxiter=1000)
+    residual = E @ u - f
+    held = u > 0  # once more on the planes that hold, which leaves less rounding
+    near = point - residual[:n] / residual[n]
+    return near - np.linalg.pinv(A[held]) @ (A[held] @ near - b[held]) if held.any() else point
 
 
 def _equality_solve(H: Array, b: Array, rows: Array, values: Array) -> tuple[Array, Array]:

@@ -80,6 +80,7 @@ SETS: dict[str, Callable[..., Set]] = {
     "simplex": blo.Simplex,
     "l1 ball": blo.L1Ball,
     "affine": blo.Affine,
+    "halfspaces": blo.Halfspaces,
 }
 
 
@@ -111,6 +112,10 @@ def _draw_lane(name: str, point: Array, rng: np.random.Generator) -> _Drawn:
         system = np.block([[np.eye(n), A.T], [A, np.zeros((k, k))]])
         nearest = np.linalg.solve(system, np.concatenate([point, A @ member]))[:n]
         return _Drawn((A, A @ member), member, nearest)
+    if name == "halfspaces":
+        A, member = rng.normal(size=(n + 2, n)), rng.normal(size=n)
+        b = A @ member + rng.exponential(size=n + 2)
+        return _Drawn((A, b), member, oracles.project_polyhedron(point, A, b))
     if name == "simplex":
         total = rng.uniform(0.1, 3.0)
         return _Drawn((np.array(total),), total * rng.dirichlet(np.ones(n)), oracles.project_simplex(point, total))

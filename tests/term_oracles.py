@@ -290,6 +290,17 @@ def affine_faces(case: TermCase, theta: Array) -> Iterator[Face]:
     return row_faces(case, theta, rows, iter([()]), equalities=len(case.at(theta)["b"]))
 
 
+def halfspace_faces(case: TermCase, theta: Array) -> Iterator[Face]:
+    k = len(case.at(theta)["b"])
+    choices = (choice for size in range(k + 1) for choice in itertools.combinations(range(k), size))
+
+    def rows(theta: Any) -> tuple[Any, Any]:
+        p = case.at(theta)
+        return p["A"], p["b"]
+
+    return row_faces(case, theta, rows, choices)
+
+
 def l1_ball_faces(case: TermCase, theta: Array) -> Iterator[Face]:
     """Yield the inside, and every pattern of signs: `s (z - c) = r` with `z = c` where s is zero."""
     n = case.n
@@ -345,6 +356,11 @@ KINDS: dict[str, Kind] = {
         lambda rng, n: {"A": rng.normal(size=(2, n)), "b": rng.normal(size=2)},
         lambda p, n: blo.Affine(p["A"], p["b"]),
         affine_faces,
+    ),
+    "halfspaces": Kind(
+        lambda rng, n: {"A": rng.normal(size=(n + 1, n)), "b": rng.uniform(0.0, 1.0, size=n + 1)},
+        lambda p, n: blo.Halfspaces(p["A"], p["b"]),
+        halfspace_faces,
     ),
 }
 PENALTIES = tuple(name for name, kind in KINDS.items() if kind.is_penalty)

@@ -4,10 +4,24 @@ from blo.sets._affine import Affine
 from blo.sets._base import Counts, Set, Tangent
 from blo.sets._box import Box
 from blo.sets._free import Free
+from blo.sets._halfspaces import Halfspaces
 from blo.sets._l1_ball import L1Ball
 from blo.sets._l2ball import L2Ball
 from blo.sets._nonnegative import NonNegative
 from blo.sets._product import Product
 from blo.sets._simplex import Simplex
 
-__all__ = ["Affine", "Box", "Counts", "Free", "L1Ball", "L2Ball", "NonNegative", "Product", "Set", "Simplex", "Tangent"]
+__all__ = [
+    "Affine",
+    "Box",
+    "Counts",
+    "Free",
+    "Halfspaces",
+    "L1Ball",
+    "L2Ball",
+    "NonNegative",
+    "Product",
+    "Set",
+    "Simplex",
+    "Tangent",
+]

@@ -1,0 +1,110 @@
+"""Which linear inequalities hold with equality at the nearest point of a polyhedron."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true
+from blo.sets._rows import times
+
+#: Iterations between two looks at the convergence flags where a look stalls the device's queue.
+_STRIDE = 8
+
+
+class Found(NamedTuple):
+    """The outcome of a search.
+
+    Attributes:
+        active: linearly independent rows that determine the nearest point, booleans of shape `(*lanes, k)`.
+        multipliers: their multipliers, zero on the other rows, shape `(*lanes, k)`.
+        solved: shape `(*lanes, 1)`; false where the polyhedron is empty or rounding kept the search from its end.
+    """
+
+    active: Tensor
+    multipliers: Tensor
+    solved: Tensor
+
+
+def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int = 0) -> Found:
+    """Find the active rows at the nearest point to z of `{ x : rows x <= right }`, all lanes at once.
+
+    The dual method of Goldfarb and Idnani (1983), A numerically stable dual method for solving strictly convex
+    quadratic programs, for the identity as Hessian: the most violated row is made to hold, and rows whose multiplier
+    would turn negative on the way are let go. Active rows stay linearly independent, whatever the rows are.
+
+    Args:
+        rows: shape `(*lanes, k, n)`, of norm one or zero.
+        right: shape `(*lanes, k)`.
+        gram: `rows rows'`.
+        z: shape `(*lanes, n)`.
+        equalities: so many of the first rows are equations.
+    """
+    rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
+    eps = torch.finfo(z.dtype).eps
+    slope = times(rows, z)
+    shape, k = slope.shape, slope.shape[-1]
+    order = torch.arange(k, device=z.device)
+    equal = order < equalities
+    identity = torch.eye(k, dtype=z.dtype, device=z.device)
+    tol = 64 * eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
+    y = torch.zeros_like(slope)
+    sign = torch.ones_like(slope)  # that of an equation is the side from which it was reached
+    active = torch.zeros(shape, dtype=torch.bool, device=z.device)
+    entering = active
+    pending = torch.zeros((*shape[:-1], 1), dtype=torch.bool, device=z.device)
+    solved, failed = pending, ~torch.isfinite(z).all(-1, keepdim=True)
+    stride = 1 if z.device.type == "cpu" else _STRIDE
+    for index in range(10 * (k + 1)):
+        excess = times(rows, z - times(rows.mT, sign * y)) - right
+        size = torch.where(equal, excess.abs(), excess)
+        late = torch.where(active, False, ~(size <= tol))
+        solved = solved | (~pending & ~failed & ~late.any(-1, keepdim=True))
+        done = solved | failed
+        if index % stride == 0 and all_true(done):
+            break
+        worst = torch.where(late, size, -torch.inf).argmax(-1, keepdim=True)
+        entering = torch.where(pending, entering, order == worst)
+        turned = torch.where(excess < 0, -1.0, 1.0)
+        sign = torch.where(entering & equal & ~pending, turned, sign)
+
+        # Raise the multiplier of the entering row; the others give way so that active rows keep holding.
+        signed = sign.unsqueeze(-1) * gram * sign.unsqueeze(-2)
+        column = (signed * entering.unsqueeze(-2)).sum(-1)
+        both = active.unsqueeze(-1) & active.unsqueeze(-2)
+        system = torch.where(both, signed, 0.0) + identity * ~active.unsqueeze(-1)
+        factor, _ = torch.linalg.cholesky_ex(system)
+        give = torch.cholesky_solve(torch.where(active, column, 0.0).unsqueeze(-1), factor).squeeze(-1)
+        change = entering.to(z.dtype) - give
+        move = times(rows.mT, sign * change)
+        gain = (move * move).sum(-1, keepdim=True)
+        violation = torch.where(entering, sign * excess, 0.0).sum(-1, keepdim=True)
+        independent = gain > k * eps
+        full = torch.where(independent, violation.clamp(min=0.0) / torch.where(independent, gain, 1.0), torch.inf)
+        blocking = active & ~equal & (give > eps)
+        ratio = torch.where(blocking, y.clamp(min=0.0) / torch.where(blocking, give, 1.0), torch.inf)
+        partial = ratio.amin(-1, keepdim=True)
+        step = torch.minimum(full, partial)
+        failed = failed | (~done & ~torch.isfinite(step))
+        run = ~done & ~failed
+        y = torch.where(run, y + torch.where(run, step, 0.0) * change, y)
+        taken = run & (full <= partial)
+        dropped = run & ~taken & (order == ratio.argmin(-1, keepdim=True))
+        active = (active | (taken & entering)) & ~dropped
+        y = torch.where(active | entering, torch.where(equal, y, y.clamp(min=0.0)), 0.0)
+        pending = run & ~taken
+    return Found(active, sign * y, solved)
+
+
+def onto(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, active: Tensor) -> Tensor:
+    """Return the nearest point to z on which the active, independent rows hold; differentiable."""
+    both = active.unsqueeze(-1) & active.unsqueeze(-2)
+    identity = torch.eye(active.shape[-1], dtype=z.dtype, device=z.device)
+    system = torch.where(both, gram, 0.0) + identity * ~active.unsqueeze(-1)
+    for _ in range(2):  # once more for what the first time left by rounding
+        excess = torch.where(active, times(rows, z) - right, 0.0)
+        y, _ = torch.linalg.solve_ex(system, excess.unsqueeze(-1))
+        z = z - times(rows.mT, torch.where(active, y.squeeze(-1), 0.0))
+    return z

@@ -1,0 +1,113 @@
+"""Linear inequalities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import Counts, Tangent, can_validate, negligible
+from blo.errors import InfeasibleError
+from blo.sets._active_set import onto, search
+from blo.sets._base import Set
+from blo.sets._rows import Face, fit_rows, inverse, require_matrix, times
+
+
+@dataclass(frozen=True, eq=False)
+class Halfspaces(Set):
+    """`{ z : A z <= b }`.
+
+    Rows may repeat or depend on each other. Each projection finds the active rows by a dual active-set method with
+    one factorisation of a k by k matrix for each change of a row, so k is meant to be at most a few hundred. Where it
+    does not end (an empty set that was not validated, or rounding), the projection is NaN, which solvers report.
+
+    Attributes:
+        A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in
+            order, each flattened.
+        b: a number, or shape `(k,)` or `(*lanes, k)`; `inf` leaves a row open.
+        slack: a row is active when z is at most this far from its plane, up to rounding; absolute, in z's unit.
+        validate: refuse an empty set: the cost of one projection, and host synchronisations on an accelerator.
+        prepared: rows scaled to norm one, right-hand sides and `A A'`, made once by `fit`.
+
+    Raises:
+        InfeasibleError: if no z satisfies the inequalities.
+        StructureError: if A is no floating point matrix or b has another length.
+    """
+
+    A: Tensor
+    b: Tensor | float = 0.0
+    slack: float = 1e-7
+    validate: bool = True
+    prepared: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        require_matrix(self.A, self.b, "Halfspaces")
+        if not (self.validate and can_validate()):
+            return
+        with torch.no_grad():
+            rows, right, gram = self._prepare()
+            origin = rows.new_zeros((*torch.broadcast_shapes(rows.shape[:-2], right.shape[:-1]), rows.shape[-1]))
+            empty = ~search(rows, right, gram, origin).solved
+        if bool(empty.any()):
+            raise InfeasibleError(
+                f"`Halfspaces` needs a z with A z <= b, but {int(empty.sum())} of {empty.numel()} systems have none "
+                "or hold a NaN. Look for rows that contradict each other."
+            )
+
+    def fit(self, layout: Layout) -> Halfspaces:
+        A, b = fit_rows(self.A, self.b, layout, "Halfspaces")
+        fitted = replace(self, A=A, b=b, validate=False)  # it was looked at when made
+        return replace(fitted, prepared=fitted._prepare())
+
+    def project(self, z: Tensor) -> Tensor:
+        rows, right, gram = self._prepare()
+        found = search(rows, right, gram, z)
+        return torch.where(found.solved, onto(rows, right, gram, z, found.active), torch.nan)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        active, face = self._face(z)
+        y = face.multipliers(gradient)
+
+        def count() -> Counts:
+            held = face.held()
+            undecided = active & negligible(y, gradient, face.project(gradient))
+            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+
+        def force(term: Halfspaces, at: Tensor) -> Tensor:
+            return times(term._prepare()[0].mT, y)
+
+        return Tangent(face.project, 0.0, count, force=force)
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        rows, right, _ = self._prepare()
+        rows_then, right_then, _ = origin._prepare()
+        _, face = origin._face(z)
+        return times(face.inverse, (right - right_then) - times(rows - rows_then, z))
+
+    def _face(self, z: Tensor) -> tuple[Tensor, Face]:
+        """Return the active rows, booleans of shape `(*lanes, k)`, and the face on which they hold."""
+        rows, right, _ = self._prepare()
+        excess = (times(rows, z) - right).detach()
+        # A projected point is off its planes by rounding, in single precision by more than slack.
+        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
+        active = (excess >= -self.slack - 8 * torch.finfo(z.dtype).eps * size) & (rows != 0).any(-1)
+        normals = rows * active.unsqueeze(-1)
+        return active, Face(normals, inverse(normals))
+
+    def _prepare(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.prepared is not None:
+            return self.prepared
+        A = self.A
+        b = torch.as_tensor(self.b, dtype=A.dtype, device=A.device)
+        b = b.expand(A.shape[-2]) if b.ndim == 0 else b
+        # A row that is open, or zero, becomes `0 z <= 1` or `0 z <= -1`, so that nothing infinite is computed with.
+        bounded = torch.isfinite(b) | b.isnan()
+        norm = torch.linalg.vector_norm(A.detach(), dim=-1) > 0
+        usable = norm & bounded
+        length = torch.linalg.vector_norm(torch.where(usable.unsqueeze(-1), A, 1.0), dim=-1)
+        rows = torch.where(usable.unsqueeze(-1), A / length.unsqueeze(-1), 0.0)
+        right = torch.where(usable, b / length, torch.where(b.isnan(), b, torch.where(b >= 0, 1.0, -1.0)))
+        return rows, right, rows @ rows.mT
