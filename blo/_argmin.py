@@ -47,7 +47,7 @@ class Solving:
         return advance(self._iterative, problem, state, first, steps)
 
     def answer(self, state: Any) -> Tensor:
-        z: Tensor = state.trial if self.solver.tol is None else state.z
+        z: Tensor = state.state.trial if self.solver.tol is None else state.state.z
         return z
 
     @property

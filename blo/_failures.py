@@ -74,13 +74,14 @@ class Checks:
         if not self.off and solution.residual is not None and solution.tol is not None:
             self.stationary(solution.residual, solution.tol)
 
-    def stationary(self, residual: Tensor, tol: float) -> None:
+    def stationary(self, residual: Tensor, tol: Tensor | float) -> None:
         """Report lanes whose projected-gradient residual exceeds the tolerance."""
         late = int((~(residual <= tol)).sum())
         if not self.off and late:
+            asked = float(torch.as_tensor(tol).max())
             self._found(
                 f"the lower solve has not converged in {late} of {residual.numel()} problems: residual "
-                f"{float(residual.max()):.2e}, tolerance {tol:.2e}. Implicit gradients there belong to another "
+                f"{float(residual.max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to another "
                 "point. Raise `max_steps`, change `step`, or differentiate with Unrolled().",
                 ConvergenceError,
                 ConvergenceWarning,

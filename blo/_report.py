@@ -44,12 +44,12 @@ class Report:
     @cached_property
     def lower_status(self) -> Status:
         """How the lower solve ended."""
-        residual, tol = self.lower_residual, self.solution.tol
-        if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(residual or 0.0):
+        residual, tol = self.solution.residual, self.solution.tol
+        if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
         if tol is None or residual is None:
             return Status.UNCHECKED
-        return Status.CONVERGED if residual <= tol else Status.UNCONVERGED
+        return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
 
     @cached_property
     def lower_steps(self) -> int:

@@ -57,13 +57,13 @@ class Solution:
     Attributes:
         z: the point, shape `(*lanes, n)`.
         residual: `|z - prox(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
-        tol: what the residual was asked to reach; None when convergence was not asked for.
+        tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for.
         steps: gradient steps that were made.
     """
 
     z: Tensor
     residual: Tensor | None
-    tol: float | None
+    tol: Tensor | float | None
     steps: int
 
 

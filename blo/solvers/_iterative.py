@@ -16,6 +16,9 @@ from blo.solvers._base import Problem, Solution, Solver
 #: Steps between two looks at the convergence flags where a look stalls the device's queue.
 _STRIDE = 8
 
+#: Units of rounding of the gradient at the start below which no residual is asked for.
+_ROUNDING = 16
+
 
 class State(Protocol):
     """What a solver carries from step to step: a named tuple of tensors, or tuples of them, with the lanes in front.
@@ -32,6 +35,13 @@ class State(Protocol):
     def slope(self) -> Tensor: ...
     @property
     def trial(self) -> Tensor: ...
+
+
+class Running(NamedTuple):
+    """What the loop carries: the solver's state, and the residual at which each lane stops, shape `lanes`."""
+
+    state: Any
+    limit: Tensor
 
 
 #: Called with the number of steps made so far and the state, before each further step.
@@ -64,8 +74,13 @@ class Iterative(Solver, abc.ABC):
 
 
 def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
-    """Step until every lane's residual is at most `solver.tol`, or `solver.max_steps` times."""
-    state = solver.start(problem, z0)
+    """Step until every lane's residual is at most `solver.tol`, or `solver.max_steps` times.
+
+    A tolerance below the rounding of the gradient at the start is out of reach, and taken as that.
+    """
+    begun = solver.start(problem, z0)
+    rounding = _ROUNDING * torch.finfo(z0.dtype).eps * torch.linalg.vector_norm(begun.slope.detach(), dim=-1)
+    state = Running(begun, rounding.clamp(min=solver.tol or 0.0))
     steps = 0
     stride = 1 if z0.device.type == "cpu" else _STRIDE
     while steps < solver.max_steps:
@@ -79,7 +94,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     return finish(solver, problem, state, steps)
 
 
-def advance(solver: Iterative, problem: Problem, state: Any, first: int, steps: int) -> Any:
+def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
     for index in range(first, first + steps):
         done = _done(solver, problem, state)
@@ -87,33 +102,27 @@ def advance(solver: Iterative, problem: Problem, state: Any, first: int, steps: 
     return state
 
 
-def finish(solver: Iterative, problem: Problem, state: Any, steps: int) -> Solution:
+def finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
     """Return the solution that a state stands for."""
+    at = state.state
     if solver.tol is None:
-        return Solution(state.trial, None, None, steps)
-    return Solution(state.z, problem.residual(state.z, state.slope), solver.tol, steps)
+        return Solution(at.trial, None, None, steps)
+    return Solution(at.z, problem.residual(at.z, at.slope), state.limit, steps)
 
 
-def _done(solver: Iterative, problem: Problem, state: Any) -> Tensor | None:
-    return None if solver.tol is None else problem.residual(state.z, state.slope) <= solver.tol
+def _done(solver: Iterative, problem: Problem, state: Running) -> Tensor | None:
+    at = state.state
+    return None if solver.tol is None else problem.residual(at.z, at.slope) <= state.limit
 
 
-def _step(solver: Iterative, problem: Problem, state: Any, done: Tensor | None, *, last: bool) -> Any:
-    moved = solver.move(problem, state)
+def _step(solver: Iterative, problem: Problem, state: Running, done: Tensor | None, *, last: bool) -> Running:
+    moved = solver.move(problem, state.state)
     # Nothing looks at the last trial when nothing is measured.
     after = moved if last and solver.tol is None else solver.look(problem, moved)
     if done is None or (done.ndim == 0 and done.device.type == "cpu" and not transforms_active()):
-        return after  # a problem of its own has stopped the loop before it could be done here
-    return tree.map(lambda old, new: _where(done, old, new), state, after)
+        return state._replace(state=after)  # a problem of its own has stopped the loop before it could be done here
+    return state._replace(state=tree.map(lambda old, new: _where(done, old, new), state.state, after))
 
 
 def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return torch.where(done.reshape(done.shape + (1,) * (new.ndim - done.ndim)), old, new)
-
-
-class Progress(NamedTuple):
-    """The state of a solver that remembers nothing but its point."""
-
-    z: Tensor
-    slope: Tensor
-    trial: Tensor

@@ -129,7 +129,7 @@ def test_a_step_that_leads_further_away_is_taken_back() -> None:
 
     problem, start, leaves = FlatProblem.of(of(function), THETA, torch.tensor([10.0]).double())
     solver = blo.FixedPoint(memory=3, tol=1e-12, max_steps=60)
-    found = run(solver, problem.bind(leaves), start, lambda step, state: kept.append(abs(state.z.item())))
+    found = run(solver, problem.bind(leaves), start, lambda step, running: kept.append(abs(running.state.z.item())))
     assert found.residual is not None and found.residual <= 1e-12
     assert max(tried) > 50 and max(kept) <= 10.0
 

@@ -181,3 +181,14 @@ def test_the_start_is_not_changed_and_kept_when_it_solves() -> None:
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blo.ProjectedGradient(**options)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e8])
+def test_a_tolerance_below_the_rounding_of_the_gradients_is_taken_as_that(scale: float) -> None:
+    """Each lane has its own: that of the small objective is held to the tolerance asked for."""
+    weights = torch.tensor([1.0, scale], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: 0.5 * weights * (z - t).square().sum(-1), batched=True)
+    theta = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) / 3
+    found = solve(lower, theta, torch.zeros(2, 3).double(), blo.ProjectedGradient(0.9 / scale, tol=1e-14, max_steps=50))
+    starts = weights * theta.square().sum().sqrt()
+    torch.testing.assert_close(found.tol, (16 * 2.0**-52 * starts).clamp(min=1e-14), rtol=1e-12, atol=0)
