@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import tree
+from blo import _bounds, tree
 from blo._argmin import Solving
 from blo._failures import Checks
 from blo._layout import Layout
@@ -110,6 +110,11 @@ def value_and_hypergrad(
     _check(checks, gradient, value, v, direct, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
+    mu = lower.strong_convexity
+
+    def solution_error() -> Tensor:
+        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), trace.z.detach(), mu or 1.0)
+
     def like_theta(parts: list[Tensor]) -> Tree:
         return tree.unflatten(parts, problem.spec)
 
@@ -119,7 +124,9 @@ def value_and_hypergrad(
         direct=like_theta(direct),
         z=problem.layout.unravel(trace.z),
         state={"z": problem.layout.unravel(trace.z), "q": pulled.q},
-        report=Report(solving.last, pulled, direct, pulled.cotangents, gradient.tol),
+        report=Report(
+            solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
+        ),
     )
 
 

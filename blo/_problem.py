@@ -29,18 +29,26 @@ class LowerProblem:
         penalty: a penalty, or a callable `theta -> penalty` when its weight depends on theta.
         batched: the first axis of every leaf of z numbers independent problems, solved, projected and
             differentiated together.
+        strong_convexity: a number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, if one is known: a ridge
+            weight, say. Reports then bound the errors of the lower solution and of the adjoint.
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
             or if one of them is neither that nor a callable.
+        ValueError: if `strong_convexity` is not positive.
     """
 
     objective: Objective
     constraint: Set | Callable[[Tree], Set] = field(default_factory=Free)
     penalty: Penalty | Callable[[Tree], Penalty] | None = None
     batched: bool = False
+    strong_convexity: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.strong_convexity is not None and not self.strong_convexity > 0:
+            raise ValueError(
+                f"`strong_convexity` must be positive, but is {self.strong_convexity}. Leave it out if none is known."
+            )
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             if not (isinstance(given, kind) or (callable(given) and not isinstance(given, Term)) or given is None):
                 raise StructureError(
@@ -94,7 +102,7 @@ class LowerProblem:
         if not curvature > 0:
             raise ValueError(f"`curvature` must be positive for the model to have a minimiser, but is {curvature}.")
         model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
-        return replace(self, objective=model)
+        return replace(self, objective=model, strong_convexity=float(curvature))
 
 
 @dataclass(frozen=True)

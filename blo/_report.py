@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,8 @@ class Report:
         direct_parts: the direct part, leaf by leaf.
         implicit_parts: the implicit part, leaf by leaf.
         linear_tol: relative residual that the linear solve was asked for; None for an approximation by choice.
+        strong_convexity: that of the lower problem, where it is known.
+        solution_error: computes a bound of the lower solution's error for each lane.
     """
 
     solution: Solution
@@ -32,6 +34,8 @@ class Report:
     direct_parts: Sequence[Tensor]
     implicit_parts: Sequence[Tensor | None]
     linear_tol: float | None
+    strong_convexity: float | None = None
+    solution_error: Callable[[], Tensor] | None = None
 
     @cached_property
     def lower_residual(self) -> float | None:
@@ -96,6 +100,26 @@ class Report:
         return None if self.pulled.error is None else self.pulled.error()
 
     @cached_property
+    def lower_error_bound(self) -> float | None:
+        """Largest upper bound of `|z - z*|` over the lanes; None where no `strong_convexity` is known.
+
+        It is computed on first use from three gradients: read it before captured data changes.
+        """
+        return None if self.solution_error is None else float(self.solution_error().max())
+
+    @cached_property
+    def adjoint_error_bound(self) -> float | None:
+        """Largest upper bound of `|q - q*|` over the lanes; None without an adjoint or a known `strong_convexity`.
+
+        q* solves the adjoint system at the lower solution found, with the true Hessian and without damping, so what an
+        approximate inverse costs is in the bound. It is `|P v - P (H + K) P q| / strong_convexity`, computed on first
+        use from one gradient and one product.
+        """
+        if self.strong_convexity is None or self.pulled.defect is None:
+            return None
+        return float(self.pulled.defect().max()) / self.strong_convexity
+
+    @cached_property
     def _counts(self) -> tuple[int, int, int] | None:
         optimality = self.pulled.optimality
         if optimality is None:
@@ -158,6 +182,10 @@ class Report:
         }
         if self.product_error is not None:
             rows["products"] = f"central differences, estimated relative error {self.product_error:.2e}"
+        if self.lower_error_bound is not None:
+            rows["error bounds"] = f"lower solution {self.lower_error_bound:.2e}"
+            if self.adjoint_error_bound is not None:
+                rows["error bounds"] += f", adjoint {self.adjoint_error_bound:.2e}"
         return "\n".join(f"{name:<14} {text}" for name, text in rows.items())
 
 

@@ -71,6 +71,7 @@ class Pulled:
         q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
         linear: how the linear system was solved.
         optimality: the conditions that the formula rests on.
+        defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
         error: measures the relative error of the cross product when asked; None or returns None when exact.
     """
 
@@ -79,6 +80,7 @@ class Pulled:
     linear: LinearSolution | None = None
     optimality: Optimality | None = None
     error: Callable[[], float | None] | None = None
+    defect: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,15 @@ class Stationary(Strategy):
             at = point(self.products, problem, bound, z, leaves)
             linear = self.adjoint(at, v, guess)
             q = linear.x
-            return Pulled(at.cross(q, v), q, linear, at.optimality, lambda: at.error(q))
+
+            def defect() -> Tensor:
+                # A new point: the cross term has freed the graph of the old one.
+                fresh, tangent = point(self.products, problem, bound.detach(), z, ()), at.optimality.tangent
+                system = Restricted(Hessian(fresh.hessian), tangent)
+                length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
+                return length
+
+            return Pulled(at.cross(q, v), q, linear, at.optimality, lambda: at.error(q), defect)
 
         return Trace(z, pullback)
 
