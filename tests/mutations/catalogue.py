@@ -98,7 +98,7 @@ MUTATIONS = (
                 "return Tangent(projector, 0.0, count)",
             ),
         ),
-        (WHOLE + "test_identities.py::test_5_the_implicit_gradient_is_that_of_the_kkt_system",),
+        (UNIT + "test_products.py::test_inside_transforms[ball-grad-reverse]",),
     ),
     Mutation(
         "the mask comes after the solve",
