@@ -2,6 +2,7 @@
 
 from blo._argmin import argmin
 from blo._check import check_hypergrad
+from blo._functionalize import functionalize
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._problem import LowerProblem
 from blo._status import Status
@@ -82,5 +83,6 @@ __all__ = [
     "argmin",
     "check_hypergrad",
     "fit",
+    "functionalize",
     "value_and_hypergrad",
 ]

@@ -216,12 +216,15 @@ class FlatProblem:
 
     Each lift adds a leading lane axis to z and a leading axis to every leaf of theta: the image of a problem
     under `vmap` is a batched problem, solved with the same code.
+
+    Attributes:
+        randomness: of each lift: what the `vmap` that it stands for was told of random operations.
     """
 
     lower: LowerProblem
     layout: Layout
     spec: tree.TreeSpec
-    lifts: int = 0
+    randomness: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
@@ -230,9 +233,14 @@ class FlatProblem:
         leaves, spec = tree.flatten(theta, "theta")
         return cls(lower, layout, spec), layout.ravel(z0).detach(), leaves
 
-    def lift(self) -> FlatProblem:
+    @property
+    def lifts(self) -> int:
+        """How often the problem is mapped over."""
+        return len(self.randomness)
+
+    def lift(self, randomness: str) -> FlatProblem:
         """Return the problem with one more mapped axis."""
-        return replace(self, lifts=self.lifts + 1)
+        return replace(self, randomness=(*self.randomness, randomness))
 
     @property
     def symmetric(self) -> bool:
@@ -267,8 +275,8 @@ class FlatProblem:
             found = evaluate(tree.unflatten(leaves, self.spec), layout.unravel(z))
             return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
 
-        for _ in range(self.lifts):
-            value = torch.vmap(value)
+        for randomness in self.randomness:
+            value = torch.vmap(value, randomness=randomness)
         return PlainSlice(value, list(leaves))
 
     def _lifted_term(self, leaves: Sequence[Tensor]) -> Term:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.autograd import Function
 
+from blo._autocast import Autocast, as_in_forward
 from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._function import alive, lanes_first
@@ -41,9 +42,11 @@ class FirstOrder(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, ctx.rule, *tensors = inputs
+        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, z0, *leaves = alive(ctx.saved_tensors)
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
@@ -58,7 +61,7 @@ class FirstOrder(Function):
         info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: FirstOrderRule, *tensors: Tensor
     ) -> tuple[Tensor, int]:
         z0, *leaves = lanes_first(info.batch_size, in_dims[2:], tensors)
-        return FirstOrder.solve(problem.lift(), rule, z0, leaves), 0
+        return FirstOrder.solve(problem.lift(info.randomness), rule, z0, leaves), 0
 
 
 class _Pull(Function):
@@ -98,6 +101,6 @@ class _Pull(Function):
         *tensors: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        lifted = problem.lift()
+        lifted = problem.lift(info.randomness)
         rule.forward(lifted, leaves, z0)
         return _Pull.apply(lifted, rule, places, z0, z, v, *leaves), (0,) * len(places)

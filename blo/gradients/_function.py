@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from blo._autocast import Autocast, as_in_forward
 from blo._autodiff import jvp, transforms_active
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 from blo.operators import Hessian, Operator, Restricted
-
 
 class Rule(Protocol):
     """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
@@ -52,9 +52,11 @@ class Solution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, _, ctx.rule, _, *leaves = inputs
+        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *leaves)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, *leaves = alive(ctx.saved_tensors)
         if not (torch.is_grad_enabled() or transforms_active()):
@@ -84,7 +86,7 @@ class Solution(Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
         z0, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        return Solution.solve(problem.lift(), leaves, z0, solve, rule), 0
+        return Solution.solve(problem.lift(info.randomness), leaves, z0, solve, rule), 0
 
 
 class Adjoint(Function):
@@ -108,9 +110,11 @@ class Adjoint(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, ctx.rule, ctx.transposed, *tensors = inputs
+        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
+    @as_in_forward
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule
@@ -141,7 +145,7 @@ class Adjoint(Function):
         info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, transposed: bool, *tensors: Tensor
     ) -> tuple[Tensor, int]:
         z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        return Adjoint.solve(problem.lift(), leaves, z, v, rule, transposed), 0
+        return Adjoint.solve(problem.lift(info.randomness), leaves, z, v, rule, transposed), 0
 
 
 def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:

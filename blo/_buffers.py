@@ -1,0 +1,107 @@
+"""The buffers of a module, such as running statistics: what an evaluation gets, and what becomes of its changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from blo._transforms import outside_transforms, spread, unwrapped
+from blo.errors import StructureError
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a buffer lives. Tied buffers have one place and several names."""
+
+    owner: nn.Module
+    attribute: str
+    names: tuple[str, ...]
+
+
+class Buffers:
+    """The buffers of a module. They are read from it at each evaluation, unless values are pinned."""
+
+    def __init__(self, module: nn.Module) -> None:
+        names: dict[int, list[str]] = {}
+        for name, buffer in module.named_buffers(remove_duplicate=False):
+            names.setdefault(id(buffer), []).append(name)
+        self._places: list[_Place] = []
+        for tied in names.values():
+            path, _, attribute = tied[0].rpartition(".")
+            self._places.append(_Place(module.get_submodule(path), attribute, tuple(tied)))
+        self._pinned: dict[str, Tensor] = {}
+
+    @property
+    def training(self) -> bool:
+        """Whether any buffer belongs to a module in training mode."""
+        return any(place.owner.training for place in self._places)
+
+    def copies(self, lanes: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Return copies by name for an evaluation to write to.
+
+        Args:
+            lanes: level and size of each `vmap` whose lanes the evaluation may write different values for.
+        """
+        found: dict[str, Tensor] = {}
+        for place in self._places:
+            value = self._pinned.get(place.names[0], getattr(place.owner, place.attribute))
+            if value is not None:
+                copy = spread(value, lanes) if lanes and place.owner.training else value.clone()
+                found.update(dict.fromkeys(place.names, copy))
+        return found
+
+    def update(self, written: Mapping[str, Tensor], *, pin: bool) -> None:
+        """Write what an evaluation changed to the module, in place.
+
+        Args:
+            written: the buffers after the evaluation, by name.
+            pin: later evaluations go on from the values before this one.
+
+        Raises:
+            StructureError: if the values differ between the lanes of a `vmap`.
+        """
+        pairs = []
+        for place in self._places:
+            name, present = place.names[0], getattr(place.owner, place.attribute)
+            if name in written and present is not None:
+                pairs.append((place, present, _one(written[name], name)))
+        with torch.no_grad(), outside_transforms():
+            for (place, present, value), changed in zip(pairs, _differ(pairs), strict=True):
+                if not changed:
+                    continue  # constants keep their version counters: graphs that saved them stay valid
+                if pin:
+                    self._pinned[place.names[0]] = present.clone()
+                if (value.shape, value.dtype) == (present.shape, present.dtype):
+                    present.copy_(value)
+                else:  # the module put another tensor in its place
+                    setattr(place.owner, place.attribute, value.clone())
+
+    def release(self) -> None:
+        """Read every buffer from the module again."""
+        self._pinned.clear()
+
+
+def _differ(pairs: Sequence[tuple[_Place, Tensor, Tensor]]) -> list[bool]:
+    """Tell which of the second tensors are not equal to the first; the host waits for the device once."""
+    if not pairs:
+        return []
+    target = pairs[0][1].device
+    flags = [
+        (old != new).any().to(target) if old.shape == new.shape else torch.ones((), dtype=torch.bool, device=target)
+        for _, old, new in pairs
+    ]
+    found: list[bool] = torch.stack(flags).tolist()
+    return found
+
+
+def _one(value: Tensor, name: str) -> Tensor:
+    plain = unwrapped(value)
+    if plain is None:
+        raise StructureError(
+            f"one evaluation must move the buffers, but inside `vmap` each lane has its own value of {name!r}. "
+            'Use buffers="freeze", or call `update_buffers(parameters, inputs)` before, outside `vmap`.'
+        )
+    return plain

@@ -1,0 +1,227 @@
+"""Modules as pure functions of their parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from blo import tree
+from blo._autodiff import transforms_active
+from blo._buffers import Buffers
+from blo._replay import Replay
+from blo._transforms import lanes_of, outside_transforms
+from blo.errors import StructureError
+
+#: What evaluations do to buffers such as running statistics.
+BufferPolicy: TypeAlias = Literal["freeze", "update-once"]
+_POLICIES = ("freeze", "update-once")
+_CHECKPOINTED = (
+    "`functionalize` cannot evaluate a module that sets saved-tensor hooks, as activation checkpointing does: what it "
+    "recomputes in the backward pass would use the module's own parameters. Switch checkpointing off in the module, "
+    "and checkpoint the call of the functional instead."
+)
+
+
+@final
+class Functional:
+    """A module and a loss as one function of the module's parameters; made by `functionalize`.
+
+    Every evaluation is the same function until `reseed`: the same masks of dropout, the same buffers. The module is
+    read at each evaluation (frozen parameters, buffers, training flags) and never written to, except that its
+    buffers move where the policy says so.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[..., Any] | None,
+        buffers: BufferPolicy,
+        seed: int | torch.Generator,
+        fused_attention: bool,
+    ) -> None:
+        self._module, self._loss, self._fused = module, loss, fused_attention
+        self._names = _names(module)
+        self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        self._trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._devices = {t.device for t in (*module.parameters(), *module.buffers())}
+        self._buffers, self._replay = Buffers(module), Replay(0)
+        self._updates = self._pending = buffers == "update-once"
+        self.reseed(seed)
+
+    @cached_property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trainable parameters by name: copies made at the first access, leaves that require grad.
+
+        Tied parameters appear once, frozen ones not at all. Optimise them in place of the module's own; bring them
+        back with `module.load_state_dict(parameters, strict=False)`.
+        """
+        own = dict(self._module.named_parameters())
+        with outside_transforms():
+            return {name: own[name].detach().clone().requires_grad_() for name in self._trainable}
+
+    def __call__(self, parameters: Mapping[str, Tensor], inputs: Any, *targets: Any) -> Any:
+        """Return `loss(module(inputs), *targets)`, or the module's output where there is no loss.
+
+        Args:
+            parameters: a tensor for each name in `parameters`; names of frozen parameters may be added.
+            inputs: the module's argument, or a tuple of its arguments.
+            targets: further arguments of the loss.
+
+        Raises:
+            StructureError: if the parameters do not fit the module; with `"update-once"`, if the evaluation that
+                moves the buffers is inside `torch.vmap`.
+            RuntimeError: if the module checkpoints activations.
+        """
+        value, written = self._evaluate(parameters, inputs, targets)
+        if self._pending:
+            self._buffers.update(written, pin=True)
+            self._pending = False
+        return value
+
+    def update_buffers(self, parameters: Mapping[str, Tensor], inputs: Any) -> None:
+        """Move the module's buffers as one forward pass of the module would, and return nothing.
+
+        Under `"update-once"` this is the one update of the step, in place of that by the next evaluation.
+        """
+        with torch.no_grad():
+            _, written = self._evaluate(parameters, inputs, None)
+        self._buffers.update(written, pin=self._pending)
+        self._pending = False
+
+    def reseed(self, seed: int | torch.Generator | None = None) -> None:
+        """Begin the next outer step: other masks of dropout, and under `"update-once"` another update of the buffers.
+
+        Call it between steps, not between a solve and its backward pass, which must see one function.
+
+        Args:
+            seed: masks are those drawn after `torch.manual_seed(seed)`. A generator gives a seed now and at each
+                call without one. None: the next of the sequence that the last seed began.
+        """
+        if isinstance(seed, torch.Generator):
+            self._source = seed
+        elif seed is not None:
+            self._source = torch.Generator().manual_seed(seed)
+        self._replay.seed = seed if isinstance(seed, int) else _draw(self._source)
+        self._pending = self._updates
+        self._buffers.release()
+
+    def _evaluate(
+        self, parameters: Mapping[str, Tensor], inputs: Any, targets: tuple[Any, ...] | None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the value, or the module's output when targets are None, and the state after the evaluation."""
+        if targets and self._loss is None:
+            raise StructureError(f"targets need a loss, but {len(targets)} came without. Use `functionalize(m, loss)`.")
+        state = self._state(parameters)
+        leaves = [leaf for leaf in tree.leaves((dict(parameters), inputs)) if isinstance(leaf, Tensor)]
+        lanes = lanes_of(leaves) if transforms_active() and self._buffers.training else []
+        state.update(self._buffers.copies(lanes))
+        devices = self._devices | {leaf.device for leaf in leaves}
+        expected = self._replay.draws
+        with self._replay(devices), _differentiable(self._fused):
+            # Tied names are in the state already. What the module assigns to its buffers comes back in it.
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            value = torch.func.functional_call(self._module, state, arguments, tie_weights=False)
+            if self._loss is not None and targets is not None:
+                value = self._loss(value, *targets)
+        if self._replay.draws and not expected:
+            return self._evaluate(parameters, inputs, targets)
+        return value, state
+
+    def _state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters under every name that the module knows them by."""
+        if not isinstance(parameters, Mapping):
+            raise StructureError(
+                f"`parameters` must be a dict of tensors like `.parameters`, but is {type(parameters).__name__}."
+            )
+        missing = [name for name in self._trainable if name not in parameters]
+        unknown = [name for name in parameters if name not in self._names]
+        if missing or unknown:
+            raise StructureError(
+                f"`parameters` must have the names in `.parameters`, but lacks {missing} and has unknown {unknown}. "
+                "Tied parameters go by their first name; buffers are no parameters."
+            )
+        for name, tensor in parameters.items():
+            if tensor.shape != self._shapes[name]:
+                raise StructureError(
+                    f"`parameters[{name!r}]` must have shape {tuple(self._shapes[name])}, but has "
+                    f"{tuple(tensor.shape)}. For a batch of parameters use torch.vmap."
+                )
+        return {alias: tensor for name, tensor in parameters.items() for alias in self._names[name]}
+
+
+def functionalize(
+    module: nn.Module,
+    loss: Callable[..., Any] | None = None,
+    *,
+    buffers: BufferPolicy = "freeze",
+    seed: int | torch.Generator = 0,
+    fused_attention: bool = False,
+) -> Functional:
+    """Return a module as a function of its parameters that can be evaluated and differentiated any number of times.
+
+    `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. It may stand in lower and upper
+    objectives, with the parameters as theta or as z, and under every `torch.func` transform. Nothing of the module
+    changes (parameters, `.grad`, `requires_grad`, training flags), nor does the global random state. Autocast acts
+    as on the module; in the backward pass of `argmin`, as it did in its forward pass.
+
+    Args:
+        module: any module, in training or evaluation mode; move it to its device before.
+        loss: `loss(output, *targets)`; without it the value is the module's output.
+        buffers: `"freeze"`: no evaluation changes a buffer. `"update-once"`: the first evaluation after the call of
+            `functionalize` or `reseed` moves them as a forward pass of the module does, and no other one.
+        seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout has one
+            mask; with a generator, the seed is drawn from it.
+        fused_attention: let `scaled_dot_product_attention` choose fused kernels, which have no second derivatives,
+            for first-order strategies. By default attention is computed by operations that have.
+
+    Raises:
+        StructureError: if `module` is no module, has parameters without a shape, or is wrapped for distributed use.
+        ValueError: if `buffers` is no policy.
+    """
+    if not isinstance(module, nn.Module):
+        raise StructureError(f"`module` must be a torch.nn.Module, but is {type(module).__name__}.")
+    if isinstance(module, DistributedDataParallel):
+        raise StructureError(
+            "`module` must not be wrapped in DistributedDataParallel, which knows nothing of second derivatives. "
+            "Pass its `.module`, and all-reduce the hypergradient."
+        )
+    lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise StructureError(f"`module` must know its shapes, but {lazy} are lazy. Call it once on a batch before.")
+    if buffers not in _POLICIES:
+        raise ValueError(f"`buffers` must be one of {_POLICIES}, but is {buffers!r}.")
+    return Functional(module, loss, buffers, seed, fused_attention)
+
+
+def _names(module: nn.Module) -> dict[str, list[str]]:
+    """Return all names of each parameter, its first one as the key."""
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(first.setdefault(id(parameter), name), []).append(name)
+    return names
+
+
+@contextlib.contextmanager
+def _differentiable(fused_attention: bool) -> Iterator[None]:
+    """Have attention computed by operations that can be differentiated any number of times, in either mode."""
+    with contextlib.ExitStack() as stack:
+        if not fused_attention:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        # Hooks set further out, by a checkpoint around the functional, are sound.
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
+        yield
+
+
+def _draw(generator: torch.Generator) -> int:
+    """Draw a seed."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

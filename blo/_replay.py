@@ -1,0 +1,92 @@
+"""What makes any two evaluations of a module the same function: one random state, one way to draw from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from blo._transforms import random_in_vmap
+
+_aten = torch.ops.aten
+
+
+class Replay:
+    """Random numbers as if `torch.manual_seed(seed)` came before each evaluation; the global state stays as it was.
+
+    The numbers depend on the seed and the shapes alone. Torch fills a tensor in the order of its memory, and its fused
+    dropout on accelerators draws another stream under `vmap`, so draws are made contiguous and dropout is taken
+    apart. That costs microseconds for each operation, so it is left out once nothing has been seen to draw.
+
+    Inside `torch.vmap(..., randomness="error")`, the default, every lane draws the same numbers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        #: Whether the last evaluation drew random numbers, and so whether the next one is to be prepared for it.
+        self.draws = True
+
+    @contextlib.contextmanager
+    def __call__(self, devices: Iterable[torch.device]) -> Iterator[None]:
+        """Evaluate inside; if afterwards `draws` has turned true, evaluate again."""
+        generators = list(_generators(devices))
+        states = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(self.seed)
+            start = [generator.get_state() for generator in generators]
+            with random_in_vmap(), _contiguous_draws(self.draws):
+                yield
+            self.draws = any(not torch.equal(g.get_state(), s) for g, s in zip(generators, start, strict=True))
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
+    """Yield the default generators of the CPU and of these devices."""
+    yield torch.default_generator
+    for device in set(devices):
+        if device.type in ("cuda", "xpu"):
+            module = torch.get_device_module(device)
+            yield module.default_generators[module.current_device() if device.index is None else device.index]
+        elif device.type == "mps":
+            yield torch.mps._get_default_mps_generator()
+
+
+def _contiguous_draws(wanted: bool) -> contextlib.AbstractContextManager[object]:
+    return _Contiguous() if wanted else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+
+
+class _Contiguous(TorchDispatchMode):
+    """Makes random operations fill tensors in the order of their indices."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in function.tags:
+            return function(*args, **kwargs)
+        if function is _aten.native_dropout.default:
+            return _dropout(*args, **kwargs)
+        straight = [_contiguous(argument) for argument in args]
+        result = function(*straight, **kwargs)
+        if function._schema.is_mutable and args and straight[0] is not args[0]:
+            return args[0].copy_(straight[0])  # the operation filled the copy
+        return result
+
+
+def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """Return what `vmap` makes of `native_dropout`, and so what it has to be everywhere."""
+    if train is False:
+        return _aten.native_dropout.default(x, p, train)  # type: ignore[no-any-return]
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
+    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
+
+
+def _contiguous(argument: Any) -> Any:
+    return argument.contiguous() if isinstance(argument, Tensor) else argument

@@ -1,0 +1,86 @@
+"""The transforms in force, `torch.func.grad`, `vmap` and relatives, as a stack of levels that can be looked at."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.overrides import handle_torch_function, has_torch_function
+
+
+def outside_transforms() -> contextlib.AbstractContextManager[object]:
+    """Suspend all transforms, for what is no part of the function they act on."""
+    return temporarily_clear_interpreter_stack()
+
+
+@contextlib.contextmanager
+def random_in_vmap() -> Iterator[None]:
+    """Let each `vmap` in force that refuses random operations draw the same numbers for every lane.
+
+    Sound where the random state is set before, since a loop over the lanes would then do the same. A transform fixes
+    its choice when it starts (and `jacrev` offers none), so each such level is replaced by an equal one. A tensor
+    knows its level by a number, which stays.
+    """
+    levels = _functorch.get_interpreter_stack() or []
+    lanes = [_functorch.CVmapInterpreterPtr(level) if _is_vmap(level) else None for level in levels]
+    refusing = [lane is not None and lane.randomness() == _functorch.RandomnessType.Error for lane in lanes]
+    if not any(refusing):
+        yield
+        return
+    layers = [_functorch.pop_dynamic_layer_stack() for _ in levels][::-1]
+    try:
+        for layer, lane, refuses in zip(layers, lanes, refusing, strict=True):
+            if refuses and lane is not None:
+                _functorch._vmap_increment_nesting(lane.batchSize(), "same")
+            else:
+                _functorch.push_dynamic_layer_stack(layer)
+        yield
+    finally:
+        for refuses in reversed(refusing):
+            if refuses:
+                _functorch._vmap_decrement_nesting()
+            else:
+                _functorch.pop_dynamic_layer_stack()
+        for layer in layers:
+            _functorch.push_dynamic_layer_stack(layer)
+
+
+def lanes_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Return level and size of each `vmap` in force that maps over one of these tensors, outermost first."""
+    levels = _functorch.get_interpreter_stack() or []
+    sizes = {level.level(): _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if _is_vmap(level)}
+    found: set[int] = set()
+    for tensor in tensors if sizes else ():
+        while _functorch.is_functorch_wrapped_tensor(tensor):
+            if _functorch.is_batchedtensor(tensor):
+                found.add(_functorch.maybe_get_level(tensor))
+            tensor = _functorch.get_unwrapped(tensor)
+    return [(level, sizes[level]) for level in sorted(found & sizes.keys())]
+
+
+def spread(value: Tensor, lanes: list[tuple[int, int]]) -> Tensor:
+    """Return a copy of a plain tensor for every lane, so that each may be written to."""
+    if has_torch_function((value,)):  # modes, such as those that look for captured tensors, see one call
+        result: Tensor = handle_torch_function(spread, (value,), value, lanes)
+        return result
+    with outside_transforms():
+        wide = value.expand(*(size for _, size in lanes), *value.shape)
+    for level, _ in lanes:
+        wide = _functorch._add_batch_dim(wide, 0, level)
+    return wide.clone()
+
+
+def unwrapped(value: Tensor) -> Tensor | None:
+    """Return the plain tensor that `grad` and its relatives compute with, None where lanes of a `vmap` differ."""
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            return None
+        value = _functorch.get_unwrapped(value)
+    return value.detach()
+
+
+def _is_vmap(level: _functorch.CInterpreter) -> bool:
+    return level.key() == _functorch.TransformType.Vmap
