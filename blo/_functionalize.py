@@ -120,10 +120,10 @@ class Functional:
         if targets and self._loss is None:
             raise StructureError(f"targets need a loss, but {len(targets)} came without. Use `functionalize(m, loss)`.")
         state = self._state(parameters)
-        leaves = [leaf for leaf in tree.leaves((dict(parameters), inputs)) if isinstance(leaf, Tensor)]
-        lanes = lanes_of(leaves) if transforms_active() and self._buffers.training else []
+        given = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
+        lanes = lanes_of((*parameters.values(), *given)) if transforms_active() and self._buffers.training else []
         state.update(self._buffers.copies(lanes))
-        devices = self._devices | {leaf.device for leaf in leaves}
+        devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
         with self._replay(devices), _differentiable(self._fused):
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.

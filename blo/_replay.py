@@ -65,6 +65,10 @@ def _contiguous_draws(wanted: bool) -> contextlib.AbstractContextManager[object]
 class _Contiguous(TorchDispatchMode):
     """Makes random operations fill tensors in the order of their indices."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch guards each operation against its compiler, which takes seconds to import
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -19,6 +19,7 @@ from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 from blo.operators import Hessian, Operator, Restricted
 
+
 class Rule(Protocol):
     """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
 
