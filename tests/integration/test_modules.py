@@ -5,7 +5,11 @@ The oracle shares nothing with the library: it draws its masks itself and solves
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,3 +418,12 @@ def test_products_made_in_backward_see_the_autocast_of_the_solve() -> None:
     full = plain(z)
     assert torch.equal(found["inside"], found["outside"])
     assert abs(found["outside"] - truth) <= 0.02 * abs(full - truth)
+
+
+def test_the_example_on_the_page_prints_what_the_page_shows(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/modules.md").read_text(encoding="utf-8")
+    found = re.search(r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    source, shown = found.groups()
+    run = subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, shown, "")
