@@ -26,11 +26,13 @@ class Solving:
         solver: the solver.
         checks: what to do with its findings.
         hoisted: theta brings captured tensors along, which are none of the solver's business.
+        defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
     """
 
     solver: Solver
     checks: Checks
     hoisted: bool = False
+    defer: bool = False
     last: Solution | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
@@ -66,6 +68,10 @@ class Solving:
             return self.solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
 
     def _report(self, problem: Bound, solution: Solution) -> Tensor:
+        unmeasured = solution.residual is None and solution.tol is not None
+        if unmeasured and not (self.defer or self.checks.off):
+            residual = problem.residual(solution.z, problem.gradient(solution.z))
+            solution = replace(solution, residual=residual)
         self.last = solution
         if not transforms_active():
             self.checks.lower(solution)

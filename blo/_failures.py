@@ -33,6 +33,7 @@ class Checks:
             the library): what is not finite is an error, all else a warning. `"ignore"`: nothing is measured, so
             the host never waits for the device.
         measured: the lower solver reports its own residual; otherwise implicit strategies measure it.
+        tol: what that residual was asked to reach; None: `10 sqrt(eps)`.
 
     Raises:
         ValueError: for any other value.
@@ -40,6 +41,7 @@ class Checks:
 
     on_failure: OnFailure | None = None
     measured: bool = False
+    tol: Tensor | float | None = None
 
     def __post_init__(self) -> None:
         if self.on_failure not in (None, "raise", "warn", "ignore"):
@@ -120,8 +122,10 @@ class Checks:
         if self.off:
             return
         if not self.measured:
+            found = residual()
+            self.finite(found, "the residual of the lower solution")
             # One step solves a linearised problem exactly, up to rounding; anything else is no solution.
-            self.stationary(residual(), 10 * torch.finfo(linear.x.dtype).eps ** 0.5)
+            self.stationary(found, 10 * torch.finfo(linear.x.dtype).eps ** 0.5 if self.tol is None else self.tol)
         self.linear(linear, tol)
         self.degenerate(counts())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from blo._problem import FlatProblem, LowerProblem
 from blo._report import Report
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Pulled, Strategy
+from blo.gradients import Implicit, Pulled, Stationary, Strategy
 from blo.solvers import ProjectedGradient, Solver
 
 
@@ -87,7 +87,7 @@ def value_and_hypergrad(
     solver = ProjectedGradient() if solver is None else solver
     gradient = Implicit() if gradient is None else gradient
     checks = Checks(on_failure, measured=solver.tol is not None)
-    solving = Solving(solver, checks)
+    solving = Solving(solver, checks, defer=isinstance(gradient, Stationary))
 
     problem, start, given = FlatProblem.of(lower, theta, z0)
     leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
@@ -107,6 +107,8 @@ def value_and_hypergrad(
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
     pulled = trace.pullback(v, guess)
+    if solving.last.residual is None:
+        checks = replace(checks, measured=False, tol=solving.last.tol)
     _check(checks, gradient, value, v, direct, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 

@@ -57,7 +57,8 @@ class Solution:
     Attributes:
         z: the point, shape `(*lanes, n)`.
         residual: `|z - prox(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
-        tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for.
+        tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for. With a
+            tolerance and no residual, the caller measures.
         steps: gradient steps that were made.
     """
 

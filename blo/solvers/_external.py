@@ -15,7 +15,7 @@ from blo.solvers._base import Problem, Solution, Solver
 
 @dataclass(frozen=True)
 class External(Solver):
-    """Calls `function(theta, z0) -> z`, for example a wrapper of SciPy, and measures what it returned.
+    """Calls `function(theta, z0) -> z`, for example a wrapper of SciPy; what it returned is measured.
 
     Args:
         function: gets theta and the start as trees of constants and returns a tree like `z0`. Its result is
@@ -41,4 +41,5 @@ class External(Solver):
             raise StructureError("`External` cannot run under vmap, since its function is no torch function.")
         found = self.function(tree.detach(problem.theta), layout.unravel(z0))
         z = layout.ravel(found, "the result of External's function").detach()
-        return Solution(z, problem.residual(z, problem.gradient(z)), self.tol, steps=0)
+        # Measured by the caller: an implicit gradient at z needs the gradient of the objective there anyway.
+        return Solution(z, None, self.tol, steps=0)

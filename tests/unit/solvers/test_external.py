@@ -67,3 +67,24 @@ def test_the_function_sees_its_own_theta_under_transforms() -> None:
     for argument in (0, 1):
         found = torch.func.grad(value, argnums=argument)(theta, shift)
         torch.testing.assert_close(found, 2 * (theta + shift), rtol=1e-12, atol=0)
+
+
+def test_what_it_returned_is_measured_once_by_whoever_has_the_gradient() -> None:
+    evaluations = []
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        evaluations.append(z)
+        return 0.5 * (z - theta).square().sum()
+
+    lower, theta = blo.LowerProblem(objective), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    solver = blo.External(lambda t, z0: t + 1e-3, tol=1e-4)
+    with pytest.warns(blo.ConvergenceWarning, match="residual 1.41e-03, tolerance 1.00e-04"):
+        blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, torch.zeros(2).double(), solver=solver)
+    assert len(evaluations) == 1  # the graph that the products need is the one that measures
+    for gradient in (blo.Implicit(), blo.Zero()):
+        with pytest.warns(blo.ConvergenceWarning, match="residual 1.41e-03, tolerance 1.00e-04"):
+            blo.argmin(lower, theta, torch.zeros(2).double(), solver=solver, gradient=gradient)
+    with pytest.warns(blo.ConvergenceWarning, match="residual 1.41e-03, tolerance 1.00e-04"):
+        blo.value_and_hypergrad(
+            lambda t, z: z.sum(), lower, theta, torch.zeros(2).double(), solver=solver, gradient=blo.Zero()
+        )
