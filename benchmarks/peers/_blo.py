@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 import blo
+from benchmarks.boxed import Boxed
 from benchmarks.peers._base import Prepared
 from benchmarks.smooth import Smooth
 
@@ -20,6 +21,22 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     solver = blo.External(lambda theta, z0: z0)
     # The tolerance is never reached, so as many iterations as asked for are made; nothing is said about that.
     gradient = blo.Implicit(blo.CG(max_iter=products, tol=0.0, damping=damping))
+
+    def run() -> Tensor:
+        found = blo.value_and_hypergrad(
+            problem.outer, lower, problem.theta, problem.z, solver=solver, gradient=gradient, on_failure="ignore"
+        )
+        grad: Tensor = found.grad
+        return grad
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_boxed(problem: Boxed, products: int, tol: float = 0.0) -> Prepared:
+    """Return the hypergradient of the box problems at the known solutions."""
+    lower = blo.LowerProblem(problem.inner, blo.Box(-1.0, 1.0), batched=True)
+    solver = blo.External(lambda theta, z0: z0)
+    gradient = blo.Implicit(blo.CG(max_iter=products, tol=tol))
 
     def run() -> Tensor:
         found = blo.value_and_hypergrad(

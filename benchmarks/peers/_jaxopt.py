@@ -17,6 +17,7 @@ import jaxopt
 import numpy as np
 import torch
 
+from benchmarks.boxed import Boxed
 from benchmarks.peers._base import Prepared, Unsupported
 from benchmarks.smooth import Smooth
 
@@ -52,3 +53,35 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
         return problem.upper(jnp, data, theta, solve(jnp.zeros_like(known), theta, data))
 
     return Prepared(lambda: gradient(theta, data).block_until_ready(), lambda found: torch.from_numpy(np.array(found)))
+
+
+def prepare_boxed(problem: Boxed, products: int) -> Prepared:
+    """Return the compiled hypergradient of the box problems, one lane written and `vmap` over the lanes."""
+    if problem.z.is_cuda:
+        raise Unsupported("jax runs on the CPU here")
+    tensors = (problem.matrix, problem.scale, problem.target, problem.theta, problem.z)
+    matrix, scale, target, theta, known = (jnp.asarray(tensor.numpy()) for tensor in tensors)
+
+    def lower(z: Any, theta: Any, matrix: Any, scale: Any) -> Any:
+        return z @ (0.5 * (matrix @ z) - theta * scale)
+
+    def optimality(z: Any, theta: Any, matrix: Any, scale: Any, known: Any) -> Any:
+        slope = jax.grad(lower)(z, theta, matrix, scale)
+        return z - jaxopt.projection.projection_box(z - slope, (-1.0, 1.0))
+
+    linear = functools.partial(jaxopt.linear_solve.solve_normal_cg, maxiter=products, tol=0.0)
+
+    @jaxopt.implicit_diff.custom_root(optimality, solve=linear)  # type: ignore[untyped-decorator]
+    def solve(z: Any, theta: Any, matrix: Any, scale: Any, known: Any) -> Any:
+        return known
+
+    @jax.jit  # type: ignore[untyped-decorator]
+    @jax.grad  # type: ignore[untyped-decorator]
+    def gradient(theta: Any, matrix: Any, scale: Any, known: Any) -> Any:
+        lanes = jax.vmap(solve, in_axes=(0, None, 0, 0, 0))
+        return 0.5 * ((lanes(jnp.zeros_like(known), theta, matrix, scale, known) - target) ** 2).sum()
+
+    return Prepared(
+        lambda: gradient(theta, matrix, scale, known).block_until_ready(),
+        lambda found: torch.from_numpy(np.array(found)),
+    )

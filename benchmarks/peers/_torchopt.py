@@ -8,6 +8,7 @@ import torch
 import torchopt
 from torch import Tensor
 
+from benchmarks.boxed import Boxed
 from benchmarks.peers._base import Prepared
 from benchmarks.smooth import Smooth
 
@@ -30,6 +31,35 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     linear = torchopt.linear_solve.solve_cg(maxiter=products, rtol=0.0, ridge=damping or None)
 
     @torchopt.diff.implicit.custom_root(torch.func.grad(lower, argnums=0), argnums=1, solve=linear)  # type: ignore[untyped-decorator]
+    def solve(z: Tensor, theta: Tensor) -> Tensor:
+        return problem.z.detach().clone().requires_grad_()
+
+    start = torch.zeros_like(problem.z)
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        problem.outer(theta, solve(start, theta)).backward()
+        assert theta.grad is not None
+        return theta.grad
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_boxed(problem: Boxed, products: int) -> Prepared:
+    """Return the hypergradient of the box problems: the fixed point of a projected step, and CG on its normal equation.
+
+    The batch is one long vector: its linear solvers know no lanes. The normal equation, because the Jacobian of the
+    fixed point is not symmetric.
+    """
+
+    def optimality(z: Tensor, theta: Tensor) -> Tensor:
+        slope = torch.func.grad(lambda at: problem.inner(theta, at).sum())(z)
+        moved: Tensor = z - (z - slope).clamp(-1.0, 1.0)
+        return moved
+
+    linear = torchopt.linear_solve.solve_normal_cg(maxiter=products, rtol=0.0)
+
+    @torchopt.diff.implicit.custom_root(optimality, argnums=1, solve=linear)  # type: ignore[untyped-decorator]
     def solve(z: Tensor, theta: Tensor) -> Tensor:
         return problem.z.detach().clone().requires_grad_()
 

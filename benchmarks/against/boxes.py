@@ -1,0 +1,49 @@
+"""Batches of box problems: CG on the free coordinates of all lanes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import floors, peers
+from benchmarks.boxed import boxed
+from benchmarks.measure import peak_mib, race, relative_error
+from benchmarks.peers import Prepared, Unsupported, _blo
+from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
+
+_PRODUCTS = 30
+
+
+@benchmark("boxes", "hypergradient of 128 box problems of 64 unknowns, 30 iterations of masked CG")
+def run(setting: Setting) -> Outcome:
+    """Race with a fixed number of iterations, then let CG run until it is done."""
+    problem = boxed(setting, 4, 8) if setting.quick else boxed(setting)
+    floor = Prepared(lambda: floors.boxed_hypergradient(problem, _PRODUCTS), lambda found: found)
+    contestants, reasons = {"floor": floor}, {}
+    for peer in peers.load():
+        prepare: Callable[..., Any] | None = getattr(peer.adapter, "prepare_boxed", None)
+        try:
+            if prepare is None:
+                raise Unsupported(f"absent: {peer.absent}" if peer.adapter is None else "no constraints")
+            contestants[peer.name] = prepare(problem, _PRODUCTS)
+        except Unsupported as reason:
+            reasons[peer.name] = str(reason)
+
+    calls: dict[str, Callable[[], object]] = {name: each.run for name, each in contestants.items()}
+    times = race(calls, setting, floor="floor")
+    rows: list[list[Cell]] = []
+    for name, each in contestants.items():
+        error = relative_error(each.read(each.run()), problem.exact)
+        memory = None if name == "jaxopt" else peak_mib(each.run, setting.device)
+        rows.append([name, error, times[name].milliseconds, times[name].over_floor, memory])
+    rows += [[name, reason, None, None, None] for name, reason in reasons.items()]
+
+    until_done = _blo.prepare_boxed(problem, 200, tol=1e-14)
+    exact = relative_error(until_done.read(until_done.run()), problem.exact)
+    over = times["blo"].over_floor
+    assert over is not None
+    free = float((problem.z.abs() < 1).double().mean())
+    notes = [f"{free:.0%} of the coordinates are free. blo until it is done: relative error {exact:.2e}."]
+    table = Table("128 x 64", ["library", "relative error", "ms", "over floor", "peak MiB"], rows, notes)
+    goals = [Goal("blo over the floor", over, 1.2), Goal("blo until done: relative error", exact, 1e-12)]
+    return Outcome([table], goals)
