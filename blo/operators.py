@@ -181,6 +181,11 @@ class Restricted(Operator):
         return self.operator.positive
 
     def __call__(self, v: Tensor) -> Tensor:
-        inside = self.tangent.project(v)
+        tangent = self.tangent
         # The mask goes on both sides of A, which couples held and free coordinates.
-        return self.tangent.project(self.operator(inside) + self.tangent.curve(inside)) + (v - inside)
+        inside = tangent.project(v)
+        image = self.operator(inside)
+        if tangent.bend is not None or isinstance(tangent.curvature, Tensor) or tangent.curvature != 0:
+            image = image + tangent.curve(inside)
+        # Where nothing is held, P hands back what it is given, and nothing is left beside it.
+        return image if inside is v else tangent.project(image) + (v - inside)

@@ -139,11 +139,13 @@ def largest(b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) -> Tensor:
-    """Return `|b - (A + damping I) x| / |b|`, shape `lanes`; with zero b, zero for zero x, else infinite."""
-    size, _ = largest(b)
-    defect = (b - operator(x) - damping * x) / size
-    ratio = defect.norm(dim=-1) / (b / size).norm(dim=-1)
-    return torch.where((defect == 0).all(-1), 0.0, ratio)
+    """Return `|b - (A + damping I) x| / |b|`, shape `lanes`, for b divided by its `largest` entry.
+
+    With zero b it is zero for zero x, else infinite.
+    """
+    defect = b - operator(x)
+    rest = torch.linalg.vector_norm(defect - damping * x if damping else defect, dim=-1)
+    return torch.where(rest == 0, 0.0, rest / torch.linalg.vector_norm(b, dim=-1))
 
 
 def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
@@ -153,7 +155,7 @@ def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each lane, shape `(*lanes, 1)`."""
-    return torch.dot(a, b).unsqueeze(-1) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+    return (a * b).sum(-1, keepdim=True)
 
 
 def norm(v: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from blo.linsolve._base import (
     LinearSolver,
     all_true,
     damped,
-    dot,
     floor_of,
     largest,
     relative_residual,
@@ -62,22 +61,22 @@ class CG(LinearSolver):
         rhs = b / size
         x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
         r = rhs if x0 is None else rhs - apply(x)
-        goal = floor_of(self.tol, b) ** 2 * dot(rhs, rhs)
+        goal = floor_of(self.tol, b) ** 2 * _dot(rhs, rhs)
         p = r if inverse is None else inverse(r)
-        rr = dot(r, r)
-        rz = rr if inverse is None else dot(r, p)
+        rr = _dot(r, r)
+        rz = rr if inverse is None else _dot(r, p)
         running = ~zero & (rr > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
         indefinite = torch.zeros_like(running)
         looks = stride(b)
         # While no lane rests, none has to be kept from moving. An accelerator is not stalled to find out.
-        whole = looks == 1 and all_true(running)
+        whole, together = looks == 1 and all_true(running), 0
         for index in range(self.max_iter):
             if not whole and index % looks == 0 and all_true(~running):
                 break
             q = apply(p)
-            bend = dot(p, q)
-            whole = whole and all_true(bend > 0)
+            bend = _dot(p, q)
+            whole = whole and _exceeds(bend, 0.0)
             if not whole:
                 indefinite = indefinite | (running & (bend <= 0))
                 running = running & (bend > 0)
@@ -85,16 +84,31 @@ class CG(LinearSolver):
             step = _ratio(rz, bend, mask)
             x = _move(x, torch.addcmul(x, step, p), mask)
             r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
-            rr = dot(r, r)
+            rr = _dot(r, r)
             z = r if inverse is None else inverse(r)
-            rz_next = rr if inverse is None else dot(r, z)
+            rz_next = rr if inverse is None else _dot(r, z)
             p = _move(p, torch.addcmul(z, _ratio(rz_next, rz, mask), p), mask)
             rz = rz_next
-            iterations = iterations + running
-            whole = whole and all_true(rr > goal)
+            if whole:
+                together += 1
+            else:
+                iterations = iterations + running
+            whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
         residual = relative_residual(operator, x, rhs, self.damping)
-        return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
+        return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
+    return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+
+
+def _exceeds(value: Tensor, bound: Tensor | float) -> bool:
+    """Tell whether every lane's value exceeds its bound."""
+    # A single number is read and compared at a third of the cost: small kernels are dear beside large products.
+    alone = value.dim() == 0 and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return value.item() > float(bound) if alone else all_true(value > bound)
 
 
 def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:

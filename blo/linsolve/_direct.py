@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, LinearSolver, all_true, relative_residual, require_nonnegative
+from blo.linsolve._base import LinearSolution, LinearSolver, all_true, largest, relative_residual, require_nonnegative
 from blo.operators import Operator
 
 
@@ -44,12 +44,12 @@ class Direct(LinearSolver):
         if not all_true(definite):
             by_lu, _ = torch.linalg.solve_ex(matrix, b.unsqueeze(-1))
             x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
-        zero = (b == 0).all(-1)
-        x = torch.where(zero.unsqueeze(-1), 0.0, x)
+        size, zero = largest(b)
+        x = torch.where(zero, 0.0, x)
         return LinearSolution(
             x=x,
-            residual=relative_residual(operator, x, b, self.damping),
-            iterations=(~zero).long(),
+            residual=relative_residual(operator, x / size, b / size, self.damping),
+            iterations=(~zero).long().squeeze(-1),
             indefinite=~definite if operator.symmetric else definite,
             method="Direct",
         )

@@ -115,7 +115,7 @@ def _arnoldi(
         column = (turns[..., : k + 1, : k + 1] @ column.unsqueeze(-1)).squeeze(-1)
         corner = column[..., k:]
         diagonal = torch.hypot(corner, below)
-        running = running & (diagonal > eps * before)  # a singular matrix has no more to give
+        running = running & (diagonal > 100 * eps * before)  # a singular matrix has no more to give
         divisor = torch.where(running, diagonal, 1.0)
         cosine, sine = (corner / divisor).unsqueeze(-1), (below / divisor).unsqueeze(-1)
         first, second = turns[..., k : k + 1, :].clone(), turns[..., k + 1 : k + 2, :].clone()

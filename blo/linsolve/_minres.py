@@ -108,7 +108,7 @@ def _lanczos(
         far, above = sine * beta, -cosine * beta
         diagonal = torch.hypot(corner, beta)
         scale = torch.maximum(scale, torch.maximum(alpha.abs(), torch.maximum(beta, beta_old * (index > 0))))
-        running = running & (diagonal > eps * scale)  # a singular matrix has no more to give
+        running = running & (diagonal > 100 * eps * scale)  # a singular matrix has no more to give
         divisor = torch.where(running, diagonal, 1.0)
         cosine, sine = corner / divisor, beta / divisor
         w_old, w = w, (v - far_old * w_old - delta * w) / divisor

@@ -69,7 +69,8 @@ class Neumann(LinearSolver):
         x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
         term = rhs if x0 is None else rhs - apply(x)
         step = self.step if self.step is not None else 1 / _largest_eigenvalue(apply, rhs)
-        goal = -1.0 if self.tol is None else floor_of(self.tol, b) * norm(rhs)
+        length = norm(rhs)
+        goal = -1.0 if self.tol is None else floor_of(self.tol, b) * length
         running = ~zero & (norm(term) > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
         indefinite = torch.zeros_like(running)
@@ -80,7 +81,9 @@ class Neumann(LinearSolver):
             iterations = iterations + running
             if index + 1 < self.terms:
                 image = apply(term)
-                indefinite = indefinite | (running & (dot(term, image) <= 0) & (dot(term, term) > 0))
+                # A term lost in rounding tells nothing: its square underflows in the end.
+                telling = norm(term) > floor_of(0.0, b) * length
+                indefinite = indefinite | (running & telling & (dot(term, image) <= 0))
                 term = term - step * image
                 running = running & (norm(term) > goal)
         if not operator.symmetric:

@@ -104,6 +104,29 @@ def test_3_general_solvers_agree_with_the_closed_form_on_a_linearised_problem(
 
 
 @quick
+@given(quadratic_cases(kinds=("free", "box"), moving=False), st.integers(1, 12), st.floats(0.05, 0.5))
+def test_4_steps_from_the_optimum_are_terms_of_the_neumann_series(
+    case: QuadraticCase, terms: int, share: float
+) -> None:
+    theta, z = case.start().requires_grad_(), as_tensor(case.solution(case.theta))
+    step = share / float(np.linalg.eigvalsh(case.hessian(case.theta)).max())
+    unrolled = z
+    for _ in range(terms):
+        unrolled = projection_by_hand(case, theta, unrolled - step * slope_by_hand(case, theta, unrolled))
+    (grad,) = torch.autograd.grad(case.upper(theta, unrolled), theta)
+    out = blo.value_and_hypergrad(
+        case.upper,
+        case.lower(),
+        case.start(),
+        z,
+        solver=blo.External(lambda theta, z0: z0),
+        gradient=blo.Implicit(blo.Neumann(terms, step)),
+    )
+    assert_near(out.grad, grad, 1e-12)
+    assert out.report.linear_iterations == (terms if out.report.free else 0)
+
+
+@quick
 @given(quadratic_cases())
 def test_5_the_implicit_gradient_is_that_of_the_kkt_system(case: QuadraticCase) -> None:
     theta = case.theta

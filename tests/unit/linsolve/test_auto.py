@@ -1,0 +1,79 @@
+"""What `Auto` picks, and that it says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from blo.linsolve import CG, Auto
+from blo.operators import Dense
+from tests.strategies import normal, spd
+from tests.unit.linsolve.krylov import Counted, symmetric, tensor
+
+
+def test_a_small_system_is_factorised() -> None:
+    matrix, b = symmetric(0, 12), normal(1, 12)
+    for declared in (True, False):
+        product = Counted(tensor(matrix), symmetric=declared)
+        found = Auto().solve(product, b)
+        assert found.method == "Auto: Direct (n = 12)" and product.calls == 13
+        np.testing.assert_allclose(found.x, np.linalg.solve(matrix, b), rtol=1e-12, atol=1e-12)
+
+
+def test_many_lanes_are_not_factorised_where_their_matrices_would_fill_the_memory() -> None:
+    n, lanes = 256, 257  # one lane too many for 2^24 entries
+    scale = torch.arange(1, lanes + 1, dtype=torch.float64)[:, None]
+    calls: list[int] = []
+
+    class Scaled(Counted):
+        def __call__(self, v: Tensor) -> Tensor:
+            calls.append(1)
+            return scale * v
+
+    found = Auto().solve(Scaled(torch.empty(0)), torch.ones(lanes, n, dtype=torch.float64))
+    assert found.method == "Auto: CG (n = 256)" and len(calls) == 2
+    torch.testing.assert_close(found.x, torch.ones(lanes, n).double() / scale)
+
+
+def test_a_large_system_without_symmetry_goes_to_gmres() -> None:
+    matrix = np.eye(30) + 0.3 * np.random.default_rng(0).normal(size=(30, 30)) / 30**0.5
+    b = normal(1, 30)
+    found = Auto(direct=0).solve(Dense(tensor(matrix)), b)
+    assert found.method == "Auto: GMRES (n = 30, not symmetric)"
+    np.testing.assert_allclose(found.x, np.linalg.solve(matrix, b), rtol=1e-8, atol=1e-8)
+
+
+def test_a_large_positive_system_goes_to_conjugate_gradients() -> None:
+    operator, b, guess = Dense(spd(0, (2,), 20, 50.0), symmetric=True), normal(1, 2, 20), normal(2, 2, 20)
+    found = Auto(tol=1e-6, damping=0.1, direct=19).solve(operator, b, guess)
+    expected = CG(tol=1e-6, damping=0.1).solve(operator, b, guess)
+    assert found.method == "Auto: CG (n = 20)"
+    assert torch.equal(found.x, expected.x) and torch.equal(found.iterations, expected.iterations)
+
+
+def test_lanes_that_bend_back_are_finished_by_minres_and_still_flagged() -> None:
+    matrices = np.stack([symmetric(0, 20), symmetric(1, 20, negative=5), symmetric(2, 20)])
+    b = normal(1, 3, 20)
+    product = Counted(tensor(matrices))
+    found = Auto(direct=0).solve(product, b)
+    cg = CG().solve(Dense(tensor(matrices), symmetric=True), b)
+    assert found.method == "Auto: CG, then MINRES where it is indefinite (n = 20)"
+    assert found.indefinite.tolist() == [False, True, False] and found.converged(1e-9).all()
+    np.testing.assert_allclose(found.x, np.linalg.solve(matrices, b.numpy()[..., None])[..., 0], rtol=1e-7, atol=1e-7)
+    assert torch.equal(found.x[[0, 2]], cg.x[[0, 2]]) and torch.equal(found.iterations[[0, 2]], cg.iterations[[0, 2]])
+    assert found.iterations[1] > cg.iterations[1]
+
+
+def test_it_hands_on_the_preconditioner() -> None:
+    matrix, b = symmetric(0, 30, condition=1e4), normal(1, 30)
+    exact = Dense(tensor(np.linalg.inv(matrix)))
+    for solver in (Auto(direct=0, preconditioner=exact), Auto(direct=0, damping=1e-9, preconditioner=exact)):
+        assert solver.solve(Dense(tensor(matrix), symmetric=True), b).iterations <= 3
+        assert solver.solve(Dense(tensor(matrix)), b).iterations <= 3
+
+
+def test_a_negative_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Auto\.direct"):
+        Auto(direct=-1)
