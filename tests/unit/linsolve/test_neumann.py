@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blo.linsolve import Neumann
-from blo.operators import Dense, Diagonal
+from blo.operators import Dense, Diagonal, ScaledIdentity
 from tests.strategies import SEEDS, normal, spd
 from tests.unit.linsolve.krylov import Counted, symmetric, tensor
 
@@ -66,7 +66,7 @@ def test_curvature_that_is_not_positive_is_flagged_in_its_lane() -> None:
     diagonal = torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
     found = Neumann(step=0.1).solve(Diagonal(diagonal), torch.ones(2, 2, dtype=torch.float64))
     assert found.indefinite.tolist() == [False, True] and found.converged(None).tolist() == [True, False]
-    vanishing = Neumann(terms=3000, step=0.4).solve(Diagonal(diagonal[0]), torch.ones(2, dtype=torch.float64))
+    vanishing = Neumann(terms=300, step=900.0).solve(ScaledIdentity(1e-3), torch.ones(2, dtype=torch.float64))
     assert not vanishing.indefinite  # its terms' squares underflow
     turn = Dense(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     assert not Neumann().solve(turn, torch.ones(2)).indefinite
