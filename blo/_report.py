@@ -40,20 +40,23 @@ class Report:
     @cached_property
     def lower_residual(self) -> float | None:
         """Largest `|z - project(z - gradient)|` over the lanes; None when nothing measured it."""
-        residual = self.solution.residual
-        if residual is None and self.pulled.optimality is not None:
-            residual = self.pulled.optimality.residual
-        return None if residual is None else float(residual.max())
+        return None if self._residuals is None else float(self._residuals.max())
 
     @cached_property
     def lower_status(self) -> Status:
         """How the lower solve ended."""
-        residual, tol = self.solution.residual, self.solution.tol
+        residual, tol = self._residuals, self.solution.tol
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
         if tol is None or residual is None:
             return Status.UNCHECKED
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
+
+    @cached_property
+    def _residuals(self) -> Tensor | None:
+        """The residual of each lane: what the solver measured, else what the strategy knows."""
+        known, optimality = self.solution.residual, self.pulled.optimality
+        return optimality.residual if known is None and optimality is not None else known
 
     @cached_property
     def lower_steps(self) -> int:
