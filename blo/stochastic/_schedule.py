@@ -13,25 +13,28 @@ Schedule: TypeAlias = float | Callable[[int], float]
 
 @dataclass(frozen=True)
 class Power:
-    """The schedule `scale * (k + 1) ** exponent` of the step's number k.
+    """The schedule `scale * (1 + k / delay) ** exponent` of the step's number k.
 
     Args:
         scale: the value at the first step; positive.
         exponent: -1/2 for a step size that falls like one over the square root, 1/7 for a penalty that grows.
+        delay: steps for which the value stays about the same; positive.
 
     Raises:
-        ValueError: if the scale is not positive.
+        ValueError: if the scale or the delay is not positive.
     """
 
     scale: float
     exponent: float
+    delay: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.scale, "scale")
+        require(self.delay, "delay")
 
     def __call__(self, k: int) -> float:
         """Return the value at step `k`."""
-        return self.scale * float((k + 1) ** self.exponent)
+        return self.scale * float((1 + k / self.delay) ** self.exponent)
 
 
 def require(schedule: Schedule, name: str) -> None:

@@ -43,6 +43,7 @@ def step(**changes: Any) -> Any:
         (lambda: blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=-1.0), "`multiplier`"),
         (lambda: blo.BOME(lower_step=0.1, upper_step=0.1, barrier=0.0), "`barrier`"),
         (lambda: Power(-1.0, 0.5), "`scale`"),
+        (lambda: Power(1.0, 0.5, delay=0.0), "`delay`"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Callable[[], object], words: str) -> None:
@@ -146,3 +147,9 @@ def test_draws_follow_the_generator_and_cover_the_batches() -> None:
     assert set(first) == set("abc")
     with pytest.raises(StructureError, match="`batches` must hold at least one"):
         draw([])
+
+
+def test_a_power_begins_at_its_scale_and_follows_its_exponent_after_the_delay() -> None:
+    schedule = Power(3.0, -0.5, delay=10.0)
+    assert schedule(0) == 3.0
+    assert schedule(30) == pytest.approx(1.5, rel=1e-15)
