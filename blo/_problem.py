@@ -166,6 +166,27 @@ class Bound:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
         return value_and_gradient(self.value, z, create_graph=self.recorded)
 
+    def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v with the Hessian H of the objective at z; one graph of the gradient serves all products.
+
+        Raises:
+            StructureError: if a fixed point is sought, which has no Hessian.
+        """
+        if not self.symmetric:
+            self.value(z)  # refuses
+        if transforms_active():
+            pullback = torch.func.vjp(self.gradient, z)[1]
+            return lambda v: pullback(v)[0]
+        with torch.enable_grad():
+            point = z if z.requires_grad else z.detach().requires_grad_()
+            slope = self.record().gradient(point)
+
+        def product(v: Tensor) -> Tensor:
+            options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
+            return torch.autograd.grad(slope, point, v, **options)[0]
+
+        return product
+
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
         value = self.value(z)

@@ -5,6 +5,7 @@ from blo.solvers._external import External
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._iterative import Iterative, Watch, advance, run
 from blo.solvers._lbfgs import LBFGS
+from blo.solvers._newton import Newton
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
 
@@ -13,6 +14,7 @@ __all__ = [
     "External",
     "FixedPoint",
     "Iterative",
+    "Newton",
     "OneStep",
     "Problem",
     "ProjectedGradient",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +35,9 @@ class Problem(Protocol):
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without a penalty and its gradient, from one evaluation."""
+
+    def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v with the objective's Hessian at z."""
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with its penalty, shape `lanes`."""

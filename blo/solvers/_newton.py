@@ -1,0 +1,119 @@
+"""Newton's method on the free coordinates, all lanes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.linsolve import Auto, LinearSolver
+from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
+from blo.solvers import _line
+from blo.solvers._base import Problem
+from blo.solvers._bounds import bounds
+from blo.solvers._iterative import Iterative
+from blo.solvers._settings import require_budget
+
+
+@dataclass(frozen=True)
+class Newton(Iterative):
+    """Newton's method for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
+
+    Coordinates that rest on a bound are left out of the linear system; the step is projected, and shortened until the
+    objective has decreased enough. A lane whose Hessian is indefinite goes down the slope instead, and adds a multiple
+    of the identity to its Hessian that grows until it is definite and fades afterwards.
+
+    Source: Bertsekas (SIAM J. Control Optim. 1982), projected Newton methods; Nocedal and Wright (2006), section 3.4.
+
+    Args:
+        max_steps: most evaluations of the gradient after the one at the start. Each step also solves a linear system
+            with Hessian-vector products.
+        tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
+        linear_solver: `Auto()` by default, which factorises up to 256 unknowns and uses conjugate gradients beyond.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    max_steps: int = 100
+    tol: float | None = 1e-6
+    linear_solver: LinearSolver = field(default_factory=Auto)
+
+    def __post_init__(self) -> None:
+        require_budget(self.max_steps, self.tol)
+
+    def start(self, problem: Problem, z0: Tensor) -> _State:
+        """Evaluate at z0.
+
+        Raises:
+            StructureError: if the set is more than bounds on the coordinates.
+        """
+        bounds(problem.term, z0, "Newton")
+        z = problem.prox(z0, 1.0)
+        value, slope = problem.evaluate(z)
+        none = torch.zeros_like(z0[..., :1])
+        return _State(z, slope, z, none, _line.start(value, none))
+
+    def move(self, problem: Problem, state: _State) -> _State:
+        limits = bounds(problem.term, state.z, "Newton")
+        free = None if limits is None else _line.free(problem, state.z, state.slope, *limits)
+        slope = state.slope if free is None else state.slope * free
+        hessian = Sum(Hessian(problem.hessian(state.z)), ScaledIdentity(state.shift))
+        found = self.linear_solver.solve(_restricted(hessian, free), slope)
+        step = found.x if free is None else torch.where(free, found.x, state.slope)
+        descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
+        usable = descends & ~found.indefinite.unsqueeze(-1)
+        size = torch.linalg.vector_norm(state.slope, dim=-1, keepdim=True)
+        step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
+        return state._replace(
+            trial=problem.prox(state.z - state.line.length * step, 1.0), shift=_shifted(state.shift, size, usable)
+        )
+
+    def look(self, problem: Problem, state: _State) -> _State:
+        value, slope = problem.evaluate(state.trial)
+        accepted, line = _line.judge(state.line, value, state.trial - state.z, state.slope, slope)
+        return _State(
+            z=torch.where(accepted, state.trial, state.z),
+            slope=torch.where(accepted, slope, state.slope),
+            trial=state.trial,
+            shift=state.shift,
+            line=line._replace(length=torch.where(accepted, 1.0, line.length)),
+        )
+
+
+class _State(NamedTuple):
+    """Beside z, slope and trial: `shift` times the identity is added to the Hessian, shape `(*lanes, 1)`."""
+
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
+    shift: Tensor
+    line: _line.Line
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """The free coordinates, as a tangent space without curvature."""
+
+    free: Tensor
+    curvature: float = 0.0
+    bend: None = None
+
+    def project(self, v: Tensor) -> Tensor:
+        return v * self.free
+
+    def curve(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+
+def _restricted(hessian: Operator, free: Tensor | None) -> Operator:
+    return hessian if free is None else Restricted(hessian, _Mask(free))
+
+
+def _shifted(shift: Tensor, size: Tensor, usable: Tensor) -> Tensor:
+    """Let the shift grow from the size of the slope where the Hessian is indefinite, and fade where it is not."""
+    size = size.detach()
+    grown = torch.maximum(10 * shift, 1e-3 * size)
+    return torch.where(usable, torch.where(shift > 1e-6 * size, 0.1 * shift, 0.0), grown)
