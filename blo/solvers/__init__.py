@@ -2,6 +2,7 @@
 
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._external import External
+from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._iterative import Iterative, Watch, advance, run
 from blo.solvers._lbfgs import LBFGS
@@ -10,6 +11,7 @@ from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
 
 __all__ = [
+    "FISTA",
     "LBFGS",
     "External",
     "FixedPoint",

@@ -1,0 +1,132 @@
+"""Accelerated projected, or proximal, gradient descent, all lanes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.solvers._base import Problem
+from blo.solvers._iterative import Iterative
+from blo.solvers._settings import require_budget, require_positive
+
+#: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
+_GROWTH = 1.01
+
+
+@dataclass(frozen=True)
+class FISTA(Iterative):
+    """Nesterov's accelerated proximal gradient method, restarted when its momentum points uphill.
+
+    It takes any constraint and any penalty. Gradients are taken at extrapolated points, which need not be in the set;
+    what is returned is always a proximal point, feasible and sparse, and its residual is measured there. It takes about
+    the square root of the steps of `ProjectedGradient` where the problem is ill-conditioned.
+
+    Source: Beck and Teboulle (SIAM J. Imaging Sci. 2009); O'Donoghue and Candes (Found. Comput. Math. 2015), section
+    3.2, the gradient scheme.
+
+    Args:
+        step: step size, at most one over the largest curvature. None finds one for each lane: it doubles until the
+            curvature measured along a step exceeds `1/step`, and halves, taking that step back, whenever it does.
+        max_steps: most gradient evaluations after the one at the start.
+        tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
+            nothing and never waits for the device.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    step: float | None = None
+    max_steps: int = 1000
+    tol: float | None = 1e-6
+
+    def __post_init__(self) -> None:
+        require_budget(self.max_steps, self.tol)
+        if self.step is not None:
+            require_positive(self.step, "step")
+
+    def start(self, problem: Problem, z0: Tensor) -> _State:
+        slope = problem.gradient(z0)
+        one = torch.ones_like(z0[..., :1])
+        step = one * (1.0 if self.step is None else self.step)
+        none = torch.zeros_like(one)
+        return _State(z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool())
+
+    def move(self, problem: Problem, state: _State) -> _State:
+        near = problem.prox(state.base - state.step * state.force, state.step)
+        onward = near - state.last
+        uphill = ((state.base - near) * onward).detach().sum(-1, keepdim=True) > 0
+        age = torch.where(uphill, 1.0, state.age)
+        older = 0.5 * (1 + (1 + 4 * age * age).sqrt())
+        # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
+        settle = state.made >= self.max_steps - 1
+        if self.tol is not None:
+            settle = settle | (problem.residual(state.base, state.force).unsqueeze(-1) <= self.tol)
+        pure = settle | (age <= 1)
+        trial = torch.where(pure, near, near + (age - 1) / older * onward)
+        return state._replace(trial=trial, near=near, older=older, pure=pure)
+
+    def look(self, problem: Problem, state: _State) -> _State:
+        force = problem.gradient(state.trial)
+        step, accepted, found = state.step, torch.ones_like(state.pure), state.found
+        if self.step is None:
+            step, accepted, found = _adapt(state, force)
+        checked = accepted & state.pure
+        return _State(
+            z=torch.where(checked, state.trial, state.z),
+            slope=torch.where(checked, force, state.slope),
+            trial=state.trial,
+            base=torch.where(accepted, state.trial, state.base),
+            force=torch.where(accepted, force, state.force),
+            near=state.near,
+            last=torch.where(accepted, state.near, state.last),
+            step=step,
+            # A step that is taken back may have been momentum's: the next one has none.
+            age=torch.where(accepted, state.older, 1.0),
+            older=state.older,
+            made=state.made + 1,
+            found=found,
+            pure=state.pure,
+        )
+
+
+class _State(NamedTuple):
+    """Beside the last proximal point that was looked at, z, its slope, and the trial:
+
+    Attributes:
+        base: the point from which the next step is made, with its gradient `force`.
+        near: the proximal point next to `base`, shape `(*lanes, n)`.
+        last: the one before it.
+        step: step size, shape `(*lanes, 1)` like all that follows.
+        age: the weight t of the momentum, and its next value `older`.
+        made: gradients since the start.
+        found: a step size that was too long has been met.
+        pure: the trial is a proximal point.
+    """
+
+    z: Tensor
+    slope: Tensor
+    trial: Tensor
+    base: Tensor
+    force: Tensor
+    near: Tensor
+    last: Tensor
+    step: Tensor
+    age: Tensor
+    older: Tensor
+    made: Tensor
+    found: Tensor
+    pure: Tensor
+
+
+def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the next step of each lane, whether the last one is kept, and whether a step was ever too long."""
+    moved, turned = (state.trial - state.base).detach(), (force - state.force).detach()
+    length = (moved * moved).sum(-1, keepdim=True)
+    bend = (turned * moved).sum(-1, keepdim=True)
+    accepted = state.step * bend <= length
+    found = state.found | ~accepted
+    grown = torch.where(found, _GROWTH, torch.where(2 * state.step * bend <= length, 2.0, 1.0))
+    return state.step * torch.where(accepted, grown, 0.5), accepted, found
