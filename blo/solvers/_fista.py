@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo.solvers._base import Problem
-from blo.solvers._iterative import Iterative
+from blo.solvers._iterative import Iterative, goal
 from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
@@ -51,8 +51,8 @@ class FISTA(Iterative):
         slope = problem.gradient(z0)
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
-        none = torch.zeros_like(one)
-        return _State(z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool())
+        none, limit = torch.zeros_like(one), goal(self.tol, slope).unsqueeze(-1)
+        return _State(z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), limit)
 
     def move(self, problem: Problem, state: _State) -> _State:
         near = problem.prox(state.base - state.step * state.force, state.step)
@@ -63,7 +63,7 @@ class FISTA(Iterative):
         # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
         settle = state.made >= self.max_steps - 1
         if self.tol is not None:
-            settle = settle | (problem.residual(state.base, state.force).unsqueeze(-1) <= self.tol)
+            settle = settle | (problem.residual(state.base, state.force).unsqueeze(-1) <= state.goal)
         pure = settle | (age <= 1)
         trial = torch.where(pure, near, near + (age - 1) / older * onward)
         return state._replace(trial=trial, near=near, older=older, pure=pure)
@@ -73,7 +73,9 @@ class FISTA(Iterative):
         step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         if self.step is None:
             step, accepted, found = _adapt(state, force)
-        checked = accepted & state.pure
+        # At the end there is no other trial, so one that is better than what was looked at last has to do.
+        better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
+        checked = state.pure & (accepted | (better.unsqueeze(-1) & (state.made >= self.max_steps - 1)))
         return _State(
             z=torch.where(checked, state.trial, state.z),
             slope=torch.where(checked, force, state.slope),
@@ -89,6 +91,7 @@ class FISTA(Iterative):
             made=state.made + 1,
             found=found,
             pure=state.pure,
+            goal=state.goal,
         )
 
 
@@ -104,6 +107,7 @@ class _State(NamedTuple):
         made: gradients since the start.
         found: a step size that was too long has been met.
         pure: the trial is a proximal point.
+        goal: the residual to reach.
     """
 
     z: Tensor
@@ -119,6 +123,7 @@ class _State(NamedTuple):
     made: Tensor
     found: Tensor
     pure: Tensor
+    goal: Tensor
 
 
 def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -79,8 +79,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     A tolerance below the rounding of the gradient at the start is out of reach, and taken as that.
     """
     begun = solver.start(problem, z0)
-    rounding = _ROUNDING * torch.finfo(z0.dtype).eps * torch.linalg.vector_norm(begun.slope.detach(), dim=-1)
-    state = Running(begun, rounding.clamp(min=solver.tol or 0.0))
+    state = Running(begun, goal(solver.tol, begun.slope))
     steps = 0
     stride = 1 if z0.device.type == "cpu" else _STRIDE
     while steps < solver.max_steps:
@@ -92,6 +91,13 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
         state = _step(solver, problem, state, done, last=steps == solver.max_steps - 1)
         steps += 1
     return finish(solver, problem, state, steps)
+
+
+def goal(tol: float | None, slope: Tensor) -> Tensor:
+    """Return the residual at which each lane stops that starts with this slope, shape `lanes`."""
+    rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
+    limit: Tensor = rounding.clamp(min=tol or 0.0)
+    return limit
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:

@@ -53,8 +53,8 @@ def test_convergence_is_quadratic() -> None:
     """Each residual is at most a constant times the square of the one before, down to rounding."""
     residuals = []
 
-    def watch(step: int, state: Any) -> None:
-        residuals.append(state.slope.norm().item())
+    def watch(step: int, running: Any) -> None:
+        residuals.append(running.state.slope.norm().item())
 
     lower = blo.LowerProblem(lambda theta, z: logistic(0)(z))
     problem, start = bind(lower, torch.zeros(8).double())
