@@ -198,13 +198,48 @@ def test_every_road_leads_to_the_same_hypergradient() -> None:
     def upper(theta: Tensor, z: Parameters) -> Tensor:
         return case.upper(f, theta, z)
 
-    for gradient in (EXACT, blo.Implicit(blo.CG(max_iter=500))):
+    for gradient in (EXACT, blo.Implicit(blo.CG(max_iter=500)), blo.Implicit(blo.Direct(), products="forward")):
         assert (torch.func.grad(value)(case.theta, gradient) - truth).abs() <= 1e-8
         out = blo.value_and_hypergrad(upper, lower, case.theta, start, solver=TIGHT, gradient=gradient)
         assert (out.grad - truth).abs() <= 1e-8
+    differences = blo.Implicit(blo.Direct(), products="finite-difference")
+    out = blo.value_and_hypergrad(
+        upper, lower, case.theta, start, solver=TIGHT, gradient=differences, on_failure="ignore"
+    )
+    assert (out.grad - truth).abs() <= 1e-7
     assert (torch.func.jacrev(lambda theta: value(theta)[None])(case.theta) - truth).abs() <= 1e-8
     lanes = torch.stack([case.theta, case.theta + 0.01])
     assert (torch.vmap(torch.func.grad(value))(lanes)[0] - truth).abs() <= 1e-8
+
+
+def test_fused_attention_with_products_by_finite_differences() -> None:
+    """The kernel has no second derivative: reverse products raise, differences of its gradients need none."""
+
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(randn(1, 1, 3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(self.query, x, x)
+
+    x, target = randn(1, 1, 5, 4, seed=2), randn(1, 1, 3, 4, seed=3)
+    found = []
+    for fused, products in ((False, "reverse"), (True, "finite-difference"), (True, "reverse")):
+        f = blo.functionalize(Attend(), F.mse_loss, fused_attention=fused)
+        lower = blo.LowerProblem(lambda t, z, f=f: f(z, x, target) + t.exp() * z["query"].square().sum())
+        theta = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
+        start = {"query": torch.zeros(1, 1, 3, 4, dtype=torch.float64)}
+        z = blo.argmin(lower, theta, start, solver=TIGHT, gradient=blo.Implicit(blo.Direct(), products=products))
+        if (fused, products) == (True, "reverse"):
+            with pytest.raises(RuntimeError, match="not implemented"):
+                z["query"].sum().backward()
+        else:
+            z["query"].sum().backward()
+            assert theta.grad is not None
+            found.append(theta.grad)
+    assert found[0].abs() > 1e-3
+    assert (found[0] - found[1]).abs() <= 1e-8
 
 
 def state(module: nn.Module) -> list[Any]:
@@ -257,13 +292,16 @@ def test_running_statistics_move_once_however_many_products_are_made() -> None:
 
 
 @jvp_warns
-def test_unrolling_is_autodiff_through_the_steps_of_the_network_by_hand() -> None:
+@pytest.mark.parametrize(
+    "gradient", [blo.Unrolled(), blo.Unrolled(checkpoint=True), blo.Unrolled(mode="forward")], ids=str
+)
+def test_unrolling_is_autodiff_through_the_steps_of_the_network_by_hand(gradient: blo.Unrolled) -> None:
     case = mixed()
     f = case.functional()
     solver = blo.ProjectedGradient(step=0.2, max_steps=5, tol=None)
 
     def value(theta: Tensor) -> Tensor:
-        z = blo.argmin(case.lower(f), theta, f.parameters, solver=solver, gradient=blo.Unrolled())
+        z = blo.argmin(case.lower(f), theta, f.parameters, solver=solver, gradient=gradient)
         return case.upper(f, theta, z)
 
     def by_hand(theta: Tensor) -> Tensor:
@@ -278,7 +316,8 @@ def test_unrolling_is_autodiff_through_the_steps_of_the_network_by_hand() -> Non
     (truth,) = torch.autograd.grad(by_hand(theta), theta)
     assert (torch.autograd.grad(value(theta), theta)[0] - truth).abs() <= 1e-12
     assert (torch.func.grad(value)(case.theta) - truth).abs() <= 1e-12
-    assert (torch.func.jvp(value, (case.theta,), (torch.ones_like(case.theta),))[1] - truth).abs() <= 1e-12
+    if gradient == blo.Unrolled():
+        assert (torch.func.jvp(value, (case.theta,), (torch.ones_like(case.theta),))[1] - truth).abs() <= 1e-12
 
 
 class Body(nn.Module):
