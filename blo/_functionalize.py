@@ -179,8 +179,9 @@ def functionalize(
             `functionalize` or `reseed` moves them as a forward pass of the module does, and no other one.
         seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout has one
             mask; with a generator, the seed is drawn from it.
-        fused_attention: let `scaled_dot_product_attention` choose fused kernels, which have no second derivatives,
-            for first-order strategies. By default attention is computed by operations that have.
+        fused_attention: let `scaled_dot_product_attention` choose fused kernels, which have no second derivatives:
+            for first-order strategies and products by finite differences. By default attention is computed by
+            operations that have them.
 
     Raises:
         StructureError: if `module` is no module, has parameters without a shape, or is wrapped for distributed use.

@@ -88,8 +88,8 @@ def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     """Return what `vmap` makes of `native_dropout`, and so what it has to be everywhere."""
     if train is False:
         return _aten.native_dropout.default(x, p, train)  # type: ignore[no-any-return]
-    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)
-    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask
+    mask = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask.bool()
 
 
 def _contiguous(argument: Any) -> Any:

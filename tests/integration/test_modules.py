@@ -24,7 +24,7 @@ Network = Callable[[Parameters, Tensor], Tensor]
 TIGHT = blo.ProjectedGradient(tol=1e-12, max_steps=50_000)
 EXACT = blo.Implicit(blo.Direct())
 SEED = 4
-jvp_warns = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own
+jvp_warns = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

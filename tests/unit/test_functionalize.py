@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import blo
@@ -184,7 +185,7 @@ def test_value_and_gradient_are_those_of_the_module_under_the_seed(make: Make, s
 
 @modules
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, by its jvp
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, by its jvp
 def test_nothing_of_the_module_changes(make: Make, shape: tuple[int, ...], training: bool) -> None:
     module, x = built(make).train(training), randn(*shape)
     for index, parameter in enumerate(module.parameters()):
@@ -295,6 +296,60 @@ def test_masks_follow_the_seed() -> None:
         again.append(f({}, x))
     assert torch.equal(torch.stack(again[1:]), torch.stack(drawn))
     assert len({tuple(row.tolist()) for row in again}) == 4
+
+
+class Strided(nn.Module):
+    """Drops entries of a tensor whose order in memory is not that of its indices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x.T, 0.5, self.training).T
+
+
+def test_masks_depend_on_the_shape_alone_also_after_an_evaluation_that_drew_none() -> None:
+    module, x = Strided().eval(), torch.ones(5, 7)
+    f = blo.functionalize(module, seed=1)
+    assert torch.equal(f({}, x), x)
+    assert torch.equal(f({}, x), x)
+    module.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        mask = F.dropout(torch.ones(7, 5), 0.5).T
+    for _ in range(3):
+        assert torch.equal(f({}, x), mask)
+        assert torch.equal(f({}, x.T.contiguous().T), mask)
+        assert torch.equal(torch.vmap(lambda x: f({}, x))(torch.stack([x, x]))[1], mask)
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operations that reach the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_fused_dropout_is_taken_apart() -> None:
+    """On accelerators it would draw another mask than `vmap` does, which has no rule for the fused one."""
+
+    class Fused(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.native_dropout(x, 0.5, self.training)[0]
+
+    module = Fused()
+    f, x = blo.functionalize(module), randn(6, 4).requires_grad_()
+    with Recorder() as recorder:
+        value = f({}, x)
+    assert torch.ops.aten.native_dropout.default not in recorder.seen
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    assert set(slope.flatten().tolist()) == {0.0, 2.0}
+    assert torch.equal(value, x * slope)
+    assert torch.equal(torch.func.grad(lambda x: f({}, x).sum())(x), slope)
+    module.eval()
+    assert torch.equal(f({}, x), x)
 
 
 def test_a_generator_gives_the_seeds() -> None:
