@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from blo._problem import Bound, FlatProblem, LowerProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled
-from blo.solvers import Iterative, ProjectedGradient, Solution, Solver, Watch, advance, run
+from blo.solvers import Iterative, ProjectedGradient, Solution, Solver, Watch, advance, default_solver, run
 
 
 @dataclass
@@ -78,6 +79,15 @@ class Solving:
         return solution.z if problem.recorded else solution.z.detach()
 
 
+def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
+    """Return the solver for a problem that comes without one; one of plain steps where these are to be unrolled."""
+    if isinstance(gradient, Unrolled):
+        return ProjectedGradient()
+    with torch.no_grad():
+        term = problem.term([leaf.detach() for leaf in leaves])
+    return default_solver(term, problem.symmetric, problem.layout.dtype)
+
+
 def argmin(
     lower: LowerProblem,
     theta: Tree,
@@ -98,7 +108,9 @@ def argmin(
         lower: the lower problem.
         theta: upper variable, a tree of tensors.
         z0: start of the solver, a tree of floating point tensors; a constant.
-        solver: a lower solver; `ProjectedGradient()` by default.
+        solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
+            sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-10 (1e-5 in single precision), and
+            `ProjectedGradient()` for `Unrolled`.
         gradient: a strategy; `Implicit()` by default, with the linear solver that suits the adjoint system.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
@@ -113,14 +125,14 @@ def argmin(
     Warns:
         ConstantWarning: if no leaf of theta requires grad where gradients are enabled.
     """
-    solver = ProjectedGradient() if solver is None else solver
     gradient = Implicit() if gradient is None else gradient
-    checks = Checks(on_failure, measured=solver.tol is not None)
     if transforms_active() and not isinstance(gradient, Unrolled):
         hoisted, theta = hoist(lower, theta, z0)
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
+    solver = choose(problem, leaves, gradient) if solver is None else solver
+    checks = Checks(on_failure, measured=solver.tol is not None)
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):
         checks.held()

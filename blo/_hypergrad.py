@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import _bounds, tree
-from blo._argmin import Solving
+from blo._argmin import Solving, choose
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._problem import FlatProblem, LowerProblem
@@ -19,7 +19,7 @@ from blo._report import Report
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Pulled, Stationary, Strategy
-from blo.solvers import ProjectedGradient, Solver
+from blo.solvers import Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ def value_and_hypergrad(
         theta: upper variable; its leaves need not require grad. Leaves that are not floating point are data, with
             zero gradients.
         z0: start of the lower solver, a tree of floating point tensors.
-        solver: a lower solver; `ProjectedGradient()` by default.
+        solver: a lower solver; chosen as by `argmin` if None.
         gradient: a strategy; `Implicit()` by default.
         state: `.state` of an earlier call: the lower solver starts from its solution instead of `z0`, and an
             iterative linear solver from its adjoint.
@@ -84,12 +84,12 @@ def value_and_hypergrad(
         NonFiniteError: if a value, a solution or a gradient is not finite.
         ConvergenceError: if a solve stopped early and `on_failure="raise"`.
     """
-    solver = ProjectedGradient() if solver is None else solver
     gradient = Implicit() if gradient is None else gradient
+    problem, start, given = FlatProblem.of(lower, theta, z0)
+    solver = choose(problem, given, gradient) if solver is None else solver
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, defer=isinstance(gradient, Stationary))
 
-    problem, start, given = FlatProblem.of(lower, theta, z0)
     leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None
     if state is not None:

@@ -277,6 +277,10 @@ class FlatProblem:
             term, bound = self._term(theta), slice_at(self._evaluate, theta)
         return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric)
 
+    def term(self, leaves: Sequence[Tensor]) -> Term:
+        """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
+        return self._term(tree.unflatten(leaves, self.spec))
+
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
         objective = self.lower.objective

@@ -1,6 +1,7 @@
 """Lower solvers."""
 
 from blo.solvers._base import Problem, Solution, Solver
+from blo.solvers._default import default_solver
 from blo.solvers._external import External
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
@@ -24,5 +25,6 @@ __all__ = [
     "Solver",
     "Watch",
     "advance",
+    "default_solver",
     "run",
 ]

@@ -1,0 +1,40 @@
+"""The solver that a problem gets when none is asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from blo._term import Term
+from blo.sets import Box, Free, NonNegative, Product
+from blo.solvers._base import Solver
+from blo.solvers._fista import FISTA
+from blo.solvers._fixed_point import FixedPoint
+from blo.solvers._lbfgs import LBFGS
+
+#: Residual to reach. The error of a solution, and of the hypergradient there, is this over the least curvature.
+_TOL = {torch.float64: 1e-10, torch.float32: 1e-5}
+_MAX_STEPS = 5000
+
+
+def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
+    """Return `LBFGS` for no constraint or bounds, `FISTA` for other terms, `FixedPoint` where there is no objective.
+
+    They stop at a residual of 1e-10 in double and 1e-5 in single precision, and after 5,000 steps at the latest.
+
+    Args:
+        term: the constraint or the penalty.
+        symmetric: the problem has an objective.
+        dtype: that of the lower variable.
+    """
+    tol = _TOL.get(dtype, 1e-2)
+    if not symmetric:
+        return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
+    if _bounds_coordinates(term):
+        return LBFGS(max_steps=_MAX_STEPS, tol=tol)
+    return FISTA(max_steps=_MAX_STEPS, tol=tol)
+
+
+def _bounds_coordinates(term: Term) -> bool:
+    if isinstance(term, Product):
+        return all(_bounds_coordinates(part) for part in term.sets)
+    return isinstance(term, Free | Box | NonNegative)
