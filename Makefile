@@ -19,7 +19,7 @@ demo: .venv/.stamp-demo ## train and attack on handwritten digits, then write ru
 	$(BIN)/adv-train demo --out runs/demo
 
 test: lint ## check format, lint, types and imports, then run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/.stamp-test ## the checks of `make test` without the tests
 	$(BIN)/ruff format --check .
