@@ -15,7 +15,7 @@ from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._problem import LowerProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Strategy
+from blo.gradients import Strategy, Unrolled
 from blo.solvers import Solver
 
 #: `callback(step, theta, hypergradient)` after each step; true stops the loop.
@@ -58,6 +58,9 @@ def fit(
 ) -> FitResult:
     """Minimise f(theta, z*(theta)) over theta with a torch optimiser, each lower solve started from the last one.
 
+    With `Unrolled` each solve starts from `z0`: the start is part of the algorithm that is differentiated (in MAML it
+    is where adaptation begins), and from a solution on no step would be made, let alone differentiated.
+
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`.
@@ -80,6 +83,7 @@ def fit(
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, but is {steps}.")
+    afresh = isinstance(gradient, Unrolled)
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])
@@ -98,7 +102,7 @@ def fit(
         )
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope if leaf.requires_grad else None
-        warm = out.state
+        warm = None if afresh else out.state
         latest.append(out)
         return out.value
 

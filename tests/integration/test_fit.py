@@ -75,6 +75,20 @@ def test_each_step_is_that_of_the_optimiser_on_the_hypergradient() -> None:
     assert torch.equal(result.hypergradient.grad["log"], out.grad["log"])
 
 
+@pytest.mark.parametrize("tol", [None, 1e-3])
+def test_unrolling_starts_from_the_same_point_each_time(tol: float | None) -> None:
+    few: Any = {
+        "solver": blo.ProjectedGradient(step=0.01, max_steps=500 if tol else 3, tol=tol),
+        "gradient": blo.Unrolled(),
+    }
+    theta = THETA
+    for _ in range(3):
+        slope = blo.value_and_hypergrad(upper, LOWER, theta, Z0, **few).grad["log"]
+        theta = {"log": theta["log"] - 0.01 * slope, "data": theta["data"]}
+    result = blo.fit(upper, LOWER, THETA, Z0, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), steps=3, **few)
+    assert_near(result.theta["log"], theta["log"], 1e-14)
+
+
 def test_the_callback_sees_each_step_and_stops_the_loop() -> None:
     seen = []
 
