@@ -1,0 +1,56 @@
+"""blo's answers beside the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from benchmarks.registry import Cell, Goal, Outcome, Table
+
+#: Most that an answer may be off, relative to the largest entry of the truth, or absolutely where that is below 1.
+TOLERANCE = 1e-6
+
+Number = float | Tensor | npt.NDArray[np.float64]
+
+
+@dataclass
+class Answers:
+    """Collects answers; a quantity may be a number or an array of any shape."""
+
+    rows: list[list[Cell]] = field(default_factory=list)
+    worst: float = 0.0
+
+    def add(self, quantity: str, found: Number, truth: Number) -> float:
+        """Note an answer and return how far it is from the truth."""
+        ours, theirs = _array(found), _array(truth)
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{quantity}: blo's answer has shape {ours.shape}, the truth {theirs.shape}.")
+        difference = float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+        self.rows.append([quantity, _show(ours), _show(theirs), difference])
+        self.worst = float(np.maximum(self.worst, difference))  # in which a NaN stays
+        return difference
+
+    def outcome(self, title: str, notes: Sequence[str] = (), more: Sequence[Table] = ()) -> Outcome:
+        """Return the table, and the goal that the worst answer is within `TOLERANCE`."""
+        table = Table(title, ("quantity", "blo", "truth", "difference"), self.rows, notes)
+        return Outcome([table, *more], [Goal("largest difference", self.worst, TOLERANCE)])
+
+
+def numpy(tensor: Tensor) -> npt.NDArray[np.float64]:
+    """Return a tensor's values in double precision."""
+    return np.asarray(tensor.detach().cpu().double())
+
+
+def _array(value: Number) -> npt.NDArray[np.float64]:
+    return numpy(value) if isinstance(value, torch.Tensor) else np.asarray(value, dtype=np.float64)
+
+
+def _show(value: npt.NDArray[np.float64]) -> str:
+    if value.size == 1:
+        return f"{value.item():.10g}"
+    return f"norm {np.linalg.norm(value):.10g}"

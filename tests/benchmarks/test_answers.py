@@ -1,0 +1,47 @@
+"""The problems with known answers: at sizes for a test blo is right and warns of nothing, and errors are noticed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.answers import logistic
+from benchmarks.answers._compare import Answers
+from benchmarks.registry import Setting, discover
+
+NAMES = [name for name in discover() if name.startswith("answer-")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blo_gives_the_known_answer(name: str) -> None:
+    outcome = discover()[name].run(Setting(quick=True))
+    assert outcome.goals and all(goal.met for goal in outcome.goals), outcome.tables[0].rows
+    assert len(outcome.tables[0].rows) >= 2
+
+
+@pytest.mark.parametrize("wrong", [1.0 + 2e-6, math.nan])
+def test_a_wrong_answer_misses_the_goal(wrong: float) -> None:
+    answers = Answers()
+    answers.add("wrong", torch.tensor([1.0, wrong], dtype=torch.float64), np.ones(2))
+    answers.add("right", 1.0, 1.0)
+    assert not answers.outcome("both").goals[0].met
+
+
+def test_an_answer_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2,\), the truth \(1, 2\)"):
+        Answers().add("x", torch.ones(2), np.ones((1, 2)))
+
+
+def test_the_data_of_the_notebook_are_those_of_train_test_split() -> None:
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    random = np.random.RandomState(1)
+    oracle = random.randn(20)
+    x = random.randn(1000, 20)
+    y = (x @ oracle + 0.1 * random.randn(1000) > 0).astype(float)
+    x_train, x_held, y_train, y_held = model_selection.train_test_split(x, y, test_size=0.5, random_state=random)
+    data = logistic.draw()
+    for ours, theirs in zip(data, (x_train, y_train, x_held, y_held), strict=True):
+        assert np.array_equal(ours, theirs)
