@@ -22,7 +22,7 @@ from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, 
 from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
 from blo.sets import Affine, Box, Free, Halfspaces, L1Ball, L2Ball, NonNegative, Product, Simplex
-from blo.solvers import FISTA, LBFGS, External, FixedPoint, Newton, OneStep, ProjectedGradient
+from blo.solvers import FISTA, LBFGS, External, FixedPoint, Newton, OneStep, ProjectedGradient, TorchOpt, TorchOptim
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
@@ -79,6 +79,8 @@ __all__ = [
     "Status",
     "StocBiO",
     "StructureError",
+    "TorchOpt",
+    "TorchOptim",
     "Unrolled",
     "ValueFunction",
     "Zero",

@@ -105,7 +105,7 @@ class TapeRule:
 def restart(problem: Bound, state: Any) -> Any:
     """Return a state whose point is a constant and whose slope there depends on theta."""
     held = tree.map(lambda tensor: tensor.detach(), state)
-    return held._replace(state=held.state._replace(slope=problem.gradient(held.state.z)))
+    return held._replace(state=held.state.anew(problem.gradient))
 
 
 def _lift(state: Any) -> tuple[list[Tensor], Any]:

@@ -10,6 +10,8 @@ from blo.solvers._lbfgs import LBFGS
 from blo.solvers._newton import Newton
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
+from blo.solvers._torch_opt import TorchOpt
+from blo.solvers._torch_optim import TorchOptim
 
 __all__ = [
     "FISTA",
@@ -23,6 +25,8 @@ __all__ = [
     "ProjectedGradient",
     "Solution",
     "Solver",
+    "TorchOpt",
+    "TorchOptim",
     "Watch",
     "advance",
     "default_solver",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,6 +125,9 @@ class _State(NamedTuple):
     found: Tensor
     pure: Tensor
     goal: Tensor
+
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
+        return self._replace(slope=gradient(self.z), force=gradient(self.base))
 
 
 def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:

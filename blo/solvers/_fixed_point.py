@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,22 +55,23 @@ class FixedPoint(Iterative):
         slope = problem.gradient(z0)
         past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
         plain = torch.ones_like(z0[..., :1], dtype=torch.bool)
-        return _State(z0, slope, z0, z0, z0, -self.step * slope, past, past, plain)
+        return _State(z0, slope, z0, z0, z0, past, past, plain)
 
     def move(self, problem: Problem, state: _State) -> _State:
-        aim = state.origin + self.relaxation * state.force
+        force = self._force(state.z, state.slope, state.origin)
+        aim = state.origin + self.relaxation * force
         if self.memory:
-            aim = aim - torch.where(state.plain, 0.0, _correction(state, self.relaxation))
+            aim = aim - torch.where(state.plain, 0.0, _correction(state, force, self.relaxation))
         return state._replace(trial=problem.prox(aim, self.step), aim=aim)
 
     def look(self, problem: Problem, state: _State) -> _State:
         slope = problem.gradient(state.trial)
-        # How far the map moves `aim`, of which `trial` is the proximal point.
-        force = state.trial - self.step * slope - state.aim
         if not self.memory:
-            return state._replace(z=state.trial, slope=slope, origin=state.aim, force=force)
+            return state._replace(z=state.trial, slope=slope, origin=state.aim)
+        before = self._force(state.z, state.slope, state.origin)
+        force = self._force(state.trial, slope, state.aim)
         size = _norm(force.detach())
-        kept = state.plain | (size <= _norm(state.force.detach()))
+        kept = state.plain | (size <= _norm(before.detach()))
         finite = torch.isfinite(size)
         return _State(
             z=torch.where(kept, state.trial, state.z),
@@ -77,23 +79,25 @@ class FixedPoint(Iterative):
             trial=state.trial,
             origin=torch.where(kept, state.aim, state.origin),
             aim=state.aim,
-            force=torch.where(kept, force, state.force),
             # A step that is taken back has still measured the map along it.
             moves=_push(state.moves, torch.where(finite, state.aim - state.origin, 0.0)),
-            turns=_push(state.turns, torch.where(finite, force - state.force, 0.0)),
+            turns=_push(state.turns, torch.where(finite, force - before, 0.0)),
             plain=~kept,
         )
 
+    def _force(self, z: Tensor, slope: Tensor, origin: Tensor) -> Tensor:
+        """Return how far the map moves `origin`, of which z is the proximal point."""
+        return (z - origin) - self.step * slope
+
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: the point before the proximal map and how far the map moves it, with their history.
+    """Beside z, slope and trial: the points before the proximal map, with their history.
 
     Attributes:
         origin: z is its proximal point.
         aim: trial is its proximal point.
-        force: image of `origin` minus `origin`.
         moves: past changes of `origin`, newest last, shape `(*lanes, memory, n)`; zero where there was none.
-        turns: past changes of `force`, likewise.
+        turns: past changes of how far the map moves `origin`, likewise.
         plain: the next step is not to be accelerated, shape `(*lanes, 1)`.
     """
 
@@ -102,13 +106,15 @@ class _State(NamedTuple):
     trial: Tensor
     origin: Tensor
     aim: Tensor
-    force: Tensor
     moves: Tensor
     turns: Tensor
     plain: Tensor
 
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
+        return self._replace(slope=gradient(self.z))
 
-def _correction(state: _State, relaxation: float) -> Tensor:
+
+def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
     """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, regularised."""
     square = (state.turns * state.turns).sum(-1, keepdim=True)
     used = square > 0
@@ -118,7 +124,7 @@ def _correction(state: _State, relaxation: float) -> Tensor:
     # The weight balances the rounding of the normal equations, eps / weight, against what it takes off the solution.
     weight = torch.finfo(gram.dtype).eps ** (2 / 3)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    right = unit @ state.force.unsqueeze(-1)
+    right = unit @ force.unsqueeze(-1)
     found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
     correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
     return correction.squeeze(-1)

@@ -23,6 +23,8 @@ _ROUNDING = 16
 class State(Protocol):
     """What a solver carries from step to step: a named tuple of tensors, or tuples of them, with the lanes in front.
 
+    Tensors that have no lanes in front are shared by all lanes, and do not rest when one of them does.
+
     Attributes:
         z: the current point, shape `(*lanes, n)`.
         slope: the gradient of the objective there.
@@ -35,6 +37,8 @@ class State(Protocol):
     def slope(self) -> Tensor: ...
     @property
     def trial(self) -> Tensor: ...
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> Any:
+        """Return the state with the slopes that the next step is made from computed anew, all else kept."""
 
 
 class Running(NamedTuple):
@@ -131,4 +135,6 @@ def _step(solver: Iterative, problem: Problem, state: Running, done: Tensor | No
 
 
 def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    if new.shape[: done.ndim] != done.shape:
+        return new
     return torch.where(done.reshape(done.shape + (1,) * (new.ndim - done.ndim)), old, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +100,9 @@ class _State(NamedTuple):
     moves: Tensor
     turns: Tensor
     line: _line.Line
+
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
+        return self._replace(slope=gradient(self.z))
 
 
 def _step(state: _State, free: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,6 +92,9 @@ class _State(NamedTuple):
     trial: Tensor
     shift: Tensor
     line: _line.Line
+
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
+        return self._replace(slope=gradient(self.z))
 
 
 @dataclass(frozen=True)

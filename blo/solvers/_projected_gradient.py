@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,6 +76,9 @@ class _State(NamedTuple):
     trial: Tensor
     step: Tensor
     velocity: Tensor
+
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
+        return self._replace(slope=gradient(self.z))
 
 
 def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:

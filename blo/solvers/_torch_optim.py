@@ -1,0 +1,107 @@
+"""Any optimiser of torch.optim as a lower solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true, transforms_active
+from blo.errors import StructureError
+from blo.solvers._base import Problem, Solution, Solver
+from blo.solvers._iterative import goal
+from blo.solvers._optimizers import require_set
+from blo.solvers._settings import require_budget
+
+
+@dataclass(frozen=True)
+class TorchOptim(Solver):
+    """Runs an optimiser of torch.optim: `TorchOptim(lambda p: torch.optim.Adam(p, lr=0.1), steps=200)`.
+
+    It writes into its own copy of z, so its steps cannot be differentiated: use it with implicit strategies. After
+    each step the point is projected on the constraint set. Optimisers that treat coordinates one by one keep the
+    problems of a batch apart; one that does not, like `torch.optim.LBFGS`, minimises the sum of their objectives.
+
+    Args:
+        factory: gets a list of one flat parameter of shape `(*lanes, n)` and returns the optimiser of it.
+        steps: most calls of the optimiser's `step`.
+        tol: residual `|z - project(z - gradient)|` at which a lane stops, and keeps its point from then on. None makes
+            exactly `steps` steps.
+
+    Raises:
+        ValueError: for values outside these ranges.
+    """
+
+    factory: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+    steps: int
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        require_budget(self.steps, self.tol, "steps")
+
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        """Step until all lanes are done.
+
+        Raises:
+            StructureError: if asked to record, inside a transform, for a penalty, or if the factory returns anything
+                but an optimiser of the parameter it was given.
+        """
+        require_set(problem.term, "TorchOptim")
+        if problem.recorded or transforms_active():
+            raise StructureError(
+                "`TorchOptim` writes into its own copy of z, so its steps can neither be differentiated nor mapped "
+                "over. Use gradient=Implicit(), or the solver TorchOpt() or ProjectedGradient()."
+            )
+        z = torch.nn.Parameter(z0.detach().clone())
+        optimizer = _made(self.factory, z)
+        value, slope = problem.evaluate(z.detach())
+        limit = goal(self.tol, slope)
+        for index in range(self.steps):
+            if self.tol is not None:
+                done = problem.residual(z.detach(), slope) <= limit
+                if all_true(done):
+                    return Solution(z.detach(), problem.residual(z.detach(), slope), limit, index)
+                before = z.detach().clone()
+            optimizer.step(_Closure(problem, z, [(value, slope)]))
+            with torch.no_grad():
+                z.copy_(problem.prox(z, 1.0))
+                if self.tol is not None:
+                    z.copy_(torch.where(done.unsqueeze(-1), before, z))
+            if self.tol is not None or index < self.steps - 1:
+                value, slope = problem.evaluate(z.detach().clone())
+        if self.tol is None:
+            return Solution(z.detach(), None, None, self.steps)
+        return Solution(z.detach(), problem.residual(z.detach(), slope), limit, self.steps)
+
+
+@dataclass(frozen=True)
+class _Closure:
+    """Evaluates the objective where the optimiser has put z; it begins where the last evaluation was made."""
+
+    problem: Problem
+    z: torch.nn.Parameter
+    known: list[tuple[Tensor, Tensor]]
+
+    def __call__(self) -> float:
+        value, slope = self.known.pop() if self.known else self.problem.evaluate(self.z.detach().clone())
+        self.z.grad = slope.clone()
+        return value.sum()  # type: ignore[return-value]  # optimisers that want a number make one of it
+
+
+def _made(
+    factory: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], z: torch.nn.Parameter
+) -> torch.optim.Optimizer:
+    optimizer = factory([z])
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise StructureError(
+            f"`factory` must return an optimiser of torch.optim, but returned {type(optimizer).__name__}. "
+            "Write `lambda p: torch.optim.Adam(p, lr=0.1)`; for torchopt use TorchOpt()."
+        )
+    if not any(held is z for group in optimizer.param_groups for held in group["params"]):
+        raise StructureError(
+            "`factory` must return an optimiser of the parameters that it is given, but returned one of others. "
+            "Write `lambda p: torch.optim.Adam(p, lr=0.1)`."
+        )
+    return optimizer

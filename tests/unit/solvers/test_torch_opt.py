@@ -1,0 +1,156 @@
+"""Optimisers of torchopt as lower solvers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchopt
+from hypothesis import given, settings
+from torch import Tensor
+
+import blo
+from tests import oracles
+from tests.lower import Counted, minimise, quadratic, solve
+from tests.oracles import Array
+from tests.strategies import SEEDS, normal
+
+quick = settings(deadline=None, max_examples=10)
+WEIGHTS = 0.6 * normal(3, 4, 3)
+
+
+def objective(theta: Tensor, z: Tensor) -> Tensor:
+    return (z @ WEIGHTS.T + theta).cosh().log().sum(-1) + 0.05 * z.square().sum(-1)
+
+
+def slope(theta: Tensor, z: Tensor) -> Tensor:
+    return torch.tanh(z @ WEIGHTS.T + theta) @ WEIGHTS + 0.1 * z
+
+
+def adam_by_hand(theta: Tensor, z: Tensor, steps: int, bound: float) -> Tensor:
+    mean, square = torch.zeros_like(z), torch.zeros_like(z)
+    for t in range(1, steps + 1):
+        decay = [1 - beta ** torch.tensor(t) for beta in (0.9, 0.999)]  # torchopt's are single precision, too
+        g = slope(theta, z)
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+        z = z - 0.1 * (mean / decay[0]) / ((square / decay[1]).sqrt() + 1e-8)
+        z = z.clamp(-bound, bound)
+    return z
+
+
+def sgd_by_hand(theta: Tensor, z: Tensor, steps: int, bound: float) -> Tensor:
+    velocity = torch.zeros_like(z)
+    for t in range(steps):
+        g = slope(theta, z)
+        velocity = g if t == 0 else 0.9 * velocity + g
+        z = (z - 0.1 * velocity).clamp(-bound, bound)
+    return z
+
+
+CASES = {
+    "adam": (torchopt.adam(0.1), adam_by_hand),
+    "sgd": (torchopt.sgd(0.1, momentum=0.9, moment_requires_grad=False), sgd_by_hand),
+}
+
+
+@pytest.mark.parametrize("bound", [9.0, 0.4])
+@pytest.mark.parametrize("name", CASES)
+@quick
+@given(seed=SEEDS)
+def test_it_is_autodiff_through_a_loop_by_hand(name: str, bound: float, seed: int) -> None:
+    optimizer, by_hand = CASES[name]
+    z0, target, theta = normal(seed, 2, 3), normal(seed + 1, 2, 3), normal(seed + 2, 4).requires_grad_()
+    z = by_hand(theta, z0, 6, bound)
+    (truth,) = torch.autograd.grad((z - target).square().sum(), theta)
+    out = blo.value_and_hypergrad(
+        lambda t, z: (z - target).square().sum(),
+        blo.LowerProblem(objective, blo.Box(-bound, bound), batched=True),
+        theta,
+        z0,
+        solver=blo.TorchOpt(optimizer, steps=6),
+        gradient=blo.Unrolled(),
+    )
+    torch.testing.assert_close(out.z, z.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(out.grad, truth, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch maps `addcmul_` lane by lane
+def test_the_derivative_is_that_of_central_differences_under_transforms() -> None:
+    solver = blo.TorchOpt(torchopt.adam(0.1), steps=5)
+
+    def final(theta: Tensor, gradient: Any) -> Tensor:
+        z0 = torch.full((3,), 0.2).double()
+        z: Tensor = blo.argmin(blo.LowerProblem(objective), theta, z0, solver=solver, gradient=gradient)
+        return z
+
+    def number(theta: Array) -> Array:
+        found: Array = final(torch.as_tensor(theta), blo.Zero()).numpy()
+        return found
+
+    theta = normal(4, 4)
+    truth = oracles.central_difference(number, theta.numpy(), 1e-3)
+    found = torch.func.jacrev(lambda t: final(t, blo.Unrolled()))(theta)
+    np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-8)
+    each = torch.vmap(lambda t: final(t, blo.Unrolled()))(torch.stack([theta, 2 * theta]))
+    torch.testing.assert_close(each[1], final(2 * theta, blo.Zero()), rtol=1e-12, atol=1e-12)
+
+
+def test_it_stops_at_the_solution_and_implicit_gradients_follow() -> None:
+    matrix, b = quadratic(0, 4, 4.0)
+    theta = normal(0, 4).requires_grad_()
+    lower = blo.LowerProblem(lambda t, z: 0.5 * z @ matrix @ z - t @ z)
+    solver = blo.TorchOpt(torchopt.sgd(1.0), 2000, tol=1e-10)
+    z = blo.argmin(lower, theta, torch.zeros(4).double(), solver=solver, gradient=blo.Implicit(blo.Direct()))
+    np.testing.assert_allclose(z.detach(), np.linalg.solve(matrix.numpy(), theta.detach().numpy()), atol=1e-9)
+    (found,) = torch.autograd.grad(b @ z, theta)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix.numpy(), b.numpy()), rtol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", [torchopt.adam(0.05), torchopt.adamax(0.05), torchopt.sgd(0.3)])
+def test_a_lane_that_is_done_rests(optimizer: Any) -> None:
+    curvature = torch.tensor([[1.0], [0.1], [0.03]], dtype=torch.float64)
+
+    def function(z: Tensor) -> Tensor:
+        return 0.5 * (curvature * (z - 1).square()).sum(-1)
+
+    done: dict[int, Tensor] = {}
+    for steps in (1, 50, 200, 500, 1000, 2000):
+        found = minimise(function, normal(1, 3, 2), blo.TorchOpt(optimizer, steps, tol=1e-4), batched=True)
+        assert found.residual is not None
+        for lane in range(3):
+            if lane in done:
+                assert torch.equal(found.z[lane], done[lane])
+            elif found.residual[lane] <= 1e-4:
+                done[lane] = found.z[lane]
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize(("tol", "calls"), [(None, 6), (1e-12, 7)])
+def test_a_step_takes_one_evaluation_and_a_tolerance_one_more(tol: float | None, calls: int) -> None:
+    loss = Counted(lambda z: z.square().sum())
+    minimise(loss, torch.ones(2), blo.TorchOpt(torchopt.sgd(0.1), 6, tol))
+    assert loss.calls == calls
+
+
+def test_a_penalty_is_refused() -> None:
+    lower = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1))
+    with pytest.raises(blo.StructureError, match="`TorchOpt` projects on a constraint set"):
+        solve(lower, torch.ones(2), blo.TorchOpt(torchopt.sgd(0.1), 3))
+
+
+def test_something_else_is_refused() -> None:
+    optimizer: Any = torch.optim.SGD([torch.ones(1)], lr=0.1)
+    with pytest.raises(blo.StructureError, match="`optimizer` must have the functions"):
+        blo.TorchOpt(optimizer, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"steps": 0}, "`steps` must be at least 1"), ({"steps": 1, "tol": 0.0}, "`tol` must be positive")],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        blo.TorchOpt(torchopt.sgd(0.1), **options)
