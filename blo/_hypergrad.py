@@ -50,6 +50,7 @@ class Hypergradient:
         return tree.unflatten([torch.zeros_like(d) if i is None else i for d, i in parts], spec)
 
 
+@torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
 def value_and_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,

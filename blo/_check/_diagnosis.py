@@ -1,0 +1,76 @@
+"""Compares a hypergradient with its ingredients, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._check._consistency import adjointness, scales
+from blo._check._ingredients import Ingredients
+from blo._check._outcome import Finding, Part
+from blo._check._slopes import Differences, Slope
+from blo._hypergrad import Hypergradient
+from blo._problem import LowerProblem
+from blo.gradients import Stationary, Strategy
+from blo.gradients._products import point
+
+
+def diagnose(
+    around: Differences,
+    lower: LowerProblem,
+    gradient: Strategy,
+    start: Tensor,
+    exact: Hypergradient | None,
+    slopes: Sequence[Slope],
+    rtol: float,
+) -> tuple[list[Finding], list[Finding]]:
+    """Return what was found of each ingredient, and of the properties that need no differences of F.
+
+    Args:
+        around: the tightly solved problem.
+        lower: the lower problem.
+        gradient: the strategy.
+        start: the solver's solution, shape `(*lanes, n)`.
+        exact: the strategy's hypergradient at the tight solution; None where it cannot be had.
+        slopes: what was measured.
+        rtol: relative error allowed.
+    """
+    z = around.best.z
+    distance, size = float((start - z).norm()), max(float(z.norm()), 1e-300)
+    findings = [Finding(Part.LOWER, "z - z*", distance / size, rtol + 10 * around.best.error / size)]
+    direct, v = upper_slopes(around)
+    bound = around.problem.bind(around.leaves).detach()
+    slope = bound.gradient(z)
+    optimality = None if exact is None else exact.report.pulled.optimality
+    tangent = bound.term.tangent(z, slope) if optimality is None else optimality.tangent
+    parts = Ingredients(around, v, tangent, slope, rtol)
+    findings += parts.direct_findings(direct if exact is None else tree.flatten(exact.direct)[0], slopes)
+    if exact is None:
+        return findings, []
+    found = exact.report.pulled
+    if found.q is None or optimality is None:
+        findings.append(parts.implicit_finding(found.cotangents, slopes))
+        return findings, []
+    findings += parts.tangent_findings(slopes)
+    if isinstance(gradient, Stationary):
+        at = point(gradient.products, around.problem, bound, z, ())
+        findings.append(parts.product_finding(at.hessian, found.q))
+    findings.append(parts.inverse_finding(found.q))
+    findings.append(parts.cross_finding(found.q, found.cotangents, slopes))
+    consistency = adjointness(parts, gradient, found.cotangents, slopes)
+    return findings, [*consistency, *scales(parts, lower, gradient, exact)]
+
+
+def upper_slopes(around: Differences) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients of the upper objective in theta, leaf by leaf, and in z, by autodiff."""
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in around.leaves]
+        z = around.best.z.detach().requires_grad_()
+        value = around.upper(tree.unflatten(leaves, around.problem.spec), around.problem.layout.unravel(z))
+        live = [leaf for leaf in leaves if leaf.requires_grad]
+        *found, v = torch.autograd.grad(value, [*live, z], materialize_grads=True)
+    filled = iter(found)
+    return [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves], v

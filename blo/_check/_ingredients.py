@@ -1,0 +1,196 @@
+"""The ingredients of the formula, recomputed by differences of first derivatives and of the set's own motion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._check._outcome import Finding, Part
+from blo._check._resolve import differences, slope_on_face
+from blo._check._slopes import Differences, Slope, along
+from blo._term import Tangent
+from blo.operators import Hessian
+from blo.sets import Set
+
+
+class Moves(NamedTuple):
+    """What moves along a direction d of theta, each of shape `(*lanes, n)`.
+
+    Attributes:
+        mixed: B d, the lower gradient's motion at fixed z.
+        face: N d, the motion of the active face.
+        force: the motion of the term's force, taken along with the face.
+    """
+
+    mixed: Tensor
+    face: Tensor
+    force: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """The lower problem at the tightly solved point.
+
+    Attributes:
+        around: takes the differences.
+        v: the upper gradient in z, shape `(*lanes, n)`.
+        tangent: the term's tangent space, as the strategy sees it.
+        slope: the lower gradient.
+        rtol: relative error allowed.
+    """
+
+    around: Differences
+    v: Tensor
+    tangent: Tangent
+    slope: Tensor
+    rtol: float
+
+    def hessian(self, w: Tensor) -> Tensor:
+        """Return H w by central differences."""
+        return differences(self.around.problem.bind(self.around.leaves).detach(), self.around.best.z, w)
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """Return H^T w; H is symmetric unless a fixed point is sought, whose Jacobian is then assembled."""
+        if self.around.problem.symmetric:
+            return self.hessian(w)
+        return (Hessian(self.hessian).dense(w).mT @ w.unsqueeze(-1)).squeeze(-1)
+
+    def moves(self, unit: Sequence[Tensor]) -> Moves:
+        """Return what moves along a direction of theta."""
+        z, h, here = self.around.best.z, self.around.step, self.around.bound(unit, 0.0)
+
+        def sides(function: Callable[[float], Tensor]) -> Tensor:
+            near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
+            return (8 * near - far) / (12 * h)
+
+        mixed = sides(lambda t: self.around.bound(unit, t).gradient(z))
+        if not here.moving:
+            return Moves(mixed, torch.zeros_like(z), torch.zeros_like(z))
+
+        def motion(t: float) -> Tensor:
+            return self.around.bound(unit, t).motion(here.term, z)
+
+        def force(t: float) -> Tensor:
+            assert self.tangent.force is not None
+            return self.tangent.force(self.around.bound(unit, t).term, z + motion(t))
+
+        return Moves(mixed, sides(motion), torch.zeros_like(z) if self.tangent.force is None else sides(force))
+
+    def tangent_findings(self, slopes: Sequence[Slope]) -> list[Finding]:
+        """Hold the tangent against the motion of the re-solved solution."""
+        here = self.around.bound(slopes[0].unit, 0.0)
+        pull = slope_on_face(here, self.tangent, self.around.best.z, self.slope)
+        findings = []
+        if self.tangent.force is not None or isinstance(here.term, Set):
+            left = self.tangent.project(pull)
+            # At the solution of an interior problem both vanish, up to what the tight solve left.
+            slack = (100 * self.around.best.residual + 1e3 * torch.finfo(pull.dtype).eps) * (1 + _norm(pull))
+            findings.append(_finding(Part.TANGENT, "P grad g = 0", left, [pull], self.rtol, slack))
+        leaves_face, unbalanced = [], []
+        for one in slopes:
+            moves = self.moves(one.unit)
+            inside = one.solution - moves.face
+            off = inside - self.tangent.project(inside)
+            noise = one.solution_noise
+            leaves_face.append(_finding(Part.TANGENT, "P (dz - N dtheta)", off, [one.solution], self.rtol, noise))
+            bent, curved = self.hessian(one.solution), self.tangent.curve(self.tangent.project(inside))
+            rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
+            parts = [moves.mixed, bent, curved, moves.force]
+            stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + 1.0
+            unbalanced.append(
+                _finding(Part.TANGENT, "P (B dtheta + (H + K) dz)", rest, parts, self.rtol, 10 * stiffness * noise)
+            )
+        return [*findings, _worst(leaves_face), _worst(unbalanced)]
+
+    def inverse_finding(self, q: Tensor) -> Finding:
+        """Hold the adjoint against the system with differences in place of H."""
+        target = self.tangent.project(self.v)
+        inside = self.tangent.project(q)
+        image = self.transposed(inside)
+        rest = target - self.tangent.project(image + self.tangent.curve(inside)) - (q - inside)
+        rounding = 30 * torch.finfo(q.dtype).eps ** (2 / 3) * _norm(image)
+        return _finding(Part.INVERSE, "P (H + K) P q - P v", rest, [target], self.rtol, rounding)
+
+    def product_finding(self, product: Callable[[Tensor], Tensor], q: Tensor) -> Finding:
+        """Hold the strategy's own product with H against differences."""
+        w = self.tangent.project(self.v) if not bool(q.any()) else self.tangent.project(q)
+        image = self.transposed(w)
+        return _finding(Part.INVERSE, "H times a vector", product(w) - image, [image], 10 * self.rtol)
+
+    def cross_finding(self, q: Tensor, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]) -> Finding:
+        """Hold the cross term for the strategy's q against differences."""
+        bent, found = self.transposed(q), []
+        for one in slopes:
+            moves = self.moves(one.unit)
+            terms = [self.v * moves.face, -q * moves.mixed, -bent * moves.face, -q * moves.force]
+            truth, size = float(sum(t.sum() for t in terms)), float(sum(t.abs().sum() for t in terms))
+            error = abs(along(cotangents, one.unit) - truth)
+            found.append(Finding(Part.CROSS, "B' q and N' (v - H q)", error / max(size, 1e-300), 10 * self.rtol))
+        return _worst(found)
+
+    def implicit_finding(self, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]) -> Finding:
+        """Hold the implicit part against the motion of the re-solved solution."""
+        # With no cotangent at all, zero stands for the inverse.
+        part = Part.IMPLICIT if any(one is not None for one in cotangents) else Part.INVERSE
+        found = []
+        for one in slopes:
+            truth, size = float((self.v * one.solution).sum()), _norm(self.v) * _norm(one.solution)
+            error = abs(along(cotangents, one.unit) - truth)
+            slack = _norm(self.v) * one.solution_noise / max(size, 1e-300)
+            found.append(Finding(part, "implicit part", error / max(size, 1e-300), 10 * self.rtol + slack))
+        return _worst(found)
+
+    def direct_findings(self, direct: Sequence[Tensor], slopes: Sequence[Slope]) -> list[Finding]:
+        """Hold the upper gradients against differences of the upper objective."""
+        problem, around = self.around.problem, self.around
+        z, h = around.best.z, around.step
+
+        def value(unit: Sequence[Tensor], w: Tensor | None, t: float) -> float:
+            at = tree.unflatten(around.moved(unit, t if w is None else 0.0), problem.spec)
+            return float(around.upper(at, problem.layout.unravel(z if w is None else z + t * w)))
+
+        def sides(function: Callable[[float], float]) -> tuple[float, float]:
+            near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
+            found = (8 * near - far) / (12 * h)
+            rounding = 16 * torch.finfo(z.dtype).eps * abs(function(0.0)) / h
+            return found, rounding + abs(near / (2 * h) - found) * h
+
+        in_theta, in_z = [], []
+        size = sum(float(part.double().square().sum()) for part in direct) ** 0.5
+        for one in slopes:
+            truth, noise = sides(partial(value, one.unit, None))
+            error, scale = abs(along(direct, one.unit) - truth), max(size, abs(truth), 1e-300)
+            in_theta.append(Finding(Part.DIRECT, "df/dtheta", error / scale, self.rtol + noise / scale))
+            w = one.solution / max(_norm(one.solution), 1e-300)
+            truth, noise = sides(partial(value, one.unit, w))
+            error, scale = abs(float((self.v * w).sum()) - truth), max(_norm(self.v), abs(truth), 1e-300)
+            in_z.append(Finding(Part.DIRECT, "df/dz", error / scale, self.rtol + noise / scale))
+        return [_worst(in_theta), _worst(in_z)]
+
+
+def _norm(v: Tensor) -> float:
+    return float(v.double().norm())
+
+
+def _finding(
+    part: Part, name: str, difference: Tensor, compared: Sequence[Tensor], rtol: float, noise: float = 0.0
+) -> Finding:
+    """Compare a difference with the size of what was compared; `noise` is absolute."""
+    size = max(sum(_norm(one) for one in compared), 1e-300)
+    return Finding(part, name, _norm(difference) / size, rtol + noise / size)
+
+
+def _worst(findings: Sequence[Finding]) -> Finding:
+    """Return the finding that is furthest from its tolerance."""
+
+    def excess(finding: Finding) -> float:
+        return math.inf if math.isnan(finding.error) else finding.error / finding.tolerance
+
+    return max(findings, key=excess)

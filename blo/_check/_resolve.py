@@ -1,0 +1,135 @@
+"""Solves a lower problem down to rounding, whatever its condition, with first derivatives alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo._problem import Bound
+from blo._term import Tangent
+from blo.errors import StructureError
+from blo.linsolve import CG, GMRES, Direct
+from blo.operators import Hessian, Restricted
+from blo.sets import Set
+from blo.solvers import LBFGS, ProjectedGradient
+
+#: Unknowns up to which the Newton system is assembled.
+_DENSE = 100
+
+
+class Resolved(NamedTuple):
+    """A tightly solved lower problem.
+
+    Attributes:
+        z: shape `(*lanes, n)`.
+        residual: the largest `|z - prox(z - gradient)|` of a lane.
+        error: length of the Newton step that is left: about the distance to the solution.
+    """
+
+    z: Tensor
+    residual: float
+    error: float
+
+
+def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
+    """Alternate projected gradient steps, which find the active face, with Newton steps along it.
+
+    A Newton step is kept in the lanes whose residual it reduces. The products with the Hessian are central
+    differences of gradients, so nothing here rests on second derivatives that may be what is being checked.
+
+    Args:
+        problem: at one theta, held constant.
+        z: where to start, shape `(*lanes, n)`.
+        rounds: most Newton steps.
+    """
+    eps = torch.finfo(z.dtype).eps
+    slope = problem.gradient(z)
+    residual = problem.residual(z, slope)
+    idle = 0
+    for _ in range(rounds):
+        trial = z + newton(problem, z, slope)
+        trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
+        z, slope, residual, better = _keep(problem, z, slope, residual, trial)
+        if bool((residual <= 4 * eps).all()):
+            break
+        if better:
+            idle = 0
+            continue
+        if bool((residual <= 64 * eps * (1 + torch.linalg.vector_norm(z, dim=-1))).all()):
+            break
+        idle += 1
+        if idle > 5:
+            break
+        z, slope, residual, _ = _keep(problem, z, slope, residual, _descend(problem, z))
+    return Resolved(z, float(residual.max()), float(_left(problem, z, slope, residual).max()))
+
+
+def _descend(problem: Bound, z: Tensor) -> Tensor:
+    """Return a point nearer to the solution, by steps that may change the active face."""
+    tol = 4 * torch.finfo(z.dtype).eps
+    if problem.symmetric:
+        try:
+            return LBFGS(tol=tol, max_steps=200).solve(problem, z).z
+        except StructureError:  # a set of more than bounds
+            pass
+    return ProjectedGradient(tol=tol, max_steps=500).solve(problem, z).z
+
+
+def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
+    """Return the length of the Newton step that is left; where that step leads astray, the residual."""
+    step = newton(problem, z, slope)
+    trial = z + step
+    trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
+    there = problem.residual(trial, problem.gradient(trial))
+    rounding = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
+    # With a wrong tangent, which may be what is being looked for, the step is no measure of the error.
+    return torch.where(there <= 10 * residual + rounding, torch.linalg.vector_norm(step, dim=-1), residual)
+
+
+def newton(problem: Bound, z: Tensor, slope: Tensor) -> Tensor:
+    """Return the Newton step along the face of the term, shape `(*lanes, n)`; zero where it is not finite."""
+    tangent = problem.term.tangent(z, slope)
+    downhill = -tangent.project(slope_on_face(problem, tangent, z, slope))
+    symmetric = problem.symmetric
+    system = Restricted(Hessian(lambda w: differences(problem, z, w), symmetric=symmetric), tangent)
+    if z.shape[-1] <= _DENSE:
+        step = Direct().solve(system, downhill).x
+    else:
+        solver = CG(max_iter=500, tol=1e-6) if symmetric else GMRES(max_iter=500, tol=1e-6)
+        step = solver.solve(system, downhill).x
+    return torch.where(torch.isfinite(step).all(-1, keepdim=True), step, 0.0)
+
+
+def slope_on_face(problem: Bound, tangent: Tangent, z: Tensor, slope: Tensor) -> Tensor:
+    """Return the gradient of objective and term along the face, up to normals of the face."""
+    if tangent.force is not None:
+        return slope + tangent.force(problem.term, z)
+    return slope if isinstance(problem.term, Set) else z - problem.prox(z - slope, 1.0)
+
+
+def differences(problem: Bound, z: Tensor, w: Tensor) -> Tensor:
+    """Return the Hessian, or the Jacobian of a residual, times w by central differences, shape `(*lanes, n)`."""
+    length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
+    scale = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
+    h = torch.finfo(z.dtype).eps ** (1 / 3) * scale / torch.where(length > 0, length, 1.0)
+    product: Tensor = (problem.gradient(z + h * w) - problem.gradient(z - h * w)) / (2 * h)
+    return product
+
+
+def _keep(
+    problem: Bound, z: Tensor, slope: Tensor, residual: Tensor, trial: Tensor
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Return the better of a point and a trial in each lane, and whether any lane has gained by half."""
+    there = problem.gradient(trial)
+    left = problem.residual(trial, there)
+    better = left < residual  # false for a NaN
+    gained = bool((left < 0.5 * residual).any())
+    lanes = better.unsqueeze(-1)
+    return (
+        torch.where(lanes, trial, z),
+        torch.where(lanes, there, slope),
+        torch.where(better, left, residual),
+        gained,
+    )

@@ -1,0 +1,113 @@
+"""Slopes of F and of the lower solution along random directions of theta, by fourth-order central differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._check._resolve import Resolved, resolve
+from blo._problem import Bound, FlatProblem
+from blo._types import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Slope:
+    """What moves along one direction of theta.
+
+    Attributes:
+        unit: the direction, leaf by leaf.
+        value: dF.
+        value_noise: how well that is known.
+        solution: dz*, shape `(*lanes, n)`.
+        solution_noise: how well that is known, in the 2-norm over all lanes.
+        resolved: the largest residual that a solve on the way was left with.
+    """
+
+    unit: list[Tensor]
+    value: float
+    value_noise: float
+    solution: Tensor
+    solution_noise: float
+    resolved: float
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """Takes differences in theta around a tightly solved problem.
+
+    Attributes:
+        upper: the upper objective.
+        problem: the lower problem.
+        leaves: theta, detached.
+        best: the solution there.
+        step: displacement along a unit direction of theta.
+    """
+
+    upper: Callable[[Tree, Tree], Tensor]
+    problem: FlatProblem
+    leaves: list[Tensor]
+    best: Resolved
+    step: float
+
+    def moved(self, unit: Sequence[Tensor], t: float) -> list[Tensor]:
+        """Return theta displaced by t along a direction; leaves that are data stay."""
+        return [p + t * d if p.is_floating_point() else p for p, d in zip(self.leaves, unit, strict=True)]
+
+    def bound(self, unit: Sequence[Tensor], t: float) -> Bound:
+        """Return the lower problem there."""
+        return self.problem.bind(self.moved(unit, t)).detach()
+
+    def slope(self, unit: list[Tensor], curvature: float) -> Slope:
+        """Measure along a unit direction.
+
+        Args:
+            unit: of norm one over all leaves.
+            curvature: norm of the upper gradient in z, which carries errors of solutions into F.
+        """
+        h, eps = self.step, torch.finfo(self.best.z.dtype).eps
+        solved: dict[int, Resolved] = {}
+        values: dict[int, float] = {}
+        for times in (1, -1, 2, -2):
+            at = self.moved(unit, times * h)
+            solved[times] = resolve(self.problem.bind(at).detach(), self.best.z)
+            z = self.problem.layout.unravel(solved[times].z)
+            values[times] = float(self.upper(tree.unflatten(at, self.problem.spec), z))
+        near, far = values[1] - values[-1], values[2] - values[-2]
+        value = (8 * near - far) / (12 * h)
+        z_near, z_far = solved[1].z - solved[-1].z, solved[2].z - solved[-2].z
+        solution = (8 * z_near - z_far) / (12 * h)
+        # What the tight solves left, the rounding of F, and the truncation read off the two differences.
+        left = 1.5 * max(one.error for one in solved.values()) / h
+        rounding = 16 * eps * max(abs(v) for v in values.values()) / h
+        truncation = abs(near / (2 * h) - value) * self.step
+        z_truncation = float((z_near / (2 * h) - solution).norm()) * self.step
+        return Slope(
+            unit,
+            value,
+            rounding + truncation + curvature * left,
+            solution,
+            16 * eps * float(self.best.z.norm()) / h + z_truncation + left,
+            max(one.residual for one in solved.values()),
+        )
+
+
+def units(leaves: Sequence[Tensor], number: int, seed: int) -> list[list[Tensor]]:
+    """Draw directions of norm 1 over all floating point leaves; others stay where they are."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(number):
+        drawn = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
+        drawn = [d if p.is_floating_point() else torch.zeros_like(d) for d, p in zip(drawn, leaves, strict=True)]
+        norm = sum(d.pow(2).sum() for d in drawn) ** 0.5
+        found.append([(d / norm).to(leaf) for d, leaf in zip(drawn, leaves, strict=True)])
+    return found
+
+
+def along(parts: Sequence[Tensor | None], unit: Sequence[Tensor]) -> float:
+    """Return the inner product of a gradient, None standing for zero, with a direction."""
+    pairs = zip(parts, unit, strict=True)
+    return float(sum(float((g.double() * d.double()).sum()) for g, d in pairs if g is not None))
