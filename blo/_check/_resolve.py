@@ -13,7 +13,7 @@ from blo.errors import StructureError
 from blo.linsolve import CG, GMRES, Direct
 from blo.operators import Hessian, Restricted
 from blo.sets import Set
-from blo.solvers import LBFGS, ProjectedGradient
+from blo.solvers import FISTA, LBFGS, ProjectedGradient
 
 #: Unknowns up to which the Newton system is assembled.
 _DENSE = 100
@@ -73,7 +73,7 @@ def _descend(problem: Bound, z: Tensor) -> Tensor:
         try:
             return LBFGS(tol=tol, max_steps=200).solve(problem, z).z
         except StructureError:  # a set of more than bounds
-            pass
+            return FISTA(tol=tol, max_steps=500).solve(problem, z).z
     return ProjectedGradient(tol=tol, max_steps=500).solve(problem, z).z
 
 
