@@ -103,10 +103,11 @@ MUTATIONS = (
     Mutation(
         "the mask comes after the solve",
         (
+            Patch("blo/operators.py", "image = self.operator(inside)", "image = self.operator(v)"),
             Patch(
                 "blo/operators.py",
-                "return self.tangent.project(self.operator(inside) + self.tangent.curve(inside)) + (v - inside)",
-                "return self.operator(v) + self.tangent.curve(inside)",
+                "return image if inside is v else tangent.project(image) + (v - inside)",
+                "return image",
             ),
             Patch(
                 "blo/gradients/_stationary.py",
