@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -258,3 +259,19 @@ def test_an_operator_that_is_not_symmetric_is_refused(make: Callable[..., Any]) 
 def test_each_solver_gives_its_name(solver: LinearSolver) -> None:
     found = solver.solve(ScaledIdentity(1.0), torch.ones(2))
     assert found.method == type(solver).__name__
+
+
+@pytest.mark.parametrize("make", [*ITERATIVE, lambda **options: Neumann(terms=600, **options)])
+def test_looking_seldom_as_on_an_accelerator_changes_nothing(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks, lanes that are done rest."""
+    operator, b = Dense(spd(0, (3,), 12, 20.0), symmetric=True), torch.cat([normal(1, 2, 12), torch.zeros(1, 12)])
+    solver = make(tol=1e-6)
+    often = solver.solve(operator, b)
+    for name in ("_cg", "_minres", "_gmres", "_neumann"):
+        monkeypatch.setattr(importlib.import_module(f"blo.linsolve.{name}"), "stride", lambda b: 8)
+    seldom = solver.solve(operator, b)
+    torch.testing.assert_close(seldom.x, often.x, rtol=1e-12, atol=1e-14)
+    assert torch.equal(seldom.iterations, often.iterations) and seldom.iterations[:2].all()
+    assert seldom.converged(1e-6).all() and not seldom.x[2].any()
