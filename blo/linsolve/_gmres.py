@@ -103,12 +103,8 @@ def _arnoldi(
             turns = none.unsqueeze(-1) + torch.eye(most + 1, dtype=w.dtype, device=w.device)
             upper, rest = turns[..., :most, :most].clone(), none.expand(*none.shape[:-1], most).clone()
         basis[..., k, :] = v
-        seen, before = basis[..., : k + 1, :], norm(w)
-        column = none.expand(*none.shape[:-1], k + 1)
-        for _ in range(2):
-            share = (seen @ w.unsqueeze(-1)).squeeze(-1)
-            w = w - (seen.mT @ share.unsqueeze(-1)).squeeze(-1)
-            column = column + share
+        before = norm(w)
+        w, column = _orthogonal(w, basis[..., : k + 1, :])
         below = norm(w)
         below = torch.where(below > 10 * eps * before, below, 0.0)  # the space is invariant
         # All earlier reflections at once, then the one that clears what is below the diagonal.
@@ -117,15 +113,14 @@ def _arnoldi(
         diagonal = torch.hypot(corner, below)
         running = running & (diagonal > 100 * eps * before)  # a singular matrix has no more to give
         divisor = torch.where(running, diagonal, 1.0)
-        cosine, sine = (corner / divisor).unsqueeze(-1), (below / divisor).unsqueeze(-1)
-        first, second = turns[..., k : k + 1, :].clone(), turns[..., k + 1 : k + 2, :].clone()
-        turns[..., k : k + 1, :] = cosine * first + sine * second
-        turns[..., k + 1 : k + 2, :] = sine * first - cosine * second
+        cosine, sine = corner / divisor, below / divisor
+        turn = torch.cat([cosine, sine, sine, -cosine], -1).unflatten(-1, (2, 2))
+        turns[..., k : k + 2, :] = turn @ turns[..., k : k + 2, :]
         # A lane at rest keeps a row and column of the identity, with zero on the right: no share of the basis vector.
         upper[..., :k, k] = torch.where(running, column[..., :k], 0.0)
         upper[..., k : k + 1, k] = torch.where(running, diagonal, 1.0)
-        rest[..., k : k + 1] = torch.where(running, cosine.squeeze(-1) * left, 0.0)
-        left = torch.where(running, sine.squeeze(-1) * left, left)
+        rest[..., k : k + 1] = torch.where(running, cosine * left, 0.0)
+        left = torch.where(running, sine * left, left)
         steps = steps + running
         running = running & (left > goal)
         v = torch.where(running, w / torch.where(below > 0, below, 1.0), 0.0)
@@ -134,3 +129,13 @@ def _arnoldi(
     shares = torch.linalg.solve_triangular(upper, rest.unsqueeze(-1), upper=True)
     correction = (basis.mT @ shares).squeeze(-1)
     return Cycle(correction if inverse is None else inverse(correction), steps, indefinite, products)
+
+
+def _orthogonal(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what w has beside the basis `(*lanes, k, n)`, and its shares `(*lanes, k)` in it."""
+    shares = torch.zeros_like(basis[..., 0])
+    for _ in range(2):  # what rounding leaves of the first pass, the second takes
+        more = (basis @ w.unsqueeze(-1)).squeeze(-1)
+        w = w - (basis.mT @ more.unsqueeze(-1)).squeeze(-1)
+        shares = shares + more
+    return w, shares
