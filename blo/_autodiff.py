@@ -73,7 +73,7 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
 
         def summed(point: Tensor) -> tuple[Tensor, Tensor]:
             value = function(point)
-            return value.sum(), value
+            return _total(value), value
 
         slope, value = torch.func.grad(summed, has_aux=True)(z)
         return value, slope
@@ -85,8 +85,13 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
                 "`objective` must depend on z, but its value carries no graph. "
                 "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
             )
-        (found,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, materialize_grads=True)
+        (found,) = torch.autograd.grad(_total(value), point, create_graph=create_graph, materialize_grads=True)
     return value if create_graph else value.detach(), found
+
+
+def _total(value: Tensor) -> Tensor:
+    """Return the sum over the lanes; one number is left as it is, since every operation is differentiated twice."""
+    return value.sum() if value.ndim else value
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

@@ -93,7 +93,10 @@ class Layout:
 
     def unravel(self, flat: Tensor) -> Tree:
         """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
-        # One leaf is the common case on hot paths, and needs no split.
+        # One leaf is the common case on hot paths, and needs no split; one axis needs no view, which every
+        # differentiation would carry along.
+        if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
+            return tree.unflatten([flat], self.spec)
         pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)
         leaves = [p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)]
         return tree.unflatten(leaves, self.spec)

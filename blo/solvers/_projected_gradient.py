@@ -56,14 +56,16 @@ class ProjectedGradient(Iterative):
 
     def move(self, problem: Problem, state: _State) -> _State:
         move = _direction.scaled(state.slope, self.direction)
-        velocity = self.momentum * state.velocity + move if self.momentum else state.velocity
-        trial = state.z - state.step * (velocity if self.momentum else move)
-        return state._replace(trial=problem.prox(trial, state.step), velocity=velocity)
+        velocity = torch.add(move, state.velocity, alpha=self.momentum) if self.momentum else state.velocity
+        along = velocity if self.momentum else move
+        # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
+        trial = state.z - state.step * along if self.step is None else torch.sub(state.z, along, alpha=self.step)
+        return _State(state.z, state.slope, problem.prox(trial, state.step), state.step, velocity)
 
     def look(self, problem: Problem, state: _State) -> _State:
         slope = problem.gradient(state.trial)
         if self.step is not None:
-            return state._replace(z=state.trial, slope=slope)
+            return _State(state.trial, slope, state.trial, state.step, state.velocity)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         return state._replace(
             z=torch.where(accepted, state.trial, state.z), slope=torch.where(accepted, slope, state.slope), step=step
