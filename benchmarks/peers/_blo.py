@@ -8,6 +8,7 @@ import blo
 from benchmarks.boxed import Boxed
 from benchmarks.peers._base import Prepared
 from benchmarks.smooth import Smooth
+from benchmarks.unrolled import Cleaning
 
 NAME = "blo"
 DISTRIBUTION = "blo"
@@ -41,6 +42,30 @@ def prepare_boxed(problem: Boxed, products: int, tol: float = 0.0) -> Prepared:
     def run() -> Tensor:
         found = blo.value_and_hypergrad(
             problem.outer, lower, problem.theta, problem.z, solver=solver, gradient=gradient, on_failure="ignore"
+        )
+        grad: Tensor = found.grad
+        return grad
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
+    """Return the derivative of so many steps."""
+    return _solved(problem, steps, blo.Unrolled())
+
+
+def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
+    """Return the implicit hypergradient after so many steps."""
+    return _solved(problem, steps, blo.Implicit(blo.CG(max_iter=products, tol=0.0)))
+
+
+def _solved(problem: Cleaning, steps: int, gradient: blo.gradients.Strategy) -> Prepared:
+    lower = blo.LowerProblem(problem.inner)
+    solver = blo.ProjectedGradient(step=problem.step, max_steps=steps, tol=None)
+
+    def run() -> Tensor:
+        found = blo.value_and_hypergrad(
+            problem.outer, lower, problem.theta, problem.z0, solver=solver, gradient=gradient, on_failure="ignore"
         )
         grad: Tensor = found.grad
         return grad

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers._base import Prepared, Unsupported
 from benchmarks.smooth import Smooth
+from benchmarks.unrolled import Cleaning
 
 NAME = "higher"
 DISTRIBUTION = "higher"
@@ -38,6 +39,31 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
         with higher.innerloop_ctx(module, optimizer) as (stateless, steps):
             for _ in range(products):
                 steps.step(stateless(theta))
+            (found,) = torch.autograd.grad(problem.outer(theta, stateless.z), theta)
+        return found
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
+    """Return the derivative of so many steps from the start."""
+
+    class Lower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.z = nn.Parameter(problem.z0.detach().clone())
+
+        def forward(self, theta: Tensor) -> Tensor:
+            return problem.inner(theta, self.z)
+
+    module = Lower()
+    optimizer = torch.optim.SGD(module.parameters(), lr=problem.step)
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        with higher.innerloop_ctx(module, optimizer) as (stateless, differentiable):
+            for _ in range(steps):
+                differentiable.step(stateless(theta))
             (found,) = torch.autograd.grad(problem.outer(theta, stateless.z), theta)
         return found
 

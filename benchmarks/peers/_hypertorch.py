@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.peers._base import Prepared, Unsupported
 from benchmarks.smooth import Smooth
+from benchmarks.unrolled import Cleaning, descend
 
 if not hasattr(hypergrad, "CG_normaleq"):
     raise ImportError("the module hypergrad found here is another project")
@@ -37,6 +38,25 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     def run() -> Tensor:
         theta = problem.theta.detach().requires_grad_()
         (found,) = hypergrad.CG([problem.z], [theta], products, step, outer, tol=0.0, set_grad=False)
+        return found  # type: ignore[no-any-return]
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
+    """Return gradient descent, then CG on the fixed point of one step of it."""
+
+    def step(params: list[Tensor], hparams: list[Tensor]) -> list[Tensor]:
+        (slope,) = torch.autograd.grad(problem.inner(hparams[0], params[0]), params, create_graph=True)
+        return [params[0] - problem.step * slope]
+
+    def outer(params: list[Tensor], hparams: list[Tensor]) -> Tensor:
+        return problem.outer(hparams[0], params[0])
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        z = descend(problem, problem.theta, steps)
+        (found,) = hypergrad.CG([z], [theta], products, step, outer, tol=0.0, set_grad=False)
         return found  # type: ignore[no-any-return]
 
     return Prepared(run, lambda found: found)

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.boxed import Boxed
 from benchmarks.peers._base import Prepared
 from benchmarks.smooth import Smooth
+from benchmarks.unrolled import Cleaning, descend
 
 # It uses names that torch has since moved.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
@@ -68,6 +69,46 @@ def prepare_boxed(problem: Boxed, products: int) -> Prepared:
     def run() -> Tensor:
         theta = problem.theta.detach().requires_grad_()
         problem.outer(theta, solve(start, theta)).backward()
+        assert theta.grad is not None
+        return theta.grad
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
+    """Return the derivative of so many steps of its functional optimiser."""
+    optimizer = torchopt.sgd(lr=problem.step)
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        z = problem.z0.detach().requires_grad_()
+        state = optimizer.init((z,))
+        for _ in range(steps):
+            slope = torch.autograd.grad(problem.inner(theta, z), (z,), create_graph=True)
+            updates, state = optimizer.update(slope, state, inplace=False)
+            (z,) = torchopt.apply_updates((z,), updates, inplace=False)
+        (found,) = torch.autograd.grad(problem.outer(theta, z), theta)
+        return found
+
+    return Prepared(run, lambda found: found)
+
+
+def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
+    """Return gradient descent inside `custom_root`, and CG behind it."""
+
+    def lower(z: Tensor, theta: Tensor) -> Tensor:
+        return problem.inner(theta, z)
+
+    linear = torchopt.linear_solve.solve_cg(maxiter=products, rtol=0.0)
+
+    @torchopt.diff.implicit.custom_root(torch.func.grad(lower, argnums=0), argnums=1, solve=linear)  # type: ignore[untyped-decorator]
+    def solve(z: Tensor, theta: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return descend(problem, theta.detach(), steps).requires_grad_()
+
+    def run() -> Tensor:
+        theta = problem.theta.detach().requires_grad_()
+        problem.outer(theta, solve(problem.z0, theta)).backward()
         assert theta.grad is not None
         return theta.grad
 
