@@ -21,7 +21,7 @@ from blo.errors import (
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
-from blo.sets import Affine, Box, Free, Halfspaces, L1Ball, L2Ball, NonNegative, Product, Simplex
+from blo.sets import Affine, Box, Free, Halfspaces, L1Ball, L2Ball, NonNegative, Product, Simplex, SmoothConstraints
 from blo.solvers import FISTA, LBFGS, External, FixedPoint, Newton, OneStep, ProjectedGradient, TorchOpt, TorchOptim
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
@@ -76,6 +76,7 @@ __all__ = [
     "Product",
     "ProjectedGradient",
     "Simplex",
+    "SmoothConstraints",
     "Status",
     "StocBiO",
     "StructureError",

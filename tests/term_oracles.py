@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -328,6 +329,89 @@ def l1_ball_faces(case: TermCase, theta: Array) -> Iterator[Face]:
         yield Face(system, np.zeros(n + 1), margin)
 
 
+# Smooth constraints: an equation, an ellipsoid and a bound on a sum of exponentials.
+
+
+def curved_equation(p: dict[str, Any], z: Any, exp: Callable[[Any], Any]) -> Any:
+    return (p["normal"] * z).sum() + 0.05 * (z**3).sum() - p["level"]
+
+
+def ellipsoid(p: dict[str, Any], z: Any, exp: Callable[[Any], Any]) -> Any:
+    return 0.5 * (exp(p["axes"]) * (z - p["center"]) ** 2).sum() - exp(p["size"])
+
+
+def exponentials(p: dict[str, Any], z: Any, exp: Callable[[Any], Any]) -> Any:
+    return exp(p["rate"] * z).sum() - exp(p["cap"])
+
+
+def smooth_faces(case: TermCase, theta: Array) -> Iterator[Face]:
+    """Yield the face that SciPy's solver ends on."""
+    n = case.n
+    functions = [curved_equation] * ("normal" in case.parameters) + [ellipsoid, exponentials]
+    equalities = len(functions) - 2
+
+    def values(theta: Any, z: Any) -> Any:
+        p = case.at(theta)
+        return np.stack([function(p, z, np.exp) for function in functions])
+
+    def slopes(theta: Any, z: Any) -> Any:
+        # Written out, since the complex step is taken in z already.
+        p = case.at(theta)
+        rows = [np.exp(p["axes"]) * (z - p["center"]), p["rate"] * np.exp(p["rate"] * z)]
+        return np.stack([p["normal"] + 0.15 * z**2, *rows] if equalities else rows)
+
+    H, b = case.quadratic.hessian(theta), case.slope(theta, np.zeros(n))
+    found = scipy.optimize.minimize(
+        lambda z: 0.5 * z @ H @ z + b @ z,
+        case.at(theta)["center"],
+        jac=lambda z: H @ z + b,
+        method="SLSQP",
+        constraints=[
+            {"type": kind, "fun": lambda z, k=k: -values(theta, z)[k], "jac": lambda z, k=k: -slopes(theta, z)[k]}
+            for k, kind in enumerate(["eq"] * equalities + ["ineq"] * 2)
+        ],
+        options={"ftol": 1e-14, "maxiter": 300},
+    )
+    picked = [k for k in range(len(functions)) if k < equalities or values(theta, found.x)[k] > -1e-5]
+    start = -np.linalg.lstsq(slopes(theta, found.x)[picked].T, case.slope(theta, found.x), rcond=None)[0]
+
+    def system(theta: Any, x: Any) -> Any:
+        z, y = x[:n], x[n:]
+        return np.concatenate([case.slope(theta, z) + slopes(theta, z)[picked].T @ y, values(theta, z)[picked]])
+
+    def margin(x: Array) -> float:
+        rest = [k for k in range(len(functions)) if k not in picked]
+        return finite(np.concatenate([x[n + equalities :], -values(theta, x[:n])[rest]]).min(initial=np.inf))
+
+    yield Face(system, np.concatenate([found.x, start]), margin)
+
+
+def smooth_parameters(rng: np.random.Generator, n: int) -> dict[str, Array]:
+    return {
+        "center": 0.2 * rng.normal(size=n),
+        "axes": 0.5 * rng.normal(size=n),
+        "size": np.array(rng.uniform(-2.0, -0.5)),
+        "rate": rng.normal(size=n),
+        "cap": np.array(np.log(n) + rng.uniform(-0.1, 0.3)),
+    }
+
+
+def smooth_term(p: dict[str, Tensor], n: int) -> blo.SmoothConstraints:
+    batched = p["center"].ndim > 1
+
+    def equalities(p: dict[str, Tensor], z: Tensor) -> Tensor:
+        return curved_equation(p, z, torch.exp)
+
+    def inequalities(p: dict[str, Tensor], z: Tensor) -> Tensor:
+        return torch.stack([ellipsoid(p, z, torch.exp), exponentials(p, z, torch.exp)], -1)
+
+    return blo.SmoothConstraints(
+        (torch.vmap(equalities) if batched else equalities) if "normal" in p else None,
+        torch.vmap(inequalities) if batched else inequalities,
+        theta=p,
+    )
+
+
 KINDS: dict[str, Kind] = {
     "l1": Kind(
         lambda rng, n: {"weight": rng.normal(size=n) - 0.5},
@@ -361,6 +445,12 @@ KINDS: dict[str, Kind] = {
         lambda rng, n: {"A": rng.normal(size=(n + 1, n)), "b": rng.uniform(0.0, 1.0, size=n + 1)},
         lambda p, n: blo.Halfspaces(p["A"], p["b"]),
         halfspace_faces,
+    ),
+    "smooth": Kind(smooth_parameters, smooth_term, smooth_faces),
+    "smooth with equation": Kind(
+        lambda rng, n: {"normal": rng.normal(size=n), "level": 0.1 * rng.normal(size=()), **smooth_parameters(rng, n)},
+        smooth_term,
+        smooth_faces,
     ),
 }
 PENALTIES = tuple(name for name, kind in KINDS.items() if kind.is_penalty)

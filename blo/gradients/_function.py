@@ -65,7 +65,8 @@ class Solution(Function):
             # autograd itself or update the buffers of a module.
             return None, None, None, None, *ctx.rule.pull(ctx.problem, leaves, z, v)
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
-        here = ctx.problem.bind(leaves)
+        # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
+        here = ctx.problem.bind(leaves).record()
         force = here.term.tangent(z, here.gradient(z)).force
 
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:

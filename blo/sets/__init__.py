@@ -10,6 +10,7 @@ from blo.sets._l2ball import L2Ball
 from blo.sets._nonnegative import NonNegative
 from blo.sets._product import Product
 from blo.sets._simplex import Simplex
+from blo.sets._smooth import SmoothConstraints
 
 __all__ = [
     "Affine",
@@ -23,5 +24,6 @@ __all__ = [
     "Product",
     "Set",
     "Simplex",
+    "SmoothConstraints",
     "Tangent",
 ]

@@ -63,6 +63,7 @@ def test_5_the_hypergradient_is_that_of_a_resolved_problem_and_of_a_long_unroll(
 def test_argmin_is_differentiated_twice_and_under_vmap(kind: str) -> None:
     for case in cases(kind):
         truth = oracles.central_difference(case.hypergradient, case.theta)
+        assert_near(torch.autograd.functional.hessian(value_of(case), case.start()), truth, 1e-8)
         hessian = torch.func.jacrev(torch.func.grad(value_of(case)))
         assert_near(hessian(case.start()), truth, 1e-8)
         assert_near(torch.vmap(hessian)(case.start().expand(2, -1)), np.stack([truth, truth]), 1e-8)

@@ -1,0 +1,131 @@
+"""Constraints that the user writes as functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._layout import Layout
+from blo._term import Counts, Tangent, negligible
+from blo._types import Tree
+from blo.errors import StructureError
+from blo.sets._base import Set
+from blo.sets._functions import Function, Functions
+from blo.sets._rows import Face, inverse, times
+from blo.sets._sqp import nearest
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class SmoothConstraints(Set):
+    """`{ z : equalities(z) = 0, inequalities(z) <= 0 }` for functions that torch can differentiate twice.
+
+    The functions take z like the objective does, and return `(k,)` values, or `(batch, k)` for a batched problem; a
+    single constraint may leave out the last axis. With `theta` they are called as `function(theta, z)`. What they
+    capture is a constant: tensors that are to be differentiated or mapped over come in `theta`.
+
+    The tangent space is read off the Jacobian of the active functions, whose gradients should be linearly independent
+    at the solution, and the curvature off their Hessians, weighted by multipliers that balance the objective's
+    gradient. Projections solve a sequence of quadratic programmes with dense matrices of size n; where this fails
+    (an empty set, say) they are NaN, which solvers report. Sets that are not convex are projected on locally.
+
+    Example:
+        >>> import torch, blo
+        >>> ellipse = blo.SmoothConstraints(inequalities=lambda theta, z: theta @ z.square() - 1, theta=torch.ones(2))
+        >>> lower = blo.LowerProblem(lambda theta, z: (z - 2).square().sum(), ellipse)
+        >>> blo.argmin(lower, torch.ones(2, requires_grad=True), torch.zeros(2), gradient=blo.Zero())
+        tensor([0.7071, 0.7071])
+
+    Attributes:
+        functions: the functions with the layout of z.
+        leaves: the tensors of theta.
+        slack: an inequality is active when z is at most this far from its boundary, to first order and up to
+            rounding; absolute, in z's unit.
+        max_steps: most quadratic programmes of a projection.
+    """
+
+    functions: Functions
+    leaves: tuple[Tensor, ...]
+    slack: float
+    max_steps: int
+
+    def __init__(
+        self,
+        equalities: Function | None = None,
+        inequalities: Function | None = None,
+        theta: Tree | None = None,
+        *,
+        slack: float = 1e-7,
+        max_steps: int = 50,
+    ) -> None:
+        """Take the functions.
+
+        Args:
+            equalities: zero where they hold.
+            inequalities: at most zero where they hold.
+            theta: what the functions depend on beside z: a tree of tensors.
+            slack: see the class.
+            max_steps: see the class.
+
+        Raises:
+            StructureError: if there is no function, or theta holds anything but tensors.
+        """
+        if equalities is None and inequalities is None:
+            raise StructureError("`SmoothConstraints` needs `equalities` or `inequalities`. Without any, use `Free()`.")
+        leaves, spec = ([], None) if theta is None else tree.flatten(theta, "theta")
+        self._assign(Functions(equalities, inequalities, spec), tuple(leaves), slack, max_steps)
+
+    def fit(self, layout: Layout) -> SmoothConstraints:
+        axes = tuple(leaf.ndim for leaf in self.leaves)
+        fitted = SmoothConstraints.__new__(SmoothConstraints)
+        functions = replace(self.functions, layout=layout, axes=axes)
+        fitted._assign(functions, self.leaves, self.slack, self.max_steps)
+        return fitted
+
+    def project(self, z: Tensor) -> Tensor:
+        return nearest(self.functions, self.leaves, z, self.max_steps)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        active, strict, length, face = self._face(z)
+        unit = face.multipliers(gradient)  # of the functions divided by the length of their gradients
+        y = unit / length
+
+        def count() -> Counts:
+            held = face.held()
+            undecided = active & ~strict & negligible(unit, gradient, face.project(gradient))
+            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+
+        def bend(v: Tensor) -> Tensor:
+            return self.functions.bend(self.leaves, z, y, v)
+
+        def force(term: SmoothConstraints, at: Tensor) -> Tensor:
+            return term.functions.pull(term.leaves, at, y)
+
+        return Tangent(face.project, 0.0, count, bend=bend, force=force)
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        _, _, length, face = origin._face(z)
+        moved = self.functions.values(self.leaves, z) - origin.functions.values(origin.leaves, z)
+        return times(face.inverse, -moved / length)
+
+    def _face(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Face]:
+        """Return which functions are active, which are equations, the length of their gradients, and the face."""
+        equations = self.functions.split(self.leaves, z)[0].shape[-1]
+        values, jacobian = self.functions.linearize(self.leaves, z)
+        strict = torch.arange(values.shape[-1], device=z.device) < equations
+        length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
+        distance = self.slack + 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(
+            z.detach(), dim=-1, keepdim=True
+        )
+        active = strict | (values.detach() >= -distance * length)
+        length = torch.where(length > 0, length, 1.0)
+        normals = jacobian * (active / length).unsqueeze(-1)
+        return active, strict, length, Face(normals, inverse(normals))
+
+    def _assign(self, functions: Functions, leaves: tuple[Tensor, ...], slack: float, max_steps: int) -> None:
+        # The dataclass is frozen and its constructor takes the functions themselves, so the fields are set here.
+        for name, value in [("functions", functions), ("leaves", leaves), ("slack", slack), ("max_steps", max_steps)]:
+            object.__setattr__(self, name, value)
