@@ -100,8 +100,9 @@ def dense(problem: Cleaning, steps: int) -> Tensor:
     hessian = torch.func.hessian(lambda at: problem.inner(problem.theta, at))(z)
     v = torch.func.grad(lambda at: problem.outer(problem.theta, at))(z)
     q = torch.linalg.solve(hessian, v)
-    _, pullback = torch.func.vjp(lambda theta: torch.func.grad(lambda at: problem.inner(theta, at))(z), problem.theta)[:2]
-    (found,) = pullback(-q)
+    slope = torch.func.grad(problem.inner, argnums=1)
+    pullback = torch.func.vjp(lambda theta: slope(theta, z), problem.theta)[1]
+    found: Tensor = pullback(-q)[0]
     return found
 
 
