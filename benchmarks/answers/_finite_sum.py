@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -53,6 +53,17 @@ class FiniteSum:
         """All examples of the upper and of the lower objective, as one batch each."""
         upper, lower = (self.join(b, len(b[0])) for b in (self.upper_batches, self.lower_batches))
         return upper, lower
+
+    def in_units(self, unit: float) -> FiniteSum:
+        """Return the problem as a function of `theta / unit`."""
+        return replace(
+            self,
+            upper=lambda theta, z, batch: self.upper(unit * theta, z, batch),
+            lower=lambda theta, z, batch: self.lower(unit * theta, z, batch),
+            theta0=self.theta0 / unit,
+            solve=lambda thetas: self.solve(unit * thetas),
+            hypergradient=lambda thetas: unit * self.hypergradient(unit * thetas),
+        )
 
     def squared(self, thetas: Tensor) -> Tensor:
         """Return `|grad F|^2` for each row."""
