@@ -132,7 +132,7 @@ class Ingredients:
             terms = [self.v * moves.face, -q * moves.mixed, -bent * moves.face, -q * moves.force]
             truth, size = float(sum(t.sum() for t in terms)), float(sum(t.abs().sum() for t in terms))
             error = abs(along(cotangents, one.unit) - truth)
-            found.append(Finding(Part.CROSS, "B' q and N' (v - H q)", error / max(size, 1e-300), 10 * self.rtol))
+            found.append(_judge(Part.CROSS, "B' q and N' (v - H q)", error, size, 10 * self.rtol))
         return _worst(found)
 
     def implicit_finding(self, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]) -> Finding:
@@ -142,9 +142,8 @@ class Ingredients:
         found = []
         for one in slopes:
             truth, size = float((self.v * one.solution).sum()), _norm(self.v) * _norm(one.solution)
-            error = abs(along(cotangents, one.unit) - truth)
-            slack = _norm(self.v) * one.solution_noise / max(size, 1e-300)
-            found.append(Finding(part, "implicit part", error / max(size, 1e-300), 10 * self.rtol + slack))
+            error, noise = abs(along(cotangents, one.unit) - truth), _norm(self.v) * one.solution_noise
+            found.append(_judge(part, "implicit part", error, size, 10 * self.rtol, noise))
         return _worst(found)
 
     def direct_findings(self, direct: Sequence[Tensor], slopes: Sequence[Slope]) -> list[Finding]:
@@ -166,12 +165,12 @@ class Ingredients:
         size = sum(float(part.double().square().sum()) for part in direct) ** 0.5
         for one in slopes:
             truth, noise = sides(partial(value, one.unit, None))
-            error, scale = abs(along(direct, one.unit) - truth), max(size, abs(truth), 1e-300)
-            in_theta.append(Finding(Part.DIRECT, "df/dtheta", error / scale, self.rtol + noise / scale))
+            error = abs(along(direct, one.unit) - truth)
+            in_theta.append(_judge(Part.DIRECT, "df/dtheta", error, max(size, abs(truth)), self.rtol, noise))
             w = one.solution / max(_norm(one.solution), 1e-300)
             truth, noise = sides(partial(value, one.unit, w))
-            error, scale = abs(float((self.v * w).sum()) - truth), max(_norm(self.v), abs(truth), 1e-300)
-            in_z.append(Finding(Part.DIRECT, "df/dz", error / scale, self.rtol + noise / scale))
+            error = abs(float((self.v * w).sum()) - truth)
+            in_z.append(_judge(Part.DIRECT, "df/dz", error, max(_norm(self.v), abs(truth)), self.rtol, noise))
         return [_worst(in_theta), _worst(in_z)]
 
 
@@ -182,9 +181,14 @@ def _norm(v: Tensor) -> float:
 def _finding(
     part: Part, name: str, difference: Tensor, compared: Sequence[Tensor], rtol: float, noise: float = 0.0
 ) -> Finding:
-    """Compare a difference with the size of what was compared; `noise` is absolute."""
-    size = max(sum(_norm(one) for one in compared), 1e-300)
-    return Finding(part, name, _norm(difference) / size, rtol + noise / size)
+    """Compare the norm of a difference with those of what was compared; `noise` is absolute."""
+    return _judge(part, name, _norm(difference), sum(_norm(one) for one in compared), rtol, noise)
+
+
+def _judge(part: Part, name: str, error: float, size: float, rtol: float, noise: float = 0.0) -> Finding:
+    """Compare an error with a size; what is smaller than its own noise is compared with that."""
+    size = max(size, noise / rtol, 1e-300)
+    return Finding(part, name, error / size, rtol + noise / size)
 
 
 def _worst(findings: Sequence[Finding]) -> Finding:

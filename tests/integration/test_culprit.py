@@ -271,7 +271,8 @@ def test_adjointness_and_scale_are_tested() -> None:
 
 @pytest.mark.parametrize("constraint", [blo.Free(), blo.Box(-0.3, 0.5), blo.L2Ball(0.5)], ids=["free", "box", "ball"])
 def test_ill_conditioned_problems_are_solved_tightly(constraint: blo.sets.Set) -> None:
-    """The default solver stops at a residual of 1e-6, which says little where the curvature is 1e-5."""
+    """Fifty steps of gradient descent hardly move where the curvature is 1e-5."""
+    early = blo.ProjectedGradient(step=1.0, max_steps=50, tol=None)
     A, B, theta = spd(0, (), 6, 1e5), normal(1, 6, 2), normal(2, 2)
     z0 = torch.zeros(6, dtype=torch.float64)
 
@@ -284,12 +285,12 @@ def test_ill_conditioned_problems_are_solved_tightly(constraint: blo.sets.Set) -
     lower = blo.LowerProblem(objective, constraint)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = blo.check_hypergrad(upper, lower, theta, z0, gradient=EXACT, directions=2)
+        found = blo.check_hypergrad(upper, lower, theta, z0, solver=early, gradient=EXACT, directions=2)
     assert found.resolved < 1e-14 and found.settled
     assert all(row.noise < 1e-5 * found.scale for row in found.directions)
-    assert found.culprit is (None if found.lower_error < 1e-9 else Part.LOWER)
+    assert found.culprit in (None, Part.LOWER) and found.ok == (found.culprit is None)
     if isinstance(constraint, blo.Free):
-        assert found.lower_error > 1e-3
+        assert found.lower_error > 1e-3 and found.culprit is Part.LOWER
         z = -B @ theta.sin()
         (slope,) = torch.func.vjp(lambda t: upper(t, -B @ t.sin()), theta)[1](torch.ones_like(z[0]))
         assert all(abs(row.measured) <= float(slope.norm()) * (1 + 1e-9) for row in found.directions)
