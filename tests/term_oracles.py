@@ -100,6 +100,9 @@ class TermCase:
         return torch.as_tensor(self.theta)
 
     def z0(self) -> Tensor:
+        """Return where to start: at zero, or at the solution where each step takes a projection by iteration."""
+        if KINDS[self.kind].slow:
+            return torch.as_tensor(self.solution(self.theta))
         return torch.zeros(len(self.c), dtype=torch.float64)
 
     # The NumPy side.
@@ -112,8 +115,9 @@ class TermCase:
 
     def solve(self, theta: Array) -> tuple[Array, Face]:
         """Return x and the face of the one candidate that solves the problem."""
-        found = [(newton(face, theta), face) for face in KINDS[self.kind].faces(self, theta)]
-        return max(found, key=lambda pair: pair[1].margin(pair[0]))
+        with np.errstate(all="ignore"):  # wrong faces may have their solutions far away
+            found = [(newton(face, theta), face) for face in KINDS[self.kind].faces(self, theta)]
+            return max(found, key=lambda pair: pair[1].margin(pair[0]))
 
     def solution(self, theta: Array) -> Array:
         return self.solve(theta)[0][: len(self.c)]
@@ -183,6 +187,7 @@ class Kind:
         faces: candidates for the face at the solution.
         is_penalty: whether it is one.
         scaled: the parameters that are logarithms of weights.
+        slow: whether its projections are iterations.
     """
 
     draw: Callable[[np.random.Generator, int], dict[str, Array]]
@@ -190,6 +195,7 @@ class Kind:
     faces: Callable[[TermCase, Array], Iterator[Face]]
     is_penalty: bool = False
     scaled: tuple[str, ...] = ("weight", "ridge")
+    slow: bool = False
 
 
 # Penalties: every support with every sign.
@@ -446,11 +452,12 @@ KINDS: dict[str, Kind] = {
         lambda p, n: blo.Halfspaces(p["A"], p["b"]),
         halfspace_faces,
     ),
-    "smooth": Kind(smooth_parameters, smooth_term, smooth_faces),
+    "smooth": Kind(smooth_parameters, smooth_term, smooth_faces, slow=True),
     "smooth with equation": Kind(
         lambda rng, n: {"normal": rng.normal(size=n), "level": 0.1 * rng.normal(size=()), **smooth_parameters(rng, n)},
         smooth_term,
         smooth_faces,
+        slow=True,
     ),
 }
 PENALTIES = tuple(name for name, kind in KINDS.items() if kind.is_penalty)

@@ -76,7 +76,7 @@ def test_an_equality_constrained_quadratic_by_its_kkt_matrix() -> None:
     )
     solver = blo.ProjectedGradient(tol=1e-11, max_steps=20_000)
     z0 = torch.zeros(5, dtype=torch.float64)
-    z = blo.argmin(lower, torch.ones((), dtype=torch.float64), z0, solver=solver)
+    z = blo.argmin(lower, torch.ones((), dtype=torch.float64, requires_grad=True), z0, solver=solver).detach()
     np.testing.assert_allclose(z, truth, rtol=0, atol=1e-10)
 
 
