@@ -18,6 +18,9 @@ from blo.errors import StructureError
 from blo.penalties import Penalty
 from blo.sets import Free, Set
 
+#: One object for all problems: `torch.compile` does not trace the making of one.
+_WHOLE = Free()
+
 
 @dataclass(frozen=True)
 class LowerProblem:
@@ -39,7 +42,7 @@ class LowerProblem:
     """
 
     objective: Objective
-    constraint: Set | Callable[[Tree], Set] = field(default_factory=Free)
+    constraint: Set | Callable[[Tree], Set] = field(default_factory=lambda: _WHOLE)
     penalty: Penalty | Callable[[Tree], Penalty] | None = None
     batched: bool = False
     strong_convexity: float | None = field(default=None, kw_only=True)

@@ -1,0 +1,156 @@
+"""Sinusoid MAML: 25 tasks through `vmap`, each a network that adapts by gradient steps from a shared start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+import blo
+from benchmarks.measure import peak_mib, race, relative_error
+from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
+
+Weights: TypeAlias = dict[str, Tensor]
+#: `(start, x, y, held x, held y) -> loss after adaptation`, for one task.
+Task: TypeAlias = Callable[[Weights, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+_STEPS, _STEP = 5, 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class _Sines:
+    """The data of all tasks, each of shape `(tasks, points, 1)`, and the weights they start from."""
+
+    data: tuple[Tensor, Tensor, Tensor, Tensor]
+    start: Weights
+
+    def gradient(self, task: Task) -> Callable[[], Tensor]:
+        """Return what computes the gradient of the mean loss in the start, flat."""
+
+        def mean(weights: Weights) -> Tensor:
+            losses: Tensor = vmap(task, in_dims=(None, 0, 0, 0, 0))(weights, *self.data)
+            return losses.mean()
+
+        return lambda: self.differentiate(mean)
+
+    def differentiate(self, function: Callable[[Weights], Tensor]) -> Tensor:
+        """Return the gradient at the start by a backward pass, flat."""
+        leaves = {name: value.detach().requires_grad_() for name, value in self.start.items()}
+        return torch.cat([part.flatten() for part in torch.autograd.grad(function(leaves), list(leaves.values()))])
+
+
+@benchmark("maml", "sinusoid MAML, 25 tasks through vmap, 5 steps each")
+def run(setting: Setting) -> Outcome:
+    """Race blo against hand-written `vmap`, eager and compiled."""
+    sines = _sines(setting)
+    contestants: dict[str, Callable[[], Tensor]] = {
+        "by hand, vmap": sines.gradient(_by_hand),
+        "blo, vmap over argmin": sines.gradient(_adapted),
+        "blo, batched": lambda: sines.differentiate(_batched(sines)),
+    }
+    notes = []
+    for name, task in (("by hand, vmap, compiled", _by_hand), ("blo, vmap over argmin, compiled", _adapted)):
+        setting.log(f"  {name}")
+        try:
+            contestants[name] = _compiled(sines, task)
+        except Exception as error:  # torch.compile needs a C++ compiler, and raises of many kinds
+            notes.append(f"{name}: {type(error).__name__}")
+    times = race(contestants, setting, floor="by hand, vmap")
+    answer = contestants["by hand, vmap"]()
+    rows: list[list[Cell]] = [
+        [
+            name,
+            relative_error(call(), answer),
+            times[name].milliseconds,
+            times[name].over_floor,
+            peak_mib(call, setting.device),
+        ]
+        for name, call in contestants.items()
+    ]
+    rows += [[note, None, None, None, None] for note in notes]
+    table = Table(f"{len(sines.data[0])} tasks", ["", "difference to by hand", "ms", "over by hand", "peak MiB"], rows)
+    over = min(times[name].over_floor or math.inf for name in ("blo, vmap over argmin", "blo, batched"))
+    goals = [Goal("blo over hand-written vmap", over, 1.0)]
+    # A path that does not compile misses its goal rather than having none.
+    pair = [times.get(f"{name}, compiled") for name in ("blo, vmap over argmin", "by hand, vmap")]
+    ratio = pair[0].milliseconds / pair[1].milliseconds if pair[0] and pair[1] else math.nan
+    goals.append(Goal("blo over hand-written vmap, both compiled", ratio, 1.0))
+    return Outcome([table], goals)
+
+
+def _sines(setting: Setting) -> _Sines:
+    tasks, width = (3, 6) if setting.quick else (25, 40)
+    generator = setting.generator()
+
+    def uniform(*shape: int) -> Tensor:
+        drawn = torch.rand(*shape, generator=generator, dtype=torch.float64)
+        return drawn.to(setting.device, setting.dtype)
+
+    amplitude, phase = 0.1 + 4.9 * uniform(tasks, 1, 1), math.pi * uniform(tasks, 1, 1)
+    x, held_x = 10 * uniform(tasks, 10, 1) - 5, 10 * uniform(tasks, 10, 1) - 5
+    data = x, amplitude * torch.sin(x - phase), held_x, amplitude * torch.sin(held_x - phase)
+    start: Weights = {}
+    for layer, (fan_in, fan_out) in enumerate(((1, width), (width, width), (width, 1))):
+        start[f"w{layer}"] = setting.randn(fan_in, fan_out, generator=generator) / fan_in**0.5
+        start[f"b{layer}"] = setting.randn(fan_out, generator=generator)
+    return _Sines(data, start)
+
+
+def _loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    hidden = torch.tanh(x @ weights["w0"] + weights["b0"])
+    hidden = torch.tanh(hidden @ weights["w1"] + weights["b1"])
+    return (hidden @ weights["w2"] + weights["b2"] - y).square().mean()
+
+
+def _by_hand(start: Weights, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> Tensor:
+    weights = start
+    for _ in range(_STEPS):
+        slope = grad(_loss)(weights, x, y)
+        weights = {name: value - _STEP * slope[name] for name, value in weights.items()}
+    return _loss(weights, held_x, held_y)
+
+
+def _moved(start: Weights, z: Weights) -> Weights:
+    return {name: value + z[name] for name, value in start.items()}
+
+
+_SOLVER, _GRADIENT = blo.ProjectedGradient(step=_STEP, max_steps=_STEPS, tol=None), blo.Unrolled()
+
+
+def _adapted(start: Weights, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> Tensor:
+    """z is how far the steps lead away from the start, so that the start is differentiated with all the rest."""
+    lower = blo.LowerProblem(lambda theta, z: _loss(_moved(theta, z), x, y))
+    z0 = {name: torch.zeros_like(value) for name, value in start.items()}
+    z = blo.argmin(lower, start, z0, solver=_SOLVER, gradient=_GRADIENT, on_failure="ignore")
+    return _loss(_moved(start, z), held_x, held_y)
+
+
+def _batched(sines: _Sines) -> Callable[[Weights], Tensor]:
+    x, y, held_x, held_y = sines.data
+    losses = vmap(lambda theta, z, x, y: _loss(_moved(theta, z), x, y), in_dims=(None, 0, 0, 0))
+    lower = blo.LowerProblem(lambda theta, z: losses(theta, z, x, y), batched=True)
+    z0 = {name: value.new_zeros(len(x), *value.shape) for name, value in sines.start.items()}
+
+    def mean(start: Weights) -> Tensor:
+        z = blo.argmin(lower, start, z0, solver=_SOLVER, gradient=_GRADIENT, on_failure="ignore")
+        value: Tensor = losses(start, z, held_x, held_y).mean()
+        return value
+
+    return mean
+
+
+def _compiled(sines: _Sines, task: Task) -> Callable[[], Tensor]:
+    """Return the gradient as one compiled graph; a break in the graph raises."""
+
+    def mean(weights: Weights, *data: Tensor) -> Tensor:
+        losses: Tensor = vmap(task, in_dims=(None, 0, 0, 0, 0))(weights, *data)
+        return losses.mean()
+
+    compiled = torch.compile(grad(mean), fullgraph=True)
+    compiled(sines.start, *sines.data)
+    return lambda: torch.cat([part.flatten() for part in compiled(sines.start, *sines.data).values()])
