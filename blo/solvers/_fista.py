@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo.solvers._base import Problem
-from blo.solvers._iterative import Iterative, goal
+from blo.solvers._iterative import Iterative, goal, valued_gradient
 from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
@@ -30,7 +30,8 @@ class FISTA(Iterative):
 
     Args:
         step: step size, at most one over the largest curvature. None finds one for each lane: it doubles until the
-            curvature measured along a step exceeds `1/step`, and halves, taking that step back, whenever it does.
+            curvature measured along a step exceeds `1/step`, and halves, taking that step back, whenever it does or the
+            objective has no value.
         max_steps: most gradient evaluations after the one at the start.
         tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
             nothing and never waits for the device.
@@ -70,10 +71,12 @@ class FISTA(Iterative):
         return state._replace(trial=trial, near=near, older=older, pure=pure)
 
     def look(self, problem: Problem, state: _State) -> _State:
-        force = problem.gradient(state.trial)
-        step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         if self.step is None:
+            force = valued_gradient(problem, state.trial)
             step, accepted, found = _adapt(state, force)
+        else:
+            force = problem.gradient(state.trial)
+            step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         # At the end there is no other trial, so one that is better than what was looked at last has to do.
         better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
         checked = state.pure & (accepted | (better.unsqueeze(-1) & (state.made >= self.max_steps - 1)))

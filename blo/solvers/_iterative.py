@@ -97,6 +97,14 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     return finish(solver, problem, state, steps)
 
 
+def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
+    """Return the gradient where the objective has a value, NaN where it has none: left of zero, `log` has a slope."""
+    if not problem.symmetric:
+        return problem.gradient(z)
+    value, slope = problem.evaluate(z)
+    return torch.where(torch.isfinite(value).unsqueeze(-1), slope, torch.nan)
+
+
 def goal(tol: float | None, slope: Tensor) -> Tensor:
     """Return the residual at which each lane stops that starts with this slope, shape `lanes`."""
     rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo.solvers import _direction
 from blo.solvers._base import Problem
-from blo.solvers._iterative import Iterative
+from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._settings import require_budget, require_positive
 
 
@@ -23,7 +23,8 @@ class ProjectedGradient(Iterative):
 
     Args:
         step: step size. None finds one for each lane: it halves whenever the curvature measured along a step exceeds
-            `1/step`, takes that step back, and grows slowly otherwise (raw gradient direction, no momentum).
+            `1/step` or the objective has no value, takes that step back, and grows slowly otherwise (raw gradient
+            direction, no momentum).
         max_steps: most gradient evaluations.
         tol: residual at which a lane stops. None makes exactly `max_steps` steps, measures nothing and never waits
             for the device.
@@ -63,9 +64,9 @@ class ProjectedGradient(Iterative):
         return _State(state.z, state.slope, problem.prox(trial, state.step), state.step, velocity)
 
     def look(self, problem: Problem, state: _State) -> _State:
-        slope = problem.gradient(state.trial)
         if self.step is not None:
-            return _State(state.trial, slope, state.trial, state.step, state.velocity)
+            return _State(state.trial, problem.gradient(state.trial), state.trial, state.step, state.velocity)
+        slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         return state._replace(
             z=torch.where(accepted, state.trial, state.z), slope=torch.where(accepted, slope, state.slope), step=step

@@ -155,6 +155,19 @@ def test_it_stays_where_the_objective_has_slopes() -> None:
     torch.testing.assert_close(found.z, torch.full((1,), 0.25).double(), rtol=1e-8, atol=1e-8)
 
 
+def test_the_found_step_stays_where_the_objective_has_values() -> None:
+    """`z - t log z`: left of zero it has a slope and no value, and decreases for ever."""
+    tried: list[float] = []
+
+    def barrier(z: Tensor) -> Tensor:
+        tried.append(z.min().item())
+        return (z - 0.1 * z.log()).sum()
+
+    found = minimise(barrier, torch.tensor([2.0, 0.5]).double(), TIGHT)
+    assert min(tried) < 0
+    torch.testing.assert_close(found.z, torch.full((2,), 0.1).double(), rtol=1e-7, atol=1e-9)
+
+
 def test_the_start_is_not_changed_and_kept_when_it_solves() -> None:
     z0 = torch.ones(2).double()
     assert torch.equal(minimise(lambda z: (z - 1).square().sum(), z0, blo.FISTA()).z, z0)

@@ -13,6 +13,7 @@ from torch import Tensor
 import blo
 from blo._problem import FlatProblem
 from tests import oracles
+from tests.lower import minimise
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -89,6 +90,19 @@ def test_the_found_step_survives_a_region_without_values() -> None:
     found = solve(blo.LowerProblem(objective), theta, z0, blo.ProjectedGradient(tol=1e-9))
     assert min(visited) < 0
     torch.testing.assert_close(found.z, theta.square().reshape(1), rtol=1e-8, atol=1e-8)
+
+
+def test_the_found_step_stays_where_the_objective_has_values() -> None:
+    """`z - t log z`: left of zero it has a slope and no value, and decreases for ever."""
+    tried: list[float] = []
+
+    def barrier(z: Tensor) -> Tensor:
+        tried.append(z.min().item())
+        return (z - 0.1 * z.log()).sum()
+
+    found = minimise(barrier, torch.tensor([2.0, 0.5]).double(), blo.ProjectedGradient(tol=1e-10))
+    assert min(tried) < 0
+    torch.testing.assert_close(found.z, torch.full((2,), 0.1).double(), rtol=1e-7, atol=1e-9)
 
 
 def lanes(theta: Tensor, z: Tensor) -> Tensor:
