@@ -14,7 +14,7 @@ from blo.solvers._iterative import Iterative, goal, valued_gradient
 from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
-_GROWTH = 1.01
+_GROWTH = 1.003
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class FISTA(Iterative):
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
         none, limit = torch.zeros_like(one), goal(self.tol, slope).unsqueeze(-1)
-        return _State(z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), limit)
+        return _State(
+            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), limit, none.bool()
+        )
 
     def move(self, problem: Problem, state: _State) -> _State:
         near = problem.prox(state.base - state.step * state.force, state.step)
@@ -89,13 +91,14 @@ class FISTA(Iterative):
             near=state.near,
             last=torch.where(accepted, state.near, state.last),
             step=step,
-            # A step that is taken back may have been momentum's: the next one has none.
-            age=torch.where(accepted, state.older, 1.0),
+            # Where halving the step did not help it was the momentum that led astray.
+            age=torch.where(accepted, state.older, torch.where(state.failed, 1.0, state.age)),
             older=state.older,
             made=state.made + 1,
             found=found,
             pure=state.pure,
             goal=state.goal,
+            failed=~accepted,
         )
 
 
@@ -112,6 +115,7 @@ class _State(NamedTuple):
         found: a step size that was too long has been met.
         pure: the trial is a proximal point.
         goal: the residual to reach.
+        failed: the last trial was taken back.
     """
 
     z: Tensor
@@ -128,6 +132,7 @@ class _State(NamedTuple):
     found: Tensor
     pure: Tensor
     goal: Tensor
+    failed: Tensor
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z), force=gradient(self.base))

@@ -94,6 +94,17 @@ def test_an_ill_conditioned_problem_takes_far_fewer_gradients_than_plain_descent
     assert slow.residual is not None and slow.residual > 1e-9
 
 
+def test_a_condition_of_ten_thousand_takes_a_small_multiple_of_its_root() -> None:
+    """Linear convergence at the rate of `1 - 1/sqrt(condition)`, which a step lost in growing must not spoil."""
+    matrix, b = quadratic(1, 50, 1e4)
+    found = minimise(
+        lambda z: 0.5 * z @ matrix @ z - b @ z / b.norm(),
+        torch.zeros(50).double(),
+        blo.FISTA(tol=1e-10, max_steps=4000),
+    )
+    assert found.residual is not None and found.residual <= 1e-10
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e4, 1e8])
 def test_the_found_step_suits_every_curvature(scale: float) -> None:
     curvature = scale * torch.tensor([1.0, 4.0, 10.0], dtype=torch.float64)
