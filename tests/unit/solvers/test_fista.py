@@ -84,9 +84,9 @@ def test_the_lasso_is_that_of_scikit_learn() -> None:
 def test_an_ill_conditioned_problem_takes_far_fewer_gradients_than_plain_descent(
     step: float | None, constraint: blo.sets.Set
 ) -> None:
-    matrix, b = quadratic(1, 40, 300.0)
+    matrix, b = quadratic(1, 40, 2000.0)
     loss = Counted(lambda z: 0.5 * z @ matrix @ z - b @ z)
-    found = minimise(loss, torch.zeros(40).double(), blo.FISTA(step, tol=1e-9), constraint)
+    found = minimise(loss, torch.zeros(40).double(), blo.FISTA(step, tol=1e-9, max_steps=3000), constraint)
     calls = loss.calls
     assert found.residual is not None and found.residual <= 1e-9 and calls == found.steps + 1
     plain = blo.ProjectedGradient(step, tol=1e-9, max_steps=3 * calls)
