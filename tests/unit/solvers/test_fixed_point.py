@@ -132,6 +132,11 @@ def test_a_step_that_leads_further_away_is_taken_back() -> None:
     found = run(solver, problem.bind(leaves), start, lambda step, running: kept.append(abs(running.state.z.item())))
     assert found.residual is not None and found.residual <= 1e-12
     assert max(tried) > 50 and max(kept) <= 10.0
+    # `tried` begins with the start, `kept` with the state before the first step: the last of a pair was taken back.
+    back = [k for k in range(1, len(kept)) if kept[k] == kept[k - 1] and tried[k] != kept[k]]
+    assert back
+    for k in back:
+        assert abs(tried[k + 1] - abs(kept[k] - np.arctan(kept[k]))) < 1e-12  # the step after it is a plain one
 
 
 def test_a_step_to_where_the_map_has_no_value_is_taken_back() -> None:

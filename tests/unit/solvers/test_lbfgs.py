@@ -134,6 +134,19 @@ def test_it_stays_where_the_objective_has_values() -> None:
     torch.testing.assert_close(found.z, torch.full((2,), 1e-3).double(), rtol=1e-7, atol=1e-9)
 
 
+def test_it_stays_where_the_objective_has_slopes() -> None:
+    """Left of zero the value is lower than anywhere, and the slope is NaN."""
+    tried: list[float] = []
+
+    def function(z: Tensor) -> Tensor:
+        tried.append(z.min().item())
+        return torch.where(z > 0, z - 0.1 * z.sqrt(), -5.0).sum()
+
+    found = minimise(function, torch.tensor([2.0]).double(), TIGHT)
+    assert min(tried) < 0
+    torch.testing.assert_close(found.z, torch.full((1,), 0.0025).double(), rtol=1e-7, atol=1e-10)
+
+
 def test_lanes_do_not_see_each_other_and_rest_when_done() -> None:
     scales = torch.tensor([1.0, 30.0, 1000.0], dtype=torch.float64)[:, None]
     box = blo.Box(-0.5, 1.5)
