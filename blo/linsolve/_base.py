@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true
 from blo.errors import StructureError
-from blo.operators import Operator
+from blo.operators import Operator, Restricted
 
 __all__ = [
     "LinearSolution",
@@ -28,6 +28,7 @@ __all__ = [
     "require_positive",
     "require_symmetric",
     "stride",
+    "within",
 ]
 
 
@@ -151,6 +152,14 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
 def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
     """Return the product with `A + damping I`."""
     return operator if damping == 0 else lambda v: torch.add(operator(v), v, alpha=damping)
+
+
+def within(operator: Operator, v: Tensor) -> Tensor:
+    """Return the part of v in the tangent space that the operator is restricted to, all of v for any other operator.
+
+    Off that space a restricted operator is the identity.
+    """
+    return operator.tangent.project(v) if isinstance(operator, Restricted) else v
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

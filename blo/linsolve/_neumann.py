@@ -22,6 +22,7 @@ from blo.linsolve._base import (
     require_nonnegative,
     require_positive,
     stride,
+    within,
 )
 from blo.operators import Operator
 
@@ -66,9 +67,16 @@ class Neumann(LinearSolver):
         # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
         size, zero = largest(b)
         rhs = b / size
-        x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
-        term = rhs if x0 is None else rhs - apply(x)
-        step = self.step if self.step is not None else 1 / _largest_eigenvalue(apply, rhs)
+        # On a tangent space, rounding must not leave it: there the matrix is the identity, which may be too much for
+        # the step.
+        inside = within(operator, rhs)
+        x = torch.zeros_like(b) if x0 is None else within(operator, torch.where(zero, 0.0, x0 / size))
+        term = inside if x0 is None else within(operator, inside - apply(x))
+
+        def image_of(v: Tensor) -> Tensor:
+            return within(operator, apply(v))
+
+        step = self.step if self.step is not None else 1 / _largest_eigenvalue(image_of, inside)
         length = norm(rhs)
         goal = -1.0 if self.tol is None else floor_of(self.tol, b) * length
         running = ~zero & (norm(term) > goal)
@@ -80,7 +88,7 @@ class Neumann(LinearSolver):
             x = torch.where(running, x + step * term, x)
             iterations = iterations + running
             if index + 1 < self.terms:
-                image = apply(term)
+                image = image_of(term)
                 # A term lost in rounding tells nothing: its square underflows in the end.
                 telling = norm(term) > floor_of(0.0, b) * length
                 indefinite = indefinite | (running & telling & (dot(term, image) <= 0))
@@ -88,6 +96,7 @@ class Neumann(LinearSolver):
                 running = running & (norm(term) > goal)
         if not operator.symmetric:
             indefinite = torch.zeros_like(indefinite)
+        x = x + (rhs - inside) / (1 + self.damping)
         residual = relative_residual(operator, x, rhs, self.damping)
         return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "Neumann")
 

@@ -17,9 +17,10 @@ from blo.linsolve._base import (
     require_nonnegative,
     require_positive,
     require_symmetric,
+    within,
 )
 from blo.linsolve._precondition import Preconditioner, Product
-from blo.operators import Operator, Restricted
+from blo.operators import Operator
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ class Nystrom(LinearSolver, Preconditioner):
         size, zero = largest(b)
         rhs = b / size
         vectors, values, indefinite = self._approximate(operator, b)
-        inside = operator.tangent.project(rhs) if isinstance(operator, Restricted) else rhs
+        inside = within(operator, rhs)
         shares = vectors.mT @ inside.unsqueeze(-1)
         x = (vectors @ (shares / (values + self.damping).unsqueeze(-1))).squeeze(-1)
         if self.rank < b.shape[-1]:  # else this is rounding, divided by the damping
@@ -87,9 +88,7 @@ class Nystrom(LinearSolver, Preconditioner):
         n = like.shape[-1]
         # NumPy's generators are local, and `vmap` does not refuse them.
         drawn = np.random.default_rng(self.seed).standard_normal((min(self.rank, n), n))
-        directions = [torch.as_tensor(row).to(like).expand_as(like) for row in drawn]
-        if isinstance(operator, Restricted):
-            directions = [operator.tangent.project(row) for row in directions]
+        directions = [within(operator, torch.as_tensor(row).to(like).expand_as(like)) for row in drawn]
         sketch, _ = torch.linalg.qr(torch.stack(directions, -1))
         image = torch.stack([operator(column) for column in sketch.unbind(-1)], -1)
         # A small multiple of the identity is added to A for the factorisation, and taken off its values.
