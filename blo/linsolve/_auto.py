@@ -63,10 +63,14 @@ class Auto(LinearSolver):
         return self._finish(found, operator, b)
 
     def _finish(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
-        """Solve the lanes that conjugate gradients gave up, from where it stopped."""
+        """Solve the lanes that conjugate gradients gave up, from where it stopped, or from zero where that is nearer.
+
+        Across curvature near zero it has gone far: all that way would be lost to rounding.
+        """
         bent = found.indefinite.unsqueeze(-1)
+        start = torch.where(found.residual.unsqueeze(-1) < 1, found.x, 0.0)
         minres = MINRES(self.max_iter, self.tol, self.damping, self.preconditioner)
-        rest = minres.solve(operator, torch.where(bent, b, 0.0), found.x)
+        rest = minres.solve(operator, torch.where(bent, b, 0.0), start)
         return LinearSolution(
             x=torch.where(bent, rest.x, found.x),
             residual=torch.where(found.indefinite, rest.residual, found.residual),

@@ -42,10 +42,17 @@ class State(Protocol):
 
 
 class Running(NamedTuple):
-    """What the loop carries: the solver's state, and the residual at which each lane stops, shape `lanes`."""
+    """What the loop carries.
+
+    Attributes:
+        state: the solver's.
+        limit: the residual at which each lane stops, shape `lanes`.
+        lost: lanes whose last step was from a residual of NaN, shape `lanes`.
+    """
 
     state: Any
     limit: Tensor
+    lost: Tensor
 
 
 #: Called with the number of steps made so far and the state, before each further step.
@@ -80,19 +87,22 @@ class Iterative(Solver, abc.ABC):
 def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
     """Step until every lane's residual is at most `solver.tol`, or `solver.max_steps` times.
 
+    A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
+
     A tolerance below the rounding of the gradient at the start is out of reach, and taken as that.
     """
     begun = solver.start(problem, z0)
-    state = Running(begun, goal(solver.tol, begun.slope))
+    limit = goal(solver.tol, begun.slope)
+    state = Running(begun, limit, torch.zeros_like(limit, dtype=torch.bool))
     steps = 0
     stride = 1 if z0.device.type == "cpu" else _STRIDE
     while steps < solver.max_steps:
-        done = _done(solver, problem, state)
+        done, lost = _look(solver, problem, state)
         if done is not None and steps % stride == 0 and all_true(done):
             break
         if watch is not None:
             watch(steps, state)
-        state = _step(solver, problem, state, done, last=steps == solver.max_steps - 1)
+        state = _step(solver, problem, state, done, lost, last=steps == solver.max_steps - 1)
         steps += 1
     return finish(solver, problem, state, steps)
 
@@ -115,8 +125,8 @@ def goal(tol: float | None, slope: Tensor) -> Tensor:
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
     for index in range(first, first + steps):
-        done = _done(solver, problem, state)
-        state = _step(solver, problem, state, done, last=index == solver.max_steps - 1)
+        done, lost = _look(solver, problem, state)
+        state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
     return state
 
 
@@ -128,12 +138,18 @@ def finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> S
     return Solution(at.z, problem.residual(at.z, at.slope), state.limit, steps)
 
 
-def _done(solver: Iterative, problem: Problem, state: Running) -> Tensor | None:
-    at = state.state
-    return None if solver.tol is None else problem.residual(at.z, at.slope) <= state.limit
+def _look(solver: Iterative, problem: Problem, state: Running) -> tuple[Tensor | None, Tensor]:
+    """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
+    if solver.tol is None:
+        return None, state.lost
+    residual = problem.residual(state.state.z, state.state.slope)
+    return (residual <= state.limit) | state.lost, residual.isnan()
 
 
-def _step(solver: Iterative, problem: Problem, state: Running, done: Tensor | None, *, last: bool) -> Running:
+def _step(
+    solver: Iterative, problem: Problem, before: Running, done: Tensor | None, lost: Tensor, *, last: bool
+) -> Running:
+    state = before._replace(lost=lost)
     moved = solver.move(problem, state.state)
     # Nothing looks at the last trial when nothing is measured.
     after = moved if last and solver.tol is None else solver.look(problem, moved)

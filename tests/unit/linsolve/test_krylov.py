@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -97,6 +97,7 @@ def test_a_scalar_unknown_takes_one_iteration(make: Callable[..., Any], damping:
 @pytest.mark.parametrize("make", ITERATIVE)
 @quick
 @given(seed=SEEDS)
+@example(seed=23777)  # conjugate gradients leap across a curvature near zero
 def test_a_batch_is_its_lanes_in_any_order(make: Callable[..., Any], seed: int) -> None:
     """Numbers of steps included: each lane stops by itself and rests."""
     n, conditions = 24, [2.0, 5.0, 10.0]
