@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.registry import Cell, Goal, Outcome, Table
 
-#: Most that an answer may be off, relative to the largest entry of the truth, or absolutely where that is below 1.
+#: Most that an answer may be off.
 TOLERANCE = 1e-6
 
 Number = float | Tensor | npt.NDArray[np.float64]
@@ -25,12 +25,23 @@ class Answers:
     rows: list[list[Cell]] = field(default_factory=list)
     worst: float = 0.0
 
-    def add(self, quantity: str, found: Number, truth: Number) -> float:
-        """Note an answer and return how far it is from the truth."""
+    def add(self, quantity: str, found: Number, truth: Number, scale: float | None = None) -> float:
+        """Note an answer and return how far it is from the truth, at the entry where that is most.
+
+        Args:
+            quantity: what it is.
+            found: blo's answer.
+            truth: of the same shape.
+            scale: what the difference is divided by; by default the largest entry of the truth, if that is not 0.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
         ours, theirs = _array(found), _array(truth)
         if ours.shape != theirs.shape:
             raise ValueError(f"{quantity}: blo's answer has shape {ours.shape}, the truth {theirs.shape}.")
-        difference = float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+        size = (float(np.abs(theirs).max()) or 1.0) if scale is None else scale
+        difference = float(np.abs(ours - theirs).max()) / size
         self.rows.append([quantity, _show(ours), _show(theirs), difference])
         self.worst = float(np.maximum(self.worst, difference))  # in which a NaN stays
         return difference

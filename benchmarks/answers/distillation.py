@@ -61,8 +61,8 @@ def run(setting: Setting) -> Outcome:
     real, test = digits((size, size // 2), setting.seed, classes)
     images = np.stack([real.x[np.flatnonzero(real.y == label)[0], :-1] for label in range(classes)])
     given = problem(real, images, setting.device)
-    at = blo.value_and_hypergrad(**given, solver=blo.LBFGS(tol=1e-10))
-    found = blo.fit(**given, optimizer=partial(torch.optim.SGD, lr=RATE), steps=STEPS, solver=blo.LBFGS(tol=1e-10))
+    at = blo.value_and_hypergrad(**given)
+    found = blo.fit(**given, optimizer=partial(torch.optim.SGD, lr=RATE), steps=STEPS)
     theta, z, values, slopes = images, np.zeros((65, classes)), [], []
     for _ in range(STEPS):
         value, slope, z = truth(real, theta, z)
@@ -79,9 +79,9 @@ def run(setting: Setting) -> Outcome:
 def distilled(given: dict[str, Any], test: Split, setting: Setting) -> Table:
     """Distil for longer and return what a classifier trained on the images is worth."""
     steps = 2 if setting.quick else 60
-    found = blo.fit(**given, optimizer=partial(torch.optim.Adam, lr=0.05), steps=steps, solver=blo.LBFGS(tol=1e-10))
+    found = blo.fit(**given, optimizer=partial(torch.optim.Adam, lr=0.05), steps=steps)
     with torch.no_grad():
-        before = blo.argmin(given["lower"], given["theta"], given["z0"], solver=blo.LBFGS(tol=1e-10))
+        before = blo.argmin(given["lower"], given["theta"], given["z0"])
     rows: list[list[Cell]] = [
         ["one real image a class", accuracy(test, numpy(before))],
         ["as many distilled", accuracy(test, numpy(found.z))],

@@ -32,7 +32,7 @@ def solve(net: torch.nn.Module, tasks: Tasks, theta: Parameters) -> blo.Hypergra
     z0 = {name: part.expand(len(tasks.x), *part.shape) for name, part in theta.items()}
     return blo.value_and_hypergrad(
         lambda theta, z: losses(z, tasks.x_held, tasks.y_held).mean(),
-        blo.LowerProblem(adapt, batched=True), theta, z0, solver=blo.LBFGS(tol=1e-10), gradient=blo.Implicit(blo.CG()),
+        blo.LowerProblem(adapt, batched=True), theta, z0, gradient=blo.Implicit(blo.CG()),
     )  # fmt: skip
 
 

@@ -30,6 +30,13 @@ def test_a_wrong_answer_misses_the_goal(wrong: float) -> None:
     assert not answers.outcome("both").goals[0].met
 
 
+def test_small_answers_are_held_to_their_own_size() -> None:
+    answers = Answers()
+    assert answers.add("small", 1.0e-8 + 1e-13, 1e-8) == pytest.approx(1e-5, rel=1e-6)
+    assert answers.add("zero", 1e-9, 0.0) == pytest.approx(1e-9)
+    assert answers.add("scaled", 1e-8 + 1e-9, 1e-8, scale=1.0) == pytest.approx(1e-9)
+
+
 def test_an_answer_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(2,\), the truth \(1, 2\)"):
         Answers().add("x", torch.ones(2), np.ones((1, 2)))
