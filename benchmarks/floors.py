@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,47 @@ def boxed_hypergradient(problem: Boxed, products: int) -> Tensor:
         p = r + rr / last * p
     (found,) = torch.autograd.grad(slope, theta, -x)
     return found
+
+
+def product(slope: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return v -> H v from the retained graph of the slope."""
+    return lambda v: torch.autograd.grad(slope, z, v, retain_graph=True)[0]
+
+
+def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, tol: float, most: int) -> Tensor:
+    """Return x with `|apply(x) - b| <= tol |b|`, sought from x in at most so many iterations."""
+    r = b - apply(x) if x.any() else b
+    p, rr, least = r, r @ r, tol * tol * (b @ b)
+    for _ in range(most):
+        if rr <= least:
+            break
+        q = apply(p)
+        step = rr / (p @ q)
+        x = x + step * p
+        r = r - step * q
+        last, rr = rr, r @ r
+        p = r + rr / last * p
+    return x
+
+
+def newton_cg(inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, z: Tensor, *, tol: float) -> Tensor:
+    """Return the minimiser of a convex function by truncated Newton steps with backtracking.
+
+    Source: Nocedal and Wright (2006), algorithm 7.1.
+    """
+    while True:
+        at = z.detach().requires_grad_()
+        value = inner(theta, at)
+        (slope,) = torch.autograd.grad(value, at, create_graph=True)
+        down = slope.detach()
+        size = float(down.norm())
+        if size <= tol:
+            return z
+        accuracy = min(0.5, size**0.5)
+        step = conjugate_gradients(product(slope, at), -down, torch.zeros_like(z), tol=accuracy, most=1000)
+        rate, promise = 1.0, float(down @ step)
+        with torch.no_grad():
+            # As values round, a step that seems to bring nothing must do near the solution.
+            while inner(theta, z + rate * step) > value + 1e-4 * rate * promise + 1e-15 and rate > 1e-8:
+                rate /= 2
+        z = z + rate * step

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,13 +120,13 @@ def require_count(value: int, name: str, otherwise: str = "For no solve, use `Ze
         raise ValueError(f"`{name}` must be at least 1, but is {value}. {otherwise}")
 
 
-def require_nonnegative(value: float, name: str) -> None:
-    """Refuse a setting that is negative or NaN.
+def require_nonnegative(value: float | Tensor, name: str) -> None:
+    """Refuse a setting that is negative or NaN; tolerances of each lane, which solvers compute, are not looked at.
 
     Raises:
         ValueError: naming `name`.
     """
-    if not value >= 0:
+    if not isinstance(value, Tensor) and not value >= 0:
         raise ValueError(f"`{name}` must be at least 0, but is {value}. Zero switches it off.")
 
 
@@ -173,9 +174,10 @@ def norm(v: Tensor) -> Tensor:
     return found
 
 
-def floor_of(tol: float, b: Tensor) -> float:
+def floor_of(tol: float | Tensor, b: Tensor) -> Any:
     """Return the tolerance, or rounding where it is below."""
-    return max(tol, torch.finfo(b.dtype).eps)
+    eps = torch.finfo(b.dtype).eps
+    return tol.clamp(min=eps) if isinstance(tol, Tensor) else max(tol, eps)
 
 
 def stride(b: Tensor) -> int:

@@ -40,7 +40,7 @@ def in_cycles(
     b: Tensor,
     x0: Tensor | None,
     *,
-    tol: float,
+    tol: float | Tensor,
     max_iter: int,
     length: int,
     gain: float,

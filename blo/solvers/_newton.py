@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo.linsolve import Auto, LinearSolver
+from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
@@ -26,13 +26,19 @@ class Newton(Iterative):
     objective has decreased enough. A lane whose Hessian is indefinite goes down the slope instead, and adds a multiple
     of the identity to its Hessian that grows until it is definite and fades afterwards.
 
-    Source: Bertsekas (SIAM J. Control Optim. 1982), projected Newton methods; Nocedal and Wright (2006), section 3.4.
+    Far from the solution a Newton step is worth a few digits at most: an iterative linear solver stops there early.
+
+    Source: Bertsekas (SIAM J. Control Optim. 1982), projected Newton methods; Nocedal and Wright (2006), section 3.4;
+    Eisenstat and Walker (SIAM J. Sci. Comput. 1996), choice 2, for the accuracy of the steps.
 
     Args:
         max_steps: most evaluations of the gradient after the one at the start. Each step also solves a linear system
             with Hessian-vector products.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises up to 256 unknowns and uses conjugate gradients beyond.
+        forcing: largest relative residual, between 0 and 1, at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It falls
+            with the square of the gradient, to what `tol` needs or the linear solver's own tolerance, whichever is
+            larger. 0 solves every system to the latter.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -41,9 +47,12 @@ class Newton(Iterative):
     max_steps: int = 100
     tol: float | None = 1e-6
     linear_solver: LinearSolver = field(default_factory=Auto)
+    forcing: float = 0.5
 
     def __post_init__(self) -> None:
         require_budget(self.max_steps, self.tol)
+        if not 0 <= self.forcing < 1:
+            raise ValueError(f"`forcing` must be at least 0 and below 1, but is {self.forcing}.")
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         """Evaluate at z0.
@@ -55,14 +64,14 @@ class Newton(Iterative):
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
         none = torch.zeros_like(z0[..., :1])
-        return _State(z, slope, z, none, _line.start(value, none))
+        return _State(z, slope, z, none, none + self.forcing, _line.start(value, none))
 
     def move(self, problem: Problem, state: _State) -> _State:
         limits = bounds(problem.term, state.z, "Newton")
         free = None if limits is None else _line.free(problem, state.z, state.slope, *limits)
         slope = state.slope if free is None else state.slope * free
         hessian = Sum(Hessian(problem.hessian(state.z)), ScaledIdentity(state.shift))
-        found = self.linear_solver.solve(_restricted(hessian, free), slope)
+        found = loosened(self.linear_solver, state.forcing).solve(_restricted(hessian, free), slope)
         step = found.x if free is None else torch.where(free, found.x, state.slope)
         descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
         usable = descends & ~found.indefinite.unsqueeze(-1)
@@ -75,22 +84,43 @@ class Newton(Iterative):
     def look(self, problem: Problem, state: _State) -> _State:
         value, slope = problem.evaluate(state.trial)
         accepted, line = _line.judge(state.line, value, state.trial - state.z, state.slope, slope)
+        forcing = self._forcing(problem, state, slope)
         return _State(
             z=torch.where(accepted, state.trial, state.z),
             slope=torch.where(accepted, slope, state.slope),
             trial=state.trial,
             shift=state.shift,
+            forcing=torch.where(accepted, forcing, state.forcing),
             line=line._replace(length=torch.where(accepted, 1.0, line.length)),
         )
 
+    def _forcing(self, problem: Problem, state: _State, slope: Tensor) -> Tensor:
+        """Return the relative residual for the system at the trial point, shape `(*lanes, 1)`."""
+        now = problem.residual(state.trial, slope).detach().unsqueeze(-1)
+        then = problem.residual(state.z, state.slope).detach().unsqueeze(-1)
+        fallen = 0.9 * (now / then).square()
+        held = 0.9 * state.forcing.square()
+        forcing = torch.where(held > 0.1, torch.maximum(fallen, held), fallen)
+        if self.tol is not None:
+            forcing = torch.maximum(forcing, 0.5 * self.tol / now)
+        # A NaN comes of nothing divided by nothing: such a lane has arrived.
+        return torch.where(forcing < self.forcing, forcing, self.forcing)
+
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: `shift` times the identity is added to the Hessian, shape `(*lanes, 1)`."""
+    """Beside z, slope and trial, shapes `(*lanes, 1)`.
+
+    Attributes:
+        shift: times the identity is added to the Hessian.
+        forcing: relative residual of the next linear system.
+        line: the state of the line search.
+    """
 
     z: Tensor
     slope: Tensor
     trial: Tensor
     shift: Tensor
+    forcing: Tensor
     line: _line.Line
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:

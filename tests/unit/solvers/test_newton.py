@@ -37,9 +37,36 @@ def test_it_finds_the_minimiser_from_anywhere(case: QuadraticCase, seed: int) ->
 @pytest.mark.parametrize("linear_solver", [blo.Direct(), blo.CG(max_iter=400, tol=1e-13), blo.Auto(direct=0)], ids=str)
 def test_one_step_solves_a_quadratic(linear_solver: blo.linsolve.LinearSolver) -> None:
     matrix, b = quadratic(0, 12, 1e3)
-    solver = blo.Newton(max_steps=1, tol=1e-9, linear_solver=linear_solver)
+    solver = blo.Newton(max_steps=1, tol=1e-9, linear_solver=linear_solver, forcing=0.0)
     found = minimise(lambda z: 0.5 * z @ matrix @ z - b @ z, torch.zeros(12).double(), solver)
     np.testing.assert_allclose(found.z, np.linalg.solve(matrix.numpy(), b.numpy()), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "linear_solver", [blo.CG(max_iter=400), blo.MINRES(), blo.GMRES(), blo.Auto(direct=0)], ids=str
+)
+def test_far_from_the_solution_an_iterative_linear_solver_stops_early(
+    linear_solver: blo.linsolve.LinearSolver,
+) -> None:
+    matrix, b = quadratic(0, 40, 1e3)
+    scale = torch.tensor([[1.0], [1e4]]).double()
+
+    def function(z: Tensor, scale: Tensor = scale) -> Tensor:
+        return (scale * (0.5 * z * (z @ matrix) - b * z)).sum(-1)
+
+    def solve(steps: int, forcing: float) -> blo.solvers.Solution:
+        solver = blo.Newton(steps, 1e-9, linear_solver, forcing)
+        return minimise(function, torch.zeros(2, 40).double(), solver, batched=True)
+
+    start = scale[:, 0] * b.norm()
+    for forcing in (0.5, 0.1):
+        found = solve(1, forcing)
+        assert found.residual is not None
+        assert (found.residual <= forcing * start).all() and (found.residual > 1e-3 * forcing * start).all()
+    found, exact = solve(60, 0.5), solve(60, 0.0)
+    for each in (found, exact):
+        np.testing.assert_allclose(each.z, [np.linalg.solve(matrix.numpy(), b.numpy())] * 2, rtol=1e-6, atol=1e-7)
+    assert exact.steps <= 3 and found.steps > exact.steps
 
 
 def test_a_step_evaluates_the_gradient_twice_and_makes_one_graph_of_it() -> None:
@@ -194,7 +221,12 @@ def test_single_precision_stays_single() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_steps": 0}, "`max_steps` must be at least 1"), ({"tol": 0.0}, "`tol` must be positive")],
+    [
+        ({"max_steps": 0}, "`max_steps` must be at least 1"),
+        ({"tol": 0.0}, "`tol` must be positive"),
+        ({"forcing": 1.0}, "`forcing` must be at least 0 and below 1"),
+        ({"forcing": float("nan")}, "`forcing` must be at least 0 and below 1"),
+    ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
