@@ -68,30 +68,26 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
 
 
 def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """Return the function at `z` with its gradient, from one evaluation; see `gradient`."""
+    """Return the function at `z`, with its graph, and its gradient, from one evaluation; see `gradient`."""
     if transforms_active():
 
         def summed(point: Tensor) -> tuple[Tensor, Tensor]:
             value = function(point)
-            return _total(value), value
+            return value.sum(), value
 
         slope, value = torch.func.grad(summed, has_aux=True)(z)
         return value, slope
+    point = z if z.requires_grad else z.detach().requires_grad_()
     with torch.enable_grad():
-        point = z if z.requires_grad else z.detach().requires_grad_()
         value = function(point)
         if not value.requires_grad:
             raise StructureError(
                 "`objective` must depend on z, but its value carries no graph. "
                 "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
             )
-        (found,) = torch.autograd.grad(_total(value), point, create_graph=create_graph, materialize_grads=True)
-    return value if create_graph else value.detach(), found
-
-
-def _total(value: Tensor) -> Tensor:
-    """Return the sum over the lanes; one number is left as it is, since every operation is differentiated twice."""
-    return value.sum() if value.ndim else value
+        total = value.sum() if value.ndim else value  # every operation would be differentiated twice
+        (found,) = torch.autograd.grad(total, point, create_graph=create_graph, allow_unused=True)
+    return value, torch.zeros_like(point) if found is None else found
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

@@ -64,6 +64,11 @@ class Layout:
         return cls(spec, shapes, lanes, first.dtype, first.device)
 
     @property
+    def _bare(self) -> bool:
+        """Whether the tree is one tensor of one axis beside the lanes: its own flat form."""
+        return self.spec.is_leaf() and len(self.shapes[0]) == 1
+
+    @property
     def sizes(self) -> list[int]:
         """Number of coordinates of each leaf."""
         return [math.prod(shape) for shape in self.shapes]
@@ -95,6 +100,8 @@ class Layout:
         """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
         # One leaf is the common case on hot paths, and needs no split; one axis needs no view, which every
         # differentiation would carry along.
+        if self._bare:
+            return flat
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)
         pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)

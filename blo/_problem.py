@@ -151,7 +151,8 @@ class Bound:
         return self._checked(ahead, z), self._checked(behind, z)
 
     def _checked(self, value: Tensor, z: Tensor) -> Tensor:
-        if not isinstance(value, Tensor) or value.shape != z.shape[:-1]:
+        single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
+        if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):
             wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise StructureError(f"`objective` must return {wanted}, here {tuple(z.shape[:-1])}, but returned {found}.")
@@ -167,7 +168,8 @@ class Bound:
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
-        return value_and_gradient(self.value, z, create_graph=self.recorded)
+        value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
+        return value if self.recorded or transforms_active() else value.detach(), slope
 
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> H v with the Hessian H of the objective at z; one graph of the gradient serves all products.
@@ -199,9 +201,9 @@ class Bound:
         """Return the proximal point of the penalty for this step, or the nearest point of the constraint set."""
         return self.term.prox(z, step)
 
-    def residual(self, z: Tensor, slope: Tensor) -> Tensor:
-        """Return `|z - prox(z - slope)|`, zero exactly at stationary points, shape `lanes`."""
-        return residual(self.term, z, slope).detach()
+    def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return `unit |z - prox(z - slope / unit)|`, zero exactly at stationary points, shape `lanes`."""
+        return residual(self.term, z, slope, unit).detach()
 
     def motion(self, origin: Term, z: Tensor) -> Tensor:
         """Return how far the term's face carries z when theta moves the term away from `origin`."""
@@ -228,9 +230,15 @@ class Bound:
         return z if self.lifts else self.layout.unravel(z)
 
 
-def residual(term: Term, z: Tensor, slope: Tensor) -> Tensor:
-    """Return `|z - prox(z - slope)|`, the natural residual of first-order optimality, shape `lanes`."""
-    distance: Tensor = torch.linalg.vector_norm(z - term.prox(z - slope, 1.0), dim=-1)
+def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return `unit |z - prox(z - slope / unit)|`, the natural residual of first-order optimality, shape `lanes`."""
+    if isinstance(term, Free):
+        left = slope  # of which the difference would leave nothing beside a large z, by rounding
+    elif unit is None:
+        left = z - term.prox(z - slope, 1.0)
+    else:
+        left = unit * (z - term.prox(z - slope / unit, 1 / unit))
+    distance: Tensor = torch.linalg.vector_norm(left, dim=-1)
     return distance
 
 

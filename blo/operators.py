@@ -158,7 +158,7 @@ class Hessian(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Restricted(Operator):
-    """`P (A + K) P` on the tangent space of a constraint set, the identity on its complement.
+    """`P (A + K) P` on the tangent space of a constraint set, a multiple of the identity on its complement.
 
     The complement's identity makes it invertible exactly when `P (A + K) P` is on the tangent space; a right
     hand side in the tangent space has its solution there.
@@ -166,10 +166,13 @@ class Restricted(Operator):
     Attributes:
         operator: A, for example the Hessian of the lower objective.
         tangent: P and K.
+        beside: the multiple. Of 0, products show nothing of what rounding leaves beside the tangent space, which is
+            much next to a small A; a matrix assembled for a factorisation then has the size of A there.
     """
 
     operator: Operator
     tangent: TangentSpace
+    beside: float = 1.0
 
     @property
     def symmetric(self) -> bool:
@@ -188,4 +191,17 @@ class Restricted(Operator):
         if tangent.bend is not None or isinstance(tangent.curvature, Tensor) or tangent.curvature != 0:
             image = image + tangent.curve(inside)
         # Where nothing is held, P hands back what it is given, and nothing is left beside it.
-        return image if inside is v else tangent.project(image) + (v - inside)
+        if inside is v:
+            return image
+        image = tangent.project(image)
+        return image + self.beside * (v - inside) if self.beside else image
+
+    def dense(self, like: Tensor) -> Tensor:
+        matrix = super().dense(like)
+        if self.beside:
+            return matrix
+        projector = Hessian(self.tangent.project).dense(like)
+        # Both norms are rounding where nothing is free, and their ratio still has the size of A.
+        size = torch.linalg.matrix_norm(matrix, keepdim=True) / torch.linalg.matrix_norm(projector, keepdim=True)
+        identity = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        return matrix + torch.where(size > 0, size, 1.0) * (identity - projector)

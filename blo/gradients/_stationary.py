@@ -16,7 +16,7 @@ from blo.gradients._function import Solution
 from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
-from blo.operators import Hessian, Operator, Restricted
+from blo.operators import Hessian, Operator, Restricted, TangentSpace
 
 
 class Stationary(Strategy):
@@ -53,7 +53,7 @@ class Stationary(Strategy):
             def defect() -> Tensor:
                 # A new point: the cross term has freed the graph of the old one.
                 fresh, tangent = point(self.products, problem, bound.detach(), z, ()), at.optimality.tangent
-                system = Restricted(Hessian(fresh.hessian), tangent)
+                system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
                 length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
                 return length
 
@@ -71,9 +71,19 @@ class Stationary(Strategy):
         tangent = at.optimality.tangent
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
-        system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent)
+        system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
         guess = None if guess is None else tangent.project(guess)
-        return replace(self.invert(system, tangent.project(v), guess), noise=at.noise)
+        return replace(self.invert(system, _inside(tangent, v), guess), noise=at.noise)
+
+
+def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
+    """Return P v, and zero where that is nothing but rounding: another projection takes most of it away."""
+    once = tangent.project(v)
+    if once is v:
+        return v
+    twice = tangent.project(once)
+    length, left = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (once, twice))
+    return torch.where(left < 0.5 * length, 0.0, twice)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Auto(LinearSolver):
     * `GMRES` for an operator that is not declared symmetric.
     * `CG` otherwise. Lanes in which it meets curvature that is not positive are reported as `indefinite` all the same,
       and go on with `MINRES`.
+    * `Direct` after these, for up to `8 * direct` unknowns, if some lane is not solved in as many iterations as there
+      are unknowns: its condition is bad, and more iterations would cost more than a factorisation.
 
     Attributes:
         max_iter: most iterations of each iterative solver.
@@ -37,7 +40,7 @@ class Auto(LinearSolver):
         preconditioner: as for `CG`; a factorisation has no use for it.
     """
 
-    max_iter: int = 100
+    max_iter: int = 1000
     tol: float = 1e-10
     damping: float = 0.0
     direct: int = 256
@@ -51,16 +54,36 @@ class Auto(LinearSolver):
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]
-        if n <= self.direct and b.numel() * n <= _ENTRIES:
+        fits = b.numel() * n <= _ENTRIES
+        if n <= self.direct and fits:
             return replace(Direct(self.damping).solve(operator, b), method=f"Auto: Direct (n = {n})")
-        options = (self.max_iter, self.tol, self.damping)
+        fits = fits and n <= 8 * self.direct
+        options = (min(self.max_iter, n) if fits else self.max_iter, self.tol, self.damping)
         if not operator.symmetric:
             found = GMRES(*options, preconditioner=self.preconditioner).solve(operator, b, x0)
-            return replace(found, method=f"Auto: GMRES (n = {n}, not symmetric)")
-        found = CG(*options, self.preconditioner).solve(operator, b, x0)
-        if all_true(~found.indefinite):
-            return replace(found, method=f"Auto: CG (n = {n})")
-        return self._finish(found, operator, b)
+            found = replace(found, method=f"Auto: GMRES (n = {n}, not symmetric)")
+        else:
+            found = CG(*options, self.preconditioner).solve(operator, b, x0)
+            found = replace(found, method=f"Auto: CG (n = {n})")
+            if not all_true(~found.indefinite):
+                found = self._finish(found, operator, b)
+        return self._factorised(found, operator, b) if fits else found
+
+    def _factorised(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
+        """Factorise where iterations did not end, and keep what is better in each lane."""
+        tol: Any = self.tol  # a solver may have made it one of each lane
+        solved = found.converged(tol.squeeze(-1) if isinstance(tol, Tensor) else tol)
+        if all_true(solved):
+            return found
+        direct = Direct(self.damping).solve(operator, b)
+        better = ~solved & ~(direct.residual >= found.residual)
+        return LinearSolution(
+            x=torch.where(better.unsqueeze(-1), direct.x, found.x),
+            residual=torch.where(better, direct.residual, found.residual),
+            iterations=found.iterations + direct.iterations * ~solved,
+            indefinite=found.indefinite | (better & direct.indefinite),
+            method=f"{found.method}, then Direct where it did not converge",
+        )
 
     def _finish(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
         """Solve the lanes that conjugate gradients gave up, from where it stopped, or from zero where that is nearer.

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, LinearSolver, all_true, largest, relative_residual, require_nonnegative
+from blo.linsolve._base import (
+    LinearSolution,
+    LinearSolver,
+    all_true,
+    largest,
+    relative_residual,
+    require_nonnegative,
+    within,
+)
 from blo.operators import Operator
 
 
@@ -36,19 +44,20 @@ class Direct(LinearSolver):
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
         definite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
+        size, zero = largest(b)
+        rhs = b / size
         x = torch.zeros_like(b)
         if operator.symmetric:
             factor, info = torch.linalg.cholesky_ex(matrix)
             definite = info == 0
-            x = torch.cholesky_solve(b.unsqueeze(-1), factor).squeeze(-1)
+            x = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
         if not all_true(definite):
-            by_lu, _ = torch.linalg.solve_ex(matrix, b.unsqueeze(-1))
+            by_lu, _ = torch.linalg.solve_ex(matrix, rhs.unsqueeze(-1))
             x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
-        size, zero = largest(b)
-        x = torch.where(zero, 0.0, x)
+        x = within(operator, torch.where(zero, 0.0, x))
         return LinearSolution(
-            x=x,
-            residual=relative_residual(operator, x / size, b / size, self.damping),
+            x=size * x,
+            residual=relative_residual(operator, x, rhs, self.damping),
             iterations=(~zero).long().squeeze(-1),
             indefinite=~definite if operator.symmetric else definite,
             method="Direct",

@@ -50,8 +50,11 @@ class Problem(Protocol):
             step: a number or a tensor of shape `(*lanes, 1)`.
         """
 
-    def residual(self, z: Tensor, slope: Tensor) -> Tensor:
-        """Return `|z - prox(z - slope)|`, shape `lanes`."""
+    def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return `unit |z - prox(z - slope / unit)|`, shape `lanes`, with the proximal operator for a step `1 / unit`.
+
+        It is in units of the slope whatever the unit, a curvature of shape `(*lanes, 1)`; 1 if None.
+        """
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ _MAX_STEPS = 5000
 def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
     """Return `LBFGS` for no constraint or bounds, `FISTA` for other terms, `FixedPoint` where there is no objective.
 
-    They stop at a residual of 1e-10 in double and 1e-5 in single precision, and after 5,000 steps at the latest.
+    They stop at a residual of 1e-10 in double and 1e-5 in single precision, in units of the curvature where there is an
+    objective, and after 5,000 steps at the latest.
 
     Args:
         term: the constraint or the penalty.
@@ -30,8 +31,8 @@ def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
     if not symmetric:
         return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
     if _bounds_coordinates(term):
-        return LBFGS(max_steps=_MAX_STEPS, tol=tol)
-    return FISTA(max_steps=_MAX_STEPS, tol=tol)
+        return LBFGS(max_steps=_MAX_STEPS, tol=tol, relative=True)
+    return FISTA(max_steps=_MAX_STEPS, tol=tol, relative=True)
 
 
 def _bounds_coordinates(term: Term) -> bool:

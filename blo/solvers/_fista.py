@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo.solvers._base import Problem
-from blo.solvers._iterative import Iterative, goal, valued_gradient
+from blo.solvers._iterative import Iterative, aim, valued_gradient
 from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
@@ -35,6 +35,7 @@ class FISTA(Iterative):
         max_steps: most gradient evaluations after the one at the start.
         tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
             nothing and never waits for the device.
+        relative: `tol` is in units of the curvature at the start, which one more gradient measures.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -43,6 +44,7 @@ class FISTA(Iterative):
     step: float | None = None
     max_steps: int = 1000
     tol: float | None = 1e-6
+    relative: bool = False
 
     def __post_init__(self) -> None:
         require_budget(self.max_steps, self.tol)
@@ -53,9 +55,9 @@ class FISTA(Iterative):
         slope = problem.gradient(z0)
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
-        none, limit = torch.zeros_like(one), goal(self.tol, slope).unsqueeze(-1)
+        none, goal = torch.zeros_like(one), aim(self, problem, z0, slope)
         return _State(
-            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), limit, none.bool()
+            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), goal, none.bool()
         )
 
     def move(self, problem: Problem, state: _State) -> _State:
@@ -67,7 +69,9 @@ class FISTA(Iterative):
         # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
         settle = state.made >= self.max_steps - 1
         if self.tol is not None:
-            settle = settle | (problem.residual(state.base, state.force).unsqueeze(-1) <= state.goal)
+            limit, unit = state.aim
+            residual = problem.residual(state.base, state.force, unit if self.relative else None)
+            settle = settle | (residual <= limit).unsqueeze(-1)
         pure = settle | (age <= 1)
         trial = torch.where(pure, near, near + (age - 1) / older * onward)
         return state._replace(trial=trial, near=near, older=older, pure=pure)
@@ -97,7 +101,7 @@ class FISTA(Iterative):
             made=state.made + 1,
             found=found,
             pure=state.pure,
-            goal=state.goal,
+            aim=state.aim,
             failed=~accepted,
         )
 
@@ -114,7 +118,7 @@ class _State(NamedTuple):
         made: gradients since the start.
         found: a step size that was too long has been met.
         pure: the trial is a proximal point.
-        goal: the residual to reach.
+        aim: the residual to reach and its unit.
         failed: the last trial was taken back.
     """
 
@@ -131,7 +135,7 @@ class _State(NamedTuple):
     made: Tensor
     found: Tensor
     pure: Tensor
-    goal: Tensor
+    aim: tuple[Tensor, Tensor]
     failed: Tensor
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:

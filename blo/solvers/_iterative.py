@@ -47,11 +47,13 @@ class Running(NamedTuple):
     Attributes:
         state: the solver's.
         limit: the residual at which each lane stops, shape `lanes`.
+        unit: what the residual is measured in, shape `(*lanes, 1)`.
         lost: lanes whose last step was from a residual of NaN, shape `lanes`.
     """
 
     state: Any
     limit: Tensor
+    unit: Tensor
     lost: Tensor
 
 
@@ -67,6 +69,8 @@ class Iterative(Solver, abc.ABC):
 
     max_steps: int
     tol: float | None
+    #: `tol` is in units of the curvature at the start, so that solutions do not depend on the objective's unit.
+    relative: bool = False
 
     @abc.abstractmethod
     def start(self, problem: Problem, z0: Tensor) -> Any:
@@ -89,11 +93,11 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
 
     A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
 
-    A tolerance below the rounding of the gradient at the start is out of reach, and taken as that.
+    A tolerance below the rounding of the gradients is out of reach, and taken as that.
     """
     begun = solver.start(problem, z0)
-    limit = goal(solver.tol, begun.slope)
-    state = Running(begun, limit, torch.zeros_like(limit, dtype=torch.bool))
+    limit, unit = begun.aim if hasattr(begun, "aim") else aim(solver, problem, begun.z, begun.slope)
+    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool))
     steps = 0
     stride = 1 if z0.device.type == "cpu" else _STRIDE
     while steps < solver.max_steps:
@@ -115,11 +119,37 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value).unsqueeze(-1), slope, torch.nan)
 
 
-def goal(tol: float | None, slope: Tensor) -> Tensor:
-    """Return the residual at which each lane stops that starts with this slope, shape `lanes`."""
+def aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each lane stops that starts at z with this slope.
+
+    Returns:
+        The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
+    """
+    if solver.tol is None or not solver.relative:
+        return reachable(solver.tol, slope), torch.ones_like(slope[..., :1])
+    z, slope = z.detach(), slope.detach()
+    bend = _curvature(problem, z, slope)
+    # Gradients are rounded as much as the terms of which they are the sum: H z is one of them.
+    return torch.maximum(reachable(None, torch.cat([slope, bend * z], -1)), solver.tol * bend.squeeze(-1)), bend
+
+
+def reachable(tol: float | None, slope: Tensor) -> Tensor:
+    """Return the tolerance, or the rounding of gradients as large as the slope where that is more, shape `lanes`."""
     rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
     limit: Tensor = rounding.clamp(min=tol or 0.0)
     return limit
+
+
+def _curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
+    """Return `|H d|` for one unit vector d that no problem is likely to be aligned with, shape `(*lanes, 1)`.
+
+    It is measured by a difference of gradients; 1 where these do not tell.
+    """
+    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+    step = torch.finfo(z.dtype).eps ** 0.5 * torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
+    ahead = problem.gradient(z + step * direction / torch.linalg.vector_norm(direction)).detach()
+    bend: Tensor = torch.linalg.vector_norm((ahead - slope) / step, dim=-1, keepdim=True)
+    return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
@@ -135,27 +165,32 @@ def finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> S
     at = state.state
     if solver.tol is None:
         return Solution(at.trial, None, None, steps)
-    return Solution(at.z, problem.residual(at.z, at.slope), state.limit, steps)
+    return Solution(at.z, _residual(solver, problem, state), state.limit, steps)
 
 
 def _look(solver: Iterative, problem: Problem, state: Running) -> tuple[Tensor | None, Tensor]:
     """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
     if solver.tol is None:
         return None, state.lost
-    residual = problem.residual(state.state.z, state.state.slope)
+    residual = _residual(solver, problem, state)
     return (residual <= state.limit) | state.lost, residual.isnan()
+
+
+def _residual(solver: Iterative, problem: Problem, state: Running) -> Tensor:
+    z, slope = state.state.z, state.state.slope
+    return problem.residual(z, slope, state.unit) if solver.relative else problem.residual(z, slope)
 
 
 def _step(
     solver: Iterative, problem: Problem, before: Running, done: Tensor | None, lost: Tensor, *, last: bool
 ) -> Running:
-    state = before._replace(lost=lost)
-    moved = solver.move(problem, state.state)
+    moved = solver.move(problem, before.state)
     # Nothing looks at the last trial when nothing is measured.
     after = moved if last and solver.tol is None else solver.look(problem, moved)
-    if done is None or (done.ndim == 0 and done.device.type == "cpu" and not transforms_active()):
-        return state._replace(state=after)  # a problem of its own has stopped the loop before it could be done here
-    return state._replace(state=tree.map(lambda old, new: _where(done, old, new), state.state, after))
+    # A problem of its own has stopped the loop before it could be done here.
+    if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()):
+        after = tree.map(lambda old, new: _where(done, old, new), before.state, after)
+    return Running(after, before.limit, before.unit, lost)
 
 
 def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:

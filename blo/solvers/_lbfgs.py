@@ -31,6 +31,7 @@ class LBFGS(Iterative):
         memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
         max_steps: most evaluations after the one at the start.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
+        relative: `tol` is in units of the curvature at the start, which one more gradient measures.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -39,6 +40,7 @@ class LBFGS(Iterative):
     memory: int = 10
     max_steps: int = 1000
     tol: float | None = 1e-6
+    relative: bool = False
 
     def __post_init__(self) -> None:
         require_budget(self.max_steps, self.tol)

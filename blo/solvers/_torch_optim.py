@@ -11,7 +11,7 @@ from torch import Tensor
 from blo._autodiff import all_true, transforms_active
 from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._iterative import goal
+from blo.solvers._iterative import reachable
 from blo.solvers._optimizers import require_set
 from blo.solvers._settings import require_budget
 
@@ -57,7 +57,7 @@ class TorchOptim(Solver):
         z = torch.nn.Parameter(z0.detach().clone())
         optimizer = _made(self.factory, z)
         value, slope = problem.evaluate(z.detach())
-        limit = goal(self.tol, slope)
+        limit = reachable(self.tol, slope)
         for index in range(self.steps):
             if self.tol is not None:
                 done = problem.residual(z.detach(), slope) <= limit

@@ -106,12 +106,12 @@ MUTATIONS = (
             Patch("blo/operators.py", "image = self.operator(inside)", "image = self.operator(v)"),
             Patch(
                 "blo/operators.py",
-                "return image if inside is v else tangent.project(image) + (v - inside)",
-                "return image",
+                "image = tangent.project(image)\n",
+                "pass\n",
             ),
             Patch(
                 "blo/gradients/_stationary.py",
-                "return replace(self.invert(system, tangent.project(v), guess), noise=at.noise)",
+                "return replace(self.invert(system, _inside(tangent, v), guess), noise=at.noise)",
                 "full = self.invert(system, v, guess)\n        return replace(full, x=tangent.project(full.x))",
             ),
         ),

@@ -47,7 +47,14 @@ def test_the_restriction_is_the_projected_matrix_and_the_identity_beside_it(case
     P = torch.stack([tangent.project(e.expand_as(z)) for e in eye], dim=-1)
     K = torch.diag_embed(torch.as_tensor(tangent.curvature) * torch.ones_like(z))
     restricted = Restricted(Dense(A), tangent)
-    torch.testing.assert_close(restricted.dense(z), P @ (A + K) @ P + eye - P, rtol=1e-11, atol=1e-11)
+    inner = P @ (A + K) @ P
+    torch.testing.assert_close(restricted.dense(z), inner + eye - P, rtol=1e-11, atol=1e-11)
+    # With nothing beside, products show none of it, and the assembled matrix has the size of what is inside.
+    bare = Restricted(Dense(A), tangent, beside=0.0)
+    torch.testing.assert_close(bare(z), matvec(inner, z), rtol=1e-11, atol=1e-11)
+    size = torch.linalg.matrix_norm(inner, keepdim=True) / torch.linalg.matrix_norm(P, keepdim=True)
+    truth = inner + torch.where(size > 0, size, 1.0) * (eye - P)
+    torch.testing.assert_close(bare.dense(z), truth, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["box", "ball", "simplex", "product"])

@@ -66,6 +66,30 @@ def test_lanes_that_bend_back_are_finished_by_minres_and_still_flagged() -> None
     assert found.iterations[1] > cg.iterations[1]
 
 
+@pytest.mark.parametrize("symmetric_", [True, False])
+def test_lanes_that_iterations_do_not_solve_are_factorised(symmetric_: bool) -> None:
+    matrices = np.stack([symmetric(0, 60), symmetric(1, 60, condition=1e5)])
+    if not symmetric_:
+        matrices[1, 0, 1] += 1e-3
+    b = normal(1, 2, 60)
+    found = Auto(direct=8).solve(Dense(tensor(matrices), symmetric=symmetric_), b)
+    name = "CG (n = 60)" if symmetric_ else "GMRES (n = 60, not symmetric)"
+    assert found.method == f"Auto: {name}, then Direct where it did not converge"
+    assert found.converged(1e-10).all() and not found.indefinite.any()
+    truth = np.linalg.solve(matrices, b.numpy()[..., None])[..., 0]
+    np.testing.assert_allclose(found.x, truth, rtol=1e-8, atol=1e-8 * np.abs(truth).max())
+    np.testing.assert_allclose(found.x[0], truth[0], rtol=1e-8, atol=1e-8)
+    easy = Auto(direct=8).solve(Dense(tensor(matrices[0]), symmetric=True), b[0])
+    assert "Direct" not in easy.method
+    assert "Direct" not in Auto(direct=7).solve(Dense(tensor(matrices), symmetric=symmetric_), b).method
+
+
+def test_what_no_solver_solves_is_told() -> None:
+    singular = tensor(np.diag([0.0] + [1.0] * 39))
+    found = Auto(direct=8).solve(Dense(singular, symmetric=True), torch.ones(40).double())
+    assert not found.converged(1e-10) and not found.residual <= 0.1
+
+
 def test_it_hands_on_the_preconditioner() -> None:
     matrix, b = symmetric(0, 30, condition=1e4), normal(1, 30)
     exact = Dense(tensor(np.linalg.inv(matrix)))
