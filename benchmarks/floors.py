@@ -77,13 +77,14 @@ def newton_cg(inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, z: Tenso
 
     Source: Nocedal and Wright (2006), algorithm 7.1.
     """
+    most = 16 * torch.finfo(z.dtype).eps * max(1.0, float(z.norm()))  # rounding: no gradient can be asked for less
     while True:
         at = z.detach().requires_grad_()
         value = inner(theta, at)
         (slope,) = torch.autograd.grad(value, at, create_graph=True)
         down = slope.detach()
         size = float(down.norm())
-        if size <= tol:
+        if size <= max(tol, most):
             return z
         accuracy = min(0.5, size**0.5)
         step = conjugate_gradients(product(slope, at), -down, torch.zeros_like(z), tol=accuracy, most=1000)

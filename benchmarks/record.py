@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import blo
-from benchmarks.registry import Outcome, Setting
+from benchmarks.registry import Goal, Outcome, Setting, Table
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Distributions whose versions decide the figures; those not installed are recorded as null.
@@ -55,6 +55,12 @@ def entry(outcome: Outcome, seconds: float) -> dict[str, Any]:
         "goals": goals,
         "extra": outcome.extra,
     }
+
+
+def outcome(entry: dict[str, Any]) -> Outcome:
+    """Return what `entry` was made of."""
+    goals = [Goal(**{name: value for name, value in goal.items() if name != "met"}) for goal in entry["goals"]]
+    return Outcome([Table(**table) for table in entry["tables"]], goals, entry["extra"])
 
 
 def write(record: dict[str, Any], path: Path) -> None:

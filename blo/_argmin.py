@@ -41,6 +41,8 @@ class Solving:
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         solution = self._solve(problem, z0, None)
+        if not transforms_active():
+            self.checks.lower(solution)
         return solution.z if problem.recorded else solution.z.detach()
 
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:

@@ -184,7 +184,8 @@ def functionalize(
             operations that have them.
 
     Raises:
-        StructureError: if `module` is no module, has parameters without a shape, or is wrapped for distributed use.
+        StructureError: if `module` is no module, has parameters without a shape, or is wrapped in
+            `DistributedDataParallel`.
         ValueError: if `buffers` is no policy.
     """
     if not isinstance(module, nn.Module):

@@ -40,7 +40,8 @@ class Layout:
         """Read the layout off `z`.
 
         Raises:
-            StructureError: no leaf, a leaf without the lane axis, or leaves that differ in batch, dtype or device.
+            StructureError: no leaf, an empty one, one without the lane axis, or leaves that differ in batch, dtype or
+                device.
         """
         leaves, spec = tree.flatten(z, name)
         if not leaves:
@@ -59,6 +60,8 @@ class Layout:
                     f"with batched=True the first axis of each leaf of `{name}` numbers the problems, but leaf 0 "
                     f"has shape {tuple(first.shape)} and leaf {index} has {tuple(leaf.shape)}."
                 )
+        if any(leaf.numel() == 0 for leaf in leaves):
+            raise StructureError(f"`{name}` must not be empty, but has {[tuple(leaf.shape) for leaf in leaves]}.")
         lanes = (first.shape[0],) if batched else ()
         shapes = tuple(leaf.shape[len(lanes) :] for leaf in leaves)
         return cls(spec, shapes, lanes, first.dtype, first.device)

@@ -169,6 +169,7 @@ class Bound:
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
         value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
+        value = value.to(slope.dtype)  # gradients have the dtype of z, whatever the objective computes in
         return value if self.recorded or transforms_active() else value.detach(), slope
 
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ class Status(enum.Enum):
     UNCHECKED = "ran a fixed number of steps; convergence was not measured"
     INDEFINITE = "curvature is not positive on the tangent space: the point is no isolated minimiser"
     NON_FINITE = "a NaN or an infinity appeared"
-    UNUSED = "not needed: theta has no influence through the lower solution by definition"
+    UNUSED = "not needed: the strategy solves no linear system"
 
     def __str__(self) -> str:
         return self.value

@@ -78,11 +78,13 @@ def fit(
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
-        StructureError: if `optimizer` does not make an optimiser, or theta holds nothing to optimise.
+        StructureError: if `optimizer` does not make an optimiser, theta holds nothing to optimise, or `state` is none.
         ValueError: if `steps` is not positive.
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, but is {steps}.")
+    if state is not None and set(state) != {"theta", "steps", "lower", "optimizer"}:
+        raise StructureError(f"`state` must be the `.state` of an earlier fit, but holds {list(state)}.")
     afresh = isinstance(gradient, Unrolled)
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]

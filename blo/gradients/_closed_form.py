@@ -48,7 +48,7 @@ class HessianFree(Stationary):
 class KKTClosedForm(Stationary):
     """The exact implicit gradient of a lower problem whose Hessian on the tangent space is a multiple of the identity.
 
-    That is what `LowerProblem.linearize` gives (Zhang et al., ICML 2022, Prop. 1 of the KKT conditions). The multiple
+    That is what `LowerProblem.linearize` gives (Zhang et al., ICML 2022, Prop. 1). The multiple
     is read off one Hessian-vector product, which also verifies the assumption: if the Hessian does not act on the
     right-hand side as a multiple of the identity, the linear solve is reported as unconverged.
     """
@@ -64,11 +64,10 @@ class KKTClosedForm(Stationary):
         scale = torch.linalg.vector_norm(image, dim=-1)
         error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
         solution = _divide(curvature, system.tangent, b)
+        error = torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error)
+        bent = (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1)
         return LinearSolution(
-            solution.x,
-            torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error),
-            solution.iterations,
-            (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1),
+            solution.x, torch.maximum(error, solution.residual), solution.iterations, bent | solution.indefinite
         )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from blo._failures import Checks
 from blo._problem import FlatProblem
+from blo._term import fit_coordinates
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.gradients._base import Solve, Strategy, Trace
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import LinearSolution
-from blo.operators import Diagonal, Operator, Restricted
+from blo.operators import Diagonal, Operator, Restricted, ScaledIdentity
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class SAMA(Strategy):
             products: as in the constructor.
 
         Raises:
-            StructureError: if a parameter has not been stepped by this optimiser, or has no gradient.
+            StructureError: if a parameter has not been stepped by this optimiser, or has no gradient; if the optimiser
+                uses amsgrad, maximize or weight decay that is not decoupled.
         """
         diagonal = {}
         for name, parameter in parameters.items():
@@ -70,6 +72,12 @@ class SAMA(Strategy):
                 raise StructureError(
                     f"`parameters[{name!r}]` must have been stepped by `optimizer` and still hold its `.grad`, but it "
                     "has no Adam state or no gradient. Call SAMA.from_adam after optimizer.step(), before zero_grad()."
+                )
+            decays = group["weight_decay"] and not group.get("decoupled_weight_decay", False)
+            if group["amsgrad"] or group["maximize"] or decays:
+                raise StructureError(
+                    "`optimizer` must be Adam without amsgrad, maximize and weight decay in the gradient, whose update "
+                    "has another derivative. Decoupled weight decay (AdamW) is none of it."
                 )
             first, second = group["betas"]
             count = float(state["step"])
@@ -91,7 +99,8 @@ class SAMA(Strategy):
         return self._fit(problem).attach(problem, leaves, z0, solve, checks)
 
     def _fit(self, problem: FlatProblem) -> _Preconditioned:
-        return _Preconditioned(problem.layout.ravel_parameter(self.preconditioner, "preconditioner"), self.products)
+        diagonal = fit_coordinates(self.preconditioner, problem.layout, "SAMA.preconditioner")
+        return _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +109,7 @@ class _Preconditioned(Stationary):
     products: Products
 
     def model(self, hessian: Operator) -> Operator:
-        return Diagonal(1 / torch.as_tensor(self.diagonal))
+        return ScaledIdentity(1 / self.diagonal) if isinstance(self.diagonal, float) else Diagonal(1 / self.diagonal)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         # The diagonal stands for the inverse on the tangent space, curvature of the boundary included.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from blo.linsolve._base import (
     within,
 )
 from blo.linsolve._precondition import Preconditioner, Product
-from blo.operators import Operator
+from blo.operators import Operator, Restricted
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,9 @@ class Nystrom(LinearSolver, Preconditioner):
         """Return orthonormal vectors `(*lanes, n, k)`, falling values `(*lanes, k)`, and lanes not positive."""
         require_symmetric(operator, "Nystrom")
         n = like.shape[-1]
+        if isinstance(operator, Restricted):
+            # More vectors than free directions: those beside the tangent space must not look like null vectors of A.
+            operator = replace(operator, beside=1.0)
         # NumPy's generators are local, and `vmap` does not refuse them.
         drawn = np.random.default_rng(self.seed).standard_normal((min(self.rank, n), n))
         directions = [within(operator, torch.as_tensor(row).to(like).expand_as(like)) for row in drawn]

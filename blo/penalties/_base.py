@@ -38,14 +38,19 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
             )
 
 
-def fit_weight(value: Tree, layout: Layout, name: str) -> Tensor | float:
+def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor | float:
     """Return a number as it is, and a tensor or tree so that it broadcasts against `(*lanes, n)`, with all its axes.
 
     A tensor of shape `lanes` is one value a lane; any other is broadcast to the shapes of z.
 
     Raises:
         StructureError: if it does not fit, or may be read both ways.
+        ValueError: if it is a tree with a negative entry or a NaN, and may be looked at: see `require_weight`.
     """
+    if not isinstance(value, int | float | Tensor):
+        fitted = fit_coordinates(value, layout, name)
+        require_weight(fitted, name, validate)
+        return fitted
     if not isinstance(value, Tensor) or not layout.lanes or tuple(value.shape) != layout.lanes:
         return fit_coordinates(value, layout, name)
     batch = layout.lanes[0]

@@ -38,8 +38,9 @@ class ElasticNet(Penalty):
         require_weight(self.ridge, "ElasticNet.ridge", self.validate)
 
     def fit(self, layout: Layout) -> ElasticNet:
-        weight = fit_weight(self.weight, layout, "ElasticNet.weight")
-        return replace(self, weight=weight, ridge=fit_weight(self.ridge, layout, "ElasticNet.ridge"), validate=False)
+        weight = fit_weight(self.weight, layout, "ElasticNet.weight", self.validate)
+        ridge = fit_weight(self.ridge, layout, "ElasticNet.ridge", self.validate)
+        return replace(self, weight=weight, ridge=ridge, validate=False)
 
     def value(self, z: Tensor) -> Tensor:
         return torch.sum(self.weight * z.abs() + 0.5 * self.ridge * z.square(), -1)

@@ -53,6 +53,10 @@ class GroupLasso(Penalty):
         groups = groups.long().reshape((1,) * (axes - groups.ndim) + groups.shape)
         weight = self.weight
         if isinstance(weight, Tensor):
+            if weight.device != layout.device:
+                raise StructureError(
+                    f"`GroupLasso.weight` must be on {layout.device} like `z0`, but is on {weight.device}. Use `.to`."
+                )
             if weight.ndim > axes or tuple(weight.shape[:-1]) not in {(), layout.lanes}:
                 raise StructureError(
                     f"`GroupLasso.weight` must have shape () or (groups,), or {layout.lanes} before the number of "

@@ -38,7 +38,7 @@ class L1(Penalty):
         require_weight(self.weight, "L1.weight", self.validate)
 
     def fit(self, layout: Layout) -> L1:
-        return replace(self, weight=fit_weight(self.weight, layout, "L1.weight"), validate=False)
+        return replace(self, weight=fit_weight(self.weight, layout, "L1.weight", self.validate), validate=False)
 
     def value(self, z: Tensor) -> Tensor:
         return torch.sum(self.weight * z.abs(), -1)

@@ -68,7 +68,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
             f"`{name}.A` must have shape {allowed}, one column for each coordinate of z, but has {tuple(matrix.shape)}."
             " The columns follow the leaves of z in order, each flattened."
         )
-    b = torch.as_tensor(right, dtype=layout.dtype, device=matrix.device)
+    b = torch.as_tensor(right, dtype=layout.dtype, device=right.device if isinstance(right, Tensor) else matrix.device)
     if tuple(b.shape) not in {(), (k,), (*lanes, k)}:
         allowed = f"() or ({k},)" if not lanes else f"(), ({k},) or {(*lanes, k)}"
         raise StructureError(f"`{name}.b` must have shape {allowed} for {k} rows, but has {tuple(b.shape)}.")

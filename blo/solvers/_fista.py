@@ -69,7 +69,7 @@ class FISTA(Iterative):
         # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
         settle = state.made >= self.max_steps - 1
         if self.tol is not None:
-            limit, unit = state.aim
+            limit, unit = state.target
             residual = problem.residual(state.base, state.force, unit if self.relative else None)
             settle = settle | (residual <= limit).unsqueeze(-1)
         pure = settle | (age <= 1)
@@ -101,7 +101,7 @@ class FISTA(Iterative):
             made=state.made + 1,
             found=found,
             pure=state.pure,
-            aim=state.aim,
+            target=state.target,
             failed=~accepted,
         )
 
@@ -118,7 +118,7 @@ class _State(NamedTuple):
         made: gradients since the start.
         found: a step size that was too long has been met.
         pure: the trial is a proximal point.
-        aim: the residual to reach and its unit.
+        target: the residual to reach and its unit.
         failed: the last trial was taken back.
     """
 
@@ -135,7 +135,7 @@ class _State(NamedTuple):
     made: Tensor
     found: Tensor
     pure: Tensor
-    aim: tuple[Tensor, Tensor]
+    target: tuple[Tensor, Tensor]
     failed: Tensor
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:

@@ -93,10 +93,11 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
 
     A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
 
-    A tolerance below the rounding of the gradients is out of reach, and taken as that.
+    A tolerance below the rounding of gradients as large as the first is out of reach: a lane stops there too. Whether
+    it has converged is judged by the tolerance, or by the rounding of the gradient where it stopped.
     """
     begun = solver.start(problem, z0)
-    limit, unit = begun.aim if hasattr(begun, "aim") else aim(solver, problem, begun.z, begun.slope)
+    limit, unit = begun.target if hasattr(begun, "target") else aim(solver, problem, begun.z, begun.slope)
     state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool))
     steps = 0
     stride = 1 if z0.device.type == "cpu" else _STRIDE
@@ -165,7 +166,15 @@ def finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> S
     at = state.state
     if solver.tol is None:
         return Solution(at.trial, None, None, steps)
-    return Solution(at.z, _residual(solver, problem, state), state.limit, steps)
+    residual = _residual(solver, problem, state)
+    asked = solver.tol * state.unit.squeeze(-1)
+    if not all_true(residual <= asked):
+        # It was asked for more than the gradient can tell. How much that is, changes of z by its rounding show.
+        eps = torch.finfo(at.z.dtype).eps
+        moved = problem.gradient(at.z.detach() * (1 + 2 * eps)).detach() - at.slope.detach()
+        noise = _ROUNDING * torch.linalg.vector_norm(moved, dim=-1)
+        asked = torch.where(noise > asked, torch.minimum(noise, torch.maximum(asked, state.limit)), asked)
+    return Solution(at.z, residual, asked, steps)
 
 
 def _look(solver: Iterative, problem: Problem, state: Running) -> tuple[Tensor | None, Tensor]:

@@ -62,7 +62,7 @@ class TorchOptim(Solver):
             if self.tol is not None:
                 done = problem.residual(z.detach(), slope) <= limit
                 if all_true(done):
-                    return Solution(z.detach(), problem.residual(z.detach(), slope), limit, index)
+                    return Solution(z.detach(), problem.residual(z.detach(), slope), self.tol, index)
                 before = z.detach().clone()
             optimizer.step(_Closure(problem, z, [(value, slope)]))
             with torch.no_grad():
@@ -73,7 +73,7 @@ class TorchOptim(Solver):
                 value, slope = problem.evaluate(z.detach().clone())
         if self.tol is None:
             return Solution(z.detach(), None, None, self.steps)
-        return Solution(z.detach(), problem.residual(z.detach(), slope), limit, self.steps)
+        return Solution(z.detach(), problem.residual(z.detach(), slope), self.tol, self.steps)
 
 
 @dataclass(frozen=True)

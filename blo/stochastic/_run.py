@@ -40,12 +40,12 @@ def run(
         lower_batches: the same for `lower`.
         callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
             ends the run.
-        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta is not finite, which is looked at every 8 steps; an
-            error by default.
+        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps;
+            an error by default.
 
     Raises:
         StructureError: as `algorithm.step` does.
-        NonFiniteError: if theta is not finite.
+        NonFiniteError: if theta or z is not finite.
     """
     checks = Checks(on_failure)
     upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
@@ -53,8 +53,9 @@ def run(
         state = algorithm.step(state, upper, lower, upper_batches, lower_batches)
         ended = callback is not None and bool(callback(state))
         if ended or made % PERIOD == 0 or made == steps:
-            for leaf in tree.flatten(state["theta"])[0]:
-                checks.finite(leaf, f"theta after {state['step']} steps")
+            for name in ("theta", "z"):
+                for leaf in tree.flatten(state[name])[0]:
+                    checks.finite(leaf, f"{name} after {state['step']} steps")
         if ended:
             break
     return state

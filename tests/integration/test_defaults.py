@@ -66,3 +66,24 @@ def test_penalized_problems_do_not_depend_on_the_unit_of_the_objective() -> None
     for scale in (1e-6, 1e3):
         found = hypergradient(30.0, scale, penalty=blo.L1(0.3 * scale))
         assert np.abs(found - truth).max() <= 1e-8 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(
+    "linear_solver", [blo.Auto(), blo.Auto(direct=0), blo.MINRES(), blo.GMRES(), blo.Neumann()], ids=str
+)
+def test_a_solution_without_a_free_direction_moves_with_its_set(
+    linear_solver: blo.linsolve.LinearSolver, scale: float
+) -> None:
+    """What rounding leaves of the upper gradient is no right-hand side."""
+    rng = np.random.default_rng(1)
+    A, b = torch.as_tensor(rng.normal(size=(5, 5))), torch.as_tensor(rng.normal(size=5))
+    lower = blo.LowerProblem(lambda theta, z: scale * (z - theta).cosh().sum(), lambda theta: blo.Affine(A, theta * b))
+    theta, z0 = torch.full((5,), 0.3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    gradient = blo.Implicit(linear_solver)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = blo.value_and_hypergrad(lambda theta, z: z.square().sum(), lower, theta, z0, gradient=gradient)
+    inverse = np.linalg.inv(A.numpy())
+    truth = 2 * b.numpy() * (inverse.T @ inverse @ (0.3 * b.numpy()))
+    np.testing.assert_allclose(out.grad, truth, rtol=1e-9, atol=1e-9)
