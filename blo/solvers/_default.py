@@ -12,15 +12,15 @@ from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._lbfgs import LBFGS
 
 #: Residual to reach. The error of a solution, and of the hypergradient there, is this over the least curvature.
-_TOL = {torch.float64: 1e-10, torch.float32: 1e-5}
-_MAX_STEPS = 5000
+_TOL = {torch.float64: 1e-11, torch.float32: 1e-5}
+_MAX_STEPS = 10_000
 
 
 def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
     """Return `LBFGS` for no constraint or bounds, `FISTA` for other terms, `FixedPoint` where there is no objective.
 
-    They stop at a residual of 1e-10 in double and 1e-5 in single precision, in units of the curvature where there is an
-    objective, and after 5,000 steps at the latest.
+    They stop at a residual of 1e-11 in double and 1e-5 in single precision, times the curvature of an objective where
+    that is below 1, and after 10,000 steps at the latest.
 
     Args:
         term: the constraint or the penalty.

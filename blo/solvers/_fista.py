@@ -35,7 +35,7 @@ class FISTA(Iterative):
         max_steps: most gradient evaluations after the one at the start.
         tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
             nothing and never waits for the device.
-        relative: `tol` is in units of the curvature at the start, which one more gradient measures.
+        relative: `tol` is in units of the curvature where that is below 1, which one more gradient measures.
 
     Raises:
         ValueError: for values outside these ranges.

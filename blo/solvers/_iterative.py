@@ -12,12 +12,13 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import all_true, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
+from blo.solvers._stopping import curvature, reachable, rounding
+
+#: Steps after which it is looked at again what residual can be reached.
+_PERIOD = 200
 
 #: Steps between two looks at the convergence flags where a look stalls the device's queue.
 _STRIDE = 8
-
-#: Units of rounding of the gradient at the start below which no residual is asked for.
-_ROUNDING = 16
 
 
 class State(Protocol):
@@ -69,7 +70,7 @@ class Iterative(Solver, abc.ABC):
 
     max_steps: int
     tol: float | None
-    #: `tol` is in units of the curvature at the start, so that solutions do not depend on the objective's unit.
+    #: `tol` is in units of the curvature where that is below 1: an objective in a small unit is solved as well.
     relative: bool = False
 
     @abc.abstractmethod
@@ -93,23 +94,22 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
 
     A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
 
-    A tolerance below the rounding of gradients as large as the first is out of reach: a lane stops there too. Whether
-    it has converged is judged by the tolerance, or by the rounding of the gradient where it stopped.
+    What is known at the start may be untrue where a lane stops: the curvature, and the rounding of the gradient below
+    which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
     """
     begun = solver.start(problem, z0)
     limit, unit = begun.target if hasattr(begun, "target") else aim(solver, problem, begun.z, begun.slope)
     state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool))
     steps = 0
-    stride = 1 if z0.device.type == "cpu" else _STRIDE
     while steps < solver.max_steps:
-        done, lost = _look(solver, problem, state)
-        if done is not None and steps % stride == 0 and all_true(done):
+        state, done, lost = _looked(solver, problem, state, steps)
+        if done is not None and steps % _stride(z0) == 0 and all_true(done):
             break
         if watch is not None:
             watch(steps, state)
         state = _step(solver, problem, state, done, lost, last=steps == solver.max_steps - 1)
         steps += 1
-    return finish(solver, problem, state, steps)
+    return _finish(solver, problem, state, steps)
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
@@ -126,55 +126,64 @@ def aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[
     Returns:
         The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
     """
+    unit = _unit(solver, problem, z, slope)
+    if solver.tol is None:
+        return reachable(None, slope), unit
+    return torch.maximum(reachable(None, slope), solver.tol * unit.squeeze(-1)), unit
+
+
+def _unit(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
+    """Return what residuals are measured in, shape `(*lanes, 1)`."""
     if solver.tol is None or not solver.relative:
-        return reachable(solver.tol, slope), torch.ones_like(slope[..., :1])
-    z, slope = z.detach(), slope.detach()
-    bend = _curvature(problem, z, slope)
-    # Gradients are rounded as much as the terms of which they are the sum: H z is one of them.
-    return torch.maximum(reachable(None, torch.cat([slope, bend * z], -1)), solver.tol * bend.squeeze(-1)), bend
+        return torch.ones_like(slope[..., :1])
+    return curvature(problem, z.detach(), slope.detach()).clamp(max=1.0)
 
 
-def reachable(tol: float | None, slope: Tensor) -> Tensor:
-    """Return the tolerance, or the rounding of gradients as large as the slope where that is more, shape `lanes`."""
-    rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
-    limit: Tensor = rounding.clamp(min=tol or 0.0)
-    return limit
-
-
-def _curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
-    """Return `|H d|` for one unit vector d that no problem is likely to be aligned with, shape `(*lanes, 1)`.
-
-    It is measured by a difference of gradients; 1 where these do not tell.
-    """
-    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
-    step = torch.finfo(z.dtype).eps ** 0.5 * torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
-    ahead = problem.gradient(z + step * direction / torch.linalg.vector_norm(direction)).detach()
-    bend: Tensor = torch.linalg.vector_norm((ahead - slope) / step, dim=-1, keepdim=True)
-    return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
+def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
+    """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there."""
+    at = state.state
+    unit = _unit(solver, problem, at.z, at.slope)
+    limit: Tensor = (solver.tol or 0.0) * unit.squeeze(-1)
+    state = state._replace(unit=unit)
+    if not all_true(_residual(solver, problem, state) <= limit):
+        noise = rounding(problem, at.z.detach(), at.slope.detach())
+        limit = torch.where(noise > limit, noise, limit)  # a NaN is no limit
+    if hasattr(at, "target"):
+        at = at._replace(target=(limit, unit))
+    return state._replace(state=at, limit=limit)
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
     for index in range(first, first + steps):
-        done, lost = _look(solver, problem, state)
+        state, done, lost = _looked(solver, problem, state, index)
         state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
     return state
 
 
-def finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
+def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
     """Return the solution that a state stands for."""
-    at = state.state
     if solver.tol is None:
-        return Solution(at.trial, None, None, steps)
+        return Solution(state.state.trial, None, None, steps)
     residual = _residual(solver, problem, state)
-    asked = solver.tol * state.unit.squeeze(-1)
-    if not all_true(residual <= asked):
-        # It was asked for more than the gradient can tell. How much that is, changes of z by its rounding show.
-        eps = torch.finfo(at.z.dtype).eps
-        moved = problem.gradient(at.z.detach() * (1 + 2 * eps)).detach() - at.slope.detach()
-        noise = _ROUNDING * torch.linalg.vector_norm(moved, dim=-1)
-        asked = torch.where(noise > asked, torch.minimum(noise, torch.maximum(asked, state.limit)), asked)
-    return Solution(at.z, residual, asked, steps)
+    if not all_true(residual <= state.limit) or steps == solver.max_steps:
+        state = _confirmed(solver, problem, state)
+        residual = _residual(solver, problem, state)
+    return Solution(state.state.z, residual, state.limit, steps)
+
+
+def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
+    """Return what `_look` does, after a look at the limits when all lanes would stop."""
+    done, lost = _look(solver, problem, state)
+    due = index % _PERIOD == _PERIOD - 1  # a lane that has come down to rounding would go on to the last step
+    if done is not None and (due or (index % _stride(state.limit) == 0 and all_true(done))):
+        state = _confirmed(solver, problem, state)
+        done, lost = _look(solver, problem, state)
+    return state, done, lost
+
+
+def _stride(like: Tensor) -> int:
+    return 1 if like.device.type == "cpu" else _STRIDE
 
 
 def _look(solver: Iterative, problem: Problem, state: Running) -> tuple[Tensor | None, Tensor]:

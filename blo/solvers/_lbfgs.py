@@ -31,7 +31,7 @@ class LBFGS(Iterative):
         memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
         max_steps: most evaluations after the one at the start.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
-        relative: `tol` is in units of the curvature at the start, which one more gradient measures.
+        relative: `tol` is in units of the curvature where that is below 1, which one more gradient measures.
 
     Raises:
         ValueError: for values outside these ranges.

@@ -11,9 +11,9 @@ from torch import Tensor
 from blo._autodiff import all_true, transforms_active
 from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._iterative import reachable
 from blo.solvers._optimizers import require_set
 from blo.solvers._settings import require_budget
+from blo.solvers._stopping import reachable
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""What a residual can be asked for: the curvature that it is measured in, and the rounding of gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blo.solvers._base import Problem
+
+#: Units of rounding of a gradient below which no residual is asked for.
+_ROUNDING = 16
+
+
+def reachable(tol: float | None, slope: Tensor) -> Tensor:
+    """Return the tolerance, or the rounding of gradients as large as the slope where that is more, shape `lanes`."""
+    rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
+    limit: Tensor = rounding.clamp(min=tol or 0.0)
+    return limit
+
+
+def rounding(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
+    """Return the residual that the rounding of the gradient hides at z, shape `lanes`.
+
+    It is seen in how the gradient changes when z does by no more than its own rounding.
+    """
+    ahead = problem.gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
+    found: Tensor = _ROUNDING * torch.linalg.vector_norm(ahead - slope, dim=-1)
+    return found
+
+
+def curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
+    """Return `|H d|` for one unit vector d that no problem is likely to be aligned with, shape `(*lanes, 1)`.
+
+    It is measured by a difference of gradients; 1 where these do not tell.
+    """
+    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+    step = torch.finfo(z.dtype).eps ** 0.5 * torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
+    ahead = problem.gradient(z + step * direction / torch.linalg.vector_norm(direction)).detach()
+    bend = torch.linalg.vector_norm((ahead - slope) / step, dim=-1, keepdim=True)
+    return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
