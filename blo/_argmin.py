@@ -81,6 +81,20 @@ class Solving:
         return solution.z if problem.recorded else solution.z.detach()
 
 
+def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy | None) -> None:
+    """Refuse parts in each other's places, and classes in the place of their instances.
+
+    Raises:
+        StructureError: naming the argument.
+    """
+    parts = {"lower": (lower, LowerProblem), "solver": (solver, Solver), "gradient": (gradient, Strategy)}
+    for name, (given, kind) in parts.items():
+        if not (isinstance(given, kind) or (given is None and name != "lower")):
+            found = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+            examples = {"lower": "LowerProblem(objective)", "solver": "LBFGS()", "gradient": "Implicit(CG())"}
+            raise StructureError(f"`{name}` must be like blo.{examples[name]}, but is {found}.")
+
+
 def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one; one of plain steps where these are to be unrolled."""
     if isinstance(gradient, Unrolled):
@@ -120,13 +134,14 @@ def argmin(
         A tree like `z0`.
 
     Raises:
-        StructureError: if the objective or the set do not fit theta and z0.
+        StructureError: if a part is none, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
         ConvergenceError: if a solve stopped early and `on_failure="raise"`.
 
     Warns:
         ConstantWarning: if no leaf of theta requires grad where gradients are enabled.
     """
+    require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not isinstance(gradient, Unrolled):
         hoisted, theta = hoist(lower, theta, z0)

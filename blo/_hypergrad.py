@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import _bounds, tree
-from blo._argmin import Solving, choose
+from blo._argmin import Solving, choose, require_parts
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._problem import FlatProblem, LowerProblem
@@ -81,10 +81,11 @@ def value_and_hypergrad(
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
     Raises:
-        StructureError: if `upper`, the objective, the set or `state` do not fit theta and z0.
+        StructureError: if a part is none, or `upper`, the objective, the set or `state` do not fit theta and z0.
         NonFiniteError: if a value, a solution or a gradient is not finite.
         ConvergenceError: if a solve stopped early and `on_failure="raise"`.
     """
+    require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver = choose(problem, given, gradient) if solver is None else solver

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from blo.errors import StructureError
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import Auto, LinearSolution, LinearSolver
@@ -25,6 +26,7 @@ class Implicit(Stationary):
             `report.product_error`.
 
     Raises:
+        StructureError: if `linear_solver` is none.
         ValueError: for other products.
     """
 
@@ -33,6 +35,8 @@ class Implicit(Stationary):
 
     def __post_init__(self) -> None:
         check(self.products)
+        if not isinstance(self.linear_solver, LinearSolver):
+            raise StructureError(f"`linear_solver` must be like blo.CG(), but is {self.linear_solver!r}.")
 
     @property
     def tol(self) -> float | None:  # type: ignore[override]

@@ -72,8 +72,12 @@ class Stationary(Strategy):
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
-        guess = None if guess is None else tangent.project(guess)
-        return replace(self.invert(system, _inside(tangent, v), guess), noise=at.noise)
+        # In units of v: parts of a tiny vector would be lost in the underflow.
+        size = torch.linalg.vector_norm(v, torch.inf, -1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        guess = None if guess is None else tangent.project(guess / size)
+        found = self.invert(system, _inside(tangent, v / size), guess)
+        return replace(found, x=size * found.x, noise=at.noise)
 
 
 def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:

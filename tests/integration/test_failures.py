@@ -217,6 +217,34 @@ def test_zero_does_not_expect_theta() -> None:
     evaluate(blo.LowerProblem(squares), vector(1.0), gradient=blo.Zero(), on_failure="raise")
 
 
+# Parts in the wrong place.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient": blo.CG()}, "`gradient` must be like blo.Implicit.*of type CG"),
+        ({"gradient": blo.Implicit}, "`gradient` must be like .* the class Implicit"),
+        ({"solver": blo.LBFGS}, "`solver` must be like .* the class LBFGS"),
+        ({"solver": blo.Implicit()}, "`solver` must be like .* of type Implicit"),
+        ({"lower": squares}, "`lower` must be like blo.LowerProblem.* of type function"),
+    ],
+    ids=range(5),
+)
+def test_parts_in_the_wrong_place_are_named(options: dict[str, Any], message: str) -> None:
+    arguments = {"lower": blo.LowerProblem(squares), "theta": vector(1.0), "z0": vector(0.0)} | options
+    with pytest.raises(blo.StructureError, match=message):
+        blo.argmin(**arguments)
+    with pytest.raises(blo.StructureError, match=message):
+        blo.value_and_hypergrad(upper=total, **arguments)
+
+
+def test_a_linear_solver_is_an_instance_of_one() -> None:
+    for wrong in ("CG", blo.CG):
+        with pytest.raises(blo.StructureError, match="`linear_solver` must be like blo"):
+            blo.Implicit(wrong)  # type: ignore[arg-type]
+
+
 # NaN and infinity.
 
 BROKEN: dict[str, tuple[Any, Any, str]] = {

@@ -111,8 +111,8 @@ MUTATIONS = (
             ),
             Patch(
                 "blo/gradients/_stationary.py",
-                "return replace(self.invert(system, _inside(tangent, v), guess), noise=at.noise)",
-                "full = self.invert(system, v, guess)\n        return replace(full, x=tangent.project(full.x))",
+                "found = self.invert(system, _inside(tangent, v / size), guess)",
+                "found = self.invert(system, v / size, guess)\n        found = replace(found, x=tangent.project(found.x))",
             ),
         ),
         (WHOLE + "test_identities.py::test_5_the_implicit_gradient_is_that_of_the_kkt_system",),
