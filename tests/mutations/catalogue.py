@@ -112,7 +112,8 @@ MUTATIONS = (
             Patch(
                 "blo/gradients/_stationary.py",
                 "found = self.invert(system, _inside(tangent, v / size), guess)",
-                "found = self.invert(system, v / size, guess)\n        found = replace(found, x=tangent.project(found.x))",
+                "found = self.invert(system, v / size, guess)\n"
+                "        found = replace(found, x=tangent.project(found.x))",
             ),
         ),
         (WHOLE + "test_identities.py::test_5_the_implicit_gradient_is_that_of_the_kkt_system",),
