@@ -143,7 +143,7 @@ def argmin(
     """
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
-    if transforms_active() and not isinstance(gradient, Unrolled):
+    if transforms_active() and not (isinstance(gradient, Unrolled) and gradient.recorded):
         hoisted, theta = hoist(lower, theta, z0)
     else:
         hoisted = lower

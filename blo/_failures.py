@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,14 @@ class Checks:
                 ConvergenceError,
                 DegenerateWarning,
             )
+
+    def implicit(self, parts: Sequence[Tensor | None]) -> None:
+        """Report an implicit part that is not finite, or is zero by definition."""
+        for part in parts:
+            if part is not None:
+                self.finite(part, "the implicit part")
+        if all(part is None for part in parts):
+            self.constant()
 
     def constant(self) -> None:
         """Report that theta does not enter the lower problem."""

@@ -29,7 +29,7 @@ def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tre
         evaluate = lower.objective.function if isinstance(lower.objective, FixedPoint) else lower.objective
         evaluate(theta, z0)
         if not isinstance(lower.term, Term):
-            lower.term(theta)
+            finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
     captured = tuple(finder.found.values())
     term = lower.term
     carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
@@ -56,8 +56,9 @@ class _Hoisted:
 
     def __call__(self, theta: Tree, *z: Tree) -> Any:
         own, brought, _ = theta
-        with _Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)}):
-            return self.function(own, *z)
+        exchange = _Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)})
+        with exchange:
+            return exchange.swapped(self.function(own, *z))
 
 
 def _last(theta: Tree) -> Term:
@@ -74,13 +75,17 @@ class _Finder(TorchFunctionMode):
         self._known = {id(tensor): tensor for tensor in known}
         self.found: dict[int, Tensor] = {}
 
+    def note(self, used: Tree) -> None:
+        """Record what is captured among the leaves of a tree."""
+        for leaf in tree.leaves(used):
+            if isinstance(leaf, Tensor) and id(leaf) not in self._known and _transformed(leaf):
+                self.found[id(leaf)] = leaf
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        for leaf in tree.leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._known and _transformed(leaf):
-                self.found[id(leaf)] = leaf
+        self.note((args, kwargs))
         result = function(*args, **kwargs)
         self._known.update({id(leaf): leaf for leaf in tree.leaves(result) if isinstance(leaf, Tensor)})
         return result
@@ -93,10 +98,14 @@ class _Exchange(TorchFunctionMode):
         super().__init__()
         self._replacement = replacement
 
+    def swapped(self, used: Tree) -> Tree:
+        """Return a tree with the other tensors in place of those."""
+        return tree.map(lambda leaf: self._replacement.get(id(leaf), leaf), used)
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        args, kwargs = tree.map(lambda leaf: self._replacement.get(id(leaf), leaf), (args, dict(kwargs or {})))
+        args, kwargs = self.swapped((args, dict(kwargs or {})))
         return function(*args, **kwargs)
 
 

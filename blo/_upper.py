@@ -103,7 +103,7 @@ def fit(
             upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
         )
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
-            leaf.grad = slope if leaf.requires_grad else None
+            leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state
         latest.append(out)
         return out.value

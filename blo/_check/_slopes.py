@@ -100,7 +100,7 @@ def units(leaves: Sequence[Tensor], number: int, seed: int) -> list[list[Tensor]
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(number):
-        drawn = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for leaf in leaves]
+        drawn = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu") for leaf in leaves]
         drawn = [d if p.is_floating_point() else torch.zeros_like(d) for d, p in zip(drawn, leaves, strict=True)]
         norm = sum(d.pow(2).sum() for d in drawn) ** 0.5
         found.append([(d / norm).to(leaf) for d, leaf in zip(drawn, leaves, strict=True)])

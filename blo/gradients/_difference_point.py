@@ -48,15 +48,16 @@ class DifferencePoint(FirstOrderPoint):
     def _along_z(self, direction: Tensor, stretch: float) -> Tensor:
         h = stretch * self._step(direction)
         at_rest = self._bound.detach()
-        ahead = at_rest.gradient(self._z + h * direction).detach()
-        return (ahead - at_rest.gradient(self._z - h * direction).detach()) / (2 * h)
+        with torch.autocast(self._z.device.type, enabled=False):  # its rounding would be divided by h
+            ahead = at_rest.gradient(self._z + h * direction).detach()
+            return (ahead - at_rest.gradient(self._z - h * direction).detach()) / (2 * h)
 
     def _along(self, q: Tensor, stretch: float) -> list[Tensor | None]:
         h = stretch * self._step(q)
         inputs = [self._leaves[i] for i in self._live]
         if not inputs:
             return [None] * len(self._leaves)
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(self._z.device.type, enabled=False):
             sides = self._bound.sides(self._z, h * q)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
         weight = (0.5 / h).squeeze(-1)

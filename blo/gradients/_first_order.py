@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from blo._autocast import Autocast, as_in_forward
+from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._function import alive, lanes_first
@@ -30,18 +31,20 @@ class FirstOrder(Function):
     """`z*(theta)`, differentiable once, under every transform."""
 
     @staticmethod
-    def solve(problem: FlatProblem, rule: FirstOrderRule, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    def solve(
+        problem: FlatProblem, rule: FirstOrderRule, z0: Tensor, leaves: Sequence[Tensor], checks: Checks
+    ) -> Tensor:
         """Return the solution, shape `(*lanes, n)`."""
-        z: Tensor = FirstOrder.apply(problem, rule, z0, *leaves)
+        z: Tensor = FirstOrder.apply(problem, rule, checks, z0, *leaves)
         return z
 
     @staticmethod
-    def forward(problem: FlatProblem, rule: FirstOrderRule, z0: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(problem: FlatProblem, rule: FirstOrderRule, checks: Checks, z0: Tensor, *leaves: Tensor) -> Tensor:
         return rule.forward(problem, leaves, z0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, ctx.rule, *tensors = inputs
+        ctx.problem, ctx.rule, ctx.checks, *tensors = inputs
         ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *tensors)
 
@@ -50,18 +53,23 @@ class FirstOrder(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, z0, *leaves = alive(ctx.saved_tensors)
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
-        pulled = _Pull.apply(ctx.problem, ctx.rule, places, z0, z, v, *leaves)
+        pulled = _Pull.apply(ctx.problem, ctx.rule, ctx.checks, places, z0, z, v, *leaves)
         found: list[Tensor | None] = [None] * len(leaves)
         for place, part in zip(places, pulled, strict=True):
             found[place] = part
-        return None, None, None, *found
+        return None, None, None, None, *found
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: FirstOrderRule, *tensors: Tensor
+        info: Any,
+        in_dims: tuple[Any, ...],
+        problem: FlatProblem,
+        rule: FirstOrderRule,
+        checks: Checks,
+        *tensors: Tensor,
     ) -> tuple[Tensor, int]:
-        z0, *leaves = lanes_first(info.batch_size, in_dims[2:], tensors)
-        return FirstOrder.solve(problem.lift(info.randomness), rule, z0, leaves), 0
+        z0, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
+        return FirstOrder.solve(problem.lift(info.randomness), rule, z0, leaves, checks), 0
 
 
 class _Pull(Function):
@@ -71,6 +79,7 @@ class _Pull(Function):
     def forward(
         problem: FlatProblem,
         rule: FirstOrderRule,
+        checks: Checks,
         places: Sequence[int],
         z0: Tensor,
         z: Tensor,
@@ -78,6 +87,7 @@ class _Pull(Function):
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         found = rule.pull(problem, [leaf.detach() for leaf in leaves], z0, z, v)
+        checks.implicit(found)
         return tuple(leaves[i].new_zeros(leaves[i].shape) if (part := found[i]) is None else part for i in places)
 
     @staticmethod
@@ -97,10 +107,11 @@ class _Pull(Function):
         in_dims: tuple[Any, ...],
         problem: FlatProblem,
         rule: FirstOrderRule,
+        checks: Checks,
         places: Sequence[int],
         *tensors: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
+        z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[4:], tensors)
         lifted = problem.lift(info.randomness)
         rule.forward(lifted, leaves, z0)
-        return _Pull.apply(lifted, rule, places, z0, z, v, *leaves), (0,) * len(places)
+        return _Pull.apply(lifted, rule, checks, places, z0, z, v, *leaves), (0,) * len(places)

@@ -111,11 +111,7 @@ class CheckedRule:
             bound = problem.bind(live)
         at = point(self.strategy.products, problem, bound, z, live)
         found = at.cross(self._adjoint(at, v), v)
-        for part in found:
-            if part is not None:
-                self.checks.finite(part, "the implicit part")
-        if all(part is None for part in found):
-            self.checks.constant()
+        self.checks.implicit(found)
         return found
 
     def _adjoint(self, at: Point, v: Tensor) -> Tensor:

@@ -52,8 +52,13 @@ class Unrolled(Strategy):
         if self.mode == "forward" and (self.checkpoint or self.last is not None):
             raise ValueError("mode='forward' remembers no step, so it takes neither `last` nor `checkpoint`.")
 
+    @property
+    def recorded(self) -> bool:
+        """Whether torch records the steps; otherwise they are a function of its own."""
+        return not self.checkpoint and self.mode == "reverse"
+
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        if self.checkpoint or self.mode == "forward":
+        if not self.recorded:
             rule = self._rule(solve)
             fixed = [leaf.detach() for leaf in leaves]
             z = rule.forward(problem, fixed, z0)
@@ -70,8 +75,8 @@ class Unrolled(Strategy):
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
-        if self.checkpoint or self.mode == "forward":
-            return FirstOrder.solve(problem, self._rule(solve), z0, leaves)
+        if not self.recorded:
+            return FirstOrder.solve(problem, self._rule(solve), z0, leaves, checks)
         return self._recorded(problem, leaves, z0, solve)
 
     def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:

@@ -49,7 +49,7 @@ class ValueFunction(Strategy):
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
-        return FirstOrder.solve(problem, _TiltRule(self, solve), z0, leaves)
+        return FirstOrder.solve(problem, _TiltRule(self, solve), z0, leaves, checks)
 
 
 @dataclass(frozen=True)

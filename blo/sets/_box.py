@@ -38,7 +38,9 @@ class Box(Set):
     def __post_init__(self) -> None:
         numbers = (int, float)
         if isinstance(self.low, numbers) and isinstance(self.high, numbers):
-            crossed = torch.tensor(not self.low <= self.high)
+            if self.low <= self.high:
+                return  # no tensor is made: `NonNegative` is a box at each projection
+            crossed = torch.ones(1, dtype=torch.bool)
         elif self.validate and can_validate() and not self._holds_tree():
             crossed = torch.as_tensor(self.low <= self.high).logical_not()  # negated, to refuse NaN too
         else:

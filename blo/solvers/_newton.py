@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
@@ -41,6 +42,7 @@ class Newton(Iterative):
             larger. 0 solves every system to the latter.
 
     Raises:
+        StructureError: if `linear_solver` is none.
         ValueError: for values outside these ranges.
     """
 
@@ -51,6 +53,8 @@ class Newton(Iterative):
 
     def __post_init__(self) -> None:
         require_budget(self.max_steps, self.tol)
+        if not isinstance(self.linear_solver, LinearSolver):
+            raise StructureError(f"`linear_solver` must be like blo.CG(), but is {self.linear_solver!r}.")
         if not 0 <= self.forcing < 1:
             raise ValueError(f"`forcing` must be at least 0 and below 1, but is {self.forcing}.")
 

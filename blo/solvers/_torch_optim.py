@@ -57,10 +57,9 @@ class TorchOptim(Solver):
         z = torch.nn.Parameter(z0.detach().clone())
         optimizer = _made(self.factory, z)
         value, slope = problem.evaluate(z.detach())
-        limit = reachable(self.tol, slope)
         for index in range(self.steps):
             if self.tol is not None:
-                done = problem.residual(z.detach(), slope) <= limit
+                done = problem.residual(z.detach(), slope) <= reachable(self.tol, slope)
                 if all_true(done):
                     return Solution(z.detach(), problem.residual(z.detach(), slope), self.tol, index)
                 before = z.detach().clone()

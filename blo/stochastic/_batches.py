@@ -34,7 +34,7 @@ def draw(batches: Sequence[T], generator: torch.Generator | None = None) -> Iter
 
 def _draws(batches: Sequence[T], generator: torch.Generator | None) -> Iterator[T]:
     while True:
-        yield batches[int(torch.randint(len(batches), (), generator=generator))]
+        yield batches[int(torch.randint(len(batches), (), generator=generator, device="cpu"))]
 
 
 class Stream:

@@ -1,0 +1,163 @@
+"""What could go wrong without a word is refused or reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+from blo.stochastic import run
+from tests.integration.problems import assert_near
+
+
+def squares(theta: Tensor, z: Tensor) -> Tensor:
+    return 0.5 * (z - theta).square().sum()
+
+
+def test_a_tilted_solve_that_stops_early() -> None:
+    lower = blo.LowerProblem(lambda t, z: (torch.tensor([1.0, 100.0]) * (z - t).square()).sum())
+    theta = torch.ones(2)
+    options: dict[str, Any] = {"solver": blo.ProjectedGradient(0.004, max_steps=3), "gradient": blo.ValueFunction(10.0)}
+    with pytest.warns(blo.ConvergenceWarning, match="the lower solve has not converged"):
+        blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, theta, **options)
+
+
+def test_an_infinite_cross_term_on_the_way_back() -> None:
+    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    z = blo.argmin(blo.LowerProblem(lambda t, z: squares(t.sqrt(), z)), theta, torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(blo.NonFiniteError, match="the implicit part"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize("gradient", [blo.KKTClosedForm(), blo.HessianFree(1.0)], ids=str)
+def test_a_saddle_on_a_curved_boundary(gradient: blo.gradients.Strategy) -> None:
+    """Outside the unit circle the nearest point to a far one is no minimum along the circle when it lies inside."""
+    outside = blo.SmoothConstraints(inequalities=lambda z: (1 - z.square().sum()).reshape(1))
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum(), outside)
+    start = torch.tensor([-1.0, 0.0], dtype=torch.float64)  # the farthest point of the circle from theta
+    solver = blo.External(lambda theta, z0: z0)
+    theta = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.sum(), lower, theta, start, solver=solver, gradient=gradient, on_failure="ignore"
+    )
+    assert out.report.linear_status is blo.Status.INDEFINITE
+
+
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"weight_decay": 0.1}], ids=str)
+def test_an_adam_whose_update_has_another_derivative(options: dict[str, Any]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([parameter], lr=0.1, **options)
+    parameter.square().sum().backward()
+    optimizer.step()
+    with pytest.raises(blo.StructureError, match="Adam without amsgrad, maximize and weight decay"):
+        blo.SAMA.from_adam(optimizer, {"z": parameter})
+
+
+@pytest.mark.parametrize("make", [blo.L1, lambda weight: blo.ElasticNet(weight, 0.1)], ids=["l1", "elastic net"])
+def test_negative_weights_in_a_tree(make: Callable[[Any], blo.penalties.Penalty]) -> None:
+    lower = blo.LowerProblem(lambda t, z: squares(t, z["w"]), penalty=make({"w": torch.tensor([-1.0, 1.0])}))
+    with pytest.raises(ValueError, match=r"weight` must be at least 0, but 1 of 2"):
+        blo.argmin(lower, torch.ones(2, requires_grad=True), {"w": torch.zeros(2)})
+
+
+def test_an_empty_variable() -> None:
+    for z0, batched in ((torch.zeros(0), False), (torch.zeros(0, 3), True)):
+        with pytest.raises(blo.StructureError, match="`z0` must not be empty"):
+            blo.argmin(blo.LowerProblem(squares, batched=batched), torch.ones(1, requires_grad=True), z0)
+
+
+def test_an_objective_in_another_precision_leaves_that_of_z() -> None:
+    lower = blo.LowerProblem(lambda t, z: squares(t.double(), z.double()))
+    z = blo.argmin(lower, torch.ones(2, requires_grad=True), torch.zeros(2))
+    assert z.dtype == torch.float32
+    assert_near(z.detach().double(), torch.ones(2).double(), 1e-5)
+
+
+def test_a_lower_variable_that_runs_off() -> None:
+    algorithm = blo.SOBA(lower_step=1e200, upper_step=1e-3)
+    state = algorithm.init(torch.ones(1), torch.ones(1))
+    with pytest.raises(blo.NonFiniteError, match="after 8 steps"):
+        run(algorithm, state, lambda t, z, b: z.sum(), lambda t, z, b: squares(t, z), steps=8)
+
+
+def test_the_state_of_something_else_is_no_start_of_a_fit() -> None:
+    lower, theta = blo.LowerProblem(squares), torch.ones(1)
+    out = blo.value_and_hypergrad(lambda t, z: z.square().sum(), lower, theta, theta)
+    with pytest.raises(blo.StructureError, match="of an earlier fit, but holds"):
+        blo.fit(
+            lambda t, z: z.square().sum(), lower, theta, theta, state=out.state, steps=1,
+            optimizer=lambda leaves: torch.optim.SGD(leaves, lr=0.1),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", [blo.ValueFunction(), blo.Unrolled(checkpoint=True)], ids=str)
+def test_a_first_order_strategy_without_theta_or_with_nan(strategy: blo.gradients.Strategy) -> None:
+    theta, z0 = torch.ones(2, requires_grad=True), torch.zeros(2)
+    solver = blo.ProjectedGradient(0.5)
+    z = blo.argmin(
+        blo.LowerProblem(lambda t, z: squares(torch.ones(2), z)), theta, z0, solver=solver, gradient=strategy
+    )
+    with pytest.warns(blo.ConstantWarning, match="theta does not enter"):
+        z.sum().backward()
+    root = blo.LowerProblem(lambda t, z: squares((t - 1).sqrt() + z.sum() * 0, z))
+    with pytest.raises(blo.NonFiniteError, match="the implicit part"):
+        blo.argmin(root, theta, z0 + 3, solver=solver, gradient=strategy).sum().backward()
+
+
+@pytest.mark.parametrize("strategy", [blo.Unrolled(checkpoint=True), blo.Unrolled(mode="forward")], ids=str)
+def test_transforms_reach_captured_tensors_under_every_mode_of_the_unroll(strategy: blo.gradients.Strategy) -> None:
+    def solution(data: Tensor) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: squares(t * data, z))
+        z: Tensor = blo.argmin(
+            lower, torch.ones(2), torch.zeros(2), solver=blo.ProjectedGradient(1.0), gradient=strategy
+        )
+        return z.sum()
+
+    assert_near(torch.func.grad(solution)(torch.ones(2)).double(), torch.ones(2).double(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("term", "truth"),
+    [
+        ({"constraint": lambda r: blo.L2Ball(r)}, 2**0.5),
+        ({"constraint": lambda r: blo.Box(-r, r)}, 2.0),
+        ({"penalty": lambda r: blo.L1(r)}, -2.0),
+    ],
+    ids=["ball", "box", "l1"],
+)
+def test_transforms_reach_what_a_moving_term_captures(term: dict[str, Callable[[Tensor], Any]], truth: float) -> None:
+    ((name, make),) = term.items()
+
+    def solution(r: Tensor) -> Tensor:
+        captured: Any = {name: lambda theta: make(r)}
+        lower = blo.LowerProblem(squares, **captured)
+        z: Tensor = blo.argmin(lower, torch.full((2,), 5.0).double(), torch.zeros(2).double())
+        return z.sum()
+
+    r = torch.tensor(0.5, dtype=torch.float64)
+    assert_near(torch.func.grad(solution)(r), truth, 1e-8)
+    assert_near(
+        torch.func.vmap(torch.func.grad(solution))(torch.stack([r, 2 * r])),
+        torch.full((2,), truth, dtype=torch.float64),
+        1e-8,
+    )
+
+
+def test_an_optimiser_does_not_write_into_the_hypergradient() -> None:
+    def maker(leaves: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(leaves, lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+
+    found = blo.fit(
+        lambda t, z: z.square().sum(),
+        blo.LowerProblem(squares),
+        torch.ones(2),
+        torch.zeros(2),
+        optimizer=maker,
+        steps=3,
+    )
+    out = found.hypergradient
+    assert torch.equal(out.grad, out.direct + out.implicit)
