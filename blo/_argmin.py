@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._failures import Checks
 from blo._hoist import hoist
@@ -95,6 +96,7 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
             raise StructureError(f"`{name}` must be like blo.{examples[name]}, but is {found}.")
 
 
+@without
 def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one; one of plain steps where these are to be unrolled."""
     if isinstance(gradient, Unrolled):
@@ -154,4 +156,4 @@ def argmin(
     if wanted and not any(leaf.requires_grad for leaf in leaves):
         checks.held()
     solve = Solving(solver, checks, hoisted=hoisted is not lower)
-    return problem.layout.unravel(gradient.attach(problem, leaves, start, solve, checks))
+    return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))

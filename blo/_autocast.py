@@ -1,17 +1,18 @@
-"""Autocast in a backward pass: that of the forward pass it belongs to."""
+"""Autocast acts on objectives, wherever they are evaluated, and on nothing else."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-Backward: TypeAlias = Callable[..., tuple[Tensor | None, ...]]
+F = TypeVar("F", bound=Callable[..., Any])
+_SUSPENDED: contextvars.ContextVar[bool] = contextvars.ContextVar("suspended", default=False)
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -20,7 +21,7 @@ class Autocast:
     """The state of autocast, one device type a setting.
 
     A user leaves `torch.autocast` before calling `.backward()`, yet the products made there are derivatives of what
-    was computed inside it.
+    was computed inside it. Projections and linear solves are no part of that: low precision would spoil them.
 
     Attributes:
         settings: whether autocast is on, and its dtype.
@@ -32,6 +33,11 @@ class Autocast:
     def current(cls) -> Autocast:
         """Return the state in force."""
         return cls(tuple((torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in _DEVICE_TYPES))
+
+    @property
+    def on(self) -> bool:
+        """Whether autocast is on for some device type."""
+        return any(enabled for enabled, _ in self.settings)
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
@@ -45,12 +51,39 @@ class Autocast:
             yield
 
 
-def as_in_forward(backward: Backward) -> Backward:
-    """Run the backward pass of a `Function` under the state that its `setup_context` left in `ctx.autocast`."""
+@dataclass(frozen=True)
+class Under:
+    """A function that is evaluated under a state of autocast, whatever is in force."""
 
-    @functools.wraps(backward)
-    def restored(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        with ctx.autocast.restored():
-            return backward(ctx, *cotangents)
+    function: Callable[..., Any]
+    autocast: Autocast
 
-    return restored
+    def __call__(self, *arguments: Any) -> Any:
+        if _SUSPENDED.get():
+            return self.function(*arguments)
+        with self.autocast.restored():
+            return self.function(*arguments)
+
+
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Evaluate objectives without autocast, for differences, which divide its rounding by their step."""
+    token = _SUSPENDED.set(True)
+    try:
+        yield
+    finally:
+        _SUSPENDED.reset(token)
+
+
+def without(function: F) -> F:
+    """Run a function without autocast."""
+
+    @functools.wraps(function)
+    def plain(*arguments: Any, **options: Any) -> Any:
+        present = Autocast.current()
+        if not present.on:
+            return function(*arguments, **options)
+        with Autocast(tuple((False, dtype) for _, dtype in present.settings)).restored():
+            return function(*arguments, **options)
+
+    return plain  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blo import _bounds, tree
 from blo._argmin import Solving, choose, require_parts
+from blo._autocast import without
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._problem import FlatProblem, LowerProblem
@@ -96,7 +97,7 @@ def value_and_hypergrad(
     guess = None
     if state is not None:
         start, guess = _resume(state, problem.layout)
-    trace = gradient.trace(problem, leaves, start, solving)
+    trace = without(gradient.trace)(problem, leaves, start, solving)
     assert solving.last is not None
 
     z = trace.z.detach().requires_grad_()
@@ -108,7 +109,7 @@ def value_and_hypergrad(
     filled = iter(found)
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
-    pulled = trace.pullback(v, guess)
+    pulled = without(trace.pullback)(v, guess)
     if solving.last.residual is None:
         checks = replace(checks, measured=False, tol=solving.last.tol)
     _check(checks, gradient, value, v, direct, pulled)

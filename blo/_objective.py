@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autocast import Autocast, Under
 from blo._autodiff import gradient
 from blo._layout import Layout
 from blo._types import Objective, Tree
@@ -121,9 +122,18 @@ class FixedPoint:
         )
 
 
+def under(objective: Objective, autocast: Autocast) -> Objective:
+    """Return the objective, evaluated under a state of autocast wherever that happens."""
+    if isinstance(objective, FixedPoint):
+        return FixedPoint(Under(objective.function, autocast))
+    if isinstance(objective, Linearized):
+        return replace(objective, objective=Under(objective.objective, autocast))
+    return Under(objective, autocast)
+
+
 def slice_at(objective: Objective, theta: Tree) -> Slice:
     """Return the objective at one theta, sharing whatever depends on theta alone."""
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "slice_at"]
+__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "slice_at", "under"]

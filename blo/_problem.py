@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autocast import Autocast
 from blo._autodiff import gradient, transforms_active, value_and_gradient
 from blo._layout import Layout
-from blo._objective import FixedPoint, Linearized, LinearSlice, PlainSlice, Slice, TiltedSlice, slice_at
+from blo._objective import FixedPoint, Linearized, LinearSlice, PlainSlice, Slice, TiltedSlice, slice_at, under
 from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -262,6 +263,9 @@ class FlatProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta."""
+        autocast = Autocast.current()
+        if autocast.on:
+            lower = replace(lower, objective=under(lower.objective, autocast))
         layout = Layout.of(z0, batched=lower.batched)
         leaves, spec = tree.flatten(theta, "theta")
         return cls(lower, layout, spec), layout.ravel(z0).detach(), leaves

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blo._autocast import suspended
 from blo._problem import Bound
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
@@ -48,7 +49,7 @@ class DifferencePoint(FirstOrderPoint):
     def _along_z(self, direction: Tensor, stretch: float) -> Tensor:
         h = stretch * self._step(direction)
         at_rest = self._bound.detach()
-        with torch.autocast(self._z.device.type, enabled=False):  # its rounding would be divided by h
+        with suspended():
             ahead = at_rest.gradient(self._z + h * direction).detach()
             return (ahead - at_rest.gradient(self._z - h * direction).detach()) / (2 * h)
 
@@ -57,7 +58,7 @@ class DifferencePoint(FirstOrderPoint):
         inputs = [self._leaves[i] for i in self._live]
         if not inputs:
             return [None] * len(self._leaves)
-        with torch.enable_grad(), torch.autocast(self._z.device.type, enabled=False):
+        with torch.enable_grad(), suspended():
             sides = self._bound.sides(self._z, h * q)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
         weight = (0.5 / h).squeeze(-1)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.autograd import Function
 
-from blo._autocast import Autocast, as_in_forward
+from blo._autocast import without
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
@@ -45,11 +45,10 @@ class FirstOrder(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, ctx.rule, ctx.checks, *tensors = inputs
-        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
-    @as_in_forward
+    @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, z0, *leaves = alive(ctx.saved_tensors)
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]

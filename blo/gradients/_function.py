@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from blo._autocast import Autocast, as_in_forward
+from blo._autocast import without
 from blo._autodiff import jvp, transforms_active
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
@@ -53,11 +53,10 @@ class Solution(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, _, ctx.rule, _, *leaves = inputs
-        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *leaves)
 
     @staticmethod
-    @as_in_forward
+    @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         z, *leaves = alive(ctx.saved_tensors)
         if not (torch.is_grad_enabled() or transforms_active()):
@@ -112,11 +111,10 @@ class Adjoint(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, ctx.rule, ctx.transposed, *tensors = inputs
-        ctx.autocast = Autocast.current()
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
-    @as_in_forward
+    @without
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from blo._autocast import without
 from blo._layout import Layout
 from blo._term import Counts, Tangent, can_validate
 from blo.errors import InfeasibleError
@@ -41,6 +42,7 @@ class Affine(Set):
     validate: bool = True
     inverse: Tensor | None = None
 
+    @without
     def __post_init__(self) -> None:
         require_matrix(self.A, self.b, "Affine")
         if not (self.validate and can_validate()):

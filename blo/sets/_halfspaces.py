@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from blo._autocast import without
 from blo._layout import Layout
 from blo._term import Counts, Tangent, can_validate, negligible
 from blo.errors import InfeasibleError
@@ -43,6 +44,7 @@ class Halfspaces(Set):
     validate: bool = True
     prepared: tuple[Tensor, Tensor, Tensor] | None = None
 
+    @without
     def __post_init__(self) -> None:
         require_matrix(self.A, self.b, "Halfspaces")
         if not (self.validate and can_validate()):

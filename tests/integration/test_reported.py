@@ -161,3 +161,71 @@ def test_an_optimiser_does_not_write_into_the_hypergradient() -> None:
     )
     out = found.hypergradient
     assert torch.equal(out.grad, out.direct + out.implicit)
+
+
+AUTOCAST_TERMS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "affine": {"constraint": lambda t: blo.Affine(torch.tensor([[1.0, 2.0, 0.5]]), t[:1])},
+    "halfspaces": {"constraint": lambda t: blo.Halfspaces(torch.tensor([[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]]), t[:2])},
+    "smooth": {"constraint": blo.SmoothConstraints(inequalities=lambda z: (z.square().sum() - 0.5).reshape(1))},
+    "l1": {"penalty": lambda t: blo.L1(t[0].exp())},
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST_TERMS)
+def test_autocast_leaves_projections_and_linear_solves_alone(name: str) -> None:
+    """The objective does no matrix products, so autocast changes nothing of it."""
+    weights, theta = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, -0.4])
+    lower = blo.LowerProblem(lambda t, z: (weights * (z - t - 1).square()).sum(), **AUTOCAST_TERMS[name])
+
+    def gradient() -> Tensor:
+        point = theta.clone().requires_grad_()
+        blo.argmin(lower, point, torch.zeros(3)).square().sum().backward()
+        assert point.grad is not None
+        return point.grad
+
+    def evaluated(strategy: blo.gradients.Strategy) -> Tensor:
+        grad: Tensor = blo.value_and_hypergrad(
+            lambda t, z: z.square().sum(), lower, theta, torch.zeros(3), gradient=strategy
+        ).grad
+        return grad
+
+    plain = gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [gradient(), evaluated(blo.Implicit()), evaluated(blo.Implicit(products="finite-difference"))]
+    for each in found:
+        assert each.dtype == torch.float32
+        torch.testing.assert_close(each, plain, rtol=2e-3, atol=2e-3)
+
+
+def test_sets_are_made_in_full_precision() -> None:
+    A, b = torch.tensor([[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]]), torch.tensor([0.3, 0.2])
+    with torch.autocast("cpu", torch.bfloat16):
+        for feasible in (blo.Affine(A, b), blo.Halfspaces(torch.cat([A, -A]), torch.cat([b, 0.1 - b]))):
+            lower = blo.LowerProblem(lambda t, z: (z - t).square().sum(), feasible)
+            z = blo.argmin(lower, torch.ones(3, requires_grad=True), torch.zeros(3))
+            assert (A.double() @ z.double() - b.double()).max() <= 1e-6
+
+
+def test_autocast_acts_on_the_objective_and_differences_leave_it() -> None:
+    torch.manual_seed(0)
+    x, seen = torch.randn(40, 3), []
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        scores = x @ z
+        seen.append(scores.dtype)
+        return scores.float().cosh().mean() - theta @ z
+
+    theta = torch.tensor([0.1, 0.2, 0.3])
+    lower = blo.LowerProblem(objective)
+    truth = blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, torch.zeros(3)).grad
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        for products in ("reverse", "finite-difference"):
+            gradient = blo.Implicit(products=products)  # type: ignore[arg-type]
+            out = blo.value_and_hypergrad(
+                lambda t, z: z.sum(), lower, theta, torch.zeros(3), gradient=gradient, on_failure="ignore",
+                solver=blo.ProjectedGradient(0.3, max_steps=60, tol=None),
+            )  # fmt: skip
+            torch.testing.assert_close(out.grad, truth, rtol=0.05, atol=0.05)
+    assert set(seen) == {torch.bfloat16, torch.float32}
