@@ -67,7 +67,7 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int
             break
         worst = torch.where(late, size, -torch.inf).argmax(-1, keepdim=True)
         entering = torch.where(pending, entering, order == worst)
-        turned = torch.where(excess < 0, -1.0, 1.0)
+        turned = torch.where(excess < 0, -1.0, torch.ones_like(excess))
         sign = torch.where(entering & equal & ~pending, turned, sign)
 
         # Raise the multiplier of the entering row; the others give way so that active rows keep holding.

@@ -111,5 +111,5 @@ class Halfspaces(Set):
         usable = norm & bounded
         length = torch.linalg.vector_norm(torch.where(usable.unsqueeze(-1), A, 1.0), dim=-1)
         rows = torch.where(usable.unsqueeze(-1), A / length.unsqueeze(-1), 0.0)
-        right = torch.where(usable, b / length, torch.where(b.isnan(), b, torch.where(b >= 0, 1.0, -1.0)))
+        right = torch.where(usable, b / length, torch.where(b < 0, -1.0, torch.where(b.isnan(), b, 1.0)))
         return rows, right, rows @ rows.mT

@@ -149,5 +149,6 @@ def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     bend = (turned * moved).sum(-1, keepdim=True)
     accepted = state.step * bend <= length
     found = state.found | ~accepted
-    grown = torch.where(found, _GROWTH, torch.where(2 * state.step * bend <= length, 2.0, 1.0))
+    # Never two numbers: where would give them the default precision.
+    grown = torch.where(found, _GROWTH, 1 + (2 * state.step * bend <= length).to(bend.dtype))
     return state.step * torch.where(accepted, grown, 0.5), accepted, found

@@ -229,3 +229,31 @@ def test_autocast_acts_on_the_objective_and_differences_leave_it() -> None:
             )  # fmt: skip
             torch.testing.assert_close(out.grad, truth, rtol=0.05, atol=0.05)
     assert set(seen) == {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        {},
+        {"constraint": blo.L2Ball(0.5)},
+        {"constraint": blo.Simplex(1.0)},
+        {"constraint": blo.Affine(torch.ones(1, 3), torch.ones(1))},
+        {"constraint": blo.Halfspaces(torch.ones(1, 3), torch.ones(1))},
+        {"penalty": blo.L1(0.1)},
+        {"penalty": blo.GroupLasso(0.1, torch.tensor([0, 0, 1]))},
+    ],
+    ids=["free", "ball", "simplex", "affine", "halfspaces", "l1", "group lasso"],
+)
+def test_single_precision_stays_single_whatever_the_default(term: dict[str, Any]) -> None:
+    matrix = torch.eye(3) + 0.1
+    lower = blo.LowerProblem(lambda t, z: 0.5 * z @ (matrix @ z) - t @ z, **term)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        theta = torch.tensor([1.0, 2.0, 2.5], dtype=torch.float32)
+        for solver in (None, blo.FISTA(), blo.ProjectedGradient()):
+            z0 = torch.full((3,), 0.1, dtype=torch.float32)
+            out = blo.value_and_hypergrad(lambda t, z: z.square().sum(), lower, theta, z0, solver=solver)
+            assert out.z.dtype == out.grad.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
