@@ -19,7 +19,7 @@ from benchmarks.answers._compare import Answers, numpy
 from benchmarks.registry import Outcome, Setting, benchmark
 
 # A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are.
-SOLVER = blo.Newton(tol=1e-10)
+SOLVER = blo.Newton(tol=1e-10, forcing=0.0)
 
 Array = npt.NDArray[np.float64]
 CONDITIONS = (1e1, 1e2, 1e3, 1e4, 1e5)
