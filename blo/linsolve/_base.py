@@ -158,10 +158,7 @@ def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
 
 
 def within(operator: Operator, v: Tensor) -> Tensor:
-    """Return the part of v in the tangent space that the operator is restricted to, all of v for any other operator.
-
-    Off that space a restricted operator is the identity.
-    """
+    """Return the part of v in the tangent space that the operator is restricted to, all of v for any other operator."""
     return operator.tangent.project(v) if isinstance(operator, Restricted) else v
 
 

@@ -127,9 +127,7 @@ def aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[
         The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
     """
     unit = _unit(solver, problem, z, slope)
-    if solver.tol is None:
-        return reachable(None, slope), unit
-    return torch.maximum(reachable(None, slope), solver.tol * unit.squeeze(-1)), unit
+    return torch.maximum(reachable(slope), (solver.tol or 0.0) * unit.squeeze(-1)), unit
 
 
 def _unit(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> Tensor:

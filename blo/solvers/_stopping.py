@@ -11,11 +11,10 @@ from blo.solvers._base import Problem
 _ROUNDING = 16
 
 
-def reachable(tol: float | None, slope: Tensor) -> Tensor:
-    """Return the tolerance, or the rounding of gradients as large as the slope where that is more, shape `lanes`."""
-    rounding = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
-    limit: Tensor = rounding.clamp(min=tol or 0.0)
-    return limit
+def reachable(slope: Tensor) -> Tensor:
+    """Return the rounding of gradients as large as the slope, shape `lanes`."""
+    found: Tensor = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
+    return found
 
 
 def rounding(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._optimizers import require_set
 from blo.solvers._settings import require_budget
-from blo.solvers._stopping import reachable
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ class TorchOptim(Solver):
         value, slope = problem.evaluate(z.detach())
         for index in range(self.steps):
             if self.tol is not None:
-                done = problem.residual(z.detach(), slope) <= reachable(self.tol, slope)
+                residual = problem.residual(z.detach(), slope)
+                done = residual <= self.tol
                 if all_true(done):
-                    return Solution(z.detach(), problem.residual(z.detach(), slope), self.tol, index)
+                    return Solution(z.detach(), residual, self.tol, index)
                 before = z.detach().clone()
             optimizer.step(_Closure(problem, z, [(value, slope)]))
             with torch.no_grad():
