@@ -201,7 +201,8 @@ class Restricted(Operator):
         if self.beside:
             return matrix
         projector = Hessian(self.tangent.project).dense(like)
-        # Both norms are rounding where nothing is free, and their ratio still has the size of A.
-        size = torch.linalg.matrix_norm(matrix, keepdim=True) / torch.linalg.matrix_norm(projector, keepdim=True)
+        # A projector has the norm 0, or 1 and more: where nothing is free, both norms are rounding.
+        rank = torch.linalg.matrix_norm(projector, keepdim=True)
+        size = torch.linalg.matrix_norm(matrix, keepdim=True) / rank
         identity = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-        return matrix + torch.where(size > 0, size, 1.0) * (identity - projector)
+        return matrix + torch.where((rank > 0.5) & (size > 0), size, 1.0) * (identity - projector)

@@ -52,8 +52,9 @@ def test_the_restriction_is_the_projected_matrix_and_the_identity_beside_it(case
     # With nothing beside, products show none of it, and the assembled matrix has the size of what is inside.
     bare = Restricted(Dense(A), tangent, beside=0.0)
     torch.testing.assert_close(bare(z), matvec(inner, z), rtol=1e-11, atol=1e-11)
-    size = torch.linalg.matrix_norm(inner, keepdim=True) / torch.linalg.matrix_norm(P, keepdim=True)
-    truth = inner + torch.where(size > 0, size, 1.0) * (eye - P)
+    rank = torch.linalg.matrix_norm(P, keepdim=True)
+    size = torch.where(rank > 0.5, torch.linalg.matrix_norm(inner, keepdim=True) / rank, 1.0)
+    truth = inner + size * (eye - P)
     torch.testing.assert_close(bare.dense(z), truth, rtol=1e-11, atol=1e-11)
 
 
