@@ -17,7 +17,7 @@ from blo._problem import Bound, FlatProblem, LowerProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled
-from blo.solvers import Iterative, ProjectedGradient, Solution, Solver, Watch, advance, default_solver, run
+from blo.solvers import Iterative, Solution, Solver, Watch, advance, default_solver, run
 
 
 @dataclass
@@ -28,12 +28,14 @@ class Solving:
         solver: the solver.
         checks: what to do with its findings.
         hoisted: theta brings captured tensors along, which are none of the solver's business.
+        followed: the solver is differentiated through.
         defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
     """
 
     solver: Solver
     checks: Checks
     hoisted: bool = False
+    followed: bool = False
     defer: bool = False
     last: Solution | None = field(default=None, init=False)
 
@@ -50,7 +52,7 @@ class Solving:
         return self._report(problem, self._solve(problem, z0, watch))
 
     def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
-        return advance(self._iterative, problem, state, first, steps)
+        return advance(self._iterative, self._told(problem), state, first, steps)
 
     def answer(self, state: Any) -> Tensor:
         z: Tensor = state.state.trial if self.solver.tol is None else state.state.z
@@ -68,8 +70,12 @@ class Solving:
     def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None) -> Solution:
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
+        problem = self._told(problem)
         with torch.set_grad_enabled(problem.recorded):
             return self.solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+
+    def _told(self, problem: Bound) -> Bound:
+        return replace(problem, followed=True) if self.followed else problem
 
     def _report(self, problem: Bound, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
@@ -98,12 +104,11 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
 
 @without
 def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
-    """Return the solver for a problem that comes without one; one of plain steps where these are to be unrolled."""
-    if isinstance(gradient, Unrolled):
-        return ProjectedGradient()
+    """Return the solver for a problem that comes without one."""
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
-    return default_solver(term, problem.symmetric, problem.layout.dtype)
+    followed = isinstance(gradient, Unrolled)
+    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=followed)
 
 
 def argmin(
@@ -128,7 +133,7 @@ def argmin(
         z0: start of the solver, a tree of floating point tensors; a constant.
         solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
-            where the objective's curvature is below 1, and `ProjectedGradient()` for `Unrolled`.
+            where the objective's curvature is below 1. For `Unrolled`, `FISTA` for every objective.
         gradient: a strategy; `Implicit()` by default, with the linear solver that suits the adjoint system.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
@@ -155,5 +160,5 @@ def argmin(
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):
         checks.held()
-    solve = Solving(solver, checks, hoisted=hoisted is not lower)
+    solve = Solving(solver, checks, hoisted=hoisted is not lower, followed=isinstance(gradient, Unrolled))
     return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))

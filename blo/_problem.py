@@ -120,6 +120,7 @@ class Bound:
         moving: the term depends on theta.
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
+        followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
     """
 
     slice: Slice
@@ -130,6 +131,7 @@ class Bound:
     moving: bool
     symmetric: bool = True
     recorded: bool = False
+    followed: bool = False
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without the penalty, shape `lanes`.
@@ -217,7 +219,7 @@ class Bound:
 
     def record(self) -> Bound:
         """Return the same problem, keeping the graph through every gradient."""
-        return replace(self, recorded=True)
+        return replace(self, recorded=True, followed=True)
 
     def tilt(self, slope: Tensor) -> Bound:
         """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""

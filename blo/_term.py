@@ -8,7 +8,6 @@ values, so that `torch.func` transforms and a second backward pass go through it
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ class Counts(NamedTuple):
     Attributes:
         free: dimension of the tangent space (the rank of P).
         active: `n - free`, directions that the term holds.
-        degenerate: active constraints whose multiplier cannot be told from zero (see `negligible`).
+        degenerate: active constraints whose multiplier cannot be told from zero (see `blo._multipliers`).
     """
 
     free: Tensor
@@ -123,27 +122,6 @@ class Term(ABC):
             StructureError: if a parameter does not fit z.
         """
         return self
-
-
-def negligible(multiplier: Tensor, gradient: Tensor, tangential: Tensor) -> Tensor:
-    """Tell which multipliers cannot be told from zero.
-
-    The threshold of a lane is `sqrt(eps) * max|gradient| + max|P gradient|` with eps of the dtype (1.5e-8 and
-    3.5e-4 relative in double and single precision): the second term is zero at an exact solution, so its size
-    is the accuracy to which the multipliers are known.
-
-    Args:
-        multiplier: shape `(*lanes, k)`.
-        gradient: gradient at the solution, shape `(*lanes, n)`.
-        tangential: P gradient, shape `(*lanes, n)`.
-
-    Returns:
-        Booleans of shape `(*lanes, k)`.
-    """
-    relative = math.sqrt(torch.finfo(gradient.dtype).eps)
-    size = gradient.abs().amax(-1, keepdim=True)
-    noise = tangential.abs().amax(-1, keepdim=True)
-    return multiplier.abs() <= relative * size + noise
 
 
 def can_validate() -> bool:

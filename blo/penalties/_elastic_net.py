@@ -50,7 +50,7 @@ class ElasticNet(Penalty):
         return near
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        support = on_support(z, self.weight, self.slack)
+        support = on_support(z, gradient, self.weight, self.slack)
         sign = z.sign() * support
 
         def force(term: ElasticNet, at: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ class ElasticNet(Penalty):
             return pull
 
         def count() -> Counts:
-            return sparse_counts(support, gradient, self.weight, gradient * support + force(self, z))
+            tangential = gradient * support + force(self, z)
+            return sparse_counts(z, support, gradient, tangential, self.weight, self.slack)
 
         return Tangent(lambda v: v * support, self.ridge, count, force=force)

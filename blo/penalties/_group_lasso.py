@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, negligible
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties._base import Penalty, require_weight
@@ -82,7 +83,8 @@ class GroupLasso(Penalty):
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         norm, weight = self._norm(z), self._weight(z)
-        off = norm > self.slack
+        multiplier = weight - self._norm(gradient)
+        off = clear(norm, multiplier, self.slack)
         support = off | (weight == 0)
 
         def direction(at: Tensor) -> Tensor:
@@ -99,7 +101,8 @@ class GroupLasso(Penalty):
         def count() -> Counts:
             # One constraint a group: it is counted at its first coordinate.
             tangential = gradient * support + force(self, z)
-            undecided = ~support & negligible(weight - self._norm(gradient), gradient, tangential)
+            undecided = ~support & negligible(multiplier, gradient, tangential)
+            undecided = undecided | (unresolved(norm, multiplier, self.slack, z) & (weight > 0))
             order = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
             total, index = self._sums(torch.ones_like(z))
             first = torch.full_like(total, z.shape[-1], dtype=torch.long).scatter_reduce(-1, index, order, "amin")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Counts, Tangent, negligible
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent
 from blo._types import Tree
 from blo.penalties._base import Penalty, fit_weight, require_weight
 
@@ -47,7 +48,7 @@ class L1(Penalty):
         return soft_threshold(z, step * self.weight)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        support = on_support(z, self.weight, self.slack)
+        support = on_support(z, gradient, self.weight, self.slack)
         sign = z.sign() * support
 
         def force(term: L1, at: Tensor) -> Tensor:
@@ -55,7 +56,8 @@ class L1(Penalty):
             return pull
 
         def count() -> Counts:
-            return sparse_counts(support, gradient, self.weight, gradient * support + self.weight * sign)
+            tangential = gradient * support + self.weight * sign
+            return sparse_counts(z, support, gradient, tangential, self.weight, self.slack)
 
         return Tangent(lambda v: v * support, 0.0, count, force=force)
 
@@ -65,13 +67,17 @@ def soft_threshold(z: Tensor, threshold: Tensor | float) -> Tensor:
     return z.sign() * (z.abs() - threshold).relu()
 
 
-def on_support(z: Tensor, weight: Tensor | float, slack: float) -> Tensor:
+def on_support(z: Tensor, gradient: Tensor, weight: Tensor | float, slack: float) -> Tensor:
     """Return where z may move both ways: off zero, and where nothing holds it there; booleans of z's shape."""
-    return (z.abs() > slack) | (torch.as_tensor(weight, device=z.device) == 0)
+    return clear(z.abs(), weight - gradient.abs(), slack) | (torch.as_tensor(weight, device=z.device) == 0)
 
 
-def sparse_counts(support: Tensor, gradient: Tensor, weight: Tensor | float, tangential: Tensor) -> Counts:
+def sparse_counts(
+    z: Tensor, support: Tensor, gradient: Tensor, tangential: Tensor, weight: Tensor | float, slack: float
+) -> Counts:
     """Count for a penalty that holds single coordinates at zero: degenerate where `|gradient|` reaches the weight."""
-    undecided = ~support & negligible(weight - gradient.abs(), gradient, tangential)
+    multiplier = weight - gradient.abs()
+    undecided = ~support & negligible(multiplier, gradient, tangential)
+    undecided = undecided | (unresolved(z.abs(), multiplier, slack, z) & (torch.as_tensor(weight) > 0))
     free = support.sum(-1)
     return Counts(free, support.shape[-1] - free, undecided.sum(-1))

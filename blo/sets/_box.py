@@ -10,7 +10,8 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, negligible
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -23,7 +24,8 @@ class Box(Set):
     Attributes:
         low: a number, a tensor of z's shape, or a tree like z; `-inf` leaves a coordinate open.
         high: likewise.
-        slack: a coordinate is free when `low + slack < z < high - slack`; absolute, in z's unit.
+        slack: a coordinate is free when `low + slack < z < high - slack`, or nearer to a bound where the gradient
+            presses it there by less than its distance; absolute, in z's unit.
         validate: look at tensor bounds and refuse crossed ones: one host synchronisation on an accelerator.
 
     Raises:
@@ -98,18 +100,19 @@ class Box(Set):
         nearest: Tensor = z.clamp(min=self.low).clamp(max=self.high)
         return nearest
 
-    def free(self, z: Tensor) -> Tensor:
+    def free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""
-        inside: Tensor = (z > self.low + self.slack) & (z < self.high - self.slack)
-        return inside
+        return clear(z - self.low, gradient, self.slack) & clear(self.high - z, -gradient, self.slack)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        free = self.free(z)
+        free = self.free(z, gradient)
 
         def count() -> Counts:
             # Where no point is inside, z is given by the bounds and its multiplier has no say.
             open_ = self.high - self.low > 2 * self.slack
-            undecided = ~free & open_ & negligible(gradient, gradient, gradient * free)
+            near = torch.minimum(z - self.low, self.high - z)
+            undecided = ~free & negligible(gradient, gradient, gradient * free)
+            undecided = open_ & (undecided | unresolved(near, gradient, self.slack, z))
             inside = free.sum(-1)
             return Counts(inside, z.shape[-1] - inside, undecided.sum(-1))
 

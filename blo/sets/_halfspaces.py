@@ -10,11 +10,12 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, negligible
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
-from blo.sets._rows import Face, fit_rows, inverse, require_matrix, times
+from blo.sets._rows import Face, fit_rows, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +71,15 @@ class Halfspaces(Set):
         return torch.where(found.solved, onto(rows, right, gram, z, found.active), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        active, face = self._face(z)
+        distance, face = self._face(z)
+        pressed = face.multipliers(gradient)
+        face = face.without(clear(distance, pressed, self.slack))
         y = face.multipliers(gradient)
 
         def count() -> Counts:
             held = face.held()
-            undecided = active & negligible(y, gradient, face.project(gradient))
+            undecided = face.active & negligible(y, gradient, face.project(gradient))
+            undecided = undecided | unresolved(distance, pressed, self.slack, z)
             return Counts(z.shape[-1] - held, held, undecided.sum(-1))
 
         def force(term: Halfspaces, at: Tensor) -> Tensor:
@@ -90,14 +94,13 @@ class Halfspaces(Set):
         return times(face.inverse, (right - right_then) - times(rows - rows_then, z))
 
     def _face(self, z: Tensor) -> tuple[Tensor, Face]:
-        """Return the active rows, booleans of shape `(*lanes, k)`, and the face on which they hold."""
+        """Return the distance to each row's plane, shape `(*lanes, k)`, and the face of the rows that are near."""
         rows, right, _ = self._prepare()
-        excess = (times(rows, z) - right).detach()
         # A projected point is off its planes by rounding, in single precision by more than slack.
         size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
-        active = (excess >= -self.slack - 8 * torch.finfo(z.dtype).eps * size) & (rows != 0).any(-1)
-        normals = rows * active.unsqueeze(-1)
-        return active, Face(normals, inverse(normals))
+        distance = (right - times(rows, z)).detach() - 8 * torch.finfo(z.dtype).eps * size
+        distance = torch.where((rows != 0).any(-1), distance, torch.inf)
+        return distance, Face.of(rows, distance <= self.slack)
 
     def _prepare(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.prepared is not None:

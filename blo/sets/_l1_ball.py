@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, negligible, per_lane
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -59,7 +60,11 @@ class L1Ball(Set):
         return torch.where(outside, self.center + offset.sign() * face, z)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        active, sign = self._boundary(z)
+        near, sign = self._boundary(z)
+        multiplier = -(sign * gradient).sum(-1, keepdim=True) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
+        offset, distance = (z - self.center).detach(), self._distance(z)
+        active = near & ~clear(distance, multiplier, self.slack)
+        sign = torch.where(active & clear(offset.abs(), multiplier - gradient.abs(), self.slack), offset.sign(), 0.0)
         held = active & (sign == 0)
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
 
@@ -68,10 +73,12 @@ class L1Ball(Set):
 
         def count() -> Counts:
             # Every coordinate off the support has one undecided side when its slope is as large as that of the sum.
-            multiplier = -(sign * gradient).sum(-1, keepdim=True) / size
             tangential = projector(gradient)
-            edge = held & negligible(multiplier - gradient.abs(), gradient, tangential)
+            rest = multiplier - gradient.abs()
+            edge = held & negligible(rest, gradient, tangential)
+            edge = edge | (active & unresolved(offset.abs(), rest, self.slack, z))
             loose = active & negligible(multiplier, gradient, tangential)
+            loose = loose | (near & unresolved(distance, multiplier, self.slack, z))
             fixed = torch.where(active, held.sum(-1, keepdim=True) + 1, 0).squeeze(-1)
             return Counts(z.shape[-1] - fixed, fixed, (edge.sum(-1) + loose.sum(-1)))
 
@@ -85,11 +92,16 @@ class L1Ball(Set):
         return moved
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether the boundary is active, `(*lanes, 1)`, and the signs of its support, zero off it."""
+        """Return whether the boundary is near, `(*lanes, 1)`, and the signs of its support, zero off it."""
         offset = (z - self.center).detach()
+        near: Tensor = self._distance(z) <= self.slack
+        return near, offset.sign() * ((offset.abs() > self.slack) & near)
+
+    def _distance(self, z: Tensor) -> Tensor:
+        """Return how far inside the boundary z lies, shape `(*lanes, 1)`; at most 0 for a projected point."""
         # A point projected onto the boundary is off it by rounding, in single precision by more than slack.
         size = torch.as_tensor(z.detach().abs() + abs(self.center)).sum(-1, keepdim=True) + per_lane(self.radius)
         rounding = 8 * torch.finfo(z.dtype).eps * size
-        reach = offset.abs().sum(-1, keepdim=True)
-        active: Tensor = reach >= per_lane(self.radius) - self.slack - rounding
-        return active, offset.sign() * ((offset.abs() > self.slack) & active)
+        reach = (z - self.center).detach().abs().sum(-1, keepdim=True)
+        distance: Tensor = torch.as_tensor(per_lane(self.radius) - rounding - reach)
+        return distance.detach()

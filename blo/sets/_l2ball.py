@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, negligible, per_lane
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -58,8 +59,11 @@ class L2Ball(Set):
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        active, norm, u = self._boundary(z)
+        near, norm, u = self._boundary(z)
         slope = (gradient * u).sum(-1, keepdim=True)
+        distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
+        active = near & ~clear(distance, pressed, self.slack)
+        u, slope = u * active, slope * active
         point = active & (norm == 0)  # a ball of radius zero holds every direction
 
         def projector(v: Tensor) -> Tensor:
@@ -70,6 +74,7 @@ class L2Ball(Set):
             held = torch.where(point, n, active.long()).squeeze(-1)
             # At radius zero the constraint has no multiplier: the motion with the radius is one-sided.
             undecided = point | (active & negligible(slope, gradient, projector(gradient)))
+            undecided = undecided | (near & unresolved(distance, pressed, self.slack, z))
             return Counts(n - held, held, undecided.squeeze(-1).long())
 
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
@@ -85,10 +90,12 @@ class L2Ball(Set):
         radius = per_lane(self.radius)
         offset = z - self.center
         norm = _norm(offset)
-        # A point projected onto the sphere is off it by rounding, in single precision by more than slack.
-        rounding = 8 * torch.finfo(z.dtype).eps * (_norm(z) + radius)
-        active = norm.detach() >= radius - self.slack - rounding.detach()
+        active = norm.detach() >= radius - self.slack - self._rounding(z)
         return active, norm, torch.where(active, offset / torch.where(norm > 0, norm, 1.0), 0.0)
+
+    def _rounding(self, z: Tensor) -> Tensor:
+        """Return how far a point projected onto the sphere is off it, in single precision more than `slack`."""
+        return 8 * torch.finfo(z.dtype).eps * (_norm(z) + per_lane(self.radius)).detach()
 
 
 def _norm(v: Tensor) -> Tensor:

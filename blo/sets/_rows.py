@@ -41,6 +41,21 @@ class Face:
     rows: Tensor
     inverse: Tensor
 
+    @classmethod
+    def of(cls, rows: Tensor, active: Tensor) -> Face:
+        """Return the face of those rows that are active, booleans of shape `(*lanes, k)`."""
+        normals = rows * active.unsqueeze(-1)
+        return cls(normals, inverse(normals))
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows hold, shape `(*lanes, k)`."""
+        return (self.rows != 0).any(-1)
+
+    def without(self, rows: Tensor) -> Face:
+        """Return the face with these rows left out, booleans of shape `(*lanes, k)`."""
+        return Face.of(self.rows, ~rows)
+
     def project(self, v: Tensor) -> Tensor:
         """Return v without its part along the normals."""
         return v - times(self.inverse, times(self.rows, v))

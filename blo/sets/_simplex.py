@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate, fit_per_lane, negligible, per_lane
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent, can_validate, fit_per_lane, per_lane
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
 
@@ -64,7 +65,10 @@ class Simplex(Set):
         return (shifted - threshold).relu()
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        support = z > self.slack
+        # The multiplier of z_i >= 0 is its gradient less that of the sum, which the support shares.
+        surely = z >= z.amax(-1, keepdim=True).clamp(max=self.slack)
+        multiplier = gradient - (gradient * surely).sum(-1, keepdim=True) / surely.sum(-1, keepdim=True)
+        support = surely | clear(z, multiplier, self.slack)
         size = support.sum(-1, keepdim=True)
 
         def mean(v: Tensor) -> Tensor:
@@ -74,8 +78,8 @@ class Simplex(Set):
             return (v - mean(v)) * support
 
         def count() -> Counts:
-            # The multiplier of z_i >= 0 is its gradient less that of the sum, which the support shares.
-            undecided = ~support & negligible(gradient - mean(gradient), gradient, projector(gradient))
+            undecided = ~support & negligible(multiplier, gradient, projector(gradient))
+            undecided = undecided | unresolved(z, multiplier, self.slack, z)
             free = size.squeeze(-1) - 1
             return Counts(free, z.shape[-1] - free, undecided.sum(-1))
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Counts, Tangent, negligible
+from blo._multipliers import clear, negligible, unresolved
+from blo._term import Counts, Tangent
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._functions import Function, Functions
-from blo.sets._rows import Face, inverse, times
+from blo.sets._rows import Face, times
 from blo.sets._sqp import nearest
 
 
@@ -89,13 +90,17 @@ class SmoothConstraints(Set):
         return nearest(self.functions, self.leaves, z, self.max_steps)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        active, strict, length, face = self._face(z)
-        unit = face.multipliers(gradient)  # of the functions divided by the length of their gradients
+        distance, length, face = self._face(z)
+        pressed = face.multipliers(gradient)  # of the functions divided by the length of their gradients
+        face = face.without(clear(distance, pressed, self.slack))
+        unit = face.multipliers(gradient)
         y = unit / length
 
         def count() -> Counts:
             held = face.held()
-            undecided = active & ~strict & negligible(unit, gradient, face.project(gradient))
+            undecided = face.active & negligible(unit, gradient, face.project(gradient))
+            undecided = undecided | unresolved(distance, pressed, self.slack, z)
+            undecided = undecided & torch.isfinite(distance)  # not an equation
             return Counts(z.shape[-1] - held, held, undecided.sum(-1))
 
         def bend(v: Tensor) -> Tensor:
@@ -107,23 +112,23 @@ class SmoothConstraints(Set):
         return Tangent(face.project, 0.0, count, bend=bend, force=force)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        _, _, length, face = origin._face(z)
+        _, length, face = origin._face(z)
         moved = self.functions.values(self.leaves, z) - origin.functions.values(origin.leaves, z)
         return times(face.inverse, -moved / length)
 
-    def _face(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Face]:
-        """Return which functions are active, which are equations, the length of their gradients, and the face."""
+    def _face(self, z: Tensor) -> tuple[Tensor, Tensor, Face]:
+        """Return the distance to each boundary, the length of the functions' gradients, and the face of the near ones.
+
+        An equation is minus infinity away: nothing lies on the free side of it.
+        """
         equations = self.functions.split(self.leaves, z)[0].shape[-1]
         values, jacobian = self.functions.linearize(self.leaves, z)
         strict = torch.arange(values.shape[-1], device=z.device) < equations
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
-        distance = self.slack + 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(
-            z.detach(), dim=-1, keepdim=True
-        )
-        active = strict | (values.detach() >= -distance * length)
-        length = torch.where(length > 0, length, 1.0)
-        normals = jacobian * (active / length).unsqueeze(-1)
-        return active, strict, length, Face(normals, inverse(normals))
+        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
+        regular = torch.where(length > 0, length, 1.0)
+        distance = torch.where(strict, -torch.inf, -values.detach() / regular - rounding)
+        return distance, regular, Face.of(jacobian / regular.unsqueeze(-1), distance <= self.slack)
 
     def _assign(self, functions: Functions, leaves: tuple[Tensor, ...], slack: float, max_steps: int) -> None:
         # The dataclass is frozen and its constructor takes the functions themselves, so the fields are set here.

@@ -16,8 +16,10 @@ _TOL = {torch.float64: 1e-11, torch.float32: 1e-5}
 _MAX_STEPS = 10_000
 
 
-def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
+def default_solver(term: Term, symmetric: bool, dtype: torch.dtype, *, followed: bool = False) -> Solver:
     """Return `LBFGS` for no constraint or bounds, `FISTA` for other terms, `FixedPoint` where there is no objective.
+
+    Where one differentiates through the steps, `FISTA` serves all objectives: its steps have simple derivatives.
 
     They stop at a residual of 1e-11 in double and 1e-5 in single precision, times the curvature of an objective where
     that is below 1, and after 10,000 steps at the latest.
@@ -26,11 +28,12 @@ def default_solver(term: Term, symmetric: bool, dtype: torch.dtype) -> Solver:
         term: the constraint or the penalty.
         symmetric: the problem has an objective.
         dtype: that of the lower variable.
+        followed: the solver is differentiated through.
     """
     tol = _TOL.get(dtype, 1e-2)
     if not symmetric:
         return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
-    if _bounds_coordinates(term):
+    if _bounds_coordinates(term) and not followed:
         return LBFGS(max_steps=_MAX_STEPS, tol=tol, relative=True)
     return FISTA(max_steps=_MAX_STEPS, tol=tol, relative=True)
 

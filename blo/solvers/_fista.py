@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, aim, valued_gradient
+from blo.solvers._probe import Probe
 from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
@@ -35,7 +36,8 @@ class FISTA(Iterative):
         max_steps: most gradient evaluations after the one at the start.
         tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
             nothing and never waits for the device.
-        relative: `tol` is in units of the curvature where that is below 1, which one more gradient measures.
+        relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
+            solved as well; it takes one more gradient.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -43,7 +45,7 @@ class FISTA(Iterative):
 
     step: float | None = None
     max_steps: int = 1000
-    tol: float | None = 1e-6
+    tol: float | None = 1e-8
     relative: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +58,10 @@ class FISTA(Iterative):
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
         none, goal = torch.zeros_like(one), aim(self, problem, z0, slope)
+        probe = Probe.at(problem, z0, slope, wanted=self.step is None)
+        step = probe.limited(step)
         return _State(
-            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), goal, none.bool()
+            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), goal, none.bool(), probe
         )
 
     def move(self, problem: Problem, state: _State) -> _State:
@@ -78,23 +82,25 @@ class FISTA(Iterative):
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is None:
-            force = valued_gradient(problem, state.trial)
-            step, accepted, found = _adapt(state, force)
+            looked = valued_gradient(problem, state.trial)
+            step, accepted, found = _adapt(state, looked)
         else:
-            force = problem.gradient(state.trial)
+            looked = problem.gradient(state.trial)
             step, accepted, found = state.step, torch.ones_like(state.pure), state.found
+        base, force = torch.where(accepted, state.trial, state.base), torch.where(accepted, looked, state.force)
+        probe = state.probe if self.step is not None else state.probe.stepped(problem, base, force)
         # At the end there is no other trial, so one that is better than what was looked at last has to do.
-        better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
+        better = problem.residual(state.trial, looked) < problem.residual(state.z, state.slope)
         checked = state.pure & (accepted | (better.unsqueeze(-1) & (state.made >= self.max_steps - 1)))
         return _State(
             z=torch.where(checked, state.trial, state.z),
-            slope=torch.where(checked, force, state.slope),
+            slope=torch.where(checked, looked, state.slope),
             trial=state.trial,
-            base=torch.where(accepted, state.trial, state.base),
-            force=torch.where(accepted, force, state.force),
+            base=base,
+            force=force,
             near=state.near,
             last=torch.where(accepted, state.near, state.last),
-            step=step,
+            step=probe.limited(step),
             # Where halving the step did not help it was the momentum that led astray.
             age=torch.where(accepted, state.older, torch.where(state.failed, 1.0, state.age)),
             older=state.older,
@@ -103,6 +109,7 @@ class FISTA(Iterative):
             pure=state.pure,
             target=state.target,
             failed=~accepted,
+            probe=probe,
         )
 
 
@@ -120,6 +127,7 @@ class _State(NamedTuple):
         pure: the trial is a proximal point.
         target: the residual to reach and its unit.
         failed: the last trial was taken back.
+        probe: how long steps may be where one differentiates through them.
     """
 
     z: Tensor
@@ -137,6 +145,7 @@ class _State(NamedTuple):
     pure: Tensor
     target: tuple[Tensor, Tensor]
     failed: Tensor
+    probe: Probe
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z), force=gradient(self.base))

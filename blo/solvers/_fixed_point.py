@@ -41,7 +41,7 @@ class FixedPoint(Iterative):
     relaxation: float = 1.0
     memory: int = 5
     max_steps: int = 1000
-    tol: float | None = 1e-6
+    tol: float | None = 1e-8
 
     def __post_init__(self) -> None:
         require_positive(self.step, "step")

@@ -31,7 +31,8 @@ class LBFGS(Iterative):
         memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
         max_steps: most evaluations after the one at the start.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
-        relative: `tol` is in units of the curvature where that is below 1, which one more gradient measures.
+        relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
+            solved as well; it takes one more gradient.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -39,7 +40,7 @@ class LBFGS(Iterative):
 
     memory: int = 10
     max_steps: int = 1000
-    tol: float | None = 1e-6
+    tol: float | None = 1e-8
     relative: bool = False
 
     def __post_init__(self) -> None:

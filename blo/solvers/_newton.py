@@ -47,7 +47,7 @@ class Newton(Iterative):
     """
 
     max_steps: int = 100
-    tol: float | None = 1e-6
+    tol: float | None = 1e-8
     linear_solver: LinearSolver = field(default_factory=Auto)
     forcing: float = 0.5
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, valued_gradient
+from blo.solvers._probe import Probe
 from blo.solvers._settings import require_budget, require_positive
 
 
@@ -37,7 +38,7 @@ class ProjectedGradient(Iterative):
 
     step: float | None = None
     max_steps: int = 1000
-    tol: float | None = 1e-6
+    tol: float | None = 1e-8
     direction: _direction.Direction = "gradient"
     momentum: float = 0.0
 
@@ -53,7 +54,9 @@ class ProjectedGradient(Iterative):
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         step = z0.new_full((*z0.shape[:-1], 1), 1.0 if self.step is None else self.step)
-        return _State(z0, problem.gradient(z0), z0, step, torch.zeros_like(z0))
+        slope = problem.gradient(z0)
+        probe = Probe.at(problem, z0, slope, wanted=self.step is None)
+        return _State(z0, slope, z0, probe.limited(step), torch.zeros_like(z0), probe)
 
     def move(self, problem: Problem, state: _State) -> _State:
         move = _direction.scaled(state.slope, self.direction)
@@ -61,16 +64,16 @@ class ProjectedGradient(Iterative):
         along = velocity if self.momentum else move
         # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
         trial = state.z - state.step * along if self.step is None else torch.sub(state.z, along, alpha=self.step)
-        return _State(state.z, state.slope, problem.prox(trial, state.step), state.step, velocity)
+        return state._replace(trial=problem.prox(trial, state.step), velocity=velocity)
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:
-            return _State(state.trial, problem.gradient(state.trial), state.trial, state.step, state.velocity)
+            return state._replace(z=state.trial, slope=problem.gradient(state.trial))
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
-        return state._replace(
-            z=torch.where(accepted, state.trial, state.z), slope=torch.where(accepted, slope, state.slope), step=step
-        )
+        z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
+        probe = state.probe.stepped(problem, z, slope)
+        return state._replace(z=z, slope=slope, step=probe.limited(step), probe=probe)
 
 
 class _State(NamedTuple):
@@ -79,6 +82,7 @@ class _State(NamedTuple):
     trial: Tensor
     step: Tensor
     velocity: Tensor
+    probe: Probe
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))

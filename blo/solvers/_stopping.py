@@ -33,7 +33,14 @@ def curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
     It is measured by a difference of gradients; 1 where these do not tell.
     """
     direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
-    step = torch.finfo(z.dtype).eps ** 0.5 * torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
-    ahead = problem.gradient(z + step * direction / torch.linalg.vector_norm(direction)).detach()
-    bend = torch.linalg.vector_norm((ahead - slope) / step, dim=-1, keepdim=True)
+    change = gradient_change(problem, z, slope, direction / torch.linalg.vector_norm(direction))
+    bend = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
     return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
+
+
+def gradient_change(problem: Problem, z: Tensor, slope: Tensor, direction: Tensor) -> Tensor:
+    """Return `H d` for a unit vector d, by a difference from the gradient `slope` at z, shape `(*lanes, n)`."""
+    z, slope = z.detach(), slope.detach()
+    step = torch.finfo(z.dtype).eps ** 0.5 * torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
+    change: Tensor = (problem.gradient(z + step * direction).detach() - slope) / step
+    return change

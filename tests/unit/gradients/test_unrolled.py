@@ -70,4 +70,24 @@ def test_a_found_step_counts_as_a_constant() -> None:
     out = blo.value_and_hypergrad(
         lambda t, z: z.sum(), lower, theta, torch.zeros(2).double(), solver=solver, gradient=blo.Unrolled()
     )
-    torch.testing.assert_close(out.grad, theta.exp(), rtol=1e-14, atol=0)  # z = step * exp(theta), step = 1
+    step = out.z / theta.exp()
+    torch.testing.assert_close(step[0], step[1], rtol=1e-14, atol=0)
+    torch.testing.assert_close(out.grad, step * theta.exp(), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("strategy", [blo.Unrolled(), blo.Unrolled(checkpoint=True), blo.Unrolled(mode="forward")])
+@pytest.mark.parametrize("solver", [None, blo.ProjectedGradient(max_steps=4000), blo.FISTA()])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_coordinate_that_is_solved_to_the_last_bit_does_not_blow_up(
+    solver: blo.solvers.Solver | None, strategy: blo.Unrolled, batched: bool
+) -> None:
+    """Its gradient is zero, so steps beyond 2 / curvature do it no harm, but its derivative grows with each of them."""
+    curvatures = torch.logspace(0, -2, 5, dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: (curvatures * (0.5 * z * z - t * z)).sum(-1), batched=batched)
+    theta, weights = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta, weights = (theta, weights) if batched else (theta[0], weights[0])
+    out = blo.value_and_hypergrad(
+        lambda t, z: (weights * z).sum(), lower, theta, torch.zeros_like(theta), solver=solver, gradient=strategy
+    )
+    torch.testing.assert_close(out.z, theta, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.grad, weights, rtol=0, atol=1e-4)

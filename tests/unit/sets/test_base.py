@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import blo
 from blo import tree
 from blo._layout import Layout
-from blo._term import negligible
+from blo._multipliers import negligible
 from tests import oracles
 from tests.strategies import SEEDS, SetCase, make_set_case, normal, quadratic_cases, set_cases
 
