@@ -1,0 +1,62 @@
+"""How long steps may be along every direction, not only along those that a solver happens to take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.solvers._base import Problem
+from blo.solvers._stopping import gradient_change
+
+#: Power iterations at the start, and steps between two later ones.
+_FIRST, _PERIOD = 10, 10
+
+
+class Probe(NamedTuple):
+    """A direction that turns, by power iteration, to the one along which the objective curves most.
+
+    A step beyond two over the largest curvature is no harm to a coordinate that is already solved to the last bit:
+    its gradient is zero. The derivative of the iteration is not zero there, and such steps blow it up. So where one
+    differentiates through the iteration, steps are held below one over the curvature that this direction shows.
+
+    Attributes:
+        direction: one unit vector a lane, shape `(*lanes, n)`.
+        bend: the curvature along it, shape `(*lanes, 1)`; 0 where it is unknown, or does not matter.
+        age: steps made, a plain number in a tensor on the CPU.
+    """
+
+    direction: Tensor
+    bend: Tensor
+    age: Tensor
+
+    @classmethod
+    def at(cls, problem: Problem, z: Tensor, slope: Tensor, *, wanted: bool) -> Probe:
+        """Return the probe at the start of a solve; one that knows nothing where nobody looks through the solve."""
+        none = torch.zeros_like(z.detach()[..., :1])
+        start = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+        probe = cls((start / torch.linalg.vector_norm(start)).expand_as(z), none, torch.zeros((), dtype=torch.int64))
+        if wanted and problem.followed:
+            for _ in range(_FIRST):
+                probe = probe._turned(problem, z, slope)
+        return probe
+
+    def stepped(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
+        """Return the probe after one more step, which led to z with this slope."""
+        if not problem.followed:
+            return self
+        older = self._replace(age=self.age + 1)
+        return older._turned(problem, z, slope) if int(older.age) % _PERIOD == 0 else older
+
+    def limited(self, step: Tensor) -> Tensor:
+        """Return the step, at most one over the curvature seen; shape `(*lanes, 1)`."""
+        return torch.where(step * self.bend > 1, 1 / self.bend, step)
+
+    def _turned(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
+        change = gradient_change(problem, z, slope, self.direction)
+        bend = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
+        seen = torch.isfinite(bend) & (bend > 0)
+        return self._replace(
+            direction=torch.where(seen, change / bend, self.direction), bend=torch.where(seen, bend, 0.0)
+        )
