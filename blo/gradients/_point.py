@@ -17,8 +17,8 @@ from blo.gradients._base import Optimality
 class Point(abc.ABC):
     """The lower problem at `(theta, z)` with its products.
 
-    With H = d2g/dz2, B = d2g/dz dtheta, N the motion of the active face and G the motion of the term's force along
-    it (N and G are zero unless the term moves).
+    With H = d2g/dz2, B = d2g/dz dtheta, N the motion of the active face and G the motion of the term's force, taken
+    along with the face (N and G are zero unless the term moves).
     """
 
     optimality: Optimality
@@ -33,9 +33,9 @@ class Point(abc.ABC):
 
     @abc.abstractmethod
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        """Return `-(B + G)^T q + N^T (v - (H + K) q)` for each leaf of theta, None where theta has no influence.
+        """Return `-(B + G)^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence.
 
-        To be called last: it may free what the products are made from. K counts only where the term has a force.
+        To be called last: it may free what the products are made from.
         """
 
     def error(self, q: Tensor) -> float | None:

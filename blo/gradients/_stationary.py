@@ -22,10 +22,10 @@ from blo.operators import Hessian, Operator, Restricted, TangentSpace
 class Stationary(Strategy):
     """Differentiates the optimality conditions at the lower solution.
 
-    With P the projector on the tangent space, K the curvature of the active boundary times its multiplier, and N the
-    motion of the active face,
+    With P the projector on the tangent space, K the curvature of the active boundary times its multiplier, N the
+    motion of the active face and G that of the force which set or penalty exerts, taken along with the face,
 
-        P (H + K) P q = P v,      implicit part = -B^T q + N^T (v - H q).
+        P (H + K) P q = P v,      implicit part = -(B + G)^T q + N^T (v - H q).
 
     Subclasses say what stands for H and how the system is solved.
     """
