@@ -1,26 +1,26 @@
-"""What `blo` raises and warns with. Every message names the argument, the rule, what was found and a remedy."""
+"""The errors and warnings that `blo` defines. Messages name the argument, the rule, what was found and a remedy."""
 
 from __future__ import annotations
 
 
 class BloError(Exception):
-    """Base class of every error raised on purpose by `blo`."""
+    """Base class of the errors that `blo` defines. Settings out of range raise a plain `ValueError` instead."""
 
 
 class StructureError(BloError, ValueError):
-    """A pytree, shape, dtype or device does not fit what it is used with."""
+    """A tree, shape, dtype, device or part does not fit what it is used with. Also a `ValueError`."""
 
 
 class InfeasibleError(BloError, ValueError):
-    """A constraint set is empty."""
+    """A constraint set is empty. Also a `ValueError`."""
 
 
 class NonFiniteError(BloError, ArithmeticError):
-    """A NaN or an infinity appeared; no number is made up in its place."""
+    """A NaN or an infinity appeared; no number is made up in its place. Also an `ArithmeticError`."""
 
 
 class ConvergenceError(BloError, RuntimeError):
-    """An iteration stopped before its tolerance and `on_failure="raise"` was asked for."""
+    """What is a warning otherwise, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
 
 
 class BloWarning(UserWarning):
@@ -28,7 +28,10 @@ class BloWarning(UserWarning):
 
 
 class ConvergenceWarning(BloWarning):
-    """An iteration stopped before its tolerance: the hypergradient belongs to another point."""
+    """A solve stopped before its tolerance, or the curvature is not positive: the result is not what was asked for.
+
+    With `on_failure="warn"` it also tells of values that are not finite.
+    """
 
 
 class DegenerateWarning(BloWarning):
@@ -36,4 +39,4 @@ class DegenerateWarning(BloWarning):
 
 
 class ConstantWarning(BloWarning):
-    """The upper variable does not enter the lower problem: the implicit part is zero by definition."""
+    """The upper variable does not enter the lower problem, or needs no gradient: the solution is a constant."""
