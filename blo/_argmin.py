@@ -122,9 +122,16 @@ def argmin(
 ) -> Tree:
     """Return a solution of the lower problem as a differentiable function of theta.
 
-    Works under `.backward()`, `torch.func.grad`, `torch.func.jacrev` and `torch.func.vmap`, and inside the objective
-    of another lower problem. Derivatives of any order are those of the solution, not of the iteration (except for
-    `Unrolled`, where it is the reverse). Outside transforms, tensors captured by the objective are constants;
+    It is differentiated in reverse mode: by `.backward()`, `torch.func.grad`, `vjp` and `jacrev`, under `vmap`, and
+    inside the objective of another lower problem. Derivatives may be nested to any order, as in
+    `jacrev(jacrev(f))`, where the strategy allows it; those of `Implicit` are derivatives of the solution, those of
+    `Unrolled` of the iteration. `ValueFunction`, `Unrolled(checkpoint=True)` and `Unrolled(mode="forward")` can be
+    differentiated once.
+
+    The forward mode of torch (`jvp`, `jacfwd`, and `hessian`, which is made of it) works with `Unrolled()` and
+    `Unrolled(last=k)`, whose steps torch records; for other strategies use `jacrev(jacrev(f))` in place of `hessian`.
+
+    Under `.backward()`, tensors that the objective captures are constants, unless `Unrolled` records its use of them;
     `torch.func` transforms reach captured tensors as well as theta.
 
     Args:
@@ -143,10 +150,17 @@ def argmin(
     Raises:
         StructureError: if a part is none, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
-        ConvergenceError: if a solve stopped early and `on_failure="raise"`.
+        ConvergenceError: in place of the warnings below, but for that of a theta without grad, if
+            `on_failure="raise"`.
+        ValueError: for any other `on_failure`.
 
     Warns:
-        ConstantWarning: if no leaf of theta requires grad where gradients are enabled.
+        ConvergenceWarning: if a solve stopped early, or the curvature is not positive.
+        DegenerateWarning: if an active constraint has multiplier zero.
+        ConstantWarning: if theta does not enter the lower problem, or has no leaf that requires grad where gradients
+            are enabled.
+
+    What concerns the derivative is raised, or warned of, in the backward pass.
     """
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient

@@ -20,7 +20,7 @@ class NonFiniteError(BloError, ArithmeticError):
 
 
 class ConvergenceError(BloError, RuntimeError):
-    """What is a warning otherwise, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
+    """What is else a warning, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
 
 
 class BloWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""The lower solution and its adjoint as functions that torch differentiates, under every transform, to any order.
+"""The lower solution and its adjoint as functions that torch differentiates, in reverse mode, to any order.
 
 Both use that the derivative of a solution of `F(parameters, x) = 0` is again the solution of a linear system. So the
 backward pass of `Solution` is an `Adjoint`, and the backward pass of an `Adjoint` is another one.
