@@ -24,7 +24,13 @@ class Part(enum.Enum):
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of theta: the slope predicted, the slope measured and how well it can be known."""
+    """The slope of F along one direction of theta.
+
+    Attributes:
+        predicted: by the hypergradient.
+        measured: by differences of the re-solved problem.
+        noise: how well the measured slope can be known.
+    """
 
     predicted: float
     measured: float
