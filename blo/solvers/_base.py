@@ -18,20 +18,32 @@ class Problem(Protocol):
     """The lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
 
     @property
-    def layout(self) -> Layout: ...
-    @property
-    def theta(self) -> Tree: ...
-    @property
-    def recorded(self) -> bool: ...
-    @property
-    def followed(self) -> bool: ...
-    def gradient(self, z: Tensor) -> Tensor:
-        """Return the gradient of the objective, shape `(*lanes, n)`."""
+    def layout(self) -> Layout:
+        """How z lies in the flat tensors: `layout.unravel(z)` is the tree, `layout.ravel(tree)` the tensor."""
 
     @property
-    def term(self) -> Term: ...
+    def theta(self) -> Tree:
+        """The upper variable."""
+
     @property
-    def symmetric(self) -> bool: ...
+    def recorded(self) -> bool:
+        """Whether the steps are to be differentiated."""
+
+    @property
+    def followed(self) -> bool:
+        """Whether these steps, or the same steps made again, are to be differentiated."""
+
+    @property
+    def term(self) -> Term:
+        """The constraint set or the penalty."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is an objective; False where a fixed point is sought."""
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the gradient of the objective, or the residual `z - f(theta, z)` of a fixed point."""
+
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without a penalty, shape `lanes`."""
 
