@@ -38,6 +38,9 @@ class Auto(LinearSolver):
         damping: d in `(A + d I) x = b`.
         direct: most unknowns of a lane for a factorisation; 0 for none.
         preconditioner: as for `CG`; a factorisation has no use for it.
+
+    Raises:
+        ValueError: if `tol`, `damping` or `direct` is negative, or `max_iter` is below 1.
     """
 
     max_iter: int = 1000

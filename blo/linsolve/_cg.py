@@ -39,6 +39,10 @@ class CG(LinearSolver):
         damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite; an inverse of the whole Hessian serves on every tangent space. Or a `Nystrom`.
+
+    Raises:
+        ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
+        StructureError: by `solve`, if the operator is not declared symmetric.
     """
 
     max_iter: int = 100

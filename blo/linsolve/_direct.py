@@ -29,6 +29,9 @@ class Direct(LinearSolver):
 
     Attributes:
         damping: d in `(A + d I) x = b`.
+
+    Raises:
+        ValueError: if `damping` is negative.
     """
 
     damping: float = 0.0

@@ -40,6 +40,9 @@ class GMRES(LinearSolver):
         restart: iterations of one cycle.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, applied from the
             right; an inverse of the whole Jacobian serves on every tangent space.
+
+    Raises:
+        ValueError: if `tol` or `damping` is negative, or `max_iter` or `restart` is below 1.
     """
 
     max_iter: int = 100

@@ -20,6 +20,9 @@ class Identity(LinearSolver):
     Attributes:
         scale: the curvature that stands in for A; negative reverses the sign of x.
         damping: d in `(scale + d) x = b`.
+
+    Raises:
+        ValueError: if `damping` is negative, or `scale + damping` is zero.
     """
 
     scale: float = 1.0

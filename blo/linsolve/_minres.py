@@ -42,6 +42,10 @@ class MINRES(LinearSolver):
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite even where A is not; an inverse of the whole Hessian serves on every tangent space. Or a
             `Nystrom`.
+
+    Raises:
+        ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
+        StructureError: by `solve`, if the operator is not declared symmetric.
     """
 
     max_iter: int = 100

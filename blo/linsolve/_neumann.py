@@ -47,6 +47,9 @@ class Neumann(LinearSolver):
         damping: d in `(A + d I) x = b`.
         tol: relative residual at which a lane stops early; None for all terms, and no promise but that the series
             does not make things worse.
+
+    Raises:
+        ValueError: if `terms` is below 1, `step` is not positive, or `damping` or `tol` is negative.
     """
 
     terms: int = 10

@@ -39,6 +39,10 @@ class Nystrom(LinearSolver, Preconditioner):
         damping: d in `(A + d I) x = b`, positive: it is the inverse's whole curvature off the low rank.
         seed: decides the random vectors, the same in every lane and on every device.
         tol: relative residual to promise; None promises no more than to be better than zero.
+
+    Raises:
+        ValueError: if `rank` is below 1, `damping` is not positive, or `tol` is negative.
+        StructureError: by `solve`, if the operator is not declared symmetric.
     """
 
     rank: int = 20
