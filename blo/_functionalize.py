@@ -168,9 +168,9 @@ def functionalize(
     """Return a module as a function of its parameters that can be evaluated and differentiated any number of times.
 
     `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. It may stand in lower and upper
-    objectives, with the parameters as theta or as z, and under every `torch.func` transform. Nothing of the module
-    changes (parameters, `.grad`, `requires_grad`, training flags), nor does the global random state. Autocast acts
-    as on the module; in the backward pass of `argmin`, as it did in its forward pass.
+    objectives, with the parameters as theta or as z, and under every `torch.func` transform. The module's parameters,
+    `.grad`, `requires_grad` and training flags stay as they are, and so does the global random state. Autocast acts as
+    on the module; in the backward pass of `argmin`, as it did in its forward pass.
 
     Args:
         module: any module, in training or evaluation mode; move it to its device before.

@@ -30,9 +30,10 @@ class Hypergradient:
     Attributes:
         value: f(theta, z*), shape `()`.
         direct: df/dtheta at fixed z, a tree like theta.
-        grad: the sum of the direct part and the implicit part.
+        grad: the sum of the direct part and the implicit part, a tree like theta.
         z: the lower solution, a tree like z0.
-        state: what warm-starts the next call; a dict of tensors, safe to `torch.save`.
+        state: what warm-starts the next call: the solution under `"z"`, a tree like z0, and under `"q"` the adjoint,
+            shape `(*lanes, n)`, or None; safe to `torch.save`.
         report: diagnostics, computed when read.
     """
 
@@ -70,10 +71,10 @@ def value_and_hypergrad(
     `argmin`.
 
     Args:
-        upper: `upper(theta, z)` returns a scalar.
+        upper: `upper(theta, z)` returns a tensor of shape `()`, for a batched problem one for all its lanes.
         lower: the lower problem.
-        theta: upper variable; its leaves need not require grad. Leaves that are not floating point are data, with
-            zero gradients.
+        theta: upper variable, a tree of tensors; its leaves need not require grad. Leaves that are not floating point
+            are data, with zero gradients.
         z0: start of the lower solver, a tree of floating point tensors.
         solver: a lower solver; chosen as by `argmin` if None.
         gradient: a strategy; `Implicit()` by default.
@@ -84,7 +85,13 @@ def value_and_hypergrad(
     Raises:
         StructureError: if a part is none, or `upper`, the objective, the set or `state` do not fit theta and z0.
         NonFiniteError: if a value, a solution or a gradient is not finite.
-        ConvergenceError: if a solve stopped early and `on_failure="raise"`.
+        ConvergenceError: in place of the warnings below, if `on_failure="raise"`.
+        ValueError: for any other `on_failure`.
+
+    Warns:
+        ConvergenceWarning: if a solve stopped early, or the curvature is not positive.
+        DegenerateWarning: if an active constraint has multiplier zero.
+        ConstantWarning: if theta does not enter the lower problem.
     """
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient

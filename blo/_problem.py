@@ -28,8 +28,8 @@ class LowerProblem:
     """`minimise objective(theta, z) over z in constraint`, or `minimise objective(theta, z) + penalty(z)`.
 
     Args:
-        objective: returns a scalar, or a tensor of shape `(batch,)` when `batched`.
-        constraint: a set, or a callable `theta -> set` when the set moves with theta.
+        objective: `objective(theta, z)` returns a tensor of shape `()`, or of shape `(batch,)` when `batched`.
+        constraint: a set, or a callable `theta -> set` when the set moves with theta; by default `Free()`.
         penalty: a penalty, or a callable `theta -> penalty` when its weight depends on theta.
         batched: the first axis of every leaf of z numbers independent problems, solved, projected and
             differentiated together.
@@ -84,7 +84,7 @@ class LowerProblem:
         (Bai, Kolter and Koltun, NeurIPS 2019, deep equilibrium models).
 
         Args:
-            function: returns a tree like z.
+            function: `function(theta, z)` returns a tree like z.
             batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
         """
         return cls(FixedPoint(function), batched=batched)

@@ -39,7 +39,10 @@ class Report:
 
     @cached_property
     def lower_residual(self) -> float | None:
-        """Largest `|z - project(z - gradient)|` over the lanes; None when nothing measured it."""
+        """Largest `|z - prox(z - gradient)|` over the lanes; None when nothing measured it.
+
+        `LBFGS` and `FISTA` with `relative=True`, as chosen by default, measure it with another step: see `LBFGS`.
+        """
         return None if self._residuals is None else float(self._residuals.max())
 
     @cached_property
@@ -132,17 +135,17 @@ class Report:
 
     @property
     def free(self) -> int | None:
-        """Coordinates, or directions, in which the solution can move; None when not looked at."""
+        """Directions in which the solution can move, of all lanes together; None when not looked at."""
         return None if self._counts is None else self._counts[0]
 
     @property
     def active(self) -> int | None:
-        """Constraints that hold with equality; None when not looked at."""
+        """Directions that the constraints hold, of all lanes together: `n - free` of each; None when not looked at."""
         return None if self._counts is None else self._counts[1]
 
     @property
     def degenerate(self) -> int | None:
-        """Active constraints whose multiplier is zero; None when not looked at."""
+        """Active constraints whose multiplier is zero, of all lanes together; None when not looked at."""
         return None if self._counts is None else self._counts[2]
 
     @cached_property

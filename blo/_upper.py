@@ -78,8 +78,11 @@ def fit(
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
-        StructureError: if `optimizer` does not make an optimiser, theta holds nothing to optimise, or `state` is none.
+        StructureError: if `optimizer` does not make an optimiser, theta holds nothing to optimise, or `state` is none;
+            and as in `value_and_hypergrad`.
         ValueError: if `steps` is not positive.
+        NonFiniteError: as in `value_and_hypergrad`.
+        ConvergenceError: as in `value_and_hypergrad`.
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, but is {steps}.")

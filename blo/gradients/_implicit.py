@@ -23,7 +23,7 @@ class Implicit(Stationary):
             gradient serves all products. `"forward"`: forward over reverse mode, no graph is kept.
             `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
             pass (fused attention, compiled or checkpointed modules); known to `eps^(2/3)`, see
-            `report.product_error`.
+            `report.product_error`. For equilibria only `"reverse"`.
 
     Raises:
         StructureError: if `linear_solver` is none.

@@ -34,6 +34,7 @@ class SAMA(Strategy):
         products: as in `Implicit`.
 
     Raises:
+        StructureError: by the solve, if the preconditioner does not fit z.
         ValueError: for other products.
     """
 

@@ -39,6 +39,8 @@ class Unrolled(Strategy):
     Under `torch.func` transforms `checkpoint` and `mode` give the same derivatives.
 
     Raises:
+        StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
+            for one whose steps cannot be repeated (`OneStep`).
         ValueError: for `last` below 1, an unknown mode, or forward mode together with `last` or `checkpoint`.
     """
 

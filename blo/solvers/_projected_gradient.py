@@ -26,7 +26,7 @@ class ProjectedGradient(Iterative):
         step: step size. None finds one for each lane: it halves whenever the curvature measured along a step exceeds
             `1/step` or the objective has no value, takes that step back, and grows slowly otherwise (raw gradient
             direction, no momentum).
-        max_steps: most gradient evaluations.
+        max_steps: most gradient evaluations after the one at the start.
         tol: residual at which a lane stops. None makes exactly `max_steps` steps, measures nothing and never waits
             for the device.
         direction: `"gradient"`, `"sign"` or `"normalized"`.
