@@ -28,7 +28,9 @@ class Counts(NamedTuple):
     Attributes:
         free: dimension of the tangent space (the rank of P).
         active: `n - free`, directions that the term holds.
-        degenerate: active constraints whose multiplier cannot be told from zero (see `blo._multipliers`).
+        degenerate: active constraints whose multiplier cannot be told from zero: it is at most
+            `sqrt(eps) max|gradient| + max|P gradient|`, with eps of the dtype. Also constraints within `slack` whose
+            distance and multiplier differ by a factor of less than 1,000.
     """
 
     free: Tensor

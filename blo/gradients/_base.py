@@ -95,11 +95,16 @@ class Trace:
 
 
 class Strategy(abc.ABC):
-    """How the lower solution's dependence on theta is differentiated."""
+    """How the lower solution's dependence on theta is differentiated.
 
-    #: Relative residual of the adjoint system above which it is reported as unconverged; None for 1.
+    `problem.bind(leaves)` is the lower problem at the theta with these leaves; `solve` takes what it returns.
+
+    Attributes:
+        tol: relative residual of the adjoint system above which it is reported as unconverged; None for 1.
+        expects_theta: whether an implicit part that is zero by definition deserves a warning.
+    """
+
     tol: float | None = 1e-6
-    #: Whether an implicit part that is zero by definition deserves a warning.
     expects_theta: bool = True
 
     @abc.abstractmethod

@@ -28,9 +28,11 @@ class Stationary(Strategy):
         P (H + K) P q = P v,      implicit part = -(B + G)^T q + N^T (v - H q).
 
     Subclasses say what stands for H and how the system is solved.
+
+    Attributes:
+        products: how H and B are multiplied with vectors: `"reverse"`, `"forward"` or `"finite-difference"`.
     """
 
-    #: How H and B are multiplied with vectors: by "reverse", "forward" or "finite-difference" products.
     products: Products = "reverse"
 
     @abc.abstractmethod

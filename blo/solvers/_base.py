@@ -42,7 +42,7 @@ class Problem(Protocol):
         """Whether there is an objective; False where a fixed point is sought."""
 
     def gradient(self, z: Tensor) -> Tensor:
-        """Return the gradient of the objective, or the residual `z - f(theta, z)` of a fixed point."""
+        """Return the objective's gradient, or a fixed point's residual `z - f(theta, z)`, shape `(*lanes, n)`."""
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without a penalty, shape `lanes`."""
@@ -94,9 +94,11 @@ class Solver(abc.ABC):
 
     A solver works on flat tensors, all lanes at once, and never learns how its result will be differentiated. When
     `problem.recorded`, every operation must be differentiable, because `Unrolled` differentiates through it.
+
+    Attributes:
+        tol: residual that the solver is asked to reach; None when it measures none.
     """
 
-    #: Residual that the solver is asked to reach; None when it measures none.
     tol: float | None = None
 
     @abc.abstractmethod

@@ -65,12 +65,19 @@ Watch: TypeAlias = Callable[[int, Any], None]
 class Iterative(Solver, abc.ABC):
     """A solver that repeats one step. A step is a `move` to a trial point and a `look` at it.
 
-    Subclasses never loop and never stop: `run` does, for every lane on its own residual.
+    Subclasses never loop and never stop: `run` does, for every lane on its own residual. A state is a named tuple of
+    tensors with the lanes in front: `z`, the gradient `slope` there, the point `trial` to look at next, and what else
+    the solver keeps; its method `anew(gradient)` returns it with the slopes computed anew.
+
+    Attributes:
+        max_steps: most steps.
+        tol: residual at which a lane stops; None for exactly `max_steps` steps.
+        relative: `tol` is in units of the curvature where that is below 1: an objective in a small unit is solved as
+            well.
     """
 
     max_steps: int
     tol: float | None
-    #: `tol` is in units of the curvature where that is below 1: an objective in a small unit is solved as well.
     relative: bool = False
 
     @abc.abstractmethod
