@@ -22,7 +22,8 @@ class Unrolled(Strategy):
     """Differentiates through the steps of the lower solver, start excepted.
 
     It is the exact derivative of what the solver computed, converged or not. By default memory grows with the number
-    of steps; `checkpoint` and `mode="forward"` give the same derivative in less memory, `last` a truncated one.
+    of steps; `checkpoint` and `mode="forward"` give the same derivative in less memory, `last` a truncated one. A solve
+    that starts at the solution makes no step, and nothing is differentiated: do not pass the `state` of an earlier one.
 
     Args:
         last: differentiate through this many last steps only, taking the point before them for a constant
