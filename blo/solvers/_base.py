@@ -29,6 +29,9 @@ class Problem(Protocol):
     def recorded(self) -> bool:
         """Whether the steps are to be differentiated."""
 
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the objective's gradient, or a fixed point's residual `z - f(theta, z)`, shape `(*lanes, n)`."""
+
     @property
     def followed(self) -> bool:
         """Whether these steps, or the same steps made again, are to be differentiated."""
@@ -40,9 +43,6 @@ class Problem(Protocol):
     @property
     def symmetric(self) -> bool:
         """Whether there is an objective; False where a fixed point is sought."""
-
-    def gradient(self, z: Tensor) -> Tensor:
-        """Return the objective's gradient, or a fixed point's residual `z - f(theta, z)`, shape `(*lanes, n)`."""
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without a penalty, shape `lanes`."""
