@@ -74,6 +74,11 @@ class Solving:
         with torch.set_grad_enabled(problem.recorded):
             return self.solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
 
+    @property
+    def idle(self) -> bool:
+        """Whether the solver that is differentiated through made no step."""
+        return self.followed and self.last is not None and self.last.steps == 0 and self.last.residual is not None
+
     def _told(self, problem: Bound) -> Bound:
         return replace(problem, followed=True) if self.followed else problem
 
@@ -83,8 +88,10 @@ class Solving:
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
         self.last = solution
-        if not transforms_active():
+        if self.followed or not transforms_active():
             self.checks.lower(solution)
+        if self.idle:
+            self.checks.idle()
         return solution.z if problem.recorded else solution.z.detach()
 
 
@@ -104,7 +111,16 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
 
 @without
 def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
-    """Return the solver for a problem that comes without one."""
+    """Return the solver for a problem that comes without one.
+
+    Raises:
+        StructureError: in half precision, which shows no solution to be one.
+    """
+    if problem.layout.dtype not in (torch.float32, torch.float64):
+        raise StructureError(
+            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}. Keep z in float32, and "
+            "let torch.autocast choose the precision inside the objective."
+        )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
     followed = isinstance(gradient, Unrolled)
@@ -174,5 +190,7 @@ def argmin(
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):
         checks.held()
+    if wanted:
+        checks.fixed(lower.term)
     solve = Solving(solver, checks, hoisted=hoisted is not lower, followed=isinstance(gradient, Unrolled))
     return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))

@@ -27,10 +27,14 @@ def all_true(condition: Tensor) -> bool:
 
     One host synchronisation.
     """
-    inner = condition
-    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
-        inner = torch._C._functorch.get_unwrapped(inner)  # what `vmap` shows is one lane of this
-    return bool(inner.all())
+    return bool(plain(condition).all())
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor that those of `torch.func` transforms stand for, with the lanes of every enclosing `vmap`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # what `vmap` shows is one lane of this
+    return tensor
 
 
 @functools.cache

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo import tree
+from blo._autodiff import plain
 from blo._term import Counts
-from blo._types import OnFailure
+from blo._types import OnFailure, Tree
 from blo.errors import (
     BloError,
     BloWarning,
@@ -22,6 +24,8 @@ from blo.errors import (
 )
 from blo.linsolve import LinearSolution
 from blo.solvers import Solution
+
+_LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
 
 
 @dataclass(frozen=True)
@@ -52,16 +56,14 @@ class Checks:
         """Whether nothing is to be measured."""
         return self.on_failure == "ignore"
 
-    def finite(self, tensor: Tensor, what: str) -> None:
+    def finite(self, tensor: Tensor, what: str, remedy: str = _LOOK) -> None:
         """Report entries that are NaN or infinite."""
         if self.off:
             return
-        bad = int((~torch.isfinite(tensor)).sum())
+        infinite = plain(~torch.isfinite(tensor))
+        bad = int(infinite.sum())
         if bad:
-            message = (
-                f"{what} holds {bad} of {tensor.numel()} entries that are NaN or infinite. "
-                "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
-            )
+            message = f"{what} holds {bad} of {infinite.numel()} entries that are NaN or infinite. {remedy}"
             if self.on_failure == "warn":
                 warnings.warn(message, ConvergenceWarning, stacklevel=4)
             else:
@@ -78,13 +80,14 @@ class Checks:
 
     def stationary(self, residual: Tensor, tol: Tensor | float) -> None:
         """Report lanes whose projected-gradient residual exceeds the tolerance."""
-        late = int((~(residual <= tol)).sum())
+        missed = plain(~(residual <= tol))
+        late = int(missed.sum())
         if not self.off and late:
-            asked = float(torch.as_tensor(tol).max())
+            asked = float(plain(torch.as_tensor(tol)).max())
             self._found(
-                f"the lower solve has not converged in {late} of {residual.numel()} problems: residual "
-                f"{float(residual.max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to another "
-                "point. Raise `max_steps`, change `step`, or differentiate with Unrolled().",
+                f"the lower solve has not converged in {late} of {missed.numel()} problems: residual "
+                f"{float(plain(residual).max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to "
+                "another point. Raise `max_steps`, change `step`, or differentiate with Unrolled().",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -93,7 +96,11 @@ class Checks:
         """Report a linear solve that stopped early, or curvature that is not positive on the tangent space."""
         if self.off:
             return
-        self.finite(solution.x, "the adjoint")
+        singular = int(solution.indefinite.sum()) and (
+            "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a "
+            "proximal term to the objective, or `damping` to the linear solver."
+        )
+        self.finite(solution.x, "the adjoint", singular or _LOOK)
         # A Krylov solver stops at a NaN in the Hessian and returns the finite iterate before it.
         self.finite(solution.residual, "the residual of the adjoint system")
         indefinite = int(solution.indefinite.sum())
@@ -135,7 +142,7 @@ class Checks:
         if not self.off and count:
             self._found(
                 f"{count} active constraints have a zero multiplier: strict complementarity fails, and the solution "
-                "has one-sided derivatives only. The hypergradient returned is the one that keeps them active.",
+                "has one-sided derivatives only. The hypergradient returned is that of the side on which z was found.",
                 ConvergenceError,
                 DegenerateWarning,
             )
@@ -154,6 +161,27 @@ class Checks:
             self._found(
                 "theta does not enter the lower problem, so the implicit part is zero by definition. "
                 "Does the objective use its argument `theta`, or a module's own parameters?",
+                ConvergenceError,
+                ConstantWarning,
+            )
+
+    def fixed(self, term: Tree) -> None:
+        """Report a set or penalty that is given as it is although it holds tensors that require grad."""
+        if not self.off and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree.leaves(term)):
+            self._found(
+                f"the {type(term).__name__} holds a tensor that requires grad, but is given as a constant, so no "
+                "gradient flows into it. Pass a function `theta -> set`, or `.detach()` the tensor.",
+                ConvergenceError,
+                ConstantWarning,
+            )
+
+    def idle(self) -> None:
+        """Report that the solver made no step, so that there is nothing to unroll."""
+        if not self.off:
+            self._found(
+                "the lower solver made no step, since it started at a solution: `Unrolled` differentiates steps, so "
+                "the implicit part is zero. Start elsewhere, make a fixed number of steps (tol=None), or use "
+                "Implicit().",
                 ConvergenceError,
                 ConstantWarning,
             )

@@ -94,6 +94,8 @@ def value_and_hypergrad(
         ConstantWarning: if theta does not enter the lower problem.
     """
     require_parts(lower, solver, gradient)
+    if not callable(upper):
+        raise StructureError(f"`upper` must be a function of theta and z, but is {upper!r}.")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver = choose(problem, given, gradient) if solver is None else solver
@@ -104,6 +106,7 @@ def value_and_hypergrad(
     guess = None
     if state is not None:
         start, guess = _resume(state, problem.layout)
+    checks.fixed(lower.term)
     trace = without(gradient.trace)(problem, leaves, start, solving)
     assert solving.last is not None
 
@@ -119,7 +122,7 @@ def value_and_hypergrad(
     pulled = without(trace.pullback)(v, guess)
     if solving.last.residual is None:
         checks = replace(checks, measured=False, tol=solving.last.tol)
-    _check(checks, gradient, value, v, direct, pulled)
+    _check(checks, gradient, value, v, direct, pulled, solving.idle)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
     mu = lower.strong_convexity
@@ -144,8 +147,9 @@ def value_and_hypergrad(
 
 def _resume(state: dict[str, Any], layout: Layout) -> tuple[Tensor, Tensor | None]:
     """Return the flat solution and the adjoint that an earlier call left behind."""
-    if set(state) != {"z", "q"}:
-        raise StructureError(f"`state` must be the `.state` of an earlier call, with z and q, but holds {list(state)}.")
+    if not isinstance(state, dict) or set(state) != {"z", "q"}:
+        found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
+        raise StructureError(f"`state` must be the `.state` of an earlier call, with z and q, but {found}.")
     z, q = layout.ravel(state["z"], "state['z']").detach(), state["q"]
     if q is not None and (q.shape, q.dtype, q.device) != (z.shape, z.dtype, z.device):
         raise StructureError(
@@ -166,7 +170,15 @@ def _check_upper(value: Tensor) -> None:
         )
 
 
-def _check(checks: Checks, gradient: Strategy, value: Tensor, v: Tensor, direct: list[Tensor], pulled: Pulled) -> None:
+def _check(
+    checks: Checks,
+    gradient: Strategy,
+    value: Tensor,
+    v: Tensor,
+    direct: list[Tensor],
+    pulled: Pulled,
+    idle: bool,
+) -> None:
     """Report whatever stands against the result; measures nothing when the policy is to ignore."""
     if checks.off:
         return
@@ -174,11 +186,11 @@ def _check(checks: Checks, gradient: Strategy, value: Tensor, v: Tensor, direct:
     checks.finite(v, "the upper gradient in z")
     for part in direct:
         checks.finite(part, "the direct part")
-    for implicit in pulled.cotangents:
-        if implicit is not None:
-            checks.finite(implicit, "the implicit part")
     if pulled.linear is not None and pulled.optimality is not None:
         optimality = pulled.optimality
         checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts)
-    if gradient.expects_theta and not any(part is not None for part in pulled.cotangents):
+    for implicit in pulled.cotangents:
+        if implicit is not None:
+            checks.finite(implicit, "the implicit part")
+    if not (idle or not gradient.expects_theta or any(part is not None for part in pulled.cotangents)):
         checks.constant()

@@ -38,7 +38,7 @@ class LowerProblem:
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
-            or if one of them is neither that nor a callable.
+            if one of them is neither that nor a callable; or if the objective is no function.
         ValueError: if `strong_convexity` is not positive.
     """
 
@@ -53,11 +53,15 @@ class LowerProblem:
             raise ValueError(
                 f"`strong_convexity` must be positive, but is {self.strong_convexity}. Leave it out if none is known."
             )
+        if not isinstance(self.objective, FixedPoint) and not callable(self.objective):
+            raise StructureError(f"`objective` must be a function of theta and z, but is {self.objective!r}.")
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
-            if not (isinstance(given, kind) or (callable(given) and not isinstance(given, Term)) or given is None):
+            maker = callable(given) and not isinstance(given, Term)
+            if isinstance(given, type) or not (isinstance(given, kind) or maker or given is None):
+                found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
                 raise StructureError(
                     f"`{name}` must be a blo {kind.__name__.lower()} or a callable theta -> "
-                    f"{kind.__name__.lower()}, but is {type(given).__name__}."
+                    f"{kind.__name__.lower()}, but is {found}."
                 )
         if self.penalty is not None and not isinstance(self.constraint, Free):
             raise StructureError(
@@ -347,4 +351,7 @@ class FlatProblem:
                 f"`{name}` must be a blo {kind.__name__.lower()}, or a callable theta -> {kind.__name__.lower()}, "
                 f"but gave {type(found).__name__}."
             )
+        slack: float = getattr(found, "slack", 0.0)
+        if slack < 0:
+            raise ValueError(f"`{type(found).__name__}.slack` must not be negative, but is {slack}.")
         return found.fit(self.layout)

@@ -15,7 +15,9 @@ from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._problem import FlatProblem, LowerProblem
+from blo._status import Status
 from blo._types import Tree
+from blo.errors import NonFiniteError
 from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
@@ -63,13 +65,21 @@ def check_hypergrad(
         A report: `report.ok`, `report.culprit`, and a table as `str(report)`.
 
     Raises:
-        ValueError: if `directions` is below 1.
+        ValueError: if `directions` is below 1, or `step` is not positive.
+        NonFiniteError: if the lower solution, or the gradient there, is not finite.
         StructureError: as in `value_and_hypergrad`. Whatever else is found at theta is a warning.
     """
     if directions < 1:
         raise ValueError(f"`directions` must be at least 1, but is {directions}.")
+    if not step > 0:
+        raise ValueError(f"`step` must be positive, but is {step}.")
     gradient = Implicit() if gradient is None else gradient
     out = value_and_hypergrad(upper, lower, theta, z0, solver=solver, gradient=gradient, on_failure="warn")
+    if out.report.lower_status is Status.NON_FINITE:
+        raise NonFiniteError(
+            "the lower objective has no finite gradient where its solver ended, so there is no hypergradient to check. "
+            "Look at the objective with torch.autograd.detect_anomaly."
+        )
     problem, start, given = FlatProblem.of(lower, theta, out.z)
     leaves = [leaf.detach() for leaf in given]
     eps = torch.finfo(start.dtype).eps

@@ -22,16 +22,16 @@ class DifferencePoint(FirstOrderPoint):
     """
 
     def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+        if not bound.symmetric:
+            raise StructureError(
+                "products='finite-difference' give the Jacobian of a fixed-point problem instead of its transpose, "
+                "which the hypergradient needs. Use products='reverse'."
+            )
         super().__init__(bound, z, leaves)
         # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
 
     def hessian(self, direction: Tensor) -> Tensor:
-        if not self._bound.symmetric:
-            raise StructureError(
-                "products='finite-difference' give the Jacobian of a fixed-point problem instead of its transpose, "
-                "which the hypergradient needs. Use products='reverse'."
-            )
         return self._along_z(direction, 1.0)
 
     def along(self, q: Tensor) -> list[Tensor | None]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.autograd import Function
 
 from blo._autocast import without
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._function import alive, lanes_first
+from blo.gradients._reverse_only import ReverseOnly
 
 
 class FirstOrderRule(Protocol):
@@ -27,7 +27,7 @@ class FirstOrderRule(Protocol):
         """Return the implicit part for each leaf."""
 
 
-class FirstOrder(Function):
+class FirstOrder(ReverseOnly):
     """`z*(theta)`, differentiable once, under every transform."""
 
     @staticmethod
@@ -71,7 +71,7 @@ class FirstOrder(Function):
         return FirstOrder.solve(problem.lift(info.randomness), rule, z0, leaves, checks), 0
 
 
-class _Pull(Function):
+class _Pull(ReverseOnly):
     """The pullback as a function, so that `vmap` can map over it."""
 
     @staticmethod

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from blo._autocast import without
 from blo._autodiff import jvp, transforms_active
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
+from blo.gradients._reverse_only import ReverseOnly
 from blo.operators import Hessian, Operator, Restricted
 
 
@@ -35,7 +35,7 @@ class Rule(Protocol):
         """Return the operator that stands for H."""
 
 
-class Solution(Function):
+class Solution(ReverseOnly):
     """`z*(theta)` for a stationary strategy."""
 
     @staticmethod
@@ -90,7 +90,7 @@ class Solution(Function):
         return Solution.solve(problem.lift(info.randomness), leaves, z0, solve, rule), 0
 
 
-class Adjoint(Function):
+class Adjoint(ReverseOnly):
     """`q(theta, z, v)`, the solution of `P (H + K)^T P q = P v`.
 
     The transpose matters where a fixed point is sought. With `transposed` it is the solution for H + K itself.

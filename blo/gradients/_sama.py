@@ -35,7 +35,7 @@ class SAMA(Strategy):
 
     Raises:
         StructureError: by the solve, if the preconditioner does not fit z.
-        ValueError: for other products.
+        ValueError: for other products, or a number that is not positive.
     """
 
     preconditioner: Tree = 1.0
@@ -43,6 +43,8 @@ class SAMA(Strategy):
 
     def __post_init__(self) -> None:
         check(self.products)
+        if isinstance(self.preconditioner, int | float) and not self.preconditioner > 0:
+            raise ValueError(f"`preconditioner` must be positive, but is {self.preconditioner}.")
 
     @classmethod
     def from_adam(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo.errors import StructureError
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -32,6 +33,7 @@ class Direct(LinearSolver):
 
     Raises:
         ValueError: if `damping` is negative.
+        StructureError: by the solve, for half precision.
     """
 
     damping: float = 0.0
@@ -44,6 +46,11 @@ class Direct(LinearSolver):
         return 1e-8
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        if b.dtype not in (torch.float32, torch.float64):
+            raise StructureError(
+                f"`Direct` factorises in float32 or float64, but z is {b.dtype}. Keep z in float32, and let "
+                "torch.autocast choose the precision inside the objective."
+            )
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
         definite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)

@@ -46,7 +46,10 @@ def run(
     Raises:
         StructureError: as `algorithm.step` does.
         NonFiniteError: if theta or z is not finite.
+        ValueError: if `steps` is below 1.
     """
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, but is {steps}.")
     checks = Checks(on_failure)
     upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
     for made in range(1, steps + 1):

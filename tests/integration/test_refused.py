@@ -1,0 +1,125 @@
+"""Arguments that cannot work are refused by name, and what leaves no gradient is said."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+from blo.stochastic import run
+
+ONES = torch.ones(2, dtype=torch.float64)
+
+
+def squares(theta: Tensor, z: Tensor) -> Tensor:
+    return 0.5 * (z - theta).square().sum()
+
+
+def total(theta: Tensor, z: Tensor) -> Tensor:
+    return z.sum()
+
+
+def hypergradient(lower: blo.LowerProblem, **options: Any) -> blo.Hypergradient:
+    return blo.value_and_hypergrad(options.pop("upper", total), lower, ONES, 0 * ONES, **options)
+
+
+LOWER = blo.LowerProblem(squares)
+EQUILIBRIUM = blo.LowerProblem.fixed_point(lambda t, z: 0.5 * z + t)
+NEGATIVE = blo.LowerProblem(squares, blo.Box(0.0, 1.0, slack=-1.0))
+SOBA = blo.SOBA(lower_step=0.1, upper_step=0.1)
+MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: blo.LowerProblem(3), blo.StructureError, "`objective` must be a function"),  # type: ignore[arg-type]
+    (lambda: blo.LowerProblem(squares, blo.NonNegative), blo.StructureError, "but is the class NonNegative"),  # type: ignore[arg-type]
+    (lambda: blo.LowerProblem(squares, penalty=blo.L1), blo.StructureError, "but is the class L1"),  # type: ignore[arg-type]
+    (lambda: hypergradient(LOWER, upper=3), blo.StructureError, "`upper` must be a function"),
+    (lambda: hypergradient(LOWER, state=3), blo.StructureError, "`state` must be .* but is of type int"),
+    (lambda: hypergradient(EQUILIBRIUM, gradient=blo.SAMA()), blo.StructureError, "Use products='reverse'"),
+    (lambda: blo.SAMA(0.0), ValueError, "`preconditioner` must be positive"),
+    (lambda: blo.check_hypergrad(total, LOWER, ONES, ONES, step=0.0), ValueError, "`step` must be positive"),
+    (
+        lambda: blo.check_hypergrad(total, blo.LowerProblem(lambda t, z: squares(t, z) * torch.nan), ONES, ONES),
+        blo.NonFiniteError,
+        "no hypergradient to check",
+    ),
+    (
+        lambda: hypergradient(blo.LowerProblem(squares, blo.Box(0.0, 1.0, slack=-1.0))),
+        ValueError,
+        "Box.slack` must not",
+    ),
+    (lambda: run(SOBA, SOBA.init(ONES, ONES), total, squares, steps=-3), ValueError, "`steps` must be at least 1"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("mistake", range(len(MISTAKES)))
+@pytest.mark.filterwarnings("ignore::blo.errors.BloWarning")
+def test_a_mistake_is_named(mistake: int) -> None:
+    call, error, message = MISTAKES[mistake]
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_where_matrices_are_factorised(dtype: torch.dtype) -> None:
+    theta = ONES.to(dtype)
+    with pytest.raises(blo.StructureError, match="z0 must be float32 or float64"):
+        blo.value_and_hypergrad(total, LOWER, theta, theta)
+    with pytest.raises(blo.StructureError, match="`Direct` factorises in float32 or float64"):
+        blo.value_and_hypergrad(total, LOWER, theta, theta, solver=blo.ProjectedGradient(1.0), on_failure="ignore")
+
+
+@pytest.mark.parametrize("strategy", [blo.Implicit(), blo.Unrolled(checkpoint=True)])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_forward_mode_says_what_to_use_instead(strategy: blo.gradients.Strategy) -> None:
+    def solution(theta: Tensor) -> Tensor:
+        return blo.argmin(LOWER, theta, 0 * ONES, gradient=strategy).sum()
+
+    for transform in (torch.func.hessian, torch.func.jacfwd):
+        with pytest.raises(blo.StructureError, match=r"Use jacrev, for a Hessian jacrev\(jacrev"):
+            transform(solution)(ONES)
+
+
+@pytest.mark.parametrize("solver", [None, blo.Newton()])
+def test_a_singular_curvature_is_named(solver: blo.solvers.Solver | None) -> None:
+    flat = blo.LowerProblem(lambda t, z: 0.5 * (z[0] - t[0]).square() + 0.0 * z[1])
+    with pytest.raises(blo.NonFiniteError, match="The curvature is singular on the tangent space"):
+        hypergradient(flat, solver=solver)
+
+
+def test_a_constant_set_that_holds_theta() -> None:
+    theta = ONES.clone().requires_grad_()
+    lower = blo.LowerProblem(squares, blo.Box(0.0, 0.5 * theta))
+    with pytest.warns(blo.errors.ConstantWarning, match="pass a function|Pass a function `theta -> set`"):
+        blo.argmin(lower, theta, 0 * ONES)
+    with pytest.warns(blo.errors.ConstantWarning, match="the Box holds a tensor that requires grad"):
+        blo.value_and_hypergrad(total, lower, theta, 0 * ONES)
+
+
+def test_nothing_to_unroll() -> None:
+    with pytest.warns(blo.errors.ConstantWarning, match="the lower solver made no step"):
+        out = blo.value_and_hypergrad(total, LOWER, ONES, ONES.clone(), gradient=blo.Unrolled())
+    assert out.grad.abs().max() == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fixed number of steps starts from anywhere
+        fixed = blo.ProjectedGradient(0.5, max_steps=3, tol=None)
+        out = blo.value_and_hypergrad(total, LOWER, ONES, ONES.clone(), solver=fixed, gradient=blo.Unrolled())
+    torch.testing.assert_close(out.grad, 0.875 * ONES, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("strategy", [blo.Unrolled(), blo.Unrolled(last=2)])
+def test_an_unrolled_solve_reports_under_transforms(strategy: blo.Unrolled) -> None:
+    early = blo.ProjectedGradient(0.01, max_steps=3)
+
+    def solution(lower: blo.LowerProblem) -> Callable[[Tensor], Tensor]:
+        return lambda t: blo.argmin(lower, t, 0 * ONES, solver=early, gradient=strategy).sum()
+
+    with pytest.warns(blo.ConvergenceWarning, match="has not converged in 1 of 1 problems"):
+        torch.func.grad(solution(LOWER))(ONES)
+    with pytest.warns(blo.ConvergenceWarning, match="has not converged in 3 of 3 problems"):
+        torch.func.vmap(solution(LOWER))(ONES.expand(3, 2))
+    with pytest.raises(blo.NonFiniteError, match="NaN"):
+        torch.func.grad(solution(blo.LowerProblem(lambda t, z: squares(t, z) * torch.nan)))(ONES)
