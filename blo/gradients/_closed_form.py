@@ -31,6 +31,7 @@ class HessianFree(Stationary):
 
     curvature: float = 1.0
     products: Products = "reverse"
+    tol = None  # an approximation by choice, of which no residual tells
 
     def __post_init__(self) -> None:
         check(self.products)

@@ -40,6 +40,7 @@ class SAMA(Strategy):
 
     preconditioner: Tree = 1.0
     products: Products = "finite-difference"
+    tol = None  # an approximation by choice, of which no residual tells
 
     def __post_init__(self) -> None:
         check(self.products)
