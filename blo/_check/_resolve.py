@@ -14,6 +14,7 @@ from blo.linsolve import CG, GMRES, Direct
 from blo.operators import Hessian, Restricted
 from blo.sets import Set
 from blo.solvers import FISTA, LBFGS, ProjectedGradient
+from blo.solvers._stopping import rounding
 
 #: Unknowns up to which the Newton system is assembled.
 _DENSE = 100
@@ -57,7 +58,8 @@ def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
         if better:
             idle = 0
             continue
-        if bool((residual <= 64 * eps * (1 + torch.linalg.vector_norm(z, dim=-1))).all()):
+        least = 64 * eps * (1 + torch.linalg.vector_norm(z, dim=-1))
+        if bool((residual <= torch.maximum(least, rounding(problem, z, slope))).all()):
             break
         idle += 1
         if idle > 5:
@@ -78,14 +80,16 @@ def _descend(problem: Bound, z: Tensor) -> Tensor:
 
 
 def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
-    """Return the length of the Newton step that is left; where that step leads astray, the residual."""
+    """Return the length of the Newton step that is left; where it leads astray from a solution, the residual."""
     step = newton(problem, z, slope)
     trial = z + step
     trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
     there = problem.residual(trial, problem.gradient(trial))
-    rounding = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
-    # With a wrong tangent, which may be what is being looked for, the step is no measure of the error.
-    return torch.where(there <= 10 * residual + rounding, torch.linalg.vector_norm(step, dim=-1), residual)
+    least = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
+    noise = torch.maximum(least, rounding(problem, z, slope))
+    # With a wrong tangent, which may be what is being looked for, the step is no measure of the error of a solution.
+    telling = (there <= 10 * residual + noise) | (residual > noise)
+    return torch.where(telling, torch.linalg.vector_norm(step, dim=-1), residual)
 
 
 def newton(problem: Bound, z: Tensor, slope: Tensor) -> Tensor:

@@ -115,3 +115,23 @@ def test_the_table_shows_verdict_slopes_and_report() -> None:
     assert lines[0] == "the hypergradient agrees with finite differences"
     assert "predicted" in lines[1] and f"{check.directions[0].measured:+.8e}" in lines[2]
     assert str(check).endswith(str(check.hypergradient.report))
+
+
+@pytest.mark.parametrize("constraint", [blo.Free(), blo.Box(-0.3, 0.3), blo.Simplex()], ids=str)
+def test_the_check_costs_the_same_in_any_unit_of_the_objective(constraint: blo.sets.Set) -> None:
+    """A tight solve ends at the rounding of the gradient, which grows with the objective."""
+    root, mixing = normal(0, 6, 6), normal(1, 6, 6)
+    H = root @ root.T + torch.eye(6, dtype=torch.float64)
+    counts = []
+    for scale in (1.0, 1e4):
+        calls = []
+
+        def objective(theta: Tensor, z: Tensor, scale: float = scale, calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            return scale * (0.5 * z @ H @ z - (mixing @ theta) @ z + 0.1 * z.logsumexp(0))
+
+        lower = blo.LowerProblem(objective, constraint)
+        start = torch.full((6,), 1 / 6, dtype=torch.float64)
+        assert blo.check_hypergrad(lambda t, z: (z**2).sum(), lower, normal(2, 6), start).ok
+        counts.append(len(calls))
+    assert counts[1] < 2 * counts[0]

@@ -144,12 +144,15 @@ MUTATIONS = (
     ),
     Mutation(
         "an inactive inequality counts as active (ball)",
-        (Patch(BALL, "norm.detach() >= radius - self.slack - rounding.detach()", "norm >= 0 * radius"),),
+        (
+            Patch(BALL, "norm.detach() >= radius - self.slack - self._rounding(z)", "norm >= 0 * radius"),
+            Patch(BALL, "active = near & ~clear(distance, pressed, self.slack)", "active = near"),
+        ),
         (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
     ),
     Mutation(
         "an inactive inequality counts as active (box)",
-        (Patch("blo/sets/_box.py", "(z > self.low + self.slack) &", "(z < self.low) &"),),
+        (Patch("blo/sets/_box.py", "clear(z - self.low, gradient, self.slack) &", "(z < self.low) &"),),
         (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
     ),
     Mutation(
