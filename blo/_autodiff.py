@@ -37,6 +37,14 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def surely(condition: Tensor) -> bool:
+    """Tell whether every entry is true, where that can be seen without waiting; false on an accelerator.
+
+    For work that may be spared. What is computed must not depend on it.
+    """
+    return condition.device.type == "cpu" and all_true(condition)
+
+
 @functools.cache
 def _load_forward_mode() -> None:
     """Import the derivatives that torch scripts on the first use of forward mode, which warns of deprecation."""

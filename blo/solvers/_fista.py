@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import surely
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, aim, valued_gradient
 from blo.solvers._probe import Probe
@@ -73,9 +74,7 @@ class FISTA(Iterative):
         # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
         settle = state.made >= self.max_steps - 1
         if self.tol is not None:
-            limit, unit = state.target
-            residual = problem.residual(state.base, state.force, unit if self.relative else None)
-            settle = settle | (residual <= limit).unsqueeze(-1)
+            settle = settle | self._arrived(problem, state, near)
         pure = settle | (age <= 1)
         trial = torch.where(pure, near, near + (age - 1) / older * onward)
         return state._replace(trial=trial, near=near, older=older, pure=pure)
@@ -89,9 +88,7 @@ class FISTA(Iterative):
             step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         base, force = torch.where(accepted, state.trial, state.base), torch.where(accepted, looked, state.force)
         probe = state.probe if self.step is not None else state.probe.stepped(problem, base, force)
-        # At the end there is no other trial, so one that is better than what was looked at last has to do.
-        better = problem.residual(state.trial, looked) < problem.residual(state.z, state.slope)
-        checked = state.pure & (accepted | (better.unsqueeze(-1) & (state.made >= self.max_steps - 1)))
+        checked = state.pure & (accepted | self._better_than_none(problem, state, looked))
         return _State(
             z=torch.where(checked, state.trial, state.z),
             slope=torch.where(checked, looked, state.slope),
@@ -111,6 +108,29 @@ class FISTA(Iterative):
             failed=~accepted,
             probe=probe,
         )
+
+    def _arrived(self, problem: Problem, state: _State, near: Tensor) -> Tensor:
+        """Tell in which lanes the residual at the base is small enough to stop, shape `(*lanes, 1)`."""
+        limit, unit = state.target
+        # `|z - prox(z - t slope)|` grows with t and falls when divided by t (Beck, First-order methods in
+        # optimization, 2017, theorem 10.9), so the step that was made says how large the residual is at least.
+        moved = torch.linalg.vector_norm((state.base - near).detach(), dim=-1, keepdim=True)
+        least = moved * torch.minimum(1 / state.step.detach(), unit)
+        if surely(least.squeeze(-1) > 2 * limit):
+            return torch.zeros_like(state.pure)
+        residual = problem.residual(state.base, state.force, unit if self.relative else None)
+        return (residual <= limit).unsqueeze(-1)
+
+    def _better_than_none(self, problem: Problem, state: _State, force: Tensor) -> Tensor:
+        """Tell where the last trial, though to be taken back, is better than what was looked at before it.
+
+        At the end there is no other trial, so that one has to do. Shape `(*lanes, 1)`.
+        """
+        ended = state.made >= self.max_steps - 1
+        if self.tol is None or surely(~ended):  # the loop does not look at the last trial when nothing is measured
+            return torch.zeros_like(ended)
+        better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
+        return ended & better.unsqueeze(-1)
 
 
 class _State(NamedTuple):

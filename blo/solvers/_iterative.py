@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, transforms_active
+from blo._autodiff import all_true, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._stopping import curvature, reachable, rounding
 
@@ -50,12 +50,16 @@ class Running(NamedTuple):
         limit: the residual at which each lane stops, shape `lanes`.
         unit: what the residual is measured in, shape `(*lanes, 1)`.
         lost: lanes whose last step was from a residual of NaN, shape `lanes`.
+        place: where the residual was measured last, shape `(*lanes, n)`; NaN where it is to be measured anew.
+        residual: what it was there, shape `lanes`.
     """
 
     state: Any
     limit: Tensor
     unit: Tensor
     lost: Tensor
+    place: Tensor
+    residual: Tensor
 
 
 #: Called with the number of steps made so far and the state, before each further step.
@@ -106,7 +110,8 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     """
     begun = solver.start(problem, z0)
     limit, unit = begun.target if hasattr(begun, "target") else aim(solver, problem, begun.z, begun.slope)
-    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool))
+    unknown = torch.full_like(begun.z, torch.nan)
+    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool), unknown, limit)
     steps = 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
@@ -155,7 +160,7 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
         limit = torch.where(noise > limit, noise, limit)  # a NaN is no limit
     if hasattr(at, "target"):
         at = at._replace(target=(limit, unit))
-    return state._replace(state=at, limit=limit)
+    return state._replace(state=at, limit=limit, place=torch.full_like(state.place, torch.nan))
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
@@ -179,11 +184,12 @@ def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
     """Return what `_look` does, after a look at the limits when all lanes would stop."""
-    done, lost = _look(solver, problem, state)
+    state = _measured(solver, problem, state)
+    done, lost = _look(solver, state)
     due = index % _PERIOD == _PERIOD - 1  # a lane that has come down to rounding would go on to the last step
     if done is not None and (due or (index % _stride(state.limit) == 0 and all_true(done))):
-        state = _confirmed(solver, problem, state)
-        done, lost = _look(solver, problem, state)
+        state = _measured(solver, problem, _confirmed(solver, problem, state))
+        done, lost = _look(solver, state)
     return state, done, lost
 
 
@@ -191,12 +197,18 @@ def _stride(like: Tensor) -> int:
     return 1 if like.device.type == "cpu" else _STRIDE
 
 
-def _look(solver: Iterative, problem: Problem, state: Running) -> tuple[Tensor | None, Tensor]:
+def _measured(solver: Iterative, problem: Problem, state: Running) -> Running:
+    """Return the state with the residual of its point. A solver may rest on a point while it looks at others."""
+    if solver.tol is None or surely(state.state.z == state.place):
+        return state
+    return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
+
+
+def _look(solver: Iterative, state: Running) -> tuple[Tensor | None, Tensor]:
     """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
     if solver.tol is None:
         return None, state.lost
-    residual = _residual(solver, problem, state)
-    return (residual <= state.limit) | state.lost, residual.isnan()
+    return (state.residual <= state.limit) | state.lost, state.residual.isnan()
 
 
 def _residual(solver: Iterative, problem: Problem, state: Running) -> Tensor:
@@ -213,7 +225,7 @@ def _step(
     # A problem of its own has stopped the loop before it could be done here.
     if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()):
         after = tree.map(lambda old, new: _where(done, old, new), before.state, after)
-    return Running(after, before.limit, before.unit, lost)
+    return before._replace(state=after, lost=lost)
 
 
 def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:
