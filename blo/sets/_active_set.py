@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
+from blo.sets._exchange import exchange
 from blo.sets._rows import times
 
 #: Iterations between two looks at the convergence flags where a look stalls the device's queue.
@@ -31,9 +32,7 @@ class Found(NamedTuple):
 def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int = 0) -> Found:
     """Find the active rows at the nearest point to z of `{ x : rows x <= right }`, all lanes at once.
 
-    The dual method of Goldfarb and Idnani (1983), A numerically stable dual method for solving strictly convex
-    quadratic programs, for the identity as Hessian: the most violated row is made to hold, and rows whose multiplier
-    would turn negative on the way are let go. Active rows stay linearly independent, whatever the rows are.
+    First by exchanges of many rows; lanes where these do not end are searched for row by row.
 
     Args:
         rows: shape `(*lanes, k, n)`, of norm one or zero.
@@ -43,19 +42,35 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int
         equalities: so many of the first rows are equations.
     """
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
+    equal = torch.arange(right.shape[-1], device=z.device) < equalities
+    tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
+    quick = Found(*exchange(gram, times(rows, z) - right, tol, equal))
+    if all_true(quick.solved):
+        return quick
+    slow = _row_by_row(rows, right, gram, z, tol, equal, quick.solved)
+    return Found(*(torch.where(quick.solved, *pair) for pair in zip(quick, slow, strict=True)))
+
+
+def _row_by_row(
+    rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, tol: Tensor, equal: Tensor, known: Tensor
+) -> Found:
+    """Find the active rows by the dual method of Goldfarb and Idnani, but for lanes that are known.
+
+    The most violated row is made to hold, and rows whose multiplier would turn negative on the way are let go. Active
+    rows stay linearly independent, whatever the rows are.
+
+    Source: Goldfarb and Idnani (Math. Prog. 1983), for the identity as Hessian.
+    """
+    shape, k = tol.shape, tol.shape[-1]
     eps = torch.finfo(z.dtype).eps
-    slope = times(rows, z)
-    shape, k = slope.shape, slope.shape[-1]
     order = torch.arange(k, device=z.device)
-    equal = order < equalities
     identity = torch.eye(k, dtype=z.dtype, device=z.device)
-    tol = 64 * eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
-    y = torch.zeros_like(slope)
-    sign = torch.ones_like(slope)  # that of an equation is the side from which it was reached
+    y = torch.zeros_like(tol)
+    sign = torch.ones_like(tol)  # that of an equation is the side from which it was reached
     active = torch.zeros(shape, dtype=torch.bool, device=z.device)
     entering = active
     pending = torch.zeros((*shape[:-1], 1), dtype=torch.bool, device=z.device)
-    solved, failed = pending, ~torch.isfinite(z).all(-1, keepdim=True)
+    solved, failed = pending, known | ~torch.isfinite(z).all(-1, keepdim=True)
     stride = 1 if z.device.type == "cpu" else _STRIDE
     for index in range(10 * (k + 1)):
         excess = times(rows, z - times(rows.mT, sign * y)) - right
@@ -98,13 +113,14 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int
     return Found(active, sign * y, solved)
 
 
-def onto(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, active: Tensor) -> Tensor:
-    """Return the nearest point to z on which the active, independent rows hold; differentiable."""
+def onto(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, found: Found) -> Tensor:
+    """Return the nearest point to z on which the active rows of a search from z hold; differentiable."""
+    active = found.active
     both = active.unsqueeze(-1) & active.unsqueeze(-2)
     identity = torch.eye(active.shape[-1], dtype=z.dtype, device=z.device)
-    system = torch.where(both, gram, 0.0) + identity * ~active.unsqueeze(-1)
-    for _ in range(2):  # once more for what the first time left by rounding
-        excess = torch.where(active, times(rows, z) - right, 0.0)
-        y, _ = torch.linalg.solve_ex(system, excess.unsqueeze(-1))
-        z = z - times(rows.mT, torch.where(active, y.squeeze(-1), 0.0))
-    return z
+    # A projection of the point that is known, for what its multipliers left by rounding. Differentiated, they drop
+    # out: a move along the normals of active rows does not change the projection, nor any of its derivatives.
+    near = z - times(rows.mT, found.multipliers)
+    excess = torch.where(active, times(rows, near) - right, 0.0)
+    y, _ = torch.linalg.solve_ex(torch.where(both, gram, identity), excess.unsqueeze(-1))
+    return near - times(rows.mT, torch.where(active, y.squeeze(-1), 0.0))

@@ -68,7 +68,7 @@ class Halfspaces(Set):
     def project(self, z: Tensor) -> Tensor:
         rows, right, gram = self._prepare()
         found = search(rows, right, gram, z)
-        return torch.where(found.solved, onto(rows, right, gram, z, found.active), torch.nan)
+        return torch.where(found.solved, onto(rows, right, gram, z, found), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         distance, face = self._face(z)

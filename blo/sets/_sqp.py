@@ -110,7 +110,7 @@ def _quadratic_programme(
     unit, right = rows / length.unsqueeze(-1), -values / length
     gram, aim = unit @ unit.mT, -times(root, slope)
     found = search(unit, right, gram, aim, equations)
-    move = times(root, onto(unit, right, gram, aim, found.active))
+    move = times(root, onto(unit, right, gram, aim, found))
     # Without a common point of the linearised constraints: towards those that do not hold.
     late = (values > 0) | (torch.arange(values.shape[-1], device=values.device) < equations)
     back = -times(inverse(jacobian * late.unsqueeze(-1)), torch.where(late, values, 0.0))
