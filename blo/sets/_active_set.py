@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
-from blo.sets._exchange import exchange
+from blo.sets._exchange import Found, exchange
 from blo.sets._rows import times
 
 #: Iterations between two looks at the convergence flags where a look stalls the device's queue.
 _STRIDE = 8
-
-
-class Found(NamedTuple):
-    """The outcome of a search.
-
-    Attributes:
-        active: linearly independent rows that determine the nearest point, booleans of shape `(*lanes, k)`.
-        multipliers: their multipliers, zero on the other rows, shape `(*lanes, k)`.
-        solved: shape `(*lanes, 1)`; false where the polyhedron is empty or rounding kept the search from its end.
-    """
-
-    active: Tensor
-    multipliers: Tensor
-    solved: Tensor
 
 
 def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int = 0) -> Found:
@@ -44,11 +28,10 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
     equal = torch.arange(right.shape[-1], device=z.device) < equalities
     tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
-    quick = Found(*exchange(gram, times(rows, z) - right, tol, equal))
+    quick = exchange(gram, times(rows, z) - right, tol, equal)
     if all_true(quick.solved):
         return quick
-    slow = _row_by_row(rows, right, gram, z, tol, equal, quick.solved)
-    return Found(*(torch.where(quick.solved, *pair) for pair in zip(quick, slow, strict=True)))
+    return quick.completed(_row_by_row(rows, right, gram, z, tol, equal, quick.solved))
 
 
 def _row_by_row(
