@@ -13,7 +13,7 @@ from blo.sets._rows import times
 _STRIDE = 8
 
 
-def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int = 0) -> Found:
+def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor | None = None) -> Found:
     """Find the active rows at the nearest point to z of `{ x : rows x <= right }`, all lanes at once.
 
     First by exchanges of many rows; lanes where these do not end are searched for row by row.
@@ -23,10 +23,10 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equalities: int
         right: shape `(*lanes, k)`.
         gram: `rows rows'`.
         z: shape `(*lanes, n)`.
-        equalities: so many of the first rows are equations.
+        equal: rows that are equations, booleans of shape `(k,)`; by default none.
     """
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
-    equal = torch.arange(right.shape[-1], device=z.device) < equalities
+    equal = torch.zeros(right.shape[-1], dtype=torch.bool, device=z.device) if equal is None else equal
     tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
     quick = exchange(gram, times(rows, z) - right, tol, equal)
     if all_true(quick.solved):

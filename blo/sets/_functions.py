@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ from blo.errors import StructureError
 
 #: `(z) -> Tensor`, or `(theta, z) -> Tensor` where theta is given.
 Function: TypeAlias = Callable[..., Tensor]
+
+
+class Expansion(NamedTuple):
+    """Functions near a point, to second order.
+
+    Attributes:
+        values: shape `(*lanes, k)`.
+        jacobian: shape `(*lanes, k, n)`.
+        hessian: the second derivative of the values weighted by multipliers, shape `(*lanes, n, n)`.
+    """
+
+    values: Tensor
+    jacobian: Tensor
+    hessian: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +88,29 @@ class Functions:
         found: Tensor = torch.func.vjp(lambda at: self.pull(leaves, at, y), z)[1](v)[0]
         return found
 
-    def hessian(self, leaves: Sequence[Tensor], z: Tensor, y: Tensor) -> Tensor:
-        """Return the second derivative of the values weighted by y, shape `(*lanes, n, n)`."""
-        pullback = torch.func.vjp(lambda at: self.pull(leaves, at, y), z)[1]
+    def unequal(self, leaves: Sequence[Tensor], z: Tensor, values: Tensor) -> Tensor:
+        """Tell which of the values belong to inequalities, booleans of shape `(k,)`."""
+        equations = 0 if self.equalities is None else self.split(leaves, z)[0].shape[-1]
+        return torch.arange(values.shape[-1], device=z.device) >= equations
+
+    def expand(self, leaves: Sequence[Tensor], z: Tensor, y: Tensor) -> Expansion:
+        """Return the functions at z to second order, with the multipliers y of shape `(*lanes, k)`."""
+
+        def weighted(at: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            values, jacobian = self.linearize(leaves, at)
+            return (jacobian * y.unsqueeze(-1)).sum(-2), (values, jacobian)
+
+        _, pullback, *rest = torch.func.vjp(weighted, z, has_aux=True)
+        values, jacobian = rest[0]
         n = z.shape[-1]
         units = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, *(1,) * (z.ndim - 1), n)
         found: Tensor = torch.vmap(lambda unit: pullback(unit)[0])(units.expand(n, *z.shape))
-        return found.movedim(0, -2)
+        return Expansion(values, jacobian, found.movedim(0, -2))
+
+    def touch(self, leaves: Sequence[Tensor], z: Tensor) -> Expansion:
+        """Return the functions at z to first order: to second, with multipliers of zero."""
+        values, jacobian = self.linearize(leaves, z)
+        return Expansion(values, jacobian, z.new_zeros((*z.shape, z.shape[-1])))
 
     def _one(self, leaves: tuple[Tensor, ...], z: Tensor) -> tuple[Tensor, Tensor]:
         assert self.layout is not None

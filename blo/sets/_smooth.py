@@ -16,8 +16,8 @@ from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._functions import Function, Functions
+from blo.sets._nearest import nearest
 from blo.sets._rows import Face, times
-from blo.sets._sqp import nearest
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -121,9 +121,8 @@ class SmoothConstraints(Set):
 
         An equation is minus infinity away: nothing lies on the free side of it.
         """
-        equations = self.functions.split(self.leaves, z)[0].shape[-1]
         values, jacobian = self.functions.linearize(self.leaves, z)
-        strict = torch.arange(values.shape[-1], device=z.device) < equations
+        strict = ~self.functions.unequal(self.leaves, z, values)
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
         rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
         regular = torch.where(length > 0, length, 1.0)

@@ -1,0 +1,81 @@
+"""The nearest point at which smooth constraints hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true, transforms_active
+from blo.sets._functions import Expansion, Functions
+from blo.sets._rows import times
+from blo.sets._sqp import descend
+
+#: Steps of Newton's method from a solution to half of the digits: each doubles the digits.
+_STEPS = 2
+
+
+def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps: int) -> Tensor:
+    """Return the nearest point to z, differentiable twice in z and in the leaves; NaN where it was not found.
+
+    For constraints that are not convex it is a point at which the distance is stationary.
+    """
+    start = z.detach()
+    if all_true(_inside(functions, leaves, start)):
+        return z  # nothing moves a point of the set, nor its derivatives
+    finite = torch.isfinite(start).all(-1, keepdim=True)
+    rest = [leaf.detach() for leaf in leaves]
+    with torch.no_grad():
+        found = descend(functions, rest, torch.where(finite, start, 0.0), max_steps)
+    # Their derivatives in z and theta are those of the solution to second order, for a reason like that of the digits.
+    recorded = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, *leaves)))
+    x, y, at = found.x, found.y, found.at
+    with torch.set_grad_enabled(recorded):
+        for index in range(_STEPS):
+            if recorded or index > 0:
+                at = functions.expand(leaves, x, y)
+            change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
+            x = x - change
+            if not recorded and all_true(_norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (_norm(x) + _norm(x - z))):
+                break  # the square of this is nothing
+    with torch.no_grad():
+        good = finite & _optimal(functions, rest, start, x.detach(), y.detach())
+    return torch.where(good, x, torch.nan)
+
+
+def _inside(functions: Functions, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+    """Tell in which lanes everything holds at z already, shape `(*lanes,)`."""
+    with torch.no_grad():
+        equal, unequal = functions.split(leaves, z)
+    return (equal == 0).all(-1) & (unequal <= 0).all(-1)
+
+
+def _newton(at: Expansion, z: Tensor, x: Tensor, y: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """Return by how much x is off, and the next y, for `x - z + J' y = 0` and `c = 0` on the active constraints."""
+    rows = at.jacobian * active.unsqueeze(-1)
+    n, k = x.shape[-1], y.shape[-1]
+    curved = torch.eye(n, dtype=x.dtype, device=x.device) + at.hessian
+    idle = torch.eye(k, dtype=x.dtype, device=x.device) * ~active.unsqueeze(-1)
+    system = torch.cat([torch.cat([curved, rows.mT], -1), torch.cat([rows, idle], -1)], -2)
+    right = torch.cat([x - z + times(rows.mT, y), torch.where(active, at.values, 0.0)], -1)
+    change, _ = torch.linalg.solve_ex(system, right.unsqueeze(-1))
+    return change[..., :n, 0], torch.where(active, y - change[..., n:, 0], 0.0)
+
+
+def _optimal(functions: Functions, leaves: Sequence[Tensor], z: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Tell where x is feasible and stationary with multipliers of the right sign, shape `(*lanes, 1)`."""
+    values, jacobian = functions.linearize(leaves, x)
+    unequal = functions.unequal(leaves, x, values)
+    tol = torch.finfo(x.dtype).eps ** 0.75 * (1 + _norm(z) + _norm(x))
+    length = torch.linalg.vector_norm(jacobian, dim=-1)
+    over = torch.where(unequal, values, values.abs()) <= tol * length.clamp(min=1.0)
+    pushing = ~unequal | (y * length >= -tol)
+    stationary = _norm(x - z + times(jacobian.mT, y)) <= tol
+    good: Tensor = over.all(-1, keepdim=True) & pushing.all(-1, keepdim=True) & stationary
+    return good
+
+
+def _norm(v: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return length
