@@ -22,9 +22,10 @@ from blo.sets._rows import Face, fit_rows, require_matrix, times
 class Halfspaces(Set):
     """`{ z : A z <= b }`.
 
-    Rows may repeat or depend on each other. Each projection finds the active rows by a dual active-set method with
-    one factorisation of a k by k matrix for each change of a row, so k is meant to be at most a few hundred. Where it
-    does not end (an empty set that was not validated, or rounding), the projection is NaN, which solvers report.
+    Rows may repeat or depend on each other. Each projection factorises a few k by k matrices to find the active rows,
+    and where rows depend on each other sometimes one for each change of a row, so k is meant to be at most a few
+    hundred. Where the search does not end (an empty set that was not validated, or rounding), the projection is NaN,
+    which solvers report.
 
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in

@@ -72,7 +72,8 @@ def test_sparing_residuals_does_not_delay_the_end(tol: float) -> None:
     matrix, b = tensor.numpy(), vector.numpy()
 
     def near(z: np.ndarray) -> np.ndarray:
-        return np.clip(z - (matrix @ z - b), -3.0, 3.0)
+        moved: np.ndarray = z - (matrix @ z - b)
+        return moved.clip(-3.0, 3.0)
 
     base = last = np.zeros(N)
     age, first = 1.0, 0
