@@ -10,8 +10,8 @@ from torch import Tensor
 from blo._autodiff import all_true
 from blo.sets._rows import times
 
-#: Exchanges after which a lane is left to a method that always ends. Those that end take two or three.
-_ROUNDS = 8
+#: Rounds after which each attempt is given up. Those that end take two or three, and more with hundreds of rows.
+_FIRST, _FROM_BELOW, _LAST = 8, 16, 3
 
 
 class Found(NamedTuple):
@@ -33,10 +33,10 @@ class Found(NamedTuple):
 
 
 def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor) -> Found:
-    """Find the active rows at the nearest point of a polyhedron by exchanging all that are on the wrong side at once.
+    """Find the active rows at the nearest point of a polyhedron by exchanging many of them at once.
 
-    Where they end, rounds are few, but they may meet rows that depend on each other, or repeat. What is found is
-    solved where it is known to be right: the active rows are independent and hold, the others are not violated.
+    What is found is solved where it is known to be right: the active rows are independent and hold, the others are not
+    violated.
 
     Args:
         gram: inner products of the rows, which have norm one or zero, shape `(*lanes, k, k)`.
@@ -44,47 +44,59 @@ def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor) -> Found:
         tol: below which a row holds, same shape.
         equal: rows that are equations, shape `(k,)`.
     """
-    start = equal | (excess > tol)
-    found = _rounds(gram, excess, tol, equal, start)
+    found = _rounds(gram, excess, tol, equal, equal | (excess > tol), _FIRST)
     if all_true(found.solved):
         return found
-    # With rows that give way a little no rows are dependent. Those that hold then are looked at again as they are.
-    shift = torch.finfo(gram.dtype).eps ** 0.75
-    rough = _rounds(gram, excess, tol, equal, start, shift)
-    return found.completed(_rounds(gram, excess, tol, equal, rough.active))
+    # With many more rows than unknowns the answer is better approached from below. If rows give way a little none are
+    # dependent; those that hold then are looked at again as they are.
+    start, shift = equal.expand_as(excess), torch.finfo(gram.dtype).eps ** 0.75
+    rough = _rounds(gram, excess, tol, equal, start, _FROM_BELOW, share=0.5, shift=shift)
+    return found.completed(_rounds(gram, excess, tol, equal, rough.active, _LAST))
 
 
 def _rounds(
-    gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor, active: Tensor, shift: float | None = None
+    gram: Tensor,
+    excess: Tensor,
+    tol: Tensor,
+    equal: Tensor,
+    active: Tensor,
+    most: int,
+    *,
+    share: float = 0.0,
+    shift: float = 0.0,
 ) -> Found:
     """Make the active rows hold, let go of those that pull, take in those that are violated; and so on.
 
-    This is Newton's method on the complementarity conditions. Of rows that depend on each other the first are active.
+    This is Newton's method on the complementarity conditions. Where it ends it takes few rounds, but it may meet rows
+    that depend on each other, or repeat itself. Of rows that depend on each other the first are active.
 
     Source: Hintermüller, Ito and Kunisch (SIAM J. Optim. 2002), the primal-dual active set strategy.
 
     Args:
         gram: as `exchange` takes it, like `excess`, `tol` and `equal`.
         active: where to start.
+        most: rounds after which to stop.
+        share: of the largest violation, from which rows are taken in.
         shift: a multiple of the identity to add to `gram`.
     """
     k = excess.shape[-1]
     identity = torch.eye(k, dtype=gram.dtype, device=gram.device)
-    gram = gram if shift is None else gram + shift * identity
-    for index in range(_ROUNDS):
+    gram = gram + shift * identity if shift else gram
+    for index in range(most):
         both = active.unsqueeze(-1) & active.unsqueeze(-2)
         factor, failure = torch.linalg.cholesky_ex(torch.where(both, gram, identity))
         failed = (failure > 0).unsqueeze(-1)
         y = torch.cholesky_solve(torch.where(active, excess, 0.0).unsqueeze(-1), factor).squeeze(-1)
         left = excess - times(gram, y)
-        wanted = equal | torch.where(active, y > 0, left > tol)
+        least = (torch.where(active, 0.0, left).amax(-1, keepdim=True) * share).maximum(tol) if share else tol
+        wanted = equal | torch.where(active, y > 0, left > least)
         settled = (wanted == active).all(-1, keepdim=True)
         # Where a look stalls the device's queue there is one, at the end.
-        if (excess.device.type == "cpu" and all_true(settled | failed)) or index == _ROUNDS - 1:
+        if (excess.device.type == "cpu" and all_true(settled | failed)) or index == most - 1:
             break
         active = wanted
     # The square of a pivot is the squared distance of a row to the span of those before it, and more when shifted.
-    least = k * (torch.finfo(gram.dtype).eps if shift is None else 4 * shift)
-    dependent = active & (torch.diagonal(factor, dim1=-2, dim2=-1).square() <= least)
+    nothing = k * (4 * shift if shift else torch.finfo(gram.dtype).eps)
+    dependent = active & (torch.diagonal(factor, dim1=-2, dim2=-1).square() <= nothing)
     holds = (torch.where(active, left.abs(), left) <= tol).all(-1, keepdim=True)
     return Found(active & ~dependent, y, settled & ~failed & holds & ~dependent.any(-1, keepdim=True))
