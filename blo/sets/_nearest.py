@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, transforms_active
+from blo._autodiff import all_true, surely, transforms_active
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import times
 from blo.sets._sqp import descend
@@ -37,7 +37,7 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
                 at = functions.expand(leaves, x, y)
             change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
             x = x - change
-            if not recorded and all_true(_norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (_norm(x) + _norm(x - z))):
+            if not recorded and surely(_norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (_norm(x) + _norm(x - z))):
                 break  # the square of this is nothing
     with torch.no_grad():
         good = finite & _optimal(functions, rest, start, x.detach(), y.detach())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true
+from blo._autodiff import all_true, surely
 from blo.sets._active_set import onto, search
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import inverse, times
@@ -102,7 +102,7 @@ def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Te
     found = search(unit, right, gram, aim, ~unequal)
     move = times(root, onto(unit, right, gram, aim, found))
     multipliers = torch.where(found.solved, found.multipliers / length, 0.0)
-    if not all_true(found.solved):
+    if not surely(found.solved):
         # Without a common point of the linearised constraints: towards those that do not hold.
         late = (values > 0) | ~unequal
         back = -times(inverse(jacobian * late.unsqueeze(-1)), torch.where(late, values, 0.0))
