@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from benchmarks.answers import logistic
 from benchmarks.answers._compare import Answers
@@ -52,3 +53,30 @@ def test_the_data_of_the_notebook_are_those_of_train_test_split() -> None:
     data = logistic.draw()
     for ours, theirs in zip(data, (x_train, y_train, x_held, y_held), strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_least_loss_of_the_weights_is_that_of_another_method(seed: int) -> None:
+    data = logistic.draw(quick=True, seed=seed)
+    least, h = logistic.optimum(data)
+
+    def value(s: np.ndarray) -> tuple[float, np.ndarray]:
+        found, slope = logistic.truth(data, s / (1 - s))
+        return found, slope / (1 - s) ** 2
+
+    found = minimize(value, np.full(3, 0.3), jac=True, method="TNC", bounds=[(logistic.LOW, logistic.HIGH)] * 3)
+    assert least <= found.fun and found.fun == pytest.approx(least, rel=1e-6)
+    assert logistic.stationarity(data, h) <= 1e-6
+
+
+@pytest.mark.parametrize("start", [logistic.LOW, 0.5, logistic.HIGH])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_weights_leave_bounds_at_which_their_angles_are_stationary(seed: int, start: float) -> None:
+    data = logistic.draw(quick=True, seed=seed)
+    reached = logistic.angled(data, torch.device("cpu"), start).numpy()
+    assert logistic.truth(data, reached)[0] == pytest.approx(logistic.optimum(data)[0], rel=1e-9)
+
+
+def test_a_feature_that_is_all_but_dropped_is_dropped() -> None:
+    data = logistic.draw()
+    assert logistic.angled(data, torch.device("cpu"), 0.05).max() >= 1e6
