@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+import blo
 from benchmarks.answers import logistic
 from benchmarks.answers._compare import Answers
 from benchmarks.registry import Setting, discover
@@ -80,3 +81,15 @@ def test_weights_leave_bounds_at_which_their_angles_are_stationary(seed: int, st
 def test_a_feature_that_is_all_but_dropped_is_dropped() -> None:
     data = logistic.draw()
     assert logistic.angled(data, torch.device("cpu"), 0.05).max() >= 1e6
+
+
+@pytest.mark.parametrize("low", [1e-8, 1e-4, 1e2])
+def test_hypergradients_of_weights_of_all_sizes_are_those_of_the_dense_formula(low: float) -> None:
+    data = logistic.draw()
+    h = low * 10 ** np.random.default_rng(0).uniform(0, 4, 20)
+    held_out, train = logistic.losses(data, torch.device("cpu"))
+    at, none = torch.as_tensor(h), torch.zeros(20, dtype=torch.float64)
+    found = blo.value_and_hypergrad(held_out, blo.LowerProblem(train), at, none, solver=logistic.SOLVER)
+    value, slope = logistic.truth(data, h)
+    assert float(found.value) == pytest.approx(value, rel=1e-11)
+    np.testing.assert_allclose(found.grad, slope, rtol=1e-9, atol=1e-9 * np.abs(slope).max())
