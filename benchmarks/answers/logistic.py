@@ -92,7 +92,7 @@ def angled(data: Data, device: torch.device, start: float = 0.5) -> Tensor:
 
     The loss is minimised in units of its largest slope, since torch's L-BFGS learns no curvature from steps along which
     the product of step and change of slope is below 1e-10, whatever the unit: where a feature is all but dropped, the
-    slope left is 1e-7 of the curvature at the bounds, and it would creep. At a bound the slope in the angle vanishes
+    slope left is 1e-7 of the curvature at the bounds, and it may creep. At a bound the slope in the angle vanishes
     whatever the slope in s: angles there are moved where the latter leads inside, and it is started again, until the
     weights are stationary within their bounds or the loss does not fall any more.
 
@@ -111,12 +111,12 @@ def angled(data: Data, device: torch.device, start: float = 0.5) -> Tensor:
 
     def lbfgs(parameters: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.LBFGS(
-            parameters, max_iter=1000, history_size=30, tolerance_grad=1e-6, tolerance_change=1e-15,
+            parameters, max_iter=300, history_size=30, tolerance_grad=1e-6, tolerance_change=1e-15,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
 
     lower = blo.LowerProblem(lambda angle, z: train(weights(angle), z))
-    for _ in range(20):
+    for _ in range(10):
         h = weights(angle)
         s = h / (1 + h)
         at = blo.value_and_hypergrad(held_out, blo.LowerProblem(train), h, none, solver=SOLVER)

@@ -83,6 +83,14 @@ def test_a_feature_that_is_all_but_dropped_is_dropped() -> None:
     assert logistic.angled(data, torch.device("cpu"), 0.05).max() >= 1e6
 
 
+def test_weights_do_not_depend_on_the_unit_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, cpu = logistic.draw(quick=True), torch.device("cpu")
+    held_out, train = logistic.losses(data, cpu)
+    monkeypatch.setattr(logistic, "losses", lambda data, device: (lambda h, z: 1e-6 * held_out(h, z), train))
+    reached = logistic.angled(data, cpu).numpy()
+    assert logistic.truth(data, reached)[0] == pytest.approx(logistic.optimum(data)[0], rel=1e-9)
+
+
 @pytest.mark.parametrize("low", [1e-8, 1e-4, 1e2])
 def test_hypergradients_of_weights_of_all_sizes_are_those_of_the_dense_formula(low: float) -> None:
     data = logistic.draw()
