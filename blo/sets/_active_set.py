@@ -12,6 +12,9 @@ from blo.sets._rows import times
 #: Iterations between two looks at the convergence flags where a look stalls the device's queue.
 _STRIDE = 8
 
+#: Tolerances that are tried one after another, in units of the first: from 1e-14 to 1e-9 in double precision.
+_LOOSER = (1.0, 2.0**8, 2.0**16)
+
 
 def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor | None = None) -> Found:
     """Find the active rows at the nearest point to z of `{ x : rows x <= right }`, all lanes at once.
@@ -28,10 +31,13 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor |
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
     equal = torch.zeros(right.shape[-1], dtype=torch.bool, device=z.device) if equal is None else equal
     tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
-    quick = exchange(gram, times(rows, z) - right, tol, equal)
-    if all_true(quick.solved):
-        return quick
-    return quick.completed(_row_by_row(rows, right, gram, z, tol, equal, quick.solved))
+    found = exchange(gram, times(rows, z) - right, tol, equal, z.shape[-1])
+    # Rows that meet in a point at a small angle contradict each other by their rounding, which the angle magnifies.
+    for looser in _LOOSER:
+        if all_true(found.solved):
+            break
+        found = found.completed(_row_by_row(rows, right, gram, z, looser * tol, equal, found.solved))
+    return found
 
 
 def _row_by_row(
@@ -79,7 +85,8 @@ def _row_by_row(
         move = times(rows.mT, sign * change)
         gain = (move * move).sum(-1, keepdim=True)
         violation = torch.where(entering, sign * excess, 0.0).sum(-1, keepdim=True)
-        independent = gain > k * eps
+        # As many independent rows as unknowns span everything, which rounding may hide.
+        independent = (gain > k * eps) & (active.sum(-1, keepdim=True) < z.shape[-1])
         full = torch.where(independent, violation.clamp(min=0.0) / torch.where(independent, gain, 1.0), torch.inf)
         blocking = active & ~equal & (give > eps)
         ratio = torch.where(blocking, y.clamp(min=0.0) / torch.where(blocking, give, 1.0), torch.inf)

@@ -27,12 +27,16 @@ class Found(NamedTuple):
     multipliers: Tensor
     solved: Tensor
 
+    def of_rank(self, most: int) -> Found:
+        """Return the outcome, not solved in lanes where more rows are active than can be independent."""
+        return self._replace(solved=self.solved & (self.active.sum(-1, keepdim=True) <= most))
+
     def completed(self, other: Found) -> Found:
         """Return the outcome of another search in lanes where this one is not solved."""
         return Found(*(torch.where(self.solved, *pair) for pair in zip(self, other, strict=True)))
 
 
-def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor) -> Found:
+def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor, unknowns: int) -> Found:
     """Find the active rows at the nearest point of a polyhedron by exchanging many of them at once.
 
     What is found is solved where it is known to be right: the active rows are independent and hold, the others are not
@@ -43,15 +47,16 @@ def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor) -> Found:
         excess: by how much the point violates each row, shape `(*lanes, k)`.
         tol: below which a row holds, same shape.
         equal: rows that are equations, shape `(k,)`.
+        unknowns: length of a row; no more rows are independent, which rounding may hide.
     """
-    found = _rounds(gram, excess, tol, equal, equal | (excess > tol), _FIRST)
+    found = _rounds(gram, excess, tol, equal, equal | (excess > tol), _FIRST).of_rank(unknowns)
     if all_true(found.solved):
         return found
     # With many more rows than unknowns the answer is better approached from below. If rows give way a little none are
     # dependent; those that hold then are looked at again as they are.
     start, shift = equal.expand_as(excess), torch.finfo(gram.dtype).eps ** 0.75
     rough = _rounds(gram, excess, tol, equal, start, _FROM_BELOW, share=0.5, shift=shift)
-    return found.completed(_rounds(gram, excess, tol, equal, rough.active, _LAST))
+    return found.completed(_rounds(gram, excess, tol, equal, rough.active, _LAST).of_rank(unknowns))
 
 
 def _rounds(
