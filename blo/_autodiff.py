@@ -45,6 +45,19 @@ def surely(condition: Tensor) -> bool:
     return condition.device.type == "cpu" and all_true(condition)
 
 
+def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """Return one tensor in some lanes and the other elsewhere; the other where the tensors are shared by all lanes.
+
+    Args:
+        lanes: booleans of shape `lanes`.
+        chosen: shape `(*lanes, ...)`.
+        other: likewise.
+    """
+    if other.device != lanes.device or other.shape[: lanes.ndim] != lanes.shape:
+        return other
+    return torch.where(lanes.reshape(lanes.shape + (1,) * (other.ndim - lanes.ndim)), chosen, other)
+
+
 @functools.cache
 def _load_forward_mode() -> None:
     """Import the derivatives that torch scripts on the first use of forward mode, which warns of deprecation."""

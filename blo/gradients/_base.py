@@ -26,8 +26,8 @@ class Solve(Protocol):
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         """Solve likewise without a report: a further solve in the service of a derivative."""
 
-    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
-        """Solve likewise, calling `watch(steps, state)` before each step.
+    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any, Tensor | None], None]) -> Tensor:
+        """Solve likewise, calling `watch(steps, state, resting)` before each step.
 
         Raises:
             StructureError: if the solver has no steps that can be repeated.

@@ -10,21 +10,28 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add, pullback
+from blo._autodiff import add, in_lanes, pullback, surely
 from blo._problem import Bound, FlatProblem
 from blo.gradients._base import Solve
 
 
 @dataclass
 class Tail:
-    """Keeps the states before the last steps of a solve."""
+    """Keeps the states before the last steps of a solve, in each lane those that it made itself."""
 
     last: int
     states: list[tuple[int, Any]] = field(default_factory=list)
 
-    def __call__(self, steps: int, state: Any) -> None:
+    def __call__(self, steps: int, state: Any, resting: Tensor | None) -> None:
         self.states.append((steps, state))
-        del self.states[: -self.last]
+        if len(self.states) <= self.last:
+            return
+        if resting is not None and not surely(~resting):
+            # A lane that rests has made its last steps: it keeps what it has, one place further on.
+            pairs = zip(self.states[:-1], self.states[1:], strict=True)
+            kept = [tree.map(lambda old, new: in_lanes(resting, old, new), old, new) for (_, old), (_, new) in pairs]
+            self.states[1:] = [(at, merged) for (at, _), merged in zip(self.states[1:], kept, strict=True)]
+        del self.states[0]
 
     def solve(self, problem: Bound, z0: Tensor, solve: Solve) -> Tensor:
         """Return the solution as a function of the last steps alone."""
@@ -44,7 +51,7 @@ class Checkpoints:
     stride: int = 1
     states: list[tuple[int, Any]] = field(default_factory=list)
 
-    def __call__(self, steps: int, state: Any) -> None:
+    def __call__(self, steps: int, state: Any, resting: Tensor | None) -> None:
         if steps % self.stride == 0:
             self.states.append((steps, state))
         if len(self.states) > 2 * self.stride:
@@ -66,10 +73,10 @@ class TapeRule:
         watch = Checkpoints() if self.last is None else Tail(self.last)
         count = 0
 
-        def counted(steps: int, state: Any) -> None:
+        def counted(steps: int, state: Any, resting: Tensor | None) -> None:
             nonlocal count
             count = steps + 1
-            watch(steps, state)
+            watch(steps, state, resting)
 
         z = self.solve.watched(problem.bind(leaves).detach(), z0, counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1

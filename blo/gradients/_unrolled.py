@@ -27,9 +27,8 @@ class Unrolled(Strategy):
 
     Args:
         last: differentiate through this many last steps only, taking the point before them for a constant
-            (Shaban et al., AISTATS 2019, truncated back-propagation). In a batch they are the last steps of the
-            slowest problem: one that stopped before them has derivative zero, so let the solver make a fixed number
-            of steps there, with `tol=None`. None: all steps.
+            (Shaban et al., AISTATS 2019, truncated back-propagation), in a batch the last ones of each problem.
+            None: all steps.
         checkpoint: keep about the square root of the number of states and repeat the steps between them when
             differentiating: one more solve for memory of about `2 sqrt(steps)` states and `sqrt(steps)` steps
             (Griewank and Walther, 2000, with one level). Differentiable once.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, surely, transforms_active
+from blo._autodiff import all_true, in_lanes, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._stopping import curvature, reachable, rounding
 
@@ -62,8 +62,8 @@ class Running(NamedTuple):
     residual: Tensor
 
 
-#: Called with the number of steps made so far and the state, before each further step.
-Watch: TypeAlias = Callable[[int, Any], None]
+#: Called before each step with the number of steps made so far, the state, and the lanes that will rest; None for none.
+Watch: TypeAlias = Callable[[int, Any, Tensor | None], None]
 
 
 class Iterative(Solver, abc.ABC):
@@ -118,7 +118,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
         if done is not None and steps % _stride(z0) == 0 and all_true(done):
             break
         if watch is not None:
-            watch(steps, state)
+            watch(steps, state, done)
         state = _step(solver, problem, state, done, lost, last=steps == solver.max_steps - 1)
         steps += 1
     return _finish(solver, problem, state, steps)
@@ -224,11 +224,5 @@ def _step(
     after = moved if last and solver.tol is None else solver.look(problem, moved)
     # A problem of its own has stopped the loop before it could be done here.
     if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()):
-        after = tree.map(lambda old, new: _where(done, old, new), before.state, after)
+        after = tree.map(lambda old, new: in_lanes(done, old, new), before.state, after)
     return before._replace(state=after, lost=lost)
-
-
-def _where(done: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    if new.shape[: done.ndim] != done.shape:
-        return new
-    return torch.where(done.reshape(done.shape + (1,) * (new.ndim - done.ndim)), old, new)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import plain
 from blo.solvers._base import Problem
 from blo.solvers._stopping import gradient_change
 
@@ -47,7 +48,9 @@ class Probe(NamedTuple):
         if not problem.followed:
             return self
         older = self._replace(age=self.age + 1)
-        return older._turned(problem, z, slope) if int(older.age) % _PERIOD == 0 else older
+        # Under `vmap`, problems that rest have stopped counting.
+        due = int(plain(older.age).max()) % _PERIOD == 0
+        return older._turned(problem, z, slope) if due else older
 
     def limited(self, step: Tensor) -> Tensor:
         """Return the step, at most one over the curvature seen; shape `(*lanes, 1)`."""

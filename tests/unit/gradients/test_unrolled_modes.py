@@ -195,3 +195,33 @@ def test_a_solver_without_steps_is_refused(strategy: blo.Unrolled) -> None:
 def test_settings_that_make_no_sense_are_refused(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blo.Unrolled(**options)
+
+
+@pytest.mark.parametrize("last", [1, 2, 7, 200])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("solver", [blo.ProjectedGradient(0.5), blo.ProjectedGradient(), blo.FISTA(0.5)], ids=str)
+def test_each_problem_of_a_batch_has_its_own_last_steps(
+    solver: blo.solvers.Solver, checkpoint: bool, last: int
+) -> None:
+    """One problem arrives long before the other."""
+    curvature = torch.tensor([[1.9], [0.2]], dtype=torch.float64)
+    theta, z0 = normal(0, 2, 3), torch.zeros(2, 3, dtype=torch.float64)
+    strategy = blo.Unrolled(last=last, checkpoint=checkpoint)
+
+    def objective(c: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        return (c * (0.5 * (z - t).square() + 0.02 * (z - t).pow(4))).sum(-1)
+
+    def slope(c: Tensor, t: Tensor, start: Tensor, batched: bool) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: objective(c, t, z), batched=batched)
+        options: dict[str, Any] = {"solver": solver, "gradient": strategy}
+        return blo.value_and_hypergrad(lambda t, z: z.square().sum(), lower, t, start, **options).grad
+
+    alone = torch.stack([slope(*each, False) for each in zip(curvature, theta, z0, strict=True)])
+    torch.testing.assert_close(slope(curvature, theta, z0, True), alone, rtol=1e-10, atol=1e-12)
+
+    def mapped(c: Tensor, t: Tensor, start: Tensor) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: objective(c, t, z))
+        found = torch.func.grad(lambda t: blo.argmin(lower, t, start, solver=solver, gradient=strategy).square().sum())
+        return found(t)
+
+    torch.testing.assert_close(torch.func.vmap(mapped)(curvature, theta, z0), alone, rtol=1e-10, atol=1e-12)
