@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,12 +69,21 @@ class Checks:
             else:
                 raise NonFiniteError(message)
 
+    def all_finite(self, parts: Iterable[tuple[Tensor | None, str]]) -> None:
+        """Report entries of several tensors that are NaN or infinite; one wait for the device where there are none."""
+        known = [(tensor, what) for tensor, what in parts if tensor is not None]
+        if self.off or not known:
+            return
+        flags = [plain(torch.isfinite(tensor)).all() for tensor, _ in known]
+        if not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
+            for tensor, what in known:
+                self.finite(tensor, what)
+
     def lower(self, solution: Solution) -> None:
         """Report a lower solve that went astray or stopped early."""
-        self.finite(solution.z, "the lower solution")
-        if solution.residual is not None:
-            # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
-            self.finite(solution.residual, "the residual of the lower solution")
+        # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
+        residual = solution.residual
+        self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")])
         if not self.off and solution.residual is not None and solution.tol is not None:
             self.stationary(solution.residual, solution.tol)
 
@@ -149,9 +158,7 @@ class Checks:
 
     def implicit(self, parts: Sequence[Tensor | None]) -> None:
         """Report an implicit part that is not finite, or is zero by definition."""
-        for part in parts:
-            if part is not None:
-                self.finite(part, "the implicit part")
+        self.all_finite((part, "the implicit part") for part in parts)
         if all(part is None for part in parts):
             self.constant()
 

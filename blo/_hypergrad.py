@@ -182,15 +182,15 @@ def _check(
     """Report whatever stands against the result; measures nothing when the policy is to ignore."""
     if checks.off:
         return
-    checks.finite(value, "the upper value")
-    checks.finite(v, "the upper gradient in z")
-    for part in direct:
-        checks.finite(part, "the direct part")
+    parts = [
+        (value, "the upper value"),
+        (v, "the upper gradient in z"),
+        *((part, "the direct part") for part in direct),
+    ]
+    checks.all_finite(parts)
     if pulled.linear is not None and pulled.optimality is not None:
         optimality = pulled.optimality
         checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts)
-    for implicit in pulled.cotangents:
-        if implicit is not None:
-            checks.finite(implicit, "the implicit part")
+    checks.all_finite((part, "the implicit part") for part in pulled.cotangents)
     if not (idle or not gradient.expects_theta or any(part is not None for part in pulled.cotangents)):
         checks.constant()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blo
 from blo.stochastic import run
@@ -257,3 +258,25 @@ def test_single_precision_stays_single_whatever_the_default(term: dict[str, Any]
             assert out.z.dtype == out.grad.dtype == torch.float32
     finally:
         torch.set_default_dtype(before)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a tensor's value is asked for, for which a host waits on an accelerator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_waits_do_not_grow_with_the_leaves_of_theta() -> None:
+    lower = blo.LowerProblem(lambda t, z: squares(sum(t), z))
+    options: dict[str, Any] = {"solver": blo.ProjectedGradient(1.0, max_steps=1, tol=None)}
+    counts = []
+    for leaves in (1, 20):
+        with Waits() as waits:
+            theta = [torch.ones(3)] * leaves
+            blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, torch.zeros(3), **options)
+        counts.append(waits.count)
+    assert 0 < counts[0] == counts[1]
