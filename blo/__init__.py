@@ -4,7 +4,7 @@ from blo._argmin import argmin
 from blo._check import check_hypergrad
 from blo._functionalize import functionalize
 from blo._hypergrad import Hypergradient, value_and_hypergrad
-from blo._problem import LowerProblem
+from blo._lower import LowerProblem
 from blo._status import Status
 from blo._upper import FitResult, fit
 from blo.errors import (

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import transforms_active
+from blo._bound import Bound
 from blo._failures import Checks
 from blo._hoist import hoist
-from blo._problem import Bound, FlatProblem, LowerProblem
+from blo._lower import LowerProblem
+from blo._problem import FlatProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled

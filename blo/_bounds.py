@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._problem import Bound
+from blo._bound import Bound
 
 
 def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blo import tree
+from blo._lower import LowerProblem
 from blo._objective import FixedPoint
-from blo._problem import LowerProblem
 from blo._term import Term
 from blo._types import Objective, Tree
 

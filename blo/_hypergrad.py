@@ -15,7 +15,8 @@ from blo._argmin import Solving, choose, require_parts
 from blo._autocast import without
 from blo._failures import Checks
 from blo._layout import Layout
-from blo._problem import FlatProblem, LowerProblem
+from blo._lower import LowerProblem
+from blo._problem import FlatProblem
 from blo._report import Report
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError

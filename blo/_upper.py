@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from blo import tree
 from blo._hypergrad import Hypergradient, value_and_hypergrad
-from blo._problem import LowerProblem
+from blo._lower import LowerProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Strategy, Unrolled

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import blo
-from blo._problem import Bound, FlatProblem
+from blo._bound import Bound
+from blo._problem import FlatProblem
 from tests import oracles
 from tests.oracles import Array, QuadraticCase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from blo import tree
 from blo._check._slopes import Differences
 from blo._hypergrad import Hypergradient, value_and_hypergrad
-from blo._problem import LowerProblem
+from blo._lower import LowerProblem
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.gradients import Strategy

@@ -14,7 +14,8 @@ from blo._check._outcome import Check, Direction
 from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
 from blo._hypergrad import Hypergradient, value_and_hypergrad
-from blo._problem import FlatProblem, LowerProblem
+from blo._lower import LowerProblem
+from blo._problem import FlatProblem
 from blo._status import Status
 from blo._types import Tree
 from blo.errors import NonFiniteError

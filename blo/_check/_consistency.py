@@ -13,7 +13,7 @@ from blo._check._ingredients import Ingredients
 from blo._check._outcome import Finding, Part
 from blo._check._slopes import Slope, along
 from blo._hypergrad import Hypergradient
-from blo._problem import LowerProblem
+from blo._lower import LowerProblem
 from blo._types import Tree
 from blo.gradients import Stationary, Strategy
 from blo.gradients._products import point

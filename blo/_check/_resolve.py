@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._problem import Bound
+from blo._bound import Bound
 from blo._term import Tangent
 from blo.errors import StructureError
 from blo.linsolve import CG, GMRES, Direct

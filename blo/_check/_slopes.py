@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._bound import Bound
 from blo._check._resolve import Resolved, resolve
-from blo._problem import Bound, FlatProblem
+from blo._problem import FlatProblem
 from blo._types import Tree
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from blo._bound import Bound, residual
 from blo._failures import Checks
-from blo._problem import Bound, FlatProblem, residual
+from blo._problem import FlatProblem
 from blo._term import Tangent, Term
 from blo.linsolve import LinearSolution
 
@@ -26,8 +27,8 @@ class Solve(Protocol):
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         """Solve likewise without a report: a further solve in the service of a derivative."""
 
-    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any, Tensor | None], None]) -> Tensor:
-        """Solve likewise, calling `watch(steps, state, resting)` before each step.
+    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
+        """Solve likewise, calling `watch(steps, state)` before each step; `state.resting` are the lanes that rest.
 
         Raises:
             StructureError: if the solver has no steps that can be repeated.

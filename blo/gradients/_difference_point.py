@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import suspended
-from blo._problem import Bound
+from blo._bound import Bound
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 

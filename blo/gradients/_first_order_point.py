@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import add, pullback
-from blo._problem import Bound
+from blo._bound import Bound
 from blo.gradients._base import Optimality
 from blo.gradients._point import Point
 

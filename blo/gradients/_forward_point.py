@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import jvp
-from blo._problem import Bound, FlatProblem
+from blo._bound import Bound
+from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 

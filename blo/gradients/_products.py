@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
-from blo._problem import Bound, FlatProblem
+from blo._bound import Bound
+from blo._problem import FlatProblem
 from blo.gradients._difference_point import DifferencePoint
 from blo.gradients._forward_point import ForwardPoint
 from blo.gradients._point import Point, ReversePoint

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import add, in_lanes, pullback, surely
-from blo._problem import Bound, FlatProblem
+from blo._bound import Bound
+from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 
 
@@ -22,11 +23,12 @@ class Tail:
     last: int
     states: list[tuple[int, Any]] = field(default_factory=list)
 
-    def __call__(self, steps: int, state: Any, resting: Tensor | None) -> None:
+    def __call__(self, steps: int, state: Any) -> None:
         self.states.append((steps, state))
         if len(self.states) <= self.last:
             return
-        if resting is not None and not surely(~resting):
+        resting = state.resting
+        if not surely(~resting):
             # A lane that rests has made its last steps: it keeps what it has, one place further on.
             pairs = zip(self.states[:-1], self.states[1:], strict=True)
             kept = [tree.map(lambda old, new: in_lanes(resting, old, new), old, new) for (_, old), (_, new) in pairs]
@@ -51,7 +53,7 @@ class Checkpoints:
     stride: int = 1
     states: list[tuple[int, Any]] = field(default_factory=list)
 
-    def __call__(self, steps: int, state: Any, resting: Tensor | None) -> None:
+    def __call__(self, steps: int, state: Any) -> None:
         if steps % self.stride == 0:
             self.states.append((steps, state))
         if len(self.states) > 2 * self.stride:
@@ -73,10 +75,10 @@ class TapeRule:
         watch = Checkpoints() if self.last is None else Tail(self.last)
         count = 0
 
-        def counted(steps: int, state: Any, resting: Tensor | None) -> None:
+        def counted(steps: int, state: Any) -> None:
             nonlocal count
             count = steps + 1
-            watch(steps, state, resting)
+            watch(steps, state)
 
         z = self.solve.watched(problem.bind(leaves).detach(), z0, counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1

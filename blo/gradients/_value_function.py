@@ -10,8 +10,9 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import add
+from blo._bound import Bound
 from blo._failures import Checks
-from blo._problem import Bound, FlatProblem
+from blo._problem import FlatProblem
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import surely
 from blo.solvers._base import Problem
-from blo.solvers._iterative import Iterative, aim, valued_gradient
+from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._probe import Probe
 from blo.solvers._settings import require_budget, require_positive
 
@@ -58,12 +58,15 @@ class FISTA(Iterative):
         slope = problem.gradient(z0)
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
-        none, goal = torch.zeros_like(one), aim(self, problem, z0, slope)
+        none, nowhere = torch.zeros_like(one), (torch.zeros_like(z0[..., 0]), one)
         probe = Probe.at(problem, z0, slope, wanted=self.step is None)
         step = probe.limited(step)
         return _State(
-            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), goal, none.bool(), probe
+            z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), nowhere, none.bool(), probe
         )
+
+    def aimed(self, state: _State, limit: Tensor, unit: Tensor) -> _State:
+        return state._replace(target=(limit, unit))
 
     def move(self, problem: Problem, state: _State) -> _State:
         near = problem.prox(state.base - state.step * state.force, state.step)

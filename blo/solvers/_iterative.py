@@ -51,7 +51,7 @@ class Running(NamedTuple):
         unit: what the residual is measured in, shape `(*lanes, 1)`.
         lost: lanes whose last step was from a residual of NaN, shape `lanes`.
         place: where the residual was measured last, shape `(*lanes, n)`; NaN where it is to be measured anew.
-        residual: what it was there, shape `lanes`.
+        residual: what it was there, shape `lanes`; infinite where nothing is measured.
     """
 
     state: Any
@@ -61,9 +61,14 @@ class Running(NamedTuple):
     place: Tensor
     residual: Tensor
 
+    @property
+    def resting(self) -> Tensor:
+        """Which lanes make no further step, shape `lanes`."""
+        return (self.residual <= self.limit) | self.lost
 
-#: Called before each step with the number of steps made so far, the state, and the lanes that will rest; None for none.
-Watch: TypeAlias = Callable[[int, Any, Tensor | None], None]
+
+#: Called with the number of steps made so far and the state, before each further step.
+Watch: TypeAlias = Callable[[int, Any], None]
 
 
 class Iterative(Solver, abc.ABC):
@@ -96,6 +101,10 @@ class Iterative(Solver, abc.ABC):
     def look(self, problem: Problem, state: Any) -> Any:
         """Return the state after the gradient at the trial point is known: the trial is taken, or taken back."""
 
+    def aimed(self, state: Any, limit: Tensor, unit: Tensor) -> Any:
+        """Return the state told the residual to reach, shape `lanes`, and its unit, `(*lanes, 1)`; few solvers care."""
+        return state
+
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         return run(self, problem, z0)
 
@@ -109,16 +118,17 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
     """
     begun = solver.start(problem, z0)
-    limit, unit = begun.target if hasattr(begun, "target") else aim(solver, problem, begun.z, begun.slope)
-    unknown = torch.full_like(begun.z, torch.nan)
-    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool), unknown, limit)
+    limit, unit = _aim(solver, problem, begun.z, begun.slope)
+    begun = solver.aimed(begun, limit, unit)
+    nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
+    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool), nowhere, unknown)
     steps = 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
         if done is not None and steps % _stride(z0) == 0 and all_true(done):
             break
         if watch is not None:
-            watch(steps, state, done)
+            watch(steps, state)
         state = _step(solver, problem, state, done, lost, last=steps == solver.max_steps - 1)
         steps += 1
     return _finish(solver, problem, state, steps)
@@ -132,7 +142,7 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value).unsqueeze(-1), slope, torch.nan)
 
 
-def aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Return where each lane stops that starts at z with this slope.
 
     Returns:
@@ -158,9 +168,9 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
     if not all_true(_residual(solver, problem, state) <= limit):
         noise = rounding(problem, at.z.detach(), at.slope.detach())
         limit = torch.where(noise > limit, noise, limit)  # a NaN is no limit
-    if hasattr(at, "target"):
-        at = at._replace(target=(limit, unit))
-    return state._replace(state=at, limit=limit, place=torch.full_like(state.place, torch.nan))
+    return state._replace(
+        state=solver.aimed(at, limit, unit), limit=limit, place=torch.full_like(state.place, torch.nan)
+    )
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
@@ -208,7 +218,7 @@ def _look(solver: Iterative, state: Running) -> tuple[Tensor | None, Tensor]:
     """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
     if solver.tol is None:
         return None, state.lost
-    return (state.residual <= state.limit) | state.lost, state.residual.isnan()
+    return state.resting, state.residual.isnan()
 
 
 def _residual(solver: Iterative, problem: Problem, state: Running) -> Tensor:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blo._problem import Bound, FlatProblem, LowerProblem
+from blo._bound import Bound
+from blo._lower import LowerProblem
+from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.sets import Box, Free, L2Ball, Set
 from blo.solvers import Solution, Solver

@@ -13,7 +13,7 @@ from blo import tree
 from blo._argmin import argmin
 from blo._check import check_hypergrad
 from blo._hypergrad import Hypergradient, value_and_hypergrad
-from blo._problem import LowerProblem
+from blo._lower import LowerProblem
 from blo._types import Tree
 from blo.gradients import Strategy
 from blo.sets import Box, L2Ball

@@ -1,0 +1,156 @@
+"""A lower problem at one theta, on flat tensors: what solvers and strategies see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import gradient, transforms_active, value_and_gradient
+from blo._layout import Layout
+from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
+from blo._term import Term
+from blo._types import Tree
+from blo.errors import StructureError
+from blo.penalties import Penalty
+from blo.sets import Free
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower problem at one theta, on flat tensors of shape `(*lanes, n)`: all that a lower solver sees.
+
+    Attributes:
+        slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
+        term: the constraint set or the penalty.
+        theta: the upper variable.
+        moving: the term depends on theta.
+        symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
+        recorded: keep the graph through every gradient, for differentiation through the solver.
+        followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
+    """
+
+    slice: Slice
+    term: Term
+    layout: Layout
+    theta: Tree
+    lifts: int
+    moving: bool
+    symmetric: bool = True
+    recorded: bool = False
+    followed: bool = False
+
+    def value(self, z: Tensor) -> Tensor:
+        """Return the objective without the penalty, shape `lanes`.
+
+        Raises:
+            StructureError: if the objective returns any other shape, or a fixed point is sought.
+        """
+        if not self.symmetric:
+            FixedPoint(lambda theta, z: z)(self.theta, z)
+        return self._checked(self.slice(self._unravel(z)), z)
+
+    def sides(self, z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two values, shape `lanes`, whose gradients in theta differ by that of `<gradient(z), 2 shift>`.
+
+        This holds up to the third derivative times `shift` cubed. A linearised objective takes its gradient at its
+        anchor, so it is looked at on both sides of that, which spares a second backward pass.
+        """
+        source, at = (self.slice.source, self.slice.anchor) if isinstance(self.slice, LinearSlice) else (self.slice, z)
+        ahead, behind = (source(self._unravel(side)) for side in (at + shift, at - shift))
+        return self._checked(ahead, z), self._checked(behind, z)
+
+    def _checked(self, value: Tensor, z: Tensor) -> Tensor:
+        single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
+        if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):
+            wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise StructureError(f"`objective` must return {wanted}, here {tuple(z.shape[:-1])}, but returned {found}.")
+        return value
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
+        if self.symmetric:
+            return gradient(self.value, z, create_graph=self.recorded)
+        with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
+            found = self.slice(self._unravel(z))
+            return found if self.lifts else self.layout.ravel(found, "the residual of the fixed point")
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
+        value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
+        value = value.to(slope.dtype)  # gradients have the dtype of z, whatever the objective computes in
+        return value if self.recorded or transforms_active() else value.detach(), slope
+
+    def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return v -> H v with the Hessian H of the objective at z; one graph of the gradient serves all products.
+
+        Raises:
+            StructureError: if a fixed point is sought, which has no Hessian.
+        """
+        if not self.symmetric:
+            self.value(z)  # refuses
+        if transforms_active():
+            pullback = torch.func.vjp(self.gradient, z)[1]
+            return lambda v: pullback(v)[0]
+        with torch.enable_grad():
+            point = z if z.requires_grad else z.detach().requires_grad_()
+            slope = self.record().gradient(point)
+
+        def product(v: Tensor) -> Tensor:
+            options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
+            return torch.autograd.grad(slope, point, v, **options)[0]
+
+        return product
+
+    def penalized(self, z: Tensor) -> Tensor:
+        """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
+        value = self.value(z)
+        return value + self.term.value(z) if isinstance(self.term, Penalty) else value
+
+    def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        """Return the proximal point of the penalty for this step, or the nearest point of the constraint set."""
+        return self.term.prox(z, step)
+
+    def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return `unit |z - prox(z - slope / unit)|`, zero exactly at stationary points, shape `lanes`."""
+        return residual(self.term, z, slope, unit).detach()
+
+    def motion(self, origin: Term, z: Tensor) -> Tensor:
+        """Return how far the term's face carries z when theta moves the term away from `origin`."""
+        return self.term.motion(origin, z) if self.moving else torch.zeros_like(z)
+
+    def detach(self) -> Bound:
+        """Return the same problem with theta held constant, sharing what was computed for this theta."""
+        return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), recorded=False)
+
+    def record(self) -> Bound:
+        """Return the same problem, keeping the graph through every gradient."""
+        return replace(self, recorded=True, followed=True)
+
+    def tilt(self, slope: Tensor) -> Bound:
+        """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""
+
+        def ravel(z: Tree) -> Tensor:
+            flat: Tensor = z if self.lifts else self.layout.ravel(z)
+            return flat
+
+        return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
+
+    def _unravel(self, z: Tensor) -> Tree:
+        return z if self.lifts else self.layout.unravel(z)
+
+
+def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return `unit |z - prox(z - slope / unit)|`, the natural residual of first-order optimality, shape `lanes`."""
+    if isinstance(term, Free):
+        left = slope  # of which the difference would leave nothing beside a large z, by rounding
+    elif unit is None:
+        left = z - term.prox(z - slope, 1.0)
+    else:
+        left = unit * (z - term.prox(z - slope / unit, 1 / unit))
+    distance: Tensor = torch.linalg.vector_norm(left, dim=-1)
+    return distance

@@ -1,0 +1,107 @@
+"""The lower problem as a user writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from blo import tree
+from blo._objective import FixedPoint, Linearized
+from blo._term import Term
+from blo._types import Objective, Tree
+from blo.errors import StructureError
+from blo.penalties import Penalty
+from blo.sets import Free, Set
+
+#: One object for all problems: `torch.compile` does not trace the making of one.
+_WHOLE = Free()
+
+
+@dataclass(frozen=True)
+class LowerProblem:
+    """`minimise objective(theta, z) over z in constraint`, or `minimise objective(theta, z) + penalty(z)`.
+
+    Args:
+        objective: `objective(theta, z)` returns a tensor of shape `()`, or of shape `(batch,)` when `batched`.
+        constraint: a set, or a callable `theta -> set` when the set moves with theta; by default `Free()`.
+        penalty: a penalty, or a callable `theta -> penalty` when its weight depends on theta.
+        batched: the first axis of every leaf of z numbers independent problems, solved, projected and
+            differentiated together.
+        strong_convexity: a number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, if one is known: a ridge
+            weight, say. Reports then bound the errors of the lower solution and of the adjoint.
+
+    Raises:
+        StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
+            if one of them is neither that nor a callable; or if the objective is no function.
+        ValueError: if `strong_convexity` is not positive.
+    """
+
+    objective: Objective
+    constraint: Set | Callable[[Tree], Set] = field(default_factory=lambda: _WHOLE)
+    penalty: Penalty | Callable[[Tree], Penalty] | None = None
+    batched: bool = False
+    strong_convexity: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.strong_convexity is not None and not self.strong_convexity > 0:
+            raise ValueError(
+                f"`strong_convexity` must be positive, but is {self.strong_convexity}. Leave it out if none is known."
+            )
+        if not isinstance(self.objective, FixedPoint) and not callable(self.objective):
+            raise StructureError(f"`objective` must be a function of theta and z, but is {self.objective!r}.")
+        for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
+            maker = callable(given) and not isinstance(given, Term)
+            if isinstance(given, type) or not (isinstance(given, kind) or maker or given is None):
+                found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+                raise StructureError(
+                    f"`{name}` must be a blo {kind.__name__.lower()} or a callable theta -> "
+                    f"{kind.__name__.lower()}, but is {found}."
+                )
+        if self.penalty is not None and not isinstance(self.constraint, Free):
+            raise StructureError(
+                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. Write the smooth one of the two "
+                "into the objective, or a class of your own with the proximal operator of their sum."
+            )
+
+    @property
+    def term(self) -> Term | Callable[[Tree], Term]:
+        """The non-smooth term: the constraint or the penalty, or what makes it from theta."""
+        return self.constraint if self.penalty is None else self.penalty
+
+    def with_term(self, term: Term | Callable[[Tree], Term]) -> LowerProblem:
+        """Return the problem with another non-smooth term of the same kind."""
+        if self.penalty is None:
+            return replace(self, constraint=term)  # type: ignore[arg-type]
+        return replace(self, penalty=term)  # type: ignore[arg-type]
+
+    @classmethod
+    def fixed_point(cls, function: Callable[[Tree, Tree], Tree], *, batched: bool = False) -> LowerProblem:
+        """Return the problem of finding `z = function(theta, z)`: an equilibrium instead of a minimum.
+
+        The implicit gradient is that of `z - function(theta, z) = 0`, whose Jacobian is in general not symmetric
+        (Bai, Kolter and Koltun, NeurIPS 2019, deep equilibrium models).
+
+        Args:
+            function: `function(theta, z)` returns a tree like z.
+            batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
+        """
+        return cls(FixedPoint(function), batched=batched)
+
+    def linearize(self, anchor: Tree, curvature: float) -> LowerProblem:
+        """Return the problem with its objective replaced by a first-order model and a proximal term.
+
+        The model is `<grad_z objective(theta, anchor), z - anchor> + curvature/2 |z - anchor|^2`: one projected
+        gradient step of size `1/curvature` from the anchor solves it exactly, and its Hessian in z is `curvature`
+        times the identity (Zhang et al., ICML 2022, Sec. 4).
+
+        Args:
+            anchor: a tree like z; a constant.
+            curvature: the proximal weight, in units of objective over z squared; positive.
+
+        Raises:
+            ValueError: if the curvature is not positive.
+        """
+        if not curvature > 0:
+            raise ValueError(f"`curvature` must be positive for the model to have a minimiser, but is {curvature}.")
+        model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
+        return replace(self, objective=model, strong_convexity=float(curvature))
