@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true
+from blo._autodiff import all_true, stride
 from blo.errors import StructureError
 from blo.operators import Operator, Restricted
 
@@ -177,11 +177,3 @@ def floor_of(tol: float | Tensor, b: Tensor) -> Any:
     """Return the tolerance, or rounding where it is below."""
     eps = torch.finfo(b.dtype).eps
     return tol.clamp(min=eps) if isinstance(tol, Tensor) else max(tol, eps)
-
-
-def stride(b: Tensor) -> int:
-    """Return the number of iterations between two looks at the convergence flags.
-
-    A look stalls an accelerator's queue, and costs nothing on a CPU.
-    """
-    return 1 if b.device.type == "cpu" else 8

@@ -5,12 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true
+from blo._autodiff import all_true, stride
 from blo.sets._exchange import Found, exchange
 from blo.sets._rows import times
-
-#: Iterations between two looks at the convergence flags where a look stalls the device's queue.
-_STRIDE = 8
 
 #: Tolerances that are tried one after another, in units of the first: from 1e-14 to 1e-9 in double precision.
 _LOOSER = (1.0, 2.0**8, 2.0**16)
@@ -60,14 +57,14 @@ def _row_by_row(
     entering = active
     pending = torch.zeros((*shape[:-1], 1), dtype=torch.bool, device=z.device)
     solved, failed = pending, known | ~torch.isfinite(z).all(-1, keepdim=True)
-    stride = 1 if z.device.type == "cpu" else _STRIDE
+    looks = stride(z)
     for index in range(10 * (k + 1)):
         excess = times(rows, z - times(rows.mT, sign * y)) - right
         size = torch.where(equal, excess.abs(), excess)
         late = torch.where(active, False, ~(size <= tol))
         solved = solved | (~pending & ~failed & ~late.any(-1, keepdim=True))
         done = solved | failed
-        if index % stride == 0 and all_true(done):
+        if index % looks == 0 and all_true(done):
             break
         worst = torch.where(late, size, -torch.inf).argmax(-1, keepdim=True)
         entering = torch.where(pending, entering, order == worst)

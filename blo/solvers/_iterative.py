@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, in_lanes, surely, transforms_active
+from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._stopping import curvature, reachable, rounding
 
 #: Steps after which it is looked at again what residual can be reached.
 _PERIOD = 200
-
-#: Steps between two looks at the convergence flags where a look stalls the device's queue.
-_STRIDE = 8
 
 
 class State(Protocol):
@@ -125,7 +122,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     steps = 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
-        if done is not None and steps % _stride(z0) == 0 and all_true(done):
+        if done is not None and steps % stride(z0) == 0 and all_true(done):
             break
         if watch is not None:
             watch(steps, state)
@@ -197,14 +194,10 @@ def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> 
     state = _measured(solver, problem, state)
     done, lost = _look(solver, state)
     due = index % _PERIOD == _PERIOD - 1  # a lane that has come down to rounding would go on to the last step
-    if done is not None and (due or (index % _stride(state.limit) == 0 and all_true(done))):
+    if done is not None and (due or (index % stride(state.limit) == 0 and all_true(done))):
         state = _measured(solver, problem, _confirmed(solver, problem, state))
         done, lost = _look(solver, state)
     return state, done, lost
-
-
-def _stride(like: Tensor) -> int:
-    return 1 if like.device.type == "cpu" else _STRIDE
 
 
 def _measured(solver: Iterative, problem: Problem, state: Running) -> Running:
