@@ -38,11 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.device(options.device), getattr(torch, options.dtype), options.rounds, options.quick, options.seed, stderr
     )
     out = options.out or Path("runs") / "bench" / f"{options.device}-{options.dtype}.json"
-    return _run([found[name] for name in chosen], setting, out)
+    return _run([found[name] for name in chosen], setting, out, options.resume)
 
 
-def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path) -> int:
+def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path, resume: bool) -> int:
     report = record.environment(setting)
+    if resume and out.exists():
+        report["benchmarks"] = record.continued(report, out)
+        if not report["benchmarks"]:
+            stderr(f"{out} is of other code, settings or versions: every benchmark is run")
+        chosen = [each for each in chosen if each.name not in report["benchmarks"]]
     failed = []
     for number, each in enumerate(chosen, 1):
         stderr(f"[{number}/{len(chosen)}] {each.name}: {each.title}")
@@ -73,5 +78,6 @@ def _parser(found: dict[str, Benchmark]) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=15, help="timings of each contestant (15)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--resume", action="store_true", help="run what the record lacks, if it is of the same code")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
     return parser

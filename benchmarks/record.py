@@ -63,6 +63,14 @@ def outcome(entry: dict[str, Any]) -> Outcome:
     return Outcome([Table(**table) for table in entry["tables"]], goals, entry["extra"])
 
 
+def continued(begun: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the benchmarks of a record that succeeded, if it is of the same machine, versions and settings."""
+    old = json.loads(path.read_text(encoding="utf-8"))
+    if any(old.get(part) != begun[part] for part in ("format", "settings", "machine", "versions")):
+        return {}
+    return {name: found for name, found in old["benchmarks"].items() if "error" not in found}
+
+
 def write(record: dict[str, Any], path: Path) -> None:
     """Write the record; what JSON has no number for is written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)

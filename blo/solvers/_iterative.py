@@ -114,12 +114,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     What is known at the start may be untrue where a lane stops: the curvature, and the rounding of the gradient below
     which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
     """
-    begun = solver.start(problem, z0)
-    limit, unit = _aim(solver, problem, begun.z, begun.slope)
-    begun = solver.aimed(begun, limit, unit)
-    nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
-    state = Running(begun, limit, unit, torch.zeros_like(limit, dtype=torch.bool), nowhere, unknown)
-    steps = 0
+    state, steps = _begin(solver, problem, z0), 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
         if done is not None and steps % stride(z0) == 0 and all_true(done):
@@ -137,6 +132,19 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
         return problem.gradient(z)
     value, slope = problem.evaluate(z)
     return torch.where(torch.isfinite(value).unsqueeze(-1), slope, torch.nan)
+
+
+def _begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
+    """Return what the loop begins with. Where nothing is measured there is no aim, and no work is spent on one."""
+    begun = solver.start(problem, z0)
+    if solver.tol is None:
+        none, inf = z0.new_zeros(()), z0.new_full((), torch.inf)
+        return Running(begun, none, none, none > 0, none, inf)
+    limit, unit = _aim(solver, problem, begun.z, begun.slope)
+    nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
+    return Running(
+        solver.aimed(begun, limit, unit), limit, unit, torch.zeros_like(limit, dtype=torch.bool), nowhere, unknown
+    )
 
 
 def _aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

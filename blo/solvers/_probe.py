@@ -24,7 +24,7 @@ class Probe(NamedTuple):
 
     Attributes:
         direction: one unit vector a lane, shape `(*lanes, n)`.
-        bend: the curvature along it, shape `(*lanes, 1)`; 0 where it is unknown, or does not matter.
+        bend: the curvature along it, shape `(*lanes, 1)`; 0 where it is unknown.
         age: steps made, a plain number in a tensor on the CPU.
     """
 
@@ -33,20 +33,17 @@ class Probe(NamedTuple):
     age: Tensor
 
     @classmethod
-    def at(cls, problem: Problem, z: Tensor, slope: Tensor, *, wanted: bool) -> Probe:
-        """Return the probe at the start of a solve; one that knows nothing where nobody looks through the solve."""
-        none = torch.zeros_like(z.detach()[..., :1])
+    def at(cls, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
+        """Return the probe at the start of a solve."""
         start = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
-        probe = cls((start / torch.linalg.vector_norm(start)).expand_as(z), none, torch.zeros((), dtype=torch.int64))
-        if wanted and problem.followed:
-            for _ in range(_FIRST):
-                probe = probe._turned(problem, z, slope)
+        none, age = torch.zeros_like(z.detach()[..., :1]), torch.zeros((), dtype=torch.int64)
+        probe = cls((start / torch.linalg.vector_norm(start)).expand_as(z), none, age)
+        for _ in range(_FIRST):
+            probe = probe._turned(problem, z, slope)
         return probe
 
     def stepped(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         """Return the probe after one more step, which led to z with this slope."""
-        if not problem.followed:
-            return self
         older = self._replace(age=self.age + 1)
         # Under `vmap`, problems that rest have stopped counting.
         due = int(plain(older.age).max()) % _PERIOD == 0

@@ -55,8 +55,11 @@ class ProjectedGradient(Iterative):
     def start(self, problem: Problem, z0: Tensor) -> _State:
         step = z0.new_full((*z0.shape[:-1], 1), 1.0 if self.step is None else self.step)
         slope = problem.gradient(z0)
-        probe = Probe.at(problem, z0, slope, wanted=self.step is None)
-        return _State(z0, slope, z0, probe.limited(step), torch.zeros_like(z0), probe)
+        velocity = torch.zeros_like(z0) if self.momentum else z0  # of no use without momentum, and then at no cost
+        if self.step is not None or not problem.followed:
+            return _State(z0, slope, z0, step, velocity, None)
+        probe = Probe.at(problem, z0, slope)
+        return _State(z0, slope, z0, probe.limited(step), velocity, probe)
 
     def move(self, problem: Problem, state: _State) -> _State:
         move = _direction.scaled(state.slope, self.direction)
@@ -72,6 +75,8 @@ class ProjectedGradient(Iterative):
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
+        if state.probe is None:
+            return state._replace(z=z, slope=slope, step=step)
         probe = state.probe.stepped(problem, z, slope)
         return state._replace(z=z, slope=slope, step=probe.limited(step), probe=probe)
 
@@ -82,7 +87,7 @@ class _State(NamedTuple):
     trial: Tensor
     step: Tensor
     velocity: Tensor
-    probe: Probe
+    probe: Probe | None
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))

@@ -52,6 +52,27 @@ def test_a_benchmark_that_fails_is_recorded_and_does_not_stop_the_others(tmp_pat
 
 
 @pytest.mark.usefixtures("two")
+def test_a_run_can_be_resumed_with_the_same_code_and_settings_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "record.json"
+    resume = ["--out", str(out), "--resume"]
+    assert cli.main(["works", "fails", *resume]) == 1
+    first = json.loads(out.read_text(encoding="utf-8"))
+    assert cli.main([*resume]) == 1
+    assert "[1/1] fails" in capsys.readouterr().err
+    assert json.loads(out.read_text(encoding="utf-8")) == first
+    cli.main([*resume, "--seed", "1"])
+    printed = capsys.readouterr().err
+    assert "other code, settings or versions" in printed and "[1/2] works" in printed
+    cli.main([*resume, "--seed", "1"])
+    monkeypatch.setattr("benchmarks.record._commit", lambda: "another")
+    assert "[1/1] fails" in capsys.readouterr().err
+    cli.main([*resume, "--seed", "1"])
+    assert "[1/2] works" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("two")
 def test_an_unknown_name_is_refused_with_the_names_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["work"]) == 2
     assert "no benchmark is called work; there are: works, fails" in capsys.readouterr().err
