@@ -59,8 +59,8 @@ class FISTA(Iterative):
         one = torch.ones_like(z0[..., :1])
         step = one * (1.0 if self.step is None else self.step)
         none, nowhere = torch.zeros_like(one), (torch.zeros_like(z0[..., 0]), one)
-        probe = Probe.at(problem, z0, slope) if self.step is None and problem.followed else None
-        step = step if probe is None else probe.limited(step)
+        probe = Probe.at(problem, z0, slope) if self.step is None and problem.followed else ()
+        step = probe.limited(step) if probe else step
         return _State(
             z0, slope, z0, z0, slope, z0, z0, step, one, one, none, none.bool(), one.bool(), nowhere, none.bool(), probe
         )
@@ -90,7 +90,7 @@ class FISTA(Iterative):
             looked = problem.gradient(state.trial)
             step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         base, force = torch.where(accepted, state.trial, state.base), torch.where(accepted, looked, state.force)
-        probe = None if state.probe is None else state.probe.stepped(problem, base, force)
+        probe = state.probe.stepped(problem, base, force) if state.probe else ()
         checked = state.pure & (accepted | self._better_than_none(problem, state, looked))
         return _State(
             z=torch.where(checked, state.trial, state.z),
@@ -100,7 +100,7 @@ class FISTA(Iterative):
             force=force,
             near=state.near,
             last=torch.where(accepted, state.near, state.last),
-            step=step if probe is None else probe.limited(step),
+            step=probe.limited(step) if probe else step,
             # Where halving the step did not help it was the momentum that led astray.
             age=torch.where(accepted, state.older, torch.where(state.failed, 1.0, state.age)),
             older=state.older,
@@ -150,7 +150,7 @@ class _State(NamedTuple):
         pure: the trial is a proximal point.
         target: the residual to reach and its unit.
         failed: the last trial was taken back.
-        probe: how long steps may be; None where nobody differentiates through them.
+        probe: how long steps may be; empty where nobody differentiates through them.
     """
 
     z: Tensor
@@ -168,7 +168,7 @@ class _State(NamedTuple):
     pure: Tensor
     target: tuple[Tensor, Tensor]
     failed: Tensor
-    probe: Probe | None
+    probe: Probe | tuple[()]
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z), force=gradient(self.base))

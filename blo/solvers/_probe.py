@@ -14,6 +14,10 @@ from blo.solvers._stopping import gradient_change
 #: Power iterations at the start, and steps between two later ones.
 _FIRST, _PERIOD = 10, 10
 
+#: Longest step in units of one over the curvature. A step of just that unit is Newton's where all curvatures are equal:
+#: it squares the error of z, and stops the solve, while that of the derivative is still the error of z before it.
+_SHARE = 0.9
+
 
 class Probe(NamedTuple):
     """A direction that turns, by power iteration, to the one along which the objective curves most.
@@ -50,8 +54,8 @@ class Probe(NamedTuple):
         return older._turned(problem, z, slope) if due else older
 
     def limited(self, step: Tensor) -> Tensor:
-        """Return the step, at most one over the curvature seen; shape `(*lanes, 1)`."""
-        return torch.where(step * self.bend > 1, 1 / self.bend, step)
+        """Return the step, at most about one over the curvature seen; shape `(*lanes, 1)`."""
+        return torch.where(step * self.bend > _SHARE, _SHARE / self.bend, step)
 
     def _turned(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         change = gradient_change(problem, z, slope, self.direction)

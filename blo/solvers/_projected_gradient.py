@@ -57,7 +57,7 @@ class ProjectedGradient(Iterative):
         slope = problem.gradient(z0)
         velocity = torch.zeros_like(z0) if self.momentum else z0  # of no use without momentum, and then at no cost
         if self.step is not None or not problem.followed:
-            return _State(z0, slope, z0, step, velocity, None)
+            return _State(z0, slope, z0, step, velocity, ())
         probe = Probe.at(problem, z0, slope)
         return _State(z0, slope, z0, probe.limited(step), velocity, probe)
 
@@ -75,7 +75,7 @@ class ProjectedGradient(Iterative):
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
-        if state.probe is None:
+        if not state.probe:
             return state._replace(z=z, slope=slope, step=step)
         probe = state.probe.stepped(problem, z, slope)
         return state._replace(z=z, slope=slope, step=probe.limited(step), probe=probe)
@@ -87,7 +87,7 @@ class _State(NamedTuple):
     trial: Tensor
     step: Tensor
     velocity: Tensor
-    probe: Probe | None
+    probe: Probe | tuple[()]
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))

@@ -91,3 +91,15 @@ def test_a_coordinate_that_is_solved_to_the_last_bit_does_not_blow_up(
     )
     torch.testing.assert_close(out.z, theta, rtol=0, atol=1e-5)
     torch.testing.assert_close(out.grad, weights, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", [None, blo.ProjectedGradient(tol=1e-12), blo.FISTA(tol=1e-12)])
+@pytest.mark.parametrize("value", [0.09, 0.11, 0.33, 0.65, 1.83])
+def test_the_derivative_arrives_with_the_solution(value: float, solver: blo.solvers.Solver | None) -> None:
+    """A step of one over the only curvature squares the error of z and not that of its derivative."""
+    lower = blo.LowerProblem(lambda t, z: (0.5 * t.exp() * z.square() - 3 * t * z).sum())
+    theta = torch.tensor([value], dtype=torch.float64)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.sum(), lower, theta, torch.zeros_like(theta), solver=solver, gradient=blo.Unrolled()
+    )
+    torch.testing.assert_close(out.grad, 3 * (1 - theta) * (-theta).exp(), rtol=1e-9, atol=0)
