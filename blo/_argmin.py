@@ -158,7 +158,8 @@ def argmin(
         z0: start of the solver, a tree of floating point tensors; a constant.
         solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
-            where the objective's curvature is below 1. For `Unrolled`, `FISTA` for every objective.
+            where the objective's curvature is below 1. For `Unrolled`, at most 2,000 steps of `FISTA`
+            for every objective.
         gradient: a strategy; `Implicit()` by default, with the linear solver that suits the adjoint system.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
