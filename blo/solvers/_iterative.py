@@ -154,21 +154,28 @@ def _aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple
         The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
     """
     unit = _unit(solver, problem, z, slope)
-    return torch.maximum(reachable(slope), (solver.tol or 0.0) * unit.squeeze(-1)), unit
+    return torch.maximum(reachable(slope), _asked(solver, unit)), unit
 
 
 def _unit(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
     """Return what residuals are measured in, shape `(*lanes, 1)`."""
     if solver.tol is None or not solver.relative:
         return torch.ones_like(slope[..., :1])
-    return curvature(problem, z.detach(), slope.detach()).clamp(max=1.0)
+    # A unit step of an objective in a large unit leads far away, where a projection may not be found.
+    return curvature(problem, z.detach(), slope.detach())
+
+
+def _asked(solver: Iterative, unit: Tensor) -> Tensor:
+    """Return the residual that the solver is asked for, shape `lanes`."""
+    limit: Tensor = (solver.tol or 0.0) * unit.squeeze(-1).clamp(max=1.0)
+    return limit
 
 
 def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
     """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there."""
     at = state.state
     unit = _unit(solver, problem, at.z, at.slope)
-    limit: Tensor = (solver.tol or 0.0) * unit.squeeze(-1)
+    limit = _asked(solver, unit)
     state = state._replace(unit=unit)
     if not all_true(_residual(solver, problem, state) <= limit):
         noise = rounding(problem, at.z.detach(), at.slope.detach())
