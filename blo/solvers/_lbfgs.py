@@ -13,6 +13,7 @@ from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
 from blo.solvers._iterative import Iterative
+from blo.solvers._reduced import bounded_step, used_pairs
 from blo.solvers._settings import require_budget
 
 
@@ -20,12 +21,14 @@ from blo.solvers._settings import require_budget
 class LBFGS(Iterative):
     """Limited-memory BFGS for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
 
-    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that rest on a bound
-    are left out of the quasi-Newton step; the step is projected, and shortened until the objective has decreased
-    enough. Near the solution, where values differ by their rounding alone, gradients decide.
+    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that a step down the
+    slope takes onto a bound are left out of the quasi-Newton step and go there; the step is projected, and shortened
+    until the objective has decreased enough. Near the solution, where values differ by their rounding alone, gradients
+    decide.
 
-    Source: Byrd, Nocedal and Schnabel (Math. Prog. 1994), theorem 2.2, for the inverse; Bertsekas (SIAM J. Control
-    Optim. 1982) for the projected steps; Hager and Zhang (SIAM J. Optim. 2005) for the decision by gradients.
+    Source: Byrd, Nocedal and Schnabel (Math. Prog. 1994), theorem 2.2, for the inverse; Byrd, Lu, Nocedal and Zhu
+    (SIAM J. Sci. Comput. 1995) for its part on the free coordinates; Bertsekas (SIAM J. Control Optim. 1982) for the
+    projected steps; Hager and Zhang (SIAM J. Optim. 2005) for the decision by gradients.
 
     Args:
         memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
@@ -63,9 +66,7 @@ class LBFGS(Iterative):
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
     def move(self, problem: Problem, state: _State) -> _State:
-        limits = bounds(problem.term, state.z, "LBFGS")
-        free = None if limits is None else _line.free(problem, state.z, state.slope, *limits)
-        step = _step(state, free)
+        step = _step(state, bounds(problem.term, state.z, "LBFGS"))
         return state._replace(trial=problem.prox(state.z + state.line.length * step, 1.0))
 
     def look(self, problem: Problem, state: _State) -> _State:
@@ -108,15 +109,14 @@ class _State(NamedTuple):
         return self._replace(slope=gradient(self.z))
 
 
-def _step(state: _State, free: Tensor | None) -> Tensor:
-    """Return minus the inverse Hessian on the free coordinates times the slope, minus the scaled slope elsewhere."""
+def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return minus the inverse Hessian times the slope, within bounds for the free coordinates."""
     s, y, g = state.moves, state.turns, state.slope
-    if free is not None:
-        s, y, g = s * free.unsqueeze(-2), y * free.unsqueeze(-2), g * free
+    if limits is not None:
+        return bounded_step(state.z, g, *limits, s, y, state.scale)
     inner = (s * y).sum(-1)
     squared = (y * y).sum(-1)
-    noise = torch.finfo(g.dtype).eps * ((s * s).sum(-1) * squared).sqrt().detach()
-    used = inner > noise
+    used = used_pairs(s, y)
     # Pairs of unit curvature keep the triangular matrix well scaled; those that are not used are zero.
     weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
     s, y = weight * s, weight * y
@@ -131,11 +131,9 @@ def _step(state: _State, free: Tensor | None) -> Tensor:
     b = a + gamma * (gram @ a - y @ g.unsqueeze(-1))
     p = torch.linalg.solve_triangular(triangle.mT, b, upper=False)
     image = scale * g + (s.mT @ p - gamma * (y.mT @ a)).squeeze(-1)
-    if free is not None:
-        image = torch.where(free, image, scale * state.slope)
     # Rounding can spoil the descent of an ill-conditioned inverse; the slope itself always descends.
-    descends = (image * state.slope).sum(-1, keepdim=True) > 0
-    return -torch.where(descends, image, scale * state.slope)
+    descends = (image * g).sum(-1, keepdim=True) > 0
+    return -torch.where(descends, image, scale * g)
 
 
 def _push(past: Tensor, new: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo.solvers._base import Problem
-
 __all__ = ["Line", "free", "judge", "start"]
 
 #: Share of the decrease promised by the slope that a step must bring (Armijo).
@@ -70,13 +68,12 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
     )
 
 
-def free(problem: Problem, z: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def free(z: Tensor, slope: Tensor, low: Tensor, high: Tensor, margin: Tensor) -> Tensor:
     """Return the coordinates that are not held by a bound, booleans of z's shape.
 
-    A coordinate is held when the slope presses it against a bound that it has all but reached. Without the margin,
-    which vanishes at a solution, steps could be cut shorter and shorter by bounds they approach (Bertsekas 1982).
+    A coordinate is held when the slope presses it against a bound that it has all but reached, that is within the
+    margin. Without it, steps could be cut shorter and shorter by bounds they approach (Bertsekas 1982).
     """
     z, slope = z.detach(), slope.detach()
-    margin = (problem.residual(z, slope).unsqueeze(-1)).clamp(max=1e-3)
     pressed = ((z <= low + margin) & (slope > 0)) | ((z >= high - margin) & (slope < 0))
     return ~pressed

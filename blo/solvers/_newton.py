@@ -72,7 +72,7 @@ class Newton(Iterative):
 
     def move(self, problem: Problem, state: _State) -> _State:
         limits = bounds(problem.term, state.z, "Newton")
-        free = None if limits is None else _line.free(problem, state.z, state.slope, *limits)
+        free = None if limits is None else _line.free(state.z, state.slope, *limits, _margin(problem, state))
         slope = state.slope if free is None else state.slope * free
         hessian = Sum(Hessian(problem.hessian(state.z)), ScaledIdentity(state.shift))
         found = loosened(self.linear_solver, state.forcing).solve(_restricted(hessian, free), slope)
@@ -144,6 +144,12 @@ class _Mask:
 
     def curve(self, v: Tensor) -> Tensor:
         return torch.zeros_like(v)
+
+
+def _margin(problem: Problem, state: _State) -> Tensor:
+    """Return how far from a bound a coordinate is held, shape `(*lanes, 1)`: it vanishes at a solution."""
+    margin: Tensor = problem.residual(state.z, state.slope).detach().unsqueeze(-1).clamp(max=1e-3)
+    return margin
 
 
 def _restricted(hessian: Operator, free: Tensor | None) -> Operator:
