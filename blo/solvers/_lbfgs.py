@@ -21,10 +21,10 @@ from blo.solvers._settings import require_budget
 class LBFGS(Iterative):
     """Limited-memory BFGS for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
 
-    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that a step down the
-    slope takes onto a bound are left out of the quasi-Newton step and go there; the step is projected, and shortened
-    until the objective has decreased enough. Near the solution, where values differ by their rounding alone, gradients
-    decide.
+    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that a short step down
+    the slope takes onto a bound are left out of the quasi-Newton step and go there; the step is projected, and
+    shortened until the objective has decreased enough. Near the solution, where values differ by their rounding alone,
+    gradients decide.
 
     Source: Byrd, Nocedal and Schnabel (Math. Prog. 1994), theorem 2.2, for the inverse; Byrd, Lu, Nocedal and Zhu
     (SIAM J. Sci. Comput. 1995) for its part on the free coordinates; Bertsekas (SIAM J. Control Optim. 1982) for the

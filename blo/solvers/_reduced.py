@@ -11,6 +11,8 @@ __all__ = ["bounded_step", "used_pairs"]
 
 #: Share of the newest pair's curvature above which the free coordinates tell the curvature off all pairs.
 _SHARE = 0.1
+#: Share of a step down the slope that takes a coordinate onto its bound where it is held: a margin in the unit of z.
+_REACH = 0.1
 
 
 def bounded_step(
@@ -40,8 +42,7 @@ def bounded_step(
     newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
     known = used.any(-1, keepdim=True)
     scale = torch.where(known, 1.0 / torch.where(known, _of(newest, y, y), 1.0), unknown)
-    # Held is what a step down the slope would take onto its bound: that needs no unit of z or of the objective.
-    free = _line.free(z, slope, low, high, scale.detach() * slope.detach().abs())
+    free = _line.free(z, slope, low, high, _REACH * scale.detach() * slope.detach().abs())
     mask = free.unsqueeze(-2)
     share = _of(newest, mask * s, y)
     told = share > _SHARE

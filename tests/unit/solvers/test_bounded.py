@@ -133,7 +133,7 @@ def test_evaluations_do_not_depend_on_units(unit: float, z_unit: float) -> None:
 def test_the_step_is_that_of_dense_bfgs_on_the_free_coordinates(gamma: float) -> None:
     """The Hessian is built by the recursion `B - B s s' B / s' B s + y y' / s' y` in NumPy; held coordinates go apart.
 
-    In the unit gamma of inverse curvature.
+    Those are all but on their bound. The unit of inverse curvature is gamma.
     """
     rng = np.random.default_rng(0)
     root = rng.normal(size=(6, 6))
@@ -150,7 +150,8 @@ def test_the_step_is_that_of_dense_bfgs_on_the_free_coordinates(gamma: float) ->
     truth = -(s[-1] @ y[-1]) / (y[-1] @ y[-1]) * slope
     truth[free] = -np.linalg.solve(hessian[np.ix_(free, free)], slope[free])
     low, pad = np.where(free, -1e9, 0.0), np.zeros((1, 6))
-    z, g, below, moves, turns = map(torch.as_tensor, (np.zeros(6), slope, low, np.r_[pad, s], np.r_[pad, y]))
+    near = np.where(free, 0.0, 1e-9 * gamma)
+    z, g, below, moves, turns = map(torch.as_tensor, (near, slope, low, np.r_[pad, s], np.r_[pad, y]))
     found = bounded_step(z, g, below, below + 2e9, moves, turns, torch.ones(1).double())
     np.testing.assert_allclose(found, truth, rtol=1e-10)
 
