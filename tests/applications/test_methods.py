@@ -158,6 +158,14 @@ def test_no_implicit_gradient_when_every_coordinate_is_active() -> None:
     assert_same_bits(pushed, without)
 
 
+def test_a_pixel_within_1e_7_of_its_bound_is_held_as_in_the_published_code() -> None:
+    model, x, y, _ = case(4)
+    step = training_gradient(model, x, y, method="fast-bat", eps=8 / 255, start=-torch.ones_like(x), step=1e-9)
+    low = (-x).clamp(min=-8 / 255)
+    assert int((step.delta > low).sum()) > 0 and float((step.delta - low).max()) < 1e-7
+    assert float(step.implicit_share) == 0
+
+
 @pytest.mark.parametrize("method", ["fast-at", "fast-at-ga", "pgd-at", "fast-bat"])
 def test_perturbed_images_are_images_within_the_budget(method: str) -> None:
     model, x, y, _ = case(5)

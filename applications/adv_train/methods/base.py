@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import blo
 from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
+from adv_train.methods.pixels import PixelBox
 
 Start: TypeAlias = Literal["uniform", "zero"]
 
@@ -110,7 +111,7 @@ class Adversarial(Method):
         generator: torch.Generator | None = None,
     ) -> Step:
         # Images lie in [0, 1], so the box is never empty; validating it would make the host wait in every step.
-        box = blo.Box.around(x, self.eps, 0.0, 1.0, validate=False)
+        box = PixelBox.around(x, self.eps, 0.0, 1.0, validate=False)
         if start is None:
             start = torch.zeros_like(x)
             if self.start == "uniform":
