@@ -26,6 +26,10 @@ from blo.linsolve import LinearSolution
 from blo.solvers import Solution
 
 _LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
+_SINGULAR = (
+    "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a proximal "
+    "term to the objective, or `damping` to the linear solver."
+)
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,10 @@ class Checks:
         """Report a linear solve that stopped early, or curvature that is not positive on the tangent space."""
         if self.off:
             return
-        singular = int(solution.indefinite.sum()) and (
-            "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a "
-            "proximal term to the objective, or `damping` to the linear solver."
-        )
-        self.finite(solution.x, "the adjoint", singular or _LOOK)
+        indefinite = int(solution.indefinite.sum())
+        self.finite(solution.x, "the adjoint", _SINGULAR if indefinite else _LOOK)
         # A Krylov solver stops at a NaN in the Hessian and returns the finite iterate before it.
         self.finite(solution.residual, "the residual of the adjoint system")
-        indefinite = int(solution.indefinite.sum())
         if indefinite:
             self._found(
                 f"the curvature is not positive on the tangent space in {indefinite} of "

@@ -16,6 +16,7 @@ from blo.gradients._function import Solution
 from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
+from blo.linsolve._base import largest
 from blo.operators import Hessian, Operator, Restricted, TangentSpace
 
 
@@ -75,8 +76,7 @@ class Stationary(Strategy):
         # full solution afterwards is a different vector.
         system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
         # In units of v: parts of a tiny vector would be lost in the underflow.
-        size = torch.linalg.vector_norm(v, torch.inf, -1, keepdim=True)
-        size = torch.where(size > 0, size, 1.0)
+        size, _ = largest(v)
         guess = None if guess is None else tangent.project(guess / size)
         found = self.invert(system, _inside(tangent, v / size), guess)
         return replace(found, x=size * found.x, noise=at.noise)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blo._autodiff import plain
 from blo.solvers._base import Problem
-from blo.solvers._stopping import gradient_change
+from blo.solvers._stopping import gradient_change, unaligned
 
 #: Power iterations at the start, and steps between two later ones.
 _FIRST, _PERIOD = 10, 10
@@ -39,9 +39,8 @@ class Probe(NamedTuple):
     @classmethod
     def at(cls, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         """Return the probe at the start of a solve."""
-        start = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
         none, age = torch.zeros_like(z.detach()[..., :1]), torch.zeros((), dtype=torch.int64)
-        probe = cls((start / torch.linalg.vector_norm(start)).expand_as(z), none, age)
+        probe = cls(unaligned(z).expand_as(z), none, age)
         for _ in range(_FIRST):
             probe = probe._turned(problem, z, slope)
         return probe

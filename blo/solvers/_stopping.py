@@ -28,14 +28,20 @@ def rounding(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
 
 
 def curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
-    """Return `|H d|` for one unit vector d that no problem is likely to be aligned with, shape `(*lanes, 1)`.
+    """Return `|H d|` for the vector d of `unaligned`, shape `(*lanes, 1)`.
 
     It is measured by a difference of gradients; 1 where these do not tell.
     """
-    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
-    change = gradient_change(problem, z, slope, direction / torch.linalg.vector_norm(direction))
+    change = gradient_change(problem, z, slope, unaligned(z))
     bend = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
     return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
+
+
+def unaligned(z: Tensor) -> Tensor:
+    """Return a unit vector that no problem is likely to be aligned with, shape `(n,)`."""
+    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+    unit: Tensor = direction / torch.linalg.vector_norm(direction)
+    return unit
 
 
 def gradient_change(problem: Problem, z: Tensor, slope: Tensor, direction: Tensor) -> Tensor:
