@@ -19,7 +19,7 @@ from blo._problem import FlatProblem
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled
-from blo.solvers import Iterative, Solution, Solver, Watch, advance, default_solver, run
+from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, default_solver, run
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Solving:
     Args:
         solver: the solver.
         checks: what to do with its findings.
+        gradient: what is made of the solution.
         hoisted: theta brings captured tensors along, which are none of the solver's business.
-        followed: the solver is differentiated through.
         defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
     """
 
     solver: Solver
     checks: Checks
+    gradient: Strategy
     hoisted: bool = False
-    followed: bool = False
     defer: bool = False
     last: Solution | None = field(default=None, init=False)
 
@@ -52,6 +52,9 @@ class Solving:
 
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
         return self._report(problem, self._solve(problem, z0, watch))
+
+    def begin(self, problem: Bound, z0: Tensor) -> Any:
+        return begin(self._iterative, self._told(problem), z0)
 
     def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
         return advance(self._iterative, self._told(problem), state, first, steps)
@@ -78,11 +81,13 @@ class Solving:
 
     @property
     def idle(self) -> bool:
-        """Whether the solver that is differentiated through made no step."""
-        return self.followed and self.last is not None and self.last.steps == 0 and self.last.residual is not None
+        """Whether there is nothing to differentiate through: no step was made, from a start that is a constant."""
+        if not isinstance(self.gradient, Unrolled) or self.gradient.start is not None or self.last is None:
+            return False
+        return self.last.steps == 0 and self.last.residual is not None
 
     def _told(self, problem: Bound) -> Bound:
-        return replace(problem, followed=True) if self.followed else problem
+        return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
 
     def _report(self, problem: Bound, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
@@ -90,7 +95,7 @@ class Solving:
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
         self.last = solution
-        if self.followed or not transforms_active():
+        if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution)
         if self.idle:
             self.checks.idle()
@@ -155,7 +160,7 @@ def argmin(
     Args:
         lower: the lower problem.
         theta: upper variable, a tree of tensors.
-        z0: start of the solver, a tree of floating point tensors; a constant.
+        z0: start of the solver, a tree of floating point tensors; a constant (but see `Unrolled.start`).
         solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
             where the objective's curvature is below 1. For `Unrolled`, at most 2,000 steps of `FISTA`
@@ -195,5 +200,5 @@ def argmin(
         checks.held()
     if wanted:
         checks.fixed(lower.term)
-    solve = Solving(solver, checks, hoisted=hoisted is not lower, followed=isinstance(gradient, Unrolled))
+    solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower)
     return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))

@@ -106,7 +106,7 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
 
         def summed(point: Tensor) -> tuple[Tensor, Tensor]:
             value = function(point)
-            return value.sum(), value
+            return value.sum() if value.ndim else value, value
 
         slope, value = torch.func.grad(summed, has_aux=True)(z)
         return value, slope

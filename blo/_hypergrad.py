@@ -20,7 +20,7 @@ from blo._problem import FlatProblem
 from blo._report import Report
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Pulled, Stationary, Strategy, Unrolled
+from blo.gradients import Implicit, Pulled, Stationary, Strategy
 from blo.solvers import Solver
 
 
@@ -101,7 +101,7 @@ def value_and_hypergrad(
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver = choose(problem, given, gradient) if solver is None else solver
     checks = Checks(on_failure, measured=solver.tol is not None)
-    solving = Solving(solver, checks, followed=isinstance(gradient, Unrolled), defer=isinstance(gradient, Stationary))
+    solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 
     leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None

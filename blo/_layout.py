@@ -108,7 +108,10 @@ class Layout:
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)
         pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)
-        leaves = [p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)]
+        # A view that changes nothing would be differentiated as often as the others.
+        leaves = [
+            p if len(s) == 1 else p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)
+        ]
         return tree.unflatten(leaves, self.spec)
 
     def ravel_parameter(self, value: Tree | float, name: str) -> Tensor | float:

@@ -74,6 +74,18 @@ class FlatProblem:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
         return self._term(tree.unflatten(leaves, self.spec))
 
+    def place(self, function: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
+        """Return the flat tensor of the tree like z that `function` gives at the theta with these leaves."""
+
+        def flat(*leaves: Tensor) -> Tensor:
+            return self.layout.ravel(function(tree.unflatten(leaves, self.spec)), "start(theta)")
+
+        for randomness in self.randomness:
+            flat = torch.vmap(flat, randomness=randomness)
+        found = flat(*leaves)
+        # A tensor of its own: in a leaf of theta the objective's dependence on theta would pass for that on z.
+        return found.clone()
+
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
         objective = self.lower.objective

@@ -58,8 +58,9 @@ def fit(
 ) -> FitResult:
     """Minimise f(theta, z*(theta)) over theta with a torch optimiser, each lower solve started from the last one.
 
-    With `Unrolled` each solve starts from `z0`: the start is part of the algorithm that is differentiated (in MAML it
-    is where adaptation begins), and from a solution on no step would be made, let alone differentiated.
+    With `Unrolled` each solve starts from `z0`, or where its `start` says: the start is part of the algorithm that is
+    differentiated (in MAML it is where adaptation begins), and from a solution on no step would be made, let alone
+    differentiated.
 
     Args:
         upper: as in `value_and_hypergrad`.

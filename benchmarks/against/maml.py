@@ -115,30 +115,35 @@ def _by_hand(start: Weights, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tenso
     return _loss(weights, held_x, held_y)
 
 
-def _moved(start: Weights, z: Weights) -> Weights:
-    return {name: value + z[name] for name, value in start.items()}
-
-
-_SOLVER, _GRADIENT = blo.ProjectedGradient(step=_STEP, max_steps=_STEPS, tol=None), blo.Unrolled()
+_SOLVER = blo.ProjectedGradient(step=_STEP, max_steps=_STEPS, tol=None)
 
 
 def _adapted(start: Weights, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tensor) -> Tensor:
-    """z is how far the steps lead away from the start, so that the start is differentiated with all the rest."""
-    lower = blo.LowerProblem(lambda theta, z: _loss(_moved(theta, z), x, y))
-    z0 = {name: torch.zeros_like(value) for name, value in start.items()}
-    z = blo.argmin(lower, start, z0, solver=_SOLVER, gradient=_GRADIENT, on_failure="ignore")
-    return _loss(_moved(start, z), held_x, held_y)
+    lower = blo.LowerProblem(lambda theta, z: _loss(z, x, y))
+    gradient = blo.Unrolled(start=lambda theta: theta)
+    z = blo.argmin(lower, start, start, solver=_SOLVER, gradient=gradient, on_failure="ignore")
+    return _loss(z, held_x, held_y)
 
 
 def _batched(sines: _Sines) -> Callable[[Weights], Tensor]:
+    """The weights of a task are one flat tensor: `vmap` takes some time over each tensor that it maps."""
     x, y, held_x, held_y = sines.data
-    losses = vmap(lambda theta, z, x, y: _loss(_moved(theta, z), x, y), in_dims=(None, 0, 0, 0))
-    lower = blo.LowerProblem(lambda theta, z: losses(theta, z, x, y), batched=True)
-    z0 = {name: value.new_zeros(len(x), *value.shape) for name, value in sines.start.items()}
+    shapes = {name: value.shape for name, value in sines.start.items()}
+
+    def weights(flat: Tensor) -> Weights:
+        pieces = zip(shapes.items(), flat.split([shape.numel() for shape in shapes.values()], dim=-1), strict=True)
+        return {name: piece.view(shape) if len(shape) > 1 else piece for (name, shape), piece in pieces}
+
+    def spread(start: Weights) -> Tensor:
+        return torch.cat([value.flatten() for value in start.values()]).expand(len(x), -1)
+
+    losses = vmap(lambda flat, x, y: _loss(weights(flat), x, y))
+    lower = blo.LowerProblem(lambda theta, z: losses(z, x, y), batched=True)
+    gradient, z0 = blo.Unrolled(start=spread), spread(sines.start)
 
     def mean(start: Weights) -> Tensor:
-        z = blo.argmin(lower, start, z0, solver=_SOLVER, gradient=_GRADIENT, on_failure="ignore")
-        value: Tensor = losses(start, z, held_x, held_y).mean()
+        z = blo.argmin(lower, start, z0, solver=_SOLVER, gradient=gradient, on_failure="ignore")
+        value: Tensor = losses(z, held_x, held_y).mean()
         return value
 
     return mean

@@ -34,6 +34,9 @@ class Solve(Protocol):
             StructureError: if the solver has no steps that can be repeated.
         """
 
+    def begin(self, problem: Bound, z0: Tensor) -> Any:
+        """Return the state that the steps of a solve begin from."""
+
     def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
         """Return the state after the `steps` steps from number `first` on, from the state before them."""
 

@@ -50,6 +50,7 @@ class FirstOrder(ReverseOnly):
     @staticmethod
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        FirstOrder.require_one(v)
         z, z0, *leaves = alive(ctx.saved_tensors)
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
         pulled = _Pull.apply(ctx.problem, ctx.rule, ctx.checks, places, z0, z, v, *leaves)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blo._autodiff import jacobian
 from blo._problem import FlatProblem
+from blo._types import Tree
 from blo.gradients._base import Solve
 
 
@@ -18,19 +19,20 @@ class ForwardRule:
     """Solves once for the solution and once, for all coordinates of theta together, for its Jacobian."""
 
     solve: Solve
+    start: Callable[[Tree], Tree] | None = None
     #: Jacobians of the solves made, leaf by leaf, by the problem's identity.
     kept: dict[int, list[Tensor | None]] = field(default_factory=dict)
 
     def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         """Return the solution, keeping its Jacobian."""
-        z = self.solve(problem.bind(leaves), z0)
+        z = self.solve(problem.bind(leaves), self._start(problem, leaves, z0))
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
 
         def solved(*live: Tensor) -> Tensor:
             full = list(leaves)
             for place, leaf in zip(places, live, strict=True):
                 full[place] = leaf
-            return self.solve.quietly(problem.bind(full).record(), z0)
+            return self.solve.quietly(problem.bind(full).record(), self._start(problem, full, z0))
 
         jacobians: list[Tensor | None] = [None] * len(leaves)
         if places:
@@ -41,6 +43,9 @@ class ForwardRule:
                 jacobians[place] = part
         self.kept[id(problem)] = jacobians
         return z
+
+    def _start(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return z0 if self.start is None else problem.place(self.start, leaves)
 
     def pull(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor

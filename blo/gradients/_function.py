@@ -58,6 +58,7 @@ class Solution(ReverseOnly):
     @staticmethod
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        Solution.require_one(v)
         z, *leaves = alive(ctx.saved_tensors)
         if not (torch.is_grad_enabled() or transforms_active()):
             # The common case: one retained graph serves the products and the cross term, and the objective may use

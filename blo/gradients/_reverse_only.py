@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.autograd import Function
 
 from blo.errors import StructureError
@@ -18,3 +20,17 @@ class ReverseOnly(Function):
             "this gradient strategy has no forward mode, which torch.func.jvp, jacfwd and hessian use. Use jacrev, for "
             "a Hessian jacrev(jacrev(f)), or the strategy Unrolled()."
         )
+
+    @staticmethod
+    def require_one(cotangent: Tensor) -> None:
+        """Refuse the batches of cotangents of an older `vmap` in torch, under which no solve can look at its residual.
+
+        Raises:
+            StructureError: for a cotangent from `torch.autograd.grad(..., is_grads_batched=True)`.
+        """
+        if torch._C._functorch.is_legacy_batchedtensor(cotangent):
+            raise StructureError(
+                "this gradient strategy cannot be differentiated with is_grads_batched=True, nor by "
+                "torch.autograd.functional.jacobian(vectorize=True), which uses it. Use torch.func.jacrev, or "
+                "torch.func.vmap over torch.func.vjp."
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from blo import tree
 from blo._autodiff import add, in_lanes, pullback, surely
 from blo._bound import Bound
 from blo._problem import FlatProblem
+from blo._types import Tree
 from blo.gradients._base import Solve
 
 
@@ -67,6 +68,7 @@ class TapeRule:
 
     solve: Solve
     last: int | None
+    start: Callable[[Tree], Tree] | None = None
     #: States and number of steps of the solves made, by the problem's identity.
     kept: dict[int, tuple[list[tuple[int, Any]], int]] = field(default_factory=dict)
 
@@ -80,6 +82,7 @@ class TapeRule:
             count = steps + 1
             watch(steps, state)
 
+        z0 = z0 if self.start is None else problem.place(self.start, leaves).detach()
         z = self.solve.watched(problem.bind(leaves).detach(), z0, counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
         self.kept[id(problem)] = watch.states[::stride], count
@@ -90,6 +93,8 @@ class TapeRule:
     ) -> list[Tensor | None]:
         """Return `(dz/dtheta)^T v` for each leaf, segment after segment from the last one."""
         states, end = self.kept[id(problem)]
+        if not states and self.start is not None:
+            states = [(0, None)]  # no step was made, and what is found is the start
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         inputs = [leaf for leaf in live if leaf.requires_grad]
         total: list[Tensor | None] = [None] * len(inputs)
@@ -98,8 +103,7 @@ class TapeRule:
             first, state = states[index]
             with torch.enable_grad():
                 bound = problem.bind(live).record()
-                # The first state is a constant but for its slope.
-                carried, start = _lift(state) if index else ([], restart(bound, state))
+                carried, start = _lift(state) if index else ([], self._first(problem, bound, live, state))
                 after = self.solve.again(bound, start, first, end - first)
                 outputs = _floats(after) if cotangents else [self.solve.answer(after)]
             given = cotangents or [v]
@@ -109,6 +113,12 @@ class TapeRule:
             total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
         filled = iter(total)
         return [next(filled) if leaf.requires_grad else None for leaf in live]
+
+    def _first(self, problem: FlatProblem, bound: Bound, leaves: Sequence[Tensor], state: Any) -> Any:
+        """Return the first state, a constant but for its slope unless the start depends on theta."""
+        if self.start is None:
+            return restart(bound, state)
+        return self.solve.begin(bound, problem.place(self.start, leaves))
 
 
 def restart(problem: Bound, state: Any) -> Any:

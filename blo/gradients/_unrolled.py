@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from blo import _autodiff
 from blo._failures import Checks
 from blo._problem import FlatProblem
+from blo._types import Tree
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder, FirstOrderRule
 from blo.gradients._forward_mode import ForwardRule
@@ -19,7 +20,7 @@ from blo.gradients._tape import Tail, TapeRule
 
 @dataclass(frozen=True)
 class Unrolled(Strategy):
-    """Differentiates through the steps of the lower solver, start excepted.
+    """Differentiates through the steps of the lower solver.
 
     It is the exact derivative of what the solver computed, converged or not. By default memory grows with the number
     of steps; `checkpoint` and `mode="forward"` give the same derivative in less memory, `last` a truncated one. A solve
@@ -35,18 +36,24 @@ class Unrolled(Strategy):
         mode: `"reverse"` or `"forward"`. Forward mode carries dz/dtheta along: no step is remembered, and cost and
             memory are those of one more solve for each coordinate of theta, so it is for few (Franceschi et al.,
             ICML 2017). Differentiable once.
+        start: a function of theta that returns a tree like z0: where the solver starts, in place of `z0` and of what
+            `state` remembers, differentiated with the steps (Finn et al., ICML 2017, MAML: `start=lambda theta:
+            theta`). None: from `z0`, a constant.
 
-    Under `torch.func` transforms `checkpoint` and `mode` give the same derivatives.
+    Under `torch.func` transforms `checkpoint` and `mode` give the same derivatives; with `start` at the memory of
+    neither.
 
     Raises:
         StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
-            for one whose steps cannot be repeated (`OneStep`).
-        ValueError: for `last` below 1, an unknown mode, or forward mode together with `last` or `checkpoint`.
+            for one whose steps cannot be repeated (`OneStep`). If `start` returns no tree like z0.
+        ValueError: for `last` below 1, an unknown mode, forward mode together with `last` or `checkpoint`, or `last`
+            together with `start`.
     """
 
     last: int | None = None
     checkpoint: bool = False
     mode: Literal["reverse", "forward"] = "reverse"
+    start: Callable[[Tree], Tree] | None = None
 
     def __post_init__(self) -> None:
         if self.last is not None and self.last < 1:
@@ -55,11 +62,15 @@ class Unrolled(Strategy):
             raise ValueError(f"`mode` must be 'reverse' or 'forward', but is {self.mode!r}.")
         if self.mode == "forward" and (self.checkpoint or self.last is not None):
             raise ValueError("mode='forward' remembers no step, so it takes neither `last` nor `checkpoint`.")
+        if self.start is not None and self.last is not None:
+            raise ValueError("`last` takes the point before the last steps for a constant, so it leaves out `start`.")
 
     @property
     def recorded(self) -> bool:
         """Whether torch records the steps; otherwise they are a function of its own."""
-        return not self.checkpoint and self.mode == "reverse"
+        sparing = self.checkpoint or self.mode == "forward"
+        # That function would not see what `start` captures.
+        return not sparing or (self.start is not None and _autodiff.transforms_active())
 
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
         if not self.recorded:
@@ -86,8 +97,8 @@ class Unrolled(Strategy):
     def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
         bound = problem.bind(leaves)
         if self.last is None:
-            return solve(bound.record(), z0)
+            return solve(bound.record(), z0 if self.start is None else problem.place(self.start, leaves))
         return Tail(self.last).solve(bound, z0, solve)
 
     def _rule(self, solve: Solve) -> FirstOrderRule:
-        return TapeRule(solve, self.last) if self.checkpoint else ForwardRule(solve)
+        return TapeRule(solve, self.last, self.start) if self.checkpoint else ForwardRule(solve, self.start)

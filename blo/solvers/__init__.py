@@ -5,7 +5,7 @@ from blo.solvers._default import default_solver
 from blo.solvers._external import External
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
-from blo.solvers._iterative import Iterative, Watch, advance, run
+from blo.solvers._iterative import Iterative, Watch, advance, begin, run
 from blo.solvers._lbfgs import LBFGS
 from blo.solvers._newton import Newton
 from blo.solvers._one_step import OneStep
@@ -29,6 +29,7 @@ __all__ = [
     "TorchOptim",
     "Watch",
     "advance",
+    "begin",
     "default_solver",
     "run",
 ]

@@ -114,7 +114,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
     What is known at the start may be untrue where a lane stops: the curvature, and the rounding of the gradient below
     which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
     """
-    state, steps = _begin(solver, problem, z0), 0
+    state, steps = begin(solver, problem, z0), 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
         if done is not None and steps % stride(z0) == 0 and all_true(done):
@@ -134,7 +134,7 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
     return torch.where(torch.isfinite(value).unsqueeze(-1), slope, torch.nan)
 
 
-def _begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
+def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
     """Return what the loop begins with. Where nothing is measured there is no aim, and no work is spent on one."""
     begun = solver.start(problem, z0)
     if solver.tol is None:

@@ -123,3 +123,13 @@ def test_an_unrolled_solve_reports_under_transforms(strategy: blo.Unrolled) -> N
         torch.func.vmap(solution(LOWER))(ONES.expand(3, 2))
     with pytest.raises(blo.NonFiniteError, match="NaN"):
         torch.func.grad(solution(blo.LowerProblem(lambda t, z: squares(t, z) * torch.nan)))(ONES)
+
+
+@pytest.mark.parametrize("gradient", [blo.Implicit(), blo.Unrolled(checkpoint=True), blo.ValueFunction(10.0)])
+def test_batches_of_cotangents_of_the_older_vmap_are_refused(gradient: blo.gradients.Strategy) -> None:
+    theta = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
+    solver = blo.ProjectedGradient(0.25)
+    z = blo.argmin(lower, theta, torch.zeros_like(theta), solver=solver, gradient=gradient)
+    with pytest.raises(blo.StructureError, match=r"is_grads_batched.*jacrev"):
+        torch.autograd.grad(z, theta, torch.eye(2, dtype=torch.float64), is_grads_batched=True)
