@@ -67,11 +67,13 @@ class ProjectedGradient(Iterative):
         along = velocity if self.momentum else move
         # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
         trial = state.z - state.step * along if self.step is None else torch.sub(state.z, along, alpha=self.step)
-        return state._replace(trial=problem.prox(trial, state.step), velocity=velocity)
+        trial = problem.prox(trial, state.step)
+        return _State(state.z, state.slope, trial, state.step, velocity, state.probe)
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:
-            return state._replace(z=state.trial, slope=problem.gradient(state.trial))
+            z = state.trial
+            return _State(z, problem.gradient(z), z, state.step, state.velocity, ())
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
