@@ -1,0 +1,33 @@
+"""A device for tests that none of them needs to have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+#: Torch's device without storage. Like an accelerator it refuses to meet tensors on the CPU; it computes shapes alone.
+DEVICE = torch.device("meta")
+
+
+class Accelerator(TorchDispatchMode):
+    """Lets `DEVICE` stand for an accelerator: counts how often the program waits for a value, which is always zero."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.waits = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].device == DEVICE:
+            self.waits += 1
+            return torch.zeros((), dtype=args[0].dtype).item()
+        return function(*args, **(kwargs or {}))
+
+
+def there(*shape: int) -> Tensor:
+    """Return a tensor of doubles on the device."""
+    return torch.empty(shape, dtype=torch.float64, device=DEVICE)
