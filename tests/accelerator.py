@@ -22,10 +22,15 @@ class Accelerator(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if function is torch.ops.aten._local_scalar_dense.default and args[0].device == DEVICE:
             self.waits += 1
             return torch.zeros((), dtype=args[0].dtype).item()
-        return function(*args, **(kwargs or {}))
+        leaves = torch.device(kwargs.get("device") or DEVICE) != DEVICE
+        if function is torch.ops.aten._to_copy.default and leaves and args[0].device == DEVICE:
+            self.waits += 1
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return function(*args, **kwargs)
 
 
 def there(*shape: int) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import repeat
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import blo
+from blo import stochastic
 from tests.accelerator import DEVICE, Accelerator, there
 
 STEPS = 4
@@ -33,6 +36,16 @@ SOLVERS: dict[str, blo.solvers.Solver] = {
     "newton": blo.Newton(max_steps=STEPS),
     "fixed point": blo.FixedPoint(0.1, max_steps=STEPS),
     "one step": blo.OneStep(0.1),
+}
+RATES: dict[str, Any] = {"lower_step": 0.1, "upper_step": 0.1}
+ALGORITHMS = {
+    "SOBA": stochastic.SOBA(**RATES),
+    "MA-SOBA": stochastic.MASOBA(**RATES, mixing=0.1),
+    "SABA": stochastic.SABA(**RATES, upper_count=1, lower_count=1),
+    "stocBiO": stochastic.StocBiO(**RATES),
+    "AmIGO": stochastic.AmIGO(**RATES),
+    "F2SA": stochastic.F2SA(**RATES),
+    "BOME": stochastic.BOME(**RATES),
 }
 STRATEGIES: dict[str, blo.gradients.Strategy] = {
     "zero": blo.Zero(),
@@ -138,3 +151,40 @@ def test_conjugate_gradients_wait_once_in_eight_iterations() -> None:
             z = blo.argmin(lower, theta, there(2, 3), solver=MARCH, gradient=gradient, on_failure="ignore")
             torch.autograd.grad(z.sum(), theta)
         assert accelerator.waits == waits
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_stochastic_algorithm_never_waits(name: str) -> None:
+    def mean(theta: Tensor, z: Tensor, batch: Tensor) -> Tensor:
+        return objective(theta * batch, z).mean()
+
+    algorithm = ALGORITHMS[name]
+    batch = (0, there(5, 3)) if name == "SABA" else there(5, 3)
+    with Accelerator() as accelerator:
+        state = algorithm.init(there(3), there(3))
+        for _ in range(3):
+            state = algorithm.step(state, mean, mean, repeat(batch), repeat(batch))
+    assert state["theta"].device == state["z"].device == DEVICE
+    assert accelerator.waits == 0
+
+
+def test_a_module_that_is_fitted_stays_on_the_device() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2)).to(DEVICE)
+    with Accelerator():
+        x, y = torch.empty(5, 3, device=DEVICE), torch.empty(5, dtype=torch.int64, device=DEVICE)
+        f = blo.functionalize(net, nn.functional.cross_entropy, buffers="update-once")
+        theta = torch.empty((), device=DEVICE)
+        lower = blo.LowerProblem(lambda t, z: f(z, x, y) + t.exp() * sum(leaf.square().sum() for leaf in z.values()))
+        for gradient in (blo.Unrolled(), blo.Implicit(blo.CG(max_iter=3)), blo.ValueFunction(10.0)):
+            fitted = blo.fit(
+                lambda t, z: f(z, x, y),
+                lower,
+                theta,
+                f.parameters,
+                optimizer=torch.optim.SGD,
+                steps=2,
+                solver=MARCH,
+                gradient=gradient,
+                on_failure="ignore",
+            )
+            assert {fitted.theta.device, *(leaf.device for leaf in fitted.z.values())} == {DEVICE}
