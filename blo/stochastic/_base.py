@@ -8,7 +8,8 @@ from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
-from blo._types import Tree
+from blo._failures import Checks
+from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.stochastic._batches import Stream
 from blo.stochastic._oracle import Oracle, layouts
@@ -58,6 +59,8 @@ class Algorithm(abc.ABC):
         lower: Objective,
         upper_batches: Iterable[Any] | None = None,
         lower_batches: Iterable[Any] | None = None,
+        *,
+        on_failure: OnFailure | None = None,
     ) -> State:
         """Return the next state.
 
@@ -68,9 +71,13 @@ class Algorithm(abc.ABC):
             upper_batches: an iterator, of which as many batches are taken as the step needs, or a list with enough of
                 them. When None, `upper` is called with None in place of a batch.
             lower_batches: the same for `lower`. Draws must be independent for the directions to be unbiased.
+            on_failure: `"raise"`, `"warn"` or `"ignore"` when theta does not enter `lower`; a warning by default.
+                Numbers are not looked at, so that a step never waits for the device; `run` does.
 
         Raises:
             StructureError: if state, objectives or batches do not fit, or the batches run out.
+            ConvergenceError: if theta does not enter `lower` and `on_failure` is `"raise"`.
+            ValueError: if `on_failure` or a value of a schedule is out of range.
         """
         self._check(state, upper, lower)
         theta_layout, z_layout = layouts(state["theta"], state["z"])
@@ -80,7 +87,7 @@ class Algorithm(abc.ABC):
             theta_layout.ravel(state["theta"]),
             z_layout.ravel(state["z"]),
             state["memory"],
-            Oracle((upper, lower), streams, theta_layout, z_layout),
+            Oracle((upper, lower), streams, theta_layout, z_layout, Checks(on_failure)),
         )
         return {
             "algorithm": state["algorithm"],

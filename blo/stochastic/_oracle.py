@@ -42,6 +42,7 @@ class Sample:
     theta_layout: Layout
     z_layout: Layout
     name: str
+    checks: Checks
 
     def gradients(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients in theta and in z; zero in a variable that the objective does not use."""
@@ -50,7 +51,7 @@ class Sample:
             value = self._value(theta, z)
             in_theta, in_z = torch.autograd.grad(value, (theta, z), allow_unused=True)
         if in_theta is None and self.name == "lower":
-            Checks().constant()
+            self.checks.constant()
         return torch.zeros_like(theta) if in_theta is None else in_theta, torch.zeros_like(z) if in_z is None else in_z
 
     def slope(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Sample:
             slope = gradient(lambda point: self._value(theta, point), z, create_graph=True)
         found, *cross = pullback([slope], [z, *wanted], [q], last=True)
         if any(part is None for part in cross):
-            Checks().constant()
+            self.checks.constant()
         filled = [torch.zeros_like(theta) if part is None else part for part in cross]
         return slope.detach(), torch.zeros_like(z) if found is None else found, filled
 
@@ -100,6 +101,7 @@ class Oracle:
     streams: tuple[Stream, Stream]
     theta_layout: Layout
     z_layout: Layout
+    checks: Checks
 
     def upper(self) -> Sample:
         """Return the upper objective on the next upper batch."""
@@ -111,11 +113,11 @@ class Oracle:
 
     def upper_on(self, batch: Any) -> Sample:
         """Return the upper objective on a given batch."""
-        return Sample(self.functions[0], batch, self.theta_layout, self.z_layout, "upper")
+        return Sample(self.functions[0], batch, self.theta_layout, self.z_layout, "upper", self.checks)
 
     def lower_on(self, batch: Any) -> Sample:
         """Return the lower objective on a given batch."""
-        return Sample(self.functions[1], batch, self.theta_layout, self.z_layout, "lower")
+        return Sample(self.functions[1], batch, self.theta_layout, self.z_layout, "lower", self.checks)
 
     def directions(self, theta: Tensor, z: Tensor, q: Tensor) -> Directions:
         """Return the directions of all variables at one point, from one batch of each objective."""

@@ -40,20 +40,21 @@ def run(
         lower_batches: the same for `lower`.
         callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
             ends the run.
-        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps;
-            an error by default.
+        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps,
+            or theta does not enter `lower`; by default the first is an error and the second a warning.
 
     Raises:
         StructureError: as `algorithm.step` does.
         NonFiniteError: if theta or z is not finite.
-        ValueError: if `steps` is below 1.
+        ConvergenceError: as `algorithm.step` does.
+        ValueError: if `steps` is below 1; and as `algorithm.step` does.
     """
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, but is {steps}.")
     checks = Checks(on_failure)
     upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
     for made in range(1, steps + 1):
-        state = algorithm.step(state, upper, lower, upper_batches, lower_batches)
+        state = algorithm.step(state, upper, lower, upper_batches, lower_batches, on_failure=on_failure)
         ended = callback is not None and bool(callback(state))
         if ended or made % PERIOD == 0 or made == steps:
             for name in ("theta", "z"):

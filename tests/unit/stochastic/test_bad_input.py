@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
-from blo.errors import NonFiniteError, StructureError
+from blo.errors import ConvergenceError, NonFiniteError, StructureError
 from blo.stochastic import Power, draw, run
 
 ALGORITHM = blo.SOBA(lower_step=0.1, upper_step=0.1)
@@ -105,16 +106,31 @@ def test_saba_wants_numbered_batches(batch: object, words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["SOBA", "F2SA", "BOME"])
-def test_a_lower_problem_without_theta_is_reported(name: str) -> None:
+def test_a_lower_problem_without_theta_is_reported_as_the_caller_asks(name: str) -> None:
     algorithm = getattr(blo, name)(lower_step=0.1, upper_step=0.1)
-    with pytest.warns(blo.ConstantWarning, match="theta does not enter the lower problem"):
-        algorithm.step(algorithm.init(ZERO, ZERO), upper, lambda theta, z, batch: z.square().sum())
+    problem = algorithm, algorithm.init(ZERO, ZERO), upper, lambda theta, z, batch: z.square().sum()
+    words = "theta does not enter the lower problem"
+    for make in (partial(algorithm.step, *problem[1:]), partial(run, *problem, steps=1)):
+        with pytest.warns(blo.ConstantWarning, match=words):
+            make()
+        with pytest.warns(blo.ConstantWarning, match=words):
+            make(on_failure="warn")
+        with pytest.raises(ConvergenceError, match=words):
+            make(on_failure="raise")
+        make(on_failure="ignore")  # a warning would be an error
+        with pytest.raises(ValueError, match="`on_failure` must be"):
+            make(on_failure="never")
 
 
-def test_divergence_is_reported() -> None:
+def test_divergence_is_reported_as_the_caller_asks() -> None:
     algorithm = blo.SOBA(lower_step=0.1, upper_step=1e100)
-    with pytest.raises(NonFiniteError, match=r"theta after \d+ steps"):
-        run(algorithm, algorithm.init(ZERO + 1, ZERO), upper, lower, steps=100)
+    diverge = partial(run, algorithm, algorithm.init(ZERO + 1, ZERO), upper, lower, steps=16)
+    for asked in (None, "raise"):
+        with pytest.raises(NonFiniteError, match=r"theta after \d+ steps"):
+            diverge(on_failure=asked)
+    with pytest.warns(blo.ConvergenceWarning, match=r"(theta|z) after \d+ steps"):
+        diverge(on_failure="warn")
+    assert not diverge(on_failure="ignore")["theta"].isfinite().all()
 
 
 def test_run_begins_a_list_anew_and_reads_an_iterator_on() -> None:
