@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from blo import tree
 from blo._objective import FixedPoint, Linearized
+from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -43,10 +44,8 @@ class LowerProblem:
     strong_convexity: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.strong_convexity is not None and not self.strong_convexity > 0:
-            raise ValueError(
-                f"`strong_convexity` must be positive, but is {self.strong_convexity}. Leave it out if none is known."
-            )
+        if self.strong_convexity is not None:
+            require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
         if not isinstance(self.objective, FixedPoint) and not callable(self.objective):
             raise StructureError(f"`objective` must be a function of theta and z, but is {self.objective!r}.")
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
@@ -101,7 +100,6 @@ class LowerProblem:
         Raises:
             ValueError: if the curvature is not positive.
         """
-        if not curvature > 0:
-            raise ValueError(f"`curvature` must be positive for the model to have a minimiser, but is {curvature}.")
+        require_positive(curvature, "curvature", "Otherwise the model has no minimiser.")
         model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
         return replace(self, objective=model, strong_convexity=float(curvature))

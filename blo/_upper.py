@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from blo import tree
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
+from blo._settings import require_count
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Strategy, Unrolled
@@ -85,8 +86,7 @@ def fit(
         NonFiniteError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, but is {steps}.")
+    require_count(steps, "steps")
     if state is not None and set(state) != {"theta", "steps", "lower", "optimizer"}:
         raise StructureError(f"`state` must be the `.state` of an earlier fit, but holds {list(state)}.")
     afresh = isinstance(gradient, Unrolled)

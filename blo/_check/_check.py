@@ -16,6 +16,7 @@ from blo._check._slopes import Differences, Slope, along, units
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
+from blo._settings import require_count, require_positive
 from blo._status import Status
 from blo._types import Tree
 from blo.errors import NonFiniteError
@@ -70,10 +71,8 @@ def check_hypergrad(
         NonFiniteError: if the lower solution, or the gradient there, is not finite.
         StructureError: as in `value_and_hypergrad`. Whatever else is found at theta is a warning.
     """
-    if directions < 1:
-        raise ValueError(f"`directions` must be at least 1, but is {directions}.")
-    if not step > 0:
-        raise ValueError(f"`step` must be positive, but is {step}.")
+    require_count(directions, "directions")
+    require_positive(step, "step")
     gradient = Implicit() if gradient is None else gradient
     out = value_and_hypergrad(upper, lower, theta, z0, solver=solver, gradient=gradient, on_failure="warn")
     if out.report.lower_status is Status.NON_FINITE:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._failures import Checks
 from blo._problem import FlatProblem
+from blo._settings import require_positive
 from blo._term import fit_coordinates
 from blo._types import Tree
 from blo.errors import StructureError
@@ -44,8 +45,8 @@ class SAMA(Strategy):
 
     def __post_init__(self) -> None:
         check(self.products)
-        if isinstance(self.preconditioner, int | float) and not self.preconditioner > 0:
-            raise ValueError(f"`preconditioner` must be positive, but is {self.preconditioner}.")
+        if isinstance(self.preconditioner, int | float):
+            require_positive(self.preconditioner, "preconditioner")
 
     @classmethod
     def from_adam(

@@ -11,6 +11,7 @@ from torch import Tensor
 from blo import _autodiff
 from blo._failures import Checks
 from blo._problem import FlatProblem
+from blo._settings import require_count
 from blo._types import Tree
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder, FirstOrderRule
@@ -56,8 +57,8 @@ class Unrolled(Strategy):
     start: Callable[[Tree], Tree] | None = None
 
     def __post_init__(self) -> None:
-        if self.last is not None and self.last < 1:
-            raise ValueError(f"`last` must be at least 1, or None for all steps, but is {self.last}. For none: Zero().")
+        if self.last is not None:
+            require_count(self.last, "last", "For all steps: None. For none: Zero().")
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"`mode` must be 'reverse' or 'forward', but is {self.mode!r}.")
         if self.mode == "forward" and (self.checkpoint or self.last is not None):

@@ -13,6 +13,7 @@ from blo._autodiff import add
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
+from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder
 
@@ -40,8 +41,7 @@ class ValueFunction(Strategy):
     two_sided: bool = False
 
     def __post_init__(self) -> None:
-        if not self.penalty > 0:
-            raise ValueError(f"`penalty` must be positive, but is {self.penalty}. Larger is more exact.")
+        require_positive(self.penalty, "penalty", "Larger is more exact.")
 
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
         rule = _TiltRule(self, solve)

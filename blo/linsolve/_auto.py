@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, LinearSolver, all_true, require_count, require_nonnegative
+from blo._settings import require_count, require_nonnegative
+from blo.linsolve._base import LinearSolution, LinearSolver, all_true
 from blo.linsolve._cg import CG
 from blo.linsolve._direct import Direct
 from blo.linsolve._gmres import GMRES
@@ -53,7 +54,7 @@ class Auto(LinearSolver):
         require_nonnegative(self.tol, "Auto.tol")
         require_nonnegative(self.damping, "Auto.damping")
         require_nonnegative(self.direct, "Auto.direct")
-        require_count(self.max_iter, "Auto.max_iter")
+        require_count(self.max_iter, "Auto.max_iter", "For no solve, use `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]

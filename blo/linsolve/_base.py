@@ -24,9 +24,6 @@ __all__ = [
     "largest",
     "norm",
     "relative_residual",
-    "require_count",
-    "require_nonnegative",
-    "require_positive",
     "require_symmetric",
     "stride",
     "within",
@@ -100,36 +97,6 @@ def require_symmetric(operator: Operator, solver: str) -> None:
             f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. "
             "Declare it (`Dense(matrix, symmetric=True)`), or use `GMRES` or `Direct`."
         )
-
-
-def require_positive(value: float, name: str, otherwise: str) -> None:
-    """Refuse a setting that is zero, negative or NaN.
-
-    Raises:
-        ValueError: naming `name`, with what to do `otherwise`.
-    """
-    if not value > 0:
-        raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}")
-
-
-def require_count(value: int, name: str, otherwise: str = "For no solve, use `Zero`.") -> None:
-    """Refuse a number of steps below one.
-
-    Raises:
-        ValueError: naming `name`, with what to do `otherwise`.
-    """
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, but is {value}. {otherwise}")
-
-
-def require_nonnegative(value: float | Tensor, name: str) -> None:
-    """Refuse a setting that is negative or NaN; tolerances of each lane, which solvers compute, are not looked at.
-
-    Raises:
-        ValueError: naming `name`.
-    """
-    if not isinstance(value, Tensor) and not value >= 0:
-        raise ValueError(f"`{name}` must be at least 0, but is {value}. Zero switches it off.")
 
 
 def largest(b: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._settings import require_count, require_nonnegative
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -15,8 +16,6 @@ from blo.linsolve._base import (
     floor_of,
     largest,
     relative_residual,
-    require_count,
-    require_nonnegative,
     require_symmetric,
     stride,
 )
@@ -53,7 +52,7 @@ class CG(LinearSolver):
     def __post_init__(self) -> None:
         require_nonnegative(self.tol, "CG.tol")
         require_nonnegative(self.damping, "CG.damping")
-        require_count(self.max_iter, "CG.max_iter")
+        require_count(self.max_iter, "CG.max_iter", "For no solve, use `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "CG")

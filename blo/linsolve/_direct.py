@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._settings import require_nonnegative
 from blo.errors import StructureError
 from blo.linsolve._base import (
     LinearSolution,
@@ -14,7 +15,6 @@ from blo.linsolve._base import (
     all_true,
     largest,
     relative_residual,
-    require_nonnegative,
     within,
 )
 from blo.operators import Operator

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._settings import require_count, require_nonnegative
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -15,8 +16,6 @@ from blo.linsolve._base import (
     damped,
     dot,
     norm,
-    require_count,
-    require_nonnegative,
     stride,
 )
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
@@ -54,7 +53,7 @@ class GMRES(LinearSolver):
     def __post_init__(self) -> None:
         require_nonnegative(self.tol, "GMRES.tol")
         require_nonnegative(self.damping, "GMRES.damping")
-        require_count(self.max_iter, "GMRES.max_iter")
+        require_count(self.max_iter, "GMRES.max_iter", "For no solve, use `Zero`.")
         require_count(self.restart, "GMRES.restart", "A few dozen are usual.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:

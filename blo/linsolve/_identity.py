@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, LinearSolver, require_nonnegative
+from blo._settings import require_nonnegative
+from blo.linsolve._base import LinearSolution, LinearSolver
 from blo.operators import Operator
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._settings import require_count, require_nonnegative
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -15,8 +16,6 @@ from blo.linsolve._base import (
     damped,
     dot,
     norm,
-    require_count,
-    require_nonnegative,
     require_symmetric,
     stride,
 )
@@ -56,7 +55,7 @@ class MINRES(LinearSolver):
     def __post_init__(self) -> None:
         require_nonnegative(self.tol, "MINRES.tol")
         require_nonnegative(self.damping, "MINRES.damping")
-        require_count(self.max_iter, "MINRES.max_iter")
+        require_count(self.max_iter, "MINRES.max_iter", "For no solve, use `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "MINRES")

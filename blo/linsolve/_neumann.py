@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._settings import require_count, require_nonnegative, require_positive
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -18,9 +19,6 @@ from blo.linsolve._base import (
     largest,
     norm,
     relative_residual,
-    require_count,
-    require_nonnegative,
-    require_positive,
     stride,
     within,
 )
@@ -58,7 +56,7 @@ class Neumann(LinearSolver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        require_count(self.terms, "Neumann.terms")
+        require_count(self.terms, "Neumann.terms", "For no solve, use `Zero`.")
         require_nonnegative(self.damping, "Neumann.damping")
         if self.tol is not None:
             require_nonnegative(self.tol, "Neumann.tol")

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blo._settings import require_count, require_nonnegative, require_positive
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
     largest,
     relative_residual,
-    require_count,
-    require_nonnegative,
-    require_positive,
     require_symmetric,
     within,
 )
@@ -51,7 +49,7 @@ class Nystrom(LinearSolver, Preconditioner):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        require_count(self.rank, "Nystrom.rank")
+        require_count(self.rank, "Nystrom.rank", "For no solve, use `Zero`.")
         require_positive(self.damping, "Nystrom.damping", "A matrix of low rank has no inverse without it.")
         if self.tol is not None:
             require_nonnegative(self.tol, "Nystrom.tol")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import surely
+from blo._settings import require_budget, require_positive
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._probe import Probe
-from blo.solvers._settings import require_budget, require_positive
 
 #: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
 _GROWTH = 1.003

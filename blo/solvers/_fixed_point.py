@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._settings import require_budget, require_count, require_positive
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
-from blo.solvers._settings import require_budget, require_positive
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class FixedPoint(Iterative):
         require_budget(self.max_steps, self.tol)
         if not 0 < self.relaxation <= 1:
             raise ValueError(f"`relaxation` must lie in (0, 1], but is {self.relaxation}.")
-        if self.memory < 0:
-            raise ValueError(f"`memory` must be at least 0, but is {self.memory}. Zero iterates without acceleration.")
+        require_count(self.memory, "memory", "Zero iterates without acceleration.", least=0)
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         slope = problem.gradient(z0)

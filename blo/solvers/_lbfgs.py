@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._settings import require_budget, require_count
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
 from blo.solvers._iterative import Iterative
 from blo.solvers._reduced import bounded_step, used_pairs
-from blo.solvers._settings import require_budget
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class LBFGS(Iterative):
 
     def __post_init__(self) -> None:
         require_budget(self.max_steps, self.tol)
-        if self.memory < 1:
-            raise ValueError(f"`memory` must be at least 1, but is {self.memory}.")
+        require_count(self.memory, "memory")
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         """Evaluate at z0.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._settings import require_budget
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
@@ -16,7 +17,6 @@ from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
 from blo.solvers._iterative import Iterative
-from blo.solvers._settings import require_budget
 
 
 @dataclass(frozen=True)

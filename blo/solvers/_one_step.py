@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from blo._settings import require_positive
 from blo.solvers import _direction
 from blo.solvers._base import Problem, Solution, Solver
 
@@ -30,8 +31,7 @@ class OneStep(Solver):
 
     def __post_init__(self) -> None:
         _direction.check(self.direction)
-        if not self.step > 0:
-            raise ValueError(f"`step` must be positive, but is {self.step}.")
+        require_positive(self.step, "step")
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         slope = _direction.scaled(problem.gradient(z0), self.direction)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._settings import require_budget, require_positive
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._probe import Probe
-from blo.solvers._settings import require_budget, require_positive
 
 
 @dataclass(frozen=True)

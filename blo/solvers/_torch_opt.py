@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._settings import require_budget
 from blo.errors import StructureError
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
 from blo.solvers._optimizers import require_set
-from blo.solvers._settings import require_budget
 
 
 class FunctionalOptimizer(Protocol):

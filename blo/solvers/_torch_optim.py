@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, transforms_active
+from blo._settings import require_budget
 from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._optimizers import require_set
-from blo.solvers._settings import require_budget
 
 
 @dataclass(frozen=True)

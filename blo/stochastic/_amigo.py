@@ -8,9 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from blo._settings import require_count
 from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._oracle import Oracle
-from blo.stochastic._schedule import Schedule, at, require, require_count
+from blo.stochastic._schedule import Schedule, at, require
 
 
 @final

@@ -7,6 +7,7 @@ from typing import Any
 
 from blo import tree
 from blo._failures import Checks
+from blo._settings import require_count
 from blo._types import OnFailure
 from blo.stochastic._base import Algorithm, Objective, State
 from blo.stochastic._batches import endless
@@ -49,8 +50,7 @@ def run(
         ConvergenceError: as `algorithm.step` does.
         ValueError: if `steps` is below 1; and as `algorithm.step` does.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, but is {steps}.")
+    require_count(steps, "steps")
     checks = Checks(on_failure)
     upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
     for made in range(1, steps + 1):

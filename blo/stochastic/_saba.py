@@ -9,11 +9,12 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
+from blo._settings import require_count
 from blo.errors import StructureError
 from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._batches import Stream
 from blo.stochastic._oracle import Oracle
-from blo.stochastic._schedule import Schedule, at, require, require_count
+from blo.stochastic._schedule import Schedule, at, require
 
 #: Several vectors that are remembered together.
 Row: TypeAlias = tuple[Tensor, ...]

@@ -47,16 +47,6 @@ def require(schedule: Schedule, name: str) -> None:
         raise ValueError(f"`{name}` must be positive and finite, but is {schedule}.")
 
 
-def require_count(count: int, name: str, least: int = 1) -> None:
-    """Refuse a number of iterations below `least`, naming `name`.
-
-    Raises:
-        ValueError: if it is.
-    """
-    if count != int(count) or count < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}, but is {count}.")
-
-
 def at(schedule: Schedule, k: int, name: str) -> float:
     """Return the value of a schedule at step `k`.
 

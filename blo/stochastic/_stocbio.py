@@ -7,9 +7,10 @@ from typing import final
 
 from torch import Tensor
 
+from blo._settings import require_count
 from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._oracle import Oracle
-from blo.stochastic._schedule import Schedule, at, require, require_count
+from blo.stochastic._schedule import Schedule, at, require
 
 
 @final
@@ -46,7 +47,7 @@ class StocBiO(Algorithm):
         require(self.lower_step, "lower_step")
         require(self.upper_step, "upper_step")
         require_count(self.inner_steps, "inner_steps")
-        require_count(self.products, "products", 0)
+        require_count(self.products, "products", least=0)
 
     def _start(self, theta: Tensor, z: Tensor) -> Memory:
         return {}

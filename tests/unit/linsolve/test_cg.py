@@ -125,7 +125,7 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
         CG().solve(Dense(torch.eye(2)), torch.ones(2))
 
 
-@pytest.mark.parametrize(("field", "value"), [("max_iter", 0), ("tol", -1.0), ("tol", float("nan"))])
+@pytest.mark.parametrize(("field", "value"), [("max_iter", 0), ("max_iter", 2.5), ("tol", -1.0), ("tol", float("nan"))])
 @pytest.mark.parametrize("make", [CG, MINRES, GMRES, Auto])
 def test_settings_out_of_range_are_named(make: type, field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.{field}"):

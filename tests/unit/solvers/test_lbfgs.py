@@ -236,6 +236,7 @@ def test_the_start_is_not_changed() -> None:
     [
         ({"memory": 0}, "`memory` must be at least 1"),
         ({"max_steps": 0}, "`max_steps` must be at least 1"),
+        ({"max_steps": 2.5}, "`max_steps` must be at least 1 and whole, but is 2.5"),
         ({"tol": 0.0}, "`tol` must be positive"),
     ],
     ids=str,
