@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._settings import require_budget, require_count, require_positive
 from blo.solvers._base import Problem
+from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 
 
@@ -52,7 +53,7 @@ class FixedPoint(Iterative):
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         slope = problem.gradient(z0)
-        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
+        past = zeros(z0, self.memory)
         plain = torch.ones_like(z0[..., :1], dtype=torch.bool)
         return _State(z0, slope, z0, z0, z0, past, past, plain)
 
@@ -79,8 +80,8 @@ class FixedPoint(Iterative):
             origin=torch.where(kept, state.aim, state.origin),
             aim=state.aim,
             # A step that is taken back has still measured the map along it.
-            moves=_push(state.moves, torch.where(finite, state.aim - state.origin, 0.0)),
-            turns=_push(state.turns, torch.where(finite, force - before, 0.0)),
+            moves=push(state.moves, torch.where(finite, state.aim - state.origin, 0.0)),
+            turns=push(state.turns, torch.where(finite, force - before, 0.0)),
             plain=~kept,
         )
 
@@ -127,10 +128,6 @@ def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
     found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
     correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
     return correction.squeeze(-1)
-
-
-def _push(past: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)
 
 
 def _norm(vector: Tensor) -> Tensor:

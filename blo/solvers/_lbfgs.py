@@ -13,6 +13,7 @@ from blo._settings import require_budget, require_count
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
+from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 from blo.solvers._reduced import bounded_step, used_pairs
 
@@ -59,7 +60,7 @@ class LBFGS(Iterative):
         bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
-        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
+        past = zeros(z0, self.memory)
         # Without curvature pairs the first move is as long as one unit at most.
         scale = 1.0 / torch.linalg.vector_norm(slope.detach(), dim=-1, keepdim=True).clamp(min=1.0)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
@@ -80,8 +81,8 @@ class LBFGS(Iterative):
             slope=torch.where(accepted, slope, state.slope),
             trial=state.trial,
             scale=state.scale,
-            moves=torch.where(stored, _push(state.moves, moved), state.moves),
-            turns=torch.where(stored, _push(state.turns, turned), state.turns),
+            moves=torch.where(stored, push(state.moves, moved), state.moves),
+            turns=torch.where(stored, push(state.turns, turned), state.turns),
             line=line._replace(length=torch.where(accepted & bent, 1.0, line.length)),
         )
 
@@ -133,7 +134,3 @@ def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     # Rounding can spoil the descent of an ill-conditioned inverse; the slope itself always descends.
     descends = (image * g).sum(-1, keepdim=True) > 0
     return -torch.where(descends, image, scale * g)
-
-
-def _push(past: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)
