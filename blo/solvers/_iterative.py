@@ -40,7 +40,7 @@ class State(Protocol):
 
 
 class Running(NamedTuple):
-    """What the loop carries.
+    """What the loop carries. Where nothing is measured all but the state is of shape `()` and on the CPU.
 
     Attributes:
         state: the solver's.
@@ -148,7 +148,9 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
     """Return what the loop begins with. Where nothing is measured there is no aim, and no work is spent on one."""
     begun = solver.start(problem, z0)
     if solver.tol is None:
-        none, inf = z0.new_zeros(()), z0.new_full((), torch.inf)
+        # On the CPU it is seen without waiting for an accelerator that no lane rests.
+        none = torch.zeros((), dtype=z0.dtype, device="cpu")
+        inf = torch.full_like(none, torch.inf)
         return Running(begun, none, none, none > 0, none, inf)
     limit, unit = _aim(solver, problem, begun.z, begun.slope)
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import blo
 from tests.strategies import SEEDS, normal
@@ -225,3 +226,24 @@ def test_each_problem_of_a_batch_has_its_own_last_steps(
         return found(t)
 
     torch.testing.assert_close(torch.func.vmap(mapped)(curvature, theta, z0), alone, rtol=1e-10, atol=1e-12)
+
+
+class Selections(TorchDispatchMode):
+    """Counts `torch.where`, by which lanes that rest are told from others."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.where.self
+        return function(*args, **(kwargs or {}))
+
+
+def test_where_nothing_is_measured_no_lane_is_looked_at() -> None:
+    # Tensors on the meta device are an accelerator's: what they hold cannot be seen without waiting.
+    theta, z0 = torch.empty(4, 3, device="meta", requires_grad=True), torch.empty(4, 3, device="meta")
+    lower = blo.LowerProblem(lambda theta, z: (z - theta).square().sum(-1), batched=True)
+    solver = blo.ProjectedGradient(0.3, max_steps=6, tol=None)
+    with Selections() as selections:
+        z = blo.argmin(lower, theta, z0, solver=solver, gradient=blo.Unrolled(last=2), on_failure="ignore")
+        z.sum().backward()
+    assert selections.count == 0
