@@ -9,7 +9,7 @@ SciPy minimises over the one weight.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,22 +20,14 @@ from torch import Tensor
 
 import blo
 from benchmarks.answers._compare import Answers, numpy
+from benchmarks.answers._held_out import Data
 from benchmarks.registry import Outcome, Setting, benchmark
 
 Array = npt.NDArray[np.float64]
 START = math.log(0.3)
 
 
-class Data(NamedTuple):
-    """Features of shape (samples, d) and targets of shape (samples,), for training and held out."""
-
-    x: Array
-    y: Array
-    x_held: Array
-    y_held: Array
-
-
-def draw(setting: Setting) -> Data:
+def draw(setting: Setting) -> Data[Array]:
     """Draw fewer samples than features, of which one in ten matters."""
     samples, d = (60, 15) if setting.quick else (80, 200)
     random = np.random.default_rng(setting.seed)
@@ -44,7 +36,7 @@ def draw(setting: Setting) -> Data:
     return Data(x, x @ true + random.normal(size=samples), x_held, x_held @ true + random.normal(size=samples))
 
 
-def problem(data: Data, theta: Array, device: torch.device) -> dict[str, Any]:
+def problem(data: Data[Array], theta: Array, device: torch.device) -> dict[str, Any]:
     """State the problem as arguments for blo; theta has shape (1,) or (d,)."""
     x, y, x_held, y_held, start = (torch.as_tensor(part, device=device) for part in (*data, theta))
 
@@ -59,7 +51,7 @@ def problem(data: Data, theta: Array, device: torch.device) -> dict[str, Any]:
     }
 
 
-def truth(data: Data, theta: Array) -> tuple[float, Array, Array]:
+def truth(data: Data[Array], theta: Array) -> tuple[float, Array, Array]:
     """Return the held-out loss, its gradient in theta and z."""
     x, y, x_held, y_held = data
     samples, d = x.shape
@@ -76,7 +68,7 @@ def truth(data: Data, theta: Array) -> tuple[float, Array, Array]:
     return 0.5 * float(np.mean(off**2)), slope if theta.size > 1 else slope.sum(keepdims=True), z
 
 
-def require_margin(data: Data, theta: Array, z: Array) -> None:
+def require_margin(data: Data[Array], theta: Array, z: Array) -> None:
     """Refuse a z that is no solution, or one at the edge of a change of its support, where no gradient exists.
 
     Raises:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as cross_entrop
 
 import blo
 from benchmarks.answers._compare import Answers, numpy
+from benchmarks.answers._held_out import Data
 from benchmarks.registry import Outcome, Setting, benchmark
 
 # A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are,
@@ -35,16 +36,7 @@ LEAST = 1e-8
 LOW, HIGH = LEAST / (1 + LEAST), 1 - 1e-12
 
 
-class Data(NamedTuple):
-    """Features of shape (samples, d) and labels 0 or 1 of shape (samples,), for training and held out."""
-
-    x: Array
-    y: Array
-    x_held: Array
-    y_held: Array
-
-
-def draw(quick: bool = False, seed: int = 1) -> Data:
+def draw(quick: bool = False, seed: int = 1) -> Data[Array]:
     """Draw the notebook's data: its generator, its order of draws, the split of scikit-learn's `train_test_split`."""
     samples, d, noise = (200, 3, 1.0) if quick else (1000, 20, 0.1)
     random = np.random.RandomState(seed)
@@ -55,7 +47,7 @@ def draw(quick: bool = False, seed: int = 1) -> Data:
     return Data(x[kept], y[kept], x[held], y[held])
 
 
-def losses(data: Data, device: torch.device) -> tuple[Loss, Loss]:
+def losses(data: Data[Array], device: torch.device) -> tuple[Loss, Loss]:
     """Return the held-out loss and the training loss with its penalty as functions of h and z."""
     x, y, x_held, y_held = (torch.as_tensor(part, device=device) for part in data)
     return (
@@ -64,7 +56,7 @@ def losses(data: Data, device: torch.device) -> tuple[Loss, Loss]:
     )
 
 
-def bounded(data: Data, device: torch.device, start: float = 0.5) -> Tensor:
+def bounded(data: Data[Array], device: torch.device, start: float = 0.5) -> Tensor:
     """Return optimal weights by blo's own solver for bounds: the upper problem is a lower problem of nothing.
 
     Args:
@@ -87,57 +79,64 @@ def bounded(data: Data, device: torch.device, start: float = 0.5) -> Tensor:
     return found / (1 - found)
 
 
-def angled(data: Data, device: torch.device, start: float = 0.5) -> Tensor:
-    """Return optimal weights by torch's L-BFGS, which knows no bounds, over angles: s is a squared sine.
+def angled(data: Data[Array], device: torch.device, start: float = 0.5) -> Tensor:
+    """Return optimal weights by torch's L-BFGS, which knows no bounds, over angles: see `weights`.
 
-    The loss is minimised in units of its largest slope, since torch's L-BFGS learns no curvature from steps along which
-    the product of step and change of slope is below 1e-10, whatever the unit: where a feature is all but dropped, the
-    slope left is 1e-7 of the curvature at the bounds, and it may creep. At a bound the slope in the angle vanishes
-    whatever the slope in s: angles there are moved where the latter leads inside, and it is started again, until the
-    weights are stationary within their bounds or the loss does not fall any more.
+    It is started again, from angles that have left bounds, until the weights are stationary within their bounds or the
+    loss does not fall any more.
 
     Args:
         data: the problem.
         device: where it is solved.
-        start: of every coordinate of s.
+        start: of every coordinate of s = h / (1 + h).
     """
     held_out, train = losses(data, device)
     s = torch.full(data.x.shape[1:], start, dtype=torch.float64, device=device)
-    angle, none, last = ((s - LOW) / (HIGH - LOW)).sqrt().asin(), torch.zeros_like(s), float("inf")
-
-    def weights(angle: Tensor) -> Tensor:
-        s = LOW + (HIGH - LOW) * angle.sin().square()
-        return s / (1 - s)
-
-    def lbfgs(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS(
-            parameters, max_iter=300, history_size=30, tolerance_grad=1e-6, tolerance_change=1e-15,
-            line_search_fn="strong_wolfe",
-        )  # fmt: skip
-
-    lower = blo.LowerProblem(lambda angle, z: train(weights(angle), z))
+    angle, last = ((s - LOW) / (HIGH - LOW)).sqrt().asin(), float("inf")
     for _ in range(10):
         h = weights(angle)
-        s = h / (1 + h)
-        at = blo.value_and_hypergrad(held_out, blo.LowerProblem(train), h, none, solver=SOLVER)
-        slope = at.grad * (1 + h).square()
+        at = blo.value_and_hypergrad(held_out, blo.LowerProblem(train), h, torch.zeros_like(h), solver=SOLVER)
+        s, slope = h / (1 + h), at.grad * (1 + h).square()
         moved = (s - (s - slope).clamp(LOW, HIGH)).abs().max()
         if moved <= 1e-9 or at.value >= last:
             break
         last = float(at.value)
-        inside = torch.where(slope < 0, s - LOW, HIGH - s) <= LEAST
-        angle = torch.where(inside, torch.where(slope < 0, 0.01, 0.5 * torch.pi - 0.01), angle)
-        unit = blo.value_and_hypergrad(held_out, lower, angle, none, solver=SOLVER).grad.abs().max()
-        upper = partial(_in_units, held_out, unit)
-        angle = blo.fit(upper, lower, angle, none, optimizer=lbfgs, steps=1, solver=SOLVER).theta
+        angle = descended(held_out, train, freed(angle, s, slope))
     return weights(angle)
 
 
-def _in_units(loss: Loss, unit: Tensor, h: Tensor, z: Tensor) -> Tensor:
-    return loss(h, z) / unit
+def weights(angle: Tensor) -> Tensor:
+    """Return the weights h of these angles: s = h / (1 + h) is the squared sine, scaled to lie within its bounds."""
+    s = LOW + (HIGH - LOW) * angle.sin().square()
+    return s / (1 - s)
 
 
-def truth(data: Data, h: Array) -> tuple[float, Array]:
+def freed(angle: Tensor, s: Tensor, slope: Tensor) -> Tensor:
+    """Return the angles, moved off bounds from which the slope in s leads inside: that in the angle vanishes there."""
+    leaving = torch.where(slope < 0, s - LOW, HIGH - s) <= LEAST
+    return torch.where(leaving, torch.where(slope < 0, 0.01, 0.5 * torch.pi - 0.01), angle)
+
+
+def descended(held_out: Loss, train: Loss, angle: Tensor) -> Tensor:
+    """Return where torch's L-BFGS leads from these angles.
+
+    The loss is minimised in units of its largest slope, since torch's L-BFGS learns no curvature from steps along which
+    the product of step and change of slope is below 1e-10, whatever the unit: where a feature is all but dropped, the
+    slope left is 1e-7 of the curvature at the bounds, and it may creep.
+    """
+    lower, z0 = blo.LowerProblem(lambda angle, z: train(weights(angle), z)), torch.zeros_like(angle)
+    unit = blo.value_and_hypergrad(held_out, lower, angle, z0, solver=SOLVER).grad.abs().max()
+    lbfgs = partial(
+        torch.optim.LBFGS, max_iter=300, history_size=30, tolerance_grad=1e-6, tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    found: Tensor = blo.fit(
+        lambda angle, z: held_out(angle, z) / unit, lower, angle, z0, optimizer=lbfgs, steps=1, solver=SOLVER
+    ).theta
+    return found
+
+
+def truth(data: Data[Array], h: Array) -> tuple[float, Array]:
     """Return the held-out loss and its gradient in h."""
     x, y, x_held, y_held = data
     z = np.zeros_like(h)
@@ -155,13 +154,13 @@ def truth(data: Data, h: Array) -> tuple[float, Array]:
     return _loss(x_held, y_held, z), -z * q
 
 
-def stationarity(data: Data, h: Array) -> float:
+def stationarity(data: Data[Array], h: Array) -> float:
     """Return the largest entry of s - project(s - slope), s = h / (1 + h): 0 where Karush, Kuhn and Tucker have it."""
     s, slope = h / (1 + h), truth(data, h)[1] * (1 + h) ** 2
     return float(np.abs(s - np.clip(s - slope, LOW, HIGH)).max())
 
 
-def optimum(data: Data) -> tuple[float, Array]:
+def optimum(data: Data[Array]) -> tuple[float, Array]:
     """Return the least held-out loss that is found from three starts, and the weights that attain it."""
 
     def value(s: Array) -> tuple[float, Array]:

@@ -8,7 +8,7 @@ Truth: the normal equations, their derivative, and SciPy's minimisers of the clo
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,14 @@ from torch import Tensor
 
 import blo
 from benchmarks.answers._compare import Answers, numpy
+from benchmarks.answers._held_out import Data
 from benchmarks.registry import Outcome, Setting, benchmark
 
 # A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are.
 SOLVER = blo.Newton(tol=1e-10, forcing=0.0)
 
 
-class Data(NamedTuple):
-    """Two halves of a regression problem: features of shape (samples, d), targets of shape (samples,)."""
-
-    x: Tensor
-    y: Tensor
-    x_held: Tensor
-    y_held: Tensor
-
-
-def draw(setting: Setting) -> Data:
+def draw(setting: Setting) -> Data[Tensor]:
     """Draw data whose later coordinates matter less and less."""
     samples, d = (30, 5) if setting.quick else (100, 20)
     generator = torch.Generator().manual_seed(setting.seed)
@@ -42,7 +34,7 @@ def draw(setting: Setting) -> Data:
     return Data(*(part.to(setting.device) for part in (x[:samples], y[:samples], x[samples:], y[samples:])))
 
 
-def solve(data: Data, theta: Tensor) -> tuple[blo.Hypergradient, blo.FitResult]:
+def solve(data: Data[Tensor], theta: Tensor) -> tuple[blo.Hypergradient, blo.FitResult]:
     """Return the hypergradient at theta and the fit from there; theta holds the roots of the weights."""
 
     def train(theta: Tensor, z: Tensor) -> Tensor:
@@ -60,7 +52,7 @@ def solve(data: Data, theta: Tensor) -> tuple[blo.Hypergradient, blo.FitResult]:
     return at, blo.fit(held_out, lower, theta, z0, optimizer=lbfgs, steps=1, solver=SOLVER)
 
 
-def truth(data: Data, theta: np.ndarray) -> tuple[float, np.ndarray]:
+def truth(data: Data[Tensor], theta: np.ndarray) -> tuple[float, np.ndarray]:
     """Return the held-out loss and its gradient in theta, by the normal equations."""
     x, y, x_held, y_held = map(numpy, data)
     weights = theta**2 * np.ones(x.shape[1])

@@ -1,0 +1,16 @@
+"""Data in two halves: one to train on, one to judge by."""
+
+from __future__ import annotations
+
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Data(NamedTuple, Generic[T]):
+    """Features of shape (samples, d), and targets or labels of shape (samples,); arrays or tensors."""
+
+    x: T
+    y: T
+    x_held: T
+    y_held: T
