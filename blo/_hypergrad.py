@@ -103,7 +103,8 @@ def value_and_hypergrad(
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 
-    leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in given]
+    # Copies: an optimiser moves theta in place, and the report, read after its step, is one of theta as it was here.
+    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None
     if state is not None:
         start, guess = _resume(state, problem.layout)

@@ -34,6 +34,17 @@ def test_an_infinite_cross_term_on_the_way_back() -> None:
         z.sum().backward()
 
 
+def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it() -> None:
+    theta = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: squares(t.exp(), z), strong_convexity=1.0)
+    options: dict[str, Any] = {"solver": blo.ProjectedGradient(0.5, max_steps=4, tol=None), "on_failure": "ignore"}
+    out = blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, torch.zeros_like(theta), **options)
+    error = 0.5**4 * theta.exp().norm()  # each step halves the distance
+    theta.sub_(10.0)
+    assert out.report.lower_error_bound == pytest.approx(float(error), rel=1e-12)
+    assert out.report.adjoint_error_bound is not None and out.report.adjoint_error_bound < 1e-12
+
+
 @pytest.mark.parametrize("gradient", [blo.KKTClosedForm(), blo.HessianFree(1.0)], ids=str)
 def test_a_saddle_on_a_curved_boundary(gradient: blo.gradients.Strategy) -> None:
     """Outside the unit circle the nearest point to a far one is no minimum along the circle when it lies inside."""
