@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -76,7 +77,7 @@ def fit(
         gradient: as in `value_and_hypergrad`.
         callback: `callback(step, theta, hypergradient)` after each step, steps numbered from 1 over all calls; theta
             is the new one and the hypergradient was taken before the step. What is true stops the loop.
-        state: `.state` of an earlier fit to continue, in place of `theta` and `z0`.
+        state: `.state` of an earlier fit to continue, in place of `theta` and `z0`; not modified.
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
@@ -87,8 +88,9 @@ def fit(
         ConvergenceError: as in `value_and_hypergrad`.
     """
     require_count(steps, "steps")
-    if state is not None and set(state) != {"theta", "steps", "lower", "optimizer"}:
-        raise StructureError(f"`state` must be the `.state` of an earlier fit, but holds {list(state)}.")
+    if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
+        found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
+        raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
     afresh = isinstance(gradient, Unrolled)
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
@@ -96,7 +98,7 @@ def fit(
     done, warm = 0, None
     if state is not None:
         done, warm = state["steps"], state["lower"]
-        maker.load_state_dict(state["optimizer"])
+        maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
     values: list[Tensor] = []
     latest: list[Hypergradient] = []
 

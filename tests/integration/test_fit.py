@@ -68,6 +68,36 @@ def test_a_fit_continued_from_a_file_is_one_that_never_stopped() -> None:
     assert torch.equal(torch.cat([part.values, rest.values]), whole.values)
 
 
+def test_a_state_can_be_continued_more_than_once() -> None:
+    whole = blo.fit(upper, LOWER, THETA, Z0, optimizer=adam, steps=5, **SETTINGS)
+    part = blo.fit(upper, LOWER, THETA, Z0, optimizer=adam, steps=3, **SETTINGS)
+    for _ in range(2):
+        rest = blo.fit(upper, LOWER, THETA, Z0, optimizer=adam, steps=2, state=part.state, **SETTINGS)
+        assert torch.equal(rest.theta["log"], whole.theta["log"])
+
+
+def test_what_is_told_of_a_step_belongs_to_the_theta_before_it() -> None:
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - 3.0).square().sum(), lambda t: blo.Box(-1.0, t))
+    theta, z0 = torch.tensor([0.5, 0.25]).double(), torch.zeros(2).double()
+    seen: list[tuple[float, float | None]] = []
+
+    def callback(step: int, theta: Tensor, out: blo.Hypergradient) -> None:
+        seen.append((float(out.value), out.report.lower_residual))
+
+    result = blo.fit(
+        lambda t, z: t[0],  # a view of theta
+        lower,
+        theta,
+        z0,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.125),
+        steps=2,
+        solver=blo.External(lambda t, z: t),  # z is at its upper bound, which is theta
+        callback=callback,
+    )
+    assert seen == [(0.5, 0.0), (0.375, 0.0)] and result.values.tolist() == [0.5, 0.375]
+    assert result.z.tolist() == [0.375, 0.25] and result.theta.tolist() == [0.25, 0.25]
+
+
 def test_each_step_is_that_of_the_optimiser_on_the_hypergradient() -> None:
     out = blo.value_and_hypergrad(upper, LOWER, THETA, Z0, **SETTINGS)
     result = blo.fit(upper, LOWER, THETA, Z0, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), steps=1, **SETTINGS)
@@ -109,6 +139,8 @@ def test_the_callback_sees_each_step_and_stops_the_loop() -> None:
         ({"optimizer": lambda p: None}, "but gave NoneType"),
         ({"theta": {"log": torch.arange(2)}}, "at least one floating point tensor"),
         ({"steps": 0}, "`steps` must be at least 1"),
+        ({"state": 3}, "`state` must be the `.state` of an earlier fit, but is of type int"),
+        ({"state": {"z": Z0}}, r"an earlier fit, but holds \['z'\]"),
     ],
 )
 def test_bad_arguments_are_named(changes: Any, message: str) -> None:
