@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,20 +19,24 @@ class _Place:
 
     owner: nn.Module
     attribute: str
-    names: tuple[str, ...]
+    names: list[str]
+
+    @property
+    def value(self) -> Tensor | None:
+        found: Tensor | None = getattr(self.owner, self.attribute)
+        return found
 
 
 class Buffers:
     """The buffers of a module. They are read from it at each evaluation, unless values are pinned."""
 
     def __init__(self, module: nn.Module) -> None:
-        names: dict[int, list[str]] = {}
-        for name, buffer in module.named_buffers(remove_duplicate=False):
-            names.setdefault(id(buffer), []).append(name)
-        self._places: list[_Place] = []
-        for tied in names.values():
-            path, _, attribute = tied[0].rpartition(".")
-            self._places.append(_Place(module.get_submodule(path), attribute, tuple(tied)))
+        found: dict[object, _Place] = {}
+        for path, owner in module.named_modules(remove_duplicate=False):
+            for attribute, buffer in owner._buffers.items():
+                key = (id(owner), attribute) if buffer is None else id(buffer)
+                found.setdefault(key, _Place(owner, attribute, [])).names.append(f"{path}.{attribute}".lstrip("."))
+        self._places = list(found.values())
         self._pinned: dict[str, Tensor] = {}
 
     @property
@@ -47,11 +52,31 @@ class Buffers:
         """
         found: dict[str, Tensor] = {}
         for place in self._places:
-            value = self._pinned.get(place.names[0], getattr(place.owner, place.attribute))
+            value = self._pinned.get(place.names[0], place.value)
             if value is not None:
                 copy = spread(value, lanes) if lanes and place.owner.training else value.clone()
                 found.update(dict.fromkeys(place.names, copy))
         return found
+
+    @contextlib.contextmanager
+    def none_made(self) -> Iterator[None]:
+        """Refuse an evaluation that makes a buffer where the module has None, which the next one would see.
+
+        Raises:
+            StructureError: naming the buffers.
+        """
+        absent = [place for place in self._places if place.value is None]
+        try:
+            yield
+        finally:
+            made = [place for place in absent if place.value is not None]
+            for place in made:
+                setattr(place.owner, place.attribute, None)
+        if made:
+            raise StructureError(
+                f"evaluations must be one function, but this one makes {[place.names[0] for place in made]}, which the "
+                "module has as None. Call the module once on a batch before."
+            )
 
     def update(self, written: Mapping[str, Tensor], *, pin: bool) -> None:
         """Write what an evaluation changed to the module, in place.
@@ -65,7 +90,7 @@ class Buffers:
         """
         pairs = []
         for place in self._places:
-            name, present = place.names[0], getattr(place.owner, place.attribute)
+            name, present = place.names[0], place.value
             if name in written and present is not None:
                 pairs.append((place, present, _one(written[name], name)))
         with torch.no_grad(), outside_transforms():

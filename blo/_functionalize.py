@@ -77,7 +77,7 @@ class Functional:
 
         Raises:
             StructureError: if the parameters do not fit the module; with `"update-once"`, if the evaluation that
-                moves the buffers is inside `torch.vmap`.
+                moves the buffers is inside `torch.vmap`; if the module makes a buffer that was None.
             RuntimeError: if the module checkpoints activations.
         """
         value, written = self._evaluate(parameters, inputs, targets)
@@ -125,7 +125,7 @@ class Functional:
         state.update(self._buffers.copies(lanes))
         devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
-        with self._replay(devices), _differentiable(self._fused):
+        with self._replay(devices), _differentiable(self._fused), self._buffers.none_made():
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             value = torch.func.functional_call(self._module, state, arguments, tie_weights=False)

@@ -575,6 +575,32 @@ def test_checkpointed_modules_are_refused_and_checkpointed_calls_are_right() -> 
     assert all(torch.equal(a, b) for a, b in zip(found, truth, strict=True))
 
 
+class Centred(nn.Module):
+    """Remembers where inputs lie, from the first batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.register_buffer("center", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.center = x.mean(0) if self.center is None else (self.center + x.mean(0)) / 2
+        return ((x - self.center) * self.weight).sum()
+
+
+def test_a_module_that_makes_buffers_as_it_goes_is_refused_until_it_has_them() -> None:
+    net, x = nn.Sequential(Centred()), torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+    f = blo.functionalize(net)
+    for call in (f, torch.func.grad(f), lambda parameters, x: f.update_buffers(parameters, x)):
+        with pytest.raises(blo.StructureError, match=r"makes \['0\.center'\].*Call the module once"):
+            call(f.parameters, x)
+        assert net[0].center is None
+    net(x)
+    for _ in range(2):  # the centre is that of x and 3 x: twice that of x, as the mean of 2 x would have it
+        assert f(f.parameters, 3 * x).item() == (3 * x - 2 * x.mean(0)).sum().item()
+    assert torch.equal(net[0].center, x.mean(0))
+
+
 def test_bad_arguments_are_named() -> None:
     module = built(network)
     f = blo.functionalize(module)
