@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias, final
 
 import torch
@@ -68,8 +69,8 @@ class SABA(Algorithm):
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
         q = memory["q"]
-        i, lower_batch = _numbered(oracle.streams[1], self.lower_count)
-        j, upper_batch = _numbered(oracle.streams[0], self.upper_count)
+        i, lower_batch = _numbered(oracle.streams[1], memory["lower_rows"], self.lower_count, "lower")
+        j, upper_batch = _numbered(oracle.streams[0], memory["upper_rows"], self.upper_count, "upper")
         lower = oracle.lower_on(lower_batch).products(theta, z, q)
         upper = oracle.upper_on(upper_batch).gradients(theta, z)
 
@@ -102,12 +103,18 @@ def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row) -> tuple[
     return direction, [*rows[:index], found, *rows[index + 1 :]], updated
 
 
-def _numbered(stream: Stream, count: int) -> tuple[int, Any]:
-    """Return the next batch and its number."""
-    drawn = stream.next()
-    if not (isinstance(drawn, tuple | list) and len(drawn) == 2 and not isinstance(drawn[0], float)):
+def _numbered(stream: Stream, rows: Sequence[Row], count: int, name: str) -> tuple[int, Any]:
+    """Return the next batch and its number, if there is a row for each of `count` batches."""
+    if len(rows) != count:
         raise StructureError(
-            f"SABA takes pairs (number, batch), but got {type(drawn).__name__}. Draw from `list(enumerate(batches))`."
+            f"`state` remembers {len(rows)} {name} batches, but `{name}_count` is {count}. Begin anew with `init`."
+        )
+    drawn = stream.next()
+    if not (isinstance(drawn, tuple | list) and len(drawn) == 2 and isinstance(drawn[0], Integral)):
+        pair = isinstance(drawn, tuple | list)
+        found = ", ".join(type(part).__name__ for part in drawn) if pair else type(drawn).__name__
+        raise StructureError(
+            f"SABA takes pairs (number, batch), but got {found}. Draw from `list(enumerate(batches))`."
         )
     number = int(drawn[0])
     if not 0 <= number < count:
