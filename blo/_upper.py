@@ -77,7 +77,8 @@ def fit(
         gradient: as in `value_and_hypergrad`.
         callback: `callback(step, theta, hypergradient)` after each step, steps numbered from 1 over all calls; theta
             is the new one and the hypergradient was taken before the step. What is true stops the loop.
-        state: `.state` of an earlier fit to continue, in place of `theta` and `z0`; not modified.
+        state: `.state` of an earlier fit to continue, in place of `theta` and `z0` (with `Unrolled`, of theta);
+            not modified.
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
@@ -97,10 +98,10 @@ def fit(
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])
     done, warm = 0, None
     if state is not None:
-        done, warm = state["steps"], state["lower"]
+        done, warm = state["steps"], None if afresh else state["lower"]
         maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
     values: list[Tensor] = []
-    latest: list[Hypergradient] = []
+    latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
 
     def evaluate() -> Tensor:
         nonlocal warm
@@ -111,7 +112,7 @@ def fit(
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state
-        latest.append(out)
+        latest[1:] = [out]
         return out.value
 
     for step in range(done + 1, done + steps + 1):

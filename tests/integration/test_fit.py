@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_unrolling_starts_from_the_same_point_each_time(tol: float | None) -> No
         theta = {"log": theta["log"] - 0.01 * slope, "data": theta["data"]}
     result = blo.fit(upper, LOWER, THETA, Z0, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), steps=3, **few)
     assert_near(result.theta["log"], theta["log"], 1e-14)
+
+
+def test_unrolling_goes_on_from_the_same_point_after_another_strategy() -> None:
+    part = blo.fit(upper, LOWER, THETA, Z0, optimizer=adam, steps=2, **SETTINGS)
+    few: Any = {"solver": blo.ProjectedGradient(step=0.01, max_steps=3, tol=None), "gradient": blo.Unrolled()}
+    rest = blo.fit(upper, LOWER, THETA, Z0, optimizer=adam, steps=1, state=part.state, **few)
+    z = Z0
+    for _ in range(3):
+        z = z - 0.01 * (TRAIN[0].T @ (TRAIN[0] @ z - TRAIN[1]) + part.theta["log"].exp() * z)
+    assert_near(rest.z, z, 1e-12)
+
+
+def test_hypergradients_within_a_step_are_let_go() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(found) is blo.Hypergradient for found in gc.get_objects())
+
+    before, seen = alive(), []
+    result = blo.fit(
+        upper, LOWER, THETA, Z0, optimizer=lbfgs, steps=1, callback=lambda *_: seen.append(alive() - before), **SETTINGS
+    )
+    assert seen == [2] and result.state["optimizer"]["state"][0]["func_evals"] > 5
 
 
 def test_the_callback_sees_each_step_and_stops_the_loop() -> None:
