@@ -45,7 +45,8 @@ class FlatProblem:
             lower = replace(lower, objective=under(lower.objective, autocast))
         layout = Layout.of(z0, batched=lower.batched)
         leaves, spec = tree.flatten(theta, "theta")
-        return cls(lower, layout, spec), layout.ravel(z0).detach(), leaves
+        # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
+        return cls(lower, layout, spec), layout.ravel(z0).detach().clone(), leaves
 
     @property
     def lifts(self) -> int:

@@ -45,6 +45,18 @@ def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it()
     assert out.report.adjoint_error_bound is not None and out.report.adjoint_error_bound < 1e-12
 
 
+@pytest.mark.parametrize("solver", [None, blo.ProjectedGradient(0.3), blo.External(lambda theta, z: z)], ids=str)
+def test_a_solution_at_which_the_solve_started_is_a_tensor_of_its_own(solver: blo.solvers.Solver | None) -> None:
+    theta, z0 = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    out = blo.value_and_hypergrad(lambda t, z: z.sum(), blo.LowerProblem(squares), theta, z0, solver=solver)
+    z0.add_(1.0)
+    assert out.z.tolist() == out.state["z"].tolist() == [1.0, 1.0]
+    z0.fill_(1.0)
+    with torch.no_grad():
+        blo.argmin(blo.LowerProblem(squares), theta, z0, solver=solver).add_(1.0)
+    assert z0.tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("gradient", [blo.KKTClosedForm(), blo.HessianFree(1.0)], ids=str)
 def test_a_saddle_on_a_curved_boundary(gradient: blo.gradients.Strategy) -> None:
     """Outside the unit circle the nearest point to a far one is no minimum along the circle when it lies inside."""
