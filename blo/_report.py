@@ -184,8 +184,14 @@ class Report:
             f"{self.linear_iterations} iterations" + (f", {self.linear_method}" if self.linear_method else ""),
             "coordinates": f"{self.free} free, {self.active} active, {self.degenerate} degenerate",
             "direct part": f"norm {self.direct_norm:.6g}",
-            "implicit part": f"norm {self.implicit_norm:.6g}, cosine with the direct part {self.cosine:+.4f}",
+            "implicit part": f"norm {self.implicit_norm:.6g}",
         }
+        if self.pulled.linear is None:
+            rows["linear solve"] = str(self.linear_status)
+        if self._counts is None:
+            rows["coordinates"] = "not looked at"
+        if self.direct_norm and self.implicit_norm:
+            rows["implicit part"] += f", cosine with the direct part {self.cosine:+.4f}"
         if self.product_error is not None:
             rows["products"] = f"central differences, estimated relative error {self.product_error:.2e}"
         if self.lower_error_bound is not None:

@@ -137,6 +137,16 @@ def test_the_text_has_a_row_for_each_subject() -> None:
     assert f"norm 3, cosine with the direct part {cosine:+.4f}" in rows[4]
 
 
+def test_the_text_leaves_out_what_there_is_not() -> None:
+    rows = str(evaluate(blo.Unrolled(), upper=lambda theta, z: z.sum())).splitlines()
+    assert rows[1:] == [
+        "linear solve   not needed: the strategy solves no linear system",
+        "coordinates    not looked at",
+        "direct part    norm 0",
+        "implicit part  norm 1.41421",
+    ]
+
+
 def test_every_status_is_a_sentence() -> None:
     assert len({str(status) for status in blo.Status}) == len(blo.Status)
     assert all(
