@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo import tree
 from blo._autocast import without
-from blo._autodiff import transforms_active
+from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
-from blo._failures import Checks
+from blo._failures import LOOK, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
@@ -42,16 +43,16 @@ class Solving:
     last: Solution | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
-        return self._report(problem, self._solve(problem, z0, None))
+        return self._report(problem, z0, self._solve(problem, z0, None))
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         solution = self._solve(problem, z0, None)
         if not transforms_active():
-            self.checks.lower(solution)
+            self.checks.lower(solution, lambda: self._origin(problem, z0))
         return solution.z if problem.recorded else solution.z.detach()
 
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
-        return self._report(problem, self._solve(problem, z0, watch))
+        return self._report(problem, z0, self._solve(problem, z0, watch))
 
     def begin(self, problem: Bound, z0: Tensor) -> Any:
         return begin(self._iterative, self._told(problem), z0)
@@ -89,17 +90,35 @@ class Solving:
     def _told(self, problem: Bound) -> Bound:
         return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
 
-    def _report(self, problem: Bound, solution: Solution) -> Tensor:
+    def _origin(self, problem: Bound, z0: Tensor) -> str:
+        """Say where a NaN of the lower solution comes from, as far as the arguments and one gradient tell."""
+        look = "Look at what it was computed from."
+        if not _finite([z0]):
+            return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
+        if not _finite(tree.leaves(problem.theta)):
+            return f"`theta` is not finite itself. {look}"
+        if not _finite([self._told(problem).detach().gradient(z0)]):
+            return (
+                "The objective has no finite gradient at the start of the solver, so no `step` will help: look for NaN "
+                "in its data, and at the objective with torch.autograd.detect_anomaly."
+            )
+        return LOOK
+
+    def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
         if unmeasured and not (self.defer or self.checks.off):
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
         self.last = solution
         if isinstance(self.gradient, Unrolled) or not transforms_active():
-            self.checks.lower(solution)
+            self.checks.lower(solution, lambda: self._origin(problem, z0))
         if self.idle:
             self.checks.idle()
         return solution.z if problem.recorded else solution.z.detach()
+
+
+def _finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(plain(tensor)).all()) for tensor in tensors)
 
 
 def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy | None) -> None:

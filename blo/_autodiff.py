@@ -114,13 +114,18 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
     with torch.enable_grad():
         value = function(point)
         if not value.requires_grad:
-            raise StructureError(
-                "`objective` must depend on z, but its value carries no graph. "
-                "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
-            )
+            raise StructureError(f"`objective` must depend on z, but its value carries no graph. {_look()}")
         total = value.sum() if value.ndim else value  # every operation would be differentiated twice
         (found,) = torch.autograd.grad(total, point, create_graph=create_graph, allow_unused=True)
-    return value, torch.zeros_like(point) if found is None else found
+    if found is None:
+        raise StructureError(f"`objective` must depend on z, but its value depends on other tensors alone. {_look()}")
+    return value, found
+
+
+def _look() -> str:
+    if torch.is_inference_mode_enabled():
+        return "Under torch.inference_mode() nothing has a graph: use torch.no_grad() around the call instead."
+    return "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

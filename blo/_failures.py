@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,11 +29,21 @@ from blo.errors import (
 from blo.linsolve import LinearSolution
 from blo.solvers import Solution
 
-_LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
+LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
 _SINGULAR = (
     "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a proximal "
     "term to the objective, or `damping` to the linear solver."
 )
+#: Files that no warning is about: those of this package and of torch, whose decorators and backward passes lie between.
+_INSIDE = (*(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__)), contextlib.__file__)
+
+
+def _warn(message: str, category: type[BloWarning]) -> None:
+    """Warn at the line of the caller's code, so that the default filter shows each of its lines once."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Checks:
         """Whether nothing is to be measured."""
         return self.on_failure == "ignore"
 
-    def finite(self, tensor: Tensor, what: str, remedy: str = _LOOK) -> None:
+    def finite(self, tensor: Tensor, what: str, remedy: str = LOOK) -> None:
         """Report entries that are NaN or infinite."""
         if self.off:
             return
@@ -69,11 +83,11 @@ class Checks:
         if bad:
             message = f"{what} holds {bad} of {infinite.numel()} entries that are NaN or infinite. {remedy}"
             if self.on_failure == "warn":
-                warnings.warn(message, ConvergenceWarning, stacklevel=4)
+                _warn(message, ConvergenceWarning)
             else:
                 raise NonFiniteError(message)
 
-    def all_finite(self, parts: Iterable[tuple[Tensor | None, str]]) -> None:
+    def all_finite(self, parts: Iterable[tuple[Tensor | None, str]], remedy: Callable[[], str] = lambda: LOOK) -> None:
         """Report entries of several tensors that are NaN or infinite; one wait for the device where there are none."""
         known = [(tensor, what) for tensor, what in parts if tensor is not None]
         if self.off or not known:
@@ -81,13 +95,13 @@ class Checks:
         flags = [plain(torch.isfinite(tensor)).all() for tensor, _ in known]
         if not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
             for tensor, what in known:
-                self.finite(tensor, what)
+                self.finite(tensor, what, remedy())
 
-    def lower(self, solution: Solution) -> None:
-        """Report a lower solve that went astray or stopped early."""
+    def lower(self, solution: Solution, remedy: Callable[[], str] = lambda: LOOK) -> None:
+        """Report a lower solve that went astray or stopped early; `remedy` says what to do about the former."""
         # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
         residual = solution.residual
-        self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")])
+        self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")], remedy)
         if not self.off and solution.residual is not None and solution.tol is not None:
             self.stationary(solution.residual, solution.tol)
 
@@ -110,7 +124,7 @@ class Checks:
         if self.off:
             return
         indefinite = int(solution.indefinite.sum())
-        self.finite(solution.x, "the adjoint", _SINGULAR if indefinite else _LOOK)
+        self.finite(solution.x, "the adjoint", _SINGULAR if indefinite else LOOK)
         # A Krylov solver stops at a NaN in the Hessian and returns the finite iterate before it.
         self.finite(solution.residual, "the residual of the adjoint system")
         if indefinite:
@@ -200,9 +214,9 @@ class Checks:
                 "no leaf of `theta` requires grad, so the solution is a constant. Call theta.requires_grad_(), or "
                 "solve under torch.no_grad() where no gradient is wanted."
             )
-            warnings.warn(message, ConstantWarning, stacklevel=4)
+            _warn(message, ConstantWarning)
 
     def _found(self, message: str, error: type[BloError], warning: type[BloWarning]) -> None:
         if self.on_failure == "raise":
             raise error(message)
-        warnings.warn(message, warning, stacklevel=5)
+        _warn(message, warning)

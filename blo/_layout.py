@@ -91,7 +91,8 @@ class Layout:
         expected = [self.lanes + tuple(shape) for shape in self.shapes]
         found = [tuple(leaf.shape) for leaf in leaves]
         if spec != self.spec or found != expected:
-            raise StructureError(f"`{name}` must have the structure of `z0`, {expected}, but has {found} ({spec}).")
+            structure = "" if spec == self.spec else f" in the structure {spec}, where `z0` has {self.spec}"
+            raise StructureError(f"`{name}` must have the structure of `z0`, {expected}, but has {found}{structure}.")
         for leaf in leaves:
             if (leaf.dtype, leaf.device) != (self.dtype, self.device):
                 raise StructureError(

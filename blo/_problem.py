@@ -93,7 +93,13 @@ class FlatProblem:
         if not isinstance(objective, FixedPoint):
             return objective
         function = objective.function
-        return lambda theta, z: tree.map(lambda at, to: at - to, z, function(theta, z))
+
+        def residual(theta: Tree, z: Tree) -> Tree:
+            to = function(theta, z)
+            _require_like(to, z)
+            return tree.map(torch.sub, z, to)
+
+        return residual
 
     @property
     def _moving(self) -> bool:
@@ -139,3 +145,19 @@ class FlatProblem:
         if slack < 0:
             raise ValueError(f"`{type(found).__name__}.slack` must not be negative, but is {slack}.")
         return found.fit(self.layout)
+
+
+def _require_like(found: Tree, z: Tree) -> None:
+    """Refuse what a fixed point's function returned where subtraction would broadcast it.
+
+    Raises:
+        StructureError: if structure or shapes differ from those of z.
+    """
+    leaves, spec = tree.flatten(found, "function(theta, z)")
+    expected, wanted = tree.flatten(z)
+    shapes = [[tuple(leaf.shape) for leaf in side] for side in (expected, leaves)]
+    if spec != wanted or shapes[0] != shapes[1]:
+        raise StructureError(
+            f"`function(theta, z)` must return a tree like z, of shapes {shapes[0]}, but returned shapes {shapes[1]}"
+            + ("." if spec == wanted else f" in the structure {spec}, where z has {wanted}.")
+        )

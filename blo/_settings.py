@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from blo.errors import StructureError
+
 __all__ = ["require_budget", "require_count", "require_nonnegative", "require_positive"]
 
 
 def require_positive(value: float, name: str, otherwise: str = "") -> None:
-    """Refuse a setting that is zero, negative or NaN.
+    """Refuse a setting that is zero, negative or NaN, and one that a gradient is expected of.
 
     Raises:
         ValueError: naming `name`, with what to do `otherwise`.
+        StructureError: likewise, for a tensor that requires grad.
     """
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise StructureError(
+            f"`{name}` must be a number, but is a tensor that requires grad, into which no gradient would flow. "
+            "To learn steps, let the objective scale z by a tensor of theta: a step of size 1 then moves the scaled z "
+            "by the tensor's square times the gradient."
+        )
     if not value > 0:
         raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}".rstrip())
 

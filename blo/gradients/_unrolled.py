@@ -13,6 +13,7 @@ from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_count
 from blo._types import Tree
+from blo.errors import StructureError
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder, FirstOrderRule
 from blo.gradients._forward_mode import ForwardRule
@@ -46,7 +47,7 @@ class Unrolled(Strategy):
 
     Raises:
         StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
-            for one whose steps cannot be repeated (`OneStep`). If `start` returns no tree like z0.
+            for one whose steps cannot be repeated (`OneStep`). If `start` is no function, or returns no tree like z0.
         ValueError: for `last` below 1, an unknown mode, forward mode together with `last` or `checkpoint`, or `last`
             together with `start`.
     """
@@ -63,6 +64,11 @@ class Unrolled(Strategy):
             raise ValueError(f"`mode` must be 'reverse' or 'forward', but is {self.mode!r}.")
         if self.mode == "forward" and (self.checkpoint or self.last is not None):
             raise ValueError("mode='forward' remembers no step, so it takes neither `last` nor `checkpoint`.")
+        if self.start is not None and not callable(self.start):
+            raise StructureError(
+                f"`start` must be a function of theta that returns a tree like z0, but is of type "
+                f"{type(self.start).__name__}. A start that is constant is the argument `z0`."
+            )
         if self.start is not None and self.last is not None:
             raise ValueError("`last` takes the point before the last steps for a constant, so it leaves out `start`.")
 

@@ -94,8 +94,9 @@ def require_symmetric(operator: Operator, solver: str) -> None:
     """
     if not operator.symmetric:
         raise StructureError(
-            f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. "
-            "Declare it (`Dense(matrix, symmetric=True)`), or use `GMRES` or `Direct`."
+            f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric; that of "
+            "`LowerProblem.fixed_point` never is. Use `GMRES`, `Direct` or `Auto`, or declare an operator of your own: "
+            "`Dense(matrix, symmetric=True)`."
         )
 
 

@@ -42,6 +42,7 @@ class FISTA(Iterative):
 
     Raises:
         ValueError: for values outside these ranges.
+        StructureError: for a `step` that requires grad.
     """
 
     step: float | None = None

@@ -36,6 +36,7 @@ class FixedPoint(Iterative):
 
     Raises:
         ValueError: for values outside these ranges.
+        StructureError: for a `step` that requires grad.
     """
 
     step: float = 1.0

@@ -24,6 +24,7 @@ class OneStep(Solver):
 
     Raises:
         ValueError: for a step that is not positive or an unknown direction.
+        StructureError: for a step that requires grad.
     """
 
     step: float

@@ -34,6 +34,7 @@ class ProjectedGradient(Iterative):
 
     Raises:
         ValueError: for values outside these ranges.
+        StructureError: for a `step` that requires grad.
     """
 
     step: float | None = None

@@ -31,6 +31,7 @@ class TorchOptim(Solver):
 
     Raises:
         ValueError: for values outside these ranges.
+        StructureError: if `factory` is no function.
     """
 
     factory: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -39,6 +40,11 @@ class TorchOptim(Solver):
 
     def __post_init__(self) -> None:
         require_budget(self.steps, self.tol, "steps")
+        if not callable(self.factory):
+            raise StructureError(
+                "`factory` must be a function that makes an optimiser of a list of parameters, but is of type "
+                f"{type(self.factory).__name__}. Write `lambda p: torch.optim.Adam(p, lr=0.1)`."
+            )
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         """Step until all lanes are done.

@@ -275,6 +275,40 @@ def test_what_is_not_finite_is_an_error_by_default(
         assert not (torch.isfinite(out.grad).all() and torch.isfinite(out.value))  # nothing made up in its place
 
 
+ORIGINS: dict[str, tuple[Any, Tensor, Tensor, str]] = {
+    "z0": (squares, vector(1.0), vector(NAN), "start of the solver is not finite itself: `z0`"),
+    "theta": (squares, vector(NAN), vector(0.0), "`theta` is not finite itself"),
+    "data": (lambda t, z: squares(t * NAN, z), vector(1.0), vector(0.0), "no `step` will help"),
+    "step": (lambda t, z: squares(t, z) + z.pow(4).sum(), vector(1.0), vector(1.0), "Try a smaller `step`"),
+}
+
+
+@pytest.mark.parametrize(("objective", "theta", "z0", "origin"), ORIGINS.values(), ids=ORIGINS.keys())
+def test_the_message_says_where_a_nan_comes_from(objective: Any, theta: Tensor, z0: Tensor, origin: str) -> None:
+    lower, solver = blo.LowerProblem(objective), blo.ProjectedGradient(100.0)
+    with pytest.raises(blo.NonFiniteError, match=origin):
+        evaluate(lower, theta, z0, solver=solver)
+    with pytest.raises(blo.NonFiniteError, match=origin):
+        blo.argmin(lower, theta.requires_grad_(), z0, solver=solver, gradient=blo.Unrolled())
+
+
+def test_warnings_point_at_the_line_that_called() -> None:
+    """The default filter shows a message once a line, so all calls must not share one of the library's."""
+    lower, theta = blo.LowerProblem(lambda t, z: z.square().sum()), vector(1.0).requires_grad_()
+    calls: list[Callable[[], Any]] = [
+        lambda: blo.argmin(lower, theta.detach(), theta.detach()),
+        lambda: blo.argmin(lower, theta, theta.detach()).sum().backward(),
+        lambda: blo.argmin(blo.LowerProblem(squares), theta, theta + 1, solver=SHORT),
+        lambda: evaluate(lower, theta),
+        lambda: blo.fit(total, lower, theta, theta, optimizer=torch.optim.Adam, steps=1),
+    ]
+    for call in calls:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call()
+        assert [item.filename for item in caught] == [__file__]
+
+
 @pytest.mark.parametrize("solver", [blo.ProjectedGradient(), blo.ProjectedGradient(1.0)], ids=["found", "given"])
 def test_a_lower_solve_that_is_not_finite_has_its_status(solver: blo.ProjectedGradient) -> None:
     """With a step of its own finding the solver takes every step back and stays, finite, where it began."""
@@ -400,6 +434,18 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "objective is no tensor": ({"objective": lambda t, z: 1.0}, "`objective`"),
     "objective ignores z": ({"objective": lambda t, z: t.sum()}, "`objective` must depend on z"),
     "objective detaches z": ({"objective": lambda t, z: squares(t, z.detach())}, "`objective` must depend on z"),
+    "fixed point is a scalar": (
+        {"fixed": lambda t, z: 0.5 * z.sum() + t.sum()},
+        r"`function\(theta, z\)` must return a tree like z, of shapes \[\(3,\)\], but returned shapes \[\(\)\]",
+    ),
+    "fixed point of another structure": (
+        {"fixed": lambda t, z: {"b": z["a"]}, "z0": {"a": Z}},
+        r"`function\(theta, z\)` must return a tree like z.*\['b'\].*where z has.*\['a'\]",
+    ),
+    "fixed point by conjugate gradients": (
+        {"fixed": lambda t, z: 0.5 * z + t, "gradient": blo.Implicit(blo.CG())},
+        "`CG` needs a symmetric operator.*`LowerProblem.fixed_point` never is.*`GMRES`",
+    ),
     "batched objective is a scalar": (
         {"objective": lambda t, z: squares(t, z).sum(), "batched": True, "z0": Z.unsqueeze(-1)},
         r"`objective` must return a tensor of shape \(batch,\)",
@@ -445,11 +491,36 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_does_not_fit_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     given = {"objective": squares, "upper": total, "theta": vector(1.0), "z0": Z, "batched": False}
     given |= {"constraint": blo.Free(), "solver": None, "gradient": None} | changes
-    lower = blo.LowerProblem(given["objective"], given["constraint"], batched=given["batched"])
+    if "fixed" in given:
+        lower = blo.LowerProblem.fixed_point(given["fixed"])
+    else:
+        lower = blo.LowerProblem(given["objective"], given["constraint"], batched=given["batched"])
     with pytest.raises(blo.StructureError, match=message):
         blo.value_and_hypergrad(
             given["upper"], lower, given["theta"], given["z0"], solver=given["solver"], gradient=given["gradient"]
         )
+
+
+@pytest.mark.parametrize("gradient", [blo.Implicit(), blo.Unrolled()], ids=str)
+def test_an_objective_of_theta_alone_is_refused_where_theta_requires_grad(gradient: blo.gradients.Strategy) -> None:
+    """Its value has a graph, which does not reach z."""
+    lower, theta = blo.LowerProblem(lambda t, z: squares(t, z.detach())), vector(1.0).requires_grad_()
+    with pytest.raises(blo.StructureError, match=r"`objective` must depend on z, but .* other tensors alone.*detach"):
+        blo.argmin(lower, theta, Z, gradient=gradient)
+
+
+def test_inference_mode_is_named() -> None:
+    with torch.inference_mode(), pytest.raises(blo.StructureError, match=r"inference_mode.*torch.no_grad\(\)"):
+        blo.argmin(blo.LowerProblem(squares), vector(1.0), Z + 0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [blo.OneStep, blo.ProjectedGradient, lambda step: blo.FISTA(step=step), lambda step: blo.FixedPoint(step=step)],
+)
+def test_a_step_that_expects_a_gradient_is_refused(make: Callable[[Tensor], blo.solvers.Solver]) -> None:
+    with pytest.raises(blo.StructureError, match=r"`step` must be a number.*requires grad.*scale z"):
+        make(torch.tensor(0.1, requires_grad=True))
 
 
 def test_an_external_solver_refuses_vmap() -> None:

@@ -163,6 +163,8 @@ def test_factories_that_make_something_else_are_refused() -> None:
     for factory, message in ((elsewhere, "returned one of others"), (not_one, "but returned list")):
         with pytest.raises(blo.StructureError, match=message):
             minimise(lambda z: z.square().sum(), torch.ones(2), blo.TorchOptim(factory, 3))
+    with pytest.raises(blo.StructureError, match=r"`factory` must be a function.*of type SGD.*lambda p"):
+        blo.TorchOptim(torch.optim.SGD([torch.ones(2)], lr=0.1), 3)  # type: ignore[arg-type]
 
 
 def test_divergence_is_reported() -> None:
