@@ -102,6 +102,9 @@ class Solving:
                 "The objective has no finite gradient at the start of the solver, so no `step` will help: look for NaN "
                 "in its data, and at the objective with torch.autograd.detect_anomaly."
             )
+        if not _finite([problem.prox(z0, 1.0)]):
+            kind = type(problem.term).__name__
+            return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
         return LOOK
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:

@@ -13,7 +13,7 @@ from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent, can_validate, fit_coordinates
 from blo._types import Tree
-from blo.errors import InfeasibleError
+from blo.errors import InfeasibleError, StructureError
 from blo.sets._base import Set
 
 
@@ -30,6 +30,7 @@ class Box(Set):
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
+        StructureError: if a bound is None.
     """
 
     low: Tree
@@ -43,6 +44,8 @@ class Box(Set):
             if self.low <= self.high:
                 return  # no tensor is made: `NonNegative` is a box at each projection
             crossed = torch.ones(1, dtype=torch.bool)
+        elif self.low is None or self.high is None:
+            raise StructureError("`Box` needs two bounds, but one is None. Leave a side open with -inf or inf.")
         elif self.validate and can_validate() and not self._holds_tree():
             crossed = torch.as_tensor(self.low <= self.high).logical_not()  # negated, to refuse NaN too
         else:

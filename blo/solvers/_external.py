@@ -21,10 +21,20 @@ class External(Solver):
         function: gets theta and the start as trees of constants and returns a tree like `z0`. Its result is
             differentiated by implicit strategies alone, never through the call.
         tol: residual `|z - project(z - gradient)|` above which the solve is reported as unconverged.
+
+    Raises:
+        StructureError: if `function` is none.
     """
 
     function: Callable[[Tree, Tree], Tree]
     tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise StructureError(
+                f"`function` must be a function of theta and z0 that returns a solution, but is of type "
+                f"{type(self.function).__name__}."
+            )
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         """Call the function.

@@ -279,13 +279,16 @@ ORIGINS: dict[str, tuple[Any, Tensor, Tensor, str]] = {
     "z0": (squares, vector(1.0), vector(NAN), "start of the solver is not finite itself: `z0`"),
     "theta": (squares, vector(NAN), vector(0.0), "`theta` is not finite itself"),
     "data": (lambda t, z: squares(t * NAN, z), vector(1.0), vector(0.0), "no `step` will help"),
+    "empty": (squares, vector(1.0), vector(2.0), "`SmoothConstraints` has no finite point nearest"),
     "step": (lambda t, z: squares(t, z) + z.pow(4).sum(), vector(1.0), vector(1.0), "Try a smaller `step`"),
 }
 
 
 @pytest.mark.parametrize(("objective", "theta", "z0", "origin"), ORIGINS.values(), ids=ORIGINS.keys())
 def test_the_message_says_where_a_nan_comes_from(objective: Any, theta: Tensor, z0: Tensor, origin: str) -> None:
-    lower, solver = blo.LowerProblem(objective), blo.ProjectedGradient(100.0)
+    empty = blo.SmoothConstraints(inequalities=lambda z: z.square().sum().reshape(1) + 1)
+    lower = blo.LowerProblem(objective, empty if "nearest" in origin else blo.Free())
+    solver = blo.ProjectedGradient(100.0)
     with pytest.raises(blo.NonFiniteError, match=origin):
         evaluate(lower, theta, z0, solver=solver)
     with pytest.raises(blo.NonFiniteError, match=origin):

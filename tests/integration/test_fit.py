@@ -170,3 +170,11 @@ def test_bad_arguments_are_named(changes: Any, message: str) -> None:
     given = {"theta": THETA, "optimizer": adam, "steps": 1} | changes
     with pytest.raises(ValueError, match=message):
         blo.fit(upper, LOWER, given.pop("theta"), Z0, **given)
+
+
+@pytest.mark.parametrize(("state", "found"), [(3, "is of type int"), ({"z": 0}, r"holds \['z'\]")])
+def test_what_is_no_state_of_a_fit_is_refused(state: Any, found: str) -> None:
+    theta = torch.ones(2, dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
+    with pytest.raises(blo.StructureError, match=f"`state` must be the `.state` of an earlier fit, but {found}"):
+        blo.fit(lambda t, z: z.sum(), lower, theta, theta, optimizer=torch.optim.Adam, steps=1, state=state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +156,9 @@ def test_open_sides_hold_nothing() -> None:
     assert torch.equal(box.project(z), z)
     assert torch.equal(box.tangent(z, z).project(z), z)
     assert torch.equal(box.motion(box, z), torch.zeros_like(z))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, None), (None, torch.zeros(3)), (torch.zeros(3), None)])
+def test_a_bound_that_is_none_is_refused(bounds: tuple[Any, Any]) -> None:
+    with pytest.raises(StructureError, match=r"`Box` needs two bounds.*-inf or inf"):
+        Box(*bounds)

@@ -88,3 +88,8 @@ def test_what_it_returned_is_measured_once_by_whoever_has_the_gradient() -> None
         blo.value_and_hypergrad(
             lambda t, z: z.sum(), lower, theta, torch.zeros(2).double(), solver=solver, gradient=blo.Zero()
         )
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(blo.StructureError, match=r"`function` must be a function of theta and z0.*of type Tensor"):
+        blo.External(torch.zeros(2))  # type: ignore[arg-type]
