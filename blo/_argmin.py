@@ -95,7 +95,7 @@ class Solving:
         look = "Look at what it was computed from."
         if not _finite([z0]):
             return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
-        if not _finite(tree.leaves(problem.theta)):
+        if not _finite(tree.leaves(problem.theta[0] if self.hoisted else problem.theta)):
             return f"`theta` is not finite itself. {look}"
         if not _finite([self._told(problem).detach().gradient(z0)]):
             return (

@@ -295,6 +295,21 @@ def test_the_message_says_where_a_nan_comes_from(objective: Any, theta: Tensor, 
         blo.argmin(lower, theta.requires_grad_(), z0, solver=solver, gradient=blo.Unrolled())
 
 
+def test_data_that_a_transform_reaches_is_not_taken_for_theta() -> None:
+    theta, z0 = vector(1.0), vector(0.0)
+
+    def captures(data: Tensor) -> Tensor:
+        return blo.argmin(blo.LowerProblem(lambda t, z: squares(t * data, z)), theta, z0).sum()
+
+    def passes(data: Tensor) -> Tensor:
+        return blo.argmin(blo.LowerProblem(squares), data, z0).sum()
+
+    with pytest.raises(blo.NonFiniteError, match="no `step` will help"):
+        torch.func.grad(captures)(vector(NAN))
+    with pytest.raises(blo.NonFiniteError, match="`theta` is not finite itself"):
+        torch.func.grad(passes)(vector(NAN))
+
+
 def test_warnings_point_at_the_line_that_called() -> None:
     """The default filter shows a message once a line, so all calls must not share one of the library's."""
     lower, theta = blo.LowerProblem(lambda t, z: z.square().sum()), vector(1.0).requires_grad_()
