@@ -177,9 +177,19 @@ class Report:
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
         return self.lower_status in fine and self.linear_status in fine and not self.degenerate
 
+    @property
+    def _asked(self) -> str:
+        """The tolerance of the lane with the largest residual: what was asked for, or what rounding allows there."""
+        residual, tol = self._residuals, self.solution.tol
+        if residual is None or tol is None:
+            return ""
+        limits = torch.as_tensor(tol).broadcast_to(residual.shape).flatten()
+        return f" of {float(limits[residual.flatten().argmax()]):.2e} allowed"
+
     def __str__(self) -> str:
         rows = {
-            "lower solve": f"{self.lower_status}, residual {_show(self.lower_residual)}, {self.lower_steps} steps",
+            "lower solve": f"{self.lower_status}, residual {_show(self.lower_residual)}{self._asked}, "
+            f"{self.lower_steps} steps",
             "linear solve": f"{self.linear_status}, relative residual {_show(self.linear_residual)}, "
             f"{self.linear_iterations} iterations" + (f", {self.linear_method}" if self.linear_method else ""),
             "coordinates": f"{self.free} free, {self.active} active, {self.degenerate} degenerate",

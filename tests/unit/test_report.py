@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,13 +129,22 @@ def test_the_text_has_a_row_for_each_subject() -> None:
         "direct part",
         "implicit part",
     ]
-    assert "converged, residual" in rows[0] and f"{report.lower_steps} steps" in rows[0]
+    assert "converged, residual" in rows[0] and f"allowed, {report.lower_steps} steps" in rows[0]
     assert rows[1].endswith("1 iterations, Auto: Direct (n = 2)") and report.linear_method in rows[1]
     assert "1 free, 1 active, 0 degenerate" in rows[2]
     direct, implicit = (3.0, 3.5), (3.0, 0.0)  # z = (3, 3.5), and theta_2 has no way in
     assert f"norm {math.hypot(*direct):.6g}" in rows[3]
     cosine = 9 / (math.hypot(*direct) * math.hypot(*implicit))
     assert f"norm 3, cosine with the direct part {cosine:+.4f}" in rows[4]
+
+
+def test_the_text_shows_the_tolerance_where_the_residual_is_largest() -> None:
+    """One that was raised for the gradient's rounding would else hide behind `converged`."""
+    residual, tol = torch.tensor([1e-9, 3e-3]), torch.tensor([1e-8, 2e-2])
+    report = evaluate(blo.Implicit())
+    for limit, text in ((tol, "3.00e-03 of 2.00e-02 allowed,"), (1e-5, "3.00e-03 of 1.00e-05 allowed,")):
+        solution = replace(report.solution, residual=residual, tol=limit)
+        assert f"residual {text}" in str(replace(report, solution=solution)).splitlines()[0]
 
 
 def test_the_text_leaves_out_what_there_is_not() -> None:
