@@ -32,7 +32,7 @@ format: .venv/.stamp-test ## rewrite the code in the project's format and apply 
 	$(BIN)/ruff format .
 
 docs: .venv/.stamp-docs ## build the documentation into site/; any warning fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/.stamp-bench ## race against other libraries and hand-written floors; ARGS='ridge --device cuda' chooses
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -59,7 +59,7 @@ def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
             idle = 0
             continue
         least = 64 * eps * (1 + torch.linalg.vector_norm(z, dim=-1))
-        if bool((residual <= torch.maximum(least, rounding(problem, z, slope))).all()):
+        if bool((residual <= torch.maximum(least, rounding(problem, z, slope, residual))).all()):
             break
         idle += 1
         if idle > 5:
@@ -86,7 +86,7 @@ def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
     trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
     there = problem.residual(trial, problem.gradient(trial))
     least = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
-    noise = torch.maximum(least, rounding(problem, z, slope))
+    noise = torch.maximum(least, rounding(problem, z, slope, residual))
     # With a wrong tangent, which may be what is being looked for, the step is no measure of the error of a solution.
     telling = (there <= 10 * residual + noise) | (residual > noise)
     return torch.where(telling, torch.linalg.vector_norm(step, dim=-1), residual)

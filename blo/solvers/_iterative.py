@@ -189,8 +189,9 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
     unit = _unit(solver, problem, at.z, at.slope)
     limit = _asked(solver, unit)
     state = state._replace(unit=unit)
-    if not all_true(_residual(solver, problem, state) <= limit):
-        noise = rounding(problem, at.z.detach(), at.slope.detach())
+    residual = _residual(solver, problem, state)
+    if not all_true(residual <= limit):
+        noise = rounding(problem, at.z.detach(), at.slope.detach(), residual.detach())
         limit = torch.where(noise > limit, noise, limit)  # a NaN is no limit
     return state._replace(
         state=solver.aimed(at, limit, unit), limit=limit, place=torch.full_like(state.place, torch.nan)

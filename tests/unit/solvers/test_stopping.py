@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 import blo
 from blo.solvers import Solver
 from tests.lower import minimise
+from tests.strategies import normal
 
 DEFAULT = blo.LBFGS(max_steps=10_000, tol=1e-11, relative=True)
 
@@ -32,3 +34,29 @@ def test_a_stiff_coordinate_does_not_loosen_the_others(solver: Solver) -> None:
     weights, target = torch.tensor([1e5, 1.0, 1.0]).double(), torch.tensor([1.0, 2.0, 3.0]).double()
     found = minimise(lambda z: 0.5 * (weights * (z - target).square()).sum(), torch.zeros(3).double(), solver)
     torch.testing.assert_close(found.z, target, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss", ["least absolute deviations", "hinge"])
+def test_a_jump_of_the_gradient_is_no_rounding(loss: str, dtype: torch.dtype) -> None:
+    """Minimisers of piecewise functions lie on kinks, where the gradient of one side is large and no residual small."""
+    for seed in range(4):
+        rows, aims = normal(seed, 40, 8).to(dtype), normal(seed + 100, 40).to(dtype)
+
+        def objective(theta: Tensor, z: Tensor, rows: Tensor = rows, aims: Tensor = aims) -> Tensor:
+            if loss == "hinge":
+                return (1 - rows @ z * aims.sign()).relu().sum() + 0.5 * z.square().sum()
+            return (rows @ z - aims).abs().sum() + 0.01 * z.square().sum()
+
+        tol = 1e-5 if dtype is torch.float32 else 1e-11
+        out = blo.value_and_hypergrad(
+            lambda theta, z: z.sum() + theta,
+            blo.LowerProblem(objective),
+            torch.zeros((), dtype=dtype),
+            torch.zeros(8, dtype=dtype),
+            solver=blo.LBFGS(max_steps=1000, tol=tol),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )
+        assert out.report.lower_residual > 0.1
+        assert out.report.lower_status is blo.Status.UNCONVERGED, seed
