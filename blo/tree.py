@@ -17,6 +17,9 @@ from blo.errors import StructureError
 
 TreeSpec = pytree.TreeSpec
 
+#: The structure of a bare tensor, the common case on hot paths, which the functions below tell first.
+_LEAF = pytree.tree_structure(0)
+
 
 def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     """Return the leaves in depth-first order and the structure.
@@ -24,6 +27,8 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     Raises:
         StructureError: if a leaf is not a tensor, naming `name` and the leaf's place.
     """
+    if isinstance(tree, Tensor):
+        return [tree], _LEAF
     leaves, spec = pytree.tree_flatten(tree)
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
@@ -41,7 +46,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:
     """Rebuild the tree whose structure is `spec` from its leaves."""
-    return pytree.tree_unflatten(list(leaves), spec)
+    return leaves[0] if spec is _LEAF else pytree.tree_unflatten(list(leaves), spec)
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -51,7 +56,7 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 def detach(tree: Tree) -> Tree:
     """Return the tree cut off from the autograd graph (no copy)."""
-    return map(lambda leaf: leaf.detach(), tree)
+    return tree.detach() if isinstance(tree, Tensor) else map(lambda leaf: leaf.detach(), tree)
 
 
 def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._autodiff import surely
 from blo._settings import require_count, require_nonnegative
 from blo.linsolve._base import (
     LinearSolution,
@@ -22,6 +23,10 @@ from blo.linsolve._base import (
 from blo.linsolve._precondition import Preconditioning, inverse_of
 from blo.operators import Operator
 
+#: Relative residual above which that of the recursion tells as much as one measured by another product: rounding parts
+#: them by far less.
+_FAR = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class CG(LinearSolver):
@@ -33,7 +38,8 @@ class CG(LinearSolver):
     Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
     Attributes:
-        max_iter: most applications of the operator, beside one for the guess and one for the last residual.
+        max_iter: most applications of the operator, beside one for the guess and one for the last residual, where that
+            is small.
         tol: relative residual at which a lane stops, measured without the preconditioner.
         damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
@@ -64,7 +70,8 @@ class CG(LinearSolver):
         rhs = b / size
         x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
         r = rhs if x0 is None else rhs - apply(x)
-        goal = floor_of(self.tol, b) ** 2 * _dot(rhs, rhs)
+        whence = _dot(rhs, rhs)
+        goal = floor_of(self.tol, b) ** 2 * whence
         p = r if inverse is None else inverse(r)
         rr = _dot(r, r)
         rz = rr if inverse is None else _dot(r, p)
@@ -98,7 +105,10 @@ class CG(LinearSolver):
                 iterations = iterations + running
             whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
-        residual = relative_residual(operator, x, rhs, self.damping)
+        if surely(rr > _FAR**2 * whence):
+            residual = (rr / whence).sqrt().squeeze(-1)
+        else:
+            residual = relative_residual(operator, x, rhs, self.damping)
         return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 
 

@@ -45,7 +45,9 @@ def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it()
     assert out.report.adjoint_error_bound is not None and out.report.adjoint_error_bound < 1e-12
 
 
-@pytest.mark.parametrize("solver", [None, blo.ProjectedGradient(0.3), blo.External(lambda theta, z: z)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [None, blo.ProjectedGradient(0.3), blo.External(lambda theta, z: z)], ids=lambda s: type(s).__name__
+)
 def test_a_solution_at_which_the_solve_started_is_a_tensor_of_its_own(solver: blo.solvers.Solver | None) -> None:
     theta, z0 = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     out = blo.value_and_hypergrad(lambda t, z: z.sum(), blo.LowerProblem(squares), theta, z0, solver=solver)

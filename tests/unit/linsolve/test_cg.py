@@ -130,3 +130,23 @@ def test_an_operator_that_is_not_symmetric_is_refused() -> None:
 def test_settings_out_of_range_are_named(make: type, field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.{field}"):
         make(**{field: value})
+
+
+@pytest.mark.parametrize("iterations", [3, 60])
+def test_another_product_measures_a_small_residual_alone(iterations: int) -> None:
+    """A residual above 1e-3 of b is that of the recursion, and equal to the true one up to rounding."""
+    basis = torch.linalg.qr(normal(0, 50, 50))[0]
+    matrix = basis * torch.logspace(0, -3, 50, dtype=torch.float64) @ basis.T
+    products = 0
+
+    def product(v: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return matrix @ v
+
+    b = normal(1, 50)
+    found = CG(max_iter=iterations, tol=0.0, damping=0.01).solve(Hessian(product), b)
+    truth = torch.linalg.vector_norm(b - matrix @ found.x - 0.01 * found.x) / torch.linalg.vector_norm(b)
+    assert products == iterations + (truth < 1e-3)
+    assert (truth < 1e-3) == (iterations == 60)
+    torch.testing.assert_close(found.residual, truth, rtol=1e-9, atol=1e-15)
