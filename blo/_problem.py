@@ -75,11 +75,17 @@ class FlatProblem:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
         return self._term(tree.unflatten(leaves, self.spec))
 
-    def place(self, function: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
-        """Return the flat tensor of the tree like z that `function` gives at the theta with these leaves."""
+    def place(self, start: Callable[[Tree], Tree] | None, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at these leaves of theta, or z0.
+
+        Raises:
+            StructureError: if `start` returns no tree like z0.
+        """
+        if start is None:
+            return z0
 
         def flat(*leaves: Tensor) -> Tensor:
-            return self.layout.ravel(function(tree.unflatten(leaves, self.spec)), "start(theta)")
+            return self.layout.ravel(start(tree.unflatten(leaves, self.spec)), "start(theta)")
 
         for randomness in self.randomness:
             flat = torch.vmap(flat, randomness=randomness)

@@ -25,14 +25,14 @@ class ForwardRule:
 
     def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         """Return the solution, keeping its Jacobian."""
-        z = self.solve(problem.bind(leaves), self._start(problem, leaves, z0))
+        z = self.solve(problem.bind(leaves), problem.place(self.start, leaves, z0))
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
 
         def solved(*live: Tensor) -> Tensor:
             full = list(leaves)
             for place, leaf in zip(places, live, strict=True):
                 full[place] = leaf
-            return self.solve.quietly(problem.bind(full).record(), self._start(problem, full, z0))
+            return self.solve.quietly(problem.bind(full).record(), problem.place(self.start, full, z0))
 
         jacobians: list[Tensor | None] = [None] * len(leaves)
         if places:
@@ -43,9 +43,6 @@ class ForwardRule:
                 jacobians[place] = part
         self.kept[id(problem)] = jacobians
         return z
-
-    def _start(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        return z0 if self.start is None else problem.place(self.start, leaves)
 
     def pull(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor

@@ -82,8 +82,8 @@ class TapeRule:
             count = steps + 1
             watch(steps, state)
 
-        z0 = z0 if self.start is None else problem.place(self.start, leaves).detach()
-        z = self.solve.watched(problem.bind(leaves).detach(), z0, counted)
+        start = problem.place(self.start, leaves, z0).detach()
+        z = self.solve.watched(problem.bind(leaves).detach(), start, counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
         self.kept[id(problem)] = watch.states[::stride], count
         return z
@@ -103,7 +103,7 @@ class TapeRule:
             first, state = states[index]
             with torch.enable_grad():
                 bound = problem.bind(live).record()
-                carried, start = _lift(state) if index else ([], self._first(problem, bound, live, state))
+                carried, start = _lift(state) if index else ([], self._first(problem, bound, live, z0, state))
                 after = self.solve.again(bound, start, first, end - first)
                 outputs = _floats(after) if cotangents else [self.solve.answer(after)]
             given = cotangents or [v]
@@ -114,11 +114,11 @@ class TapeRule:
         filled = iter(total)
         return [next(filled) if leaf.requires_grad else None for leaf in live]
 
-    def _first(self, problem: FlatProblem, bound: Bound, leaves: Sequence[Tensor], state: Any) -> Any:
+    def _first(self, problem: FlatProblem, bound: Bound, leaves: Sequence[Tensor], z0: Tensor, state: Any) -> Any:
         """Return the first state, a constant but for its slope unless the start depends on theta."""
         if self.start is None:
             return restart(bound, state)
-        return self.solve.begin(bound, problem.place(self.start, leaves))
+        return self.solve.begin(bound, problem.place(self.start, leaves, z0))
 
 
 def restart(problem: Bound, state: Any) -> Any:

@@ -104,7 +104,7 @@ class Unrolled(Strategy):
     def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
         bound = problem.bind(leaves)
         if self.last is None:
-            return solve(bound.record(), z0 if self.start is None else problem.place(self.start, leaves))
+            return solve(bound.record(), problem.place(self.start, leaves, z0))
         return Tail(self.last).solve(bound, z0, solve)
 
     def _rule(self, solve: Solve) -> FirstOrderRule:

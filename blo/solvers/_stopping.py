@@ -34,6 +34,7 @@ def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor) -> Te
 
 
 def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
+    """Return how much the gradient `slope` at z changes when z does by its own rounding, with a margin, by lane."""
     ahead = problem.gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
     found: Tensor = _ROUNDING * torch.linalg.vector_norm(ahead - slope, dim=-1)
     return found
