@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from adv_train import values
 from adv_train.errors import UserError, unknown
+from adv_train.precision import PRECISIONS
 from adv_train.values import Option, format_fraction, parse_fraction
 
 __all__ = ["SCHEDULES", "SELECTIONS", "RunConfig", "check_values", "parse_fraction", "read_yaml", "to_yaml"]
@@ -34,6 +35,8 @@ _READERS: Final[dict[str, values.Reader]] = {
     "validation_steps": values.whole(1),
     "seed": values.whole(0),
     "device": values.text,
+    "precision": values.one_of(PRECISIONS),
+    "channels_last": values.flag,
     "data_root": values.text,
     "train_limit": values.optional(values.whole(1)),
     "options": values.options,
@@ -61,6 +64,8 @@ class RunConfig:
         validation_steps: Steps of the PGD attack on the validation split after each epoch.
         seed: Fixes weights, order, augmentation and attack noise.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: Arithmetic of training and validation, one of `PRECISIONS`.
+        channels_last: Keep the weights in the memory layout that matrix units prefer.
         data_root: Folder that holds (or receives) the data sets; where data lie does not change a run.
         train_limit: Keep only so many training images; ``None`` keeps all.
         options: The method's own options.
@@ -85,6 +90,8 @@ class RunConfig:
     validation_steps: int = 10
     seed: int = 0
     device: str = "cpu"
+    precision: str = "fp32"
+    channels_last: bool = False
     data_root: str = "data"
     train_limit: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)

@@ -46,6 +46,8 @@ def build_model(saved: Checkpoint) -> nn.Module:
     try:
         model = models.create(config.model, **saved.model_arguments, activation=config.activation, seed=0)
         model.load_state_dict(dict(saved.model))
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"The weights in the checkpoint do not fit the model `{config.model}`.") from error
     return model.eval()

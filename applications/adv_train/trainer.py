@@ -13,6 +13,7 @@ from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.methods import Method
+from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
 
 _VALIDATION_BATCH = 500
@@ -35,6 +36,8 @@ class Trainer:
         self.device = device
         arguments: dict[str, Any] = dataset.model_arguments()
         self.model = models.create(config.model, **arguments, seed=config.seed, activation=config.activation).to(device)
+        if config.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -62,7 +65,8 @@ class Trainer:
         )
         for index, (x, y) in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
-            step = self.method(self.model, parameters, x, y, generator=generator)
+            with computed_in(self.config.precision, self.device):
+                step = self.method(self.model, parameters, x, y, generator=generator)
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
             self.optimizer.step()
@@ -88,17 +92,18 @@ class Trainer:
         clean = torch.zeros((), dtype=torch.int64, device=self.device)
         robust = torch.zeros_like(clean)
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
-            with torch.no_grad():
-                clean += (self.model(x).argmax(1) == y).sum()
-            survived, _ = attacks.pgd(
-                self.model,
-                x,
-                y,
-                eps=self.config.eps,
-                steps=self.config.validation_steps,
-                restarts=1,
-                generator=generator,
-            )
+            with computed_in(self.config.precision, self.device):
+                with torch.no_grad():
+                    clean += (self.model(x).argmax(1) == y).sum()
+                survived, _ = attacks.pgd(
+                    self.model,
+                    x,
+                    y,
+                    eps=self.config.eps,
+                    steps=self.config.validation_steps,
+                    restarts=1,
+                    generator=generator,
+                )
             robust += survived.sum()
         samples = len(self.dataset.validation)
         return {"val_sa": int(clean) / samples, "val_ra": int(robust) / samples}

@@ -15,6 +15,7 @@ from adv_train import methods, models
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.timing import interleaved, ratio
+from adv_train.precision import computed_in
 
 #: What is measured: a name to print, the method and its options.
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -58,6 +59,8 @@ def run(
     eps: float = 8 / 255,
     repeats: int = 10,
     device: torch.device,
+    precision: str = "fp32",
+    channels_last: bool = False,
     progress: bool = True,
 ) -> list[Row]:
     """Measure every method on random images.
@@ -69,21 +72,25 @@ def run(
         eps: attack budget.
         repeats: timed rounds; in each, every method and every hand-written step runs once.
         device: where to run.
+        precision: one of `adv_train.precision.PRECISIONS`.
+        channels_last: keep weights and images in that memory layout.
         progress: show a bar on stderr.
     """
     generator = torch.Generator().manual_seed(0)
     model = models.create(
         model_name, channels=3, classes=10, image_size=image_size, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0
     )
-    model = model.to(device).train()
-    x = torch.rand(batch_size, 3, image_size, image_size, generator=generator).to(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = model.to(device).to(memory_format=layout).train()
+    x = torch.rand(batch_size, 3, image_size, image_size, generator=generator).to(device, memory_format=layout)
     y = torch.randint(10, (batch_size,), generator=generator).to(device)
     start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
 
     built = [methods.create(method, eps=eps, **options) for _, method, options in CASES]
     steps = [_step(method, model, x, y, start) for method in built]
     hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
-    seconds = interleaved([*steps, *hand.values()], repeats=repeats, device=device, progress=progress)
+    with computed_in(precision, device):
+        seconds = interleaved([*steps, *hand.values()], repeats=repeats, device=device, progress=progress)
     by_hand = dict(zip(hand, seconds[len(steps) :], strict=True))
 
     rows = []
@@ -97,7 +104,7 @@ def run(
                 images_per_second=batch_size / median,
                 over_standard=ratio(taken, seconds[0]),
                 over_by_hand=ratio(taken, by_hand[kind]) if kind in by_hand and not options else None,
-                peak_mib=_peak(step, device),
+                peak_mib=_peak(step, device, precision),
             )
         )
     return rows
@@ -143,9 +150,10 @@ def _hand(name: str, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps:
     return lambda: STEPS[name](model, x, y, start, eps)
 
 
-def _peak(step: Callable[[], object], device: torch.device) -> float | None:
+def _peak(step: Callable[[], object], device: torch.device, precision: str) -> float | None:
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
-    step()
+    with computed_in(precision, device):
+        step()
     return torch.cuda.max_memory_allocated(device) / 2**20

@@ -16,12 +16,14 @@ from adv_train import bench, values
 from adv_train.cli.flags import add_progress_flags
 from adv_train.devices import find_device
 from adv_train.files import make_folder, replace_file
+from adv_train.precision import PRECISIONS
 
 _READERS = {
     "batch_size": values.whole(2),
     "image_size": values.whole(8),
     "repeats": values.whole(1),
     "eps": values.parse_fraction,
+    "precision": values.one_of(PRECISIONS),
 }
 
 
@@ -33,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", metavar="BUDGET", default="8/255", help="radius of the attack (default: 8/255)")
     parser.add_argument("--repeats", metavar="N", default="10", help="timed rounds (default: 10)")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", metavar="NAME", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    parser.add_argument("--channels-last", action="store_true", help="memory layout that a GPU's matrix units prefer")
     parser.add_argument("--out", metavar="FILE", type=Path, help="also write the figures as JSON")
     add_progress_flags(parser)
 
@@ -42,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = {name: read(getattr(arguments, name), name.replace("_", "-")) for name, read in _READERS.items()}
     device = find_device(arguments.device)
     progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
+    found |= {"channels_last": arguments.channels_last}
     rows = bench.run(model_name=arguments.model, device=device, progress=progress, **found)
     print(bench.table(rows))
     if arguments.out:

@@ -20,6 +20,7 @@ from typing import Any
 
 from adv_train.cli.flags import add_progress_flags
 from adv_train.config import SCHEDULES, SELECTIONS, RunConfig, check_values
+from adv_train.precision import PRECISIONS
 from adv_train.recipes import resolve
 from adv_train.records import RunFolder
 from adv_train.train import fit
@@ -40,8 +41,13 @@ _CONFIG_FLAGS = {
     "validation_steps": ("N", "PGD steps of the validation after each epoch"),
     "seed": ("N", "fixes weights, order, augmentation and attack noise"),
     "device": ("NAME", "auto (default), cpu, cuda, cuda:1, mps"),
+    "precision": ("NAME", f"arithmetic of training: {', '.join(PRECISIONS)} (default: fp32)"),
     "data_root": ("FOLDER", "where the data sets are, or are downloaded to (default: data)"),
     "train_limit": ("N", "use only so many training images, for a quick look"),
+}
+_SWITCHES = {
+    "momentum_cycling": "lower the momentum by 0.1 where the learning rate peaks",
+    "channels_last": "keep the weights in the memory layout that a GPU's matrix units prefer",
 }
 _OPTION_FLAGS = {
     "start": ("NAME", "where the attack starts: uniform or zero"),
@@ -62,12 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, help="YAML file; beats the preset, flags beat it")
     for name, (metavar, text) in _CONFIG_FLAGS.items():
         parser.add_argument(_flag(name), metavar=metavar, help=text, default=unset)
-    parser.add_argument(
-        "--momentum-cycling",
-        action=argparse.BooleanOptionalAction,
-        default=unset,
-        help="lower the momentum by 0.1 where the learning rate peaks",
-    )
+    for name, text in _SWITCHES.items():
+        parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
     options = parser.add_argument_group("options of the methods")
     for name, (metavar, text) in _OPTION_FLAGS.items():
         options.add_argument(_flag(name), metavar=metavar, help=text, default=unset)
@@ -95,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 def configuration(arguments: argparse.Namespace) -> RunConfig:
     """Make the configuration that the flags ask for; `--out` alone means the one that the run folder holds."""
     given = vars(arguments)
-    flags: dict[str, Any] = {name: given[name] for name in (*_CONFIG_FLAGS, "momentum_cycling") if name in given}
+    flags: dict[str, Any] = {name: given[name] for name in (*_CONFIG_FLAGS, *_SWITCHES) if name in given}
     options = {name: given[name] for name in _OPTION_FLAGS if name in given}
     if options:
         flags["options"] = options

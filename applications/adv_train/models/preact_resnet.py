@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from adv_train.models.layers import Normalise, activation_factory
+from adv_train.precision import at_full_resolution
 
 
 class PreActBlock(nn.Module):
@@ -86,9 +87,9 @@ class PreActResNet18(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
-        features: Tensor = self.blocks(self.stem(self.normalise(images)))
+        stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
+        features: Tensor = self.blocks(stem)
         # A mean rather than a pooling layer: its size adapts to the image, and it differentiates twice
         # cheaply.
         pooled = self.act(self.bn(features)).mean(dim=(2, 3))
-        logits: Tensor = self.head(pooled)
-        return logits
+        return at_full_resolution(self.head, pooled)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from adv_train.models.layers import Normalise, activation_factory
+from adv_train.precision import at_full_resolution
 
 
 class SmallCNN(nn.Module):
@@ -54,5 +55,8 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
-        logits: Tensor = self.head(self.features(self.normalise(images)))
-        return logits
+        first, *others = self.features
+        features = at_full_resolution(lambda x: first(self.normalise(x)), images)
+        for layer in others:
+            features = layer(features)
+        return at_full_resolution(self.head, features)

@@ -1,0 +1,67 @@
+"""One command for a GPU: is it right, how fast is it, what does training come to.
+
+Each stage writes its record under results/ row by row; what is there already is not done again, so that repeated
+short calls go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import fast, right, summary, true
+from benchmarks.gpu.stages import Clock, Stage
+from benchmarks.registry import stderr
+
+_STAGES = ("right", "fast", "true")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stages for as long as there is time, print a summary; return the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        stderr("error: torch finds no CUDA device; --device cpu tries the stages out.")
+        return 2
+    device, clock = torch.device(options.device), Clock(60 * options.minutes)
+    stages = {name: Stage(options.out / f"gpu-{name}.json", device, quick=options.quick) for name in _STAGES}
+    for name in options.stages:
+        if name == "right":
+            right.run(stages[name], device, clock, quick=options.quick)
+        elif name == "fast":
+            fast.run(stages[name], device, clock, quick=options.quick)
+        elif options.data:
+            true.run(
+                stages[name],
+                device,
+                clock,
+                data=options.data,
+                runs=options.runs,
+                workers=options.workers,
+                quick=options.quick,
+            )
+        else:
+            stderr("stage `true` trains on images: give --data imagefolder:PATH (train/<class>/, test/<class>/)")
+    print(summary.of(stages))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", metavar="NAME", help="what `true` trains on, as `adv-train fit --data` takes it")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many minutes (9)")
+    parser.add_argument(
+        "--stages", nargs="+", choices=_STAGES, default=_STAGES, metavar="STAGE", help="right fast true"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--workers", type=int, default=3, help="runs of `true` at a time (3)")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records (results)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs") / "gpu", help="folder of the training runs (runs/gpu)"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    return parser

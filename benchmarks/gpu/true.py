@@ -1,0 +1,133 @@
+"""What training comes to: cells of the published tables, trained and judged, several at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adv_train.records import RunFolder
+from benchmarks.gpu.stages import Clock, Row, Stage
+from benchmarks.registry import stderr
+
+#: Title, method, options.
+_METHODS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("fast-at", "fast-at", {}),
+    ("pgd-at, 2 steps", "pgd-at", {}),
+    ("fast-bat", "fast-bat", {}),
+    ("fast-bat, no IG", "fast-bat", {"ig-weight": "0"}),
+    ("pgd-at, 3 steps", "pgd-at", {"steps": "3"}),
+    ("fast-bat, reversed IG", "fast-bat", {"ig-weight": "-1"}),
+    ("fast-at-ga", "fast-at-ga", {}),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Attributes:
+        title: what is printed.
+        method: its name.
+        options: by flag.
+        levels: the budget in units of 1/255.
+        seed: of the run.
+    """
+
+    title: str
+    method: str
+    options: dict[str, str] = field(hash=False)
+    levels: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}, {self.levels}/255, seed {self.seed}"
+
+    @property
+    def folder(self) -> str:
+        return "-".join(self.name.replace(",", "").replace("/255", "").split())
+
+
+def cells() -> Iterator[Cell]:
+    """Yield the cells, those that matter most first, seed after seed."""
+    for seed in range(10):
+        for levels in (8, 16):
+            for title, method, options in _METHODS:
+                yield Cell(title, method, options, levels, seed)
+
+
+def run(stage: Stage, device: torch.device, clock: Clock, *, data: str, runs: Path, workers: int, quick: bool) -> None:
+    """Train and judge the cells, each in a process of its own, until the time is over. Killed ones resume later."""
+    waiting = [cell for cell in cells() if not stage.is_done(cell.name)][: 1 if quick else None]
+    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    runs.mkdir(parents=True, exist_ok=True)
+    try:
+        while clock.left > 0 and (waiting or running):
+            while waiting and len(running) < workers:
+                cell = waiting.pop(0)
+                running[cell] = _begin(cell, device, data, runs, quick)
+            for cell, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[cell]
+                    stage.keep(cell.name, _row(cell, process.returncode, runs))
+            time.sleep(0.2)
+    finally:
+        for cell, process in running.items():
+            process.kill()
+            process.wait()
+            done = (
+                len(RunFolder(runs / cell.folder).metrics()) if (runs / cell.folder / "metrics.jsonl").exists() else 0
+            )
+            stderr(f"{cell.name}: stopped after {done} epochs; the next call goes on")
+
+
+def _begin(cell: Cell, device: torch.device, data: str, runs: Path, quick: bool) -> subprocess.Popen[bytes]:
+    fit = ["fit", "--data", data, "--method", cell.method, "--eps", f"{cell.levels}/255", "--seed", str(cell.seed),
+           "--device", device.type, "--precision", "bf16", "--channels-last", "--out", str(runs / cell.folder),
+           *(word for flag, value in cell.options.items() for word in (f"--{flag}", value))]  # fmt: skip
+    small = ["--model", "small-cnn", "--epochs", "1", "--train-limit", "64", "--validation-steps", "1"]
+    judge = ["eval", str(runs / cell.folder), "--no-autoattack", "--checkpoint", "last", "--batch-size", "2000"]
+    cheap = ["--pgd-steps", "1", "--pgd-restarts", "1", "--limit", "20"]
+    turns = [[*fit, *(small if quick else [])], [*judge, *(cheap if quick else [])]]
+    log = (runs / f"{cell.folder}.log").open("wb")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", _TURNS, json.dumps(turns)]
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+_TURNS = """
+import json, sys
+from adv_train.cli import main
+for words in json.loads(sys.argv[1]):
+    if status := main(words):
+        sys.exit(status)
+"""
+
+
+def _row(cell: Cell, status: int, runs: Path) -> Row:
+    if status:
+        said = (runs / f"{cell.folder}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return {"failure": f"status {status}: {said[-1] if said else 'it said nothing'}"}
+    folder = RunFolder(runs / cell.folder)
+    judged: dict[str, Any] = json.loads((runs / cell.folder / "eval.json").read_text(encoding="utf-8"))
+    metrics, timing = folder.metrics(), folder.timing()
+    return {
+        "sa": judged["sa"],
+        "ra_pgd": judged["ra_pgd"],
+        "n": judged["n"],
+        "epochs": len(metrics),
+        "train_seconds": sum(line["train_seconds"] for line in timing),
+        "validation_seconds": sum(line["validation_seconds"] for line in timing),
+        "config": folder.config().to_mapping(),
+        "metrics": metrics,
+        "judged": judged,
+    }
