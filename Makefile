@@ -2,7 +2,7 @@
 # The stamp files in .venv say what has been installed: they are renewed when pyproject.toml changes.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench lint format clean
+.PHONY: help demo test docs bench gpu lint format clean
 
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python
@@ -36,6 +36,13 @@ docs: .venv/.stamp-docs ## build the documentation into site/; any warning fails
 
 bench: .venv/.stamp-bench ## race against other libraries and hand-written floors; ARGS='ridge --device cuda' chooses
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# A machine with a GPU may have no network and a torch of its own: then PYTHON=python3 uses what is installed there.
+DATA ?=
+MINUTES ?= 9
+gpu: $(if $(PYTHON),,.venv/.stamp-demo) ## prove and measure everything on a GPU; DATA=imagefolder:PATH trains, MINUTES=9
+	PYTHONPATH=$(CURDIR):$(CURDIR)/applications $(or $(PYTHON),$(BIN)/python) -m benchmarks.gpu \
+	    --minutes $(MINUTES) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 clean: ## remove .venv, site/ and the tools' caches; runs/ stays
 	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

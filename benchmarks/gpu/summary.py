@@ -18,8 +18,15 @@ def of(stages: Mapping[str, Stage]) -> str:
 def _right(rows: Mapping[str, Row]) -> str:
     if not rows:
         return ""
-    missed = [f"* {name}: {_why(row)}" for name, row in rows.items() if "failure" in row or not row["met"]]
-    return "\n".join([f"## Right: {len(rows) - len(missed)} of {len(rows)} cases agree with the CPU", *missed])
+    judged = {name: row for name, row in rows.items() if "failure" in row or "met" in row}
+    missed = [f"* {name}: {_why(row)}" for name, row in judged.items() if "failure" in row or not row["met"]]
+    agree = f"## Right: {len(judged) - len(missed)} of {len(judged)} cases agree with the CPU"
+    rounded = [
+        f"* {name}: cosine {row['cosine']:.4f} with the gradient in float64"
+        for name, row in rows.items()
+        if "cosine" in row and "met" not in row
+    ]
+    return "\n".join([agree, *missed, *rounded])
 
 
 def _why(row: Row) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from adv_train.cli.parts import COMMANDS_IN_TURN
 from adv_train.records import RunFolder
 from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.registry import stderr
@@ -84,10 +85,7 @@ def run(stage: Stage, device: torch.device, clock: Clock, *, data: str, runs: Pa
         for cell, process in running.items():
             process.kill()
             process.wait()
-            done = (
-                len(RunFolder(runs / cell.folder).metrics()) if (runs / cell.folder / "metrics.jsonl").exists() else 0
-            )
-            stderr(f"{cell.name}: stopped after {done} epochs; the next call goes on")
+            stderr(f"{cell.name}: stopped; the next call resumes it")
 
 
 def _begin(cell: Cell, device: torch.device, data: str, runs: Path, quick: bool) -> subprocess.Popen[bytes]:
@@ -98,19 +96,10 @@ def _begin(cell: Cell, device: torch.device, data: str, runs: Path, quick: bool)
     judge = ["eval", str(runs / cell.folder), "--no-autoattack", "--checkpoint", "last", "--batch-size", "2000"]
     cheap = ["--pgd-steps", "1", "--pgd-restarts", "1", "--limit", "20"]
     turns = [[*fit, *(small if quick else [])], [*judge, *(cheap if quick else [])]]
-    log = (runs / f"{cell.folder}.log").open("wb")
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", _TURNS, json.dumps(turns)]
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-
-_TURNS = """
-import json, sys
-from adv_train.cli import main
-for words in json.loads(sys.argv[1]):
-    if status := main(words):
-        sys.exit(status)
-"""
+    command = [sys.executable, "-c", COMMANDS_IN_TURN, json.dumps(turns)]
+    with (runs / f"{cell.folder}.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _row(cell: Cell, status: int, runs: Path) -> Row:

@@ -22,8 +22,8 @@ from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.records import RunFolder
 
-# Both commands in one process, since importing PyTorch takes as long as training a small network for some epochs.
-_COMMANDS_IN_TURN = """
+#: Runs several commands in one process: importing PyTorch takes as long as training a small network for some epochs.
+COMMANDS_IN_TURN = """
 import json, sys
 from adv_train.cli import main
 for words in json.loads(sys.argv[1]):
@@ -105,7 +105,7 @@ def _run_part(part: Part, processes: list[subprocess.Popen[bytes]], tell: Callab
     fit = ["fit", *part.fit, "--out", str(part.out), "--progress"]
     judge = ["eval", str(part.out), "--limit", str(part.images), "--progress"]
     process = subprocess.Popen(
-        [sys.executable, "-c", _COMMANDS_IN_TURN, json.dumps([fit, judge])],
+        [sys.executable, "-c", COMMANDS_IN_TURN, json.dumps([fit, judge])],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
