@@ -76,7 +76,7 @@ def test_blo_offers_no_undeclared_public_name() -> None:
 def test_the_version_is_stated_once_and_repeated_faithfully() -> None:
     version = PYPROJECT["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert importlib.metadata.version("blo") == blo.__version__ == citation["version"] == version
+    assert importlib.metadata.version(PYPROJECT["project"]["name"]) == blo.__version__ == citation["version"] == version
 
 
 @pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
@@ -110,3 +110,12 @@ def test_one_module_of_blo_touches_the_pytree_library() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and re.search(r"pytree|optree", ast.unparse(node))
     }
     assert users == {"blo/tree.py"}
+
+
+def test_private_parts_of_torch_are_named_in_two_modules_of_blo() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "blo").rglob("*.py")
+        if re.search(r"\btorch(\.\w+)*\._[a-zA-Z]|from torch\S* import .*\b_[a-zA-Z]", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"blo/_torch.py", "blo/tree.py"}
