@@ -90,6 +90,19 @@ def test_the_core_depends_on_torch_and_numpy_only() -> None:
     assert {line.split(">")[0] for line in PYPROJECT["project"]["dependencies"]} == {"torch", "numpy"}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_the_oldest_torch_that_is_promised_is_the_one_required(page: str) -> None:
+    oldest = next(line for line in PYPROJECT["project"]["dependencies"] if line.startswith("torch")).partition(">=")[2]
+    assert f"torch ({oldest} or newer)" in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("extra", [None, "adv-train", "test"])
+def test_what_the_oldest_environment_holds_has_lower_bounds(extra: str | None) -> None:
+    project = PYPROJECT["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    assert [line for line in lines if ">=" not in line] == []
+
+
 @pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
 def test_every_public_name_is_on_its_api_page(package: types.ModuleType) -> None:
     page = (ROOT / f"docs/api/{package.__name__}.md").read_text(encoding="utf-8")
