@@ -1,25 +1,31 @@
-# Everything is installed into .venv beside this file; nothing else on the machine is touched.
-# The stamp files in .venv say what has been installed: they are renewed when pyproject.toml changes.
+# Everything is installed into .venv and .venv-oldest beside this file; nothing else on the machine is touched.
+# The stamp files in them say what has been installed: they are renewed when pyproject.toml changes.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs bench gpu lint format clean
+.PHONY: help demo test test-oldest wheel docs bench gpu lint format clean
 
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python
 
 # When the Python under .venv has gone (an upgrade of the machine removes it), the stamps are no longer true.
-$(shell test -x $(BIN)/python || rm -f .venv/.stamp-*)
+$(shell for venv in .venv .venv-oldest; do test -x $$venv/bin/python || rm -f $$venv/.stamp-*; done)
 
 help: ## show this list
 	@echo "usage: make TARGET        (PYTHON=/path/to/python3 chooses the Python, 3.11 or newer)"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
-	    while IFS='	' read -r target text; do printf '  make %-7s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
+	    while IFS='	' read -r target text; do printf '  make %-11s %s\n' "$$target" "$$text"; done
 
 demo: .venv/.stamp-demo ## train and attack on handwritten digits, then write runs/demo/report.html
 	$(BIN)/adv-train demo --out runs/demo
 
 test: lint ## check format, lint, types and imports, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-oldest: test .venv-oldest/.stamp-test ## `make test`, then the tests on the oldest releases that pyproject.toml admits
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal
+
+wheel: .venv/.stamp-test ## build the wheel, install it into empty environments and use it
+	$(BIN)/python .ci/wheel.py
 
 lint: .venv/.stamp-test ## the checks of `make test` without the tests
 	$(BIN)/ruff format --check .
@@ -44,8 +50,8 @@ gpu: $(if $(PYTHON),,.venv/.stamp-demo) ## prove and measure everything on a GPU
 	PYTHONPATH=$(CURDIR):$(CURDIR)/applications $(or $(PYTHON),$(BIN)/python) -m benchmarks.gpu \
 	    --minutes $(MINUTES) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-clean: ## remove .venv, site/ and the tools' caches; runs/ stays
-	rm -rf .venv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-oldest, site/ and the tools' caches; runs/ stays
+	rm -rf .venv .venv-oldest site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # A candidate is tried by running it: a name on the PATH may be too old, a shim for nothing, or lack ensurepip.
@@ -72,6 +78,12 @@ $(BIN)/python:
 
 .venv/.stamp-test: .venv/.stamp-uv pyproject.toml
 	$(INSTALL) --editable '.[adv-train,test]'
+	@touch $@
+
+# Lowest bounds for what pyproject.toml names, the newest that goes with them for the rest.
+.venv-oldest/.stamp-test: .venv/.stamp-uv pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-oldest
+	$(BIN)/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[adv-train,test]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp-uv pyproject.toml

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from blo._torch import are_functorch_transforms_active, functorch, load_forward_mode
 from blo.errors import StructureError
 
 
@@ -19,7 +17,7 @@ def transforms_active() -> bool:
 
     There no tensor may decide a branch, and `requires_grad_` is refused.
     """
-    return bool(torch._C._are_functorch_transforms_active())
+    return bool(are_functorch_transforms_active())
 
 
 def all_true(condition: Tensor) -> bool:
@@ -40,8 +38,8 @@ def stride(b: Tensor) -> int:
 
 def plain(tensor: Tensor) -> Tensor:
     """Return the tensor that those of `torch.func` transforms stand for, with the lanes of every enclosing `vmap`."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)  # what `vmap` shows is one lane of this
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)  # what `vmap` shows is one lane of this
     return tensor
 
 
@@ -66,24 +64,16 @@ def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     return torch.where(lanes.reshape(lanes.shape + (1,) * (other.ndim - lanes.ndim)), chosen, other)
 
 
-@functools.cache
-def _load_forward_mode() -> None:
-    """Import the derivatives that torch scripts on the first use of forward mode, which warns of deprecation."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        importlib.import_module("torch._decomp.decompositions_for_jvp")
-
-
 def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
     """Return the derivative of a function along a direction, by forward mode."""
-    _load_forward_mode()
+    load_forward_mode()
     # Forward mode writes into its tangents, which a vector expanded over lanes does not bear.
     return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
 
 def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
-    _load_forward_mode()
+    load_forward_mode()
     found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)
     return found
 

@@ -102,7 +102,8 @@ class Bound:
 
         def product(v: Tensor) -> Tensor:
             options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
-            return torch.autograd.grad(slope, point, v, **options)[0]
+            found = torch.autograd.grad(slope, point, v, **options)[0]
+            return found if self.recorded else found.detach()  # zeros that torch 2.7 fills in require grad
 
         return product
 

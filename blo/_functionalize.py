@@ -218,8 +218,8 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not fused_attention:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Hooks set further out, by a checkpoint around the functional, are sound.
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        # Hooks set further out, by a checkpoint around the functional, are sound: torch then refuses to disable them.
+        with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
         yield
 

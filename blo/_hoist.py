@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +18,7 @@ from blo import tree
 from blo._lower import LowerProblem
 from blo._objective import FixedPoint
 from blo._term import Term
+from blo._torch import functorch
 from blo._types import Objective, Tree
 
 
@@ -110,4 +110,4 @@ class _Exchange(TorchFunctionMode):
 
 
 def _transformed(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and bool(torch._C._functorch.is_functorch_wrapped_tensor(leaf))
+    return isinstance(leaf, Tensor) and bool(functorch.is_functorch_wrapped_tensor(leaf))

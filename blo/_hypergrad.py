@@ -117,7 +117,8 @@ def value_and_hypergrad(
         value = upper(tree.unflatten(leaves, problem.spec), problem.layout.unravel(z))
         _check_upper(value)
         live = [leaf for leaf in leaves if leaf.requires_grad]
-        *found, v = torch.autograd.grad(value, [*live, z], materialize_grads=True)
+        # Detached, since the zeros that torch 2.7 fills in require grad.
+        *found, v = (slope.detach() for slope in torch.autograd.grad(value, [*live, z], materialize_grads=True))
     filled = iter(found)
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from blo._torch import TorchDispatchMode, mps_generator
 from blo._transforms import random_in_vmap
 
 _aten = torch.ops.aten
@@ -55,7 +55,7 @@ def _generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
             module = torch.get_device_module(device)
             yield module.default_generators[module.current_device() if device.index is None else device.index]
         elif device.type == "mps":
-            yield torch.mps._get_default_mps_generator()
+            yield mps_generator()
 
 
 def _contiguous_draws(wanted: bool) -> contextlib.AbstractContextManager[object]:

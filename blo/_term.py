@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autodiff import transforms_active
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -128,7 +129,7 @@ class Term(ABC):
 
 def can_validate() -> bool:
     """Tell whether the values of tensors may be looked at: under `torch.func` transforms they may not."""
-    return not torch._C._are_functorch_transforms_active()
+    return not transforms_active()
 
 
 def per_lane(value: Tensor | float) -> Tensor | float:

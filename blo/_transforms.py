@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import handle_torch_function, has_torch_function
+
+from blo._torch import functorch, temporarily_clear_interpreter_stack
 
 
 def outside_transforms() -> contextlib.AbstractContextManager[object]:
@@ -24,40 +24,40 @@ def random_in_vmap() -> Iterator[None]:
     its choice when it starts (and `jacrev` offers none), so each such level is replaced by an equal one. A tensor
     knows its level by a number, which stays.
     """
-    levels = _functorch.get_interpreter_stack() or []
-    lanes = [_functorch.CVmapInterpreterPtr(level) if _is_vmap(level) else None for level in levels]
-    refusing = [lane is not None and lane.randomness() == _functorch.RandomnessType.Error for lane in lanes]
+    levels = functorch.get_interpreter_stack() or []
+    lanes = [functorch.CVmapInterpreterPtr(level) if _is_vmap(level) else None for level in levels]
+    refusing = [lane is not None and lane.randomness() == functorch.RandomnessType.Error for lane in lanes]
     if not any(refusing):
         yield
         return
-    layers = [_functorch.pop_dynamic_layer_stack() for _ in levels][::-1]
+    layers = [functorch.pop_dynamic_layer_stack() for _ in levels][::-1]
     try:
         for layer, lane, refuses in zip(layers, lanes, refusing, strict=True):
             if refuses and lane is not None:
-                _functorch._vmap_increment_nesting(lane.batchSize(), "same")
+                functorch._vmap_increment_nesting(lane.batchSize(), "same")
             else:
-                _functorch.push_dynamic_layer_stack(layer)
+                functorch.push_dynamic_layer_stack(layer)
         yield
     finally:
         for refuses in reversed(refusing):
             if refuses:
-                _functorch._vmap_decrement_nesting()
+                functorch._vmap_decrement_nesting()
             else:
-                _functorch.pop_dynamic_layer_stack()
+                functorch.pop_dynamic_layer_stack()
         for layer in layers:
-            _functorch.push_dynamic_layer_stack(layer)
+            functorch.push_dynamic_layer_stack(layer)
 
 
 def lanes_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
     """Return level and size of each `vmap` in force that maps over one of these tensors, outermost first."""
-    levels = _functorch.get_interpreter_stack() or []
-    sizes = {level.level(): _functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if _is_vmap(level)}
+    levels = functorch.get_interpreter_stack() or []
+    sizes = {level.level(): functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if _is_vmap(level)}
     found: set[int] = set()
     for tensor in tensors if sizes else ():
-        while _functorch.is_functorch_wrapped_tensor(tensor):
-            if _functorch.is_batchedtensor(tensor):
-                found.add(_functorch.maybe_get_level(tensor))
-            tensor = _functorch.get_unwrapped(tensor)
+        while functorch.is_functorch_wrapped_tensor(tensor):
+            if functorch.is_batchedtensor(tensor):
+                found.add(functorch.maybe_get_level(tensor))
+            tensor = functorch.get_unwrapped(tensor)
     return [(level, sizes[level]) for level in sorted(found & sizes.keys())]
 
 
@@ -69,18 +69,18 @@ def spread(value: Tensor, lanes: list[tuple[int, int]]) -> Tensor:
     with outside_transforms():
         wide = value.expand(*(size for _, size in lanes), *value.shape)
     for level, _ in lanes:
-        wide = _functorch._add_batch_dim(wide, 0, level)
+        wide = functorch._add_batch_dim(wide, 0, level)
     return wide.clone()
 
 
 def unwrapped(value: Tensor) -> Tensor | None:
     """Return the plain tensor that `grad` and its relatives compute with, None where lanes of a `vmap` differ."""
-    while _functorch.is_functorch_wrapped_tensor(value):
-        if _functorch.is_batchedtensor(value):
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
             return None
-        value = _functorch.get_unwrapped(value)
+        value = functorch.get_unwrapped(value)
     return value.detach()
 
 
-def _is_vmap(level: _functorch.CInterpreter) -> bool:
-    return level.key() == _functorch.TransformType.Vmap
+def _is_vmap(level: functorch.CInterpreter) -> bool:
+    return level.key() == functorch.TransformType.Vmap

@@ -76,7 +76,7 @@ def test_blo_offers_no_undeclared_public_name() -> None:
 def test_the_version_is_stated_once_and_repeated_faithfully() -> None:
     version = PYPROJECT["project"]["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert importlib.metadata.version("blo") == blo.__version__ == citation["version"] == version
+    assert importlib.metadata.version(PYPROJECT["project"]["name"]) == blo.__version__ == citation["version"] == version
 
 
 @pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
@@ -88,6 +88,19 @@ def test_packages_come_from_this_checkout_and_are_typed(package: types.ModuleTyp
 
 def test_the_core_depends_on_torch_and_numpy_only() -> None:
     assert {line.split(">")[0] for line in PYPROJECT["project"]["dependencies"]} == {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_the_oldest_torch_that_is_promised_is_the_one_required(page: str) -> None:
+    oldest = next(line for line in PYPROJECT["project"]["dependencies"] if line.startswith("torch")).partition(">=")[2]
+    assert f"torch ({oldest} or newer)" in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("extra", [None, "adv-train", "test"])
+def test_what_the_oldest_environment_holds_has_lower_bounds(extra: str | None) -> None:
+    project = PYPROJECT["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    assert [line for line in lines if ">=" not in line] == []
 
 
 @pytest.mark.parametrize("package", [blo, adv_train], ids=["blo", "adv_train"])
@@ -110,3 +123,12 @@ def test_one_module_of_blo_touches_the_pytree_library() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and re.search(r"pytree|optree", ast.unparse(node))
     }
     assert users == {"blo/tree.py"}
+
+
+def test_private_parts_of_torch_are_named_in_two_modules_of_blo() -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "blo").rglob("*.py")
+        if re.search(r"\btorch(\.\w+)*\._[a-zA-Z]|from torch\S* import .*\b_[a-zA-Z]", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"blo/_torch.py", "blo/tree.py"}

@@ -11,7 +11,7 @@ from benchmarks.smooth import Smooth
 from benchmarks.unrolled import Cleaning
 
 NAME = "blo"
-DISTRIBUTION = "blo"
+DISTRIBUTION = "torch-blo"
 METHOD = "value_and_hypergrad, Implicit(CG)"
 ITERATES = True
 

@@ -71,6 +71,7 @@ def upper_slopes(around: Differences) -> tuple[list[Tensor], Tensor]:
         z = around.best.z.detach().requires_grad_()
         value = around.upper(tree.unflatten(leaves, around.problem.spec), around.problem.layout.unravel(z))
         live = [leaf for leaf in leaves if leaf.requires_grad]
-        *found, v = torch.autograd.grad(value, [*live, z], materialize_grads=True)
+        # Detached, since the zeros that torch 2.7 fills in require grad.
+        *found, v = (slope.detach() for slope in torch.autograd.grad(value, [*live, z], materialize_grads=True))
     filled = iter(found)
     return [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves], v

@@ -15,6 +15,7 @@ from torch import Tensor
 from blo._autocast import without
 from blo._autodiff import jvp, transforms_active
 from blo._problem import FlatProblem
+from blo._torch import functorch
 from blo.gradients._base import Solve
 from blo.gradients._reverse_only import ReverseOnly
 from blo.operators import Hessian, Operator, Restricted
@@ -177,7 +178,7 @@ def alive(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     Torch looks through one such wrapper, and fails an internal assertion on the two that a vjp of an ended one makes.
     """
-    return [torch._C._functorch.unwrap_if_dead(tensor) for tensor in tensors]
+    return [functorch.unwrap_if_dead(tensor) for tensor in tensors]
 
 
 def lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from blo._torch import functorch
 from blo.errors import StructureError
 
 
@@ -28,7 +28,7 @@ class ReverseOnly(Function):
         Raises:
             StructureError: for a cotangent from `torch.autograd.grad(..., is_grads_batched=True)`.
         """
-        if torch._C._functorch.is_legacy_batchedtensor(cotangent):
+        if functorch.is_legacy_batchedtensor(cotangent):
             raise StructureError(
                 "this gradient strategy cannot be differentiated with is_grads_batched=True, nor by "
                 "torch.autograd.functional.jacobian(vectorize=True), which uses it. Use torch.func.jacrev, or "

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo._autodiff import surely
 from blo._settings import require_count, require_nonnegative
+from blo._torch import functorch
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -120,7 +121,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def _exceeds(value: Tensor, bound: Tensor | float) -> bool:
     """Tell whether every lane's value exceeds its bound."""
     # A single number is read and compared at a third of the cost: small kernels are dear beside large products.
-    alone = value.dim() == 0 and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    alone = value.dim() == 0 and not functorch.is_functorch_wrapped_tensor(value)
     return value.item() > float(bound) if alone else all_true(value > bound)
 
 

@@ -348,11 +348,13 @@ def test_leaves_of_theta_that_are_not_floating_point_are_data() -> None:
     assert_near(live["theta"].grad, case.hypergradient(case.theta))
 
 
-def test_arguments_stay_as_they_are_and_results_are_constants() -> None:
+@pytest.mark.parametrize("of", ["theta and z", "theta", "z"])
+def test_arguments_stay_as_they_are_and_results_are_constants(of: str) -> None:
     case = oracles.draw("ball", 3, 2, seed=4)
     theta, z0 = case.start().requires_grad_(), case.z0() + 0.1
     before = theta.detach().clone(), z0.clone()
-    out = blo.value_and_hypergrad(case.upper, case.lower(), theta, z0, solver=TIGHT)
+    uppers = {"theta and z": case.upper, "theta": lambda theta, _: theta.sum(), "z": lambda _, z: z.square().sum()}
+    out = blo.value_and_hypergrad(uppers[of], case.lower(), theta, z0, solver=TIGHT)
     assert torch.equal(theta, before[0]) and torch.equal(z0, before[1])
     assert theta.grad is None and theta.requires_grad
     for tensor in (out.value, out.grad, out.direct, out.implicit, out.z, out.state["z"], out.state["q"]):

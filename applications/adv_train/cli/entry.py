@@ -34,7 +34,7 @@ def main(words: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:
             raise
-        return _fail(f"the package {package} is missing; install it with: pip install 'blo[adv-train]'", 2)
+        return _fail(f"the package {package} is missing; install it with: pip install 'torch-blo[adv-train]'", 2)
     except BrokenPipeError:
         # The reader of our output has gone (`adv-train list | head`); nothing may be flushed to it on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,5 +29,6 @@ class Standard(Method):
         delta = torch.zeros_like(x) if start is None else start
         loss = losses.train(params, delta)
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
-        grads = dict(zip(params, found, strict=True))
+        # Detached, since the zeros that torch 2.7 fills in require grad.
+        grads = {name: slope.detach() for name, slope in zip(params, found, strict=True)}
         return Step(grads, delta, loss.detach(), losses.logits)

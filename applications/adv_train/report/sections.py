@@ -15,7 +15,7 @@ from adv_train.report.elements import Child, node, table
 from adv_train.report.pictures import gallery
 from adv_train.report.summary import HEADER, RunSummary, percent
 
-_PACKAGES = ("blo", "torch", "torchvision", "numpy", "pyautoattack")
+_PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
 _ACCURACIES = ("sa", "ra_pgd", "ra_aa")
 
 

@@ -1,0 +1,39 @@
+"""The private parts of torch that `blo` needs; no other module names one, but `blo.tree` for the pytree library.
+
+Where releases differ, the substitute is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import warnings
+
+import torch
+from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
+from torch._C import _functorch as functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "TorchDispatchMode",
+    "are_functorch_transforms_active",
+    "functorch",
+    "load_forward_mode",
+    "mps_generator",
+    "temporarily_clear_interpreter_stack",
+]
+
+
+def mps_generator() -> torch.Generator:
+    """Return the default generator of Apple's accelerator."""
+    return torch.mps._get_default_mps_generator()
+
+
+@functools.cache
+def load_forward_mode() -> None:
+    """Import the derivatives that torch scripts on the first use of forward mode, which warns of deprecation."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):  # a release without them has no such warning
+        warnings.simplefilter("ignore")
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
