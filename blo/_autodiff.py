@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from blo._torch import are_functorch_transforms_active, functorch, load_forward_mode
-from blo.errors import StructureError
+from blo.errors import DerivativeError, StructureError
+
+#: What torch says where an operation cannot be differentiated twice.
+_ONCE = re.compile(
+    "derivative for .* is not implemented|double backward|differentiate twice|donated buffer|"
+    "don't support automatic differentiation"
+)
 
 
 def transforms_active() -> bool:
@@ -106,7 +114,8 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
         if not value.requires_grad:
             raise StructureError(f"`objective` must depend on z, but its value carries no graph. {_look()}")
         total = value.sum() if value.ndim else value  # every operation would be differentiated twice
-        (found,) = torch.autograd.grad(total, point, create_graph=create_graph, allow_unused=True)
+        with differentiated_twice() if create_graph else contextlib.nullcontext():
+            (found,) = torch.autograd.grad(total, point, create_graph=create_graph, allow_unused=True)
     if found is None:
         raise StructureError(f"`objective` must depend on z, but its value depends on other tensors alone. {_look()}")
     return value, found
@@ -137,4 +146,26 @@ def pullback(
     if not live or not inputs:
         return [None] * len(inputs)
     values, directions = zip(*live, strict=True)
-    return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True))
+    with differentiated_twice():
+        return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True))
+
+
+@contextlib.contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """Say what to do where an operation has no second derivative.
+
+    Raises:
+        DerivativeError: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        if isinstance(error, DerivativeError) or not _ONCE.search(reason):
+            raise
+        raise DerivativeError(
+            f"this strategy needs second derivatives, but torch has none of an operation in the objective: {reason}. "
+            "Use products='finite-difference', as in Implicit(products='finite-difference'), which needs first "
+            "derivatives alone. Attention has second derivatives with functionalize(..., fused_attention=False), and a "
+            "module where torch.compile is left out."
+        ) from error

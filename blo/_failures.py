@@ -25,6 +25,7 @@ from blo.errors import (
     ConvergenceWarning,
     DegenerateWarning,
     NonFiniteError,
+    StructureError,
 )
 from blo.linsolve import LinearSolution
 from blo.solvers import Solution
@@ -92,6 +93,12 @@ class Checks:
         known = [(tensor, what) for tensor, what in parts if tensor is not None]
         if self.off or not known:
             return
+        for tensor, what in known:
+            if tensor.is_sparse:
+                raise StructureError(
+                    f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Use "
+                    "sparse=False, or `functionalize`, which does so."
+                )
         flags = [plain(torch.isfinite(tensor)).all() for tensor, _ in known]
         if not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
             for tensor, what in known:

@@ -14,10 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from blo import tree
-from blo._autodiff import transforms_active
+from blo._autodiff import plain, transforms_active
 from blo._buffers import Buffers
+from blo._layers import Layers
 from blo._replay import Replay
 from blo._transforms import lanes_of, outside_transforms
+from blo._watch import Watch, refuse_reentrant, versions, written
 from blo.errors import StructureError
 
 #: What evaluations do to buffers such as running statistics.
@@ -34,9 +36,10 @@ _CHECKPOINTED = (
 class Functional:
     """A module and a loss as one function of the module's parameters; made by `functionalize`.
 
-    Every evaluation is the same function until `reseed`: the same masks of dropout, the same buffers. The module is
-    read at each evaluation (frozen parameters, buffers, training flags) and never written to, except that its
-    buffers move where the policy says so.
+    Every evaluation is the same function until `reseed`: the same masks of dropout, the same buffers, and in training
+    mode the singular vectors of spectral norms that the first evaluation found. The module is read at each evaluation
+    (frozen parameters, buffers, training flags) and never written to, except that its buffers move where the policy
+    says so.
     """
 
     def __init__(
@@ -52,7 +55,12 @@ class Functional:
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         self._trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._devices = {t.device for t in (*module.parameters(), *module.buffers())}
-        self._buffers, self._replay = Buffers(module), Replay(0)
+        self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(0)
+        #: The singular vectors of spectral norms since `reseed`, by the name of their buffers.
+        self._held: dict[str, Tensor] = {}
+        #: The modes, training or not, in which an evaluation has been watched; whether one wrote to its inputs.
+        self._watched: set[bool] = set()
+        self._copies_inputs = False
         self._updates = self._pending = buffers == "update-once"
         self.reseed(seed)
 
@@ -63,37 +71,39 @@ class Functional:
         Tied parameters appear once, frozen ones not at all. Optimise them in place of the module's own; bring them
         back with `module.load_state_dict(parameters, strict=False)`.
         """
-        own = dict(self._module.named_parameters())
+        own = self._own()
         with outside_transforms():
             return {name: own[name].detach().clone().requires_grad_() for name in self._trainable}
 
-    def __call__(self, parameters: Mapping[str, Tensor], inputs: Any, *targets: Any) -> Any:
+    def __call__(self, parameters: Mapping[str, Tensor], inputs: Any = (), *targets: Any, **keywords: Any) -> Any:
         """Return `loss(module(inputs), *targets)`, or the module's output where there is no loss.
 
         Args:
             parameters: a tensor for each name in `parameters`; names of frozen parameters may be added.
             inputs: the module's argument, or a tuple of its arguments.
             targets: further arguments of the loss.
+            keywords: the module's arguments by keyword.
 
         Raises:
-            StructureError: if the parameters do not fit the module; with `"update-once"`, if the evaluation that
-                moves the buffers is inside `torch.vmap`; if the module makes a buffer that was None.
+            StructureError: if the parameters do not fit the module; if the module writes to them, or makes a buffer
+                that was None; if the first evaluation of a spectral norm in training mode, or with `"update-once"` the
+                one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint.
             RuntimeError: if the module checkpoints activations.
         """
-        value, written = self._evaluate(parameters, inputs, targets)
+        value, state = self._evaluate(parameters, inputs, keywords, targets)
         if self._pending:
-            self._buffers.update(written, pin=True)
+            self._buffers.update(state, pin=True)
             self._pending = False
         return value
 
-    def update_buffers(self, parameters: Mapping[str, Tensor], inputs: Any) -> None:
+    def update_buffers(self, parameters: Mapping[str, Tensor], inputs: Any = (), **keywords: Any) -> None:
         """Move the module's buffers as one forward pass of the module would, and return nothing.
 
         Under `"update-once"` this is the one update of the step, in place of that by the next evaluation.
         """
         with torch.no_grad():
-            _, written = self._evaluate(parameters, inputs, None)
-        self._buffers.update(written, pin=self._pending)
+            _, state = self._run(parameters, inputs, keywords, None, iterate=True)
+        self._buffers.update(state, pin=self._pending)
         self._pending = False
 
     def reseed(self, seed: int | torch.Generator | None = None) -> None:
@@ -112,28 +122,83 @@ class Functional:
         self._replay.seed = seed if isinstance(seed, int) else _draw(self._source)
         self._pending = self._updates
         self._buffers.release()
+        self._held.clear()
 
     def _evaluate(
-        self, parameters: Mapping[str, Tensor], inputs: Any, targets: tuple[Any, ...] | None
+        self, parameters: Mapping[str, Tensor], inputs: Any, keywords: dict[str, Any], targets: tuple[Any, ...]
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Return the value, or the module's output when targets are None, and the state after the evaluation."""
+        """Return the value and the state after the evaluation."""
         if targets and self._loss is None:
             raise StructureError(f"targets need a loss, but {len(targets)} came without. Use `functionalize(m, loss)`.")
+        moving = [name for name in self._layers.moving() if name not in self._held]
+        if moving:
+            if transforms_active() and lanes_of(_tensors((parameters, inputs, keywords))):
+                raise StructureError(
+                    f"one evaluation must find the singular vectors {moving} of spectral norms, but inside `vmap` each "
+                    "lane has its own. Evaluate once outside `vmap` before, or use the module in evaluation mode."
+                )
+            with torch.no_grad():
+                _, state = self._run(parameters, inputs, keywords, None, iterate=True)
+            self._held.update({name: plain(state[name]).clone() for name in moving})
+        return self._run(parameters, inputs, keywords, targets, iterate=False)
+
+    def _run(
+        self,
+        parameters: Mapping[str, Tensor],
+        inputs: Any,
+        keywords: dict[str, Any],
+        targets: tuple[Any, ...] | None,
+        *,
+        iterate: bool,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return the value, or the module's output when targets are None, and the state after the evaluation.
+
+        Args:
+            iterate: let spectral norms make their power iterations, instead of those vectors that are held.
+        """
         state = self._state(parameters)
-        given = [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
+        given = _tensors((inputs, keywords))
+        if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()):
+            refuse_reentrant()
+        before, first = versions(parameters.values()), self._module.training not in self._watched
         lanes = lanes_of((*parameters.values(), *given)) if transforms_active() and self._buffers.training else []
         state.update(self._buffers.copies(lanes))
+        if not iterate:
+            state.update(self._held)
+        watch: Watch | contextlib.nullcontext[None] = contextlib.nullcontext()
+        if first or self._copies_inputs:
+            inputs, keywords = tree.map(_copy, (inputs, keywords))
+        if first:
+            copies = {name: _copy(tensor) for name, tensor in {**self._own(), **parameters}.items()}
+            state.update(self._state(copies))
+            watch = Watch(copies, _tensors((inputs, keywords)))
         devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
-        with self._replay(devices), _differentiable(self._fused), self._buffers.none_made():
+        with (
+            self._replay(devices),
+            _differentiable(self._fused),
+            self._buffers.none_made(),
+            self._layers.replaced(iterate=iterate),
+            watch,
+        ):
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-            value = torch.func.functional_call(self._module, state, arguments, tie_weights=False)
+            value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
             if self._loss is not None and targets is not None:
                 value = self._loss(value, *targets)
+        if isinstance(watch, Watch):
+            self._watched.add(self._module.training)
+            self._copies_inputs |= watch.writes
+        for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
+            if old != new:
+                raise StructureError(written(name, "in place"))
         if self._replay.draws and not expected:
-            return self._evaluate(parameters, inputs, targets)
+            return self._run(parameters, inputs, keywords, targets, iterate=iterate)
         return value, state
+
+    def _own(self) -> dict[str, Tensor]:
+        """Return the module's own parameters."""
+        return dict(self._module.named_parameters())
 
     def _state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters under every name that the module knows them by."""
@@ -185,7 +250,7 @@ def functionalize(
 
     Raises:
         StructureError: if `module` is no module, has parameters without a shape, or is wrapped in
-            `DistributedDataParallel`.
+            `DistributedDataParallel`, or contains a layer whose gradient torch has wrong.
         ValueError: if `buffers` is no policy.
     """
     if not isinstance(module, nn.Module):
@@ -222,6 +287,14 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
         yield
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(given) if isinstance(leaf, Tensor)]
 
 
 def _draw(generator: torch.Generator) -> int:

@@ -19,6 +19,10 @@ class NonFiniteError(BloError, ArithmeticError):
     """A NaN or an infinity appeared; no number is made up in its place. Also an `ArithmeticError`."""
 
 
+class DerivativeError(BloError, NotImplementedError):
+    """Torch has no second derivative of an operation of an objective. Also a `NotImplementedError`."""
+
+
 class ConvergenceError(BloError, RuntimeError):
     """What is else a warning, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
-from blo._autodiff import jvp, transforms_active
+from blo._autodiff import differentiated_twice, jvp, transforms_active
 from blo._problem import FlatProblem
 from blo._torch import functorch
 from blo.gradients._base import Solve
@@ -169,8 +169,9 @@ def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any
 
 def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
     """`torch.func.vjp` without auxiliary output, typed."""
-    value, pullback = torch.func.vjp(function, *inputs)[:2]
-    return value, pullback
+    with differentiated_twice():
+        value, pullback = torch.func.vjp(function, *inputs)[:2]
+    return value, differentiated_twice()(pullback)
 
 
 def alive(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,161 @@
+"""Layers of torch whose derivatives are not those of their values, and what takes their place in an evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from blo.errors import StructureError
+
+
+@dataclass(frozen=True)
+class _Spectral:
+    """A spectral norm: what makes its power iterations, the module whose mode tells whether, names of u and v."""
+
+    rule: Any
+    owner: nn.Module
+    vectors: tuple[str, str]
+
+
+class Layers:
+    """The layers of a module that are evaluated by formulas with the same values and the right derivatives.
+
+    Raises:
+        StructureError: if the module has a layer whose gradient torch has wrong and no formula here gives.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._fixed: list[tuple[Any, str, Any]] = []
+        self._embeddings: list[nn.Embedding] = []
+        self._spectral: list[_Spectral] = []
+        for path, layer in module.named_modules(remove_duplicate=False):
+            self._add(layer)
+            prefix = f"{path}." if path else ""
+            if isinstance(layer, nn.CrossMapLRN2d):
+                raise StructureError(
+                    f"`module` must have gradients that are those of its values, but torch's gradient of {path!r}, a "
+                    "CrossMapLRN2d, is another one. Use nn.LocalResponseNorm."
+                )
+            if isinstance(layer, _SpectralNorm) and "_u" in layer._buffers:
+                self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))
+            for hook in layer._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    self._fixed.append((hook, "compute_weight", partial(_weight_norm_of, hook)))
+                if isinstance(hook, SpectralNorm):
+                    names = (f"{prefix}{hook.name}_u", f"{prefix}{hook.name}_v")
+                    self._spectral.append(_Spectral(hook, layer, names))
+
+    def _add(self, layer: nn.Module) -> None:
+        forward = type(layer).forward
+        if forward is nn.Embedding.forward:
+            if layer.padding_idx is not None or layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
+                self._embeddings.append(layer)  # type: ignore[arg-type]
+        elif forward is nn.EmbeddingBag.forward:
+            if layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
+                self._fixed.append((layer, "forward", partial(_bag, layer)))  # type: ignore[arg-type]
+        elif forward is nn.Hardsigmoid.forward:
+            self._fixed.append((layer, "forward", _hardsigmoid))
+        elif isinstance(layer, _WeightNorm):
+            self._fixed.append((layer, "forward", partial(_weight_norm, layer.dim)))
+        elif isinstance(layer, parametrize.ParametrizationList):
+            # A cache would give all evaluations the weights of the first.
+            self._fixed.append((parametrize, "_cache_enabled", 0))
+
+    def moving(self) -> list[str]:
+        """Return the buffers that power iterations of a forward pass would move, by name."""
+        return [name for part in self._spectral if part.owner.training for name in part.vectors]
+
+    @contextlib.contextmanager
+    def replaced(self, *, iterate: bool) -> Iterator[None]:
+        """Evaluate the module inside.
+
+        Args:
+            iterate: let spectral norms in training mode make their power iterations. Torch takes u and v for
+                constants, but they move with the weights: an evaluation that makes iterations has not the gradient of
+                its value.
+        """
+        swaps = list(self._fixed)
+        # The module's own weights, before those of the evaluation take their place.
+        swaps += [
+            (layer, "forward", partial(_look_up, layer, layer._parameters.get("weight"))) for layer in self._embeddings
+        ]
+        if not iterate:
+            swaps += [(part.rule, "n_power_iterations", 0) for part in self._spectral]
+        old = []
+        try:
+            for owner, name, value in swaps:
+                old.append((vars(owner), name, vars(owner).get(name, _ABSENT)))
+                vars(owner)[name] = value
+            yield
+        finally:
+            for attributes, name, value in reversed(old):
+                if value is _ABSENT:
+                    del attributes[name]
+                else:
+                    attributes[name] = value
+
+
+_ABSENT = object()
+
+
+def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor:
+    """Return rows of an embedding, differentiated as they are computed.
+
+    Torch scales rows to `max_norm` in place and takes that for no operation; it divides gradients by counts, and leaves
+    out that of the padding row. Here that row is the module's own: a constant, as torch has it.
+    """
+    rows = F.embedding(indices, layer.weight)
+    if layer.padding_idx is not None:
+        constant = (layer.weight if own is None else own).detach()[layer.padding_idx].to(rows.dtype)
+        rows = torch.where((indices == layer.padding_idx).unsqueeze(-1), constant, rows)
+    return rows if layer.max_norm is None else _shortened(rows, layer.max_norm, layer.norm_type)
+
+
+def _bag(
+    layer: nn.EmbeddingBag, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+) -> Tensor:
+    """Return reduced rows of an embedding; see `_look_up`. Torch does not count the padding row."""
+    weight = layer.weight
+    if layer.max_norm is not None:
+        weight = _shortened(weight, layer.max_norm, layer.norm_type)
+    return F.embedding_bag(
+        input,
+        weight,
+        offsets,
+        mode=layer.mode,
+        per_sample_weights=per_sample_weights,
+        include_last_offset=layer.include_last_offset,
+        padding_idx=layer.padding_idx,
+    )
+
+
+def _shortened(rows: Tensor, longest: float, p: float) -> Tensor:
+    """Return rows scaled to a norm of at most about `longest`, with the constant 1e-7 that torch has there."""
+    long = torch.linalg.vector_norm(rows.detach(), p, -1, keepdim=True) > longest
+    norm = torch.linalg.vector_norm(torch.where(long, rows, 1.0), p, -1, keepdim=True)  # no kink at rows of zeros
+    return torch.where(long, rows * (longest / (norm + 1e-7)), rows)
+
+
+def _hardsigmoid(x: Tensor) -> Tensor:
+    return F.relu6(x + 3) / 6  # torch has no second derivative of its own
+
+
+def _weight_norm(dim: int, g: Tensor, v: Tensor) -> Tensor:
+    """Return `g v / |v|`. The second derivative of torch's fused operation takes the norm for a constant."""
+    normed: Tensor = v * (g / torch.norm_except_dim(v, 2, dim))
+    return normed
+
+
+def _weight_norm_of(hook: WeightNorm, module: nn.Module) -> Tensor:
+    return _weight_norm(hook.dim, getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))

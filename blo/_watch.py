@@ -1,0 +1,121 @@
+"""What an evaluation of a module may not do, and torch does not tell of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction
+
+from blo._autodiff import plain
+from blo.errors import StructureError
+
+_aten = torch.ops.aten
+_REENTRANT = (
+    "`functionalize` cannot be used with re-entrant checkpointing, which sees no parameters in a dict, so that their "
+    "gradient would be zero. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False) around the call of the "
+    "functional."
+)
+
+
+class Watch(TorchDispatchMode):
+    """Looks at the operations of an evaluation that is given copies of all its tensors.
+
+    It costs some microseconds for each operation, so it is there for the first evaluation alone.
+
+    Args:
+        parameters: copies by name, which no operation may write to.
+        inputs: copies which operations may write to; `writes` then tells so.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor], inputs: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = {key: name for name, tensor in parameters.items() if (key := _memory(tensor)) is not None}
+        self._inputs = {_memory(tensor) for tensor in inputs} - {None}
+        self.writes = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch guards each operation against its compiler, which takes seconds to import
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            refuse_reentrant()
+        if function._schema.is_mutable:
+            for key in _written(function, args, kwargs):
+                if key in self._parameters:
+                    raise StructureError(written(self._parameters[key], str(function)))
+                self.writes |= key in self._inputs
+        if _miscounts(function, args, kwargs):
+            raise StructureError(
+                "`module` must have gradients that are those of its values, but calls an embedding with "
+                "scale_grad_by_freq=True, which divides them by counts. Leave that out, or use nn.Embedding itself, "
+                "for which `functionalize` leaves it out."
+            )
+        if function is _aten._weight_norm_interface.default:
+            raise StructureError(
+                "`module` must have the right second derivatives, but calls torch._weight_norm, which has not. Use "
+                "torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
+            )
+        return function(*args, **kwargs)
+
+
+def written(name: str, how: str) -> str:
+    """Return the message about a parameter that was written to."""
+    return (
+        f"`module` must not write to its parameters, but its forward pass writes to {name!r} ({how}): what it is given "
+        "would change, and the derivative would not be that of the value. Compute the changed weight by operations "
+        "that autograd records, as torch.nn.utils.parametrize does, or write to it between evaluations."
+    )
+
+
+def refuse_reentrant() -> None:
+    """Refuse to be called by a re-entrant checkpoint.
+
+    Raises:
+        StructureError: pointing to the other kind.
+    """
+    frame, code = sys._getframe(1), CheckpointFunction.forward.__code__
+    while frame is not None:
+        if frame.f_code is code:
+            raise StructureError(_REENTRANT)
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Return counts of the writes to tensors that torch saw."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Return what tells the memory of a tensor from that of others."""
+    bare = plain(tensor)
+    return bare.untyped_storage()._cdata if bare.layout is torch.strided else None
+
+
+def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int | None]:
+    """Return the memory that an operation writes to."""
+    found: list[Any] = []
+    for index, given in enumerate(function._schema.arguments):
+        if given.alias_info is not None and given.alias_info.is_write:
+            value = args[index] if index < len(args) else kwargs.get(given.name)
+            found += value if isinstance(value, list | tuple) else [value]
+    return {_memory(value) for value in found if isinstance(value, Tensor)}
+
+
+def _miscounts(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Tell whether an operation is an embedding whose gradients are divided by counts."""
+    if function not in (
+        _aten.embedding.default,
+        _aten._embedding_bag.default,
+        _aten._embedding_bag_forward_only.default,
+    ):
+        return False
+    return bool(args[3] if len(args) > 3 else kwargs.get("scale_grad_by_freq", False))
