@@ -14,8 +14,8 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import plain
 from blo._transforms import outside_transforms
-from blo.distributed._ranks import Ranks
 from blo._types import Tree
+from blo.distributed._ranks import Ranks
 from blo.errors import RankError, StructureError
 
 #: Values of an objective that travel in the row itself, which saves a reduction of their own.
@@ -121,9 +121,9 @@ def _refuse(rows: Sequence[Row], words: Sequence[str]) -> None:
     differs = next(name for name in _RULES if len({getattr(row, name) for row in rows}) > 1)
     said = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(words))
     raise StructureError(
-        f"all ranks must {_RULES[differs]} at the same time, but do not ({said}). Make the same calls in the same order "
-        "on every rank, also those that read a report; start from the same theta and z0, with the same seed and number "
-        "of threads. What belongs to one rank alone, such as problems of its own, is solved inside the objective."
+        f"all ranks must {_RULES[differs]} at the same time, but do not ({said}). Make the same calls in the same "
+        "order on every rank, also those that read a report; start from the same theta and z0, with the same seed and "
+        "number of threads. Problems that one rank has for itself are solved inside its objective."
     )
 
 

@@ -1,8 +1,8 @@
 """The two linear maps between what is equal on all ranks and what is not. Each is the derivative of the other.
 
-A tensor that is equal on all ranks enters a computation on each of them: that is a copy, and its adjoint adds the ranks'
-cotangents. The sum over ranks is used on each of them, and its adjoint copies. Both are linear, so the derivative along
-a tangent is the map itself; and being made of one another they can be differentiated any number of times.
+A tensor that is equal on all ranks enters a computation on each of them: that is a copy, and its adjoint adds the
+cotangents of the ranks. The sum over ranks is used on each of them, and its adjoint copies. Both are linear, so the
+derivative along a tangent is the map itself; made of one another, they can be differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Copy(Function):
         dtype, device = ctx.kinds[0][1:]
         counts = torch.tensor(used, dtype=dtype, device=device)
         *sums, counts = Sum.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts])
-        if not all(used) and not transforms_active():
-            sums = [found if count else None for found, count in zip(sums, counts.tolist(), strict=True)]
-        return None, *sums
+        if all(used) or transforms_active():
+            return None, *sums
+        return None, *(found if count else None for found, count in zip(sums, counts.tolist(), strict=True))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:

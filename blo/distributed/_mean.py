@@ -121,7 +121,7 @@ def _own(ranks: Ranks, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _followed(leaves: Sequence[Tensor]) -> list[int]:
-    """Return which leaves derivatives may be taken in. A transform does not say, and those that need none cost little."""
+    """Return which leaves derivatives may be taken in. A transform does not say: then all."""
     if transforms_active():
         return [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() or leaf.is_complex()]
     return [i for i, leaf in enumerate(leaves) if leaf.requires_grad] if torch.is_grad_enabled() else []
