@@ -76,8 +76,11 @@ class _Mean:
         row = Row(0, number, 1, 0, hash((*_followed(upper), -1, *_followed(lower))), checksum(upper), checksum(lower))
 
         try:
-            own = [tree.unflatten(_own(ranks, leaves), spec) for leaves, spec in ((upper, above), (lower, below))]
-            parts, spec = tree.flatten(self._objective(*own, *rest), "objective(theta, z)")
+            upper, ties = _own(ranks, upper)
+            lower, copies = _own(ranks, lower, ties)
+            ties = [*ties, *copies]
+            value = self._objective(tree.unflatten(upper, above), tree.unflatten(lower, below), *rest)
+            parts, spec = tree.flatten(value, "objective(theta, z)")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if ranks.host:  # otherwise no rank listens
@@ -97,7 +100,7 @@ class _Mean:
             totals = iter([sum(column) for column in zip(*found, strict=True)])  # in the order of ranks
             return [v.new_tensor([next(totals) for _ in range(v.numel())]).reshape(v.shape) for v in values]
 
-        return tree.unflatten(Sum.of(ranks, [share * part for part in parts], add), spec)
+        return tree.unflatten(Sum.of(ranks, [share * part for part in parts], ties, add), spec)
 
     def _agree(self, ranks: Ranks, theta: Tree, z: Tree, leaves: Sequence[Tensor]) -> tuple[int, float]:
         """Return this objective's number and this rank's share of the weight, which are exchanged once."""
@@ -112,12 +115,13 @@ class _Mean:
         return self._agreed[1:]
 
 
-def _own(ranks: Ranks, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Return the leaves for this rank's computation: copies of those that derivatives may be taken in."""
+def _own(ranks: Ranks, leaves: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the leaves for this rank's computation, and those of them that are copies, for derivatives."""
     own, places = list(leaves), _followed(leaves)
-    for place, copy in zip(places, Copy.of(ranks, [leaves[place] for place in places]), strict=True):
+    copies = Copy.of(ranks, [leaves[place] for place in places], beside)
+    for place, copy in zip(places, copies, strict=True):
         own[place] = copy
-    return own
+    return own, copies
 
 
 def _followed(leaves: Sequence[Tensor]) -> list[int]:
