@@ -67,7 +67,7 @@ def next_number(ranks: Ranks) -> int:
 def structure(theta: Tree, z: Tree) -> tuple[int, str]:
     """Return a checksum of the structures, and what it is made of."""
     leaves, spec = tree.flatten((theta, z))
-    text = f"{spec} of {[(tuple(leaf.shape), leaf.dtype) for leaf in leaves]}"
+    text = " ".join(f"{[(tuple(leaf.shape), leaf.dtype) for leaf in leaves]} in {spec}".split())
     return zlib.crc32(text.encode()), text
 
 

@@ -72,7 +72,7 @@ class _Mean:
             return self._objective(theta, z, *rest)
         (upper, above), (lower, below) = tree.flatten(theta, "theta"), tree.flatten(z, "z")
         number, share = self._agree(ranks, theta, z, upper + lower)
-        device = next((leaf.device for leaf in upper + lower), torch.device("cpu"))
+        device = _device(upper + lower)
         row = Row(0, number, 1, 0, hash((*_followed(upper), -1, *_followed(lower))), checksum(upper), checksum(lower))
 
         try:
@@ -109,8 +109,7 @@ class _Mean:
             found, text = structure(theta, z)
             sums = [checksum(tree.leaves(variable), wait=True) for variable in (theta, z)]
             row = Row(0, number, 0, found, 0, *sums)
-            device = next((leaf.device for leaf in leaves), torch.device("cpu"))
-            weights = meet(ranks, row, [self._weight], device, lambda: f"begins {self._name} with {text}")
+            weights = meet(ranks, row, [self._weight], _device(leaves), lambda: f"begins {self._name} with {text}")
             self._agreed = ranks.group, number, self._weight / sum(weight for (weight,) in weights)
         return self._agreed[1:]
 
@@ -129,3 +128,8 @@ def _followed(leaves: Sequence[Tensor]) -> list[int]:
     if transforms_active():
         return [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() or leaf.is_complex()]
     return [i for i, leaf in enumerate(leaves) if leaf.requires_grad] if torch.is_grad_enabled() else []
+
+
+def _device(leaves: Sequence[Tensor]) -> torch.device:
+    """Return an accelerator that leaves are on, otherwise the CPU."""
+    return next((leaf.device for leaf in leaves if leaf.device.type != "cpu"), torch.device("cpu"))
