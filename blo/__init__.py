@@ -1,5 +1,6 @@
 """Bilevel optimisation for PyTorch: hypergradients that are right, or say why not."""
 
+from blo import distributed as distributed
 from blo._argmin import argmin
 from blo._check import check_hypergrad
 from blo._functionalize import functionalize

@@ -258,7 +258,8 @@ def functionalize(
     if isinstance(module, DistributedDataParallel):
         raise StructureError(
             "`module` must not be wrapped in DistributedDataParallel, which knows nothing of second derivatives. "
-            "Pass its `.module`, and all-reduce the hypergradient."
+            "Pass its `.module`, and wrap the objectives in blo.distributed.mean: the mean of the ranks' "
+            "hypergradients is not the hypergradient."
         )
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:

@@ -27,6 +27,10 @@ class ConvergenceError(BloError, RuntimeError):
     """What is else a warning, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
 
 
+class RankError(BloError, RuntimeError):
+    """Another process failed or does not answer, so no mean over all of them can be taken. Also a `RuntimeError`."""
+
+
 class BloWarning(UserWarning):
     """Base class of every warning given by `blo`."""
 

@@ -166,4 +166,20 @@ MUTATIONS = (
         ),
         (UNIT + "test_products.py::test_products_are_those_of_dense_matrices[finite-difference]",),
     ),
+    Mutation(
+        "a rank's share of the gradient is taken for the gradient of the mean over ranks",
+        (
+            Patch(
+                "blo/distributed/_linear.py",
+                "= Sum.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts], ties)",
+                "= [*_filled(cotangents, ctx.kinds), counts]",
+            ),
+        ),
+        (WHOLE + "test_distributed.py::test_two_and_three_processes_find_what_one_finds_on_all_the_data",),
+    ),
+    Mutation(
+        "a rank that fails tells no other",
+        (Patch("blo/distributed/_mean.py", "if ranks.host:  # otherwise", "if False:  # otherwise"),),
+        (WHOLE + "test_distributed.py::test_a_rank_that_fails_or_goes_its_own_way_is_an_error_on_all",),
+    ),
 )

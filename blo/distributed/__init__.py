@@ -1,0 +1,6 @@
+"""Objectives whose data is spread over the processes of `torch.distributed`."""
+
+from blo.distributed._mean import mean
+from blo.errors import RankError
+
+__all__ = ["RankError", "mean"]

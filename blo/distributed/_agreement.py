@@ -1,0 +1,135 @@
+"""Whether all ranks are at the same place: told by a row of numbers that each of them sends with its value."""
+
+from __future__ import annotations
+
+import struct
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import plain
+from blo._transforms import outside_transforms
+from blo._types import Tree
+from blo.distributed._ranks import Ranks
+from blo.errors import RankError, StructureError
+
+#: Values of an objective that travel in the row itself, which saves a reduction of their own.
+FEW = 4
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: How many objectives have been evaluated in each group.
+_COUNTS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+
+class Row(NamedTuple):
+    """What a rank says of its evaluation.
+
+    Attributes:
+        failed: whether the objective raised an exception.
+        objective: number of the objective in its group, in order of first evaluation.
+        purpose: 0 for what is exchanged once for each objective, 1 for an evaluation.
+        structure: checksum of structure, shapes and dtypes; of an evaluation, the number of its values.
+        gradients: a number that tells which leaves of theta and z require grad.
+        theta: checksum of theta's leaves; 0 where they are on an accelerator, which would be waited for.
+        z: likewise.
+    """
+
+    failed: int
+    objective: int
+    purpose: int
+    structure: int
+    gradients: int
+    theta: int
+    z: int
+
+
+_RULES = {
+    "objective": "evaluate the same objective",
+    "purpose": "evaluate the same objective",
+    "structure": "have theta, z and values of the same structure, shapes and dtypes",
+    "gradients": "require the same gradients",
+    "theta": "have the same theta, bit for bit",
+    "z": "have the same z, bit for bit",
+}
+
+
+def next_number(ranks: Ranks) -> int:
+    """Return the number of an objective that is evaluated for the first time."""
+    number = _COUNTS.get(ranks.group, 0)
+    _COUNTS[ranks.group] = number + 1
+    return number
+
+
+def structure(theta: Tree, z: Tree) -> tuple[int, str]:
+    """Return a checksum of the structures, and what it is made of."""
+    leaves, spec = tree.flatten((theta, z))
+    text = " ".join(f"{[(tuple(leaf.shape), leaf.dtype) for leaf in leaves]} in {spec}".split())
+    return zlib.crc32(text.encode()), text
+
+
+def checksum(leaves: Sequence[Tensor], *, wait: bool = False) -> int:
+    """Return a number that tells apart tensors which differ in any bit; 0 where an accelerator would be waited for."""
+    total = len(leaves)
+    with outside_transforms():
+        for leaf in leaves:
+            bits = plain(leaf).detach()
+            if not (wait or bits.device.type == "cpu"):
+                return 0
+            bits = torch.view_as_real(bits) if bits.is_complex() else bits
+            found = int(bits.view(_BITS[bits.element_size()]).sum(dtype=torch.int64))
+            total = (31 * total + found + bits.numel()) % 2**62
+    return total
+
+
+def meet(
+    ranks: Ranks, row: Row, numbers: Sequence[float], device: torch.device, about: Callable[[], str]
+) -> list[list[float]]:
+    """Return the numbers of each rank, having seen that the rows agree. A rank that failed only tells the others.
+
+    Args:
+        ranks: the processes.
+        row: what this one says.
+        numbers: what it adds, at most `FEW`, as many on each rank where the rows agree.
+        device: where the row is sent from where the group has no backend for the CPU.
+        about: what it says if rows differ: where it is, or why it failed.
+
+    Raises:
+        RankError: if the objective has failed on another rank.
+        StructureError: if the rows differ.
+    """
+    with outside_transforms():
+        sent = [*row, *(_to_bits(number) for number in numbers)]
+        table = ranks.table(sent + [0] * (len(row) + FEW - len(sent)), device)
+        rows = [Row(*found[: len(row)]) for found in table]
+        if any(other != row or other.failed for other in rows):
+            words = ranks.words(about())
+            if not row.failed:
+                _refuse(rows, words)
+        return [[_from_bits(bits) for bits in found[len(row) :][: len(numbers)]] for found in table]
+
+
+def _refuse(rows: Sequence[Row], words: Sequence[str]) -> None:
+    failed = [rank for rank, row in enumerate(rows) if row.failed]
+    if failed:
+        raise RankError(
+            f"the objective failed on rank {failed[0]}, and no mean can be taken without it: {words[failed[0]]}"
+        )
+    differs = next(name for name in _RULES if len({getattr(row, name) for row in rows}) > 1)
+    said = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(words))
+    raise StructureError(
+        f"all ranks must {_RULES[differs]} at the same time, but do not ({said}). Make the same calls in the same "
+        "order on every rank, also those that read a report; start from the same theta and z0, with the same seed and "
+        "number of threads. Problems that one rank has for itself are solved inside its objective."
+    )
+
+
+def _to_bits(number: float) -> int:
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
+def _from_bits(bits: int) -> float:
+    return float(struct.unpack("d", struct.pack("q", bits))[0])

@@ -1,0 +1,135 @@
+"""An objective over the data of all processes, from each one's objective over its own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import transforms_active
+from blo._settings import require_positive
+from blo._types import Tree
+from blo.distributed._agreement import FEW, Row, checksum, meet, next_number, structure
+from blo.distributed._linear import Copy, Sum
+from blo.distributed._ranks import Ranks
+from blo.errors import RankError, StructureError
+
+
+def mean(objective: Callable[..., Any], weight: float = 1.0, group: Any = None) -> Callable[..., Any]:
+    """Return the mean over all ranks of an objective that each rank evaluates on its share of the data.
+
+    The mean is a function of theta and z like any other: it stands in lower problems and as the upper objective, for
+    every solver, strategy and transform, and its derivatives of any order are those of the objective on all the data.
+    Theta and z are equal on all ranks, and so are solutions and hypergradients, bit for bit: nothing remains to be
+    all-reduced. All ranks make the same calls in the same order.
+
+    Without a process group, or in a group of one, the objective is evaluated as it is.
+
+    Args:
+        objective: `objective(theta, z)` on this rank's share of the data: a mean over it if the result is to be the
+            mean over all data. Returns a tensor of the same shape on all ranks, `()` or `(batch,)`. Further arguments
+            of the mean, such as a minibatch, are handed to it. What it captures is this rank's own, and a constant.
+        weight: how much this rank counts, relative to the others: the number of its samples, where shares differ in
+            size. Positive.
+        group: a process group of `torch.distributed`; by default that of all processes. It is looked up at each
+            evaluation, so `init_process_group` may follow.
+
+    Raises:
+        StructureError: if `objective` is no function. By an evaluation: if the ranks differ in what they evaluate or in
+            theta or z; if there are several processes, but no process group.
+        RankError: by an evaluation, if another rank's objective raised an exception, or another rank does not answer.
+        ValueError: if `weight` is not positive and finite.
+    """
+    if not callable(objective):
+        raise StructureError(
+            f"`objective` must be a function of theta and z, but is of type {type(objective).__name__}. Wrap the "
+            "objective before it is given to LowerProblem."
+        )
+    require_positive(weight, "weight", "A rank without data stays out of the `group`.")
+    if not math.isfinite(weight):
+        raise ValueError(f"`weight` must be finite, but is {weight}.")
+    return _Mean(objective, float(weight), group)
+
+
+@final
+class _Mean:
+    """The mean; keeps what was agreed upon at its first evaluation."""
+
+    def __init__(self, objective: Callable[..., Any], weight: float, group: Any) -> None:
+        self._objective, self._weight, self._group = objective, weight, group
+        self._name = getattr(objective, "__qualname__", type(objective).__name__)
+        self._agreed: tuple[Any, int, float] | None = None
+
+    def __call__(self, theta: Tree, z: Tree, *rest: Any) -> Any:
+        """Return the mean over all ranks."""
+        ranks = Ranks.of(self._group)
+        if ranks is None:
+            return self._objective(theta, z, *rest)
+        (upper, above), (lower, below) = tree.flatten(theta, "theta"), tree.flatten(z, "z")
+        number, share = self._agree(ranks, theta, z, upper + lower)
+        device = _device(upper + lower)
+        row = Row(0, number, 1, 0, hash((*_followed(upper), -1, *_followed(lower))), checksum(upper), checksum(lower))
+
+        try:
+            upper, ties = _own(ranks, upper)
+            lower, copies = _own(ranks, lower, ties)
+            ties = [*ties, *copies]
+            value = self._objective(tree.unflatten(upper, above), tree.unflatten(lower, below), *rest)
+            parts, spec = tree.flatten(value, "objective(theta, z)")
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if ranks.host:  # otherwise no rank listens
+                with contextlib.suppress(RankError):  # the error that came first is the one to see
+                    meet(ranks, row._replace(failed=1), (), device, lambda: reason)
+            raise
+
+        def add(values: Sequence[Tensor]) -> list[Tensor]:
+            """Add the values of all ranks; the few of an objective on the CPU travel in the row."""
+            size = sum(value.numel() for value in values)
+            travel = size <= FEW and all(v.device.type == "cpu" and v.dtype.is_floating_point for v in values)
+            numbers = [float(entry) for v in values for entry in v.reshape(-1).tolist()] if travel else []
+            if ranks.host:
+                found = meet(ranks, row._replace(structure=size), numbers, device, lambda: f"evaluates {self._name}")
+            if not (ranks.host and travel):
+                return ranks.sum(values)
+            totals = iter([sum(column) for column in zip(*found, strict=True)])  # in the order of ranks
+            return [v.new_tensor([next(totals) for _ in range(v.numel())]).reshape(v.shape) for v in values]
+
+        return tree.unflatten(Sum.of(ranks, [share * part for part in parts], ties, add), spec)
+
+    def _agree(self, ranks: Ranks, theta: Tree, z: Tree, leaves: Sequence[Tensor]) -> tuple[int, float]:
+        """Return this objective's number and this rank's share of the weight, which are exchanged once."""
+        if self._agreed is None or self._agreed[0] is not ranks.group:
+            number = next_number(ranks)
+            found, text = structure(theta, z)
+            sums = [checksum(tree.leaves(variable), wait=True) for variable in (theta, z)]
+            row = Row(0, number, 0, found, 0, *sums)
+            weights = meet(ranks, row, [self._weight], _device(leaves), lambda: f"begins {self._name} with {text}")
+            self._agreed = ranks.group, number, self._weight / sum(weight for (weight,) in weights)
+        return self._agreed[1:]
+
+
+def _own(ranks: Ranks, leaves: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the leaves for this rank's computation, and those of them that are copies, for derivatives."""
+    own, places = list(leaves), _followed(leaves)
+    copies = Copy.of(ranks, [leaves[place] for place in places], beside)
+    for place, copy in zip(places, copies, strict=True):
+        own[place] = copy
+    return own, copies
+
+
+def _followed(leaves: Sequence[Tensor]) -> list[int]:
+    """Return which leaves derivatives may be taken in. A transform does not say: then all."""
+    if transforms_active():
+        return [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() or leaf.is_complex()]
+    return [i for i, leaf in enumerate(leaves) if leaf.requires_grad] if torch.is_grad_enabled() else []
+
+
+def _device(leaves: Sequence[Tensor]) -> torch.device:
+    """Return an accelerator that leaves are on, otherwise the CPU."""
+    return next((leaf.device for leaf in leaves if leaf.device.type != "cpu"), torch.device("cpu"))
