@@ -45,6 +45,13 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def unmapped(tensor: Tensor) -> Tensor:
+    """Return the tensor that those of enclosing `vmap`s stand for, with all their lanes, below which grads may record."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def surely(condition: Tensor) -> bool:
     """Tell whether every entry is true, where that can be seen without waiting; false on an accelerator.
 
