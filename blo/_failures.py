@@ -165,6 +165,18 @@ class Checks:
         self.linear(linear, tol)
         self.degenerate(counts())
 
+    def loose(self, lanes: Tensor | None) -> None:
+        """Report further solves whose residual is not small beside the change that they are to show."""
+        count = 0 if self.off or lanes is None else int(lanes.sum())
+        if count:
+            self._found(
+                f"the tilted lower solves of `ValueFunction` are too inexact in {count} of {plain(lanes).numel()} "  # type: ignore[arg-type]
+                "problems: their residuals are not small beside the tilt `v / penalty`, so the implicit part is wrong. "
+                "Lower `penalty`, raise `max_steps` or give the solver a tolerance, use float64, or Implicit().",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
     def degenerate(self, counts: Counts) -> None:
         """Report active constraints whose multiplier is zero."""
         count = int(counts.degenerate.sum())
