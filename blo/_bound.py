@@ -73,6 +73,9 @@ class Bound:
 
     def gradient(self, z: Tensor) -> Tensor:
         """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
+        if isinstance(self.slice, TiltedSlice):
+            # Added last: among the terms of the gradient a small tilt would be lost, and the residual would not show it.
+            return replace(self, slice=self.slice.slice).gradient(z) + self.slice.slope
         if self.symmetric:
             return gradient(self.value, z, create_graph=self.recorded)
         with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
@@ -81,6 +84,9 @@ class Bound:
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
+        if isinstance(self.slice, TiltedSlice):
+            value, slope = replace(self, slice=self.slice.slice).evaluate(z)
+            return value + (self.slice.slope * z).sum(-1), slope + self.slice.slope
         value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
         value = value.to(slope.dtype)  # gradients have the dtype of z, whatever the objective computes in
         return value if self.recorded or transforms_active() else value.detach(), slope

@@ -170,9 +170,10 @@ class Checks:
         count = 0 if self.off or lanes is None else int(lanes.sum())
         if count:
             self._found(
-                f"the tilted lower solves of `ValueFunction` are too inexact in {count} of {plain(lanes).numel()} "  # type: ignore[arg-type]
-                "problems: their residuals are not small beside the tilt `v / penalty`, so the implicit part is wrong. "
-                "Lower `penalty`, raise `max_steps` or give the solver a tolerance, use float64, or Implicit().",
+                f"the lower solve has not converged in {count} of {plain(lanes).numel()} problems "  # type: ignore[arg-type]
+                "tilted for `ValueFunction`: the residual is not small beside the tilt `v / penalty`, so the implicit "
+                "part is wrong. Lower `penalty`, raise `max_steps` or give the solver a tolerance, use float64, or "
+                "Implicit().",
                 ConvergenceError,
                 ConvergenceWarning,
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 import blo
 from tests import oracles
 from tests.integration.problems import TIGHT, assert_near, hypergradient
-from tests.oracles import QuadraticCase
+from tests.oracles import Array, QuadraticCase
 from tests.strategies import quadratic_cases
 
 quick = settings(deadline=None, max_examples=10)
@@ -96,10 +96,10 @@ def test_the_penalty_must_be_positive() -> None:
 UNITS = [1.0, 1e-2, 1e-4, 1e-6]
 LOOSE: list[blo.solvers.Solver | None] = [
     None,
-    blo.LBFGS(tol=1e-2),
-    blo.ProjectedGradient(tol=1e-2),
-    blo.Newton(tol=1e-2),
-    blo.FISTA(tol=1e-2),
+    blo.LBFGS(tol=1e-3),
+    blo.ProjectedGradient(tol=1e-3),
+    blo.Newton(tol=1e-3),
+    blo.FISTA(tol=1e-3),
 ]
 
 
@@ -119,10 +119,16 @@ def quartic(
     )
 
 
+def quartic_solution() -> Array:
+    """Return the real roots of `z^3 + A z = b`."""
+    roots = [np.roots([1.0, 0.0, a, -s]) for a, s in ((1.0, 1.0), (2.0, -1.0), (4.0, 2.0))]
+    return np.array([float(one[np.abs(one.imag) < 1e-9][0].real) for one in roots])
+
+
 def quartic_truth(unit: float) -> float:
-    """Return `unit (z - c)' H^-1 b` at the roots of `z^3 + A z = b`."""
+    """Return `unit (z - c)' H^-1 b`."""
     A, b, c = np.array([[1.0, 2.0, 4.0], [1.0, -1.0, 2.0], [0.3, 0.2, 0.1]])
-    z = np.array([next(r.real for r in np.roots([1, 0, a, -s]) if abs(r.imag) < 1e-9) for a, s in zip(A, b)])
+    z = quartic_solution()
     return float(unit * (z - c) @ (b / (A + 3 * z**2)))
 
 
@@ -133,7 +139,7 @@ def test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm(
     unit: float, solver: blo.solvers.Solver | None, two_sided: bool
 ) -> None:
     out = quartic(unit, torch.float64, solver, blo.ValueFunction(two_sided=two_sided), on_failure="raise")
-    assert float(out.grad) == pytest.approx(quartic_truth(unit), rel=5e-4)
+    assert float(out.grad) == pytest.approx(quartic_truth(unit), rel=5e-3)
     assert out.report.ok
 
 
@@ -156,13 +162,12 @@ def test_in_single_precision_it_is_right_or_says_that_it_is_not(unit: float, two
     [
         blo.OneStep(0.1),
         blo.ProjectedGradient(0.1, 5, tol=None),
-        blo.ProjectedGradient(0.01, 10, tol=1e-9),
-        blo.External(lambda t, z0: torch.tensor([0.6823278038, -0.4533976515, 0.4746266175]).double()),
+        blo.External(lambda t, z0: torch.as_tensor(quartic_solution())),
     ],
-    ids=["one step", "a few steps", "out of steps", "blind to the tilt"],
+    ids=["one step", "a few steps", "blind to the tilt"],
 )
 def test_solves_that_do_not_see_the_tilt_are_reported(solver: blo.solvers.Solver) -> None:
-    with pytest.warns(blo.ConvergenceWarning, match="tilted lower solves of `ValueFunction` are too inexact in 1 of 1"):
+    with pytest.warns(blo.ConvergenceWarning, match="in 1 of 1 problems tilted for `ValueFunction`"):
         out = quartic(1.0, torch.float64, solver, blo.ValueFunction())
     assert not out.report.ok
     with pytest.raises(blo.ConvergenceError):
@@ -174,5 +179,5 @@ def test_the_backward_pass_reports_the_lanes_that_are_loose() -> None:
     lower = blo.LowerProblem(lambda t, z: ((z - t) * (z - t).exp()).sum(-1) + z.square().sum(-1), batched=True)
     theta = torch.full((2,), 0.5, requires_grad=True)
     z = blo.argmin(lower, theta, torch.zeros(3, 2), gradient=blo.ValueFunction())
-    with pytest.warns(blo.ConvergenceWarning, match="too inexact in 1 of 3"):
+    with pytest.warns(blo.ConvergenceWarning, match="in 1 of 3 problems tilted"):
         (scales * z.square().sum(-1)).sum().backward()
