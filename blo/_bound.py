@@ -63,6 +63,10 @@ class Bound:
         ahead, behind = (source(self._unravel(side)) for side in (at + shift, at - shift))
         return self._checked(ahead, z), self._checked(behind, z)
 
+    def sided_slope(self, slope: Tensor) -> Tensor:
+        """Return the gradient between the two values of `sides`, given that of the objective at z."""
+        return self.slice.slope.detach() if isinstance(self.slice, LinearSlice) else slope
+
     def _checked(self, value: Tensor, z: Tensor) -> Tensor:
         single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
         if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo._autocast import suspended
 from blo._bound import Bound
+from blo._displacement import Sides, adapted, first
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 
@@ -16,9 +17,11 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class DifferencePoint(FirstOrderPoint):
     """`H v = (grad(z + h v) - grad(z - h v)) / 2h`, and `B^T q` likewise from the gradients in theta.
 
-    The displacement `|h v|` is `eps^(1/3) * max(1, |z|)` in each lane, which balances the rounding of the gradients,
-    `eps / h`, against the truncation, `h^2`; eps is that of the dtype. So a product is known to about `eps^(2/3)`:
-    4e-11 in double and 2e-5 in single precision, for gradients and third derivatives of size one.
+    The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation. It begins with
+    `eps^(1/3) * max(1, |z|)`, which is right for third derivatives of size one, and is made shorter where the gradients
+    on the two sides and at z are not nearly on a line. That is seen at the first product with H, whose displacement
+    serves all others, and at the cross term. So a product is known to about `eps^(2/3)` where the rounding of the
+    gradients allows it: 4e-11 in double and 2e-5 in single precision.
     """
 
     def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
@@ -30,53 +33,75 @@ class DifferencePoint(FirstOrderPoint):
         super().__init__(bound, z, leaves)
         # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
+        self._length: Tensor | None = None
 
     def hessian(self, direction: Tensor) -> Tensor:
-        return self._along_z(direction, 1.0)
+        unit = _unit(direction)
+        if self._length is None:
+            found, self._length = adapted(lambda h: self._along_z(unit, h), first(self._z), self._rounding)
+        else:
+            found = self._along_z(unit, self._length)[0]
+        return found * _size(direction)
 
     def along(self, q: Tensor) -> list[Tensor | None]:
-        return self._along(q, 1.0)
+        length = first(self._z) if self._length is None else self._length
+        if not self._live:
+            return [None] * len(self._leaves)
+        return adapted(lambda h: self._along(q, h), length, self._rounding)[0]
 
     def error(self, q: Tensor) -> float:
         """Return `|D(2h) - D(h)| / |D(h)|` of `H q` or of `B^T q`, whichever is larger.
 
         That is about the relative error where rounding makes it, and three times it where truncation does.
         """
-        near = [part for part in self._along(q, 1.0) if part is not None]
-        far = [part for part in self._along(q, 2.0) if part is not None]
-        return max(_gap(near, far), _gap([self._along_z(q, 1.0)], [self._along_z(q, 2.0)]))
+        unit, start = _unit(q), first(self._z) if self._length is None else self._length
+        image, h = adapted(lambda h: self._along_z(unit, h), start, self._rounding)
+        gap = _gap([image], [self._along_z(unit, 2 * h)[0]])
+        if not self._live:
+            return gap
+        parts, h = adapted(lambda h: self._along(q, h), start, self._rounding)
+        near, far = ([part for part in found if part is not None] for found in (parts, self._along(q, 2 * h)[0]))
+        return max(gap, _gap(near, far))
 
-    def _along_z(self, direction: Tensor, stretch: float) -> Tensor:
-        h = stretch * self._step(direction)
+    def _along_z(self, unit: Tensor, h: Tensor) -> tuple[Tensor, Sides]:
         at_rest = self._bound.detach()
         with suspended():
-            ahead = at_rest.gradient(self._z + h * direction).detach()
-            return (ahead - at_rest.gradient(self._z - h * direction).detach()) / (2 * h)
+            ahead, behind = (at_rest.gradient(self._z + side * h * unit).detach() for side in (1, -1))
+        return (ahead - behind) / (2 * h), Sides.of(ahead, behind, self.optimality.slope)
 
-    def _along(self, q: Tensor, stretch: float) -> list[Tensor | None]:
-        h = stretch * self._step(q)
+    def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
         inputs = [self._leaves[i] for i in self._live]
-        if not inputs:
-            return [None] * len(self._leaves)
         with torch.enable_grad(), suspended():
-            sides = self._bound.sides(self._z, h * q)
+            shift = (h * _unit(q)).requires_grad_()
+            sides = self._bound.sides(self._z, shift)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
-        weight = (0.5 / h).squeeze(-1)
-        ahead, behind = (
-            torch.autograd.grad(side, inputs, weight, retain_graph=True, allow_unused=True)
-            if side.requires_grad
-            else [None] * len(inputs)
-            for side in sides
-        )
-        pairs = zip(ahead, behind, strict=True)
-        return self._spread([None if a is None or b is None else a - b for a, b in pairs])
+        weight = _size(q) / (2 * h)
+        slopes, parts = [], []
+        for sign, side in zip((1, -1), sides, strict=True):
+            slope, *found = torch.autograd.grad(
+                side, [shift, *inputs], weight.squeeze(-1), retain_graph=True, allow_unused=True
+            ) if side.requires_grad else [None] * (1 + len(inputs))
+            slopes.append(torch.zeros_like(q) if slope is None else sign * slope / torch.where(weight > 0, weight, 1.0))
+            parts.append(found)
+        pairs = zip(*parts, strict=True)
+        spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
+        return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope))
 
-    def _step(self, direction: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        scale = torch.linalg.vector_norm(self._z, dim=-1, keepdim=True).clamp(min=1.0)
-        # A lane whose direction is zero has the product zero, whatever its step.
-        step: Tensor = torch.finfo(self._z.dtype).eps ** (1 / 3) * scale / torch.where(length > 0, length, 1.0)
-        return step
+    def _rounding(self) -> Tensor:
+        """Return how much the gradient changes when z does by its own rounding, shape `(*lanes, 1)`."""
+        with suspended():
+            beside = self._bound.detach().gradient(self._z * (1 + 2 * torch.finfo(self._z.dtype).eps)).detach()
+        return torch.linalg.vector_norm(beside - self.optimality.slope, dim=-1, keepdim=True)
+
+
+def _size(direction: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """Return the direction with length one; zero stays, and its product is zero whatever the displacement."""
+    length = _size(direction)
+    return direction / torch.where(length > 0, length, 1.0)
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:

@@ -1,0 +1,87 @@
+"""How far apart the two gradients of a central difference are taken: as far as they themselves bear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true
+
+T = TypeVar("T")
+
+#: Most rounds in which a displacement is made shorter, and unknowns up to which its first length grows with their norm.
+_ROUNDS, _FEW = 4, 100
+
+
+class Sides(NamedTuple):
+    """Gradients on both sides of a point, at the distance h along a unit vector u.
+
+    Attributes:
+        change: `|grad(z + h u) - grad(z - h u)|`, about `2 h |H u|`, shape `(*lanes, 1)`.
+        bend: `|grad(z + h u) + grad(z - h u) - 2 grad(z)|`, about `h^2` times a third derivative, likewise.
+    """
+
+    change: Tensor
+    bend: Tensor
+
+    @classmethod
+    def of(cls, ahead: Tensor, behind: Tensor, here: Tensor) -> Sides:
+        """Measure the gradients, shape `(*lanes, n)`."""
+        parts = (ahead - behind, (ahead - here) + (behind - here))
+        return cls(*(torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts))
+
+    @property
+    def share(self) -> Tensor:
+        """Part of the change that is not linear, shape `(*lanes, 1)`; the error of the difference is like its square."""
+        return torch.where(self.change > 0, self.bend / self.change, 0.0)
+
+
+def first(z: Tensor) -> Tensor:
+    """Return the displacement to begin with, shape `(*lanes, 1)`, right for third derivatives of size one.
+
+    It is `eps^(1/3)` times the length of z, at least 1. Of many unknowns, such as the weights of a network, a step
+    that grows with their number leads out of the region in which the gradient is smooth; so they count as a hundred.
+    """
+    few = min(1.0, (_FEW / max(1, z.shape[-1])) ** 0.5)
+    length: Tensor = few * torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return torch.finfo(z.dtype).eps ** (1 / 3) * length.clamp(min=1.0)
+
+
+def adapted(
+    take: Callable[[Tensor], tuple[T, Sides]], length: Tensor, rounding: Callable[[], Tensor]
+) -> tuple[T, Tensor]:
+    """Return a central difference and its displacement, made shorter where the gradients bend too much over it.
+
+    With the scale l over which the curvature `c = |H u|` changes by its own size, read off the bend, and the rounding s
+    of a gradient, the error is about `s / h + c h^2 / (6 l^2)`, which is least for `h^3 = 3 s l^2 / c`. Where all is
+    smooth enough at first nothing is taken again. A shorter displacement that bends no less is not used: there the
+    bend is rounding, or one kink after the other.
+
+    Args:
+        take: returns the difference for displacements of shape `(*lanes, 1)`, and what was seen on the sides.
+        length: the displacements to begin with.
+        rounding: measures s, shape `(*lanes, 1)`; called where something bends.
+    """
+    eps = torch.finfo(length.dtype).eps
+    found, sides = take(length)
+    for _ in range(_ROUNDS):
+        share = sides.share
+        steep = share > 4 * eps ** (1 / 3)
+        if all_true(~steep):
+            break
+        scale, curvature = length / (2 * share), sides.change / (2 * length)
+        noise = torch.maximum(rounding(), eps * curvature * scale)
+        best = (3 * noise * scale.square() / curvature) ** (1 / 3)
+        shorter = torch.where(steep & (best < 0.5 * length), best, length)
+        if all_true(shorter == length):
+            break
+        again, sides = take(shorter)
+        worse = ~(sides.share < share) & (shorter < length)
+        if not all_true(~worse):
+            length = torch.where(worse, length, shorter)
+            return take(length)[0], length
+        found, length = again, shorter
+    return found, length
