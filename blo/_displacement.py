@@ -12,6 +12,8 @@ from blo._autodiff import all_true
 
 T = TypeVar("T")
 
+#: Share of the change above which what is seen nearby counts.
+_GROSS = 0.5
 #: Most rounds in which a displacement is made shorter, and unknowns up to which its first length grows with their norm.
 _ROUNDS, _FEW = 4, 100
 
@@ -28,10 +30,17 @@ class Sides(NamedTuple):
     bend: Tensor
 
     @classmethod
-    def of(cls, ahead: Tensor, behind: Tensor, here: Tensor) -> Sides:
-        """Measure the gradients, shape `(*lanes, n)`."""
-        parts = (ahead - behind, (ahead - here) + (behind - here))
-        return cls(*(torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts))
+    def of(cls, ahead: Tensor, behind: Tensor, here: Tensor, nearby: Tensor | None = None) -> Sides:
+        """Measure the gradients at a point, on its sides and at a quarter of the distance ahead, shape `(*lanes, n)`.
+
+        Far out, where a gradient grows like a cube or turns many times, it may do so alike on both sides and not bend.
+        Then what it does nearby, `grad(z + h u / 4)`, is no quarter of it. That is too inexact to count where it is.
+        """
+        change, bend = _norm(ahead - behind), _norm((ahead - here) + (behind - here))
+        if nearby is None:
+            return cls(change, bend)
+        off = 4 * _norm(8 * (nearby - here) - (ahead - behind))  # what a bend alone would make of itself
+        return cls(change, torch.where((off > _GROSS * change) & (off > bend), off, bend))
 
     @property
     def share(self) -> Tensor:
@@ -46,8 +55,7 @@ def first(z: Tensor) -> Tensor:
     that grows with their number leads out of the region in which the gradient is smooth; so they count as a hundred.
     """
     few = min(1.0, (_FEW / max(1, z.shape[-1])) ** 0.5)
-    length: Tensor = few * torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return torch.finfo(z.dtype).eps ** (1 / 3) * length.clamp(min=1.0)
+    return torch.finfo(z.dtype).eps ** (1 / 3) * (few * _norm(z)).clamp(min=1.0)
 
 
 def adapted(
@@ -85,3 +93,38 @@ def adapted(
             return take(length)[0], length
         found, length = again, shorter
     return found, length
+
+
+def along(
+    gradient: Callable[[Tensor], Tensor], z: Tensor, slope: Tensor, unit: Tensor, h: Tensor, *, look: bool
+) -> tuple[Tensor, Sides]:
+    """Return the central difference of a gradient along unit vectors, shape `(*lanes, n)`, and what bends.
+
+    Args:
+        gradient: of the objective.
+        z: the point.
+        slope: the gradient there.
+        unit: shape `(*lanes, n)`.
+        h: displacement, shape `(*lanes, 1)`.
+        look: whether the displacement is in question: one gradient more.
+    """
+    ahead, behind = (gradient(z + side * h * unit).detach() for side in (1, -1))
+    nearby = gradient(z + 0.25 * h * unit).detach() if look else None
+    return (ahead - behind) / (2 * h), Sides.of(ahead, behind, slope, nearby)
+
+
+def rounding(gradient: Callable[[Tensor], Tensor], z: Tensor, slope: Tensor) -> Tensor:
+    """Return how much the gradient changes when z does by its own rounding, shape `(*lanes, 1)`."""
+    beside = gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
+    return _norm(beside - slope)
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return found
+
+
+def split(direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Return unit vectors, shape `(*lanes, n)`, and lengths, shape `(*lanes, 1)`; zero vectors stay as they are."""
+    length = _norm(direction)
+    return direction / torch.where(length > 0, length, 1.0), length

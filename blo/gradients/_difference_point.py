@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blo._autocast import suspended
 from blo._bound import Bound
-from blo._displacement import Sides, adapted, first
+from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 
@@ -36,72 +36,71 @@ class DifferencePoint(FirstOrderPoint):
         self._length: Tensor | None = None
 
     def hessian(self, direction: Tensor) -> Tensor:
-        unit = _unit(direction)
+        unit, size = split(direction)
         if self._length is None:
-            found, self._length = adapted(lambda h: self._along_z(unit, h), first(self._z), self._rounding)
+            found, self._length = adapted(lambda h: self._along_z(unit, h, look=True), first(self._z), self._rounding)
         else:
-            found = self._along_z(unit, self._length)[0]
-        return found * _size(direction)
+            found, _ = self._along_z(unit, self._length)
+        return size * found
 
     def along(self, q: Tensor) -> list[Tensor | None]:
-        length = first(self._z) if self._length is None else self._length
-        if not self._live:
-            return [None] * len(self._leaves)
-        return adapted(lambda h: self._along(q, h), length, self._rounding)[0]
+        return self._adapted_along(q)[0]
 
     def error(self, q: Tensor) -> float:
         """Return `|D(2h) - D(h)| / |D(h)|` of `H q` or of `B^T q`, whichever is larger.
 
         That is about the relative error where rounding makes it, and three times it where truncation does.
         """
-        unit, start = _unit(q), first(self._z) if self._length is None else self._length
-        image, h = adapted(lambda h: self._along_z(unit, h), start, self._rounding)
-        gap = _gap([image], [self._along_z(unit, 2 * h)[0]])
+        unit, size = split(q)
+        image, h = adapted(lambda h: self._along_z(unit, h, look=True), self._start, self._rounding)
+        gap = _gap([size * image], [size * self._along_z(unit, 2 * h)[0]])
         if not self._live:
             return gap
-        parts, h = adapted(lambda h: self._along(q, h), start, self._rounding)
+        parts, h = self._adapted_along(q)
         near, far = ([part for part in found if part is not None] for found in (parts, self._along(q, 2 * h)[0]))
         return max(gap, _gap(near, far))
 
-    def _along_z(self, unit: Tensor, h: Tensor) -> tuple[Tensor, Sides]:
-        at_rest = self._bound.detach()
+    @property
+    def _start(self) -> Tensor:
+        return first(self._z) if self._length is None else self._length
+
+    def _adapted_along(self, q: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        if not self._live:
+            return [None] * len(self._leaves), self._start
+        return adapted(lambda h: self._along(q, h), self._start, self._rounding)
+
+    def _along_z(self, unit: Tensor, h: Tensor, *, look: bool = False) -> tuple[Tensor, Sides]:
         with suspended():
-            ahead, behind = (at_rest.gradient(self._z + side * h * unit).detach() for side in (1, -1))
-        return (ahead - behind) / (2 * h), Sides.of(ahead, behind, self.optimality.slope)
+            return along(self._bound.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
 
     def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
+        unit, size = split(q)
         inputs = [self._leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
-            shift = (h * _unit(q)).requires_grad_()
-            sides = self._bound.sides(self._z, shift)
+            shift = (h * unit).requires_grad_()  # whose gradients tell what bends
+            values = self._bound.sides(self._z, shift)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
-        weight = _size(q) / (2 * h)
+        weight = size / (2 * h)
         slopes, parts = [], []
-        for sign, side in zip((1, -1), sides, strict=True):
+        for side, value in zip((1, -1), values, strict=True):
             slope, *found = torch.autograd.grad(
-                side, [shift, *inputs], weight.squeeze(-1), retain_graph=True, allow_unused=True
-            ) if side.requires_grad else [None] * (1 + len(inputs))
-            slopes.append(torch.zeros_like(q) if slope is None else sign * slope / torch.where(weight > 0, weight, 1.0))
+                value, [shift, *inputs], weight.squeeze(-1), retain_graph=True, allow_unused=True
+            )
+            slopes.append(torch.zeros_like(q) if slope is None else side * slope / torch.where(size > 0, weight, 1.0))
             parts.append(found)
         pairs = zip(*parts, strict=True)
         spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
-        return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope))
+        nearby = None
+        if self._length is None:  # no product with H has found the displacement
+            with torch.enable_grad(), suspended():
+                near = (0.25 * h * unit).requires_grad_()
+                value, _ = self._bound.detach().sides(self._z, near)
+                (nearby,) = torch.autograd.grad(value.sum(), near)
+        return spread, Sides.of(*slopes, self._bound.sided_slope(self.optimality.slope), nearby)
 
     def _rounding(self) -> Tensor:
-        """Return how much the gradient changes when z does by its own rounding, shape `(*lanes, 1)`."""
         with suspended():
-            beside = self._bound.detach().gradient(self._z * (1 + 2 * torch.finfo(self._z.dtype).eps)).detach()
-        return torch.linalg.vector_norm(beside - self.optimality.slope, dim=-1, keepdim=True)
-
-
-def _size(direction: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-
-
-def _unit(direction: Tensor) -> Tensor:
-    """Return the direction with length one; zero stays, and its product is zero whatever the displacement."""
-    length = _size(direction)
-    return direction / torch.where(length > 0, length, 1.0)
+            return rounding(self._bound.detach().gradient, self._z, self.optimality.slope)
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:
