@@ -87,7 +87,7 @@ def adapted(
         if all_true(shorter == length):
             break
         again, sides = take(shorter)
-        worse = ~(sides.share < share) & (shorter < length)
+        worse = ~(sides.share < 1.2 * share) & (shorter < length)
         if not all_true(~worse):
             length = torch.where(worse, length, shorter)
             return take(length)[0], length
