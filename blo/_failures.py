@@ -209,6 +209,11 @@ class Checks:
             register_multi_grad_hook(live, self.gradients)
         return seen
 
+    def unsettled(self, found: str) -> None:
+        """Report steps of a stochastic algorithm that lead nowhere."""
+        if not self.off:
+            self._found(f"the run does not settle: {found}.", ConvergenceError, ConvergenceWarning)
+
     def constant(self) -> None:
         """Report that theta does not enter the lower problem."""
         if not self.off:

@@ -12,6 +12,9 @@ from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Power, Schedule, at, require
 
+#: Steps of theta in units of all steps of y above which no problem is known on which they settle.
+_FAR = 300
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,9 @@ class F2SA(Algorithm):
         difference = oracle.lower().gradients(theta, y)[0] - oracle.lower().gradients(theta, z)[0]
         own = gamma / (2 * weight)
         step = own if self.upper_step is None else at(self.upper_step, k, "upper_step")
-        if step > 1e9 * self.inner_steps * own:
-            oracle.checks.uncoupled(step, weight, gamma, self.inner_steps)
+        if k == 0 and step > _FAR * self.inner_steps * own:
+            oracle.checks.unsettled(
+                f"theta outruns z and y: `upper_step` is {step:.3g}, and with a `multiplier` of {weight:.3g} and a "
+                f"`lower_step` of {gamma:.3g} it should be about {own:.3g}. Leave `upper_step` out, which couples them"
+            )
         return theta - step * (direct + weight * difference), z, {"y": y}
