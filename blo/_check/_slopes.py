@@ -102,7 +102,10 @@ class Differences:
         rounding = eps * (16 * max(abs(v) for v in values.values()) + size * abs(value)) / h
         share = _share(abs(near / (2 * h) - value), max(abs(value), abs(far) / (4 * h)), h)
         truncation = abs(near / (2 * h) - value) * share
-        z_gap, z_size = float((z_near / (2 * h) - solution).norm()), max(float(solution.norm()), float(z_far.norm()) / h)
+        z_gap, z_size = (
+            float((z_near / (2 * h) - solution).norm()),
+            max(float(solution.norm()), float(z_far.norm()) / h),
+        )
         return Slope(
             unit,
             value,

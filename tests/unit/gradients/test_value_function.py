@@ -153,7 +153,9 @@ def test_in_single_precision_it_is_right_or_says_that_it_is_not(unit: float, two
     assert right or [one.category for one in caught] == [blo.ConvergenceWarning]
     assert out.report.ok == (not caught)
     # In units of the upper over the lower objective, the penalty is as large as ever.
-    relative = quartic(unit, torch.float32, None, blo.ValueFunction(1e3 * unit, two_sided=two_sided), on_failure="raise")
+    relative = quartic(
+        unit, torch.float32, None, blo.ValueFunction(1e3 * unit, two_sided=two_sided), on_failure="raise"
+    )
     assert float(relative.grad) == pytest.approx(quartic_truth(unit), rel=5e-3)
 
 
