@@ -54,7 +54,7 @@ class Solving:
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
         solver = self.solver
         if solver.tol is not None and is_dataclass(solver):
-            solver = replace(solver, tol=min(solver.tol, float(plain(wanted).min())))  # type: ignore[type-var]
+            solver = replace(solver, tol=min(solver.tol, float(plain(wanted).min())))
         rests = found and solver.tol is None
         solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, None, solver)
         z, residual = solution.z.detach(), solution.residual

@@ -46,7 +46,7 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def unmapped(tensor: Tensor) -> Tensor:
-    """Return the tensor that those of enclosing `vmap`s stand for, with all their lanes, below which grads may record."""
+    """Return the tensor below all enclosing `vmap`s, with all their lanes: what a graph is recorded of."""
     while torch._C._functorch.is_batchedtensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor

@@ -78,7 +78,7 @@ class Bound:
     def gradient(self, z: Tensor) -> Tensor:
         """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
         if isinstance(self.slice, TiltedSlice):
-            # Added last: among the terms of the gradient a small tilt would be lost, and the residual would not show it.
+            # Added last: among the terms of the gradient a small tilt would be lost, unseen by the residual.
             return replace(self, slice=self.slice.slice).gradient(z) + self.slice.slope
         if self.symmetric:
             return gradient(self.value, z, create_graph=self.recorded)

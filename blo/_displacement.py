@@ -55,7 +55,8 @@ def first(z: Tensor) -> Tensor:
     that grows with their number leads out of the region in which the gradient is smooth; so they count as a hundred.
     """
     few = min(1.0, (_FEW / max(1, z.shape[-1])) ** 0.5)
-    return torch.finfo(z.dtype).eps ** (1 / 3) * (few * _norm(z)).clamp(min=1.0)
+    length: Tensor = torch.finfo(z.dtype).eps ** (1 / 3) * (few * _norm(z)).clamp(min=1.0)
+    return length
 
 
 def adapted(

@@ -96,7 +96,7 @@ class DifferencePoint(FirstOrderPoint):
                 near = (0.25 * h * unit).requires_grad_()
                 value, _ = self._bound.detach().sides(self._z, near)
                 (nearby,) = torch.autograd.grad(value.sum(), near)
-        return spread, Sides.of(*slopes, self._bound.sided_slope(self.optimality.slope), nearby)
+        return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope), nearby)
 
     def _rounding(self) -> Tensor:
         with suspended():

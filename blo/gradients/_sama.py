@@ -72,7 +72,7 @@ class SAMA(Strategy):
         """
         if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             raise StructureError(
-                "`optimizer` must be torch.optim.Adam or torch.optim.AdamW, whose update is differentiated here, but is "
+                "`optimizer` must be torch.optim.Adam or torch.optim.AdamW, whose update is differentiated, but is "
                 f"of type {type(optimizer).__name__}. For another optimiser pass the derivative of its update in the "
                 "gradient, or an approximation such as its learning rate, as SAMA(preconditioner)."
             )

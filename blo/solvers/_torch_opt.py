@@ -35,8 +35,8 @@ class TorchOpt(Iterative):
     """Runs a torchopt optimiser, and can be differentiated through: `TorchOpt(torchopt.adam(0.1), steps=100)`.
 
     After each update the point is projected on the constraint set. All problems of a batch share the optimiser's
-    counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one. In steps that
-    are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly zero,
+    counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one. In steps
+    that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly zero,
     that of Adam and its relatives would be NaN.
 
     Args:

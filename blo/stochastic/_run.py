@@ -39,7 +39,8 @@ def run(
         steps: how many more steps to make.
         upper_batches: an iterator, read on from where it stands, or an iterable such as a list or a `DataLoader`, begun
             anew whenever it ends; one with a length is read on from where an earlier call on this state has left it
-            (by skipping batches: for many short calls pass an iterator). When None, `upper` is called with None in place of a batch.
+            (by skipping batches: for many short calls pass an iterator). When None, `upper` is called with None in
+            place of a batch.
         lower_batches: the same for `lower`.
         callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
             ends the run.

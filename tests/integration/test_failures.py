@@ -410,7 +410,7 @@ def test_a_hypergradient_that_is_not_finite_is_an_error_wherever_it_is_taken(
         z: Tensor = blo.argmin(lower, theta, torch.ones(2).double(), solver=blo.ProjectedGradient(), gradient=gradient)
         return z.square().sum() + z.sum()
 
-    with pytest.raises(blo.NonFiniteError, match="the implicit part holds 2 of 2.*roots, norms"):
+    with pytest.raises(blo.NonFiniteError, match=r"the implicit part holds 2 of 2.*roots, norms"):
         differentiate(value, vector(0.0, 0.0))
 
 
