@@ -44,7 +44,7 @@ class Sides(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """Part of the change that is not linear, shape `(*lanes, 1)`; the error of the difference is like its square."""
+        """Part of the change that is not linear, shape `(*lanes, 1)`; the difference errs by about its square."""
         return torch.where(self.change > 0, self.bend / self.change, 0.0)
 
 

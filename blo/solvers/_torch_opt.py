@@ -36,8 +36,8 @@ class TorchOpt(Iterative):
 
     After each update the point is projected on the constraint set. All problems of a batch share the optimiser's
     counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one. In steps
-    that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly zero,
-    that of Adam and its relatives would be NaN.
+    that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly
+    zero, that of Adam and its relatives would be NaN.
 
     Args:
         optimizer: has `init` and `update` as in torchopt (Ren et al., JMLR 2023); sees z as one flat tensor.
