@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,19 @@ class Solving:
             self.checks.lower(solution, lambda: self._origin(problem, z0))
         return solution.z if problem.recorded else solution.z.detach()
 
+    def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
+        solver = self.solver
+        if solver.tol is not None and is_dataclass(solver):
+            solver = replace(solver, tol=min(solver.tol, float(plain(wanted).min())))
+        rests = found and solver.tol is None
+        solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, None, solver)
+        z, residual = solution.z.detach(), solution.residual
+        if residual is None:
+            residual = z.new_zeros(z.shape[:-1]) if self.checks.off else problem.residual(z, problem.gradient(z))
+        remedy = lambda: self._origin(problem, z0)  # noqa: E731
+        self.checks.all_finite([(z, "a further lower solution"), (residual, "its residual")], remedy)
+        return z, residual
+
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
         return self._report(problem, z0, self._solve(problem, z0, watch))
 
@@ -73,12 +86,13 @@ class Solving:
             )
         return self.solver
 
-    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None) -> Solution:
+    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None, solver: Solver | None = None) -> Solution:
+        solver = self.solver if solver is None else solver
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
         with torch.set_grad_enabled(problem.recorded):
-            return self.solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+            return solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
 
     @property
     def idle(self) -> bool:

@@ -51,6 +51,13 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def unmapped(tensor: Tensor) -> Tensor:
+    """Return the tensor below all enclosing `vmap`s, with all their lanes: what a graph is recorded of."""
+    while torch._C._functorch.is_batchedtensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def surely(condition: Tensor) -> bool:
     """Tell whether every entry is true, where that can be seen without waiting; false on an accelerator.
 

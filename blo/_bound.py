@@ -63,6 +63,10 @@ class Bound:
         ahead, behind = (source(self._unravel(side)) for side in (at + shift, at - shift))
         return self._checked(ahead, z), self._checked(behind, z)
 
+    def sided_slope(self, slope: Tensor) -> Tensor:
+        """Return the gradient between the two values of `sides`, given that of the objective at z."""
+        return self.slice.slope.detach() if isinstance(self.slice, LinearSlice) else slope
+
     def _checked(self, value: Tensor, z: Tensor) -> Tensor:
         single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
         if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):
@@ -73,6 +77,9 @@ class Bound:
 
     def gradient(self, z: Tensor) -> Tensor:
         """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
+        if isinstance(self.slice, TiltedSlice):
+            # Added last: among the terms of the gradient a small tilt would be lost, unseen by the residual.
+            return replace(self, slice=self.slice.slice).gradient(z) + self.slice.slope
         if self.symmetric:
             return gradient(self.value, z, create_graph=self.recorded)
         with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
@@ -81,6 +88,9 @@ class Bound:
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
+        if isinstance(self.slice, TiltedSlice):
+            value, slope = replace(self, slice=self.slice.slice).evaluate(z)
+            return value + (self.slice.slope * z).sum(-1), slope + self.slice.slope
         value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
         value = value.to(slope.dtype)  # gradients have the dtype of z, whatever the objective computes in
         return value if self.recorded or transforms_active() else value.detach(), slope

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 
 from blo import tree
-from blo._autodiff import plain
+from blo._autodiff import plain, unmapped
 from blo._term import Counts
 from blo._types import OnFailure, Tree
 from blo.errors import (
@@ -31,6 +32,11 @@ from blo.linsolve import LinearSolution
 from blo.solvers import Solution
 
 LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
+#: What to do about a derivative that is not finite although what is differentiated is.
+_STEEP = (
+    "The solution is finite, so some derivative on the way is not: look for roots, norms, logarithms and powers at 0, "
+    "and at the objective with torch.autograd.detect_anomaly."
+)
 _SINGULAR = (
     "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a proximal "
     "term to the objective, or `damping` to the linear solver."
@@ -166,6 +172,19 @@ class Checks:
         self.linear(linear, tol)
         self.degenerate(counts())
 
+    def loose(self, lanes: Tensor | None) -> None:
+        """Report further solves whose residual is not small beside the change that they are to show."""
+        count = 0 if self.off or lanes is None else int(lanes.sum())
+        if count:
+            self._found(
+                f"the lower solve has not converged in {count} of {plain(lanes).numel()} problems "  # type: ignore[arg-type]
+                "tilted for `ValueFunction`: the residual is not small beside the tilt `v / penalty`, so the implicit "
+                "part is wrong. Lower `penalty`, raise `max_steps` or give the solver a tolerance, use float64, or "
+                "Implicit().",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
     def degenerate(self, counts: Counts) -> None:
         """Report active constraints whose multiplier is zero."""
         count = int(counts.degenerate.sum())
@@ -179,9 +198,28 @@ class Checks:
 
     def implicit(self, parts: Sequence[Tensor | None]) -> None:
         """Report an implicit part that is not finite, or is zero by definition."""
-        self.all_finite((part, "the implicit part") for part in parts)
+        self.gradients(parts)
         if all(part is None for part in parts):
             self.constant()
+
+    def gradients(self, parts: Sequence[Tensor | None]) -> None:
+        """Report an implicit part that is not finite."""
+        self.all_finite(((part, "the implicit part") for part in parts), lambda: _STEEP)
+
+    def watched(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the leaves of theta so that their gradients are looked at, for steps that torch records."""
+        if self.off:
+            return leaves
+        seen = [leaf.view_as(leaf) for leaf in leaves]
+        live = [leaf for leaf in map(unmapped, seen) if leaf.requires_grad]
+        if live:
+            register_multi_grad_hook(live, self.gradients)
+        return seen
+
+    def unsettled(self, found: str) -> None:
+        """Report steps of a stochastic algorithm that lead nowhere."""
+        if not self.off:
+            self._found(f"the run does not settle: {found}.", ConvergenceError, ConvergenceWarning)
 
     def constant(self) -> None:
         """Report that theta does not enter the lower problem."""

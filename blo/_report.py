@@ -175,7 +175,8 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing stands against trusting the hypergradient."""
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
-        return self.lower_status in fine and self.linear_status in fine and not self.degenerate
+        loose = self.pulled.loose is not None and bool(self.pulled.loose.any())
+        return self.lower_status in fine and self.linear_status in fine and not self.degenerate and not loose
 
     @property
     def _asked(self) -> str:

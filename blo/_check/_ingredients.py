@@ -54,7 +54,7 @@ class Ingredients:
 
     def hessian(self, w: Tensor) -> Tensor:
         """Return H w by central differences."""
-        return differences(self.around.problem.bind(self.around.leaves).detach(), self.around.best.z, w)
+        return differences(self.around.problem.bind(self.around.leaves).detach(), self.around.best.z, self.slope, w)
 
     def transposed(self, w: Tensor) -> Tensor:
         """Return H^T w; H is symmetric unless a fixed point is sought, whose Jacobian is then assembled."""

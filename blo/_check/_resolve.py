@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from blo._bound import Bound
+from blo._displacement import adapted, along, first, split
+from blo._displacement import rounding as unsteadiness
 from blo._term import Tangent
 from blo.errors import StructureError
 from blo.linsolve import CG, GMRES, Direct
@@ -97,7 +99,7 @@ def newton(problem: Bound, z: Tensor, slope: Tensor) -> Tensor:
     tangent = problem.term.tangent(z, slope)
     downhill = -tangent.project(slope_on_face(problem, tangent, z, slope))
     symmetric = problem.symmetric
-    system = Restricted(Hessian(lambda w: differences(problem, z, w), symmetric=symmetric), tangent)
+    system = Restricted(Hessian(lambda w: differences(problem, z, slope, w), symmetric=symmetric), tangent)
     if z.shape[-1] <= _DENSE:
         step = Direct().solve(system, downhill).x
     else:
@@ -113,13 +115,15 @@ def slope_on_face(problem: Bound, tangent: Tangent, z: Tensor, slope: Tensor) ->
     return slope if isinstance(problem.term, Set) else z - problem.prox(z - slope, 1.0)
 
 
-def differences(problem: Bound, z: Tensor, w: Tensor) -> Tensor:
+def differences(problem: Bound, z: Tensor, slope: Tensor, w: Tensor) -> Tensor:
     """Return the Hessian, or the Jacobian of a residual, times w by central differences, shape `(*lanes, n)`."""
-    length = torch.linalg.vector_norm(w, dim=-1, keepdim=True)
-    scale = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
-    h = torch.finfo(z.dtype).eps ** (1 / 3) * scale / torch.where(length > 0, length, 1.0)
-    product: Tensor = (problem.gradient(z + h * w) - problem.gradient(z - h * w)) / (2 * h)
-    return product
+    unit, size = split(w)
+    found, _ = adapted(
+        lambda h: along(problem.gradient, z, slope, unit, h, look=True),
+        first(z),
+        lambda: unsteadiness(problem.gradient, z, slope),
+    )
+    return size * found
 
 
 def _keep(

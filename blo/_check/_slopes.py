@@ -14,6 +14,9 @@ from blo._check._resolve import Resolved, resolve
 from blo._problem import FlatProblem
 from blo._types import Tree
 
+#: Most times that a displacement is divided by four.
+_ROUNDS = 6
+
 
 @dataclass(frozen=True, eq=False)
 class Slope:
@@ -26,6 +29,8 @@ class Slope:
         solution: dz*, shape `(*lanes, n)`.
         solution_noise: how well that is known, in the 2-norm over all lanes.
         resolved: the largest residual that a solve on the way was left with.
+        step: displacement of theta over which it was measured.
+        steep: F bends so much over it that a shorter one may tell more.
     """
 
     unit: list[Tensor]
@@ -34,6 +39,8 @@ class Slope:
     solution: Tensor
     solution_noise: float
     resolved: float
+    step: float
+    steep: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +70,21 @@ class Differences:
         return self.problem.bind(self.moved(unit, t)).detach()
 
     def slope(self, unit: list[Tensor], curvature: float) -> Slope:
-        """Measure along a unit direction.
+        """Measure along a unit direction, over shorter displacements as long as these lower the noise.
 
         Args:
             unit: of norm one over all leaves.
             curvature: norm of the upper gradient in z, which carries errors of solutions into F.
         """
-        h, eps = self.step, torch.finfo(self.best.z.dtype).eps
+        found = [self._slope(unit, curvature, self.step)]
+        while found[-1].steep and len(found) <= _ROUNDS:
+            found.append(self._slope(unit, curvature, found[-1].step / 4))
+        if not found[-1].steep:
+            return found[-1]
+        return min(found, key=lambda one: one.value_noise / max(abs(one.value), 1e-300))
+
+    def _slope(self, unit: list[Tensor], curvature: float, h: float) -> Slope:
+        eps = torch.finfo(self.best.z.dtype).eps
         solved: dict[int, Resolved] = {}
         values: dict[int, float] = {}
         for times in (1, -1, 2, -2):
@@ -83,17 +98,32 @@ class Differences:
         solution = (8 * z_near - z_far) / (12 * h)
         # What the tight solves left, the rounding of F, and the truncation read off the two differences.
         left = 1.5 * max(one.error for one in solved.values()) / h
-        rounding = 16 * eps * max(abs(v) for v in values.values()) / h
-        truncation = abs(near / (2 * h) - value) * self.step
-        z_truncation = float((z_near / (2 * h) - solution).norm()) * self.step
+        size = sum(float(leaf.double().square().sum()) for leaf in self.leaves) ** 0.5
+        rounding = eps * (16 * max(abs(v) for v in values.values()) + size * abs(value)) / h
+        share = _share(abs(near / (2 * h) - value), max(abs(value), abs(far) / (4 * h)), h)
+        truncation = abs(near / (2 * h) - value) * share
+        z_gap, z_size = (
+            float((z_near / (2 * h) - solution).norm()),
+            max(float(solution.norm()), float(z_far.norm()) / h),
+        )
         return Slope(
             unit,
             value,
             rounding + truncation + curvature * left,
             solution,
-            16 * eps * float(self.best.z.norm()) / h + z_truncation + left,
+            16 * eps * float(self.best.z.norm()) / h + z_gap * _share(z_gap, z_size, h) + left,
             max(one.residual for one in solved.values()),
+            h,
+            share > h and truncation > rounding + curvature * left,
         )
+
+
+def _share(gap: float, size: float, h: float) -> float:
+    """Return the error of a fourth-order difference in units of that of the second-order one, `gap`, inside it.
+
+    The step itself where what is differentiated changes over lengths of about one, as the gap would then show.
+    """
+    return max(h, min(1.0, 2 * gap / size)) if size else h
 
 
 def units(leaves: Sequence[Tensor], number: int, seed: int) -> list[list[Tensor]]:

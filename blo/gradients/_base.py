@@ -27,6 +27,19 @@ class Solve(Protocol):
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         """Solve likewise without a report: a further solve in the service of a derivative."""
 
+    def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
+        """Solve quietly, to residuals of `wanted` where the solver has a tolerance that is larger.
+
+        Args:
+            problem: at one theta.
+            z0: where to start, shape `(*lanes, n)`.
+            wanted: residuals, shape `lanes`.
+            found: z0 is what the solver has found for this problem, which is improved by a smaller tolerance alone.
+
+        Returns:
+            The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero where nothing is to be measured.
+        """
+
     def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
         """Solve likewise, calling `watch(steps, state)` before each step; `state.resting` are the lanes that rest.
 
@@ -77,6 +90,7 @@ class Pulled:
         optimality: the conditions that the formula rests on.
         defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
         error: measures the relative error of the cross product when asked; None or returns None when exact.
+        loose: lanes in which further solves stopped too early for the derivative that rests on them, shape `lanes`.
     """
 
     cotangents: Sequence[Tensor | None]
@@ -85,6 +99,7 @@ class Pulled:
     optimality: Optimality | None = None
     error: Callable[[], float | None] | None = None
     defect: Callable[[], Tensor] | None = None
+    loose: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo._autocast import suspended
 from blo._bound import Bound
+from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 
@@ -16,9 +17,11 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class DifferencePoint(FirstOrderPoint):
     """`H v = (grad(z + h v) - grad(z - h v)) / 2h`, and `B^T q` likewise from the gradients in theta.
 
-    The displacement `|h v|` is `eps^(1/3) * max(1, |z|)` in each lane, which balances the rounding of the gradients,
-    `eps / h`, against the truncation, `h^2`; eps is that of the dtype. So a product is known to about `eps^(2/3)`:
-    4e-11 in double and 2e-5 in single precision, for gradients and third derivatives of size one.
+    The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation. It begins with
+    `eps^(1/3) * max(1, |z|)`, which is right for third derivatives of size one, and is made shorter where the gradients
+    on the two sides and at z are not nearly on a line. That is seen at the first product with H, whose displacement
+    serves all others, and at the cross term. So a product is known to about `eps^(2/3)` where the rounding of the
+    gradients allows it: 4e-11 in double and 2e-5 in single precision.
     """
 
     def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
@@ -30,51 +33,76 @@ class DifferencePoint(FirstOrderPoint):
         super().__init__(bound, z, leaves)
         # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
+        self._length: Tensor | None = None
 
     def hessian(self, direction: Tensor) -> Tensor:
-        return self._along_z(direction, 1.0)
+        unit, size = split(direction)
+        if self._length is None:
+            found, self._length = adapted(lambda h: self._along_z(unit, h, look=True), first(self._z), self._rounding)
+        else:
+            found, _ = self._along_z(unit, self._length)
+        return size * found
 
     def along(self, q: Tensor) -> list[Tensor | None]:
-        return self._along(q, 1.0)
+        return self._adapted_along(q)[0]
 
     def error(self, q: Tensor) -> float:
         """Return `|D(2h) - D(h)| / |D(h)|` of `H q` or of `B^T q`, whichever is larger.
 
         That is about the relative error where rounding makes it, and three times it where truncation does.
         """
-        near = [part for part in self._along(q, 1.0) if part is not None]
-        far = [part for part in self._along(q, 2.0) if part is not None]
-        return max(_gap(near, far), _gap([self._along_z(q, 1.0)], [self._along_z(q, 2.0)]))
+        unit, size = split(q)
+        image, h = adapted(lambda h: self._along_z(unit, h, look=True), self._start, self._rounding)
+        gap = _gap([size * image], [size * self._along_z(unit, 2 * h)[0]])
+        if not self._live:
+            return gap
+        parts, h = self._adapted_along(q)
+        near, far = ([part for part in found if part is not None] for found in (parts, self._along(q, 2 * h)[0]))
+        return max(gap, _gap(near, far))
 
-    def _along_z(self, direction: Tensor, stretch: float) -> Tensor:
-        h = stretch * self._step(direction)
-        at_rest = self._bound.detach()
+    @property
+    def _start(self) -> Tensor:
+        return first(self._z) if self._length is None else self._length
+
+    def _adapted_along(self, q: Tensor) -> tuple[list[Tensor | None], Tensor]:
+        if not self._live:
+            return [None] * len(self._leaves), self._start
+        return adapted(lambda h: self._along(q, h), self._start, self._rounding)
+
+    def _along_z(self, unit: Tensor, h: Tensor, *, look: bool = False) -> tuple[Tensor, Sides]:
         with suspended():
-            ahead = at_rest.gradient(self._z + h * direction).detach()
-            return (ahead - at_rest.gradient(self._z - h * direction).detach()) / (2 * h)
+            return along(self._bound.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
 
-    def _along(self, q: Tensor, stretch: float) -> list[Tensor | None]:
-        h = stretch * self._step(q)
+    def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
+        unit, size = split(q)
         inputs = [self._leaves[i] for i in self._live]
-        if not inputs:
-            return [None] * len(self._leaves)
         with torch.enable_grad(), suspended():
-            sides = self._bound.sides(self._z, h * q)
+            shift = (h * unit).requires_grad_()  # whose gradients tell what bends
+            values = self._bound.sides(self._z, shift)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
-        weight = (0.5 / h).squeeze(-1)
-        ahead, behind = (
-            torch.autograd.grad(side, inputs, weight, allow_unused=True) if side.requires_grad else [None] * len(inputs)
-            for side in sides
-        )
-        pairs = zip(ahead, behind, strict=True)
-        return self._spread([None if a is None or b is None else a - b for a, b in pairs])
+        weight = size / (2 * h)
+        slopes, parts = [], []
+        for side, value in zip((1, -1), values, strict=True):
+            slope, *found = (
+                torch.autograd.grad(value, [shift, *inputs], weight.squeeze(-1), allow_unused=True)
+                if value.requires_grad
+                else [None] * (1 + len(inputs))
+            )
+            slopes.append(torch.zeros_like(q) if slope is None else side * slope / torch.where(size > 0, weight, 1.0))
+            parts.append(found)
+        pairs = zip(*parts, strict=True)
+        spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
+        nearby = None
+        if self._length is None:  # no product with H has found the displacement
+            with torch.enable_grad(), suspended():
+                near = (0.25 * h * unit).requires_grad_()
+                value, _ = self._bound.detach().sides(self._z, near)
+                (nearby,) = torch.autograd.grad(value.sum(), near)
+        return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope), nearby)
 
-    def _step(self, direction: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        scale = torch.linalg.vector_norm(self._z, dim=-1, keepdim=True).clamp(min=1.0)
-        # A lane whose direction is zero has the product zero, whatever its step.
-        step: Tensor = torch.finfo(self._z.dtype).eps ** (1 / 3) * scale / torch.where(length > 0, length, 1.0)
-        return step
+    def _rounding(self) -> Tensor:
+        with suspended():
+            return rounding(self._bound.detach().gradient, self._z, self.optimality.slope)
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:

@@ -35,6 +35,9 @@ class Rule(Protocol):
     def model(self, hessian: Operator) -> Operator:
         """Return the operator that stands for H."""
 
+    def finite(self, parts: Sequence[Tensor | None]) -> None:
+        """Report an implicit part that is not finite."""
+
 
 class Solution(ReverseOnly):
     """`z*(theta)` for a stationary strategy."""
@@ -77,7 +80,9 @@ class Solution(ReverseOnly):
             slope = bound.gradient(z + motion)
             return motion, slope if force is None else slope + force(bound.term, z + motion)
 
-        return None, None, None, None, *_pull(optimality, leaves, (v, -q))
+        found = _pull(optimality, leaves, (v, -q))
+        ctx.rule.finite(found)
+        return None, None, None, None, *found
 
     @staticmethod
     def vmap(

@@ -60,15 +60,22 @@ class SAMA(Strategy):
         """Return the strategy whose diagonal is the derivative of Adam's last update in its gradient.
 
         Args:
-            optimizer: has made a step; its parameters still hold the gradients of that step.
+            optimizer: Adam or AdamW; has made a step, and its parameters still hold the gradients of that step.
             parameters: the parameters that are the lower variable, by name.
             scale: multiplies the diagonal: the number of steps that the linearised update stands for.
             products: as in the constructor.
 
         Raises:
-            StructureError: if a parameter has not been stepped by this optimiser, or has no gradient; if the optimiser
-                uses amsgrad, maximize or weight decay that is not decoupled.
+            StructureError: if the optimiser is another one, whose update has another derivative (NAdam, RAdam), or uses
+                amsgrad, maximize or weight decay that is not decoupled; if a parameter has not been stepped by it, or
+                has no gradient.
         """
+        if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+            raise StructureError(
+                "`optimizer` must be torch.optim.Adam or torch.optim.AdamW, whose update is differentiated, but is "
+                f"of type {type(optimizer).__name__}. For another optimiser pass the derivative of its update in the "
+                "gradient, or an approximation such as its learning rate, as SAMA(preconditioner)."
+            )
         diagonal = {}
         for name, parameter in parameters.items():
             group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), None)

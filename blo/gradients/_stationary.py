@@ -124,3 +124,6 @@ class CheckedRule:
 
     def model(self, hessian: Operator) -> Operator:
         return self.strategy.model(hessian)
+
+    def finite(self, parts: Sequence[Tensor | None]) -> None:
+        self.checks.gradients(parts)

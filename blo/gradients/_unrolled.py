@@ -99,7 +99,7 @@ class Unrolled(Strategy):
     ) -> Tensor:
         if not self.recorded:
             return FirstOrder.solve(problem, self._rule(solve), z0, leaves, checks)
-        return self._recorded(problem, leaves, z0, solve)
+        return self._recorded(problem, checks.watched(leaves), z0, solve)
 
     def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
         bound = problem.bind(leaves)

@@ -17,6 +17,9 @@ from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder
 
+#: Residuals that the solves are asked for, and above which they do not bear the result, in units of the tilt.
+_SHARE, _LOOSE = 1e-6, 1e-2
+
 
 @dataclass(frozen=True)
 class ValueFunction(Strategy):
@@ -25,9 +28,10 @@ class ValueFunction(Strategy):
     With `y` the solution of `minimise g(theta, z) + <v, z> / penalty`, the implicit part is estimated by
     `penalty * (dg/dtheta(y) - dg/dtheta(z*))`, whose error is of the order `1/penalty` (Liu et al., NeurIPS 2022,
     BOME; Kwon et al., ICML 2023, F2SA). It takes one or two more lower solves and no second derivative at all, on any
-    constraint set and with any penalty term. The tolerance of the solver is amplified by `penalty`: ask for one well
-    below `1/penalty^2`. In single precision `penalty` times the rounding of gradients, about a percent at 1e3, is the
-    best there is.
+    constraint set and with any penalty term. What the solves leave is amplified by `penalty`: a solver with a tolerance
+    is asked for residuals of `1e-6 |v| / penalty`, and a warning says where they stay above a hundredth of the tilt
+    `|v| / penalty`. In single precision they cannot be smaller than the rounding of gradients, which is about a percent
+    of the tilt at a penalty of 1e3 and a v of 1e-2: lower the penalty for an upper objective in a small unit.
 
     Args:
         penalty: the weight of the lower problem against the upper one, in units of upper over lower objective.
@@ -46,18 +50,24 @@ class ValueFunction(Strategy):
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
         rule = _TiltRule(self, solve)
         z = rule.forward(problem, [leaf.detach() for leaf in leaves], z0)
-        return Trace(z, lambda v, guess: Pulled(rule.pull(problem, leaves, z0, z, v)))
+
+        def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
+            parts, loose = rule.compare(problem, leaves, z, v)
+            return Pulled(parts, loose=loose)
+
+        return Trace(z, pullback)
 
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
-        return FirstOrder.solve(problem, _TiltRule(self, solve), z0, leaves, checks)
+        return FirstOrder.solve(problem, _TiltRule(self, solve, checks), z0, leaves, checks)
 
 
 @dataclass(frozen=True)
 class _TiltRule:
     strategy: ValueFunction
     solve: Solve
+    checks: Checks | None = None
 
     def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         return self.solve(problem.bind(leaves), z0)
@@ -65,18 +75,31 @@ class _TiltRule:
     def pull(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> list[Tensor | None]:
-        weight = self.strategy.penalty
+        parts, loose = self.compare(problem, leaves, z, v)
+        if self.checks is not None:
+            self.checks.loose(loose)
+        return parts
+
+    def compare(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Return the implicit part for each leaf, and the lanes whose solves do not bear it, shape `lanes`."""
+        weight, both = self.strategy.penalty, self.strategy.two_sided
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         with torch.enable_grad():
             bound = problem.bind(live)
-        ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if self.strategy.two_sided else bound
-        scale = 0.5 * weight if self.strategy.two_sided else weight
+        ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
+        scale = 0.5 * weight if both else weight
         inputs = [leaf for leaf in live if leaf.requires_grad]
-        up = self._slope(ahead, self.solve.quietly(ahead.detach(), z), scale, inputs)
-        there = self.solve.quietly(behind.detach(), z) if self.strategy.two_sided else z
-        down = self._slope(behind, there, -scale, inputs)
+        # A residual r moves the solution like a tilt by r.
+        tilt = torch.linalg.vector_norm(v, dim=-1) / weight
+        wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
+        there, left = self.solve.closely(ahead.detach(), z, wanted)
+        here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both)
+        up, down = self._slope(ahead, there, scale, inputs), self._slope(behind, here, -scale, inputs)
         found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
-        return [next(found) if leaf.requires_grad else None for leaf in live]
+        loose = (left + beside > _LOOSE * tilt) & (tilt > 0)
+        return [next(found) if leaf.requires_grad else None for leaf in live], loose
 
     def _slope(self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).

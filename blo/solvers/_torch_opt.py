@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from blo._settings import require_budget
 from blo.errors import StructureError
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
-from blo.solvers._optimizers import require_set
+from blo.solvers._optimizers import RootsAtZero, require_set
 
 
 class FunctionalOptimizer(Protocol):
@@ -34,7 +35,9 @@ class TorchOpt(Iterative):
     """Runs a torchopt optimiser, and can be differentiated through: `TorchOpt(torchopt.adam(0.1), steps=100)`.
 
     After each update the point is projected on the constraint set. All problems of a batch share the optimiser's
-    counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one.
+    counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one. In steps
+    that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly
+    zero, that of Adam and its relatives would be NaN.
 
     Args:
         optimizer: has `init` and `update` as in torchopt (Ren et al., JMLR 2023); sees z as one flat tensor.
@@ -77,7 +80,8 @@ class TorchOpt(Iterative):
         return _State(z0, slope, z0, inner)
 
     def move(self, problem: Problem, state: _State) -> _State:
-        updates, inner = self.optimizer.update(state.slope, state.inner, params=state.z, inplace=False)
+        with RootsAtZero() if problem.recorded else nullcontext():
+            updates, inner = self.optimizer.update(state.slope, state.inner, params=state.z, inplace=False)
         return state._replace(trial=problem.prox(state.z + updates, 1.0), inner=inner)
 
     def look(self, problem: Problem, state: _State) -> _State:

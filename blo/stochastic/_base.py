@@ -26,7 +26,8 @@ class Algorithm(abc.ABC):
     """An iteration on theta and z together, for a lower problem without constraints.
 
     A state is a plain dict, for `torch.save` and for `torch.load(..., weights_only=True)`:
-    `{"algorithm": name, "step": steps made, "theta": tree, "z": tree, "memory": {...}}`. It is never modified, and
+    `{"algorithm": name, "step": steps made, "taken": batches taken, "theta": tree, "z": tree, "memory": {...}}`, where
+    `"taken"` counts those of the upper and of the lower objective. It is never modified, and
     holds no source of randomness: continued with the same batches, a loaded state gives the same numbers bit for bit.
     """
 
@@ -46,6 +47,7 @@ class Algorithm(abc.ABC):
         return {
             "algorithm": type(self).__name__,
             "step": 0,
+            "taken": (0, 0),
             "theta": theta_layout.unravel(flat_theta),
             "z": z_layout.unravel(flat_z),
             "memory": self._start(flat_theta, flat_z),
@@ -92,6 +94,9 @@ class Algorithm(abc.ABC):
         return {
             "algorithm": state["algorithm"],
             "step": state["step"] + 1,
+            "taken": tuple(
+                before + stream.count for before, stream in zip(state.get("taken", (0, 0)), streams, strict=True)
+            ),
             "theta": theta_layout.unravel(theta),
             "z": z_layout.unravel(z),
             "memory": memory,

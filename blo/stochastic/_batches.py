@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice, repeat
 from typing import Any, TypeVar
 
 import torch
@@ -57,7 +57,7 @@ class Stream:
                 "Put a single batch in a list."
             )
         self._name = name
-        self._count = 0
+        self.count = 0
         self._source = repeat(None) if batches is None else iter(batches)
 
     def next(self) -> Any:
@@ -67,22 +67,38 @@ class Stream:
             StructureError: if there is none.
         """
         for batch in self._source:
-            self._count += 1
+            self.count += 1
             return batch
         raise StructureError(
-            f"`{self._name}` ran out after {self._count} batches, and this step needs more. Pass an endless iterator, "
+            f"`{self._name}` ran out after {self.count} batches, and this step needs more. Pass an endless iterator, "
             "such as `blo.stochastic.draw(list_of_batches, generator)`."
         )
 
 
-def endless(batches: Iterable[T] | None) -> Iterable[T] | None:
-    """Return an iterator as it is, and any other iterable (a list, a `DataLoader`) begun anew whenever it ends."""
+def endless(batches: Iterable[T] | None, taken: int = 0) -> Iterable[T] | None:
+    """Return an iterator as it is, and any other iterable (a list, a `DataLoader`) begun anew whenever it ends.
+
+    Args:
+        batches: as given to `run`.
+        taken: batches that earlier calls have taken: where an iterable of known length is read on.
+    """
     if batches is None or isinstance(batches, Iterator | Tensor | dict | tuple | str):
         return batches
-    return _restarted(batches) if isinstance(batches, Iterable) else batches
+    if not isinstance(batches, Iterable):
+        return batches
+    return _restarted(batches, taken % max(1, len(batches)) if isinstance(batches, Sized) else 0)
 
 
-def _restarted(batches: Iterable[T]) -> Iterator[T]:
+def fixed(batches: Iterable[Any] | None) -> bool:
+    """Tell whether all batches are one and the same, as far as the argument shows."""
+    return batches is None or (isinstance(batches, Sequence) and len(batches) == 1)
+
+
+def _restarted(batches: Iterable[T], skipped: int) -> Iterator[T]:
+    if isinstance(batches, Sequence):
+        yield from batches[skipped:]
+    else:
+        yield from islice(batches, skipped, None)
     empty = False
     while not empty:
         empty = True

@@ -12,6 +12,9 @@ from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Power, Schedule, at, require
 
+#: Steps of theta in units of all steps of y above which no problem is known on which they settle.
+_FAR = 300
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,11 @@ class F2SA(Algorithm):
 
     Args:
         lower_step: step size of z, and twice the multiplier times that of y.
-        upper_step: step size of theta.
+        upper_step: step size of theta. The difference that theta follows is `multiplier` times as stiff as f, and z
+            and y must keep up with it: `upper_step * multiplier` has to stay at or below the order of
+            `inner_steps * lower_step`, the less the more theta moves the lower solution. By default it is
+            `lower_step / (2 * multiplier)` at every step, the step of y in its objective `f + multiplier * g`, with
+            which the exponents below agree.
         multiplier: weight of g against f. A constant leaves a bias.
         inner_steps: steps on z and on y.
 
@@ -41,13 +48,14 @@ class F2SA(Algorithm):
     """
 
     lower_step: Schedule
-    upper_step: Schedule
+    upper_step: Schedule | None = None
     multiplier: Schedule = field(default_factory=lambda: Power(1.0, 1 / 7))
     inner_steps: int = 1
 
     def __post_init__(self) -> None:
         require(self.lower_step, "lower_step")
-        require(self.upper_step, "upper_step")
+        if self.upper_step is not None:
+            require(self.upper_step, "upper_step")
         require(self.multiplier, "multiplier")
         require_count(self.inner_steps, "inner_steps")
 
@@ -65,5 +73,11 @@ class F2SA(Algorithm):
             y = y - gamma / (2 * weight) * (pull + weight * push)
         direct = oracle.upper().gradients(theta, y)[0]
         difference = oracle.lower().gradients(theta, y)[0] - oracle.lower().gradients(theta, z)[0]
-        step = at(self.upper_step, k, "upper_step")
+        own = gamma / (2 * weight)
+        step = own if self.upper_step is None else at(self.upper_step, k, "upper_step")
+        if k == 0 and step > _FAR * self.inner_steps * own:
+            oracle.checks.unsettled(
+                f"theta outruns z and y: `upper_step` is {step:.3g}, and with a `multiplier` of {weight:.3g} and a "
+                f"`lower_step` of {gamma:.3g} it should be about {own:.3g}. Leave `upper_step` out, which couples them"
+            )
         return theta - step * (direct + weight * difference), z, {"y": y}

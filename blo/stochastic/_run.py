@@ -10,7 +10,8 @@ from blo._failures import Checks
 from blo._settings import require_count
 from blo._types import OnFailure
 from blo.stochastic._base import Algorithm, Objective, State
-from blo.stochastic._batches import endless
+from blo.stochastic._batches import endless, fixed
+from blo.stochastic._watch import Watch
 
 #: Steps between two looks at whether theta is finite: each makes the host wait for the device.
 PERIOD = 8
@@ -37,12 +38,15 @@ def run(
         lower: `lower(theta, z, batch)` returns a scalar.
         steps: how many more steps to make.
         upper_batches: an iterator, read on from where it stands, or an iterable such as a list or a `DataLoader`, begun
-            anew whenever it ends. When None, `upper` is called with None in place of a batch.
+            anew whenever it ends; one with a length is read on from where an earlier call on this state has left it
+            (by skipping batches: for many short calls pass an iterator). When None, `upper` is called with None in
+            place of a batch.
         lower_batches: the same for `lower`.
         callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
             ends the run.
         on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps,
-            or theta does not enter `lower`; by default the first is an error and the second a warning.
+            theta does not enter `lower`, or the run does not settle: without batches, or with one batch of each, theta
+            goes back and forth without coming to rest. By default the first is an error and the others are warnings.
 
     Raises:
         StructureError: as `algorithm.step` does.
@@ -52,14 +56,24 @@ def run(
     """
     require_count(steps, "steps")
     checks = Checks(on_failure)
-    upper_batches, lower_batches = endless(upper_batches), endless(lower_batches)
+    watch = Watch(steps) if fixed(upper_batches) and fixed(lower_batches) and not checks.off else None
+    above, below = state.get("taken", (0, 0)) if isinstance(state, dict) else (0, 0)
+    upper_batches, lower_batches = endless(upper_batches, above), endless(lower_batches, below)
     for made in range(1, steps + 1):
+        before = state
         state = algorithm.step(state, upper, lower, upper_batches, lower_batches, on_failure=on_failure)
+        if watch is not None:
+            watch.see(made, before["theta"], state["theta"])
         ended = callback is not None and bool(callback(state))
         if ended or made % PERIOD == 0 or made == steps:
             for name in ("theta", "z"):
                 for leaf in tree.flatten(state[name])[0]:
                     checks.finite(leaf, f"{name} after {state['step']} steps")
         if ended:
-            break
+            return state
+    if watch is not None and watch.unsettled(state["theta"]):
+        checks.unsettled(
+            "theta goes back and forth, and its steps do not become shorter. Lower `upper_step` against `lower_step`, "
+            "or raise `inner_steps`"
+        )
     return state

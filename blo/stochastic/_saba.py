@@ -40,7 +40,8 @@ class SABA(Algorithm):
     Raises:
         ValueError: if a step size is not positive, or a count is below 1.
 
-    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero.
+    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero; its mean is summed
+    anew once in as many steps as it has rows, so that it keeps no rounding of rows long gone.
     """
 
     lower_step: Schedule
@@ -75,9 +76,9 @@ class SABA(Algorithm):
         upper = oracle.upper_on(upper_batch).gradients(theta, z)
 
         (slope, curved, cross), lower_rows, lower_mean = _corrected(
-            memory["lower_rows"], memory["lower_mean"], i, lower
+            memory["lower_rows"], memory["lower_mean"], i, lower, k
         )
-        (direct, v), upper_rows, upper_mean = _corrected(memory["upper_rows"], memory["upper_mean"], j, upper)
+        (direct, v), upper_rows, upper_mean = _corrected(memory["upper_rows"], memory["upper_mean"], j, upper, k)
         rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
         return (
             theta - gamma * (direct - cross),
@@ -92,7 +93,7 @@ class SABA(Algorithm):
         )
 
 
-def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row) -> tuple[Row, list[Row], Row]:
+def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row, k: int) -> tuple[Row, list[Row], Row]:
     """Return `found - row + mean`, the rows with `found` in its place, and their mean.
 
     Rows are replaced, never written to, so that earlier states stay whole while all share the other rows.
@@ -100,7 +101,12 @@ def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row) -> tuple[
     change = [new - old for new, old in zip(found, rows[index], strict=True)]
     direction = tuple(c + m for c, m in zip(change, mean, strict=True))
     updated = tuple(m + c / len(rows) for c, m in zip(change, mean, strict=True))
-    return direction, [*rows[:index], found, *rows[index + 1 :]], updated
+    kept = [*rows[:index], found, *rows[index + 1 :]]
+    if (k + 1) % len(rows) == 0:
+        # Updates keep the rounding of every row that the mean ever held, and the first may be large: it is taken anew
+        # once in as many steps as there are rows.
+        updated = tuple(sum(parts[1:], parts[0]) / len(rows) for parts in zip(*kept, strict=True))
+    return direction, kept, updated
 
 
 def _numbered(stream: Stream, rows: Sequence[Row], count: int, name: str) -> tuple[int, Any]:

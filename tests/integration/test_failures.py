@@ -378,6 +378,42 @@ def test_transforms_do_not_hide_what_is_not_finite(transform: Callable[..., Any]
         transform(lambda t: blo.argmin(lower, t.sum(), vector(0.0)).sum())(vector(1.0, NAN))
 
 
+BACKWARD: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "backward": lambda f, t: f(t.requires_grad_()).backward(),
+    "create_graph": lambda f, t: torch.autograd.grad(f(t.requires_grad_()), t, create_graph=True),
+    "grad": lambda f, t: torch.func.grad(f)(t),
+    "jacrev": lambda f, t: torch.func.jacrev(f)(t),
+    "grad in vmap": lambda f, t: torch.vmap(torch.func.grad(f))(t.unsqueeze(0)),
+    "vmap in grad": lambda f, t: torch.func.grad(lambda t: torch.vmap(f)(t.unsqueeze(0)).sum())(t),
+}
+ANY = {
+    "implicit": blo.Implicit(),
+    "hessian-free": blo.HessianFree(2.0),
+    "value function": blo.ValueFunction(),
+    "unrolled": blo.Unrolled(),
+    "last": blo.Unrolled(last=1),
+    "checkpoint": blo.Unrolled(checkpoint=True),
+    "forward": blo.Unrolled(mode="forward"),
+    "start": blo.Unrolled(start=lambda theta: theta.sqrt()),
+}
+
+
+@pytest.mark.parametrize("gradient", ANY.values(), ids=ANY.keys())
+@pytest.mark.parametrize("differentiate", BACKWARD.values(), ids=BACKWARD.keys())
+def test_a_hypergradient_that_is_not_finite_is_an_error_wherever_it_is_taken(
+    differentiate: Callable[..., Any], gradient: blo.gradients.Strategy
+) -> None:
+    """The solution is finite, its derivative is not: that of a root at 0."""
+    lower = blo.LowerProblem(lambda t, z: (z - t.sqrt()).square().sum())
+
+    def value(theta: Tensor) -> Tensor:
+        z: Tensor = blo.argmin(lower, theta, torch.ones(2).double(), solver=blo.ProjectedGradient(), gradient=gradient)
+        return z.square().sum() + z.sum()
+
+    with pytest.raises(blo.NonFiniteError, match=r"the implicit part holds 2 of 2.*roots, norms"):
+        differentiate(value, vector(0.0, 0.0))
+
+
 # Strict complementarity fails.
 
 DEGENERATE: dict[str, tuple[blo.sets.Set, Tensor, int]] = {

@@ -182,4 +182,30 @@ MUTATIONS = (
         (Patch("blo/distributed/_mean.py", "if ranks.host:  # otherwise", "if False:  # otherwise"),),
         (WHOLE + "test_distributed.py::test_a_rank_that_fails_or_goes_its_own_way_is_an_error_on_all",),
     ),
+    Mutation(
+        "a root at zero has an infinite derivative",
+        (Patch("blo/solvers/_torch_opt.py", "RootsAtZero() if problem.recorded else", ""),),
+        (
+            "tests/unit/solvers/test_torch_opt.py::test_where_a_gradient_is_exactly_zero_the_derivative_is_that_of_"
+            "central_differences[adam-reverse]",
+        ),
+    ),
+    Mutation(
+        "the tilted solve keeps the tolerance of the solver",
+        (Patch("blo/_argmin.py", "tol=min(solver.tol, float(plain(wanted).min()))", "tol=solver.tol"),),
+        (UNIT + "test_value_function.py::test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm",),
+    ),
+    Mutation(
+        "the displacement of a central difference is not adapted",
+        (Patch("blo/_displacement.py", "_ROUNDS, _FEW = 4, 100", "_ROUNDS, _FEW = 0, 100"),),
+        (UNIT + "test_products.py::test_a_steep_objective_gets_a_shorter_displacement_and_an_honest_estimate",),
+    ),
+    Mutation(
+        "SABA never sums its mean anew",
+        (Patch("blo/stochastic/_saba.py", "if (k + 1) % len(rows) == 0:", "if k < 0:"),),
+        (
+            "tests/unit/stochastic/test_convergence.py::"
+            "test_saba_in_single_precision_forgets_the_rounding_of_its_first_gradients",
+        ),
+    ),
 )

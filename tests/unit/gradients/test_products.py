@@ -190,22 +190,73 @@ def test_a_smooth_network_in_both_precisions(seed: int, dtype: torch.dtype, prod
         assert estimate is None
 
 
-@pytest.mark.parametrize("sharpness", [10.0, 30.0, 100.0])
-def test_the_estimate_tells_truncation(sharpness: float) -> None:
-    """With third derivatives far above one the displacement is too long: the estimate is three times the error."""
+@pytest.mark.parametrize("sharpness", [10.0, 30.0, 100.0, 1e3, 1e4])
+@pytest.mark.parametrize("first", ["hessian", "along"])
+def test_a_steep_objective_gets_a_shorter_displacement_and_an_honest_estimate(first: str, sharpness: float) -> None:
+    """With third derivatives far above one, `eps^(1/3)` is too far."""
     z, q = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
     theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     lower = blo.LowerProblem(lambda t, z: t * (sharpness**2 * z).sin().sum() + t * (z * z).sum())
     problem, start, leaves = FlatProblem.of(lower, theta, z)
     at = DifferencePoint(problem.bind(leaves), start, leaves)
     a, x, w = sharpness**2, z.numpy(), q.numpy()
-    (cross,) = at.along(q)
-    error = max(
-        relative(at.hessian(q), (2.0 - a**2 * np.sin(a * x)) * w),
-        relative(cross, (a * np.cos(a * x) + 2 * x) @ w),
-    )
-    estimate = at.error(q)
-    assert error > 1e-8 and estimate == pytest.approx(3 * error, rel=0.3)
+    truth = {"hessian": (2.0 - a**2 * np.sin(a * x)) * w, "along": (a * np.cos(a * x) + 2 * x) @ w}
+    found: dict[str, Tensor] = {}
+    for name in (first, "hessian", "along"):
+        found[name] = at.hessian(q) if name == "hessian" else at.along(q)[0]  # type: ignore[assignment]
+    error = max(relative(found[name], truth[name]) for name in truth)
+    # The rounding of z, which is that of a phase of a, is what remains.
+    assert error <= 2e-8 + 10 * (a * 1e-16) ** (2 / 3) and error / 30 <= at.error(q)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cubic_gradient_in_any_unit_of_z(dtype: torch.dtype, unit: float) -> None:
+    """Far out a cube is as odd as a line: what bends is seen nearby alone."""
+    z = unit * torch.tensor([0.3, -0.2], dtype=dtype)
+    q, theta = torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor(1.0, dtype=dtype, requires_grad=True)
+    lower = blo.LowerProblem(lambda t, z: t * ((z / unit).pow(4) + 0.5 * (z / unit).square()).sum())
+    problem, start, leaves = FlatProblem.of(lower, theta, z)
+    at = DifferencePoint(problem.bind(leaves), start, leaves)
+    x = np.array([0.3, -0.2])
+    tolerance = 100 * torch.finfo(dtype).eps ** (2 / 3)
+    assert relative(at.hessian(q) * unit**2, (12 * x**2 + 1) * [1.0, 2.0]) <= tolerance
+    (cross,) = DifferencePoint(problem.bind(leaves), start, leaves).along(q)
+    assert cross is not None
+    assert relative(cross * unit, (4 * x**3 + x) @ [1.0, 2.0]) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_unknowns_do_not_lengthen_the_displacement(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    W, z = rng.normal(size=(8, 40_000)) / 10, rng.normal(size=40_000) / 10
+    q = W.T @ rng.normal(size=8)
+    s = 1 / (1 + np.exp(-(W @ z)))
+    weights = torch.as_tensor(W, dtype=dtype)
+    lower = blo.LowerProblem(lambda t, z: t * torch.nn.functional.softplus(weights @ z).sum())
+    theta = torch.tensor(1.0, dtype=dtype, requires_grad=True)
+    problem, start, leaves = FlatProblem.of(lower, theta, torch.as_tensor(z, dtype=dtype))
+    at = DifferencePoint(problem.bind(leaves), start, leaves)
+    tolerance = 300 * torch.finfo(dtype).eps ** (2 / 3)
+    assert relative(at.hessian(torch.as_tensor(q, dtype=dtype)), W.T @ (s * (1 - s) * (W @ q))) <= tolerance
+
+
+def test_the_first_product_takes_one_more_gradient_and_the_others_none() -> None:
+    calls = []
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        calls.append(1)
+        return (z.exp() - theta * z).sum()
+
+    theta, z = torch.ones(2, dtype=torch.float64, requires_grad=True), torch.zeros(2, dtype=torch.float64)
+    problem, start, leaves = FlatProblem.of(blo.LowerProblem(objective), theta, z)
+    at = DifferencePoint(problem.bind(leaves), start, leaves)
+    counts = []
+    for product in (at.hessian, at.hessian, at.along):
+        before = len(calls)
+        product(torch.ones(2, dtype=torch.float64))
+        counts.append(len(calls) - before)
+    assert counts == [3, 2, 2]
 
 
 def test_the_report_shows_the_estimate_of_differences_alone() -> None:

@@ -76,3 +76,24 @@ def test_a_parameter_that_was_not_stepped_is_refused() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(blo.StructureError, match="no Adam state"):
         blo.SAMA.from_adam(torch.optim.Adam([parameter]), {"w": parameter})
+
+
+def test_adamw_has_the_diagonal_of_adam() -> None:
+    found = []
+    for factory in (torch.optim.Adam, lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1)):
+        parameter = torch.nn.Parameter(normal(0, 5))
+        optimizer = factory([parameter])
+        parameter.grad = normal(1, 5)
+        optimizer.step()
+        found.append(blo.SAMA.from_adam(optimizer, {"w": parameter}).preconditioner["w"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.SGD])
+def test_an_optimiser_with_another_update_is_refused_by_name(kind: type[torch.optim.Optimizer]) -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = kind([parameter], lr=0.1)  # type: ignore[call-arg]
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    with pytest.raises(blo.StructureError, match=f"must be torch.optim.Adam.*of type {kind.__name__}"):
+        blo.SAMA.from_adam(optimizer, {"w": parameter})  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 import blo
 from tests import oracles
 from tests.integration.problems import TIGHT, assert_near, hypergradient
-from tests.oracles import QuadraticCase
+from tests.oracles import Array, QuadraticCase
 from tests.strategies import quadratic_cases
 
 quick = settings(deadline=None, max_examples=10)
@@ -89,3 +91,95 @@ def test_it_works_under_backward_and_transforms() -> None:
 def test_the_penalty_must_be_positive() -> None:
     with pytest.raises(ValueError, match="`penalty` must be positive"):
         blo.ValueFunction(0.0)
+
+
+UNITS = [1.0, 1e-2, 1e-4, 1e-6]
+LOOSE: list[blo.solvers.Solver | None] = [
+    None,
+    blo.LBFGS(tol=1e-3),
+    blo.ProjectedGradient(tol=1e-3),
+    blo.Newton(tol=1e-3),
+    blo.FISTA(tol=1e-3),
+]
+
+
+def quartic(
+    unit: float, dtype: torch.dtype, solver: blo.solvers.Solver | None, gradient: blo.ValueFunction, **options: str
+) -> blo.Hypergradient:
+    """`g = z'Az/2 - theta b'z + sum z^4 / 4`, `f = unit |z - c|^2 / 2`."""
+    A, b, c = torch.tensor([[1.0, 2.0, 4.0], [1.0, -1.0, 2.0], [0.3, 0.2, 0.1]], dtype=dtype)
+    return blo.value_and_hypergrad(
+        lambda t, z: unit * 0.5 * (z - c).square().sum(),
+        blo.LowerProblem(lambda t, z: (0.5 * A * z.square() - t * b * z + 0.25 * z.pow(4)).sum()),
+        torch.tensor(1.0, dtype=dtype),
+        torch.zeros(3, dtype=dtype),
+        solver=solver,
+        gradient=gradient,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def quartic_solution() -> Array:
+    """Return the real roots of `z^3 + A z = b`."""
+    roots = [np.roots([1.0, 0.0, a, -s]) for a, s in ((1.0, 1.0), (2.0, -1.0), (4.0, 2.0))]
+    return np.array([float(one[np.abs(one.imag) < 1e-9][0].real) for one in roots])
+
+
+def quartic_truth(unit: float) -> float:
+    """Return `unit (z - c)' H^-1 b`."""
+    A, b, c = np.array([[1.0, 2.0, 4.0], [1.0, -1.0, 2.0], [0.3, 0.2, 0.1]])
+    z = quartic_solution()
+    return float(unit * (z - c) @ (b / (A + 3 * z**2)))
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("solver", LOOSE, ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm(
+    unit: float, solver: blo.solvers.Solver | None, two_sided: bool
+) -> None:
+    out = quartic(unit, torch.float64, solver, blo.ValueFunction(two_sided=two_sided), on_failure="raise")
+    assert float(out.grad) == pytest.approx(quartic_truth(unit), rel=5e-3)
+    assert out.report.ok
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("unit", UNITS)
+def test_in_single_precision_it_is_right_or_says_that_it_is_not(unit: float, two_sided: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = quartic(unit, torch.float32, None, blo.ValueFunction(two_sided=two_sided))
+    right = abs(float(out.grad) / quartic_truth(unit) - 1) < 5e-3
+    assert right or [one.category for one in caught] == [blo.ConvergenceWarning]
+    assert out.report.ok == (not caught)
+    # In units of the upper over the lower objective, the penalty is as large as ever.
+    relative = quartic(
+        unit, torch.float32, None, blo.ValueFunction(1e3 * unit, two_sided=two_sided), on_failure="raise"
+    )
+    assert float(relative.grad) == pytest.approx(quartic_truth(unit), rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        blo.OneStep(0.1),
+        blo.ProjectedGradient(0.1, 5, tol=None),
+        blo.External(lambda t, z0: torch.as_tensor(quartic_solution())),
+    ],
+    ids=["one step", "a few steps", "blind to the tilt"],
+)
+def test_solves_that_do_not_see_the_tilt_are_reported(solver: blo.solvers.Solver) -> None:
+    with pytest.warns(blo.ConvergenceWarning, match="in 1 of 1 problems tilted for `ValueFunction`"):
+        out = quartic(1.0, torch.float64, solver, blo.ValueFunction())
+    assert not out.report.ok
+    with pytest.raises(blo.ConvergenceError):
+        quartic(1.0, torch.float64, solver, blo.ValueFunction(), on_failure="raise")
+
+
+def test_the_backward_pass_reports_the_lanes_that_are_loose() -> None:
+    scales = torch.tensor([1.0, 1e-9, 0.0])  # where v is zero nothing is asked of the solve
+    lower = blo.LowerProblem(lambda t, z: ((z - t) * (z - t).exp()).sum(-1) + z.square().sum(-1), batched=True)
+    theta = torch.full((2,), 0.5, requires_grad=True)
+    z = blo.argmin(lower, theta, torch.zeros(3, 2), gradient=blo.ValueFunction())
+    with pytest.warns(blo.ConvergenceWarning, match="in 1 of 3 problems tilted"):
+        (scales * z.square().sum(-1)).sum().backward()

@@ -156,3 +156,54 @@ def test_something_else_is_refused() -> None:
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         blo.TorchOpt(torchopt.sgd(0.1), **options)
+
+
+RELATIVES = {
+    "adam": torchopt.adam(0.1),
+    "adamw": torchopt.adamw(0.1),
+    "radam": torchopt.radam(0.1),
+    "rmsprop": torchopt.rmsprop(0.1),
+    "centred rmsprop": torchopt.rmsprop(0.1, centered=True),
+    "adagrad": torchopt.adagrad(0.1),
+}
+MODES = {
+    "reverse": blo.Unrolled(),
+    "checkpoint": blo.Unrolled(checkpoint=True),
+    "forward": blo.Unrolled(mode="forward"),
+    "all the last": blo.Unrolled(last=9),
+}
+
+
+def dead(theta: Tensor, z: Tensor) -> Tensor:
+    """An objective whose gradient in the first coordinate is exactly zero."""
+    return objective(theta, z * (torch.arange(3) > 0))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", RELATIVES)
+def test_where_a_gradient_is_exactly_zero_the_derivative_is_that_of_central_differences(name: str, mode: str) -> None:
+    solver, z0 = blo.TorchOpt(RELATIVES[name], steps=4), torch.full((3,), 0.7).double()
+
+    def value(theta: Tensor, gradient: Any) -> Tensor:
+        lower = blo.LowerProblem(dead)
+        z: Tensor = blo.argmin(lower, theta, z0, solver=solver, gradient=gradient, on_failure="raise")
+        return (z - 1.0).square().sum()
+
+    theta = normal(4, 4)
+    truth = oracles.central_difference(lambda t: value(torch.as_tensor(t), blo.Zero()).numpy(), theta.numpy(), 1e-3)
+    (found,) = torch.autograd.grad(value(theta.requires_grad_(), MODES[mode]), theta)
+    np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-8)
+
+
+def test_a_gradient_whose_square_underflows_leaves_the_derivative_finite() -> None:
+    solver = blo.TorchOpt(torchopt.adam(0.1), steps=1)
+
+    def moved(slope: Tensor) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: t * z.sum())
+        z: Tensor = blo.argmin(lower, slope, torch.zeros(1), solver=solver, gradient=blo.Unrolled())
+        return z.sum()
+
+    # One step is -0.1 g / (|g| + 1e-8), of derivative -0.1 1e-8 / (|g| + 1e-8)^2.
+    slope = torch.tensor(1e-30, requires_grad=True)
+    (found,) = torch.autograd.grad(moved(slope), slope)
+    assert float(found) == pytest.approx(-1e7, rel=1e-5)

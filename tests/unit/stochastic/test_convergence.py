@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,62 @@ def test_the_bias_of_bome_falls_with_its_step() -> None:
     ]
     assert biases[0] < 0.02
     assert biases[1] < biases[0] / 4
+
+
+def test_saba_in_single_precision_forgets_the_rounding_of_its_first_gradients() -> None:
+    algorithm = blo.SABA(lower_step=0.15, upper_step=0.1, upper_count=4, lower_count=6)
+    generator = torch.Generator().manual_seed(0)
+    sources = [
+        draw(list(enumerate(CASE.batches(names, [[i] for i in range(count)], torch.float32))), generator)
+        for names, count in ((UPPER, 4), (LOWER, 6))
+    ]
+    state = algorithm.init(torch.full((3,), 1e5), torch.full((5,), -1e5))  # a start far away
+    state = run(
+        algorithm,
+        state,
+        quadratic.upper,
+        quadratic.lower,
+        steps=1200,
+        upper_batches=sources[0],
+        lower_batches=sources[1],
+    )
+    theta, z = CASE.optimum()
+    np.testing.assert_allclose(state["theta"], theta, atol=2e-5)
+    np.testing.assert_allclose(state["z"], z, atol=2e-5)
+
+
+def curved(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+    return (0.5 * (z - theta.sin()).square() + 0.25 * z.pow(4)).sum()
+
+
+def above(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+    return 0.5 * (z - 0.3).square().sum() + 0.05 * theta.square().sum() + 0.1 * theta.cos().sum()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "messages"),
+    [
+        (blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=1e3), {"theta outruns z and y", "back and forth"}),
+        (blo.SOBA(lower_step=0.1, upper_step=6.0), {"back and forth"}),
+        (blo.F2SA(lower_step=0.1, multiplier=1e3), set()),
+        (blo.SOBA(lower_step=0.1, upper_step=0.05), set()),
+        (blo.BOME(lower_step=0.1, upper_step=0.05), set()),
+    ],
+    ids=["outrun", "cycle", "coupled", "soba", "bome"],
+)
+def test_a_run_that_does_not_settle_says_so(algorithm: Algorithm, messages: set[str]) -> None:
+    state = algorithm.init(torch.ones(2).double(), torch.zeros(2).double())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(algorithm, state, above, curved, steps=200)
+    assert len(caught) == len(messages)
+    assert all(any(message in str(one.message) for one in caught) for message in messages)
+    if messages:
+        with pytest.raises(blo.ConvergenceError, match="does not settle"):
+            run(algorithm, state, above, curved, steps=200, on_failure="raise")
+
+
+def test_the_default_steps_of_f2sa_are_coupled_and_arrive_at_the_penalised_optimum() -> None:
+    for weight in (5.0, 50.0):
+        theta, _ = arrive(blo.F2SA(lower_step=0.6, multiplier=weight), 80 * round(weight))
+        np.testing.assert_allclose(theta, CASE.optimum(weight=weight)[0], atol=1e-8)

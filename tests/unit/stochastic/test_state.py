@@ -170,3 +170,20 @@ def test_steps_can_be_made_without_grad_mode() -> None:
         **sources(algorithm, torch.Generator().manual_seed(0)),
     )
     assert_identical(state, again)
+
+
+@pytest.mark.parametrize("wrap", [list, torch.utils.data.DataLoader], ids=["list", "loader"])
+def test_short_runs_over_a_list_read_on_where_the_last_one_stopped(wrap: Any) -> None:
+    seen: list[int] = []
+
+    def noted(theta: torch.Tensor, z: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.append(int(batch))
+        return 0.5 * (z - theta).square().sum()
+
+    algorithm = blo.AmIGO(lower_step=0.1, upper_step=0.1, inner_steps=1, adjoint_steps=1)
+    state = algorithm.init(torch.ones(1), torch.zeros(1))
+    for _ in range(3):
+        batches = wrap(range(5))
+        state = run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=1, lower_batches=batches)
+    assert seen == [0, 1, 2, 3, 4, 0, 1, 2, 3]
+    assert state["taken"] == (3, 9)
