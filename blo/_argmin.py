@@ -181,7 +181,7 @@ def argmin(
 
     Args:
         lower: the lower problem.
-        theta: upper variable, a tree of tensors.
+        theta: upper variable, a tree of tensors, real or complex.
         z0: start of the solver, a tree of floating point tensors; a constant (but see `Unrolled.start`).
         solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import _bounds, tree
+from blo import _bounds
 from blo._argmin import Solving, choose, require_parts
 from blo._autocast import without
 from blo._failures import Checks
@@ -18,6 +18,7 @@ from blo._layout import Layout
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._report import Report
+from blo._theta import Structure
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Pulled, Stationary, Strategy
@@ -48,9 +49,9 @@ class Hypergradient:
     @cached_property
     def implicit(self) -> Tree:
         """The part through z*, a tree like theta; zeros where theta has no influence."""
-        leaves, spec = tree.flatten(self.direct)
+        structure, leaves = Structure.of(self.direct)
         parts = zip(leaves, self.report.implicit_parts, strict=True)
-        return tree.unflatten([torch.zeros_like(d) if i is None else i for d, i in parts], spec)
+        return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
 
 
 @torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
@@ -74,8 +75,8 @@ def value_and_hypergrad(
     Args:
         upper: `upper(theta, z)` returns a tensor of shape `()`, for a batched problem one for all its lanes.
         lower: the lower problem.
-        theta: upper variable, a tree of tensors; its leaves need not require grad. Leaves that are not floating point
-            are data, with zero gradients.
+        theta: upper variable, a tree of tensors; its leaves need not require grad. Complex leaves have
+            torch's gradient `dF/dRe + i dF/dIm`; leaves of integers and booleans are data, with zero gradients.
         z0: start of the lower solver, a tree of floating point tensors.
         solver: a lower solver; chosen as by `argmin` if None.
         gradient: a strategy; `Implicit()` by default.
@@ -114,7 +115,7 @@ def value_and_hypergrad(
 
     z = trace.z.detach().requires_grad_()
     with torch.enable_grad():
-        value = upper(tree.unflatten(leaves, problem.spec), problem.layout.unravel(z))
+        value = upper(problem.structure.tree(leaves), problem.layout.unravel(z))
         _check_upper(value)
         live = [leaf for leaf in leaves if leaf.requires_grad]
         *found, v = torch.autograd.grad(value, [*live, z], materialize_grads=True)
@@ -133,7 +134,7 @@ def value_and_hypergrad(
         return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), trace.z.detach(), mu or 1.0)
 
     def like_theta(parts: list[Tensor]) -> Tree:
-        return tree.unflatten(parts, problem.spec)
+        return problem.structure.tree(parts)
 
     return Hypergradient(
         value=value.detach(),
@@ -165,6 +166,8 @@ def _check_upper(value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != ():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. Did you mean .mean()?")
+    if value.is_complex():
+        raise StructureError(f"`upper` must return a real value, but returned {value.dtype}. Did you mean .real?")
     if not value.requires_grad:
         raise StructureError(
             "`upper` must depend on theta or z, but its value carries no graph. "

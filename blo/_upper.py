@@ -67,7 +67,7 @@ def fit(
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`.
-        theta: the start; not modified. Leaves that are not floating point are data.
+        theta: the start; not modified. Leaves of integers and booleans are data.
         z0: start of the first lower solve.
         optimizer: makes the optimiser from a list of tensors, for example
             `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`. One that evaluates several times a step
@@ -94,7 +94,7 @@ def fit(
         raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
     afresh = isinstance(gradient, Unrolled)
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
-    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
+    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex()) for leaf in given]
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])
     done, warm = 0, None
     if state is not None:

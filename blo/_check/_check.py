@@ -18,6 +18,7 @@ from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._settings import require_count, require_positive
 from blo._status import Status
+from blo._theta import Structure
 from blo._types import Tree
 from blo.errors import NonFiniteError
 from blo.gradients import Implicit, Strategy
@@ -92,7 +93,8 @@ def check_hypergrad(
         slopes = [around.slope(unit, float(v.norm())) for unit in units(leaves, directions, seed)]
     exact = at_solution(around, lower, gradient)
     rows = _rows(out, slopes)
-    norm = float(tree.dot(out.grad, out.grad)) ** 0.5
+    total = Structure.of(out.grad)[1]
+    norm = float(tree.dot(total, total)) ** 0.5
     scale = max([norm, *(abs(row.measured) for row in rows)])
     settled = None
     if exact is not None:
@@ -113,5 +115,5 @@ def check_hypergrad(
 
 
 def _rows(out: Hypergradient, slopes: Sequence[Slope]) -> tuple[Direction, ...]:
-    total = tree.flatten(out.grad)[0]
+    total = Structure.of(out.grad)[1]
     return tuple(Direction(along(total, one.unit), one.value, one.value_noise) for one in slopes)
