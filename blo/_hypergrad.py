@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blo import _bounds
 from blo._argmin import Solving, choose, require_parts
+from blo._arguments import require_function
 from blo._autocast import without
 from blo._failures import Checks
 from blo._layout import Layout
@@ -96,8 +97,7 @@ def value_and_hypergrad(
         ConstantWarning: if theta does not enter the lower problem.
     """
     require_parts(lower, solver, gradient)
-    if not callable(upper):
-        raise StructureError(f"`upper` must be a function of theta and z, but is {upper!r}.")
+    require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver = choose(problem, given, gradient) if solver is None else solver
