@@ -13,6 +13,7 @@ from blo import tree
 from blo._autocast import without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
+from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
@@ -208,6 +209,22 @@ def argmin(
 
     What concerns the derivative is raised, or warned of, in the backward pass.
     """
+    if torch.compiler.is_compiling() and isinstance(gradient, Unrolled) and gradient.recorded and transforms_active():
+        solved = _argmin  # steps of a fixed number are traced into the caller's graph
+    else:
+        solved = outside_compile(_argmin)
+    return solved(lower, theta, z0, solver, gradient, on_failure)
+
+
+@with_numbers
+def _argmin(
+    lower: LowerProblem,
+    theta: Tree,
+    z0: Tree,
+    solver: Solver | None,
+    gradient: Strategy | None,
+    on_failure: OnFailure | None,
+) -> Tree:
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not (isinstance(gradient, Unrolled) and gradient.recorded):

@@ -14,6 +14,7 @@ from blo import _bounds
 from blo._argmin import Solving, choose, require_parts
 from blo._arguments import require_function
 from blo._autocast import without
+from blo._entrance import outside_compile, outside_transforms, with_numbers
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._lower import LowerProblem
@@ -55,6 +56,9 @@ class Hypergradient:
         return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
 
 
+@outside_compile
+@outside_transforms("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
+@with_numbers
 @torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
 def value_and_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],

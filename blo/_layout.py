@@ -51,8 +51,6 @@ class Layout:
             if not leaf.is_floating_point():
                 remedy = " Pass real and imaginary parts: torch.view_as_real(leaf)." if leaf.is_complex() else ""
                 raise StructureError(f"`{name}` must be floating point, but leaf {index} is {leaf.dtype}.{remedy}")
-            if leaf.is_meta:
-                raise StructureError(f"`{name}` must hold numbers, but leaf {index} is on the device 'meta'.")
             if (leaf.dtype, leaf.device) != (first.dtype, first.device):
                 raise StructureError(
                     f"the leaves of `{name}` must share dtype and device, but leaf 0 is {first.dtype} on "

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blo import tree
 from blo._types import Tree
-from blo.errors import StructureError
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,10 @@ class Structure:
         """Return the structure of theta and its leaves as real tensors, views that keep the graph.
 
         Raises:
-            StructureError: if a leaf is no tensor, or has no numbers.
+            StructureError: if a leaf is no tensor.
         """
         leaves, spec = tree.flatten(theta, "theta")
         pairs = tuple(leaf.is_complex() for leaf in leaves)
-        for index, leaf in enumerate(leaves):
-            if leaf.is_meta:
-                raise StructureError(
-                    f"`theta` must hold numbers, but leaf {index} is on the device 'meta'. Make it on a real device, "
-                    "for example by `module.to_empty(device=...)`."
-                )
         return cls(spec, pairs), [_split(leaf) if pair else leaf for leaf, pair in zip(leaves, pairs, strict=True)]
 
     def tree(self, leaves: Sequence[Tensor]) -> Tree:

@@ -13,6 +13,7 @@ from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction
 from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
+from blo._entrance import outside_compile, outside_transforms
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
@@ -25,6 +26,8 @@ from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
 
+@outside_compile
+@outside_transforms("Call it outside.")
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,

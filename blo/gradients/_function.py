@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import jvp, transforms_active
+from blo._entrance import outside_compile
 from blo._problem import FlatProblem
 from blo.gradients._base import Solve
 from blo.gradients._reverse_only import ReverseOnly
@@ -56,6 +57,7 @@ class Solution(ReverseOnly):
         ctx.save_for_backward(output, *leaves)
 
     @staticmethod
+    @outside_compile
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         Solution.require_one(v)
@@ -115,6 +117,7 @@ class Adjoint(ReverseOnly):
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
+    @outside_compile
     @without
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)

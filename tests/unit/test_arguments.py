@@ -132,12 +132,12 @@ def test_no_constraint_is_not_none() -> None:
 
 
 @pytest.mark.parametrize(("name", "theta", "z0"), [("theta", THETA.to("meta"), Z0), ("z0", THETA, Z0.to("meta"))])
-def test_tensors_without_numbers_are_refused(name: str, theta: Tensor, z0: Tensor) -> None:
+def test_tensors_without_numbers_are_refused_where_one_is_looked_at(name: str, theta: Tensor, z0: Tensor) -> None:
     calls: list[Callable[[], Any]] = [
         lambda: blo.argmin(LOWER, theta, z0),
         lambda: blo.value_and_hypergrad(distance, LOWER, theta, z0),
         lambda: blo.fit(distance, LOWER, theta, z0, optimizer=torch.optim.SGD, steps=1),
-        lambda: SOBA(lower_step=0.1, upper_step=0.1).init(theta, z0),
+        lambda: blo.argmin(LOWER, theta, z0, solver=blo.ProjectedGradient(0.5, max_steps=2, tol=None)),
     ]
     for call in calls:
         with pytest.raises(StructureError, match=rf"`{name}` must hold numbers.*meta"):
