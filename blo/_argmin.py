@@ -113,7 +113,11 @@ class Solving:
         if unmeasured and not (self.defer or self.checks.off):
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
-        self.last = solution
+        # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
+        z, residual, tol = (
+            v.detach() if isinstance(v, Tensor) else v for v in (solution.z, solution.residual, solution.tol)
+        )
+        self.last = replace(solution, z=z, residual=residual, tol=tol)
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0))
         if self.idle:

@@ -132,10 +132,10 @@ def value_and_hypergrad(
     _check(checks, gradient, value, v, direct, pulled, solving.idle)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
-    mu = lower.strong_convexity
+    mu, solved = lower.strong_convexity, trace.z.detach()  # the trace itself would keep the graph of the steps alive
 
     def solution_error() -> Tensor:
-        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), trace.z.detach(), mu or 1.0)
+        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
 
     def like_theta(parts: list[Tensor]) -> Tree:
         return problem.structure.tree(parts)

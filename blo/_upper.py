@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from blo import tree
 from blo._entrance import outside_compile, outside_transforms
+from blo._failures import one_of_a_kind
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._settings import require_count
@@ -90,6 +91,9 @@ def fit(
         ValueError: if `steps` is not positive.
         NonFiniteError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
+
+    Warns:
+        BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
     """
     require_count(steps, "steps")
     if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
@@ -104,14 +108,16 @@ def fit(
         done, warm = state["steps"], None if afresh else state["lower"]
         maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
     values: list[Tensor] = []
+    given: set[tuple[type, str]] = set()  # the kinds of warnings
     latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
 
     def evaluate() -> Tensor:
         nonlocal warm
         point = tree.unflatten([leaf.detach() for leaf in leaves], spec)
-        out = value_and_hypergrad(
-            upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
-        )
+        with one_of_a_kind(given):
+            out = value_and_hypergrad(
+                upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
+            )
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state
