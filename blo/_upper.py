@@ -108,13 +108,13 @@ def fit(
         done, warm = state["steps"], None if afresh else state["lower"]
         maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
     values: list[Tensor] = []
-    given: set[tuple[type, str]] = set()  # the kinds of warnings
+    told: set[tuple[type, str]] = set()  # the kinds of warnings
     latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
 
     def evaluate() -> Tensor:
         nonlocal warm
         point = tree.unflatten([leaf.detach() for leaf in leaves], spec)
-        with one_of_a_kind(given):
+        with one_of_a_kind(told):
             out = value_and_hypergrad(
                 upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
             )

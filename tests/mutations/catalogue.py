@@ -166,4 +166,9 @@ MUTATIONS = (
         ),
         (UNIT + "test_products.py::test_products_are_those_of_dense_matrices[finite-difference]",),
     ),
+    Mutation(
+        "complex leaves of theta are taken for data",
+        (Patch("blo/_theta.py", "tuple(leaf.is_complex() for leaf in leaves)", "tuple(False for leaf in leaves)"),),
+        (WHOLE + "test_complex.py::test_a_backward_pass_through_argmin_gives_it[Implicit]",),
+    ),
 )

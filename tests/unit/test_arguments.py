@@ -131,8 +131,9 @@ def test_no_constraint_is_not_none() -> None:
         blo.LowerProblem(distance, None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "theta", "z0"), [("theta", THETA.to("meta"), Z0), ("z0", THETA, Z0.to("meta"))])
-def test_tensors_without_numbers_are_refused_where_one_is_looked_at(name: str, theta: Tensor, z0: Tensor) -> None:
+@pytest.mark.parametrize(("theta", "z0"), [(THETA.to("meta"), Z0), (THETA, Z0.to("meta"))])
+def test_tensors_without_numbers_are_refused_where_one_is_looked_at(theta: Tensor, z0: Tensor) -> None:
+    theta = theta.clone().requires_grad_()
     calls: list[Callable[[], Any]] = [
         lambda: blo.argmin(LOWER, theta, z0),
         lambda: blo.value_and_hypergrad(distance, LOWER, theta, z0),
@@ -140,5 +141,33 @@ def test_tensors_without_numbers_are_refused_where_one_is_looked_at(name: str, t
         lambda: blo.argmin(LOWER, theta, z0, solver=blo.ProjectedGradient(0.5, max_steps=2, tol=None)),
     ]
     for call in calls:
-        with pytest.raises(StructureError, match=rf"`{name}` must hold numbers.*meta"):
+        with pytest.raises(StructureError, match=r"theta and z0 must hold numbers.*meta"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("value_and_hypergrad", lambda theta: blo.value_and_hypergrad(distance, LOWER, theta, Z0).grad),
+        ("fit", lambda t: blo.fit(distance, LOWER, t, Z0, optimizer=lambda p: torch.optim.SGD(p, 0.1), steps=1).theta),
+        ("check_hypergrad", lambda theta: blo.check_hypergrad(distance, LOWER, theta, Z0)),
+    ],
+)
+def test_functions_that_return_constants_are_refused_inside_transforms(
+    name: str, call: Callable[[Tensor], Tensor]
+) -> None:
+    for transformed in (torch.vmap(call), torch.func.jacrev(call)):
+        with pytest.raises(StructureError, match=f"`{name}` returns constants, so it cannot run inside torch.func"):
+            transformed(torch.stack([THETA, THETA]))
+
+
+def test_what_to_write_instead_of_a_mapped_hypergradient_gives_it() -> None:
+    lower = blo.LowerProblem(lambda t, z: (z - t * t).square().sum())
+    rows = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+
+    def value(t: Tensor) -> Tensor:
+        return blo.argmin(lower, t, Z0).sum() + t.sum()
+
+    grads, values = torch.vmap(torch.func.grad_and_value(value))(rows)
+    torch.testing.assert_close(grads, 2 * rows + 1, rtol=1e-10, atol=0)
+    torch.testing.assert_close(values, (rows.square() + rows).sum(-1), rtol=1e-10, atol=0)
