@@ -114,7 +114,9 @@ class Solving:
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
         # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
-        parts = {name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)}
+        parts: dict[str, Any] = {
+            name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)
+        }
         self.last = replace(solution, **parts)
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0))
