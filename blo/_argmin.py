@@ -13,6 +13,7 @@ from blo import tree
 from blo._autocast import without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
+from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
@@ -126,7 +127,11 @@ class Solving:
         if unmeasured and not (self.defer or self.checks.off):
             residual = problem.residual(solution.z, problem.gradient(solution.z))
             solution = replace(solution, residual=residual)
-        self.last = solution
+        # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
+        parts: dict[str, Any] = {
+            name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)
+        }
+        self.last = replace(solution, **parts)
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0))
         if self.idle:
@@ -195,7 +200,7 @@ def argmin(
 
     Args:
         lower: the lower problem.
-        theta: upper variable, a tree of tensors.
+        theta: upper variable, a tree of tensors, real or complex.
         z0: start of the solver, a tree of floating point tensors; a constant (but see `Unrolled.start`).
         solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
@@ -222,6 +227,22 @@ def argmin(
 
     What concerns the derivative is raised, or warned of, in the backward pass.
     """
+    if torch.compiler.is_compiling() and isinstance(gradient, Unrolled) and gradient.recorded and transforms_active():
+        solved = _argmin  # steps of a fixed number are traced into the caller's graph
+    else:
+        solved = outside_compile(_argmin)
+    return solved(lower, theta, z0, solver, gradient, on_failure)
+
+
+@with_numbers
+def _argmin(
+    lower: LowerProblem,
+    theta: Tree,
+    z0: Tree,
+    solver: Solver | None,
+    gradient: Strategy | None,
+    on_failure: OnFailure | None,
+) -> Tree:
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not (isinstance(gradient, Unrolled) and gradient.recorded):

@@ -79,17 +79,37 @@ def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     return torch.where(lanes.reshape(lanes.shape + (1,) * (other.ndim - lanes.ndim)), chosen, other)
 
 
+@contextlib.contextmanager
+def _forward_named() -> Iterator[None]:
+    """Say what to do where torch differentiates an operation in reverse mode only.
+
+    Raises:
+        StructureError: in place of torch's error.
+    """
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(words in str(error) for words in ("forward AD", "ZeroTensors are immutable")):
+            raise
+        raise StructureError(
+            f"an operation of the objective has no derivative in forward mode: {str(error).splitlines()[0]} "
+            "Use products='reverse' and mode='reverse', the defaults, or write the operation by others."
+        ) from error
+
+
 def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
     """Return the derivative of a function along a direction, by forward mode."""
     load_forward_mode()
     # Forward mode writes into its tangents, which a vector expanded over lanes does not bear.
-    return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
+    with _forward_named():
+        return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
 
 def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
     load_forward_mode()
-    found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)
+    with _forward_named():
+        found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)
     return found
 
 

@@ -73,6 +73,10 @@ class Bound:
             wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise StructureError(f"`objective` must return {wanted}, here {tuple(z.shape[:-1])}, but returned {found}.")
+        if value.is_complex():
+            raise StructureError(
+                f"`objective` must return a real value, but returned {value.dtype}. Did you mean .real?"
+            )
         return value
 
     def gradient(self, z: Tensor) -> Tensor:

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import _bounds, tree
+from blo import _bounds
 from blo._argmin import Solving, choose, require_parts
+from blo._arguments import require_function
 from blo._autocast import without
+from blo._entrance import outside_compile, outside_transforms, with_numbers
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._report import Report
+from blo._theta import Structure
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Pulled, Stationary, Strategy
@@ -48,11 +51,14 @@ class Hypergradient:
     @cached_property
     def implicit(self) -> Tree:
         """The part through z*, a tree like theta; zeros where theta has no influence."""
-        leaves, spec = tree.flatten(self.direct)
+        structure, leaves = Structure.of(self.direct)
         parts = zip(leaves, self.report.implicit_parts, strict=True)
-        return tree.unflatten([torch.zeros_like(d) if i is None else i for d, i in parts], spec)
+        return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
 
 
+@outside_compile
+@outside_transforms("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
+@with_numbers
 @torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
 def value_and_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
@@ -74,8 +80,8 @@ def value_and_hypergrad(
     Args:
         upper: `upper(theta, z)` returns a tensor of shape `()`, for a batched problem one for all its lanes.
         lower: the lower problem.
-        theta: upper variable, a tree of tensors; its leaves need not require grad. Leaves that are not floating point
-            are data, with zero gradients.
+        theta: upper variable, a tree of tensors; its leaves need not require grad. Complex leaves have
+            torch's gradient `dF/dRe + i dF/dIm`; leaves of integers and booleans are data, with zero gradients.
         z0: start of the lower solver, a tree of floating point tensors.
         solver: a lower solver; chosen as by `argmin` if None.
         gradient: a strategy; `Implicit()` by default.
@@ -95,8 +101,7 @@ def value_and_hypergrad(
         ConstantWarning: if theta does not enter the lower problem.
     """
     require_parts(lower, solver, gradient)
-    if not callable(upper):
-        raise StructureError(f"`upper` must be a function of theta and z, but is {upper!r}.")
+    require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver = choose(problem, given, gradient) if solver is None else solver
@@ -114,7 +119,7 @@ def value_and_hypergrad(
 
     z = trace.z.detach().requires_grad_()
     with torch.enable_grad():
-        value = upper(tree.unflatten(leaves, problem.spec), problem.layout.unravel(z))
+        value = upper(problem.structure.tree(leaves), problem.layout.unravel(z))
         _check_upper(value)
         live = [leaf for leaf in leaves if leaf.requires_grad]
         # Detached, since the zeros that torch 2.7 fills in require grad.
@@ -128,13 +133,13 @@ def value_and_hypergrad(
     _check(checks, gradient, value, v, direct, pulled, solving.idle)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
-    mu = lower.strong_convexity
+    mu, solved = lower.strong_convexity, trace.z.detach()  # the trace itself would keep the graph of the steps alive
 
     def solution_error() -> Tensor:
-        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), trace.z.detach(), mu or 1.0)
+        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
 
     def like_theta(parts: list[Tensor]) -> Tree:
-        return tree.unflatten(parts, problem.spec)
+        return problem.structure.tree(parts)
 
     return Hypergradient(
         value=value.detach(),
@@ -166,6 +171,8 @@ def _check_upper(value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != ():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. Did you mean .mean()?")
+    if value.is_complex():
+        raise StructureError(f"`upper` must return a real value, but returned {value.dtype}. Did you mean .real?")
     if not value.requires_grad:
         raise StructureError(
             "`upper` must depend on theta or z, but its value carries no graph. "

@@ -49,7 +49,8 @@ class Layout:
         first = leaves[0]
         for index, leaf in enumerate(leaves):
             if not leaf.is_floating_point():
-                raise StructureError(f"`{name}` must be floating point, but leaf {index} is {leaf.dtype}.")
+                remedy = " Pass real and imaginary parts: torch.view_as_real(leaf)." if leaf.is_complex() else ""
+                raise StructureError(f"`{name}` must be floating point, but leaf {index} is {leaf.dtype}.{remedy}")
             if (leaf.dtype, leaf.device) != (first.dtype, first.device):
                 raise StructureError(
                     f"the leaves of `{name}` must share dtype and device, but leaf 0 is {first.dtype} on "

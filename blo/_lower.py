@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from blo import tree
+from blo._arguments import require_function
 from blo._objective import FixedPoint, Linearized
 from blo._settings import require_positive
 from blo._term import Term
@@ -33,7 +34,8 @@ class LowerProblem:
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
-            if one of them is neither that nor a callable; or if the objective is no function.
+            if one of them is neither that nor a callable; or if the objective is no function of theta and z, in this
+            order as far as the names of its parameters tell.
         ValueError: if `strong_convexity` is not positive.
     """
 
@@ -46,15 +48,16 @@ class LowerProblem:
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
-        if not isinstance(self.objective, FixedPoint) and not callable(self.objective):
-            raise StructureError(f"`objective` must be a function of theta and z, but is {self.objective!r}.")
+        if not isinstance(self.objective, FixedPoint):
+            require_function(self.objective, "objective", "theta", "z")
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             maker = callable(given) and not isinstance(given, Term)
-            if isinstance(given, type) or not (isinstance(given, kind) or maker or given is None):
+            missing = given is None and name == "penalty"
+            if isinstance(given, type) or not (isinstance(given, kind) or maker or missing):
                 found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
                 raise StructureError(
-                    f"`{name}` must be a blo {kind.__name__.lower()} or a callable theta -> "
-                    f"{kind.__name__.lower()}, but is {found}."
+                    f"`{name}` must be a blo {kind.__name__.lower()} or a callable theta -> {kind.__name__.lower()}, "
+                    f"but is {found}." + (" For no constraint leave it out." if given is None else "")
                 )
         if self.penalty is not None and not isinstance(self.constraint, Free):
             raise StructureError(
@@ -83,7 +86,11 @@ class LowerProblem:
         Args:
             function: `function(theta, z)` returns a tree like z.
             batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
+
+        Raises:
+            StructureError: if `function` is no function of theta and z.
         """
+        require_function(function, "function", "theta", "z")
         return cls(FixedPoint(function), batched=batched)
 
     def linearize(self, anchor: Tree, curvature: float) -> LowerProblem:

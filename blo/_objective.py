@@ -12,6 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._autocast import Autocast, Under
 from blo._autodiff import gradient
+from blo._formulas import Formulas, forward_mode
 from blo._layout import Layout
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -35,6 +36,9 @@ class PlainSlice:
     theta: Tree
 
     def __call__(self, z: Tree) -> Tensor:
+        if forward_mode():
+            with Formulas():
+                return self.objective(self.theta, z)
         return self.objective(self.theta, z)
 
     def detach(self) -> PlainSlice:
@@ -99,11 +103,13 @@ class Linearized:
         anchor = layout.ravel(self.anchor).detach()
         live = any(leaf.requires_grad for leaf in tree.flatten(theta, "theta")[0])
 
+        source = PlainSlice(self.objective, theta)
+
         def value(z: Tensor) -> Tensor:
-            return self.objective(theta, layout.unravel(z))
+            return source(layout.unravel(z))
 
         slope = gradient(value, anchor, create_graph=live and torch.is_grad_enabled())
-        return LinearSlice(slope, anchor, self.curvature, layout, PlainSlice(self.objective, theta))
+        return LinearSlice(slope, anchor, self.curvature, layout, source)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from blo._layout import Layout
 from blo._lower import LowerProblem
 from blo._objective import FixedPoint, PlainSlice, Slice, slice_at, under
 from blo._term import Term
+from blo._theta import Structure
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties import Penalty
@@ -34,19 +35,19 @@ class FlatProblem:
 
     lower: LowerProblem
     layout: Layout
-    spec: tree.TreeSpec
+    structure: Structure
     randomness: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
-        """Return the problem, the flat start and the leaves of theta."""
+        """Return the problem, the flat start and the leaves of theta, as real tensors."""
         autocast = Autocast.current()
         if autocast.on:
             lower = replace(lower, objective=under(lower.objective, autocast))
         layout = Layout.of(z0, batched=lower.batched)
-        leaves, spec = tree.flatten(theta, "theta")
+        structure, leaves = Structure.of(theta)
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
-        return cls(lower, layout, spec), layout.ravel(z0).detach().clone(), leaves
+        return cls(lower, layout, structure), layout.ravel(z0).detach().clone(), leaves
 
     @property
     def lifts(self) -> int:
@@ -64,7 +65,7 @@ class FlatProblem:
 
     def bind(self, leaves: Sequence[Tensor]) -> Bound:
         """Return the problem at the theta with these leaves."""
-        theta = tree.unflatten(leaves, self.spec)
+        theta = self.structure.tree(leaves)
         if self.lifts:
             term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
         else:
@@ -73,7 +74,7 @@ class FlatProblem:
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
-        return self._term(tree.unflatten(leaves, self.spec))
+        return self._term(self.structure.tree(leaves))
 
     def place(self, start: Callable[[Tree], Tree] | None, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at these leaves of theta, or z0.
@@ -85,7 +86,7 @@ class FlatProblem:
             return z0
 
         def flat(*leaves: Tensor) -> Tensor:
-            return self.layout.ravel(start(tree.unflatten(leaves, self.spec)), "start(theta)")
+            return self.layout.ravel(start(self.structure.tree(leaves)), "start(theta)")
 
         for randomness in self.randomness:
             flat = torch.vmap(flat, randomness=randomness)
@@ -115,7 +116,7 @@ class FlatProblem:
         evaluate, layout = self._evaluate, self.layout
 
         def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-            found = evaluate(tree.unflatten(leaves, self.spec), layout.unravel(z))
+            found = evaluate(self.structure.tree(leaves), layout.unravel(z))
             return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
 
         for randomness in self.randomness:
@@ -128,7 +129,7 @@ class FlatProblem:
         specs: list[tree.TreeSpec] = []
 
         def parameters(*leaves: Tensor) -> tuple[Tensor, ...]:
-            tensors, spec = tree.flatten(self._term(tree.unflatten(leaves, self.spec)), "constraint")
+            tensors, spec = tree.flatten(self._term(self.structure.tree(leaves)), "constraint")
             specs.append(spec)
             return tuple(tensors)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,6 +171,20 @@ class Report:
         product = sum(float((d.double() * i.double()).sum()) for d, i in pairs if i is not None)
         scale = self.direct_norm * self.implicit_norm
         return product / scale if scale else 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what can be saved: all that the report can tell, read now, without the functions that it is read by.
+
+        The objective is among those functions, and so is what it captures.
+        """
+        for name, attribute in vars(type(self)).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
+        pulled = replace(self.pulled, optimality=None, error=None, defect=None)
+        return {**vars(self), "pulled": pulled, "solution_error": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     @property
     def ok(self) -> bool:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blo import tree
+from blo._entrance import outside_compile, outside_transforms
+from blo._failures import one_of_a_kind
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._settings import require_count
@@ -44,6 +46,8 @@ class FitResult:
     state: dict[str, Any]
 
 
+@outside_compile
+@outside_transforms("Solve several problems in one fit as a problem with batched=True, whose upper objective is a sum.")
 def fit(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,
@@ -67,7 +71,7 @@ def fit(
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`.
-        theta: the start; not modified. Leaves that are not floating point are data.
+        theta: the start; not modified. Leaves of integers and booleans are data.
         z0: start of the first lower solve.
         optimizer: makes the optimiser from a list of tensors, for example
             `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`. One that evaluates several times a step
@@ -87,6 +91,9 @@ def fit(
         ValueError: if `steps` is not positive.
         NonFiniteError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
+
+    Warns:
+        BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
     """
     require_count(steps, "steps")
     if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
@@ -94,21 +101,23 @@ def fit(
         raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
     afresh = isinstance(gradient, Unrolled)
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
-    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
+    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex()) for leaf in given]
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])
     done, warm = 0, None
     if state is not None:
         done, warm = state["steps"], None if afresh else state["lower"]
         maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
     values: list[Tensor] = []
+    told: set[tuple[type, str]] = set()  # the kinds of warnings
     latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
 
     def evaluate() -> Tensor:
         nonlocal warm
         point = tree.unflatten([leaf.detach() for leaf in leaves], spec)
-        out = value_and_hypergrad(
-            upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
-        )
+        with one_of_a_kind(told):
+            out = value_and_hypergrad(
+                upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
+            )
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state

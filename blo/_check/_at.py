@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from blo import tree
 from blo._check._slopes import Differences
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
@@ -24,7 +23,7 @@ def at_solution(around: Differences, lower: LowerProblem, gradient: Strategy) ->
         out = value_and_hypergrad(
             around.upper,
             lower,
-            tree.unflatten(around.leaves, around.problem.spec),
+            around.problem.structure.tree(around.leaves),
             layout.unravel(around.best.z),
             solver=External(found),
             gradient=gradient,

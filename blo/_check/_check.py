@@ -14,17 +14,21 @@ from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction
 from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
+from blo._entrance import outside_compile, outside_transforms
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._settings import require_count, require_positive
 from blo._status import Status
+from blo._theta import Structure
 from blo._types import Tree
 from blo.errors import NonFiniteError
 from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
 
+@outside_compile
+@outside_transforms("Call it outside.")
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,
@@ -95,7 +99,8 @@ def check_hypergrad(
         around = replace(around, step=min(one.step for one in slopes))
     exact = at_solution(around, lower, gradient)
     rows = _rows(out, slopes)
-    norm = float(tree.dot(out.grad, out.grad)) ** 0.5
+    total = Structure.of(out.grad)[1]
+    norm = float(tree.dot(total, total)) ** 0.5
     scale = max([norm, *(abs(row.measured) for row in rows)])
     settled = None
     if exact is not None:
@@ -116,5 +121,5 @@ def check_hypergrad(
 
 
 def _rows(out: Hypergradient, slopes: Sequence[Slope]) -> tuple[Direction, ...]:
-    total = tree.flatten(out.grad)[0]
+    total = Structure.of(out.grad)[1]
     return tuple(Direction(along(total, one.unit), one.value, one.value_noise) for one in slopes)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from blo import tree
 from blo._check._at import at_solution
 from blo._check._ingredients import Ingredients
 from blo._check._outcome import Finding, Part
 from blo._check._slopes import Slope, along
 from blo._hypergrad import Hypergradient
 from blo._lower import LowerProblem
+from blo._theta import Structure
 from blo._types import Tree
 from blo.gradients import Stationary, Strategy
 from blo.gradients._products import point
@@ -66,7 +66,7 @@ def scales(parts: Ingredients, lower: LowerProblem, gradient: Strategy, exact: H
 
 
 def _change(name: str, exact: Hypergradient, found: Hypergradient, factor: float, rtol: float) -> Finding:
-    before, after = tree.flatten(exact.implicit)[0], tree.flatten(found.implicit)[0]
+    before, after = Structure.of(exact.implicit)[1], Structure.of(found.implicit)[1]
     pairs = zip(before, after, strict=True)
     gap = sum(float((factor * a - b).double().square().sum()) for a, b in pairs) ** 0.5
     size = factor * exact.report.implicit_norm

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._check._consistency import adjointness, scales
 from blo._check._ingredients import Ingredients
 from blo._check._outcome import Finding, Part
 from blo._check._slopes import Differences, Slope
 from blo._hypergrad import Hypergradient
 from blo._lower import LowerProblem
+from blo._theta import Structure
 from blo.gradients import Stationary, Strategy
 from blo.gradients._products import point
 
@@ -47,7 +47,7 @@ def diagnose(
     optimality = None if exact is None else exact.report.pulled.optimality
     tangent = bound.term.tangent(z, slope) if optimality is None else optimality.tangent
     parts = Ingredients(around, v, tangent, slope, rtol)
-    findings += parts.direct_findings(direct if exact is None else tree.flatten(exact.direct)[0], slopes)
+    findings += parts.direct_findings(direct if exact is None else Structure.of(exact.direct)[1], slopes)
     if exact is None:
         return findings, []
     found = exact.report.pulled
@@ -69,7 +69,7 @@ def upper_slopes(around: Differences) -> tuple[list[Tensor], Tensor]:
     with torch.enable_grad():
         leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in around.leaves]
         z = around.best.z.detach().requires_grad_()
-        value = around.upper(tree.unflatten(leaves, around.problem.spec), around.problem.layout.unravel(z))
+        value = around.upper(around.problem.structure.tree(leaves), around.problem.layout.unravel(z))
         live = [leaf for leaf in leaves if leaf.requires_grad]
         # Detached, since the zeros that torch 2.7 fills in require grad.
         *found, v = (slope.detach() for slope in torch.autograd.grad(value, [*live, z], materialize_grads=True))

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._check._outcome import Finding, Part
 from blo._check._resolve import differences, slope_on_face
 from blo._check._slopes import Differences, Slope, along
@@ -152,7 +151,7 @@ class Ingredients:
         z, h = around.best.z, around.step
 
         def value(unit: Sequence[Tensor], w: Tensor | None, t: float) -> float:
-            at = tree.unflatten(around.moved(unit, t if w is None else 0.0), problem.spec)
+            at = problem.structure.tree(around.moved(unit, t if w is None else 0.0))
             return float(around.upper(at, problem.layout.unravel(z if w is None else z + t * w)))
 
         def sides(function: Callable[[float], float]) -> tuple[float, float]:

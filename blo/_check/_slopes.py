@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._bound import Bound
 from blo._check._resolve import Resolved, resolve
 from blo._problem import FlatProblem
@@ -91,7 +90,7 @@ class Differences:
             at = self.moved(unit, times * h)
             solved[times] = resolve(self.problem.bind(at).detach(), self.best.z)
             z = self.problem.layout.unravel(solved[times].z)
-            values[times] = float(self.upper(tree.unflatten(at, self.problem.spec), z))
+            values[times] = float(self.upper(self.problem.structure.tree(at), z))
         near, far = values[1] - values[-1], values[2] - values[-2]
         value = (8 * near - far) / (12 * h)
         z_near, z_far = solved[1].z - solved[-1].z, solved[2].z - solved[-2].z

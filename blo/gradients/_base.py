@@ -21,6 +21,10 @@ __all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace"]
 class Solve(Protocol):
     """The lower solve as a callable: a strategy knows no solver."""
 
+    @property
+    def idle(self) -> bool:
+        """Whether the solve made no step from a start that is a constant, and has reported that."""
+
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
         """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it."""
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from blo._autocast import without
+from blo._entrance import outside_compile
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
@@ -48,6 +49,7 @@ class FirstOrder(ReverseOnly):
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
+    @outside_compile
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         FirstOrder.require_one(v)

@@ -48,4 +48,5 @@ class ForwardRule:
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> list[Tensor | None]:
         """Return `(dz/dtheta)^T v` for each leaf."""
-        return [None if part is None else torch.tensordot(v, part, dims=v.ndim) for part in self.kept[id(problem)]]
+        pairs = zip(self.kept[id(problem)], leaves, strict=True)
+        return [None if part is None else torch.tensordot(v, part, dims=v.ndim).to(leaf) for part, leaf in pairs]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import differentiated_twice, jvp, transforms_active
+from blo._entrance import outside_compile
 from blo._problem import FlatProblem
 from blo._torch import functorch
 from blo.gradients._base import Solve
@@ -60,6 +61,7 @@ class Solution(ReverseOnly):
         ctx.save_for_backward(output, *leaves)
 
     @staticmethod
+    @outside_compile
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         Solution.require_one(v)
@@ -121,6 +123,7 @@ class Adjoint(ReverseOnly):
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
+    @outside_compile
     @without
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)

@@ -46,21 +46,24 @@ class Stationary(Strategy):
 
     def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
         bound = problem.bind(leaves)
-        z = solve(bound.detach(), z0)
+        rest = bound.detach()
+        z = solve(rest, z0)
 
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
             at = point(self.products, problem, bound, z, leaves)
             linear = self.adjoint(at, v, guess)
-            q = linear.x
+            q, tangent = linear.x, at.optimality.tangent
 
             def defect() -> Tensor:
-                # A new point: the cross term has freed the graph of the old one.
-                fresh, tangent = point(self.products, problem, bound.detach(), z, ()), at.optimality.tangent
+                # A new point: the cross term has freed the graph of the old one, which nothing may keep alive.
+                fresh = point(self.products, problem, rest, z, ())
                 system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
                 length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
                 return length
 
-            return Pulled(at.cross(q, v), q, linear, at.optimality, lambda: at.error(q), defect)
+            # Exact products have no error, and no reason to be kept.
+            error = (lambda: at.error(q)) if at.noise else None
+            return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
 
         return Trace(z, pullback)
 

@@ -95,6 +95,8 @@ class TapeRule:
         states, end = self.kept[id(problem)]
         if not states and self.start is not None:
             states = [(0, None)]  # no step was made, and what is found is the start
+        if not states:
+            return [leaf.new_zeros(leaf.shape) if leaf.is_floating_point() else None for leaf in leaves]
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         inputs = [leaf for leaf in live if leaf.requires_grad]
         total: list[Tensor | None] = [None] * len(inputs)

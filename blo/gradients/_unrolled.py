@@ -17,6 +17,7 @@ from blo.errors import StructureError
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder, FirstOrderRule
 from blo.gradients._forward_mode import ForwardRule
+from blo.gradients._still import Still
 from blo.gradients._tape import Tail, TapeRule
 
 
@@ -99,7 +100,8 @@ class Unrolled(Strategy):
     ) -> Tensor:
         if not self.recorded:
             return FirstOrder.solve(problem, self._rule(solve), z0, leaves, checks)
-        return self._recorded(problem, checks.watched(leaves), z0, solve)
+        z = self._recorded(problem, checks.watched(leaves), z0, solve)
+        return Still.attach(z, leaves) if solve.idle and not _autodiff.transforms_active() else z
 
     def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
         bound = problem.bind(leaves)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from blo import tree
+from blo._arguments import require_function
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
@@ -30,11 +31,7 @@ class External(Solver):
     tol: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise StructureError(
-                f"`function` must be a function of theta and z0 that returns a solution, but is of type "
-                f"{type(self.function).__name__}."
-            )
+        require_function(self.function, "function", "theta", "z0")
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         """Call the function.

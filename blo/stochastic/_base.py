@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
+from blo._arguments import require_function
 from blo._failures import Checks
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
@@ -124,3 +125,4 @@ class Algorithm(abc.ABC):
                     "The stochastic algorithms solve lower problems without constraints or penalties; "
                     "for a `LowerProblem` use `argmin`."
                 )
+            require_function(objective, place, "theta", "z", "a batch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -178,3 +179,27 @@ def test_what_is_no_state_of_a_fit_is_refused(state: Any, found: str) -> None:
     lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
     with pytest.raises(blo.StructureError, match=f"`state` must be the `.state` of an earlier fit, but {found}"):
         blo.fit(lambda t, z: z.sum(), lower, theta, theta, optimizer=torch.optim.Adam, steps=1, state=state)
+
+
+def test_each_kind_of_warning_is_given_once() -> None:
+    early = blo.ProjectedGradient(0.01, max_steps=2)
+    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
+
+    def fit() -> None:
+        blo.fit(
+            lambda t, z: z.square().sum(),
+            lower,
+            torch.ones(2, dtype=torch.float64),
+            torch.zeros(2, dtype=torch.float64),
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+            steps=6,
+            solver=early,
+            gradient=blo.Implicit(blo.CG(max_iter=1)),
+        )
+
+    for _ in range(2):  # another call tells again
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fit()
+        assert [str(one.message)[:9] for one in told] == ["the lower"]
+        assert told[0].filename == __file__

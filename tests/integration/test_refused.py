@@ -110,6 +110,34 @@ def test_nothing_to_unroll() -> None:
     torch.testing.assert_close(out.grad, 0.875 * ONES, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [blo.Unrolled(), blo.Unrolled(last=2), blo.Unrolled(checkpoint=True), blo.Unrolled(mode="forward")],
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_backward_pass_over_no_step_finds_zeros(strategy: blo.Unrolled, batched: bool) -> None:
+    # Every z is a solution at theta = 0: no step is made.
+    lower = blo.LowerProblem(lambda t, z: (t["w"] * t["n"] * (z - 1).square()).sum(-1), batched=batched)
+    theta = {"w": (0 * ONES).requires_grad_(), "n": torch.ones(ONES.shape, dtype=torch.int64)}
+    z0 = torch.zeros(2, *ONES.shape, dtype=torch.float64) if batched else 0 * ONES
+    with pytest.warns(blo.errors.ConstantWarning, match="the lower solver made no step") as told:
+        z = blo.argmin(lower, theta, z0, gradient=strategy)
+        (alone,) = torch.autograd.grad((z - 1).square().sum(), theta["w"], retain_graph=True)
+        (z.square().sum() + 3 * theta["w"].sum()).backward()
+    assert len(told) == 1
+    assert torch.equal(alone, 0 * ONES)
+    assert theta["w"].grad is not None
+    assert torch.equal(theta["w"].grad, 3 * ONES)
+
+
+def test_forward_mode_over_no_step_finds_zeros() -> None:
+    forward = torch.autograd.forward_ad
+    with forward.dual_level(), pytest.warns(blo.errors.ConstantWarning, match="the lower solver made no step"):
+        theta = forward.make_dual(ONES.clone().requires_grad_(), ONES)
+        z = blo.argmin(LOWER, theta, ONES.clone(), gradient=blo.Unrolled())
+        assert torch.equal(forward.unpack_dual(z).tangent, 0 * ONES)
+
+
 @pytest.mark.parametrize("strategy", [blo.Unrolled(), blo.Unrolled(last=2)])
 def test_an_unrolled_solve_reports_under_transforms(strategy: blo.Unrolled) -> None:
     early = blo.ProjectedGradient(0.01, max_steps=3)

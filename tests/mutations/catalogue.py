@@ -208,4 +208,9 @@ MUTATIONS = (
             "test_saba_in_single_precision_forgets_the_rounding_of_its_first_gradients",
         ),
     ),
+    Mutation(
+        "complex leaves of theta are taken for data",
+        (Patch("blo/_theta.py", "tuple(leaf.is_complex() for leaf in leaves)", "tuple(False for leaf in leaves)"),),
+        (WHOLE + "test_complex.py::test_a_backward_pass_through_argmin_gives_it[Implicit]",),
+    ),
 )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import math
+import pickle
+import warnings
+import weakref
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -174,3 +180,85 @@ def test_norms_of_single_precision_are_summed_in_double() -> None:
     out = blo.value_and_hypergrad(upper, lower, theta, torch.zeros(4))
     assert out.report.direct_norm == pytest.approx(2e25, rel=1e-6)
     assert out.report.cosine == pytest.approx(1.0, rel=1e-6)
+
+
+class _Mark:
+    """Lives as long as the node of a graph that it is attached to."""
+
+
+CURVED = blo.LowerProblem(lambda t, z: (z.sinh() - t).square().sum() + z.square().sum(), strong_convexity=2.0)
+KEPT: list[blo.gradients.Strategy] = [
+    blo.Implicit(),
+    blo.Implicit(products="forward"),
+    blo.Implicit(products="finite-difference"),
+    blo.Unrolled(),
+    blo.Unrolled(last=2),
+    blo.Unrolled(checkpoint=True),
+    blo.ValueFunction(),
+    blo.Zero(),
+]
+
+
+def _kept(strategy: blo.gradients.Strategy, lower: blo.LowerProblem = CURVED) -> blo.Hypergradient:
+    theta = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return blo.value_and_hypergrad(
+            lambda t, z: z.square().sum() + t.sum(), lower, theta, 0 * theta, gradient=strategy
+        )
+
+
+@pytest.mark.parametrize("strategy", KEPT)
+def test_a_report_that_is_kept_keeps_no_graph_of_the_solve(strategy: blo.gradients.Strategy) -> None:
+    marks: list[weakref.ref[_Mark]] = []
+
+    def objective(t: Tensor, z: Tensor) -> Tensor:
+        found: Tensor = CURVED.objective(t, z)
+        if found.grad_fn is not None:
+            found.grad_fn.metadata["mark"] = mark = _Mark()
+            marks.append(weakref.ref(mark))
+        return found
+
+    out = _kept(strategy, replace(CURVED, objective=objective))
+    report = out.report
+    del out
+    gc.collect()
+    assert marks
+    assert not [mark for mark in marks if mark() is not None]
+    assert "lower solve" in str(report)  # and it can still be read
+
+
+@pytest.mark.parametrize("constraint", [None, lambda t: blo.Box(-t / 2, t / 2)])
+@pytest.mark.parametrize("strategy", KEPT)
+def test_a_saved_hypergradient_tells_what_it_told(strategy: blo.gradients.Strategy, constraint: Any) -> None:
+    lower = CURVED if constraint is None else replace(CURVED, constraint=constraint)
+    out = _kept(strategy, lower)
+    saved = io.BytesIO()
+    torch.save(out, saved)
+    saved.seek(0)
+    for copied in (pickle.loads(pickle.dumps(out)), torch.load(saved, weights_only=False), deepcopy(out)):
+        again = pickle.loads(pickle.dumps(copied))
+        for one in (copied, again):
+            assert str(one.report) == str(out.report)
+            for name in ("ok", "lower_residual", "free", "product_error", "lower_error_bound", "adjoint_error_bound"):
+                assert getattr(one.report, name) == getattr(out.report, name)
+            assert torch.equal(one.grad, out.grad)
+            assert torch.equal(one.implicit, out.implicit)
+
+
+def test_a_saved_fit_is_continued() -> None:
+    def fit(state: Any, steps: int) -> blo.FitResult:
+        theta = torch.tensor([0.3, 0.7], dtype=torch.float64)
+        return blo.fit(
+            lambda t, z: (z - 0.1).square().sum(),
+            CURVED,
+            theta,
+            0 * theta,
+            optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1),
+            steps=steps,
+            state=state,
+        )
+
+    half = pickle.loads(pickle.dumps(fit(None, 2)))
+    assert half.hypergradient.report.ok
+    assert torch.equal(fit(half.state, 2).theta, fit(None, 4).theta)

@@ -1,0 +1,50 @@
+"""Whether a callable can be what its place asks for, as far as its parameters tell."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from blo.errors import StructureError
+
+#: Names that people give to the upper and to the lower variable, and never to the other one.
+_UPPER, _LOWER = {"theta", "thetas", "th", "t", "lam", "phi", "hparams"}, {"z", "z0", "zs"}
+
+
+def require_function(given: Any, name: str, *arguments: str) -> None:
+    """Refuse what is no function of these arguments, and a function whose parameters say that it takes z first.
+
+    Args:
+        given: the callable.
+        name: what to call it.
+        arguments: what it will be called with, theta first.
+
+    Raises:
+        StructureError: naming it.
+    """
+    wanted = " and ".join([", ".join(arguments[:-1]), arguments[-1]])
+    if not callable(given) or isinstance(given, type):
+        found = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+        raise StructureError(f"`{name}` must be a function of {wanted}, but is {found}.")
+    called = given.forward if isinstance(given, nn.Module) else given
+    try:
+        signature = inspect.signature(called, follow_wrapped=False)  # a wrapper may turn arguments round
+    except (TypeError, ValueError):  # builtins and compiled modules do not say
+        return
+    try:
+        bound = signature.bind(*arguments).arguments
+    except TypeError:
+        kind, remedy = "it", ""
+        if isinstance(given, nn.Module):
+            kind = f"{type(given).__name__}.forward"
+            remedy = " blo.functionalize makes a function of a module's parameters to write it with."
+        message = f"`{name}` must be a function of {wanted}, but {kind} takes {signature}.{remedy}"
+        raise StructureError(message) from None
+    first, second, *_ = [*bound, "", ""]
+    if first in _LOWER and second in _UPPER:
+        raise StructureError(
+            f"`{name}` is called with {wanted} in this order, but its parameters are named {signature}. Put `{second}` "
+            f"first."
+        )

@@ -1,0 +1,81 @@
+"""What the public functions share: they run outside `torch.compile`, and name what they cannot work with."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from blo import tree
+from blo._autodiff import transforms_active
+from blo.errors import StructureError
+
+F = TypeVar("F", bound=Callable[..., Any])
+_OUTSIDE: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def outside_compile(function: F) -> F:
+    """Run a function outside `torch.compile`: a break in the graph of a compiled caller, and nothing elsewhere.
+
+    A solve decides by numbers when to stop, and differentiates with tools of its own: no compiler traces it.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        # The compiler takes seconds to import. Where nobody has, nothing is compiled.
+        if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
+            return function(*arguments, **options)
+        if function not in _OUTSIDE:
+            _OUTSIDE[function] = torch.compiler.disable(function)
+        return _OUTSIDE[function](*arguments, **options)
+
+    return called  # type: ignore[return-value]
+
+
+def outside_transforms(instead: str) -> Callable[[F], F]:
+    """Refuse calls inside `torch.func` transforms, naming what to write `instead`.
+
+    Raises:
+        StructureError: by the function.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def called(*arguments: Any, **options: Any) -> Any:
+            if transforms_active():
+                raise StructureError(
+                    f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
+                    f"relative. {instead}"
+                )
+            return function(*arguments, **options)
+
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def with_numbers(function: F) -> F:
+    """Say so where a function of `(..., theta, z0)` fails because they are on the meta device, without numbers.
+
+    Raises:
+        StructureError: by the function.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except (RuntimeError, NotImplementedError) as error:
+            given = [leaf for leaf in tree.leaves((arguments, options)) if isinstance(leaf, Tensor) and leaf.is_meta]
+            if not given or isinstance(error, StructureError):
+                raise
+            raise StructureError(
+                "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for "
+                "shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
+            ) from error
+
+    return called  # type: ignore[return-value]

@@ -1,0 +1,59 @@
+"""Losses by their formulas, where torch has their second derivatives in reverse mode only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def forward_mode() -> bool:
+    """Tell whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
+    level: int = torch.autograd.forward_ad._current_level
+    return level >= 0
+
+
+class Formulas(TorchFunctionMode):
+    """Computes those losses by operations that forward mode differentiates over reverse mode."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return _FORMULAS.get(function, function)(*args, **(kwargs or {}))
+
+
+def _mse(
+    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean", **rest: Any
+) -> Tensor:
+    if rest.get("weight") is not None:  # is a formula already
+        return F.mse_loss(input, target, size_average, reduce, reduction, **rest)
+    return _reduced((input - target).square(), size_average, reduce, reduction)
+
+
+def _huber(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, **rest: Any) -> Tensor:
+    if rest.get("weight") is not None:
+        return F.huber_loss(input, target, reduction, delta, **rest)
+    return delta * F.smooth_l1_loss(input, target, reduction=reduction, beta=delta)
+
+
+def _soft_margin(
+    input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
+) -> Tensor:
+    return _reduced(-F.logsigmoid(target * input), size_average, reduce, reduction)
+
+
+def _reduced(parts: Tensor, size_average: Any, reduce: Any, reduction: str) -> Tensor:
+    if size_average is not None or reduce is not None:  # torch's older way to say it
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    return parts if reduction == "none" else parts.sum() if reduction == "sum" else parts.mean()
+
+
+_FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.mse_loss: _mse,
+    F.huber_loss: _huber,
+    F.soft_margin_loss: _soft_margin,
+}
