@@ -30,12 +30,14 @@ class FlatProblem:
 
     Attributes:
         randomness: of each lift: what the `vmap` that it stands for was told of random operations.
+        eps: as in `Bound`.
     """
 
     lower: LowerProblem
     layout: Layout
     spec: tree.TreeSpec
     randomness: tuple[str, ...] = ()
+    eps: float | None = None
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
@@ -46,7 +48,7 @@ class FlatProblem:
         layout = Layout.of(z0, batched=lower.batched)
         leaves, spec = tree.flatten(theta, "theta")
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
-        return cls(lower, layout, spec), layout.ravel(z0).detach().clone(), leaves
+        return cls(lower, layout, spec, eps=autocast.eps(layout.device.type)), layout.ravel(z0).detach().clone(), leaves
 
     @property
     def lifts(self) -> int:
@@ -69,7 +71,7 @@ class FlatProblem:
             term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
         else:
             term, bound = self._term(theta), slice_at(self._evaluate, theta)
-        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric)
+        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric, eps=self.eps)
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
