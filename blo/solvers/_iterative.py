@@ -20,6 +20,7 @@ from blo.solvers._stopping import (
     reachable,
     repeats,
     required,
+    required_in_units,
     resolution,
     rounding,
 )
@@ -223,23 +224,35 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
         state: where all lanes would stop.
         stalled: lanes that have ceased to improve, shape `lanes`, which stop for good where rounding is the reason.
     """
-    at, tol, rise = state.at, solver.tol or 0.0, None
+    if surely(state.residual == 0):
+        return state
+    at, tol = state.at, solver.tol or 0.0
+    if stalled is not None:
+        noise = rounding(problem, at.z, at.slope, state.residual)
+        floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
+        if not bool((stalled & (state.residual <= floor)).any()):
+            return state  # slow, but on its way
+    rise = None
     if solver.relative:
-        curved, rise = bend(problem, at, state.unit)
-        state = state._replace(unit=curved)
-        limit = tol * curved.squeeze(-1).clamp(max=1.0)
+        (limit, loose), unit, rise = required_in_units(tol, problem, at)
+        state = state._replace(unit=unit)
     else:
-        limit = required(tol, problem, at)
+        limit, loose = required(tol, problem, at)
     residual = _residual(solver, problem, state)
     if not all_true(residual <= limit):
-        if rise is None:
-            rise = bend(problem, at, None)[1]
-        random = ~repeats(problem, at) & (residual > limit)
-        noise = rounding(problem, at.z, at.slope, residual)
-        floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
-        ended = random if stalled is None else random | (stalled & (residual <= floor) & (residual > limit))
-        state = state._replace(random=random, floor=ended)
+        if stalled is None:
+            noise = rounding(problem, at.z, at.slope, residual)
+            floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
+        near = (residual <= floor) & (residual > limit)
+        if not all_true(~near):
+            rise = bend(problem, at, None)[1] if rise is None else rise
+            random = near & ~repeats(problem, at)
+            limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
+            ended = random
+            if stalled is not None:
+                limit = torch.where(near & stalled & ~random & (residual <= loose), loose, limit)
+                ended = random | (near & stalled & (residual > limit))
+            state = state._replace(random=random, floor=ended)
     return state._replace(
         state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
     )

@@ -15,8 +15,11 @@ _ROUNDING = 16
 #: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
 #: an accelerator adds is not always the same.
 _REPEATED = 256
-#: Error of a solution, relative to its length, that a tolerance in an absolute unit may not hide.
-_RELATIVE = 1e-4
+#: Error of a solution, relative to its length, that no tolerance hides. Whoever asks for a large tolerance in an absolute
+#: unit gets that multiple of it, and tolerances in units of the curvature, which the default solvers have, ask for more.
+_RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
+#: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
+_NEAR_ZERO = 1e-3
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
 #: share of the step.
 _SHARE = 0.3
@@ -40,8 +43,7 @@ class Place(NamedTuple):
     @property
     def span(self) -> Tensor:
         """The length that errors of z are compared with, shape `(*lanes, 1)`: that of z or of the way to it."""
-        found = torch.maximum(length(self.z), length(self.z - self.origin))
-        return torch.where(found > 0, found, 1.0)
+        return torch.maximum(length(self.z), length(self.z - self.origin))
 
     @property
     def size(self) -> Tensor:
@@ -64,28 +66,61 @@ def bend(problem: Problem, at: Place, unit: Tensor | None) -> tuple[Tensor, Tens
 
     A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
     map, over its length. Where the change drowns in rounding, the curvature is the largest that would drown as well.
+
+    A residual of several curvatures shows the largest. In single precision, where the error along the others may be
+    large, a second step leads along the part of the residual that the first has not changed; the inverse curvatures
+    count by the lengths of the parts.
     """
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
     direction = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
-    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * at.span
-    aside = at.z - step * direction
-    change = length(problem.natural(aside, problem.gradient(aside).detach(), unit) - left)
-    return _over(change, at.slope, step), change.squeeze(-1)
+    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, 1.0)
+
+    def change(direction: Tensor) -> Tensor:
+        aside = at.z - step * direction
+        return problem.natural(aside, problem.gradient(aside).detach(), unit) - left
+
+    turned = change(direction)
+    curved = _over(length(turned), at.slope, step)
+    if at.z.dtype is not torch.float64 and at.z.shape[-1] > 1:
+        along = turned / torch.where(length(turned) > 0, length(turned), 1.0)
+        rest = direction - (direction * along).sum(-1, keepdim=True) * along
+        share = length(rest)
+        across = _over(length(change(rest / torch.where(share > 0, share, 1.0))), at.slope, step)
+        curved = 1 / ((1 - share.square()).clamp(min=0).sqrt() / curved + share / across)
+    return curved, (curved * step).squeeze(-1)
 
 
-def required(tol: float, problem: Problem, at: Place) -> Tensor:
-    """Return what an absolute tolerance asks of the residual, shape `lanes`: less where the curvature is small.
+def required(tol: float, problem: Problem, at: Place) -> tuple[Tensor, Tensor]:
+    """Return what an absolute tolerance asks of the residual, and what it would allow near zero, shapes `lanes`.
 
-    The curvature is that along the way of the solve, or where it has none, that along the residual.
+    It asks for less than the tolerance where the curvature is small: that along the way of the solve, which costs
+    nothing, or where it has made none, and in single precision, that along the residual.
     """
-    way = length(at.z - at.origin)
-    if all_true(way > 0):
-        curved = length(at.slope - at.first) / way
-    else:
-        curved = torch.where(way > 0, length(at.slope - at.first) / way, bend(problem, at, None)[0])
-    limit: Tensor = (curved * (_RELATIVE * at.span).clamp(min=tol)).clamp(max=tol).squeeze(-1)
-    return torch.where(torch.isfinite(limit), limit, tol)
+    way, turn = length(at.z - at.origin), length(at.slope - at.first)
+    curved = turn / torch.where(way > 0, way, 1.0)
+    if at.z.dtype is not torch.float64:
+        curved = bend(problem, at, None)[0]
+    elif not all_true(way > 0):
+        curved = torch.where(way > 0, curved, bend(problem, at, None)[0])
+    return _bounded(torch.full_like(way, tol), tol, curved, max(_RELATIVE, _LOOSE * tol) * at.span)
+
+
+def required_in_units(
+    tol: float, problem: Problem, at: Place
+) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
+    unit, least = curvature(problem, at.z, at.slope)
+    curved, rise = bend(problem, at, unit)
+    error = min(_RELATIVE, _TIGHT * tol) * at.span
+    return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
+
+
+def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the limit, lowered to the residual of a solution with this error, and the limit of one near zero."""
+    lowered = torch.minimum(limit, curved * error.clamp(min=_NEAR_ZERO * tol))
+    lowered = torch.where(torch.isfinite(lowered), lowered, limit)
+    return lowered.squeeze(-1), torch.minimum(limit, curved * tol).squeeze(-1)
 
 
 def repeats(problem: Problem, at: Place) -> Tensor:
