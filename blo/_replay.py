@@ -33,7 +33,7 @@ class Replay:
     @contextlib.contextmanager
     def __call__(self, devices: Iterable[torch.device]) -> Iterator[None]:
         """Evaluate inside; if afterwards `draws` has turned true, evaluate again."""
-        generators = list(_generators(devices))
+        generators = list(generators(devices))
         states = [generator.get_state() for generator in generators]
         try:
             for generator in generators:
@@ -47,7 +47,7 @@ class Replay:
                 generator.set_state(state)
 
 
-def _generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
+def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
     """Yield the default generators of the CPU and of these devices."""
     yield torch.default_generator
     for device in set(devices):

@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from blo._failures import unasked
 from blo._status import Status
 from blo.gradients import Pulled
 from blo.solvers import Solution
@@ -51,6 +52,8 @@ class Report:
         residual, tol = self._residuals, self.solution.tol
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
+        if self.solution.random is not None and bool(self.solution.random.any()):
+            return Status.RANDOM
         if tol is None or residual is None:
             return Status.UNCHECKED
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
@@ -175,7 +178,14 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing stands against trusting the hypergradient."""
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
-        return self.lower_status in fine and self.linear_status in fine and not self.degenerate
+        return self.lower_status in fine and self.linear_status in fine and not (self.degenerate or self._elsewhere)
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether a fixed number of steps ended where the implicit function theorem does not hold."""
+        if self.solution.tol is not None or self._residuals is None:
+            return False
+        return not bool((self._residuals <= unasked(self._residuals.dtype)).all())
 
     @property
     def _asked(self) -> str:

@@ -31,6 +31,8 @@ _FIRST, _PERIOD = 16, 256
 _GAIN = 0.5
 #: Units of rounding of the largest gradient below which a solve may stop where nothing improves.
 _FLOOR = 64
+#: Times that residual below which a solve that does not improve may owe it to an objective that is no function.
+_NEAR = 100
 
 
 class State(Protocol):
@@ -230,12 +232,14 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
     if stalled is not None:
         noise = rounding(problem, at.z, at.slope, state.residual)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        if not bool((stalled & (state.residual <= floor)).any()):
+        if all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # slow, but on its way
     rise = None
     if solver.relative:
         (limit, loose), unit, rise = required_in_units(tol, problem, at)
         state = state._replace(unit=unit)
+    elif all_true(state.residual > tol):
+        limit = loose = torch.full_like(state.limit, tol)
     else:
         limit, loose = required(tol, problem, at)
     residual = _residual(solver, problem, state)
@@ -243,10 +247,11 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
         if stalled is None:
             noise = rounding(problem, at.z, at.slope, residual)
             floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        near = (residual <= floor) & (residual > limit)
-        if not all_true(~near):
+        late = residual > limit
+        near = late & (residual <= floor)
+        if not all_true(~(late & (residual <= _NEAR * floor))):
+            random = late & ~repeats(problem, at)
             rise = bend(problem, at, None)[1] if rise is None else rise
-            random = near & ~repeats(problem, at)
             limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
             ended = random
             if stalled is not None:

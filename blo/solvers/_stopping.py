@@ -106,9 +106,7 @@ def required(tol: float, problem: Problem, at: Place) -> tuple[Tensor, Tensor]:
     return _bounded(torch.full_like(way, tol), tol, curved, max(_RELATIVE, _LOOSE * tol) * at.span)
 
 
-def required_in_units(
-    tol: float, problem: Problem, at: Place
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
     curved, rise = bend(problem, at, unit)
