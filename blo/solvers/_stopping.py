@@ -15,8 +15,8 @@ _ROUNDING = 16
 #: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
 #: an accelerator adds is not always the same.
 _REPEATED = 256
-#: Error of a solution, relative to its length, that no tolerance hides. Whoever asks for a large tolerance in an absolute
-#: unit gets that multiple of it, and tolerances in units of the curvature, which the default solvers have, ask for more.
+#: Error of a solution, relative to its length, that no tolerance hides. A large tolerance in an absolute unit allows
+#: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
 _RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
 #: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
 _NEAR_ZERO = 1e-3
