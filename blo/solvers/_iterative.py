@@ -232,7 +232,7 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
     if stalled is not None:
         noise = rounding(problem, at.z, at.slope, state.residual)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        if all_true(~(stalled & (state.residual <= _NEAR * floor))):
+        if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # slow, but on its way
     rise = None
     if solver.relative:
