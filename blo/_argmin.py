@@ -18,10 +18,12 @@ from blo._failures import LOOK, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
+from blo._replay import generators
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Strategy, Unrolled
+from blo.gradients import Implicit, Strategy, Unrolled, Zero
 from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, default_solver, run
+from blo.solvers._stopping import Place, repeats
 
 
 @dataclass
@@ -92,8 +94,26 @@ class Solving:
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
+        sources = list(generators([z0.device]))
+        before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
-            return solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+            found = solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+        if self.checks.off or self._samples:
+            return found
+        if all(torch.equal(source.get_state(), state) for source, state in zip(sources, before, strict=True)):
+            return found
+        # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver.
+        rest, lanes = problem.detach(), torch.zeros_like(z0[..., 0], dtype=torch.bool)
+        for place in (z0.detach(), found.z.detach()):
+            slope = rest.gradient(place).detach()
+            lanes = lanes | ~repeats(rest, Place(place, slope, place, slope))
+        return replace(found, random=lanes if found.random is None else found.random | lanes)
+
+    @property
+    def _samples(self) -> bool:
+        """Whether the steps as they were made are all that counts, so that their objective may be random."""
+        recorded = isinstance(self.gradient, Unrolled) and self.gradient.recorded and self.gradient.last is None
+        return self.solver.tol is None and (recorded or isinstance(self.gradient, Zero))
 
     @property
     def idle(self) -> bool:

@@ -39,6 +39,12 @@ class Autocast:
         """Whether autocast is on for some device type."""
         return any(enabled for enabled, _ in self.settings)
 
+    def eps(self, kind: str) -> float | None:
+        """Return the unit of rounding of what is computed on devices of this type; None where autocast is off."""
+        of_type = dict(zip(_DEVICE_TYPES, self.settings, strict=True))
+        enabled, dtype = of_type.get(kind, (False, torch.float32))
+        return torch.finfo(dtype).eps if enabled else None
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Put the state in force again, for a while."""

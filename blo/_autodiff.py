@@ -66,6 +66,13 @@ def surely(condition: Tensor) -> bool:
     return condition.device.type == "cpu" and all_true(condition)
 
 
+def length(vectors: Tensor) -> Tensor:
+    """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
+    wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64 if wide else None)
+    return norm.to(vectors.dtype) if wide else norm
+
+
 def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """Return one tensor in some lanes and the other elsewhere; the other where the tensors are shared by all lanes.
 

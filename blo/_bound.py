@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, transforms_active, value_and_gradient
+from blo._autodiff import gradient, length, transforms_active, value_and_gradient
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
 from blo._term import Term
@@ -31,6 +31,7 @@ class Bound:
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
+        eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
     """
 
     slice: Slice
@@ -42,6 +43,7 @@ class Bound:
     symmetric: bool = True
     recorded: bool = False
     followed: bool = False
+    eps: float | None = None
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without the penalty, shape `lanes`.
@@ -134,6 +136,10 @@ class Bound:
         """Return `unit |z - prox(z - slope / unit)|`, zero exactly at stationary points, shape `lanes`."""
         return residual(self.term, z, slope, unit).detach()
 
+    def natural(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return `unit (z - prox(z - slope / unit))`, whose length is the residual, shape `(*lanes, n)`."""
+        return natural(self.term, z, slope, unit).detach()
+
     def motion(self, origin: Term, z: Tensor) -> Tensor:
         """Return how far the term's face carries z when theta moves the term away from `origin`."""
         return self.term.motion(origin, z) if self.moving else torch.zeros_like(z)
@@ -159,13 +165,15 @@ class Bound:
         return z if self.lifts else self.layout.unravel(z)
 
 
-def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-    """Return `unit |z - prox(z - slope / unit)|`, the natural residual of first-order optimality, shape `lanes`."""
+def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
     if isinstance(term, Free):
-        left = slope  # of which the difference would leave nothing beside a large z, by rounding
-    elif unit is None:
-        left = z - term.prox(z - slope, 1.0)
-    else:
-        left = unit * (z - term.prox(z - slope / unit, 1 / unit))
-    distance: Tensor = torch.linalg.vector_norm(left, dim=-1)
-    return distance
+        return slope  # of which the difference would leave nothing beside a large z, by rounding
+    if unit is None:
+        return z - term.prox(z - slope, 1.0)
+    return unit * (z - term.prox(z - slope / unit, 1 / unit))
+
+
+def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
+    return length(natural(term, z, slope, unit)).squeeze(-1)

@@ -43,6 +43,17 @@ _SINGULAR = (
     "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a proximal "
     "term to the objective, or `damping` to the linear solver."
 )
+_EARLY = "Raise `max_steps`, change `step`, or differentiate with Unrolled()."
+_FLOOR = (
+    "Nothing improves it: it has come down to the rounding of the gradient, in the precision in which the objective is "
+    "computed. Use float64 or no autocast, scale z so that its curvatures differ less, or ask for a larger `tol`."
+)
+_RANDOM = (
+    "`objective` must be a function of theta and z, but two evaluations of its gradient at one point differ{lanes}: it "
+    "draws random numbers, or reads data that change. No solve of it converges, and a hypergradient means nothing. For "
+    "a module with dropout use blo.functionalize; draw a minibatch outside the objective, or use the algorithms of "
+    "blo.stochastic, which are made for noise."
+)
 #: Files that no warning is about: those of this package and of torch, whose decorators and backward passes lie between.
 _INSIDE = (*(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__)), contextlib.__file__)
 
@@ -73,6 +84,14 @@ def _warn(message: str, category: type[BloWarning]) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def unasked(dtype: torch.dtype) -> float:
+    """Return the residual of a solution of which none was asked.
+
+    One step solves a linearised problem exactly, up to rounding; anything else is no solution.
+    """
+    return float(10 * torch.finfo(dtype).eps ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -137,19 +156,31 @@ class Checks:
         # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
         residual = solution.residual
         self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")], remedy)
-        if not self.off and solution.residual is not None and solution.tol is not None:
-            self.stationary(solution.residual, solution.tol)
+        if self.off:
+            return
+        if solution.random is not None and bool(plain(solution.random).any()):
+            self.random(solution.random)
+        elif solution.residual is not None and solution.tol is not None:
+            self.stationary(solution.residual, solution.tol, solution.floor)
 
-    def stationary(self, residual: Tensor, tol: Tensor | float) -> None:
-        """Report lanes whose projected-gradient residual exceeds the tolerance."""
+    def random(self, lanes: Tensor) -> None:
+        """Report an objective that is no function, in these lanes."""
+        if not self.off:
+            flags = plain(lanes)
+            of = f" in {int(flags.sum())} of {flags.numel()} problems" if flags.ndim else ""
+            self._found(_RANDOM.format(lanes=of), ConvergenceError, ConvergenceWarning)
+
+    def stationary(self, residual: Tensor, tol: Tensor | float, floor: Tensor | None = None) -> None:
+        """Report lanes whose projected-gradient residual exceeds the tolerance, or has come down to rounding."""
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if not self.off and late:
             asked = float(plain(torch.as_tensor(tol)).max())
+            ended = floor is not None and bool(plain(floor).any())
             self._found(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: residual "
                 f"{float(plain(residual).max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to "
-                "another point. Raise `max_steps`, change `step`, or differentiate with Unrolled().",
+                f"another point. {_FLOOR if ended else _EARLY}",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -189,8 +220,7 @@ class Checks:
         if not self.measured:
             found = residual()
             self.finite(found, "the residual of the lower solution")
-            # One step solves a linearised problem exactly, up to rounding; anything else is no solution.
-            self.stationary(found, 10 * torch.finfo(linear.x.dtype).eps ** 0.5 if self.tol is None else self.tol)
+            self.stationary(found, unasked(linear.x.dtype) if self.tol is None else self.tol)
         self.linear(linear, tol)
         self.degenerate(counts())
 

@@ -31,12 +31,14 @@ class FlatProblem:
 
     Attributes:
         randomness: of each lift: what the `vmap` that it stands for was told of random operations.
+        eps: as in `Bound`.
     """
 
     lower: LowerProblem
     layout: Layout
     structure: Structure
     randomness: tuple[str, ...] = ()
+    eps: float | None = None
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
@@ -47,7 +49,8 @@ class FlatProblem:
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
-        return cls(lower, layout, structure), layout.ravel(z0).detach().clone(), leaves
+        start = layout.ravel(z0).detach().clone()
+        return cls(lower, layout, structure, eps=autocast.eps(layout.device.type)), start, leaves
 
     @property
     def lifts(self) -> int:
@@ -70,7 +73,7 @@ class FlatProblem:
             term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
         else:
             term, bound = self._term(theta), slice_at(self._evaluate, theta)
-        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric)
+        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric, eps=self.eps)
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""

@@ -33,21 +33,21 @@ class Replay:
     @contextlib.contextmanager
     def __call__(self, devices: Iterable[torch.device]) -> Iterator[None]:
         """Evaluate inside; if afterwards `draws` has turned true, evaluate again."""
-        generators = list(_generators(devices))
-        states = [generator.get_state() for generator in generators]
+        sources = list(generators(devices))
+        states = [generator.get_state() for generator in sources]
         try:
-            for generator in generators:
+            for generator in sources:
                 generator.manual_seed(self.seed)
-            start = [generator.get_state() for generator in generators]
+            start = [generator.get_state() for generator in sources]
             with random_in_vmap(), _contiguous_draws(self.draws):
                 yield
-            self.draws = any(not torch.equal(g.get_state(), s) for g, s in zip(generators, start, strict=True))
+            self.draws = any(not torch.equal(g.get_state(), s) for g, s in zip(sources, start, strict=True))
         finally:
-            for generator, state in zip(generators, states, strict=True):
+            for generator, state in zip(sources, states, strict=True):
                 generator.set_state(state)
 
 
-def _generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
+def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
     """Yield the default generators of the CPU and of these devices."""
     yield torch.default_generator
     for device in set(devices):

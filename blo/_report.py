@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo._failures import unasked
 from blo._status import Status
 from blo.gradients import Pulled
 from blo.solvers import Solution
@@ -52,6 +53,8 @@ class Report:
         residual, tol = self._residuals, self.solution.tol
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
+        if self.solution.random is not None and bool(self.solution.random.any()):
+            return Status.RANDOM
         if tol is None or residual is None:
             return Status.UNCHECKED
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
@@ -191,7 +194,15 @@ class Report:
         """Whether nothing stands against trusting the hypergradient."""
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
         loose = self.pulled.loose is not None and bool(self.pulled.loose.any())
-        return self.lower_status in fine and self.linear_status in fine and not self.degenerate and not loose
+        held = not (self.degenerate or loose or self._elsewhere)
+        return self.lower_status in fine and self.linear_status in fine and held
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether a fixed number of steps ended where the implicit function theorem does not hold."""
+        if self.solution.tol is not None or self._residuals is None:
+            return False
+        return not bool((self._residuals <= unasked(self._residuals.dtype)).all())
 
     @property
     def _asked(self) -> str:

@@ -70,6 +70,13 @@ class Problem(Protocol):
         It is in units of the slope whatever the unit, a curvature of shape `(*lanes, 1)`; 1 if None.
         """
 
+    def natural(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return `unit (z - prox(z - slope / unit))`, whose length the residual is, shape `(*lanes, n)`."""
+
+    @property
+    def eps(self) -> float | None:
+        """Unit of rounding of the arithmetic in which the objective is evaluated; None: that of z."""
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -81,12 +88,18 @@ class Solution:
         tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for. With a
             tolerance and no residual, the caller measures.
         steps: gradient steps that were made.
+        slope: the gradient that the solver last saw at the point, shape `(*lanes, n)`; None when it saw none there.
+        floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
+        random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
     """
 
     z: Tensor
     residual: Tensor | None
     tol: Tensor | float | None
     steps: int
+    slope: Tensor | None = None
+    floor: Tensor | None = None
+    random: Tensor | None = None
 
 
 class Solver(abc.ABC):

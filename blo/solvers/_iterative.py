@@ -12,10 +12,27 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._stopping import curvature, reachable, rounding
+from blo.solvers._stopping import (
+    Place,
+    bend,
+    curvature,
+    hidden,
+    reachable,
+    repeats,
+    required,
+    required_in_units,
+    resolution,
+    rounding,
+)
 
-#: Steps after which it is looked at again what residual can be reached.
-_PERIOD = 200
+#: Steps after which it is first looked at whether a solve still improves, and most steps between two such looks.
+_FIRST, _PERIOD = 16, 256
+#: Share of the least residual so far that counts as an improvement.
+_GAIN = 0.5
+#: Units of rounding of the largest gradient below which a solve may stop where nothing improves.
+_FLOOR = 64
+#: Times that residual below which a solve that does not improve may owe it to an objective that is no function.
+_NEAR = 100
 
 
 class State(Protocol):
@@ -49,6 +66,10 @@ class Running(NamedTuple):
         lost: lanes whose last step was from a residual of NaN, shape `lanes`.
         place: where the residual was measured last, shape `(*lanes, n)`; NaN where it is to be measured anew.
         residual: what it was there, shape `lanes`; infinite where nothing is measured.
+        origin: where the solve began, shape `(*lanes, n)`, and the gradient there, `first`.
+        mark: the least residual at an earlier look, shape `lanes`.
+        floor: lanes that have stopped since nothing improves at the rounding of gradients, shape `lanes`.
+        random: lanes in which two evaluations at one point have differed, shape `lanes`.
     """
 
     state: Any
@@ -57,11 +78,21 @@ class Running(NamedTuple):
     lost: Tensor
     place: Tensor
     residual: Tensor
+    origin: Tensor
+    first: Tensor
+    mark: Tensor
+    floor: Tensor
+    random: Tensor
 
     @property
     def resting(self) -> Tensor:
         """Which lanes make no further step, shape `lanes`."""
-        return (self.residual <= self.limit) | self.lost
+        return (self.residual <= self.limit) | self.lost | self.floor
+
+    @property
+    def at(self) -> Place:
+        """Where the solve is, held constant."""
+        return Place(self.state.z.detach(), self.state.slope.detach(), self.origin, self.first)
 
 
 #: Called with the number of steps made so far and the state, before each further step.
@@ -113,6 +144,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
 
     What is known at the start may be untrue where a lane stops: the curvature, and the rounding of the gradient below
     which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
+    A lane that does not improve stops where its residual is no more than rounding, or noise of the objective's own.
     """
     if solver.tol is None and watch is None:
         return _march(solver, problem, z0)
@@ -151,11 +183,22 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         # On the CPU it is seen without waiting for an accelerator that no lane rests.
         none = torch.zeros((), dtype=z0.dtype, device="cpu")
         inf = torch.full_like(none, torch.inf)
-        return Running(begun, none, none, none > 0, none, inf)
-    limit, unit = _aim(solver, problem, begun.z, begun.slope)
+        return Running(begun, none, none, none > 0, none, inf, none, none, inf, none > 0, none > 0)
+    limit, unit = _aim(solver, problem, begun.z.detach(), begun.slope.detach())
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
+    none = torch.zeros_like(limit, dtype=torch.bool)
     return Running(
-        solver.aimed(begun, limit, unit), limit, unit, torch.zeros_like(limit, dtype=torch.bool), nowhere, unknown
+        state=solver.aimed(begun, limit, unit),
+        limit=limit,
+        unit=unit,
+        lost=none,
+        place=nowhere,
+        residual=unknown,
+        origin=begun.z.detach(),
+        first=begun.slope.detach(),
+        mark=unknown,
+        floor=none,
+        random=none,
     )
 
 
@@ -165,36 +208,58 @@ def _aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple
     Returns:
         The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
     """
-    unit = _unit(solver, problem, z, slope)
-    return torch.maximum(reachable(slope), _asked(solver, unit)), unit
-
-
-def _unit(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
-    """Return what residuals are measured in, shape `(*lanes, 1)`."""
-    if solver.tol is None or not solver.relative:
-        return torch.ones_like(slope[..., :1])
+    tol = solver.tol or 0.0
+    if not solver.relative:
+        unit = torch.ones_like(slope[..., :1])
+        return reachable(slope).clamp(min=tol), unit
     # A unit step of an objective in a large unit leads far away, where a projection may not be found.
-    return curvature(problem, z.detach(), slope.detach())
+    unit, least = curvature(problem, z, slope)
+    return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
 
 
-def _asked(solver: Iterative, unit: Tensor) -> Tensor:
-    """Return the residual that the solver is asked for, shape `lanes`."""
-    limit: Tensor = (solver.tol or 0.0) * unit.squeeze(-1).clamp(max=1.0)
-    return limit
+def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Tensor | None = None) -> Running:
+    """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there.
 
-
-def _confirmed(solver: Iterative, problem: Problem, state: Running) -> Running:
-    """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there."""
-    at = state.state
-    unit = _unit(solver, problem, at.z, at.slope)
-    limit = _asked(solver, unit)
-    state = state._replace(unit=unit)
+    Args:
+        solver: the solver.
+        problem: the problem.
+        state: where all lanes would stop.
+        stalled: lanes that have ceased to improve, shape `lanes`, which stop for good where rounding is the reason.
+    """
+    if surely(state.residual == 0):
+        return state
+    at, tol = state.at, solver.tol or 0.0
+    if stalled is not None:
+        noise = rounding(problem, at.z, at.slope, state.residual)
+        floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
+        if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
+            return state  # slow, but on its way
+    rise = None
+    if solver.relative:
+        (limit, loose), unit, rise = required_in_units(tol, problem, at)
+        state = state._replace(unit=unit)
+    elif all_true(state.residual > tol):
+        limit = loose = torch.full_like(state.limit, tol)
+    else:
+        limit, loose = required(tol, problem, at)
     residual = _residual(solver, problem, state)
     if not all_true(residual <= limit):
-        noise = rounding(problem, at.z.detach(), at.slope.detach(), residual.detach())
-        limit = torch.where(noise > limit, noise, limit)  # a NaN is no limit
+        if stalled is None:
+            noise = rounding(problem, at.z, at.slope, residual)
+            floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
+        late = residual > limit
+        near = late & (residual <= floor)
+        if not all_true(~(late & (residual <= _NEAR * floor))):
+            random = late & ~repeats(problem, at)
+            rise = bend(problem, at, None)[1] if rise is None else rise
+            limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
+            ended = random
+            if stalled is not None:
+                limit = torch.where(near & stalled & ~random & (residual <= loose), loose, limit)
+                ended = random | (near & stalled & (residual > limit))
+            state = state._replace(random=random, floor=ended)
     return state._replace(
-        state=solver.aimed(at, limit, unit), limit=limit, place=torch.full_like(state.place, torch.nan)
+        state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
     )
 
 
@@ -210,22 +275,35 @@ def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> 
     """Return the solution that a state stands for."""
     if solver.tol is None:
         return Solution(state.state.trial, None, None, steps)
-    residual = _residual(solver, problem, state)
-    if not all_true(residual <= state.limit) or steps == solver.max_steps:
-        state = _confirmed(solver, problem, state)
-        residual = _residual(solver, problem, state)
-    return Solution(state.state.z, residual, state.limit, steps)
+    state = _measured(solver, problem, state)
+    if steps == solver.max_steps or not all_true(state.resting):
+        state = _measured(solver, problem, _confirmed(solver, problem, state))
+    z, slope = state.state.z, state.state.slope.detach()
+    return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random)
 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
     """Return what `_look` does, after a look at the limits when all lanes would stop."""
     state = _measured(solver, problem, state)
     done, lost = _look(solver, state)
-    due = index % _PERIOD == _PERIOD - 1  # a lane that has come down to rounding would go on to the last step
-    if done is not None and (due or (index % stride(state.limit) == 0 and all_true(done))):
-        state = _measured(solver, problem, _confirmed(solver, problem, state))
+    if done is None:
+        return state, done, lost
+    stalled = None
+    if _due(index + 1):
+        # A lane that has come down to rounding would go on to the last step.
+        stalled = ~(state.residual < _GAIN * state.mark) & torch.isfinite(state.mark)
+        state = state._replace(mark=torch.minimum(state.mark, state.residual))
+    elif index % stride(state.limit):
+        return state, done, lost
+    if all_true(done if stalled is None else done | stalled):
+        state = _measured(solver, problem, _confirmed(solver, problem, state, stalled))
         done, lost = _look(solver, state)
     return state, done, lost
+
+
+def _due(steps: int) -> bool:
+    """Tell whether progress is looked at after so many steps."""
+    return steps % _PERIOD == 0 or (steps >= _FIRST and steps & (steps - 1) == 0)
 
 
 def _measured(solver: Iterative, problem: Problem, state: Running) -> Running:

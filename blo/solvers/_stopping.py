@@ -2,20 +2,134 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true
+from blo._autodiff import all_true, length
 from blo.solvers._base import Problem
 
 #: Units of rounding of a gradient below which no residual is asked for.
 _ROUNDING = 16
+#: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
+#: an accelerator adds is not always the same.
+_REPEATED = 256
+#: Error of a solution, relative to its length, that no tolerance hides. A large tolerance in an absolute unit allows
+#: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
+_RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
+#: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
+_NEAR_ZERO = 1e-3
+#: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
+#: share of the step.
+_SHARE = 0.3
+
+
+class Place(NamedTuple):
+    """Where a solve has come to and where it began, all held constant, shapes `(*lanes, n)`.
+
+    Attributes:
+        z: the point.
+        slope: the gradient there.
+        origin: the start.
+        first: the gradient at the start.
+    """
+
+    z: Tensor
+    slope: Tensor
+    origin: Tensor
+    first: Tensor
+
+    @property
+    def span(self) -> Tensor:
+        """The length that errors of z are compared with, shape `(*lanes, 1)`: that of z or of the way to it."""
+        return torch.maximum(length(self.z), length(self.z - self.origin))
+
+    @property
+    def size(self) -> Tensor:
+        """The larger of the two gradients, shape `lanes`."""
+        return torch.maximum(length(self.slope), length(self.first)).squeeze(-1)
 
 
 def reachable(slope: Tensor) -> Tensor:
     """Return the rounding of gradients as large as the slope, shape `lanes`."""
-    found: Tensor = _ROUNDING * torch.finfo(slope.dtype).eps * torch.linalg.vector_norm(slope.detach(), dim=-1)
-    return found
+    return _ROUNDING * torch.finfo(slope.dtype).eps * length(slope.detach()).squeeze(-1)
+
+
+def resolution(problem: Problem, z: Tensor) -> float:
+    """Return the unit of rounding of the arithmetic that gradients are computed in."""
+    return problem.eps or torch.finfo(z.dtype).eps
+
+
+def bend(problem: Problem, at: Place, unit: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
+
+    A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
+    map, over its length. Where the change drowns in rounding, the curvature is the largest that would drown as well.
+
+    A residual of several curvatures shows the largest. In single precision, where the error along the others may be
+    large, a second step leads along the part of the residual that the first has not changed; the inverse curvatures
+    count by the lengths of the parts.
+    """
+    left = problem.natural(at.z, at.slope, unit)
+    size = length(left)
+    direction = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
+    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, 1.0)
+
+    def change(direction: Tensor) -> Tensor:
+        aside = at.z - step * direction
+        return problem.natural(aside, problem.gradient(aside).detach(), unit) - left
+
+    turned = change(direction)
+    curved = _over(length(turned), at.slope, step)
+    if at.z.dtype is not torch.float64 and at.z.shape[-1] > 1:
+        along = turned / torch.where(length(turned) > 0, length(turned), 1.0)
+        rest = direction - (direction * along).sum(-1, keepdim=True) * along
+        share = length(rest)
+        across = _over(length(change(rest / torch.where(share > 0, share, 1.0))), at.slope, step)
+        curved = 1 / ((1 - share.square()).clamp(min=0).sqrt() / curved + share / across)
+    return curved, (curved * step).squeeze(-1)
+
+
+def required(tol: float, problem: Problem, at: Place) -> tuple[Tensor, Tensor]:
+    """Return what an absolute tolerance asks of the residual, and what it would allow near zero, shapes `lanes`.
+
+    It asks for less than the tolerance where the curvature is small: that along the way of the solve, which costs
+    nothing, or where it has made none, and in single precision, that along the residual.
+    """
+    way, turn = length(at.z - at.origin), length(at.slope - at.first)
+    curved = turn / torch.where(way > 0, way, 1.0)
+    if at.z.dtype is not torch.float64:
+        curved = bend(problem, at, None)[0]
+    elif not all_true(way > 0):
+        curved = torch.where(way > 0, curved, bend(problem, at, None)[0])
+    return _bounded(torch.full_like(way, tol), tol, curved, max(_RELATIVE, _LOOSE * tol) * at.span)
+
+
+def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+    """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
+    unit, least = curvature(problem, at.z, at.slope)
+    curved, rise = bend(problem, at, unit)
+    error = min(_RELATIVE, _TIGHT * tol) * at.span
+    return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
+
+
+def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the limit, lowered to the residual of a solution with this error, and the limit of one near zero."""
+    lowered = torch.minimum(limit, curved * error.clamp(min=_NEAR_ZERO * tol))
+    lowered = torch.where(torch.isfinite(lowered), lowered, limit)
+    return lowered.squeeze(-1), torch.minimum(limit, curved * tol).squeeze(-1)
+
+
+def repeats(problem: Problem, at: Place) -> Tensor:
+    """Tell in which lanes a second evaluation of the gradient at z is the first one, up to rounding, shape `lanes`."""
+    drift = length(problem.gradient(at.z).detach() - at.slope).squeeze(-1)
+    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)  # a NaN is no difference
+
+
+def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
+    """Tell in which lanes the rounding of the gradient hides the residual, and hides no error of z that matters."""
+    return (residual <= noise) & (residual <= _SHARE * (rise - noise / _ROUNDING))
 
 
 def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
@@ -35,19 +149,28 @@ def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor) -> Te
 
 def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
     """Return how much the gradient `slope` at z changes when z does by its own rounding, with a margin, by lane."""
-    ahead = problem.gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
-    found: Tensor = _ROUNDING * torch.linalg.vector_norm(ahead - slope, dim=-1)
-    return found
+    ahead = problem.gradient(z * (1 + 2 * resolution(problem, z))).detach()
+    return _ROUNDING * length(ahead - slope).squeeze(-1)
 
 
-def curvature(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
-    """Return `|H d|` for the vector d of `unaligned`, shape `(*lanes, 1)`.
+def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `|H d|` for the vector d of `unaligned`, shape `(*lanes, 1)`, as it is and as tolerances count it.
 
-    It is measured by a difference of gradients; 1 where these do not tell.
+    It is measured by a difference of gradients. Where these do not tell, the former is 1, and the latter the largest
+    curvature that would not show.
     """
     change = gradient_change(problem, z, slope, unaligned(z))
-    bend = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
-    return torch.where(torch.isfinite(bend) & (bend > 0), bend, 1.0)
+    found = length(change)
+    known = torch.isfinite(found) & (found > 0)
+    step = _length(z)
+    return torch.where(known, found, 1.0), _over(found * step, slope, step)
+
+
+def _over(change: Tensor, slope: Tensor, step: Tensor) -> Tensor:
+    """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
+    least = 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
+    found = torch.maximum(change, least) / step
+    return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
 
 
 def unaligned(z: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ def test_an_ill_conditioned_problem_takes_far_fewer_gradients_than_plain_descent
     loss = Counted(lambda z: 0.5 * z @ matrix @ z - b @ z)
     found = minimise(loss, torch.zeros(40).double(), blo.FISTA(step, tol=1e-9, max_steps=3000), constraint)
     calls = loss.calls
-    assert found.residual is not None and found.residual <= 1e-9 and calls == found.steps + 1 + found.steps // 200
+    assert found.residual is not None and found.residual <= 1e-9
+    assert 0 <= calls - found.steps - 1 <= found.steps // 200
     plain = blo.ProjectedGradient(step, tol=1e-9, max_steps=3 * calls)
     slow = minimise(loss, torch.zeros(40).double(), plain, constraint)
     assert slow.residual is not None and slow.residual > 1e-9

@@ -113,7 +113,7 @@ def test_acceleration_saves_evaluations() -> None:
             return torch.as_tensor(matrix) @ z + torch.as_tensor(shift)
 
         found = solve(of(function), torch.zeros(20).double(), blo.FixedPoint(memory=memory, tol=1e-10))
-        assert found.residual <= 1e-10 and len(count) == found.steps + 1 + found.steps // 200
+        assert found.residual <= 1e-10 and 0 <= len(count) - found.steps - 1 <= found.steps // 200
         calls[memory] = len(count)
     assert calls[5] * 6 < calls[0]
 
