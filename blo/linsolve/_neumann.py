@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative, require_positive
+from blo._settings import require_count, require_nonnegative, require_positive, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -19,6 +19,7 @@ from blo.linsolve._base import (
     largest,
     norm,
     relative_residual,
+    started,
     stride,
     within,
 )
@@ -58,8 +59,7 @@ class Neumann(LinearSolver):
     def __post_init__(self) -> None:
         require_count(self.terms, "Neumann.terms", "For no solve, use `Zero`.")
         require_nonnegative(self.damping, "Neumann.damping")
-        if self.tol is not None:
-            require_nonnegative(self.tol, "Neumann.tol")
+        require_tolerance(self.tol, "Neumann.tol")
         if self.step is not None:
             require_positive(self.step, "Neumann.step", "None estimates one.")
 
@@ -71,8 +71,9 @@ class Neumann(LinearSolver):
         # On a tangent space, rounding must not leave it: there the matrix is the identity, which may be too much for
         # the step.
         inside = within(operator, rhs)
-        x = torch.zeros_like(b) if x0 is None else within(operator, torch.where(zero, 0.0, x0 / size))
-        term = inside if x0 is None else within(operator, inside - apply(x))
+        guess = None if x0 is None else within(operator, x0)
+        x, term = started(apply, inside, guess, size, zero)
+        term = within(operator, term)
 
         def image_of(v: Tensor) -> Tensor:
             return within(operator, apply(v))
