@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from blo import tree
 from blo._autocast import without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
-from blo._failures import LOOK, Checks
+from blo._failures import LOOK, SMALLER, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
@@ -53,6 +53,13 @@ class Solving:
 
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
         return self._report(problem, z0, self._solve(problem, z0, watch))
+
+    def compare(self, slope: Tensor, again: Callable[[], Tensor]) -> None:
+        if self.last is not None:
+            self.checks.changed(self.last, slope, again)
+
+    def compare_points(self, apart: Tensor) -> None:
+        self.checks.repeated(apart, torch.finfo(apart.dtype).eps ** 0.5)
 
     def begin(self, problem: Bound, z0: Tensor) -> Any:
         return begin(self._iterative, self._told(problem), z0)
@@ -105,13 +112,13 @@ class Solving:
         if not _finite([problem.prox(z0, 1.0)]):
             kind = type(problem.term).__name__
             return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
-        return LOOK
+        return SMALLER if hasattr(self.solver, "step") else LOOK
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
         if unmeasured and not (self.defer or self.checks.off):
-            residual = problem.residual(solution.z, problem.gradient(solution.z))
-            solution = replace(solution, residual=residual)
+            slope = problem.gradient(solution.z)
+            solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope.detach())
         self.last = solution
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0))

@@ -43,6 +43,7 @@ class LinearSolution:
             `lanes`.
         method: the solver's name; where it chose one, the one it chose.
         noise: relative accuracy of the operator's products, which no residual can be asked to beat.
+        measured: the residual is that of A; False where something else was put in the place of A, and nobody looked.
     """
 
     x: Tensor
@@ -51,6 +52,7 @@ class LinearSolution:
     indefinite: Tensor
     method: str = ""
     noise: float = 0.0
+    measured: bool = True
 
     def converged(self, tol: float | Tensor | None) -> Tensor:
         """Tell which lanes have a relative residual of at most `tol`, a number or a tensor of shape `lanes`.

@@ -81,12 +81,14 @@ class Solution:
         tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for. With a
             tolerance and no residual, the caller measures.
         steps: gradient steps that were made.
+        slope: the gradient that the residual was measured with, shape `(*lanes, n)`; None when it is not at hand.
     """
 
     z: Tensor
     residual: Tensor | None
     tol: Tensor | float | None
     steps: int
+    slope: Tensor | None = None
 
 
 class Solver(abc.ABC):

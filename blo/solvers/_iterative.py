@@ -214,7 +214,7 @@ def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> 
     if not all_true(residual <= state.limit) or steps == solver.max_steps:
         state = _confirmed(solver, problem, state)
         residual = _residual(solver, problem, state)
-    return Solution(state.state.z, residual, state.limit, steps)
+    return Solution(state.state.z, residual, state.limit, steps, state.state.slope.detach())
 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
