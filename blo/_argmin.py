@@ -54,7 +54,7 @@ class Solving:
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
         return self._report(problem, z0, self._solve(problem, z0, watch))
 
-    def compare(self, slope: Tensor, again: Callable[[], Tensor]) -> None:
+    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         if self.last is not None:
             self.checks.changed(self.last, slope, again)
 

@@ -38,8 +38,8 @@ _SINGULAR = (
     "the objective, or `damping` to the linear solver."
 )
 _BIND = (
-    "Bind the data of each problem to its own objective, `lambda theta, z, data=data: ...`, instead of a loop variable, "
-    "a buffer that is refilled or a seed that is drawn anew; or call .backward() before they change."
+    "Bind the data of each problem to its own objective, `lambda theta, z, data=data: ...`, instead of a loop "
+    "variable, a buffer that is refilled or a seed that is drawn anew; or call .backward() before they change."
 )
 #: Files that no warning is about: those of this package and of torch, whose decorators and backward passes lie between.
 _INSIDE = (*(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__)), contextlib.__file__)
@@ -156,7 +156,7 @@ class Checks:
                 FixedStepsWarning,
             )
 
-    def changed(self, then: Solution, slope: Tensor, again: Callable[[], Tensor]) -> None:
+    def changed(self, then: Solution, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         """Report an objective whose gradient at the lower solution is not that of the solve.
 
         Only lanes that had converged are looked at. Their slopes agree up to what the solve was asked for and to
@@ -165,11 +165,12 @@ class Checks:
 
         Args:
             then: what the solve reported.
-            slope: the gradient now, shape `(*lanes, n)`; `vmap` over the derivative alone adds lanes.
+            slope: the gradient now, shape `(*lanes, n)`; `vmap` over the derivative alone adds lanes. None: compute it.
             again: computes it anew.
         """
         if self.off or then.slope is None or then.residual is None or then.tol is None:
             return
+        slope = again() if slope is None else slope
         limit = 10 * torch.maximum(torch.as_tensor(then.tol).to(then.residual), then.residual)
         limit = torch.where(then.residual <= then.tol, limit, torch.inf)
 

@@ -54,7 +54,7 @@ class Report:
         residual, tol = self._residuals, self.solution.tol
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
-        if tol is None or residual is None or tol == math.inf:
+        if tol is None or residual is None or (isinstance(tol, float) and math.isinf(tol)):
             return Status.UNCHECKED
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
 

@@ -28,11 +28,11 @@ class Solve(Protocol):
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         """Solve likewise without a report: a further solve in the service of a derivative."""
 
-    def compare(self, slope: Tensor, again: Callable[[], Tensor]) -> None:
+    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         """Report an objective that has changed since the solve, of which `slope` is the gradient at the solution now.
 
-        `again` computes it as the solver does; it is called where the slope differs. Where the solver measured no
-        residual, there is nothing to compare with.
+        `again` computes it as the solver does; it is called where the slope differs, or is None. Where the solver
+        measured no residual, there is nothing to compare with.
         """
 
     def compare_points(self, apart: Tensor) -> None:

@@ -15,7 +15,6 @@ from blo.gradients._base import distance
 from blo.gradients._function import alive, lanes_first
 from blo.gradients._reverse_only import ReverseOnly
 
-
 #: How far a solve made again under `vmap` may end from the first one, relatively.
 _RESOLVED = 1e-2
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add, surely
+from blo._autodiff import add
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
 from blo.gradients._first_order import FirstOrder
-from blo.penalties import Penalty
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ class _TiltRule:
     def pull(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> list[Tensor | None]:
+        rest = problem.bind([leaf.detach() for leaf in leaves])
+        self.solve.compare(None, lambda: rest.gradient(z))
         weight = self.strategy.penalty
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         with torch.enable_grad():
@@ -73,36 +74,19 @@ class _TiltRule:
         ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if self.strategy.two_sided else bound
         scale = 0.5 * weight if self.strategy.two_sided else weight
         inputs = [leaf for leaf in live if leaf.requires_grad]
-        beyond = self.solve.quietly(ahead.detach(), z)
-        up, _ = self._slope(ahead, beyond, scale, inputs)
+        up = self._slope(ahead, self.solve.quietly(ahead.detach(), z), scale, inputs)
         there = self.solve.quietly(behind.detach(), z) if self.strategy.two_sided else z
-        down, slope = self._slope(behind, there, -scale, inputs)
-        if self.strategy.two_sided:
-            # Tilted both ways, the solution moves to both sides of z, unless the objective has changed.
-            aside = torch.linalg.vector_norm(beyond + there - 2 * z, dim=-1)
-            if surely(aside <= torch.linalg.vector_norm(beyond - there, dim=-1)):
-                slope = None
-            else:
-                slope = bound.detach().gradient(z)
-        if slope is not None:
-            self.solve.compare(slope, lambda: bound.detach().gradient(z))
+        down = self._slope(behind, there, -scale, inputs)
         found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
         return [next(found) if leaf.requires_grad else None for leaf in live]
 
-    def _slope(
-        self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]
-    ) -> tuple[list[Tensor | None], Tensor | None]:
+    def _slope(self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).
 
-        A set that moves takes z along, and the tilt with it. The same pass gives the objective's gradient in z.
+        A set that moves takes z along, and the tilt with it.
         """
         with torch.enable_grad():
-            aside = torch.zeros_like(z).requires_grad_()
-            there = z + bound.motion(tree.detach(bound.term), z)
-            value = bound.value(there + aside).sum()
-            if isinstance(bound.term, Penalty):
-                value = value + bound.term.value(there).sum()
-            *found, slope = torch.autograd.grad(
-                value * scale, [*inputs, aside], retain_graph=True, allow_unused=True
-            )
-        return list(found), None if slope is None else slope / scale
+            value = bound.penalized(z + bound.motion(tree.detach(bound.term), z)).sum() * scale
+        if not inputs or not value.requires_grad:
+            return [None] * len(inputs)
+        return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))

@@ -58,13 +58,13 @@ class LinearSolution:
         """Tell which lanes have a relative residual of at most `tol`, a number or a tensor of shape `lanes`.
 
         A tolerance below 100 units of rounding is out of reach and taken as that: 2e-14 in double and 1.2e-5
-        in single precision; so is one below the noise of the products. None asks only that x is no worse than zero.
+        in single precision; so is one below the noise of the products. None asks only that x is better than zero.
         A lane with a NaN has not converged.
         """
         least = max(100 * torch.finfo(self.x.dtype).eps, self.noise)
         if isinstance(tol, Tensor):
             return self.residual <= tol.clamp(min=least)
-        return self.residual <= (1.0 if tol is None else max(tol, least))
+        return self.residual < 1 if tol is None else self.residual <= max(tol, least)
 
 
 class LinearSolver(ABC):

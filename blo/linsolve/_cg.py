@@ -42,8 +42,9 @@ class CG(LinearSolver):
 
     Each lane has its own step sizes. A lane stops when its residual is below `tol`, or when a direction of non-positive
     curvature turns up, which is reported as `indefinite`. It returns its last iterate, whose error is the least in the
-    norm of A; where it is indefinite, or its residual has risen by far, the iterate with the least residual. What is
-    returned is never worse than zero: its relative residual is at most 1.
+    norm of A. Where the lane is indefinite, or the last residual is larger than that of zero or far larger than one
+    before, it returns the iterate with the least residual, or the last one shortened, whichever leaves less: the
+    relative residual is never above 1.
 
     Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
@@ -84,7 +85,8 @@ class CG(LinearSolver):
         goal = floor_of(self.tol, b) ** 2 * whence
         p = r if inverse is None else inverse(r)
         rr = _dot(r, r)
-        best, least = x, rr  # every iterate is a tensor of its own, so that the best one is kept without a copy
+        # Every iterate is a tensor of its own, so that the best one is kept without a copy.
+        best, least = x, rr
         rz = rr if inverse is None else _dot(r, p)
         running = ~zero & (rr > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
@@ -116,7 +118,7 @@ class CG(LinearSolver):
                 iterations = iterations + running
             if whole and _exceeds(least, rr):
                 best, least = x, rr
-            else:
+            elif not whole or rr.dim():
                 better = rr < least
                 best, least = torch.where(better, x, best), torch.where(better, rr, least)
             whole = whole and _exceeds(rr, goal)
@@ -125,7 +127,12 @@ class CG(LinearSolver):
         if surely(running & ~lost & (rr > _FAR**2 * whence)) and surely(_cosine(p, q) <= _ROUGH):
             residual = (rr / whence).sqrt().squeeze(-1)
         else:
-            x = torch.where(lost, best, x)
+            # Of all multiples of x, this one leaves the least residual.
+            image = rhs - r
+            length = _dot(image, image)
+            share = _dot(rhs, image) / torch.where(length > 0, length, 1.0)
+            shortened = whence - share * share * length < least
+            x = torch.where(lost, torch.where(shortened, share * x, best), x)
             residual = relative_residual(operator, x, rhs, self.damping)
             worse = (residual > 1) & ~zero.squeeze(-1)  # the recursion has lost touch with the true residual
             x, residual = torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)

@@ -75,7 +75,7 @@ class Direct(LinearSolver):
             least, negative = least_norm(matrix, rhs, symmetric=operator.symmetric)
             least = within(operator, torch.where(zero, 0.0, least))
             left = relative_residual(operator, least, rhs, self.damping)
-            # Factors of a matrix that is singular up to rounding leave a small residual and any share of flat directions.
+            # Factors of a matrix that is singular up to rounding leave a small residual, and any flat share in x.
             flat = ~definite & ~negative if operator.symmetric else ~good
             taken = (flat & (left <= limit)) | ~(residual <= left)
             x = torch.where(taken.unsqueeze(-1), least, x)

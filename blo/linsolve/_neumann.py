@@ -19,7 +19,6 @@ from blo.linsolve._base import (
     largest,
     norm,
     relative_residual,
-    started,
     stride,
     within,
 )
@@ -71,9 +70,8 @@ class Neumann(LinearSolver):
         # On a tangent space, rounding must not leave it: there the matrix is the identity, which may be too much for
         # the step.
         inside = within(operator, rhs)
-        guess = None if x0 is None else within(operator, x0)
-        x, term = started(apply, inside, guess, size, zero)
-        term = within(operator, term)
+        x = torch.zeros_like(b) if x0 is None else within(operator, torch.where(zero, 0.0, x0 / size))
+        term = inside if x0 is None else within(operator, inside - apply(x))
 
         def image_of(v: Tensor) -> Tensor:
             return within(operator, apply(v))

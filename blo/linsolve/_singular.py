@@ -10,7 +10,7 @@ _ROUNDS = 4
 
 
 def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Solve `A x = b` where it can be solved, with no share of flat directions in x, and minimise the residual elsewhere.
+    """Solve `A x = b` with no share of flat directions in x; where there is no solution, the residual is the least.
 
     Rows and columns are scaled to the same size first, so that a direction of little curvature in another unit is not
     taken for a flat one; norms are those of the scaled system.
