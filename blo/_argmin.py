@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from blo._autocast import without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
 from blo._entrance import outside_compile, with_numbers
-from blo._failures import LOOK, Checks
+from blo._failures import LOOK, SMALLER, Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
@@ -69,6 +69,13 @@ class Solving:
 
     def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
         return self._report(problem, z0, self._solve(problem, z0, watch))
+
+    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
+        if self.last is not None:
+            self.checks.changed(self.last, slope, again)
+
+    def compare_points(self, apart: Tensor) -> None:
+        self.checks.repeated(apart, torch.finfo(apart.dtype).eps ** 0.5)
 
     def begin(self, problem: Bound, z0: Tensor) -> Any:
         return begin(self._iterative, self._told(problem), z0)
@@ -140,13 +147,13 @@ class Solving:
         if not _finite([problem.prox(z0, 1.0)]):
             kind = type(problem.term).__name__
             return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
-        return LOOK
+        return SMALLER if hasattr(self.solver, "step") else LOOK
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
         if unmeasured and not (self.defer or self.checks.off):
-            residual = problem.residual(solution.z, problem.gradient(solution.z))
-            solution = replace(solution, residual=residual)
+            slope = problem.gradient(solution.z)
+            solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
         # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
         parts: dict[str, Any] = {
             name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)

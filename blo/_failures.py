@@ -27,21 +27,28 @@ from blo.errors import (
     ConvergenceError,
     ConvergenceWarning,
     DegenerateWarning,
+    FixedStepsWarning,
     NonFiniteError,
     StructureError,
 )
 from blo.linsolve import LinearSolution
 from blo.solvers import Solution
 
-LOOK = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
+LOOK = "Look at the objective with torch.autograd.detect_anomaly."
+SMALLER = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
 #: What to do about a derivative that is not finite although what is differentiated is.
 _STEEP = (
     "The solution is finite, so some derivative on the way is not: look for roots, norms, logarithms and powers at 0, "
     "and at the objective with torch.autograd.detect_anomaly."
 )
 _SINGULAR = (
-    "The curvature is singular on the tangent space, or nearly: the point is no isolated minimiser. Add a proximal "
-    "term to the objective, or `damping` to the linear solver."
+    "The curvature is singular on the tangent space, or nearly, and the upper gradient has a share in the directions "
+    "without curvature: the point is no isolated minimiser, and its derivative may not exist. Add a proximal term to "
+    "the objective, or `damping` to the linear solver."
+)
+_BIND = (
+    "Bind the data of each problem to its own objective, `lambda theta, z, data=data: ...`, instead of a loop "
+    "variable, a buffer that is refilled or a seed that is drawn anew; or call .backward() before they change."
 )
 _EARLY = "Raise `max_steps`, change `step`, or differentiate with Unrolled()."
 _FLOOR = (
@@ -71,6 +78,22 @@ def one_of_a_kind(given: set[tuple[type, str]]) -> Iterator[None]:
         yield
     finally:
         _GIVEN.reset(token)
+
+
+def _remedy(method: str) -> str:
+    """Say what to try where a linear solver, named in a report, has not converged."""
+    if "Direct" in method:  # a factorisation that fails is told of the matrix, not of the effort
+        return _SINGULAR
+    if "Neumann" in method or "Nystrom" in method:
+        return "Give it more terms, a larger rank or `damping`, or use CG()."
+    if not method:  # a division
+        return "Use Implicit(), which assumes nothing about the curvature."
+    return "Raise `max_iter`, add `damping`, or use Direct()."
+
+
+def _length(v: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.vector_norm(v, dim=-1)
+    return found
 
 
 def _warn(message: str, category: type[BloWarning]) -> None:
@@ -185,19 +208,95 @@ class Checks:
                 ConvergenceWarning,
             )
 
+    def fixed_steps(self, residual: Tensor, tol: float) -> None:
+        """Warn of lanes in which the number of steps that was asked for ended off the solution."""
+        missed = plain(~(residual <= tol))
+        late = int(missed.sum())
+        if late:
+            _warn(
+                f"the lower solve has not converged in {late} of {missed.numel()} problems: its fixed number of steps "
+                f"ended at a residual of {float(plain(residual).max()):.2e}, above {tol:.2e}, measured in the backward "
+                "pass. Implicit gradients there belong to another point. Make more steps, use a solver with a "
+                "tolerance, or differentiate with Unrolled(). If the steps led to the solution, data that the "
+                f"objective captures have changed since. {_BIND}",
+                FixedStepsWarning,
+            )
+
+    def changed(self, then: Solution, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
+        """Report an objective whose gradient at the lower solution is not that of the solve.
+
+        Only lanes that had converged are looked at. Their slopes agree up to what the solve was asked for and to
+        rounding. Where they do not, the slope is computed twice more, as the solver did it: an objective of lower
+        precision, or an operation that is not deterministic, shows how far apart two evaluations are.
+
+        Args:
+            then: what the solve reported.
+            slope: the gradient now, shape `(*lanes, n)`; `vmap` over the derivative alone adds lanes. None: compute it.
+            again: computes it anew.
+        """
+        if self.off or then.slope is None or then.residual is None or then.tol is None:
+            return
+        slope = again() if slope is None else slope
+        limit = 10 * torch.maximum(torch.as_tensor(then.tol).to(then.residual), then.residual)
+        limit = torch.where(then.residual <= then.tol, limit, torch.inf)
+
+        def gap(now: Tensor) -> Tensor:
+            now = plain(now)
+            if now.shape == then.slope.shape:  # type: ignore[union-attr]
+                return _length(now - then.slope)  # type: ignore[operator]
+            # The same problems, each several times over, in an order that nobody knows here.
+            return (_length(now).max() - _length(then.slope).max()).abs()  # type: ignore[arg-type]
+
+        limit = limit + 100 * torch.finfo(slope.dtype).eps * _length(then.slope)
+        limit = limit if plain(slope).shape == then.slope.shape else limit.max()
+        late = plain(gap(slope) > limit)
+        if not bool(late.any()):
+            return
+        first, second = plain(again()), plain(again())
+        late = (gap(first) > limit + 10 * _length(first - second)) & late
+        if bool(late.any()):
+            self._found(
+                f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "
+                f"{late.numel()} problems: its gradient at the solution differs by {float(gap(first).max()):.2e} from "
+                f"that of the solve, whose residual was {float(then.residual.max()):.2e}. The backward pass evaluates "
+                f"the objective again. {_BIND}",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
+    def repeated(self, apart: Tensor, limit: float) -> None:
+        """Report steps that lead elsewhere when they are made again.
+
+        Args:
+            apart: how far, beside the size of the solution or of the way to it, shape `lanes`.
+            limit: how far rounding may lead.
+        """
+        if self.off:
+            return
+        late = plain(apart > limit)
+        if bool(late.any()):
+            self._found(
+                f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "
+                f"{late.numel()} problems: the solver's steps, made again, lead to another point, at a relative "
+                f"distance of {float(plain(apart).max()):.2e}. {_BIND}",
+                ConvergenceError,
+                ConvergenceWarning,
+            )
+
     def linear(self, solution: LinearSolution, tol: float | None) -> None:
         """Report a linear solve that stopped early, or curvature that is not positive on the tangent space."""
         if self.off:
             return
         indefinite = int(solution.indefinite.sum())
-        self.finite(solution.x, "the adjoint", _SINGULAR if indefinite else LOOK)
+        self.finite(solution.x, "the adjoint")
         # A Krylov solver stops at a NaN in the Hessian and returns the finite iterate before it.
         self.finite(solution.residual, "the residual of the adjoint system")
         if indefinite:
             self._found(
                 f"the curvature is not positive on the tangent space in {indefinite} of "
                 f"{solution.indefinite.numel()} problems: the point is no isolated minimiser, and its derivative "
-                "may not exist. Add a proximal term to the objective, or `damping` to the linear solver.",
+                f"may not exist. The adjoint returned has a relative residual of {float(solution.residual.max()):.2e}. "
+                "Add a proximal term to the objective, or `damping` to the linear solver.",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -206,7 +305,7 @@ class Checks:
             self._found(
                 f"the linear solve has not converged in {late} of {solution.residual.numel()} problems: relative "
                 f"residual {float(solution.residual.max()):.2e}, tolerance {1.0 if tol is None else tol:.2e}. "
-                "Raise `max_iter`, add `damping`, or use Direct().",
+                + _remedy(solution.method),
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -220,7 +319,11 @@ class Checks:
         if not self.measured:
             found = residual()
             self.finite(found, "the residual of the lower solution")
-            self.stationary(found, unasked(linear.x.dtype) if self.tol is None else self.tol)
+            if self.tol is not None:
+                self.stationary(found, self.tol)
+            else:
+                # One step solves a linearised problem exactly, up to rounding; anything else is no solution.
+                self.fixed_steps(found, unasked(linear.x.dtype))
         self.linear(linear, tol)
         self.degenerate(counts())
 

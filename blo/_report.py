@@ -16,6 +16,9 @@ from blo._status import Status
 from blo.gradients import Pulled
 from blo.solvers import Solution
 
+#: Relative residual up to which an adjoint that was asked for no tolerance passes for a solution.
+_SOLVED = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -55,7 +58,7 @@ class Report:
             return Status.NON_FINITE
         if self.solution.random is not None and bool(self.solution.random.any()):
             return Status.RANDOM
-        if tol is None or residual is None:
+        if tol is None or residual is None or not self._asked_for:
             return Status.UNCHECKED
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
 
@@ -72,9 +75,12 @@ class Report:
 
     @cached_property
     def linear_residual(self) -> float | None:
-        """Largest relative residual of the adjoint system over the lanes; None without such a system."""
+        """Largest relative residual of the adjoint system over the lanes; None without such a system.
+
+        None too for `HessianFree`, `SAMA` and `Identity`, which solve a system of their own in its place.
+        """
         linear = self.pulled.linear
-        return None if linear is None else float(linear.residual.max())
+        return None if linear is None or not linear.measured else float(linear.residual.max())
 
     @cached_property
     def linear_iterations(self) -> int:
@@ -94,7 +100,7 @@ class Report:
             return Status.INDEFINITE
         if not bool(linear.converged(self.linear_tol).all()):
             return Status.UNCONVERGED
-        return Status.UNCHECKED if self.linear_tol is None else Status.CONVERGED
+        return Status.UNCHECKED if self.linear_tol is None or not linear.measured else Status.CONVERGED
 
     @property
     def linear_method(self) -> str:
@@ -191,18 +197,36 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands against trusting the hypergradient."""
+        """Whether nothing stands against trusting the hypergradient.
+
+        An approximation of the adjoint by choice passes where its residual shows it to be a solution, to 1e-6 or
+        rounding, and not where nobody measured one.
+        """
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
         loose = self.pulled.loose is not None and bool(self.pulled.loose.any())
-        held = not (self.degenerate or loose or self._elsewhere)
-        return self.lower_status in fine and self.linear_status in fine and held
+        return self.lower_status in fine and self._inverted and not (self.degenerate or loose or self._elsewhere)
+
+    @property
+    def _asked_for(self) -> bool:
+        """Whether the lower solver was asked for a residual."""
+        tol = self.solution.tol
+        return tol is not None and not (isinstance(tol, float) and math.isinf(tol))
 
     @property
     def _elsewhere(self) -> bool:
         """Whether a fixed number of steps ended where the implicit function theorem does not hold."""
-        if self.solution.tol is not None or self._residuals is None:
+        if self._asked_for or self._residuals is None:
             return False
         return not bool((self._residuals <= unasked(self._residuals.dtype)).all())
+
+    @property
+    def _inverted(self) -> bool:
+        """Whether the adjoint solves its system, if there is one."""
+        linear = self.pulled.linear
+        if linear is None or self.linear_status is not Status.UNCHECKED:
+            return self.linear_status in (Status.CONVERGED, Status.UNUSED)
+        # An adjoint of zero is that of an upper gradient of zero, whatever the inverse.
+        return bool(linear.converged(_SOLVED).all()) if linear.measured else not bool(linear.x.any())
 
     @property
     def _asked(self) -> str:

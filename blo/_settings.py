@@ -6,7 +6,7 @@ from torch import Tensor
 
 from blo.errors import StructureError
 
-__all__ = ["require_budget", "require_count", "require_nonnegative", "require_positive"]
+__all__ = ["require_budget", "require_count", "require_nonnegative", "require_positive", "require_tolerance"]
 
 
 def require_positive(value: float, name: str, otherwise: str = "") -> None:
@@ -34,6 +34,16 @@ def require_nonnegative(value: float | Tensor, name: str) -> None:
     """
     if not isinstance(value, Tensor) and not value >= 0:
         raise ValueError(f"`{name}` must be at least 0, but is {value}. Zero switches it off.")
+
+
+def require_tolerance(value: float | Tensor | None, name: str) -> None:
+    """Refuse a tolerance that is negative or NaN. None is none: a fixed number of iterations.
+
+    Raises:
+        ValueError: naming `name`.
+    """
+    if value is not None:
+        require_nonnegative(value, name)
 
 
 def require_count(value: int, name: str, otherwise: str = "", least: int = 1) -> None:

@@ -42,6 +42,14 @@ class ConvergenceWarning(BloWarning):
     """
 
 
+class FixedStepsWarning(ConvergenceWarning):
+    """A fixed number of steps, as asked for, ended off the solution, and an implicit gradient was taken there.
+
+    Whoever knows may silence it alone, `warnings.simplefilter("ignore", blo.FixedStepsWarning)`: what else is wrong is
+    still told. It is a warning with `on_failure="raise"`, too.
+    """
+
+
 class DegenerateWarning(BloWarning):
     """Strict complementarity fails: the solution has one-sided derivatives only."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from blo._bound import Bound, residual
@@ -15,7 +16,7 @@ from blo._problem import FlatProblem
 from blo._term import Tangent, Term
 from blo.linsolve import LinearSolution
 
-__all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace"]
+__all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace", "distance"]
 
 
 class Solve(Protocol):
@@ -44,6 +45,16 @@ class Solve(Protocol):
             The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero where nothing is to be measured.
         """
 
+    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
+        """Report an objective that has changed since the solve, of which `slope` is the gradient at the solution now.
+
+        `again` computes it as the solver does; it is called where the slope differs, or is None. Where the solver
+        measured no residual, there is nothing to compare with.
+        """
+
+    def compare_points(self, apart: Tensor) -> None:
+        """Report likewise where repeated steps led elsewhere, at this relative distance of shape `lanes`."""
+
     def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
         """Solve likewise, calling `watch(steps, state)` before each step; `state.resting` are the lanes that rest.
 
@@ -59,6 +70,12 @@ class Solve(Protocol):
 
     def answer(self, state: Any) -> Tensor:
         """Return the solution that a last state stands for."""
+
+
+def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
+    """Return how far `again` is from `found`, beside the size of that and of the way from `start`, shape `lanes`."""
+    apart, size, way = (torch.linalg.vector_norm(v.detach(), dim=-1) for v in (again - found, found, found - start))
+    return torch.where(apart == 0, 0.0, apart / torch.maximum(size, way))
 
 
 @dataclass(frozen=True)

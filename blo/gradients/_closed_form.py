@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class HessianFree(Stationary):
         return ScaledIdentity(self.curvature)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
-        return _divide(self.curvature, system.tangent, b)
+        return replace(_divide(self.curvature, system.tangent, b), measured=False)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,12 @@ from blo._entrance import outside_compile
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
+from blo.gradients._base import distance
 from blo.gradients._function import alive, lanes_first
 from blo.gradients._reverse_only import ReverseOnly
+
+#: How far a solve made again under `vmap` may end from the first one, relatively.
+_RESOLVED = 1e-2
 
 
 class FirstOrderRule(Protocol):
@@ -115,5 +119,7 @@ class _Pull(ReverseOnly):
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[4:], tensors)
         lifted = problem.lift(info.randomness)
-        rule.forward(lifted, leaves, z0)
+        again = rule.forward(lifted, leaves, z0)
+        # Solved to a tolerance: a batch of lanes takes other last steps than one alone.
+        checks.repeated(distance(z, again, z0), _RESOLVED)
         return _Pull.apply(lifted, rule, checks, places, z0, z, v, *leaves), (0,) * len(places)

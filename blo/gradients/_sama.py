@@ -127,4 +127,4 @@ class _Preconditioned(Stationary):
         # The diagonal stands for the inverse on the tangent space, curvature of the boundary included.
         q = system.tangent.project(self.diagonal * b)
         lanes = b.new_zeros(b.shape[:-1])
-        return LinearSolution(q, lanes, lanes.long(), lanes.bool())
+        return LinearSolution(q, lanes, lanes.long(), lanes.bool(), measured=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
@@ -51,6 +52,7 @@ class Stationary(Strategy):
 
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
             at = point(self.products, problem, bound, z, leaves)
+            solve.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
             linear = self.adjoint(at, v, guess)
             q, tangent = linear.x, at.optimality.tangent
 
@@ -70,7 +72,7 @@ class Stationary(Strategy):
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
-        return Solution.solve(problem, leaves, z0, solve, CheckedRule(self, checks))
+        return Solution.solve(problem, leaves, z0, solve, CheckedRule(self, checks, solve))
 
     def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
         """Return the adjoint q at a point."""
@@ -101,25 +103,28 @@ class CheckedRule:
 
     strategy: Stationary
     checks: Checks
+    lower: Solve
 
     def solve(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, transposed: bool = False
     ) -> Tensor:
         bound = problem.bind(leaves)
         if transposed:
-            return self._adjoint(TransposedPoint(bound, z), v)
-        return self._adjoint(point(self.strategy.products, problem, bound, z, ()), v)
+            return self._adjoint(bound, TransposedPoint(bound, z), z, v)
+        return self._adjoint(bound, point(self.strategy.products, problem, bound, z, ()), z, v)
 
     def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
         live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
         with torch.enable_grad():
             bound = problem.bind(live)
         at = point(self.strategy.products, problem, bound, z, live)
-        found = at.cross(self._adjoint(at, v), v)
+        found = at.cross(self._adjoint(bound, at, z, v), v)
         self.checks.implicit(found)
         return found
 
-    def _adjoint(self, at: Point, v: Tensor) -> Tensor:
+    def _adjoint(self, bound: Bound, at: Point, z: Tensor, v: Tensor) -> Tensor:
+        # The caller may have changed what the objective captures, between the solve and its derivative.
+        self.lower.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
         linear = self.strategy.adjoint(at, v, None)
         optimality = at.optimality
         self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, lambda: optimality.tangent.counts())

@@ -14,7 +14,7 @@ from blo._autodiff import add, in_lanes, pullback, surely
 from blo._bound import Bound
 from blo._problem import FlatProblem
 from blo._types import Tree
-from blo.gradients._base import Solve
+from blo.gradients._base import Solve, distance
 
 
 @dataclass
@@ -101,6 +101,7 @@ class TapeRule:
         inputs = [leaf for leaf in live if leaf.requires_grad]
         total: list[Tensor | None] = [None] * len(inputs)
         cotangents: list[Tensor | None] = []
+        apart, place = torch.zeros_like(z[..., 0]), z
         for index in reversed(range(len(states))):
             first, state = states[index]
             with torch.enable_grad():
@@ -108,11 +109,15 @@ class TapeRule:
                 carried, start = _lift(state) if index else ([], self._first(problem, bound, live, z0, state))
                 after = self.solve.again(bound, start, first, end - first)
                 outputs = _floats(after) if cotangents else [self.solve.answer(after)]
+            reached = after.state.z if cotangents else outputs[0]
+            apart = torch.maximum(apart, distance(place, reached, z0))
             given = cotangents or [v]
             pairs = [(out, c) for out, c in zip(outputs, given, strict=True) if c is not None]
             found = pullback([out for out, _ in pairs], [*carried, *inputs], [c for _, c in pairs], last=True)
             cotangents, end = found[: len(carried)], first
+            place = state.state.z if index else z0
             total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
+        self.solve.compare_points(apart)
         filled = iter(total)
         return [next(filled) if leaf.requires_grad else None for leaf in live]
 

@@ -75,6 +75,8 @@ class _TiltRule:
     def pull(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> list[Tensor | None]:
+        rest = problem.bind([leaf.detach() for leaf in leaves])
+        self.solve.compare(None, lambda: rest.gradient(z))
         parts, loose = self.compare(problem, leaves, z, v)
         if self.checks is not None:
             self.checks.loose(loose)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative
+from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo.linsolve._base import LinearSolution, LinearSolver, all_true
 from blo.linsolve._cg import CG
 from blo.linsolve._direct import Direct
@@ -35,7 +35,8 @@ class Auto(LinearSolver):
 
     Attributes:
         max_iter: most iterations of each iterative solver.
-        tol: relative residual at which a lane of an iterative solver stops.
+        tol: relative residual at which a lane of an iterative solver stops; None for `max_iter` iterations, as an
+            approximation by choice.
         damping: d in `(A + d I) x = b`.
         direct: most unknowns of a lane for a factorisation; 0 for none.
         preconditioner: as for `CG`; a factorisation has no use for it.
@@ -45,13 +46,13 @@ class Auto(LinearSolver):
     """
 
     max_iter: int = 1000
-    tol: float = 1e-10
+    tol: float | None = 1e-10
     damping: float = 0.0
     direct: int = 256
     preconditioner: Preconditioning | None = None
 
     def __post_init__(self) -> None:
-        require_nonnegative(self.tol, "Auto.tol")
+        require_tolerance(self.tol, "Auto.tol")
         require_nonnegative(self.damping, "Auto.damping")
         require_nonnegative(self.direct, "Auto.direct")
         require_count(self.max_iter, "Auto.max_iter", "For no solve, use `Zero`.")

@@ -25,6 +25,7 @@ __all__ = [
     "norm",
     "relative_residual",
     "require_symmetric",
+    "started",
     "stride",
     "within",
 ]
@@ -42,6 +43,7 @@ class LinearSolution:
             `lanes`.
         method: the solver's name; where it chose one, the one it chose.
         noise: relative accuracy of the operator's products, which no residual can be asked to beat.
+        measured: the residual is that of A; False where something else was put in the place of A, and nobody looked.
     """
 
     x: Tensor
@@ -50,18 +52,19 @@ class LinearSolution:
     indefinite: Tensor
     method: str = ""
     noise: float = 0.0
+    measured: bool = True
 
     def converged(self, tol: float | Tensor | None) -> Tensor:
         """Tell which lanes have a relative residual of at most `tol`, a number or a tensor of shape `lanes`.
 
         A tolerance below 100 units of rounding is out of reach and taken as that: 2e-14 in double and 1.2e-5
-        in single precision; so is one below the noise of the products. None asks only that x is no worse than zero.
+        in single precision; so is one below the noise of the products. None asks only that x is better than zero.
         A lane with a NaN has not converged.
         """
         least = max(100 * torch.finfo(self.x.dtype).eps, self.noise)
         if isinstance(tol, Tensor):
             return self.residual <= tol.clamp(min=least)
-        return self.residual <= (1.0 if tol is None else max(tol, least))
+        return self.residual < 1 if tol is None else self.residual <= max(tol, least)
 
 
 class LinearSolver(ABC):
@@ -120,6 +123,26 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     return torch.where(rest == 0, 0.0, rest / torch.linalg.vector_norm(b, dim=-1))
 
 
+def started(
+    apply: Callable[[Tensor], Tensor], rhs: Tensor, x0: Tensor | None, size: Tensor, zero: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return where an iteration starts, and its residual: the guess, or zero where the guess is worse than that.
+
+    Args:
+        apply: the product with the system's matrix.
+        rhs: b divided by `size`, shape `(*lanes, n)`.
+        x0: the guess, in units of b; None for zero.
+        size: `largest(b)`, shape `(*lanes, 1)`.
+        zero: where b is zero, shape `(*lanes, 1)`.
+    """
+    if x0 is None:
+        return torch.zeros_like(rhs), rhs
+    x = torch.where(zero, 0.0, x0 / size)
+    r = rhs - apply(x)
+    stale = norm(r) > norm(rhs)
+    return torch.where(stale, 0.0, x), torch.where(stale, rhs, r)
+
+
 def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
     """Return the product with `A + damping I`."""
     return operator if damping == 0 else lambda v: torch.add(operator(v), v, alpha=damping)
@@ -141,7 +164,9 @@ def norm(v: Tensor) -> Tensor:
     return found
 
 
-def floor_of(tol: float | Tensor, b: Tensor) -> Any:
-    """Return the tolerance, or rounding where it is below."""
+def floor_of(tol: float | Tensor | None, b: Tensor) -> Any:
+    """Return the tolerance, or rounding where it is below or None."""
     eps = torch.finfo(b.dtype).eps
+    if tol is None:
+        return eps
     return tol.clamp(min=eps) if isinstance(tol, Tensor) else max(tol, eps)

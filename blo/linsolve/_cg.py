@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import surely
-from blo._settings import require_count, require_nonnegative
+from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo._torch import functorch
 from blo.linsolve._base import (
     LinearSolution,
@@ -17,8 +17,10 @@ from blo.linsolve._base import (
     damped,
     floor_of,
     largest,
+    norm,
     relative_residual,
     require_symmetric,
+    started,
     stride,
 )
 from blo.linsolve._precondition import Preconditioning, inverse_of
@@ -27,21 +29,31 @@ from blo.operators import Operator
 #: Relative residual above which that of the recursion tells as much as one measured by another product: rounding parts
 #: them by far less.
 _FAR = 1e-3
+#: Cosine between a direction and the image of the last one, zero but for rounding, above which products are so rough
+#: (bfloat16 inside the operator) that the recursion tells nothing.
+_ROUGH = 1e-4
+#: How many times larger than the least residual met the last one may be. Where the operator is positive definite, it
+#: rises and falls while the error shrinks in every iteration.
+_RISE = 100.0
 
 
 @dataclass(frozen=True, eq=False)
 class CG(LinearSolver):
     """Conjugate gradients for symmetric positive definite operators.
 
-    Each lane has its own step sizes. A lane stops, keeping its last iterate, when its residual is below
-    `tol`, or when a direction of non-positive curvature turns up, which is reported as `indefinite`.
+    Each lane has its own step sizes. A lane stops when its residual is below `tol`, or when a direction of non-positive
+    curvature turns up, which is reported as `indefinite`. It returns its last iterate, whose error is the least in the
+    norm of A. Where the lane is indefinite, or the last residual is larger than that of zero or far larger than one
+    before, it returns the iterate with the least residual, or the last one shortened, whichever leaves less: the
+    relative residual is never above 1.
 
     Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
     Attributes:
         max_iter: most applications of the operator, beside one for the guess and one for the last residual, where that
-            is small.
-        tol: relative residual at which a lane stops, measured without the preconditioner.
+            is small or in doubt.
+        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
+            iterations, as an approximation by choice: a lane stops at rounding alone.
         damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite; an inverse of the whole Hessian serves on every tangent space. Or a `Nystrom`.
@@ -52,12 +64,12 @@ class CG(LinearSolver):
     """
 
     max_iter: int = 100
-    tol: float = 1e-10
+    tol: float | None = 1e-10
     damping: float = 0.0
     preconditioner: Preconditioning | None = None
 
     def __post_init__(self) -> None:
-        require_nonnegative(self.tol, "CG.tol")
+        require_tolerance(self.tol, "CG.tol")
         require_nonnegative(self.damping, "CG.damping")
         require_count(self.max_iter, "CG.max_iter", "For no solve, use `Zero`.")
 
@@ -69,12 +81,13 @@ class CG(LinearSolver):
         # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
         size, zero = largest(b)
         rhs = b / size
-        x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
-        r = rhs if x0 is None else rhs - apply(x)
+        x, r = started(apply, rhs, x0, size, zero)
         whence = _dot(rhs, rhs)
         goal = floor_of(self.tol, b) ** 2 * whence
         p = r if inverse is None else inverse(r)
         rr = _dot(r, r)
+        # Every iterate is a tensor of its own, so that the best one is kept without a copy.
+        best, least = x, rr
         rz = rr if inverse is None else _dot(r, p)
         running = ~zero & (rr > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
@@ -104,18 +117,37 @@ class CG(LinearSolver):
                 together += 1
             else:
                 iterations = iterations + running
+            if whole and _exceeds(least, rr):
+                best, least = x, rr
+            elif not whole or rr.dim():
+                better = rr < least
+                best, least = torch.where(better, x, best), torch.where(better, rr, least)
             whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
-        if surely(rr > _FAR**2 * whence):
+        lost = indefinite | (rr > torch.minimum(whence, _RISE**2 * least))
+        if surely(running & ~lost & (rr > _FAR**2 * whence)) and surely(_cosine(p, q) <= _ROUGH):
             residual = (rr / whence).sqrt().squeeze(-1)
         else:
+            # Of all multiples of x, this one leaves the least residual.
+            image = rhs - r
+            length = _dot(image, image)
+            share = _dot(rhs, image) / torch.where(length > 0, length, 1.0)
+            shortened = whence - share * share * length < least
+            x = torch.where(lost, torch.where(shortened, share * x, best), x)
             residual = relative_residual(operator, x, rhs, self.damping)
+            worse = (residual > 1) & ~zero.squeeze(-1)  # the recursion has lost touch with the true residual
+            x, residual = torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
         return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
     return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+
+
+def _cosine(p: Tensor, q: Tensor) -> Tensor:
+    """Return how far each lane's directions are from conjugate: zero but for rounding."""
+    return _dot(p, q).abs() / (norm(p) * norm(q))
 
 
 def _exceeds(value: Tensor, bound: Tensor | float) -> bool:

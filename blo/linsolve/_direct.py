@@ -17,16 +17,19 @@ from blo.linsolve._base import (
     relative_residual,
     within,
 )
+from blo.linsolve._singular import least_norm
 from blo.operators import Operator
 
 
 @dataclass(frozen=True, eq=False)
 class Direct(LinearSolver):
-    """Cholesky where the matrix is positive definite, LU elsewhere.
+    """Cholesky where the matrix is positive definite, LU elsewhere, a spectral decomposition where it is singular.
 
     The matrix of each lane is assembled by n applications of the operator and takes n^2 numbers: for small n,
-    and as the reference that iterative solvers are held against. A singular lane yields a residual that is
-    large or not finite.
+    and as the reference that iterative solvers are held against.
+
+    A singular system may have solutions: an unknown that the objective does not use leaves a zero row. Then the
+    solution without a share of the flat directions is returned. Where it has none, the residual tells.
 
     Attributes:
         damping: d in `(A + d I) x = b`.
@@ -53,7 +56,7 @@ class Direct(LinearSolver):
             )
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
-        definite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
+        definite = indefinite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
         size, zero = largest(b)
         rhs = b / size
         x = torch.zeros_like(b)
@@ -65,10 +68,23 @@ class Direct(LinearSolver):
             by_lu, _ = torch.linalg.solve_ex(matrix, rhs.unsqueeze(-1))
             x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
         x = within(operator, torch.where(zero, 0.0, x))
+        residual = relative_residual(operator, x, rhs, self.damping)
+        limit = max(self.tol, 100 * torch.finfo(b.dtype).eps)
+        good = residual <= limit
+        if not all_true(good & definite if operator.symmetric else good):
+            least, negative = least_norm(matrix, rhs, symmetric=operator.symmetric)
+            least = within(operator, torch.where(zero, 0.0, least))
+            left = relative_residual(operator, least, rhs, self.damping)
+            # Factors of a matrix that is singular up to rounding leave a small residual, and any flat share in x.
+            flat = ~definite & ~negative if operator.symmetric else ~good
+            taken = (flat & (left <= limit)) | ~(residual <= left)
+            x = torch.where(taken.unsqueeze(-1), least, x)
+            residual = torch.where(taken, left, residual)
+            indefinite = ~definite & negative if operator.symmetric else indefinite
         return LinearSolution(
             x=size * x,
-            residual=relative_residual(operator, x, rhs, self.damping),
+            residual=residual,
             iterations=(~zero).long().squeeze(-1),
-            indefinite=~definite if operator.symmetric else definite,
+            indefinite=indefinite,
             method="Direct",
         )

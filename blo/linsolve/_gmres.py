@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative
+from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -34,7 +34,8 @@ class GMRES(LinearSolver):
 
     Attributes:
         max_iter: most iterations; beside their products there is one for the guess and one for each cycle.
-        tol: relative residual at which a lane stops, measured without the preconditioner.
+        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
+            iterations, as an approximation by choice: a lane stops at rounding alone.
         damping: d in `(A + d I) x = b`.
         restart: iterations of one cycle.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, applied from the
@@ -45,13 +46,13 @@ class GMRES(LinearSolver):
     """
 
     max_iter: int = 100
-    tol: float = 1e-10
+    tol: float | None = 1e-10
     damping: float = 0.0
     restart: int = 50
     preconditioner: Preconditioning | None = None
 
     def __post_init__(self) -> None:
-        require_nonnegative(self.tol, "GMRES.tol")
+        require_tolerance(self.tol, "GMRES.tol")
         require_nonnegative(self.damping, "GMRES.damping")
         require_count(self.max_iter, "GMRES.max_iter", "For no solve, use `Zero`.")
         require_count(self.restart, "GMRES.restart", "A few dozen are usual.")

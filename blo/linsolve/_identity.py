@@ -16,7 +16,7 @@ from blo.operators import Operator
 class Identity(LinearSolver):
     """Solves `(scale + damping) x = b`, whatever the operator: `scale * I` stands in for A.
 
-    It solves that system exactly and reports so; how far `scale * I` is from A is for the caller to judge.
+    It solves that system exactly; how far `scale * I` is from A is not measured.
 
     Attributes:
         scale: the curvature that stands in for A; negative reverses the sign of x.
@@ -45,4 +45,5 @@ class Identity(LinearSolver):
         none = torch.zeros(b.shape[:-1], dtype=torch.int64, device=b.device)
         x = b / (self.scale + self.damping)
         residual = torch.zeros_like(b).sum(-1)
-        return LinearSolution(x, residual, none, none + (self.scale + self.damping < 0) > 0, "Identity")
+        bent = none + (self.scale + self.damping < 0) > 0
+        return LinearSolution(x, residual, none, bent, "Identity", measured=False)

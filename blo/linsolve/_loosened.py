@@ -18,9 +18,9 @@ from blo.linsolve._minres import MINRES
 def loosened(solver: LinearSolver, tol: Tensor) -> LinearSolver:
     """Return the solver with each lane's tolerance raised to at least `tol`, shape `(*lanes, 1)`.
 
-    Solvers other than `Auto`, `CG`, `GMRES` and `MINRES` are returned as they are.
+    Solvers other than `Auto`, `CG`, `GMRES` and `MINRES`, and those without a tolerance, are returned as they are.
     """
-    if not isinstance(solver, (Auto, CG, GMRES, MINRES)):
+    if not isinstance(solver, (Auto, CG, GMRES, MINRES)) or solver.tol is None:
         return solver
     options: dict[str, Any] = {"tol": torch.clamp(tol, min=solver.tol)}
     return replace(solver, **options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative
+from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -36,7 +36,8 @@ class MINRES(LinearSolver):
 
     Attributes:
         max_iter: most iterations; beside their products there is one for the guess and one for each true residual.
-        tol: relative residual at which a lane stops, measured without the preconditioner.
+        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
+            iterations, as an approximation by choice: a lane stops at rounding alone.
         damping: d in `(A + d I) x = b`.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite even where A is not; an inverse of the whole Hessian serves on every tangent space. Or a
@@ -48,12 +49,12 @@ class MINRES(LinearSolver):
     """
 
     max_iter: int = 100
-    tol: float = 1e-10
+    tol: float | None = 1e-10
     damping: float = 0.0
     preconditioner: Preconditioning | None = None
 
     def __post_init__(self) -> None:
-        require_nonnegative(self.tol, "MINRES.tol")
+        require_tolerance(self.tol, "MINRES.tol")
         require_nonnegative(self.damping, "MINRES.damping")
         require_count(self.max_iter, "MINRES.max_iter", "For no solve, use `Zero`.")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative, require_positive
+from blo._settings import require_count, require_nonnegative, require_positive, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -58,8 +58,7 @@ class Neumann(LinearSolver):
     def __post_init__(self) -> None:
         require_count(self.terms, "Neumann.terms", "For no solve, use `Zero`.")
         require_nonnegative(self.damping, "Neumann.damping")
-        if self.tol is not None:
-            require_nonnegative(self.tol, "Neumann.tol")
+        require_tolerance(self.tol, "Neumann.tol")
         if self.step is not None:
             require_positive(self.step, "Neumann.step", "None estimates one.")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blo._settings import require_count, require_nonnegative, require_positive
+from blo._settings import require_count, require_positive, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
@@ -51,8 +51,7 @@ class Nystrom(LinearSolver, Preconditioner):
     def __post_init__(self) -> None:
         require_count(self.rank, "Nystrom.rank", "For no solve, use `Zero`.")
         require_positive(self.damping, "Nystrom.damping", "A matrix of low rank has no inverse without it.")
-        if self.tol is not None:
-            require_nonnegative(self.tol, "Nystrom.tol")
+        require_tolerance(self.tol, "Nystrom.tol")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         size, zero = largest(b)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm
+from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm, started
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def in_cycles(
     b: Tensor,
     x0: Tensor | None,
     *,
-    tol: float | Tensor,
+    tol: float | Tensor | None,
     max_iter: int,
     length: int,
     gain: float,
@@ -56,7 +56,7 @@ def in_cycles(
         apply: the product with the system's matrix.
         b: shape `(*lanes, n)`.
         x0: a guess, or None for zero.
-        tol: relative residual at which a lane stops.
+        tol: relative residual at which a lane stops; None for rounding.
         max_iter: most iterations of a lane, over all cycles.
         length: most iterations of one cycle.
         gain: a lane goes on while a cycle brings its residual below `gain` times the last.
@@ -65,8 +65,7 @@ def in_cycles(
     # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
     size, zero = largest(b)
     rhs = b / size
-    x = torch.zeros_like(b) if x0 is None else torch.where(zero, 0.0, x0 / size)
-    r = rhs if x0 is None else rhs - apply(x)
+    x, r = started(apply, rhs, x0, size, zero)
     whole = norm(rhs)
     goal, rest = floor_of(tol, b) * whole, norm(r)
     running = ~zero & (rest > goal)

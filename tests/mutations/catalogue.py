@@ -79,6 +79,42 @@ MUTATIONS = (
         (LINSOLVE + "test_base.py::test_shapes",),
     ),
     Mutation(
+        "CG returns its last iterate where the operator is indefinite",
+        (Patch(CG, "lost = indefinite | (rr", "lost = (indefinite & False) & (rr"),),
+        (LINSOLVE + "test_cg.py::test_an_indefinite_lane_is_not_worse_than_zero",),
+    ),
+    Mutation(
+        "a singular system is left to the factorisation",
+        (
+            Patch(
+                "blo/linsolve/_direct.py",
+                "taken = (flat & (left <= limit)) | ~(residual <= left)",
+                "taken = ~good & False",
+            ),
+        ),
+        (LINSOLVE + "test_direct.py::test_little_curvature_in_another_unit_is_no_flat_direction",),
+    ),
+    Mutation(
+        "data that change before the backward pass go unnoticed",
+        (
+            Patch(
+                "blo/gradients/_stationary.py", "        self.lower.compare(at", "        lambda: self.lower.compare(at"
+            ),
+        ),
+        (WHOLE + "test_late_data.py::test_a_module_that_is_reseeded_is_reported",),
+    ),
+    Mutation(
+        "an approximation by choice is ok at any residual",
+        (
+            Patch(
+                "blo/_report.py",
+                "return bool(linear.converged(_SOLVED).all())",
+                "return bool(linear.converged(None).all())",
+            ),
+        ),
+        ("tests/unit/test_report.py::test_an_approximation_by_choice_is_ok_where_its_residual_is",),
+    ),
+    Mutation(
         "the second derivative is cut off",
         (
             Patch(

@@ -109,13 +109,26 @@ def test_iterations_count_those_of_conjugate_gradients() -> None:
     assert evaluate(blo.KKTClosedForm()).linear_iterations == 0
 
 
-def test_an_approximation_by_choice_is_unchecked_unless_it_makes_things_worse() -> None:
+def test_an_approximation_by_choice_is_ok_where_its_residual_is() -> None:
     halved = evaluate(blo.Implicit(blo.Neumann(terms=3, step=0.5)))
-    assert halved.linear_status is blo.Status.UNCHECKED and halved.ok
+    assert halved.linear_status is blo.Status.UNCHECKED and not halved.ok
     assert halved.linear_residual == pytest.approx(0.5**3, rel=1e-12)
+    for solver in (blo.Neumann(terms=1, step=1.0), blo.Nystrom(rank=2, damping=1e-9), blo.CG(max_iter=1, tol=None)):
+        solved = evaluate(blo.Implicit(solver))
+        assert solved.linear_status is blo.Status.UNCHECKED and solved.ok
+    damped = evaluate(blo.Implicit(blo.Nystrom(rank=1, damping=1.0), products="reverse"))
+    assert damped.ok is bool(damped.linear_residual <= 1e-6)
     with pytest.warns(blo.ConvergenceWarning, match=r"relative residual 8.00e\+00, tolerance 1.00e\+00"):
         away = evaluate(blo.Implicit(blo.Neumann(terms=3, step=3.0)))
     assert away.linear_status is blo.Status.UNCONVERGED and not away.ok
+
+
+@pytest.mark.parametrize("gradient", [blo.HessianFree(2.0), blo.SAMA(0.5), blo.Implicit(blo.Identity(2.0))])
+def test_an_inverse_that_nobody_measures_is_not_ok(gradient: blo.gradients.Strategy) -> None:
+    report = evaluate(gradient)
+    assert (report.linear_status, report.linear_residual) == (blo.Status.UNCHECKED, None)
+    assert not report.ok and "relative residual not measured" in str(report)
+    assert evaluate(gradient, upper=lambda t, z: t @ t + 0 * z.sum()).ok  # an adjoint of zero is right in any case
 
 
 def test_a_ball_holds_one_direction() -> None:

@@ -46,8 +46,10 @@ def test_every_iterate_is_the_best_of_its_krylov_space(
     solver = make(max_iter=steps, tol=0.0, preconditioner=preconditioner)
     found = solver.solve(Dense(tensor(matrix), symmetric=True), tensor(b))
     expected = best(make, matrix, b, steps, inverse)
-    if make is MINRES and np.linalg.norm(b - matrix @ expected) >= np.linalg.norm(b):
-        expected = 0 * b  # best in the preconditioner's norm, but the residual has grown: such a step is not taken
+    if np.linalg.norm(b - matrix @ expected) >= np.linalg.norm(b):
+        # Best in another norm, but the residual has grown: nothing worse than zero is returned.
+        assert float(found.residual) <= 1
+        expected = 0 * b if make is MINRES else found.x.numpy()
     np.testing.assert_allclose(found.x, expected, rtol=1e-8, atol=1e-9)
     assert int(found.iterations) == steps
 
@@ -279,3 +281,44 @@ def test_looking_seldom_as_on_an_accelerator_changes_nothing(
     torch.testing.assert_close(seldom.x, often.x, rtol=1e-12, atol=1e-14)
     assert torch.equal(seldom.iterations, often.iterations) and seldom.iterations[:2].all()
     assert seldom.converged(1e-6).all() and not seldom.x[2].any()
+
+
+@pytest.mark.parametrize("make", [*ITERATIVE, lambda **options: CG(preconditioner=Nystrom(3, 0.1), **options)])
+@pytest.mark.parametrize("tol", [1e-10, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_no_answer_is_worse_than_zero(make: Callable[..., Any], tol: float | None, dtype: torch.dtype) -> None:
+    """Whatever the signs of the eigenvalues, and however far off the guess."""
+    for seed in range(6):
+        n = 4 + 2 * seed
+        matrices = np.stack([symmetric(seed + i, n, negative=n // 2, condition=10.0**i) for i in range(3)])
+        b = normal(seed + 3, 3, n)
+        for guess in (None, 30 * normal(seed + 4, 3, n).to(dtype)):
+            for steps in (1, 3, 100):
+                operator = Dense(tensor(matrices).to(dtype), symmetric=True)
+                found = make(max_iter=steps, tol=tol).solve(operator, b.to(dtype), guess)
+                left = b.numpy() - (matrices @ found.x.double().numpy()[..., None])[..., 0]
+                truth = np.linalg.norm(left, axis=-1) / np.linalg.norm(b.numpy(), axis=-1)
+                assert (truth <= 1 + 1e-5).all() and (found.residual <= 1).all()
+                np.testing.assert_allclose(
+                    found.residual, truth, rtol=1e-5, atol=1e-3 if dtype == torch.float32 else 1e-9
+                )
+
+
+@pytest.mark.parametrize("make", ITERATIVE)
+def test_a_stale_guess_costs_nothing_but_its_product(make: Callable[..., Any]) -> None:
+    matrix, b = symmetric(0, 12), normal(1, 12)
+    fresh = make().solve(Dense(tensor(matrix), symmetric=True), b)
+    stale = make().solve(Dense(tensor(matrix), symmetric=True), b, 1e6 * normal(2, 12))
+    assert torch.equal(stale.x, fresh.x) and torch.equal(stale.iterations, fresh.iterations)
+
+
+@pytest.mark.parametrize("make", ITERATIVE)
+def test_without_a_tolerance_the_number_of_iterations_is_fixed(make: Callable[..., Any]) -> None:
+    matrix, b = symmetric(0, 20, condition=1e4), normal(1, 3, 20)
+    for steps in (1, 4):
+        solver = make(max_iter=steps, tol=None)
+        found = solver.solve(Dense(tensor(matrix), symmetric=True), b)
+        assert found.iterations.tolist() == [steps] * 3 and solver.tol is None
+        assert found.converged(None).all() and not found.converged(1e-6).any()
+    solved = make(max_iter=500, tol=None).solve(Dense(tensor(matrix), symmetric=True), b)
+    assert (solved.residual <= 1e-12).all() and (solved.iterations < 500).all()

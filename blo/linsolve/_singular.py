@@ -1,0 +1,52 @@
+"""Solutions of systems whose matrix may be singular."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Rounds of scaling; each takes the root of what is left of the spread of the rows' sizes.
+_ROUNDS = 4
+
+
+def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Solve `A x = b` with no share of flat directions in x; where there is no solution, the residual is the least.
+
+    Rows and columns are scaled to the same size first, so that a direction of little curvature in another unit is not
+    taken for a flat one; norms are those of the scaled system.
+
+    Source: Ruiz (2001) for the scaling.
+
+    Args:
+        matrix: shape `(*lanes, n, n)`.
+        b: shape `(*lanes, n)`.
+        symmetric: whether the matrix is.
+
+    Returns:
+        x of b's shape, NaN where the matrix is not finite, and whether a symmetric matrix has a negative eigenvalue
+        beyond rounding, shape `lanes`.
+    """
+    n, eps = b.shape[-1], torch.finfo(b.dtype).eps
+    sound = torch.isfinite(matrix).all(-1).all(-1)
+    # Torch refuses to decompose a batch in which one matrix is not finite.
+    scaled = torch.where(sound[..., None, None], matrix, torch.eye(n, dtype=b.dtype, device=b.device))
+    rows, columns = torch.ones_like(b), torch.ones_like(b)
+    for _ in range(_ROUNDS):
+        left, right = _root(scaled.abs().amax(-1)), _root(scaled.abs().amax(-2))
+        scaled = scaled / left.unsqueeze(-1) / right.unsqueeze(-2)
+        rows, columns = rows / left, columns / right
+    rhs = (rows * b).unsqueeze(-1)
+    if symmetric:
+        values, right_vectors = torch.linalg.eigh(scaled)
+        shares = right_vectors.mT @ rhs
+    else:
+        left_vectors, values, transposed = torch.linalg.svd(scaled)
+        right_vectors, shares = transposed.mT, left_vectors.mT @ rhs
+    flat = values.abs() <= 10 * n * eps * values.abs().amax(-1, keepdim=True)
+    shares = torch.where(flat, 0.0, shares.squeeze(-1) / torch.where(flat, 1.0, values))
+    x = columns * (right_vectors @ shares.unsqueeze(-1)).squeeze(-1)
+    return torch.where(sound.unsqueeze(-1), x, torch.nan), ((values < 0) & ~flat).any(-1)
+
+
+def _root(size: Tensor) -> Tensor:
+    return torch.where(size > 0, size, 1.0).sqrt()
