@@ -12,7 +12,7 @@ from blo import tree
 from blo._autodiff import gradient, transforms_active, value_and_gradient
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
-from blo._term import Term
+from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties import Penalty
@@ -119,9 +119,9 @@ class Bound:
         """Return `unit |z - prox(z - slope / unit)|`, zero exactly at stationary points, shape `lanes`."""
         return residual(self.term, z, slope, unit).detach()
 
-    def motion(self, origin: Term, z: Tensor) -> Tensor:
-        """Return how far the term's face carries z when theta moves the term away from `origin`."""
-        return self.term.motion(origin, z) if self.moving else torch.zeros_like(z)
+    def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:
+        """Return how far the term's face carries z when theta moves the term away from `origin`, with this tangent."""
+        return tangent.carry(origin, self.term, z) if self.moving else torch.zeros_like(z)
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
@@ -146,6 +146,12 @@ class Bound:
 
 def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return `unit |z - prox(z - slope / unit)|`, the natural residual of first-order optimality, shape `lanes`."""
+    if term.extent is not None:
+        # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
+        size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+        extent = torch.as_tensor(term.extent, device=slope.device)
+        least = torch.where(extent > 0, size / torch.where(extent > 0, extent, 1.0), 1.0).to(slope.dtype)
+        unit = least.clamp(min=1.0) if unit is None else torch.maximum(unit, least)
     if isinstance(term, Free):
         left = slope  # of which the difference would leave nothing beside a large z, by rounding
     elif unit is None:

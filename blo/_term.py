@@ -38,6 +38,19 @@ class Counts(NamedTuple):
     degenerate: Tensor
 
 
+class Strain(NamedTuple):
+    """What is to be known where more constraints hold a solution than are independent.
+
+    Attributes:
+        surplus: returns by how many they are more, integers of shape `lanes`.
+        of: `(term, z)` -> how each constraint moves when the term becomes `term`, and what of it no motion of z can
+            follow, both `(*lanes, k)`. Where theta changes the latter, the solution has one-sided derivatives only.
+    """
+
+    surplus: Callable[[], Tensor]
+    of: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, eq=False)
 class Tangent:
     """The term near a solution, to second order.
@@ -53,6 +66,10 @@ class Tangent:
             the parameters of `term`, with the face and the multipliers of this tangent. It carries how theta moves
             the optimality condition through the term. None where it is constant up to normals that the `motion`
             takes along: for flat faces and the ball.
+        motion: `(term, z)` -> how far the face of this tangent carries z when the term becomes `term`, as `Term.motion`
+            says it, where that needs the multipliers: of two bounds within `slack` of z, one holds it. None where
+            `Term.motion` will do.
+        strain: about constraints that depend on each other; None where none can.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -60,6 +77,8 @@ class Tangent:
     count: Callable[[], Counts]
     bend: Callable[[Tensor], Tensor] | None = None
     force: Callable[[Any, Tensor], Tensor] | None = None
+    motion: Callable[[Any, Tensor], Tensor] | None = None
+    strain: Strain | None = None
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v, shape `(*lanes, n)`."""
@@ -69,6 +88,11 @@ class Tangent:
         """Return K v for a tangent v, shape `(*lanes, n)`."""
         diagonal = self.curvature * v
         return diagonal if self.bend is None else diagonal + self.bend(v)
+
+    def carry(self, origin: Any, term: Any, z: Tensor) -> Tensor:
+        """Return how far the face carries z when `origin`, whose tangent this is, becomes `term`."""
+        moved: Tensor = term.motion(origin, z) if self.motion is None else self.motion(term, z)
+        return moved
 
     def counts(self) -> Counts:
         """Count free, active and degenerate directions of each lane."""
@@ -85,6 +109,15 @@ class Term(ABC):
         """Let terms that move with theta be mapped over, by their tensors."""
         super().__init_subclass__()
         tree.register(cls, _is_parameter)
+
+    @property
+    def extent(self) -> Tensor | float | None:
+        """The greatest distance of two points of a bounded set, a number or shape `(*lanes, 1)`; None if not known.
+
+        In a set that is small beside the gradient, any two points are near. Optimality is looked at in steps no longer
+        than this.
+        """
+        return None
 
     @abstractmethod
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:

@@ -35,7 +35,7 @@ class FirstOrderPoint(Point, abc.ABC):
         if not self._bound.moving:
             return parts
         with torch.enable_grad():
-            motion = self._bound.motion(self.optimality.term, self._z)
+            motion = self._bound.motion(self.optimality.term, self.optimality.tangent, self._z)
             outputs, cotangents = [motion], [v - self.hessian(q)]
             if self.optimality.tangent.force is not None:
                 outputs.append(self.optimality.tangent.force(self._bound.term, self._z + motion))

@@ -67,12 +67,13 @@ class Solution(ReverseOnly):
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
         # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
         here = ctx.problem.bind(leaves).record()
-        force = here.term.tangent(z, here.gradient(z)).force
+        tangent = here.term.tangent(z, here.gradient(z))
+        force = tangent.force
 
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
             # `here` and `z` stay behind and move in an outer differentiation: nothing is counted twice.
             bound = ctx.problem.bind(live)
-            motion = bound.motion(here.term, z)
+            motion = bound.motion(here.term, tangent, z)
             slope = bound.gradient(z + motion)
             return motion, slope if force is None else slope + force(bound.term, z + motion)
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
-from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate
+from blo._term import Counts, Strain, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
-from blo.sets._rows import Face, fit_rows, require_matrix, times
+from blo.sets._hold import hold
+from blo.sets._rows import fit_rows, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,36 +72,40 @@ class Halfspaces(Set):
         return torch.where(found.solved, onto(rows, right, gram, z, found), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        distance, face = self._face(z)
-        pressed = face.multipliers(gradient)
-        face = face.without(clear(distance, pressed, self.slack))
-        y = face.multipliers(gradient)
+        rows, right, _ = self._prepare()
+        # A projected point is off its planes by rounding, in single precision by more than slack.
+        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
+        rounding = 8 * torch.finfo(z.dtype).eps * size
+        distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
+        held = hold(rows, distance, gradient, rounding, self.slack)
+        face, y = held.face, held.y
 
         def count() -> Counts:
-            held = face.held()
-            undecided = face.active & negligible(y, gradient, face.project(gradient))
-            undecided = undecided | unresolved(distance, pressed, self.slack, z)
-            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+            fixed = face.held()
+            undecided = held.undecided(distance - rounding, gradient, self.slack, z)
+            return Counts(z.shape[-1] - fixed, fixed, undecided.sum(-1))
 
         def force(term: Halfspaces, at: Tensor) -> Tensor:
             return times(term._prepare()[0].mT, y)
 
-        return Tangent(face.project, 0.0, count, force=force)
+        def motion(term: Halfspaces, at: Tensor) -> Tensor:
+            return times(face.inverse, term._shift(self, at))
+
+        def strain(term: Halfspaces, at: Tensor) -> tuple[Tensor, Tensor]:
+            return held.strain(term._shift(self, at))
+
+        return Tangent(
+            face.project, 0.0, count, force=force, motion=motion, strain=Strain(held.surplus, strain)
+        )
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        return origin.tangent(z, torch.zeros_like(z)).carry(origin, self, z)
+
+    def _shift(self, origin: Halfspaces, z: Tensor) -> Tensor:
+        """Return how far each plane moves at z, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
         rows_then, right_then, _ = origin._prepare()
-        _, face = origin._face(z)
-        return times(face.inverse, (right - right_then) - times(rows - rows_then, z))
-
-    def _face(self, z: Tensor) -> tuple[Tensor, Face]:
-        """Return the distance to each row's plane, shape `(*lanes, k)`, and the face of the rows that are near."""
-        rows, right, _ = self._prepare()
-        # A projected point is off its planes by rounding, in single precision by more than slack.
-        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
-        distance = (right - times(rows, z)).detach() - 8 * torch.finfo(z.dtype).eps * size
-        distance = torch.where((rows != 0).any(-1), distance, torch.inf)
-        return distance, Face.of(rows, distance <= self.slack)
+        return (right - right_then) - times(rows - rows_then, z)
 
     def _prepare(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.prepared is not None:

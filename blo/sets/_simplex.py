@@ -46,6 +46,10 @@ class Simplex(Set):
         total = fit_per_lane(self.total, layout, "Simplex.total")
         return replace(self, total=total, validate=False)  # it was looked at when made
 
+    @property
+    def extent(self) -> Tensor | float:
+        return 2**0.5 * per_lane(self.total)
+
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point of the simplex, by sorting.
 
@@ -83,8 +87,10 @@ class Simplex(Set):
             free = size.squeeze(-1) - 1
             return Counts(free, z.shape[-1] - free, undecided.sum(-1))
 
-        return Tangent(projector, 0.0, count)
+        def motion(term: Simplex, at: Tensor) -> Tensor:
+            return support * (per_lane(term.total) - per_lane(self.total)) / size
+
+        return Tangent(projector, 0.0, count, motion=motion)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        support = z > origin.slack
-        return support * (per_lane(self.total) - per_lane(origin.total)) / support.sum(-1, keepdim=True)
+        return origin.tangent(z, torch.zeros_like(z)).carry(origin, self, z)

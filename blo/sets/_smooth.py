@@ -10,14 +10,14 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent
+from blo._term import Counts, Strain, Tangent
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._functions import Function, Functions
+from blo.sets._hold import hold
 from blo.sets._nearest import nearest
-from blo.sets._rows import Face, times
+from blo.sets._rows import times
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -90,18 +90,21 @@ class SmoothConstraints(Set):
         return nearest(self.functions, self.leaves, z, self.max_steps)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        distance, length, face = self._face(z)
-        pressed = face.multipliers(gradient)  # of the functions divided by the length of their gradients
-        face = face.without(clear(distance, pressed, self.slack))
-        unit = face.multipliers(gradient)
-        y = unit / length
+        values, jacobian = self.functions.linearize(self.leaves, z)
+        equal = ~self.functions.unequal(self.leaves, z, values)
+        length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
+        regular = torch.where(length > 0, length, 1.0)
+        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
+        distance = -values.detach() / regular
+        held = hold(jacobian / regular.unsqueeze(-1), distance, gradient, rounding, self.slack, equal)
+        face = held.face
+        y = held.y / regular
 
         def count() -> Counts:
-            held = face.held()
-            undecided = face.active & negligible(unit, gradient, face.project(gradient))
-            undecided = undecided | unresolved(distance, pressed, self.slack, z)
-            undecided = undecided & torch.isfinite(distance)  # not an equation
-            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+            fixed = face.held()
+            undecided = held.undecided(distance - rounding, gradient, self.slack, z)
+            undecided = undecided | ((distance - rounding <= self.slack) & ~(length > 0))  # it has no normal
+            return Counts(z.shape[-1] - fixed, fixed, (undecided & ~equal).sum(-1))
 
         def bend(v: Tensor) -> Tensor:
             return self.functions.bend(self.leaves, z, y, v)
@@ -109,25 +112,17 @@ class SmoothConstraints(Set):
         def force(term: SmoothConstraints, at: Tensor) -> Tensor:
             return term.functions.pull(term.leaves, at, y)
 
-        return Tangent(face.project, 0.0, count, bend=bend, force=force)
+        def shift(term: SmoothConstraints, at: Tensor) -> Tensor:
+            return (values - term.functions.values(term.leaves, at)) / regular
+
+        def motion(term: SmoothConstraints, at: Tensor) -> Tensor:
+            return times(face.inverse, shift(term, at))
+
+        strain = Strain(held.surplus, lambda term, at: held.strain(shift(term, at)))
+        return Tangent(face.project, 0.0, count, bend=bend, force=force, motion=motion, strain=strain)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        _, length, face = origin._face(z)
-        moved = self.functions.values(self.leaves, z) - origin.functions.values(origin.leaves, z)
-        return times(face.inverse, -moved / length)
-
-    def _face(self, z: Tensor) -> tuple[Tensor, Tensor, Face]:
-        """Return the distance to each boundary, the length of the functions' gradients, and the face of the near ones.
-
-        An equation is minus infinity away: nothing lies on the free side of it.
-        """
-        values, jacobian = self.functions.linearize(self.leaves, z)
-        strict = ~self.functions.unequal(self.leaves, z, values)
-        length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
-        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
-        regular = torch.where(length > 0, length, 1.0)
-        distance = torch.where(strict, -torch.inf, -values.detach() / regular - rounding)
-        return distance, regular, Face.of(jacobian / regular.unsqueeze(-1), distance <= self.slack)
+        return origin.tangent(z, torch.zeros_like(z)).carry(origin, self, z)
 
     def _assign(self, functions: Functions, leaves: tuple[Tensor, ...], slack: float, max_steps: int) -> None:
         # The dataclass is frozen and its constructor takes the functions themselves, so the fields are set here.
