@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, transforms_active, value_and_gradient
+from blo._autodiff import gradient, plain, transforms_active, value_and_gradient
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
 from blo._term import Tangent, Term
@@ -31,6 +31,7 @@ class Bound:
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
+        accuracy: the residual that the solver was told to accept; 0 where it was told none.
     """
 
     slice: Slice
@@ -42,6 +43,7 @@ class Bound:
     symmetric: bool = True
     recorded: bool = False
     followed: bool = False
+    accuracy: float = 0.0
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without the penalty, shape `lanes`.
@@ -118,6 +120,17 @@ class Bound:
     def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
         """Return `unit |z - prox(z - slope / unit)|`, zero exactly at stationary points, shape `lanes`."""
         return residual(self.term, z, slope, unit).detach()
+
+    def tangent(self, term: Term, z: Tensor, slope: Tensor) -> Tangent:
+        """Return the tangent space of the term, or of the same at rest, at the solution z with this gradient.
+
+        A solver that accepts residuals larger than the term's `slack` leaves z further than that from constraints that
+        hold it: then they are looked for as far as the residual reaches.
+        """
+        if term.loosened(self.accuracy) is not term:
+            left = float(plain(residual(term, z, slope)).max())
+            term = term.loosened(2 * left) if left <= self.accuracy else term
+        return term.tangent(z, slope)
 
     def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:
         """Return how far the term's face carries z when theta moves the term away from `origin`, with this tangent."""

@@ -99,7 +99,10 @@ def value_and_hypergrad(
         raise StructureError(f"`upper` must be a function of theta and z, but is {upper!r}.")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
-    solver = choose(problem, given, gradient) if solver is None else solver
+    if solver is None:
+        solver = choose(problem, given, gradient)
+    else:
+        problem = replace(problem, accuracy=solver.tol or 0.0)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 

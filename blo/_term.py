@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -36,6 +36,19 @@ class Counts(NamedTuple):
     free: Tensor
     active: Tensor
     degenerate: Tensor
+
+
+class Carry(NamedTuple):
+    """How far a face carries z, where that needs the multipliers: of two bounds within `slack` of z, one holds it.
+
+    Attributes:
+        instead: the `Term.motion` in whose place it is used. A subclass, or a set around the one that made the tangent,
+            may have another one.
+        of: `(term, z)` -> the motion when the term becomes `term`.
+    """
+
+    instead: Callable[..., Tensor]
+    of: Callable[[Any, Tensor], Tensor]
 
 
 class Strain(NamedTuple):
@@ -66,9 +79,7 @@ class Tangent:
             the parameters of `term`, with the face and the multipliers of this tangent. It carries how theta moves
             the optimality condition through the term. None where it is constant up to normals that the `motion`
             takes along: for flat faces and the ball.
-        motion: `(term, z)` -> how far the face of this tangent carries z when the term becomes `term`, as `Term.motion`
-            says it, where that needs the multipliers: of two bounds within `slack` of z, one holds it. None where
-            `Term.motion` will do.
+        motion: how far the face of this tangent carries z; None where `Term.motion` will do.
         strain: about constraints that depend on each other; None where none can.
     """
 
@@ -77,7 +88,7 @@ class Tangent:
     count: Callable[[], Counts]
     bend: Callable[[Tensor], Tensor] | None = None
     force: Callable[[Any, Tensor], Tensor] | None = None
-    motion: Callable[[Any, Tensor], Tensor] | None = None
+    motion: Carry | None = None
     strain: Strain | None = None
 
     def project(self, v: Tensor) -> Tensor:
@@ -91,8 +102,11 @@ class Tangent:
 
     def carry(self, origin: Any, term: Any, z: Tensor) -> Tensor:
         """Return how far the face carries z when `origin`, whose tangent this is, becomes `term`."""
-        moved: Tensor = term.motion(origin, z) if self.motion is None else self.motion(term, z)
-        return moved
+        known = self.motion
+        if known is None or type(origin).motion is not known.instead:
+            moved: Tensor = term.motion(origin, z)
+            return moved
+        return known.of(term, z)
 
     def counts(self) -> Counts:
         """Count free, active and degenerate directions of each lane."""
@@ -149,6 +163,14 @@ class Term(ABC):
             z: a minimiser with `origin`, shape `(*lanes, n)`.
         """
         return torch.zeros_like(z)
+
+    def loosened(self, slack: float) -> Self:
+        """Return the same term with a `slack` of at least this; itself where it has such a one, or none."""
+        held = getattr(self, "slack", None)
+        if held is None or held >= slack or not is_dataclass(self):
+            return self
+        changes: dict[str, Any] = {"slack": slack}
+        return replace(self, **changes)
 
     def fit(self, layout: Layout) -> Term:
         """Return the same term with its parameters flattened like `layout` flattens z.

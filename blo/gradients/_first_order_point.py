@@ -24,7 +24,7 @@ class FirstOrderPoint(Point, abc.ABC):
         with torch.no_grad():
             rest = tree.detach(bound.term)
             slope = bound.detach().gradient(self._z)
-            self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
+            self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
     @abc.abstractmethod
     def along(self, q: Tensor) -> list[Tensor | None]:

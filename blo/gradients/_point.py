@@ -55,7 +55,7 @@ class ReversePoint(Point):
         # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
         rest = tree.detach(bound.term)
         self._bound = bound
-        self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
+        self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         (product,) = pullback([self._gradient], [self._z], [direction])
@@ -88,7 +88,7 @@ class TransposedPoint(Point):
     def __init__(self, bound: Bound, z: Tensor) -> None:
         self._bound, self._z, self.symmetric = bound, z, bound.symmetric
         slope = bound.gradient(z)
-        self.optimality = Optimality(z, slope, bound.term, bound.term.tangent(z, slope))
+        self.optimality = Optimality(z, slope, bound.term, bound.tangent(bound.term, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._bound.gradient, self._z, direction)

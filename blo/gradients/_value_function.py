@@ -93,4 +93,4 @@ class _TiltRule:
         rest = tree.detach(bound.term)
         if not bound.moving:
             return torch.zeros_like(z)
-        return bound.motion(rest, rest.tangent(z, bound.detach().gradient(z)), z)
+        return bound.motion(rest, bound.tangent(rest, z, bound.detach().gradient(z)), z)

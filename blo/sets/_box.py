@@ -11,7 +11,7 @@ from torch import Tensor
 from blo import tree
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError, StructureError
 from blo.sets._base import Set
@@ -125,7 +125,7 @@ class Box(Set):
         def motion(term: Box, at: Tensor) -> Tensor:
             return torch.where(free, 0.0, term._carried(self, at, gradient))
 
-        return Tangent(lambda v: v * mask, 0.0, count, motion=motion)
+        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         return self._carried(origin, z, torch.zeros_like(z))

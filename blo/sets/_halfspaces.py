@@ -10,12 +10,12 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
-from blo._term import Counts, Strain, Tangent, can_validate
+from blo._term import Carry, Counts, Strain, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
 from blo.sets._hold import hold
-from blo.sets._rows import fit_rows, require_matrix, times
+from blo.sets._rows import Face, fit_rows, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,8 @@ class Halfspaces(Set):
         return torch.where(found.solved, onto(rows, right, gram, z, found), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        rows, right, _ = self._prepare()
-        # A projected point is off its planes by rounding, in single precision by more than slack.
-        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
-        rounding = 8 * torch.finfo(z.dtype).eps * size
-        distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
-        held = hold(rows, distance, gradient, rounding, self.slack)
+        distance, rounding = self._distance(z)
+        held = hold(self._prepare()[0], distance, gradient, rounding, self.slack)
         face, y = held.face, held.y
 
         def count() -> Counts:
@@ -94,12 +90,21 @@ class Halfspaces(Set):
         def strain(term: Halfspaces, at: Tensor) -> tuple[Tensor, Tensor]:
             return held.strain(term._shift(self, at))
 
-        return Tangent(
-            face.project, 0.0, count, force=force, motion=motion, strain=Strain(held.surplus, strain)
-        )
+        carry, strains = Carry(Halfspaces.motion, motion), Strain(held.surplus, strain)
+        return Tangent(face.project, 0.0, count, force=force, motion=carry, strain=strains)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        return origin.tangent(z, torch.zeros_like(z)).carry(origin, self, z)
+        distance, rounding = origin._distance(z)
+        near = Face.of(origin._prepare()[0], distance - rounding <= origin.slack)
+        return times(near.inverse, self._shift(origin, z))
+
+    def _distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance to each row's plane and its rounding, shape `(*lanes, k)`."""
+        rows, right, _ = self._prepare()
+        # A projected point is off its planes by rounding, in single precision by more than slack.
+        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
+        distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
+        return distance, 8 * torch.finfo(z.dtype).eps * size
 
     def _shift(self, origin: Halfspaces, z: Tensor) -> Tensor:
         """Return how far each plane moves at z, shape `(*lanes, k)`."""

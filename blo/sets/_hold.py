@@ -40,8 +40,9 @@ class Hold:
         # Multipliers may be shifted along the dependences of the rows: a spare row that gains by it has a share.
         share = self.spare.to(self.y.dtype)
         share = share - times(self.face.rows, times(self.face.inverse, share))
-        idle = self.spare & active & (share <= torch.finfo(z.dtype).eps ** 0.5)
-        return torch.where(share > torch.finfo(z.dtype).eps ** 0.5, False, weak) | idle | (self.unsure & active)
+        gains = share > torch.finfo(z.dtype).eps ** 0.5
+        found: Tensor = (weak & ~gains) | (active & ((self.spare & ~gains) | self.unsure))
+        return found
 
     def surplus(self) -> Tensor:
         """Return by how many rows more than are independent hold the solution, shape `lanes`."""

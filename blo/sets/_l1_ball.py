@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -86,7 +86,10 @@ class L1Ball(Set):
             fixed = torch.where(active, held.sum(-1, keepdim=True) + 1, 0).squeeze(-1)
             return Counts(z.shape[-1] - fixed, fixed, (edge.sum(-1) + loose.sum(-1)))
 
-        return Tangent(projector, 0.0, count, motion=lambda term, at: term._carried(self, active, sign))
+        def motion(term: L1Ball, at: Tensor) -> Tensor:
+            return term._carried(self, active, sign)
+
+        return Tangent(projector, 0.0, count, motion=Carry(L1Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         return self._carried(origin, *origin._boundary(z))

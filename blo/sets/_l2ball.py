@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -88,7 +88,7 @@ class L2Ball(Set):
             return term._carried(self, active, normal)
 
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
-        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, motion=motion)
+        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, motion=Carry(L2Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         active, _, u = origin._boundary(z)

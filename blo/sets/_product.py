@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Counts, Strain, Tangent
+from blo._term import Carry, Counts, Strain, Tangent
 from blo.errors import StructureError
 from blo.sets._base import Set
 
@@ -68,6 +68,14 @@ class Product(Set):
         fitted._assign(inner, keys, tuple(span for _, span in children))
         return fitted
 
+    def loosened(self, slack: float) -> Self:
+        parts = tuple(part.loosened(slack) for part in self.sets)
+        if all(new is old for new, old in zip(parts, self.sets, strict=True)):
+            return self
+        wider = type(self).__new__(type(self))
+        wider._assign(parts, self.keys, self.spans)
+        return wider
+
     def project(self, z: Tensor) -> Tensor:
         parts = zip(self.sets, self._split(z), strict=True)
         return torch.cat([part.project(block) for part, block in parts], dim=-1)
@@ -118,7 +126,7 @@ class Product(Set):
             count,
             bend=bend if any(tangent.bend for tangent in tangents) else None,
             force=force if any(tangent.force for tangent in tangents) else None,
-            motion=motion,
+            motion=Carry(Product.motion, motion),
             strain=Strain(surplus, strain) if any(strains) else None,
         )
 
