@@ -277,7 +277,10 @@ def _argmin(
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
-    solver = choose(problem, leaves, gradient) if solver is None else solver
+    if solver is None:
+        solver = choose(problem, leaves, gradient)
+    else:
+        problem = replace(problem, accuracy=solver.tol or 0.0)
     checks = Checks(on_failure, measured=solver.tol is not None)
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):

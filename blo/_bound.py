@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, length, transforms_active, value_and_gradient
+from blo._autodiff import gradient, length, plain, transforms_active, value_and_gradient
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
-from blo._term import Term
+from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties import Penalty
@@ -32,6 +32,7 @@ class Bound:
         recorded: keep the graph through every gradient, for differentiation through the solver.
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
         eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
+        accuracy: the residual that the solver was told to accept; 0 where it was told none.
     """
 
     slice: Slice
@@ -44,6 +45,7 @@ class Bound:
     recorded: bool = False
     followed: bool = False
     eps: float | None = None
+    accuracy: float = 0.0
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without the penalty, shape `lanes`.
@@ -140,9 +142,20 @@ class Bound:
         """Return `unit (z - prox(z - slope / unit))`, whose length is the residual, shape `(*lanes, n)`."""
         return natural(self.term, z, slope, unit).detach()
 
-    def motion(self, origin: Term, z: Tensor) -> Tensor:
-        """Return how far the term's face carries z when theta moves the term away from `origin`."""
-        return self.term.motion(origin, z) if self.moving else torch.zeros_like(z)
+    def tangent(self, term: Term, z: Tensor, slope: Tensor) -> Tangent:
+        """Return the tangent space of the term, or of the same at rest, at the solution z with this gradient.
+
+        A solver that accepts residuals larger than the term's `slack` leaves z further than that from constraints that
+        hold it: then they are looked for as far as the residual reaches.
+        """
+        if term.loosened(self.accuracy) is not term:
+            left = float(plain(residual(term, z, slope)).max())
+            term = term.loosened(2 * left) if left <= self.accuracy else term
+        return term.tangent(z, slope)
+
+    def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:
+        """Return how far the term's face carries z when theta moves the term away from `origin`, with this tangent."""
+        return tangent.carry(origin, self.term, z) if self.moving else torch.zeros_like(z)
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
@@ -167,6 +180,12 @@ class Bound:
 
 def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
+    if term.extent is not None:
+        # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
+        size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+        extent = torch.as_tensor(term.extent, device=slope.device)
+        least = torch.where(extent > 0, size / torch.where(extent > 0, extent, 1.0), 1.0).to(slope.dtype)
+        unit = least.clamp(min=1.0) if unit is None else torch.maximum(unit, least)
     if isinstance(term, Free):
         return slope  # of which the difference would leave nothing beside a large z, by rounding
     if unit is None:

@@ -345,8 +345,9 @@ class Checks:
         count = int(counts.degenerate.sum())
         if not self.off and count:
             self._found(
-                f"{count} active constraints have a zero multiplier: strict complementarity fails, and the solution "
-                "has one-sided derivatives only. The hypergradient returned is that of the side on which z was found.",
+                f"{count} active constraints have a zero multiplier, or depend on others from which theta parts them: "
+                "strict complementarity fails, and the solution has one-sided derivatives only. The hypergradient "
+                "returned is that of the side on which z was found, or between those of two sides.",
                 ConvergenceError,
                 DegenerateWarning,
             )

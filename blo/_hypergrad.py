@@ -104,7 +104,10 @@ def value_and_hypergrad(
     require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
-    solver = choose(problem, given, gradient) if solver is None else solver
+    if solver is None:
+        solver = choose(problem, given, gradient)
+    else:
+        problem = replace(problem, accuracy=solver.tol or 0.0)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 

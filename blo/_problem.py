@@ -32,6 +32,7 @@ class FlatProblem:
     Attributes:
         randomness: of each lift: what the `vmap` that it stands for was told of random operations.
         eps: as in `Bound`.
+        accuracy: the residual that the solver was told to accept; 0 where it was told none.
     """
 
     lower: LowerProblem
@@ -39,6 +40,7 @@ class FlatProblem:
     structure: Structure
     randomness: tuple[str, ...] = ()
     eps: float | None = None
+    accuracy: float = 0.0
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
@@ -73,7 +75,17 @@ class FlatProblem:
             term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
         else:
             term, bound = self._term(theta), slice_at(self._evaluate, theta)
-        return Bound(bound, term, self.layout, theta, self.lifts, self._moving, self.symmetric, eps=self.eps)
+        return Bound(
+            bound,
+            term,
+            self.layout,
+            theta,
+            self.lifts,
+            self._moving,
+            self.symmetric,
+            eps=self.eps,
+            accuracy=self.accuracy,
+        )
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -39,6 +39,32 @@ class Counts(NamedTuple):
     degenerate: Tensor
 
 
+class Carry(NamedTuple):
+    """How far a face carries z, where that needs the multipliers: of two bounds within `slack` of z, one holds it.
+
+    Attributes:
+        instead: the `Term.motion` in whose place it is used. A subclass, or a set around the one that made the tangent,
+            may have another one.
+        of: `(term, z)` -> the motion when the term becomes `term`.
+    """
+
+    instead: Callable[..., Tensor]
+    of: Callable[[Any, Tensor], Tensor]
+
+
+class Strain(NamedTuple):
+    """What is to be known where more constraints hold a solution than are independent.
+
+    Attributes:
+        surplus: returns by how many they are more, integers of shape `lanes`.
+        of: `(term, z)` -> how each constraint moves when the term becomes `term`, and what of it no motion of z can
+            follow, both `(*lanes, k)`. Where theta changes the latter, the solution has one-sided derivatives only.
+    """
+
+    surplus: Callable[[], Tensor]
+    of: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, eq=False)
 class Tangent:
     """The term near a solution, to second order.
@@ -54,6 +80,8 @@ class Tangent:
             the parameters of `term`, with the face and the multipliers of this tangent. It carries how theta moves
             the optimality condition through the term. None where it is constant up to normals that the `motion`
             takes along: for flat faces and the ball.
+        motion: how far the face of this tangent carries z; None where `Term.motion` will do.
+        strain: about constraints that depend on each other; None where none can.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -61,6 +89,8 @@ class Tangent:
     count: Callable[[], Counts]
     bend: Callable[[Tensor], Tensor] | None = None
     force: Callable[[Any, Tensor], Tensor] | None = None
+    motion: Carry | None = None
+    strain: Strain | None = None
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v, shape `(*lanes, n)`."""
@@ -70,6 +100,14 @@ class Tangent:
         """Return K v for a tangent v, shape `(*lanes, n)`."""
         diagonal = self.curvature * v
         return diagonal if self.bend is None else diagonal + self.bend(v)
+
+    def carry(self, origin: Any, term: Any, z: Tensor) -> Tensor:
+        """Return how far the face carries z when `origin`, whose tangent this is, becomes `term`."""
+        known = self.motion
+        if known is None or type(origin).motion is not known.instead:
+            moved: Tensor = term.motion(origin, z)
+            return moved
+        return known.of(term, z)
 
     def counts(self) -> Counts:
         """Count free, active and degenerate directions of each lane."""
@@ -86,6 +124,15 @@ class Term(ABC):
         """Let terms that move with theta be mapped over, by their tensors."""
         super().__init_subclass__()
         tree.register(cls, _is_parameter)
+
+    @property
+    def extent(self) -> Tensor | float | None:
+        """The greatest distance of two points of a bounded set, a number or shape `(*lanes, 1)`; None if not known.
+
+        In a set that is small beside the gradient, any two points are near. Optimality is looked at in steps no longer
+        than this.
+        """
+        return None
 
     @abstractmethod
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
@@ -117,6 +164,14 @@ class Term(ABC):
             z: a minimiser with `origin`, shape `(*lanes, n)`.
         """
         return torch.zeros_like(z)
+
+    def loosened(self, slack: float) -> Self:
+        """Return the same term with a `slack` of at least this; itself where it has such a one, or none."""
+        held = getattr(self, "slack", None)
+        if held is None or held >= slack or not is_dataclass(self):
+            return self
+        changes: dict[str, Any] = {"slack": slack}
+        return replace(self, **changes)
 
     def fit(self, layout: Layout) -> Term:
         """Return the same term with its parameters flattened like `layout` flattens z.

@@ -74,7 +74,7 @@ class Ingredients:
             return Moves(mixed, torch.zeros_like(z), torch.zeros_like(z))
 
         def motion(t: float) -> Tensor:
-            return self.around.bound(unit, t).motion(here.term, z)
+            return self.around.bound(unit, t).motion(here.term, self.tangent, z)
 
         def force(t: float) -> Tensor:
             assert self.tangent.force is not None

@@ -24,7 +24,7 @@ class FirstOrderPoint(Point, abc.ABC):
         with torch.no_grad():
             rest = tree.detach(bound.term)
             slope = bound.detach().gradient(self._z)
-            self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
+            self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
     @abc.abstractmethod
     def along(self, q: Tensor) -> list[Tensor | None]:
@@ -35,7 +35,7 @@ class FirstOrderPoint(Point, abc.ABC):
         if not self._bound.moving:
             return parts
         with torch.enable_grad():
-            motion = self._bound.motion(self.optimality.term, self._z)
+            motion = self._bound.motion(self.optimality.term, self.optimality.tangent, self._z)
             outputs, cotangents = [motion], [v - self.hessian(q)]
             if self.optimality.tangent.force is not None:
                 outputs.append(self.optimality.tangent.force(self._bound.term, self._z + motion))

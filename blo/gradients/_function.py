@@ -73,12 +73,13 @@ class Solution(ReverseOnly):
         q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
         # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
         here = ctx.problem.bind(leaves).record()
-        force = here.term.tangent(z, here.gradient(z)).force
+        tangent = here.tangent(here.term, z, here.gradient(z))
+        force = tangent.force
 
         def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
             # `here` and `z` stay behind and move in an outer differentiation: nothing is counted twice.
             bound = ctx.problem.bind(live)
-            motion = bound.motion(here.term, z)
+            motion = bound.motion(here.term, tangent, z)
             slope = bound.gradient(z + motion)
             return motion, slope if force is None else slope + force(bound.term, z + motion)
 
@@ -138,13 +139,13 @@ class Adjoint(ReverseOnly):
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
             bound = problem.bind(live)
             slope, hessian = product(bound.gradient, z)
-            tangent = bound.term.tangent(z, slope)
+            tangent = bound.tangent(bound.term, z, slope)
             operator = Restricted(rule.model(Hessian(hessian)), tangent)
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
 
-        slope = problem.bind(leaves).gradient(z)
-        tangent = problem.bind(leaves).term.tangent(z, slope)
+        here = problem.bind(leaves)
+        tangent = here.tangent(here.term, z, here.gradient(z))
         # The system is the identity off the tangent space, and so is its inverse. Its own transpose is that of H.
         other = not ctx.transposed and not problem.symmetric
         r = Adjoint.solve(problem, leaves, z, w, rule, other) + w - tangent.project(w)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import jvp, pullback
+from blo._autodiff import add, jvp, pullback
 from blo._bound import Bound
 from blo.gradients._base import Optimality
 
@@ -50,30 +50,36 @@ class ReversePoint(Point):
         self._leaves, self.symmetric = leaves, bound.symmetric
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
-            rest = tree.detach(bound.term)
-            self._motion = bound.motion(rest, z)
-            # The solution moves with the active face, so the gradient taken there sees B + H N.
-            self._moved = self._z + self._motion if bound.moving else self._z
-            self._gradient = bound.record().gradient(self._moved)
+            self._gradient = bound.record().gradient(self._z)
         slope = self._gradient.detach()
-        self._term = bound.term
-        self.optimality = Optimality(z, slope, rest, rest.tangent(z, slope))
+        # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
+        rest = tree.detach(bound.term)
+        self._bound = bound
+        self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         (product,) = pullback([self._gradient], [self._z], [direction])
         return torch.zeros_like(direction) if product is None else product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        outputs, cotangents = [self._gradient, self._motion], [-q, v]
-        if self.optimality.tangent.force is not None:
+        bound, tangent = self._bound, self.optimality.tangent
+        outputs = [self._gradient]
+        if tangent.force is not None:
             with torch.enable_grad():
-                outputs.append(self.optimality.tangent.force(self._term, self._moved))
-            cotangents.append(-q)
+                outputs.append(tangent.force(bound.term, self._z))
         inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
-        # This is the last product: it frees the graph on its way, so that memory is reused while it is made.
-        found = iter(pullback(outputs, inputs, cotangents, last=True))
-        return [next(found) if leaf.requires_grad else None for leaf in self._leaves]
+        # The last product frees the graph on its way, so that memory is reused while it is made.
+        places = [*inputs, self._z] if bound.moving else inputs
+        parts = pullback(outputs, places, [-q] * len(outputs), last=not bound.moving)
+        if bound.moving:
+            # The solution moves with the active face, and with it the place where gradient and force are taken.
+            along = parts.pop()
+            with torch.enable_grad():
+                motion = bound.motion(self.optimality.term, tangent, self._z.detach())
+            carried = pullback([motion], inputs, [v if along is None else v + along], last=True)
+            parts = [add(a, b) for a, b in zip(parts, carried, strict=True)]
+        spread = iter(parts)
+        return [next(spread) if leaf.requires_grad else None for leaf in self._leaves]
 
 
 class TransposedPoint(Point):
@@ -82,7 +88,7 @@ class TransposedPoint(Point):
     def __init__(self, bound: Bound, z: Tensor) -> None:
         self._bound, self._z, self.symmetric = bound, z, bound.symmetric
         slope = bound.gradient(z)
-        self.optimality = Optimality(z, slope, bound.term, bound.term.tangent(z, slope))
+        self.optimality = Optimality(z, slope, bound.term, bound.tangent(bound.term, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._bound.gradient, self._z, direction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from blo._problem import FlatProblem
 from blo.gradients._difference_point import DifferencePoint
 from blo.gradients._forward_point import ForwardPoint
 from blo.gradients._point import Point, ReversePoint
+from blo.gradients._strained import strained
 
 Products: TypeAlias = Literal["reverse", "forward", "finite-difference"]
 
@@ -28,6 +30,13 @@ def check(products: str) -> None:
 
 def point(products: Products, problem: FlatProblem, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> Point:
     """Return the second derivatives at `(leaves, z)`; `bound` is the problem there."""
+    found = _point(products, problem, bound, z, leaves)
+    tangent = strained(found.optimality.tangent, problem, bound, z)
+    found.optimality = replace(found.optimality, tangent=tangent)
+    return found
+
+
+def _point(products: Products, problem: FlatProblem, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> Point:
     if products == "reverse":
         return ReversePoint(bound, z, leaves)
     if products == "forward":

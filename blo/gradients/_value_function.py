@@ -109,7 +109,13 @@ class _TiltRule:
         A set that moves takes z along, and the tilt with it.
         """
         with torch.enable_grad():
-            value = bound.penalized(z + bound.motion(tree.detach(bound.term), z)).sum() * scale
+            value = bound.penalized(z + self._motion(bound, z)).sum() * scale
         if not inputs or not value.requires_grad:
             return [None] * len(inputs)
         return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))
+
+    def _motion(self, bound: Bound, z: Tensor) -> Tensor:
+        rest = tree.detach(bound.term)
+        if not bound.moving:
+            return torch.zeros_like(z)
+        return bound.motion(rest, bound.tangent(rest, z, bound.detach().gradient(z)), z)

@@ -11,7 +11,7 @@ from torch import Tensor
 from blo import tree
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError, StructureError
 from blo.sets._base import Set
@@ -112,7 +112,7 @@ class Box(Set):
 
         def count() -> Counts:
             # Where no point is inside, z is given by the bounds and its multiplier has no say.
-            open_ = self.high - self.low > 2 * self.slack
+            open_ = torch.as_tensor(self.low < self.high, device=z.device)
             near = torch.minimum(z - self.low, self.high - z)
             undecided = ~free & negligible(gradient, gradient, gradient * free)
             undecided = open_ & (undecided | unresolved(near, gradient, self.slack, z))
@@ -121,12 +121,25 @@ class Box(Set):
 
         # Multiplied rather than selected, so that a NaN in v is not hidden; by numbers, which is faster than by flags.
         mask = free.to(z.dtype)
-        return Tangent(lambda v: v * mask, 0.0, count)
+
+        def motion(term: Box, at: Tensor) -> Tensor:
+            return torch.where(free, 0.0, term._carried(self, at, gradient))
+
+        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        none = torch.zeros_like(z)
-        up = torch.where(z >= origin.high - origin.slack, self.high - origin.high, none)
-        return torch.where(z <= origin.low + origin.slack, self.low - origin.low, up)
+        return self._carried(origin, z, torch.zeros_like(z))
+
+    def _carried(self, origin: Self, z: Tensor, gradient: Tensor) -> Tensor:
+        none, above, below = torch.zeros_like(z), z - origin.low, origin.high - z
+        near_low, near_high = above <= origin.slack, below <= origin.slack
+        # Of two bounds that are near, that one holds z against which it is pressed; without a force, the nearer one,
+        # or both by half: a radius of zero holds z where it is, a centre takes it along.
+        push = torch.where(gradient == 0, above - below, -gradient).sign()
+        share = torch.where(near_low & near_high, 0.5 * (1 + push), near_high.to(z.dtype))
+        up = torch.where(near_high, self.high - origin.high, none)
+        down = torch.where(near_low, self.low - origin.low, none)
+        return share * up + (1 - share) * down
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
-from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate
+from blo._term import Carry, Counts, Strain, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
+from blo.sets._hold import hold
 from blo.sets._rows import Face, fit_rows, require_matrix, times
 
 
@@ -72,36 +72,45 @@ class Halfspaces(Set):
         return torch.where(found.solved, onto(rows, right, gram, z, found), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        distance, face = self._face(z)
-        pressed = face.multipliers(gradient)
-        face = face.without(clear(distance, pressed, self.slack))
-        y = face.multipliers(gradient)
+        distance, rounding = self._distance(z)
+        held = hold(self._prepare()[0], distance, gradient, rounding, self.slack)
+        face, y = held.face, held.y
 
         def count() -> Counts:
-            held = face.held()
-            undecided = face.active & negligible(y, gradient, face.project(gradient))
-            undecided = undecided | unresolved(distance, pressed, self.slack, z)
-            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+            fixed = face.held()
+            undecided = held.undecided(distance - rounding, gradient, self.slack, z)
+            return Counts(z.shape[-1] - fixed, fixed, undecided.sum(-1))
 
         def force(term: Halfspaces, at: Tensor) -> Tensor:
             return times(term._prepare()[0].mT, y)
 
-        return Tangent(face.project, 0.0, count, force=force)
+        def motion(term: Halfspaces, at: Tensor) -> Tensor:
+            return times(face.inverse, term._shift(self, at))
+
+        def strain(term: Halfspaces, at: Tensor) -> tuple[Tensor, Tensor]:
+            return held.strain(term._shift(self, at))
+
+        carry, strains = Carry(Halfspaces.motion, motion), Strain(held.surplus, strain)
+        return Tangent(face.project, 0.0, count, force=force, motion=carry, strain=strains)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        rows, right, _ = self._prepare()
-        rows_then, right_then, _ = origin._prepare()
-        _, face = origin._face(z)
-        return times(face.inverse, (right - right_then) - times(rows - rows_then, z))
+        distance, rounding = origin._distance(z)
+        near = Face.of(origin._prepare()[0], distance - rounding <= origin.slack)
+        return times(near.inverse, self._shift(origin, z))
 
-    def _face(self, z: Tensor) -> tuple[Tensor, Face]:
-        """Return the distance to each row's plane, shape `(*lanes, k)`, and the face of the rows that are near."""
+    def _distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance to each row's plane and its rounding, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
         # A projected point is off its planes by rounding, in single precision by more than slack.
         size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
-        distance = (right - times(rows, z)).detach() - 8 * torch.finfo(z.dtype).eps * size
-        distance = torch.where((rows != 0).any(-1), distance, torch.inf)
-        return distance, Face.of(rows, distance <= self.slack)
+        distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
+        return distance, 8 * torch.finfo(z.dtype).eps * size
+
+    def _shift(self, origin: Halfspaces, z: Tensor) -> Tensor:
+        """Return how far each plane moves at z, shape `(*lanes, k)`."""
+        rows, right, _ = self._prepare()
+        rows_then, right_then, _ = origin._prepare()
+        return (right - right_then) - times(rows - rows_then, z)
 
     def _prepare(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.prepared is not None:

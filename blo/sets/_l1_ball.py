@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -52,6 +52,10 @@ class L1Ball(Set):
         center = fit_coordinates(self.center, layout, "L1Ball.center")
         return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
 
+    @property
+    def extent(self) -> Tensor | float:
+        return 2 * per_lane(self.radius)
+
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point: outside, that of the simplex which the sign of the offset picks."""
         offset = z - self.center
@@ -82,10 +86,15 @@ class L1Ball(Set):
             fixed = torch.where(active, held.sum(-1, keepdim=True) + 1, 0).squeeze(-1)
             return Counts(z.shape[-1] - fixed, fixed, (edge.sum(-1) + loose.sum(-1)))
 
-        return Tangent(projector, 0.0, count)
+        def motion(term: L1Ball, at: Tensor) -> Tensor:
+            return term._carried(self, active, sign)
+
+        return Tangent(projector, 0.0, count, motion=Carry(L1Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        active, sign = origin._boundary(z)
+        return self._carried(origin, *origin._boundary(z))
+
+    def _carried(self, origin: Self, active: Tensor, sign: Tensor) -> Tensor:
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
         grown = sign * (per_lane(self.radius) - per_lane(origin.radius)) / size
         moved: Tensor = grown + active * (self.center - origin.center)
@@ -95,7 +104,9 @@ class L1Ball(Set):
         """Return whether the boundary is near, `(*lanes, 1)`, and the signs of its support, zero off it."""
         offset = (z - self.center).detach()
         near: Tensor = self._distance(z) <= self.slack
-        return near, offset.sign() * ((offset.abs() > self.slack) & near)
+        size = offset.abs()  # of a ball smaller than the slack, the largest coordinates are on the support all the same
+        surely = size >= size.amax(-1, keepdim=True).clamp(max=self.slack)
+        return near, offset.sign() * (surely & near)
 
     def _distance(self, z: Tensor) -> Tensor:
         """Return how far inside the boundary z lies, shape `(*lanes, 1)`; at most 0 for a projected point."""

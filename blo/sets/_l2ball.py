@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
@@ -51,6 +51,10 @@ class L2Ball(Set):
         center = fit_coordinates(self.center, layout, "L2Ball.center")
         return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
 
+    @property
+    def extent(self) -> Tensor | float:
+        return 2 * per_lane(self.radius)
+
     def project(self, z: Tensor) -> Tensor:
         radius = per_lane(self.radius)
         offset = z - self.center
@@ -63,8 +67,8 @@ class L2Ball(Set):
         slope = (gradient * u).sum(-1, keepdim=True)
         distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
         active = near & ~clear(distance, pressed, self.slack)
-        u, slope = u * active, slope * active
-        point = active & (norm == 0)  # a ball of radius zero holds every direction
+        point = active & (norm <= self._rounding(z))  # a ball of radius zero holds every direction
+        u, slope = u * (active & ~point), slope * (active & ~point)
 
         def projector(v: Tensor) -> Tensor:
             return v * ~point - u * (u * v).sum(-1, keepdim=True)
@@ -77,11 +81,20 @@ class L2Ball(Set):
             undecided = undecided | (near & unresolved(distance, pressed, self.slack, z))
             return Counts(n - held, held, undecided.squeeze(-1).long())
 
+        def motion(term: L2Ball, at: Tensor) -> Tensor:
+            # From radius zero it moves to where it is pulled.
+            force = _norm(gradient)
+            normal = torch.where(point, -gradient / torch.where(force > 0, force, 1.0), u)
+            return term._carried(self, active, normal)
+
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
-        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count)
+        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, motion=Carry(L2Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         active, _, u = origin._boundary(z)
+        return self._carried(origin, active, u)
+
+    def _carried(self, origin: Self, active: Tensor, u: Tensor) -> Tensor:
         moved: Tensor = u * (per_lane(self.radius) - per_lane(origin.radius)) + active * (self.center - origin.center)
         return moved
 

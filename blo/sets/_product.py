@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Counts, Tangent
+from blo._term import Carry, Counts, Strain, Tangent
 from blo.errors import StructureError
 from blo.sets._base import Set
 
@@ -68,6 +68,14 @@ class Product(Set):
         fitted._assign(inner, keys, tuple(span for _, span in children))
         return fitted
 
+    def loosened(self, slack: float) -> Self:
+        parts = tuple(part.loosened(slack) for part in self.sets)
+        if all(new is old for new, old in zip(parts, self.sets, strict=True)):
+            return self
+        wider = type(self).__new__(type(self))
+        wider._assign(parts, self.keys, self.spans)
+        return wider
+
     def project(self, z: Tensor) -> Tensor:
         parts = zip(self.sets, self._split(z), strict=True)
         return torch.cat([part.project(block) for part, block in parts], dim=-1)
@@ -94,6 +102,20 @@ class Product(Set):
             pulls = [t.force(part, block) if t.force else torch.zeros_like(block) for t, part, block in triples]
             return torch.cat(pulls, dim=-1)
 
+        def motion(term: Product, at: Tensor) -> Tensor:
+            rows = zip(tangents, self.sets, term.sets, self._split(at), strict=True)
+            return torch.cat([t.carry(before, part, block) for t, before, part, block in rows], dim=-1)
+
+        strains = [t.strain for t in tangents]
+
+        def surplus() -> Tensor:
+            return torch.stack([one.surplus() for one in strains if one is not None]).sum(0)
+
+        def strain(term: Product, at: Tensor) -> tuple[Tensor, Tensor]:
+            rows = zip(strains, term.sets, self._split(at), strict=True)
+            moved, left = zip(*(one.of(part, block) for one, part, block in rows if one is not None), strict=True)
+            return torch.cat(moved, dim=-1), torch.cat(left, dim=-1)
+
         curvature: Tensor | float = 0.0
         if any(isinstance(tangent.curvature, Tensor) for tangent in tangents):
             pairs = zip(tangents, blocks, strict=True)
@@ -104,6 +126,8 @@ class Product(Set):
             count,
             bend=bend if any(tangent.bend for tangent in tangents) else None,
             force=force if any(tangent.force for tangent in tangents) else None,
+            motion=Carry(Product.motion, motion),
+            strain=Strain(surplus, strain) if any(strains) else None,
         )
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_per_lane, per_lane
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
 
@@ -46,6 +46,10 @@ class Simplex(Set):
         total = fit_per_lane(self.total, layout, "Simplex.total")
         return replace(self, total=total, validate=False)  # it was looked at when made
 
+    @property
+    def extent(self) -> Tensor | float:
+        return 2**0.5 * per_lane(self.total)
+
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point of the simplex, by sorting.
 
@@ -66,7 +70,7 @@ class Simplex(Set):
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         # The multiplier of z_i >= 0 is its gradient less that of the sum, which the support shares.
-        surely = z >= z.amax(-1, keepdim=True).clamp(max=self.slack)
+        surely = self._surely(z)
         multiplier = gradient - (gradient * surely).sum(-1, keepdim=True) / surely.sum(-1, keepdim=True)
         support = surely | clear(z, multiplier, self.slack)
         size = support.sum(-1, keepdim=True)
@@ -83,8 +87,17 @@ class Simplex(Set):
             free = size.squeeze(-1) - 1
             return Counts(free, z.shape[-1] - free, undecided.sum(-1))
 
-        return Tangent(projector, 0.0, count)
+        def motion(term: Simplex, at: Tensor) -> Tensor:
+            return term._carried(self, support)
+
+        return Tangent(projector, 0.0, count, motion=Carry(Simplex.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        support = z > origin.slack
+        return self._carried(origin, origin._surely(z))
+
+    def _carried(self, origin: Self, support: Tensor) -> Tensor:
         return support * (per_lane(self.total) - per_lane(origin.total)) / support.sum(-1, keepdim=True)
+
+    def _surely(self, z: Tensor) -> Tensor:
+        """Return which coordinates are off zero whatever the gradient; of a small simplex, the largest one."""
+        return z >= z.amax(-1, keepdim=True).clamp(max=self.slack)

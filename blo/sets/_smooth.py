@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent
+from blo._term import Carry, Counts, Strain, Tangent
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._functions import Function, Functions
+from blo.sets._hold import hold
 from blo.sets._nearest import nearest
 from blo.sets._rows import Face, times
 
@@ -86,22 +86,28 @@ class SmoothConstraints(Set):
         fitted._assign(functions, self.leaves, self.slack, self.max_steps)
         return fitted
 
+    def loosened(self, slack: float) -> Self:
+        if self.slack >= slack:
+            return self
+        wider = type(self).__new__(type(self))
+        wider._assign(self.functions, self.leaves, slack, self.max_steps)
+        return wider
+
     def project(self, z: Tensor) -> Tensor:
         return nearest(self.functions, self.leaves, z, self.max_steps)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
-        distance, length, face = self._face(z)
-        pressed = face.multipliers(gradient)  # of the functions divided by the length of their gradients
-        face = face.without(clear(distance, pressed, self.slack))
-        unit = face.multipliers(gradient)
-        y = unit / length
+        planes = self._planes(z)
+        distance, rounding, equal = planes.distance, planes.rounding, planes.equal
+        held = hold(planes.rows, distance, gradient, rounding, self.slack, equal)
+        face = held.face
+        y = held.y / planes.regular
 
         def count() -> Counts:
-            held = face.held()
-            undecided = face.active & negligible(unit, gradient, face.project(gradient))
-            undecided = undecided | unresolved(distance, pressed, self.slack, z)
-            undecided = undecided & torch.isfinite(distance)  # not an equation
-            return Counts(z.shape[-1] - held, held, undecided.sum(-1))
+            fixed = face.held()
+            undecided = held.undecided(distance - rounding, gradient, self.slack, z)
+            undecided = undecided | ((distance - rounding <= self.slack) & ~(planes.length > 0))  # it has no normal
+            return Counts(z.shape[-1] - fixed, fixed, (undecided & ~equal).sum(-1))
 
         def bend(v: Tensor) -> Tensor:
             return self.functions.bend(self.leaves, z, y, v)
@@ -109,27 +115,54 @@ class SmoothConstraints(Set):
         def force(term: SmoothConstraints, at: Tensor) -> Tensor:
             return term.functions.pull(term.leaves, at, y)
 
-        return Tangent(face.project, 0.0, count, bend=bend, force=force)
+        def motion(term: SmoothConstraints, at: Tensor) -> Tensor:
+            return times(face.inverse, planes.shift(term, at))
+
+        strain = Strain(held.surplus, lambda term, at: held.strain(planes.shift(term, at)))
+        carry = Carry(SmoothConstraints.motion, motion)
+        return Tangent(face.project, 0.0, count, bend=bend, force=force, motion=carry, strain=strain)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        _, length, face = origin._face(z)
-        moved = self.functions.values(self.leaves, z) - origin.functions.values(origin.leaves, z)
-        return times(face.inverse, -moved / length)
+        planes = origin._planes(z)
+        near = planes.equal | (planes.distance - planes.rounding <= origin.slack)
+        return times(Face.of(planes.rows, near).inverse, planes.shift(self, z))
 
-    def _face(self, z: Tensor) -> tuple[Tensor, Tensor, Face]:
-        """Return the distance to each boundary, the length of the functions' gradients, and the face of the near ones.
-
-        An equation is minus infinity away: nothing lies on the free side of it.
-        """
+    def _planes(self, z: Tensor) -> _Planes:
         values, jacobian = self.functions.linearize(self.leaves, z)
-        strict = ~self.functions.unequal(self.leaves, z, values)
+        equal = ~self.functions.unequal(self.leaves, z, values)
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
-        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
         regular = torch.where(length > 0, length, 1.0)
-        distance = torch.where(strict, -torch.inf, -values.detach() / regular - rounding)
-        return distance, regular, Face.of(jacobian / regular.unsqueeze(-1), distance <= self.slack)
+        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
+        rows = jacobian / regular.unsqueeze(-1)
+        return _Planes(values, rows, -values.detach() / regular, rounding, length, regular, equal)
 
     def _assign(self, functions: Functions, leaves: tuple[Tensor, ...], slack: float, max_steps: int) -> None:
         # The dataclass is frozen and its constructor takes the functions themselves, so the fields are set here.
         for name, value in [("functions", functions), ("leaves", leaves), ("slack", slack), ("max_steps", max_steps)]:
             object.__setattr__(self, name, value)
+
+
+class _Planes(NamedTuple):
+    """The tangent planes of the functions at a point.
+
+    Attributes:
+        values: of the functions, shape `(*lanes, k)`.
+        rows: normals of length one, shape `(*lanes, k, n)`; zero where there is none.
+        distance: to the planes, shape `(*lanes, k)`; signed for equations.
+        rounding: that of the distance, shape `(*lanes, 1)`.
+        length: of the functions' gradients, shape `(*lanes, k)`.
+        regular: the same, and one where it is zero.
+        equal: which functions are equations, shape `(k,)`.
+    """
+
+    values: Tensor
+    rows: Tensor
+    distance: Tensor
+    rounding: Tensor
+    length: Tensor
+    regular: Tensor
+    equal: Tensor
+
+    def shift(self, term: SmoothConstraints, z: Tensor) -> Tensor:
+        """Return how far each plane moves at z when the set becomes `term`, shape `(*lanes, k)`."""
+        return (self.values - term.functions.values(term.leaves, z)) / self.regular

@@ -126,3 +126,40 @@ def test_what_cannot_be_told_is_reported(name: str) -> None:
         blo.value_and_hypergrad(
             lambda t, z: z.sum(), lower, near.z - near.gradient, near.z, solver=blo.External(lambda t, z: z)
         )
+
+
+@pytest.mark.parametrize("distance", [3e-7, 8e-7], ids=lambda d: f"{d:g}")
+@pytest.mark.parametrize("name", TERMS)
+def test_a_constraint_holds_a_solution_that_its_solver_left_beside_it(name: str, distance: float) -> None:
+    near = TERMS[name](interior(0), 0.0, 0.2)
+    root, v = torch.randn(2, N, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    H, v = root @ root.T / N + torch.eye(N), v[0]
+    theta = H @ near.z - near.gradient
+    lower = blo.LowerProblem(lambda t, z: 0.5 * z @ H @ z - t @ z, **near.term)
+    # Inwards along the normal; on the simplex within the plane of the sum.
+    inwards = {"simplex": torch.eye(N)[0] - 1 / N}.get(name, unit(near.gradient - near.gradient[1:].mean()))
+    inwards = torch.eye(N)[0] if name in ("l1", "elastic net") else inwards
+    inwards = unit(near.gradient) if name in ("l2 ball", "l1 ball", "halfspaces", "smooth") else inwards
+    theta, solver = theta.requires_grad_(), blo.External(lambda t, z: near.z + distance * unit(inwards.double()))
+    z = blo.argmin(lower, theta, near.z.clone(), solver=solver, on_failure="raise")
+    (found,) = torch.autograd.grad(v @ z, theta)
+    B = near.basis
+    truth = B @ np.linalg.solve(B.T @ (H.numpy() + near.curvature) @ B, B.T @ v.numpy())
+    np.testing.assert_allclose(found.numpy(), truth, rtol=0, atol=1e-5)  # that of another point
+
+
+def test_a_solver_told_to_stop_early_leaves_constraints_that_hold_its_solution() -> None:
+    # The stiff coordinate keeps the steps so short that the other one is stopped before it reaches zero.
+    h, p, d = torch.tensor([1e4, 1.0, 2.0]).double(), torch.tensor([0.0, -0.8, 0.3]).double(), 9e-5
+    lower = blo.LowerProblem(lambda t, z: 0.5 * h @ (z - t - p).square(), blo.NonNegative())
+    z0 = torch.tensor([0.0, d, 0.3]).double()
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.sum(),
+        lower,
+        torch.tensor([0.5, 0.0, 0.0]).double(),
+        z0 + torch.tensor([0.5, 0.0, 0.0]),
+        solver=blo.ProjectedGradient(step=1e-4, tol=1e-4),
+        on_failure="raise",
+    )
+    assert out.z[1].item() == pytest.approx(d)  # the test is of something
+    np.testing.assert_allclose(out.grad.numpy(), [1.0, 0.0, 1.0], rtol=0, atol=1e-8)
