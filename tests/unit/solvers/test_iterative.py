@@ -37,3 +37,17 @@ def test_a_lane_without_a_gradient_stops_after_one_step_and_shows_it(solver: Sol
         if lanes == [0, 1]:
             assert found.residual[0] <= 1e-8
             torch.testing.assert_close(found.z[0], theta[0], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [blo.ProjectedGradient, blo.FISTA, blo.LBFGS, blo.Newton], ids=str)
+def test_a_solve_that_uses_its_very_last_step_is_confirmed_too(solver: type[Solver]) -> None:
+    """The first gradient, 1e13, has a rounding of 0.04, which at the end, where the curvature is 2, is no tolerance."""
+    lower = blo.LowerProblem(lambda theta, z: (z.exp() - theta * z).sum())
+    theta, z0 = torch.tensor([2.0], dtype=torch.float64), torch.tensor([30.0], dtype=torch.float64)
+    for max_steps in range(1, 60):
+        problem, start, leaves = FlatProblem.of(lower, theta, z0)
+        found = solver(max_steps=max_steps, tol=1e-8).solve(problem.bind(leaves).detach(), start)  # type: ignore[call-arg]
+        assert found.residual is not None and found.tol is not None
+        slope = float(found.z.exp() - 2)
+        if bool(found.residual <= found.tol):
+            assert abs(slope) <= 1e-8
