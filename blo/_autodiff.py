@@ -53,8 +53,8 @@ def plain(tensor: Tensor) -> Tensor:
 
 def unmapped(tensor: Tensor) -> Tensor:
     """Return the tensor below all enclosing `vmap`s, with all their lanes: what a graph is recorded of."""
-    while torch._C._functorch.is_batchedtensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
     return tensor
 
 

@@ -18,6 +18,9 @@ from blo.errors import StructureError
 from blo.penalties import Penalty
 from blo.sets import Free
 
+#: Extent of a set below which a residual in the unit of z says nothing: a solver may accept as much.
+_SMALL = 1e-3
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -184,7 +187,8 @@ def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) ->
         # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
         size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
         extent = torch.as_tensor(term.extent, device=slope.device)
-        least = torch.where(extent > 0, size / torch.where(extent > 0, extent, 1.0), 1.0).to(slope.dtype)
+        small = (extent > 0) & (extent < _SMALL)
+        least = torch.where(small, size / torch.where(small, extent, 1.0), 1.0).to(slope.dtype)
         unit = least.clamp(min=1.0) if unit is None else torch.maximum(unit, least)
     if isinstance(term, Free):
         return slope  # of which the difference would leave nothing beside a large z, by rounding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import transforms_active
+from blo._torch import compiler_loaded
 from blo.errors import StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,7 +27,7 @@ def outside_compile(function: F) -> F:
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
         # The compiler takes seconds to import. Where nobody has, nothing is compiled.
-        if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
+        if not torch.compiler.is_compiling() and not compiler_loaded():
             return function(*arguments, **options)
         if function not in _OUTSIDE:
             _OUTSIDE[function] = torch.compiler.disable(function)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 import warnings
 
 import torch
@@ -19,11 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "TorchDispatchMode",
     "are_functorch_transforms_active",
+    "compiler_loaded",
     "functorch",
     "load_forward_mode",
     "mps_generator",
     "temporarily_clear_interpreter_stack",
 ]
+
+
+def compiler_loaded() -> bool:
+    """Tell whether this process has imported the compiler, which takes seconds."""
+    return "torch._dynamo" in sys.modules
 
 
 def mps_generator() -> torch.Generator:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blo import tree
 from blo._autocast import suspended
 from blo._bound import Bound
 from blo._displacement import Sides, adapted, along, first, rounding, split
@@ -84,7 +85,9 @@ class DifferencePoint(FirstOrderPoint):
         slopes, parts = [], []
         for side, value in zip((1, -1), values, strict=True):
             slope, *found = (
-                torch.autograd.grad(value, [shift, *inputs], weight.squeeze(-1), allow_unused=True)
+                torch.autograd.grad(
+                    value, [shift, *inputs], weight.squeeze(-1), retain_graph=self._derived, allow_unused=True
+                )
                 if value.requires_grad
                 else [None] * (1 + len(inputs))
             )
@@ -99,6 +102,14 @@ class DifferencePoint(FirstOrderPoint):
                 value, _ = self._bound.detach().sides(self._z, near)
                 (nearby,) = torch.autograd.grad(value.sum(), near)
         return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope), nearby)
+
+    @property
+    def _derived(self) -> bool:
+        """Whether theta was made from the leaves by operations, as complex leaves are.
+
+        All evaluations share the graph of these. What else they record is freed: a compiled module demands it.
+        """
+        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._bound.theta))
 
     def _rounding(self) -> Tensor:
         with suspended():
