@@ -63,9 +63,7 @@ class DifferencePoint(FirstOrderPoint):
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
         weight = (0.5 / h).squeeze(-1)
         ahead, behind = (
-            torch.autograd.grad(side, inputs, weight, allow_unused=True)
-            if side.requires_grad
-            else [None] * len(inputs)
+            torch.autograd.grad(side, inputs, weight, allow_unused=True) if side.requires_grad else [None] * len(inputs)
             for side in sides
         )
         pairs = zip(ahead, behind, strict=True)
