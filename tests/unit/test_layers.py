@@ -140,6 +140,10 @@ def table() -> dict[str, tuple[Any, ...]]:
     }
     for name, keywords in rows.items():
         found[f"Embedding{name}"] = (lambda keywords=keywords: nn.Embedding(5, 3, **keywords), whole(4, 3))
+    found["Embedding under spectral_norm"] = (
+        lambda: parametrizations.spectral_norm(nn.Embedding(5, 3, padding_idx=1)),
+        whole(4, 3),
+    )
     for name, keywords in (bags | {" sparse": {"sparse": True}, " max": {"mode": "max"}}).items():
         found[f"EmbeddingBag{name}"] = (lambda keywords=keywords: nn.EmbeddingBag(5, 3, **keywords), whole(4, 3))
     for name, keywords in {"": {}, " dim 1": {"dim": 1}, " whole": {"dim": None}}.items():
@@ -420,18 +424,21 @@ def test_arguments_by_keyword_reach_the_module() -> None:
     assert torch.equal(f(f.parameters, (), y, x=x, scale=2.0), F.cross_entropy(module(x=x, scale=2.0), y))
 
 
-def test_custom_embeddings_with_counted_gradients_and_cross_map_normalisation_are_refused() -> None:
-    class Counted(nn.Module):
-        def __init__(self) -> None:
+def test_layers_of_ones_own_that_torch_differentiates_by_convention_are_named() -> None:
+    class Embeds(nn.Module):
+        def __init__(self, options: dict[str, Any]) -> None:
             super().__init__()
-            self.rows = nn.Parameter(r(5, 3))
+            self.rows, self.options = nn.Parameter(r(5, 3)), options
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.embedding(x, self.rows, scale_grad_by_freq=True)
+            return F.embedding(x, self.rows, **self.options)
 
-    f = blo.functionalize(Counted(), measure)
+    f = blo.functionalize(Embeds({"scale_grad_by_freq": True}), measure)
     with pytest.raises(blo.StructureError, match="scale_grad_by_freq"):
         f(f.parameters, whole(4))
+    padded = blo.functionalize(Embeds({"padding_idx": 1}), measure)
+    with pytest.warns(blo.BloWarning, match="padding row"):
+        padded(padded.parameters, whole(4))
     with pytest.raises(blo.StructureError, match="LocalResponseNorm"):
         blo.functionalize(nn.CrossMapLRN2d(2))
 
