@@ -113,11 +113,12 @@ def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor
     """Return rows of an embedding, differentiated as they are computed.
 
     Torch scales rows to `max_norm` in place and takes that for no operation; it divides gradients by counts, and leaves
-    out that of the padding row. Here that row is the module's own: a constant, as torch has it.
+    out that of the padding row. Here that row is the module's own: a constant, as torch has it. Where the weight is made
+    by a parametrization, there is no such row, and it is differentiated like the others.
     """
     rows = F.embedding(indices, layer.weight)
-    if layer.padding_idx is not None:
-        constant = (layer.weight if own is None else own).detach()[layer.padding_idx].to(rows.dtype)
+    if layer.padding_idx is not None and own is not None:
+        constant = own.detach()[layer.padding_idx].to(rows.dtype)
         rows = torch.where((indices == layer.padding_idx).unsqueeze(-1), constant, rows)
     return rows if layer.max_norm is None else _shortened(rows, layer.max_norm, layer.norm_type)
 

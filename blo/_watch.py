@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from blo._autodiff import plain
-from blo.errors import StructureError
+from blo.errors import BloWarning, StructureError
 
 _aten = torch.ops.aten
 _REENTRANT = (
@@ -58,6 +59,14 @@ class Watch(TorchDispatchMode):
                 "`module` must have gradients that are those of its values, but calls an embedding with "
                 "scale_grad_by_freq=True, which divides them by counts. Leave that out, or use nn.Embedding itself, "
                 "for which `functionalize` leaves it out."
+            )
+        if function is _aten.embedding.default and (args[2] if len(args) > 2 else kwargs.get("padding_idx", -1)) >= 0:
+            warnings.warn(
+                "`module` calls an embedding with padding_idx, whose gradient leaves out the padding row though the "
+                "value depends on it: the derivative is right while nothing moves that row. Use nn.Embedding itself, "
+                "for which `functionalize` takes the row for a constant.",
+                BloWarning,
+                stacklevel=2,
             )
         if function is _aten._weight_norm_interface.default:
             raise StructureError(

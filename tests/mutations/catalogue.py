@@ -249,4 +249,30 @@ MUTATIONS = (
         (Patch("blo/_theta.py", "tuple(leaf.is_complex() for leaf in leaves)", "tuple(False for leaf in leaves)"),),
         (WHOLE + "test_complex.py::test_a_backward_pass_through_argmin_gives_it[Implicit]",),
     ),
+    Mutation(
+        "weight_norm keeps the second derivative of torch",
+        (Patch("blo/_layers.py", "v * (g / torch.norm_except_dim(v, 2, dim))", "torch._weight_norm(v, g, dim)"),),
+        ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
+    ),
+    Mutation(
+        "a re-entrant checkpoint is not looked for",
+        (Patch("blo/_watch.py", "if frame.f_code is code:", "if frame is code:"),),
+        ("tests/unit/test_layers.py::test_reentrant_checkpoints_are_refused_around_the_call_and_inside_the_module",),
+    ),
+    Mutation(
+        "a module may write to its parameters",
+        (Patch("blo/_watch.py", "if key in self._parameters:", "if key is self._parameters:"),),
+        ("tests/unit/test_layers.py::test_writes_to_parameters_are_refused_before_they_are_made",),
+    ),
+    Mutation(
+        "spectral norms make power iterations at each evaluation",
+        (
+            Patch(
+                "blo/_functionalize.py",
+                "return self._run(parameters, inputs, keywords, targets, iterate=False)",
+                "return self._run(parameters, inputs, keywords, targets, iterate=True)",
+            ),
+        ),
+        ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
+    ),
 )
