@@ -268,8 +268,12 @@ def fall_out(rank: int, folder: str) -> None:
 
 def test_a_rank_that_fails_or_goes_its_own_way_is_an_error_on_all(tmp_path: Path) -> None:
     context = mp.spawn(fall_out, (str(tmp_path),), nprocs=2, join=False)
-    for process in context.processes:
-        process.join(120)
+    try:
+        for process in context.processes:
+            process.join(120)
+    finally:
+        for process in context.processes:
+            process.kill()  # none is left behind to wait for another
     assert [process.exitcode for process in context.processes] == [0, -signal.SIGKILL]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
 
