@@ -101,12 +101,11 @@ class Solving:
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
-        sources = list(generators([z0.device]))
+        watched = not (self.checks.off or self._samples)
+        sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
             found = solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
-        if self.checks.off or self._samples:
-            return found
         if all(torch.equal(source.get_state(), state) for source, state in zip(sources, before, strict=True)):
             return found
         # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver.

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from blo._torch import forward_level
+
 
 def forward_mode() -> bool:
     """Tell whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
-    level: int = torch.autograd.forward_ad._current_level
-    return level >= 0
+    return forward_level() >= 0
 
 
 class Formulas(TorchFunctionMode):

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from blo._torch import SpectralNormRule, WeightNormRule
 from blo.errors import StructureError
 
 
@@ -47,7 +47,7 @@ class Layers:
                     f"`module` must have gradients that are those of its values, but torch's gradient of {path!r}, a "
                     "CrossMapLRN2d, is another one. Use nn.LocalResponseNorm."
                 )
-            if isinstance(layer, _SpectralNorm) and "_u" in layer._buffers:
+            if isinstance(layer, SpectralNormRule) and "_u" in layer._buffers:
                 self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))
             for hook in layer._forward_pre_hooks.values():
                 if isinstance(hook, WeightNorm):
@@ -66,7 +66,7 @@ class Layers:
                 self._fixed.append((layer, "forward", partial(_bag, layer)))  # type: ignore[arg-type]
         elif forward is nn.Hardsigmoid.forward:
             self._fixed.append((layer, "forward", _hardsigmoid))
-        elif isinstance(layer, _WeightNorm):
+        elif isinstance(layer, WeightNormRule):
             self._fixed.append((layer, "forward", partial(_weight_norm, layer.dim)))
         elif isinstance(layer, parametrize.ParametrizationList):
             # A cache would give all evaluations the weights of the first.

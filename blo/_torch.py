@@ -15,12 +15,17 @@ import torch
 from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
 from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormRule
+from torch.nn.utils.parametrizations import _WeightNorm as WeightNormRule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "SpectralNormRule",
     "TorchDispatchMode",
+    "WeightNormRule",
     "are_functorch_transforms_active",
     "compiler_loaded",
+    "forward_level",
     "functorch",
     "load_forward_mode",
     "mps_generator",
@@ -31,6 +36,12 @@ __all__ = [
 def compiler_loaded() -> bool:
     """Tell whether this process has imported the compiler, which takes seconds."""
     return "torch._dynamo" in sys.modules
+
+
+def forward_level() -> int:
+    """Return the level of forward mode that the caller runs in; -1 outside it."""
+    level: int = torch.autograd.forward_ad._current_level
+    return level
 
 
 def mps_generator() -> torch.Generator:

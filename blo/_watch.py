@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from blo._autodiff import plain
+from blo._torch import TorchDispatchMode
 from blo.errors import BloWarning, StructureError
 
 _aten = torch.ops.aten
@@ -70,8 +70,8 @@ class Watch(TorchDispatchMode):
             )
         if function is _aten._weight_norm_interface.default:
             raise StructureError(
-                "`module` must have the right second derivatives, but calls torch._weight_norm, which has not. Use "
-                "torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
+                "`module` must have the right second derivatives, but calls the fused weight norm of torch, which has "
+                "not. Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
             )
         return function(*args, **kwargs)
 

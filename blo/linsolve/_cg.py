@@ -45,7 +45,7 @@ class CG(LinearSolver):
     curvature turns up, which is reported as `indefinite`. It returns its last iterate, whose error is the least in the
     norm of A. Where the lane is indefinite, or the last residual is larger than that of zero or far larger than one
     before, it returns the iterate with the least residual, or the last one shortened, whichever leaves less: the
-    relative residual is never above 1.
+    relative residual is never above 1, unless `tol` is 0.
 
     Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
@@ -53,7 +53,8 @@ class CG(LinearSolver):
         max_iter: most applications of the operator, beside one for the guess and one for the last residual, where that
             is small or in doubt.
         tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
-            iterations, as an approximation by choice: a lane stops at rounding alone.
+            iterations, as an approximation by choice: a lane stops at rounding alone. 0 likewise, and a lane that is
+            not seen to be indefinite returns its last iterate whatever the residual.
         damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite; an inverse of the whole Hessian serves on every tangent space. Or a `Nystrom`.
@@ -124,7 +125,9 @@ class CG(LinearSolver):
                 best, least = torch.where(better, x, best), torch.where(better, rr, least)
             whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
-        lost = indefinite | (rr > torch.minimum(whence, _RISE**2 * least))
+        # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
+        bound = _RISE**2 * least if self.tol == 0 else torch.minimum(whence, _RISE**2 * least)
+        lost = indefinite | (rr > bound)
         if surely(running & ~lost & (rr > _FAR**2 * whence)) and surely(_cosine(p, q) <= _ROUGH):
             residual = (rr / whence).sqrt().squeeze(-1)
         else:
@@ -135,7 +138,8 @@ class CG(LinearSolver):
             shortened = whence - share * share * length < least
             x = torch.where(lost, torch.where(shortened, share * x, best), x)
             residual = relative_residual(operator, x, rhs, self.damping)
-            worse = (residual > 1) & ~zero.squeeze(-1)  # the recursion has lost touch with the true residual
+            # There the recursion has lost touch with the true residual.
+            worse = (residual > 1) & (lost | (rr <= whence)).squeeze(-1) & ~zero.squeeze(-1)
             x, residual = torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
         return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 

@@ -181,7 +181,7 @@ def test_settings_out_of_range_are_named(make: type, field: str, value: float) -
         make(**{field: value})
 
 
-@pytest.mark.parametrize("iterations", [8, 60])
+@pytest.mark.parametrize("iterations", [3, 60])
 def test_another_product_measures_a_small_residual_alone(iterations: int) -> None:
     """A residual above 1e-3 of b is that of the recursion, and equal to the true one up to rounding."""
     basis = torch.linalg.qr(normal(0, 50, 50))[0]

@@ -46,7 +46,7 @@ def test_every_iterate_is_the_best_of_its_krylov_space(
     solver = make(max_iter=steps, tol=0.0, preconditioner=preconditioner)
     found = solver.solve(Dense(tensor(matrix), symmetric=True), tensor(b))
     expected = best(make, matrix, b, steps, inverse)
-    if np.linalg.norm(b - matrix @ expected) >= np.linalg.norm(b):
+    if make is not CG and np.linalg.norm(b - matrix @ expected) >= np.linalg.norm(b):
         # Best in another norm, but the residual has grown: nothing worse than zero is returned.
         assert float(found.residual) <= 1
         expected = 0 * b if make is MINRES else found.x.numpy()
