@@ -50,10 +50,6 @@ def with_its_own_backward_pass(t: Tensor) -> Tensor:
     return 2 * (s.grad * t).sum()
 
 
-def under_grad(t: Tensor) -> Tensor:
-    return 2 * (torch.func.grad(lambda t: blo.argmin(LOWER, t, Z0).square().sum())(t.detach()) * t).sum()
-
-
 def under_vmap(t: Tensor) -> Tensor:
     found = torch.vmap(lambda s: blo.argmin(LOWER, s * t, Z0))(torch.tensor([1.0, 1.0], dtype=torch.float64))
     return 2 * found.square().sum()
@@ -79,7 +75,6 @@ STEPS: list[tuple[Callable[[Tensor], Tensor], float]] = [
     (by_first_derivatives, 8.0),
     (on_a_ball, 8.0),
     (with_its_own_backward_pass, 4.0),
-    (under_grad, 4.0),
     (under_vmap, 8.0),
     (by_fit, 4.0),
     (with_a_module, 8.0),
