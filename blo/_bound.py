@@ -188,7 +188,7 @@ def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) ->
         size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
         extent = torch.as_tensor(term.extent, device=slope.device)
         small = (extent > 0) & (extent < _SMALL)
-        least = torch.where(small, size / torch.where(small, extent, 1.0), 1.0).to(slope.dtype)
+        least = torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype)
         unit = least.clamp(min=1.0) if unit is None else torch.maximum(unit, least)
     if isinstance(term, Free):
         return slope  # of which the difference would leave nothing beside a large z, by rounding

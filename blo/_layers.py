@@ -113,8 +113,8 @@ def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor
     """Return rows of an embedding, differentiated as they are computed.
 
     Torch scales rows to `max_norm` in place and takes that for no operation; it divides gradients by counts, and leaves
-    out that of the padding row. Here that row is the module's own: a constant, as torch has it. Where the weight is made
-    by a parametrization, there is no such row, and it is differentiated like the others.
+    out that of the padding row. Here that row is the module's own: a constant, as torch has it. Where a parametrization
+    makes the weight, there is no such row, and it is differentiated like the others.
     """
     rows = F.embedding(indices, layer.weight)
     if layer.padding_idx is not None and own is not None:

@@ -126,7 +126,8 @@ class CG(LinearSolver):
             whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
         # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
-        bound = _RISE**2 * least if self.tol == 0 else torch.minimum(whence, _RISE**2 * least)
+        textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
+        bound = _RISE**2 * least if textbook else torch.minimum(whence, _RISE**2 * least)
         lost = indefinite | (rr > bound)
         if surely(running & ~lost & (rr > _FAR**2 * whence)) and surely(_cosine(p, q) <= _ROUGH):
             residual = (rr / whence).sqrt().squeeze(-1)
