@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
@@ -184,7 +185,23 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
 
 
 @without
-def choose(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
+def equipped(
+    problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy, solver: Solver | None
+) -> tuple[Solver, FlatProblem]:
+    """Return the solver, the default one for None, and the problem with the residual that a named solver accepts.
+
+    A solver that accepts any residual says nothing about how far z is from constraints that hold it.
+
+    Raises:
+        StructureError: in half precision without a solver.
+    """
+    if solver is None:
+        return _default(problem, leaves, gradient), problem
+    tol = solver.tol or 0.0
+    return solver, replace(problem, accuracy=0.0 if tol == math.inf else tol)
+
+
+def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one.
 
     Raises:
@@ -276,10 +293,7 @@ def _argmin(
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
-    if solver is None:
-        solver = choose(problem, leaves, gradient)
-    else:
-        problem = replace(problem, accuracy=solver.tol or 0.0)
+    solver, problem = equipped(problem, leaves, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):

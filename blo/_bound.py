@@ -35,7 +35,7 @@ class Bound:
         recorded: keep the graph through every gradient, for differentiation through the solver.
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
         eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
-        accuracy: the residual that the solver was told to accept; 0 where it was told none.
+        accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
     """
 
     slice: Slice

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
+from blo._autodiff import length as norm
 
 T = TypeVar("T")
 
@@ -36,10 +37,10 @@ class Sides(NamedTuple):
         Far out, where a gradient grows like a cube or turns many times, it may do so alike on both sides and not bend.
         Then what it does nearby, `grad(z + h u / 4)`, is no quarter of it. That is too inexact to count where it is.
         """
-        change, bend = _norm(ahead - behind), _norm((ahead - here) + (behind - here))
+        change, bend = norm(ahead - behind), norm((ahead - here) + (behind - here))
         if nearby is None:
             return cls(change, bend)
-        off = 4 * _norm(8 * (nearby - here) - (ahead - behind))  # what a bend alone would make of itself
+        off = 4 * norm(8 * (nearby - here) - (ahead - behind))  # what a bend alone would make of itself
         return cls(change, torch.where((off > _GROSS * change) & (off > bend), off, bend))
 
     @property
@@ -55,7 +56,7 @@ def first(z: Tensor) -> Tensor:
     that grows with their number leads out of the region in which the gradient is smooth; so they count as a hundred.
     """
     few = min(1.0, (_FEW / max(1, z.shape[-1])) ** 0.5)
-    length: Tensor = torch.finfo(z.dtype).eps ** (1 / 3) * (few * _norm(z)).clamp(min=1.0)
+    length: Tensor = torch.finfo(z.dtype).eps ** (1 / 3) * (few * norm(z)).clamp(min=1.0)
     return length
 
 
@@ -117,15 +118,10 @@ def along(
 def rounding(gradient: Callable[[Tensor], Tensor], z: Tensor, slope: Tensor) -> Tensor:
     """Return how much the gradient changes when z does by its own rounding, shape `(*lanes, 1)`."""
     beside = gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
-    return _norm(beside - slope)
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return found
+    return norm(beside - slope)
 
 
 def split(direction: Tensor) -> tuple[Tensor, Tensor]:
     """Return unit vectors, shape `(*lanes, n)`, and lengths, shape `(*lanes, 1)`; zero vectors stay as they are."""
-    length = _norm(direction)
+    length = norm(direction)
     return direction / torch.where(length > 0, length, 1.0), length

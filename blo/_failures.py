@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
 from blo import tree
-from blo._autodiff import plain, unmapped
+from blo._autodiff import length, plain, unmapped
 from blo._term import Counts
 from blo._types import OnFailure, Tree
 from blo.errors import (
@@ -82,7 +82,7 @@ def one_of_a_kind(given: set[tuple[type, str]]) -> Iterator[None]:
 
 def _remedy(method: str) -> str:
     """Say what to try where a linear solver, named in a report, has not converged."""
-    if "Direct" in method:  # a factorisation that fails is told of the matrix, not of the effort
+    if "Direct" in method:  # more effort does not help a factorisation
         return _SINGULAR
     if "Neumann" in method or "Nystrom" in method:
         return "Give it more terms, a larger rank or `damping`, or use CG()."
@@ -92,8 +92,8 @@ def _remedy(method: str) -> str:
 
 
 def _length(v: Tensor) -> Tensor:
-    found: Tensor = torch.linalg.vector_norm(v, dim=-1)
-    return found
+    """Return the 2-norm of each vector, shape `lanes`."""
+    return length(v).squeeze(-1)
 
 
 def _warn(message: str, category: type[BloWarning]) -> None:
@@ -364,7 +364,7 @@ class Checks:
 
     def watched(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the leaves of theta so that their gradients are looked at, for steps that torch records."""
-        if self.off:
+        if self.off or not torch.is_grad_enabled():
             return leaves
         seen = [leaf.view_as(leaf) for leaf in leaves]
         live = [leaf for leaf in map(unmapped, seen) if leaf.requires_grad]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import _bounds
-from blo._argmin import Solving, choose, require_parts
+from blo._argmin import Solving, equipped, require_parts
 from blo._arguments import require_function
 from blo._autocast import without
 from blo._entrance import outside_compile, outside_transforms, with_numbers
@@ -104,10 +104,7 @@ def value_and_hypergrad(
     require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
-    if solver is None:
-        solver = choose(problem, given, gradient)
-    else:
-        problem = replace(problem, accuracy=solver.tol or 0.0)
+    solver, problem = equipped(problem, given, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 

@@ -73,7 +73,7 @@ class Layers:
             self._fixed.append((parametrize, "_cache_enabled", 0))
 
     def moving(self) -> list[str]:
-        """Return the buffers that power iterations of a forward pass would move, by name."""
+        """Return the names of the buffers that power iterations of a forward pass would change."""
         return [name for part in self._spectral if part.owner.training for name in part.vectors]
 
     @contextlib.contextmanager

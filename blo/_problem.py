@@ -32,7 +32,7 @@ class FlatProblem:
     Attributes:
         randomness: of each lift: what the `vmap` that it stands for was told of random operations.
         eps: as in `Bound`.
-        accuracy: the residual that the solver was told to accept; 0 where it was told none.
+        accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
     """
 
     lower: LowerProblem

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._torch import TorchDispatchMode, mps_generator
+from blo._torch import DispatchMode, mps_generator
 from blo._transforms import random_in_vmap
 
 _aten = torch.ops.aten
@@ -62,12 +62,8 @@ def _contiguous_draws(wanted: bool) -> contextlib.AbstractContextManager[object]
     return _Contiguous() if wanted else contextlib.nullcontext()  # type: ignore[no-untyped-call]
 
 
-class _Contiguous(TorchDispatchMode):
+class _Contiguous(DispatchMode):
     """Makes random operations fill tensors in the order of their indices."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise torch guards each operation against its compiler, which takes seconds to import
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -197,7 +197,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands against trusting the hypergradient.
+        """Whether the report shows no problem with the hypergradient.
 
         An approximation of the adjoint by choice passes where its residual shows it to be a solution, to 1e-6 or
         rounding, and not where nobody measured one.

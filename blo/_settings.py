@@ -37,7 +37,7 @@ def require_nonnegative(value: float | Tensor, name: str) -> None:
 
 
 def require_tolerance(value: float | Tensor | None, name: str) -> None:
-    """Refuse a tolerance that is negative or NaN. None is none: a fixed number of iterations.
+    """Refuse a tolerance that is negative or NaN. None stands for a fixed number of iterations.
 
     Raises:
         ValueError: naming `name`.

@@ -20,8 +20,8 @@ from torch.nn.utils.parametrizations import _WeightNorm as WeightNormRule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "DispatchMode",
     "SpectralNormRule",
-    "TorchDispatchMode",
     "WeightNormRule",
     "are_functorch_transforms_active",
     "compiler_loaded",
@@ -31,6 +31,14 @@ __all__ = [
     "mps_generator",
     "temporarily_clear_interpreter_stack",
 ]
+
+
+class DispatchMode(TorchDispatchMode):
+    """A dispatch mode inside which torch does not guard each operation against its compiler."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports the compiler, which takes seconds
 
 
 def compiler_loaded() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
 from blo._autodiff import plain
-from blo._torch import TorchDispatchMode
+from blo._torch import DispatchMode
 from blo.errors import BloWarning, StructureError
 
 _aten = torch.ops.aten
@@ -23,13 +23,13 @@ _REENTRANT = (
 )
 
 
-class Watch(TorchDispatchMode):
+class Watch(DispatchMode):
     """Looks at the operations of an evaluation that is given copies of all its tensors.
 
     It costs some microseconds for each operation, so it is there for the first evaluation alone.
 
     Args:
-        parameters: copies by name, which no operation may write to.
+        parameters: copies under their names. No operation may write to them.
         inputs: copies which operations may write to; `writes` then tells so.
     """
 
@@ -38,10 +38,6 @@ class Watch(TorchDispatchMode):
         self._parameters = {key: name for name, tensor in parameters.items() if (key := _memory(tensor)) is not None}
         self._inputs = {_memory(tensor) for tensor in inputs} - {None}
         self.writes = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise torch guards each operation against its compiler, which takes seconds to import
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

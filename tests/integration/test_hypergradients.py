@@ -401,3 +401,27 @@ def test_an_upper_objective_of_theta_alone_has_no_implicit_part() -> None:
     )
     assert not out.implicit.any()
     assert_near(out.grad, 2 * case.theta, 1e-15)
+
+
+WITHOUT_GRADIENTS: dict[str, blo.gradients.Strategy] = {
+    "implicit": blo.Implicit(),
+    "hessian-free": blo.HessianFree(2.0),
+    "value function": blo.ValueFunction(),
+    "zero": blo.Zero(),
+    "unrolled": blo.Unrolled(),
+    "start": blo.Unrolled(start=lambda theta: 0 * theta),
+    "checkpoint": blo.Unrolled(checkpoint=True),
+    "forward": blo.Unrolled(mode="forward"),
+    "last": blo.Unrolled(last=2),
+}
+
+
+@pytest.mark.parametrize("tol", [None, 1e-8])
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_under_no_grad_every_strategy_returns_the_solution(name: str, tol: float | None) -> None:
+    theta = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    lower = blo.LowerProblem(lambda theta, z: 0.5 * (z - theta).square().sum())
+    solver = blo.ProjectedGradient(0.5, max_steps=40, tol=tol)
+    with torch.no_grad():
+        z = blo.argmin(lower, theta, 0 * theta, solver=solver, gradient=WITHOUT_GRADIENTS[name])
+    torch.testing.assert_close(z.detach(), theta.detach(), rtol=1e-7, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -93,3 +94,14 @@ def test_what_it_returned_is_measured_once_by_whoever_has_the_gradient() -> None
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(blo.StructureError, match=r"`function` must be a function of theta and z0.*of type Tensor"):
         blo.External(torch.zeros(2))  # type: ignore[arg-type]
+
+
+def test_a_solution_taken_as_it_is_freezes_no_coordinate_inside_the_set() -> None:
+    """Whatever its residual, here 0.5: with `tol=inf` nothing says how far it is from constraints that hold it."""
+    point = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda theta, z: 0.5 * (z - theta).square().sum(), blo.NonNegative())
+    theta = torch.tensor([-0.2, 1.0], dtype=torch.float64)
+    solver = blo.External(lambda theta, z0: point, tol=math.inf)
+    out = blo.value_and_hypergrad(lambda theta, z: z.sum(), lower, theta, point, solver=solver)
+    assert out.report.active == 0
+    torch.testing.assert_close(out.grad, torch.ones_like(point))  # dz/dtheta is the identity inside
