@@ -31,7 +31,8 @@ class GroupLasso(Penalty):
 
     Raises:
         ValueError: if a weight is negative or NaN.
-        StructureError: if a group has no number within the weights, or numbers exceed the size of z.
+        StructureError: if there are more weights than groups, a group has no number within the weights, or numbers
+            exceed the size of z.
     """
 
     weight: Tensor | float
@@ -157,4 +158,10 @@ def _check_numbers(groups: Tensor, weight: Tensor | float, size: int) -> None:
             f"`GroupLasso.groups` must be numbers from 0 to {most - 1}, or -1 for no penalty: z has {size} coordinates "
             f"and the weights are for {most} groups. {int(wrong.sum())} of {wrong.numel()} are not. "
             "Renumber them, for example with torch.unique(groups, return_inverse=True)."
+        )
+    number = int(groups.max()) + 1
+    if isinstance(weight, Tensor) and weight.ndim > 0 and weight.shape[-1] not in {1, number}:
+        raise StructureError(
+            f"`GroupLasso.weight` must have one entry for each group, but has {weight.shape[-1]} for {number} groups. "
+            "For one weight a problem, give it the shape (*lanes, 1)."
         )

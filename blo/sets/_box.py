@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,6 +28,7 @@ class Box(Set):
         slack: a coordinate is free when `low + slack < z < high - slack`, or nearer to a bound where the gradient
             presses it there by less than its distance; absolute, in z's unit.
         validate: look at tensor bounds and refuse crossed ones: one host synchronisation on an accelerator.
+        narrowest: the least positive width of a coordinate, shape `(*lanes, 1)`, found once by `fit`.
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
@@ -37,6 +39,7 @@ class Box(Set):
     high: Tree
     slack: float = 1e-7
     validate: bool = True
+    narrowest: Tensor | float | None = None
 
     def __post_init__(self) -> None:
         numbers = (int, float)
@@ -91,12 +94,14 @@ class Box(Set):
         return cls(lower, upper, slack=slack, validate=validate)
 
     def fit(self, layout: Layout) -> Box:
-        return replace(
-            self,
-            low=fit_coordinates(self.low, layout, "Box.low"),
-            high=fit_coordinates(self.high, layout, "Box.high"),
-            validate=self.validate and self._holds_tree(),  # tensors were looked at when the box was made
-        )
+        low = fit_coordinates(self.low, layout, "Box.low")
+        high = fit_coordinates(self.high, layout, "Box.high")
+        validate = self.validate and self._holds_tree()  # tensors were looked at when the box was made
+        return replace(self, low=low, high=high, validate=validate, narrowest=_narrowest(low, high))
+
+    @property
+    def extent(self) -> Tensor | float | None:
+        return self.narrowest  # that of one side: each coordinate has its own
 
     def project(self, z: Tensor) -> Tensor:
         # Two clamps: one takes no mixture of number and tensor, and loses the derivative where low == high.
@@ -143,3 +148,11 @@ class Box(Set):
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))
+
+
+def _narrowest(low: Tensor | float, high: Tensor | float) -> Tensor | float | None:
+    width = high - low
+    if not isinstance(width, Tensor):
+        return width if 0 < width < math.inf else None
+    width = width.detach()
+    return torch.where(width > 0, width, math.inf).amin(-1, keepdim=True)

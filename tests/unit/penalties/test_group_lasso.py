@@ -79,3 +79,12 @@ def test_norms_neither_vanish_nor_overflow(size: float) -> None:
     z = torch.tensor([3.0, 4.0], dtype=torch.float64) * size
     found = fitted(size, torch.zeros(2).long(), z).prox(z, 1.0)
     torch.testing.assert_close(found / size, torch.tensor([2.4, 3.2], dtype=torch.float64))
+
+
+def test_more_weights_than_groups_are_refused() -> None:
+    z, groups = torch.zeros(4, 3), torch.tensor([0, 1, 1])
+    with pytest.raises(
+        blo.StructureError, match=r"`GroupLasso\.weight` must have one entry for each group.*\(\*lanes, 1\)"
+    ):
+        fitted(torch.ones(4), groups, z)
+    fitted(torch.ones(4, 1), groups, z)
