@@ -31,8 +31,8 @@ class GroupLasso(Penalty):
 
     Raises:
         ValueError: if a weight is negative or NaN.
-        StructureError: if there are more weights than groups, a group has no number within the weights, or numbers
-            exceed the size of z.
+        StructureError: if a group has no number within the weights, numbers exceed the size of z, or there is a weight
+            for each problem where one for each group is read.
     """
 
     weight: Tensor | float
@@ -67,6 +67,13 @@ class GroupLasso(Penalty):
             weight = weight.to(layout.dtype).reshape((1,) * (axes - weight.ndim) + weight.shape)
         if self.validate and can_validate():
             _check_numbers(groups, weight, layout.size)
+            number = int(groups.max()) + 1
+            if isinstance(self.weight, Tensor) and self.weight.shape == layout.lanes != (number,) and layout.lanes:
+                raise StructureError(
+                    f"`GroupLasso.weight` of shape {tuple(self.weight.shape)} has one entry for each problem, but one "
+                    f"for each of the {number} groups is read from it. For one weight a problem, give it the shape "
+                    f"{(*layout.lanes, 1)}; weights of groups without coordinates are to be left out."
+                )
         return replace(self, weight=weight, groups=groups, validate=False)
 
     def value(self, z: Tensor) -> Tensor:
@@ -158,10 +165,4 @@ def _check_numbers(groups: Tensor, weight: Tensor | float, size: int) -> None:
             f"`GroupLasso.groups` must be numbers from 0 to {most - 1}, or -1 for no penalty: z has {size} coordinates "
             f"and the weights are for {most} groups. {int(wrong.sum())} of {wrong.numel()} are not. "
             "Renumber them, for example with torch.unique(groups, return_inverse=True)."
-        )
-    number = int(groups.max()) + 1
-    if isinstance(weight, Tensor) and weight.ndim > 0 and weight.shape[-1] not in {1, number}:
-        raise StructureError(
-            f"`GroupLasso.weight` must have one entry for each group, but has {weight.shape[-1]} for {number} groups. "
-            "For one weight a problem, give it the shape (*lanes, 1)."
         )
