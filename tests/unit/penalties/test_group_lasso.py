@@ -81,10 +81,8 @@ def test_norms_neither_vanish_nor_overflow(size: float) -> None:
     torch.testing.assert_close(found / size, torch.tensor([2.4, 3.2], dtype=torch.float64))
 
 
-def test_more_weights_than_groups_are_refused() -> None:
+def test_a_weight_for_each_problem_is_not_read_as_one_for_each_group() -> None:
     z, groups = torch.zeros(4, 3), torch.tensor([0, 1, 1])
-    with pytest.raises(
-        blo.StructureError, match=r"`GroupLasso\.weight` must have one entry for each group.*\(\*lanes, 1\)"
-    ):
+    with pytest.raises(blo.StructureError, match=r"one entry for each problem.*\(4, 1\)"):
         fitted(torch.ones(4), groups, z)
     fitted(torch.ones(4, 1), groups, z)
