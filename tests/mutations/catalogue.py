@@ -94,8 +94,8 @@ MUTATIONS = (
         (
             Patch(
                 BALL,
-                "return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count)",
-                "return Tangent(projector, 0.0, count)",
+                "projector, -slope / torch.where(norm > 0, norm, 1.0), count",
+                "projector, 0.0, count",
             ),
         ),
         (UNIT + "test_products.py::test_inside_transforms[ball-grad-reverse]",),
