@@ -1,7 +1,8 @@
 """Which constraints hold a solution, told from where it lies and from the multipliers that press it there.
 
 A solution is known to the accuracy of its solver only. One that lies next to a constraint is held by it where the
-multiplier exceeds the distance, both in units in which the objective's curvature is one, and is free otherwise.
+multiplier exceeds the distance, both in units in which the objective's curvature is one, and is free otherwise. On a
+constraint from which the multiplier pulls it away it is free: its solver stopped there within the tolerance.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def clear(distance: Tensor, multiplier: Tensor, slack: float) -> Tensor:
         multiplier: how strongly the objective pushes it outwards; negative where it pulls it inwards.
         slack: distance beyond which no multiplier holds it.
     """
-    return distance > multiplier.clamp(0.0, slack)
+    return (distance > multiplier.clamp(0.0, slack)) | (multiplier < 0)
 
 
 def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class GroupLasso(Penalty):
 
     Raises:
         ValueError: if a weight is negative or NaN.
-        StructureError: if a group has no number within the weights, or numbers exceed the size of z.
+        StructureError: if a group has no number within the weights, numbers exceed the size of z, or there is a weight
+            for each problem where one for each group is read.
     """
 
     weight: Tensor | float
@@ -66,6 +67,13 @@ class GroupLasso(Penalty):
             weight = weight.to(layout.dtype).reshape((1,) * (axes - weight.ndim) + weight.shape)
         if self.validate and can_validate():
             _check_numbers(groups, weight, layout.size)
+            number = int(groups.max()) + 1
+            if isinstance(self.weight, Tensor) and self.weight.shape == layout.lanes != (number,) and layout.lanes:
+                raise StructureError(
+                    f"`GroupLasso.weight` of shape {tuple(self.weight.shape)} has one entry for each problem, but one "
+                    f"for each of the {number} groups is read from it. For one weight a problem, give it the shape "
+                    f"{(*layout.lanes, 1)}; weights of groups without coordinates are to be left out."
+                )
         return replace(self, weight=weight, groups=groups, validate=False)
 
     def value(self, z: Tensor) -> Tensor:
@@ -84,7 +92,7 @@ class GroupLasso(Penalty):
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         norm, weight = self._norm(z), self._weight(z)
         multiplier = weight - self._norm(gradient)
-        off = clear(norm, multiplier, self.slack)
+        off = clear(norm, multiplier, self.slack) & (norm > 0)
         support = off | (weight == 0)
 
         def direction(at: Tensor) -> Tensor:
@@ -101,7 +109,7 @@ class GroupLasso(Penalty):
         def count() -> Counts:
             # One constraint a group: it is counted at its first coordinate.
             tangential = gradient * support + force(self, z)
-            undecided = ~support & negligible(multiplier, gradient, tangential)
+            undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
             undecided = undecided | (unresolved(norm, multiplier, self.slack, z) & (weight > 0))
             order = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
             total, index = self._sums(torch.ones_like(z))

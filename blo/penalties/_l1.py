@@ -69,7 +69,8 @@ def soft_threshold(z: Tensor, threshold: Tensor | float) -> Tensor:
 
 def on_support(z: Tensor, gradient: Tensor, weight: Tensor | float, slack: float) -> Tensor:
     """Return where z may move both ways: off zero, and where nothing holds it there; booleans of z's shape."""
-    return clear(z.abs(), weight - gradient.abs(), slack) | (torch.as_tensor(weight, device=z.device) == 0)
+    off = clear(z.abs(), weight - gradient.abs(), slack) & (z != 0)  # at zero itself it has no sign
+    return off | (torch.as_tensor(weight, device=z.device) == 0)
 
 
 def sparse_counts(
@@ -77,7 +78,7 @@ def sparse_counts(
 ) -> Counts:
     """Count for a penalty that holds single coordinates at zero: degenerate where `|gradient|` reaches the weight."""
     multiplier = weight - gradient.abs()
-    undecided = ~support & negligible(multiplier, gradient, tangential)
+    undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
     undecided = undecided | (unresolved(z.abs(), multiplier, slack, z) & (torch.as_tensor(weight) > 0))
     free = support.sum(-1)
     return Counts(free, support.shape[-1] - free, undecided.sum(-1))

@@ -114,7 +114,8 @@ class Box(Set):
             # Where no point is inside, z is given by the bounds and its multiplier has no say.
             open_ = torch.as_tensor(self.low < self.high, device=z.device)
             near = torch.minimum(z - self.low, self.high - z)
-            undecided = ~free & negligible(gradient, gradient, gradient * free)
+            inner = free & (near > 0)
+            undecided = ~inner & negligible(gradient, gradient, gradient * inner)
             undecided = open_ & (undecided | unresolved(near, gradient, self.slack, z))
             inside = free.sum(-1)
             return Counts(inside, z.shape[-1] - inside, undecided.sum(-1))

@@ -37,6 +37,8 @@ class Hold:
         active = self.face.active
         weak = active & negligible(self.y, gradient, self.tangential)
         weak = weak | unresolved(distance, self.pressed, slack, z)
+        # A step that is left crosses a row beyond the slack: the solution is not known as well as that.
+        weak = weak | (~active & (distance > slack) & (self.pressed > distance))
         # Multipliers may be shifted along the dependences of the rows: a spare row that gains by it has a share.
         share = self.spare.to(self.y.dtype)
         share = share - times(self.face.rows, times(self.face.inverse, share))
@@ -72,16 +74,19 @@ def hold(
     """
     near = distance - rounding <= slack
     near = near if equal is None else near | equal
-    normals = (rows * near.unsqueeze(-1)).detach()
+    # In double precision, since a gradient drowns the distances of rows that are near.
+    wide = rows.dtype if rows.device.type == "mps" else torch.float64
+    normals = (rows * near.unsqueeze(-1)).detach().to(wide)
     right = distance + rounding if equal is None else torch.where(equal, distance, distance + rounding)
-    right = torch.where(near, right, 1.0)
+    right = torch.where(near, right, 1.0).to(wide)
     # A long step would drown differences of distances in its rounding, and a shorter one ends on the same rows.
-    size = torch.linalg.vector_norm(gradient.detach(), dim=-1, keepdim=True)
-    ahead = -gradient.detach() / size.clamp(min=1.0)
+    slope = gradient.detach().to(wide)
+    size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+    ahead = -slope / size.clamp(min=1.0)
     found = search(normals, right, normals @ normals.mT, ahead, equal)
     gap = right - times(normals, ahead - times(normals.mT, found.multipliers))
     gap = gap if equal is None else torch.where(equal, 0.0, gap)
-    touched = gap <= 64 * torch.finfo(rows.dtype).eps * size.clamp(max=1.0) + 8 * rounding
+    touched = gap <= 64 * torch.finfo(wide).eps * size.clamp(max=1.0) + 8 * rounding
     tied = near & (touched | found.active | ~found.solved)
     face = Face.of(rows, tied)
     y, tangential = face.multipliers(gradient), face.project(gradient)

@@ -82,7 +82,8 @@ class Simplex(Set):
             return (v - mean(v)) * support
 
         def count() -> Counts:
-            undecided = ~support & negligible(multiplier, gradient, projector(gradient))
+            inner = support & (z > 0)
+            undecided = ~inner & negligible(multiplier, gradient, projector(gradient) * inner)
             undecided = undecided | unresolved(z, multiplier, self.slack, z)
             free = size.squeeze(-1) - 1
             return Counts(free, z.shape[-1] - free, undecided.sum(-1))

@@ -72,7 +72,8 @@ class SmoothConstraints(Set):
             max_steps: see the class.
 
         Raises:
-            StructureError: if there is no function, or theta holds anything but tensors.
+            StructureError: if there is no function, or theta holds anything but tensors; once the set meets z, if a
+                function captures a tensor that is to be differentiated.
         """
         if equalities is None and inequalities is None:
             raise StructureError("`SmoothConstraints` needs `equalities` or `inequalities`. Without any, use `Free()`.")
@@ -84,6 +85,15 @@ class SmoothConstraints(Set):
         fitted = SmoothConstraints.__new__(SmoothConstraints)
         functions = replace(self.functions, layout=layout, axes=axes)
         fitted._assign(functions, self.leaves, self.slack, self.max_steps)
+        with torch.enable_grad():
+            at = torch.zeros((*layout.lanes, layout.size), dtype=layout.dtype, device=layout.device)
+            captured = functions.values([leaf.detach() for leaf in self.leaves], at).requires_grad
+        if captured:
+            raise StructureError(
+                "the functions of `SmoothConstraints` capture a tensor that is to be differentiated, and what they "
+                "capture is a constant. Pass it as `theta=` and let them take it: `function(theta, z)`. Where a "
+                "constant is meant, capture `tensor.detach()`."
+            )
         return fitted
 
     def loosened(self, slack: float) -> Self:

@@ -135,3 +135,14 @@ def test_the_check_costs_the_same_in_any_unit_of_the_objective(constraint: blo.s
         assert blo.check_hypergrad(lambda t, z: (z**2).sum(), lower, normal(2, 6), start).ok
         counts.append(len(calls))
     assert counts[1] < 2 * counts[0]
+
+
+def test_a_step_that_changes_the_active_rows_blames_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(12, 6, generator=generator, dtype=torch.float64)
+    theta = {"p": 3 * torch.randn(6, generator=generator, dtype=torch.float64), "A": A, "b": torch.ones(12).double()}
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t["p"]).square().sum(), lambda t: blo.Halfspaces(t["A"], t["b"]))
+    coarse = blo.check_hypergrad(
+        lambda t, z: z.square().sum(), lower, theta, torch.zeros(6).double(), directions=2, step=0.05
+    )
+    assert coarse.ok and coarse.culprit is None

@@ -192,6 +192,37 @@ MUTATIONS = (
         (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
     ),
     Mutation(
+        "of two bounds that are near, the lower one moves z",
+        (Patch("blo/sets/_box.py", "0.5 * (1 + push)", "0.0"),),
+        ("tests/unit/sets/test_box.py::test_of_two_bounds_that_are_near_that_one_moves_z_which_holds_it",),
+    ),
+    Mutation(
+        "all rows that are near hold the solution",
+        (Patch("blo/sets/_hold.py", "touched | found.active | ~found.solved", "touched | near"),),
+        ("tests/unit/sets/test_halfspaces.py::test_rows_that_depend_on_each_other_have_a_derivative_beside_their_tie",),
+    ),
+    Mutation(
+        "rows that theta parts are not counted",
+        (
+            Patch(
+                "blo/gradients/_strained.py", "degenerate=counts.degenerate + surplus", "degenerate=counts.degenerate"
+            ),
+        ),
+        ("tests/unit/sets/test_halfspaces.py::test_rows_that_theta_parts_are_degenerate_where_they_tie",),
+    ),
+    Mutation(
+        "constraints are looked for no further than the slack, whatever residual the solver accepted",
+        (Patch("blo/_bound.py", "term.loosened(2 * left) if left <= self.accuracy else term", "term"),),
+        (WHOLE + "test_near_boundaries.py::test_a_constraint_holds_a_solution_that_its_solver_left_beside_it",),
+    ),
+    Mutation(
+        "a bound holds what its multiplier pulls away from it",
+        (Patch("blo/_multipliers.py", " | (multiplier < 0)", ""),),
+        (
+            "tests/unit/sets/test_box.py::test_a_solver_that_stops_on_a_bound_within_its_tolerance_does_not_hold_it_there",
+        ),
+    ),
+    Mutation(
         "a central difference is divided by 2 and multiplied by h",
         (
             Patch(

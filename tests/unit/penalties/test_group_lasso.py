@@ -79,3 +79,10 @@ def test_norms_neither_vanish_nor_overflow(size: float) -> None:
     z = torch.tensor([3.0, 4.0], dtype=torch.float64) * size
     found = fitted(size, torch.zeros(2).long(), z).prox(z, 1.0)
     torch.testing.assert_close(found / size, torch.tensor([2.4, 3.2], dtype=torch.float64))
+
+
+def test_a_weight_for_each_problem_is_not_read_as_one_for_each_group() -> None:
+    z, groups = torch.zeros(4, 3), torch.tensor([0, 1, 1])
+    with pytest.raises(blo.StructureError, match=r"one entry for each problem.*\(4, 1\)"):
+        fitted(torch.ones(4), groups, z)
+    fitted(torch.ones(4, 1), groups, z)

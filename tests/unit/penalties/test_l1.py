@@ -82,3 +82,10 @@ def test_a_coordinate_without_weight_is_free_at_zero() -> None:
     tangent = blo.L1(torch.tensor([0.0, 1.0])).tangent(z, torch.tensor([0.0, 0.5], dtype=torch.float64))
     assert tangent.project(torch.ones(2)).tolist() == [1.0, 0.0]
     assert [int(c) for c in tangent.counts()] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("penalty", [blo.L1(1e-10), blo.GroupLasso(1e-10, torch.tensor([0, 1]))])
+def test_a_zero_that_a_solver_leaves_too_early_is_counted(penalty: blo.L1 | blo.GroupLasso) -> None:
+    z, gradient = torch.zeros(2, dtype=torch.float64), torch.tensor([-1e-9, 1e-9], dtype=torch.float64)
+    counts = penalty.fit(Layout.of(z, batched=False)).tangent(z, gradient).counts()
+    assert int(counts.degenerate) == 2

@@ -298,3 +298,25 @@ def test_a_multiplier_is_negligible_next_to_rounding_or_to_the_residual() -> Non
     assert negligible(gradient, gradient, residual).tolist() == [[False, True, False], [False, True, False]]
     small = negligible(1e-12 * gradient, 1e-12 * gradient, 1e-12 * residual)  # relative, not absolute
     assert small.tolist() == [[False, True, False], [False, True, False]]
+
+
+SMALL = {
+    "ball": (blo.L2Ball, lambda p, r: r * p / p.norm()),
+    "l1 ball": (blo.L1Ball, lambda p, r: r * torch.tensor([1.0, 0.0, 0.0]).to(p)),
+    "simplex": (blo.Simplex, lambda p, r: r * torch.tensor([1.0, 0.0, 0.0]).to(p)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("radius", [1e-5, 5e-8, 1e-12])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_set_smaller_than_its_slack_grows_with_its_radius(name: str, radius: float, dtype: torch.dtype) -> None:
+    made, solution = SMALL[name]
+    point, v = torch.tensor([1.0, 0.2, -0.5], dtype=dtype), torch.tensor([3.0, -1.0, 2.0], dtype=dtype)
+    lower = blo.LowerProblem(lambda r, z: 0.5 * (z - point).square().sum(), lambda r: made(r))
+    theta = torch.tensor(radius, dtype=dtype)
+    out = blo.value_and_hypergrad(lambda r, z: v @ z, lower, theta, torch.zeros(3, dtype=dtype), on_failure="raise")
+    truth = v.double() @ solution(point.double(), 1.0)  # far beside the set, the nearest point is linear in the radius
+    assert out.grad.item() == pytest.approx(
+        float(truth), rel=5e-5 if radius == 1e-5 or dtype is torch.float32 else 1e-6
+    )

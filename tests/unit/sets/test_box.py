@@ -162,3 +162,39 @@ def test_open_sides_hold_nothing() -> None:
 def test_a_bound_that_is_none_is_refused(bounds: tuple[Any, Any]) -> None:
     with pytest.raises(StructureError, match=r"`Box` needs two bounds.*-inf or inf"):
         Box(*bounds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("radius", [1e-6, 5e-8, 1e-9, 0.0])
+def test_of_two_bounds_that_are_near_that_one_moves_z_which_holds_it(radius: float, dtype: torch.dtype) -> None:
+    push = torch.tensor([1.0, -1.0, 2.0], dtype=dtype)
+    lower = blo.LowerProblem(lambda t, z: -push @ z, lambda t: Box(-t, t))
+    theta = torch.tensor(radius, dtype=dtype)
+    out = blo.value_and_hypergrad(lambda t, z: push @ z, lower, theta, torch.zeros(3, dtype=dtype), on_failure="raise")
+    assert out.grad == 4.0  # z = radius sign(push)
+
+
+def test_an_interior_solution_of_a_box_narrower_than_the_slack_moves() -> None:
+    theta = torch.tensor([2e-8], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum(), Box(-5e-8, 5e-8))
+    z0 = torch.zeros(1, dtype=torch.float64)
+    out = blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, z0, on_failure="raise")
+    assert out.grad == 1.0
+
+
+def test_an_interior_solution_that_is_as_near_to_a_narrow_bound_as_it_is_accurate_is_counted() -> None:
+    z = torch.tensor([5e-9], dtype=torch.float64)
+    counts = Box(0.0, 5e-8).tangent(z, torch.tensor([9e-9], dtype=torch.float64)).counts()
+    assert int(counts.degenerate) == 1
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize("width", [1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_solver_that_stops_on_a_bound_within_its_tolerance_does_not_hold_it_there(
+    width: float, start: float, dtype: torch.dtype
+) -> None:
+    theta, z0 = torch.tensor(0.3, dtype=dtype), torch.tensor([start * width], dtype=dtype)
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z[0] - t * width) ** 2, Box(0.0, width))
+    out = blo.value_and_hypergrad(lambda t, z: z[0] / width, lower, theta, z0, on_failure="raise")
+    assert out.grad.item() == pytest.approx(1.0, rel=1e-6)

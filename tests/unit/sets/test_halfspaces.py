@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -187,3 +189,49 @@ def test_a_quadratic_programme_like_that_of_slsqp() -> None:
 def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
     with pytest.raises(StructureError, match=message):
         Halfspaces(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
+
+
+REPEATED = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+VERTEX = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+TIES = {  # rows, right-hand sides, the slopes of z[0] left and right of the tie
+    "a row twice": (REPEATED, lambda t: torch.stack([1 + t, 1 + 0 * t]), (1.0, 0.0)),
+    "a row both ways": (REPEATED, lambda t: torch.stack([1 + t, 1 - t]), (1.0, -1.0)),
+    "a third row through a vertex": (VERTEX, lambda t: torch.stack([1 + 0 * t, 1 + 0 * t, 2 + t]), (0.5, 0.0)),
+}
+
+
+def slope_at(rows: torch.Tensor, right: Callable[[torch.Tensor], torch.Tensor], theta: float) -> blo.Hypergradient:
+    lower = blo.LowerProblem(lambda t, z: 0.5 * (z - 5.0).square().sum(), lambda t: blo.Halfspaces(rows, right(t)))
+    at, z0 = torch.tensor(theta, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    return blo.value_and_hypergrad(lambda t, z: z[0], lower, at, z0)
+
+
+@pytest.mark.parametrize("distance", [1e-9, 9e-8])
+@pytest.mark.parametrize("name", TIES)
+def test_rows_that_depend_on_each_other_have_a_derivative_beside_their_tie(name: str, distance: float) -> None:
+    rows, right, (before, behind) = TIES[name]
+    for theta, truth in ((-distance, before), (distance, behind)):
+        out = slope_at(rows, right, theta)
+        assert out.grad.item() == pytest.approx(truth, abs=1e-9) and out.report.ok
+
+
+@pytest.mark.parametrize("name", TIES)
+def test_rows_that_theta_parts_are_degenerate_where_they_tie(name: str) -> None:
+    with pytest.warns(blo.errors.DegenerateWarning, match="depend on others"):
+        assert slope_at(*TIES[name][:2], 0.0).report.degenerate == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "right", "truth"),
+    [
+        (REPEATED, lambda t: torch.stack([1 + t, 1 + t]), 1.0),
+        (REPEATED * torch.tensor([[1.0], [-1.0]]), lambda t: torch.stack([1 + t, -1 - t]), 1.0),
+        (VERTEX, lambda t: torch.stack([1 + t, 1 + t, 2 + 2 * t]), 1.0),
+    ],
+    ids=["a row twice", "an equation by two rows", "a vertex as a whole"],
+)
+def test_rows_that_go_on_to_depend_on_each_other_have_a_derivative(
+    rows: torch.Tensor, right: Callable[[torch.Tensor], torch.Tensor], truth: float
+) -> None:
+    out = slope_at(rows, right, 0.0)
+    assert out.grad.item() == pytest.approx(truth, abs=1e-9) and out.report.ok

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import blo
 from blo import InfeasibleError, Simplex, StructureError
 from blo._layout import Layout
 from tests import oracles
@@ -80,3 +81,10 @@ def test_a_sum_that_is_not_positive_is_refused(total: float | torch.Tensor) -> N
 def test_a_sum_of_another_shape_is_named() -> None:
     with pytest.raises(StructureError, match=r"Simplex\.total"):
         Simplex(torch.ones(3)).fit(Layout.of(torch.zeros(3), batched=False))
+
+
+def test_a_solver_that_stops_at_a_vertex_within_its_tolerance_does_not_hold_it_there() -> None:
+    theta, vertex = torch.tensor(1e-9, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    lower = blo.LowerProblem(lambda t, z: 0.5 * ((z[0] - 1 + t) ** 2 + (z[1] - t) ** 2), Simplex(1.0))
+    out = blo.value_and_hypergrad(lambda t, z: z[1], lower, theta, vertex, on_failure="raise")
+    assert out.grad.item() == pytest.approx(1.0, rel=1e-12)  # z = (1 - theta, theta)

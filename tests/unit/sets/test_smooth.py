@@ -204,3 +204,30 @@ def test_what_does_not_fit_is_named() -> None:
         SmoothConstraints(torch.sin, theta=[1.0])
     with pytest.raises(StructureError, match=r"`inequalities` must return a tensor of shape \(2, 'k'\)"):
         fitted(z, None, lambda z: z.sum(), batched=True).project(z)
+
+
+@pytest.mark.parametrize(("theta", "truth"), [(-1e-9, 0.5), (1e-9, 0.0), (0.0, None)])
+def test_functions_with_one_normal_are_told_apart_or_counted(theta: float, truth: float | None) -> None:
+    def cap(t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.stack([z.square().sum() - 2, z[0] + z[1] - 2 - t])
+
+    lower = blo.LowerProblem(
+        lambda t, z: 0.5 * (z - 5.0).square().sum(), lambda t: blo.SmoothConstraints(None, cap, theta=t)
+    )
+    at, z0 = torch.tensor(theta, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    out = blo.value_and_hypergrad(lambda t, z: z[0], lower, at, z0, on_failure="ignore")
+    assert bool(out.report.degenerate) == (truth is None)
+    assert truth is None or out.grad.item() == pytest.approx(truth, abs=1e-7)
+
+
+def test_a_captured_tensor_that_is_to_be_differentiated_is_refused() -> None:
+    def solution(c: torch.Tensor) -> torch.Tensor:
+        plane = blo.SmoothConstraints(None, lambda z: (z.sum() - c).reshape(1))
+        found: torch.Tensor = blo.argmin(blo.LowerProblem(lambda t, z: (z - t).square().sum(), plane), z0 + 3, z0)
+        return found[0]
+
+    z0, one = torch.zeros(2), torch.tensor(1.0)
+    with pytest.raises(blo.StructureError, match="`SmoothConstraints` capture a tensor"):
+        torch.func.grad(solution)(one)
+    with pytest.raises(blo.StructureError, match="`SmoothConstraints` capture a tensor"):
+        solution(one.clone().requires_grad_())
