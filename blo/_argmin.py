@@ -52,7 +52,7 @@ class Solving:
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         solution = self._solve(problem, z0, None)
         if not transforms_active():
-            self.checks.lower(solution, lambda: self._origin(problem, z0))
+            self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
         return solution.z if problem.recorded else solution.z.detach()
 
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
@@ -132,8 +132,8 @@ class Solving:
     def _told(self, problem: Bound) -> Bound:
         return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
 
-    def _origin(self, problem: Bound, z0: Tensor) -> str:
-        """Say where a NaN of the lower solution comes from, as far as the arguments and one gradient tell."""
+    def _origin(self, problem: Bound, z0: Tensor, z: Tensor | None = None) -> str:
+        """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
         look = "Look at what it was computed from."
         if not _finite([z0]):
             return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
@@ -144,9 +144,16 @@ class Solving:
                 "The objective has no finite gradient at the start of the solver, so no `step` will help: look for NaN "
                 "in its data, and at the objective with torch.autograd.detect_anomaly."
             )
+        kind = type(problem.term).__name__
         if not _finite([problem.prox(z0, 1.0)]):
-            kind = type(problem.term).__name__
             return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
+        if z is not None:
+            slope = self._told(problem).detach().gradient(z.detach())
+            if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
+                return (
+                    f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of "
+                    "the set the gradients of constraints may vanish or depend on each other."
+                )
         return SMALLER if hasattr(self.solver, "step") else LOOK
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
@@ -160,7 +167,7 @@ class Solving:
         }
         self.last = replace(solution, **parts)
         if isinstance(self.gradient, Unrolled) or not transforms_active():
-            self.checks.lower(solution, lambda: self._origin(problem, z0))
+            self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
         if self.idle:
             self.checks.idle()
         return solution.z if problem.recorded else solution.z.detach()

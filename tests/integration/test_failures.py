@@ -295,6 +295,12 @@ def test_the_message_says_where_a_nan_comes_from(objective: Any, theta: Tensor, 
         blo.argmin(lower, theta.requires_grad_(), z0, solver=solver, gradient=blo.Unrolled())
 
 
+def test_the_message_names_a_set_whose_constraint_has_no_gradient_at_its_edge() -> None:
+    cusp = blo.SmoothConstraints(inequalities=lambda z: z**3)
+    with pytest.raises(blo.NonFiniteError, match=r"`SmoothConstraints` finds no point nearest.*may vanish"):
+        evaluate(blo.LowerProblem(squares, cusp), vector(5.0), vector(-1.0))
+
+
 def test_data_that_a_transform_reaches_is_not_taken_for_theta() -> None:
     theta, z0 = vector(1.0), vector(0.0)
 
