@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autocast import suspended
 from blo._autodiff import add
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
+from blo.gradients._finer import finer, like
 from blo.gradients._first_order import FirstOrder
 
 #: Residuals that the solves are asked for, and above which they do not bear the result, in units of the tilt.
@@ -88,34 +90,40 @@ class _TiltRule:
         """Return the implicit part for each leaf, and the lanes whose solves do not bear it, shape `lanes`."""
         weight, both = self.strategy.penalty, self.strategy.two_sided
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-        with torch.enable_grad():
-            bound = problem.bind(live)
-        ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
-        scale = 0.5 * weight if both else weight
-        inputs = [leaf for leaf in live if leaf.requires_grad]
-        # A residual r moves the solution like a tilt by r.
-        tilt = torch.linalg.vector_norm(v, dim=-1) / weight
-        wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
-        there, left = self.solve.closely(ahead.detach(), z, wanted)
-        here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both)
-        up, down = self._slope(ahead, there, scale, inputs), self._slope(behind, here, -scale, inputs)
+        # A difference multiplied by the penalty does not bear the rounding of autocast, nor that of a coarse theta.
+        with torch.enable_grad(), suspended():
+            bound = replace(problem.bind(live), eps=None)
+            at, taken, _ = finer(problem, live, z) or (bound, live, z)
+            ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
+            fine_ahead, fine_behind = at.tilt(v / weight), at.tilt(-v / weight) if both else at
+            scale = 0.5 * weight if both else weight
+            inputs = [leaf for leaf in taken if leaf.requires_grad]
+            # A residual r moves the solution like a tilt by r.
+            tilt = torch.linalg.vector_norm(v, dim=-1) / weight
+            wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
+            there, left = self.solve.closely(ahead.detach(), z, wanted)
+            here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both and problem.eps is None)
+            up = self._slope(ahead, fine_ahead, there, scale, inputs)
+            down = self._slope(behind, fine_behind, here, -scale, inputs)
         found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
         loose = (left + beside > _LOOSE * tilt) & (tilt > 0)
-        return [next(found) if leaf.requires_grad else None for leaf in live], loose
+        return like(leaves, [next(found) if leaf.requires_grad else None for leaf in live]), loose
 
-    def _slope(self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    def _slope(
+        self, solved: Bound, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).
 
-        A set that moves takes z along, and the tilt with it.
+        A set that moves takes z along, and the tilt with it. Which constraints hold z is seen where it was `solved`.
         """
         with torch.enable_grad():
-            value = bound.penalized(z + self._motion(bound, z)).sum() * scale
+            value = bound.penalized(z + self._motion(solved, bound, z)).sum() * scale
         if not inputs or not value.requires_grad:
             return [None] * len(inputs)
         return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))
 
-    def _motion(self, bound: Bound, z: Tensor) -> Tensor:
-        rest = tree.detach(bound.term)
+    def _motion(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
         if not bound.moving:
             return torch.zeros_like(z)
-        return bound.motion(rest, bound.tangent(rest, z, bound.detach().gradient(z)), z)
+        tangent = solved.tangent(tree.detach(solved.term), z, solved.detach().gradient(z))
+        return bound.motion(tree.detach(bound.term), tangent, z)

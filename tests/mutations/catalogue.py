@@ -275,4 +275,9 @@ MUTATIONS = (
         ),
         ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
     ),
+    Mutation(
+        "gradients in a theta coarser than z are subtracted in its own precision",
+        (Patch("blo/gradients/_finer.py", "if not any(coarse(leaf, z.dtype)", "if all(coarse(leaf, z.dtype)"),),
+        (WHOLE + "test_low_precision.py::test_differences_bear_a_theta_that_is_coarser_than_z",),
+    ),
 )

@@ -1,0 +1,91 @@
+"""Hypergradients in single and half precision, with theta coarser than z and under autocast, against closed forms."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
+C = torch.tensor([3.0, 2.0], dtype=F64)
+#: Strategies that subtract gradients in theta.
+DIFFERENCES = {
+    "direct": blo.Implicit(products="finite-difference"),
+    "cg": blo.Implicit(blo.CG(), products="finite-difference"),
+    "value function": blo.ValueFunction(two_sided=True),
+}
+
+
+def gradient_of(
+    entry: str, theta: Tensor, z0: Tensor, gradient: Any, *, moving: bool = False, batched: bool = False
+) -> Tensor:
+    """Return the gradient of `<c, z*>` where `exp(z*) = theta^2`, or where the bound `log(theta) <= z` holds z*.
+
+    The closed form is `2 c / theta`, or `c / theta` on the bound; of each row of a batch.
+    """
+
+    def objective(t: Tensor, z: Tensor) -> Tensor:
+        values = z.exp() - t.square() * z
+        return values.sum(-1) if batched else values.sum()
+
+    def upper(t: Tensor, z: Tensor) -> Tensor:
+        return (C.to(z) * z).sum()
+
+    # Above theta = 1 the bound lies below the solution 2 log(theta), which it holds: z* = log(theta).
+    constraint: Any = (lambda t: blo.Box(-5.0, t.to(z0.dtype).log())) if moving else blo.Free()
+    lower = blo.LowerProblem(objective, constraint, batched=batched)
+    if entry == "argmin":
+        theta = theta.clone().requires_grad_()
+        upper(theta, blo.argmin(lower, theta, z0, gradient=gradient)).backward()
+        assert theta.grad is not None
+        return theta.grad
+    out = blo.value_and_hypergrad(upper, lower, theta, z0, gradient=gradient)
+    assert out.report.ok
+    grad: Tensor = out.grad
+    return grad
+
+
+@pytest.mark.parametrize("moving", [False, True], ids=["free", "moving"])
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batched"])
+@pytest.mark.parametrize("entry", ["value_and_hypergrad", "argmin"])
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("dtypes", [(BF16, F32), (F16, F32), (BF16, F64), (F32, F64)], ids=str)
+def test_differences_bear_a_theta_that_is_coarser_than_z(
+    dtypes: tuple[torch.dtype, torch.dtype], name: str, entry: str, batched: bool, moving: bool
+) -> None:
+    """The gradients that are subtracted differ by less than the rounding of theta."""
+    coarse, fine = dtypes
+    theta = torch.tensor([1.25, 2.5], dtype=coarse)
+    z0 = torch.zeros(3, 2, dtype=fine) if batched else torch.zeros(2, dtype=fine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gradient_of(entry, theta, z0, DIFFERENCES[name], moving=moving, batched=batched)
+    truth = (3 if batched else 1) * (1 if moving else 2) * C / theta.double()
+    assert found.dtype is coarse
+    limit = 2 * torch.finfo(coarse).eps + (1e-3 if fine is F32 else 1e-6)
+    torch.testing.assert_close(found.double(), truth, rtol=limit, atol=0)
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_an_objective_that_takes_theta_in_its_own_dtype_alone_is_refused(name: str) -> None:
+    data = torch.ones(2, 2, dtype=BF16)
+    lower = blo.LowerProblem(lambda t, z: (data @ t).float().sum() * z.sum() + z.square().sum())
+    theta = torch.ones(2, dtype=BF16)
+    with pytest.raises(blo.StructureError, match=r"need theta in the precision of z, torch.float32, but theta"):
+        blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, torch.zeros(2), gradient=DIFFERENCES[name])
+
+
+@pytest.mark.parametrize("dtypes", [(BF16, F32), (F16, F32), (BF16, F64), (F32, F64)], ids=str)
+def test_a_check_moves_a_theta_that_is_coarser_than_z(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """A step of 1e-3 does not move a theta of bfloat16."""
+    coarse, fine = dtypes
+    lower = blo.LowerProblem(lambda t, z: (z.exp() - t.square() * z).sum())
+    theta, z0 = torch.tensor([1.25, 2.5], dtype=coarse), torch.zeros(2, dtype=fine)
+    assert blo.check_hypergrad(lambda t, z: (C.to(z) * z).sum(), lower, theta, z0).ok
+    wrong = blo.check_hypergrad(lambda t, z: (C.to(z) * z).sum(), lower, theta, z0, gradient=blo.HessianFree())
+    assert not wrong.ok
