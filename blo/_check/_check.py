@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autocast import without
 from blo._check._at import at_solution
 from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction, Part
@@ -30,6 +31,7 @@ from blo.solvers import Solver
 
 @outside_compile
 @outside_transforms("Call it outside.")
+@without
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,
@@ -53,8 +55,9 @@ def check_hypergrad(
     adjoint to the linearised solution map, and it scales as it should (`g -> c g` leaves the implicit part,
     `f -> c f` multiplies it by c).
 
-    When something disagrees, the ingredients of the formula are recomputed one by one, from first derivatives and from
-    the motion of the re-solved solution, and `report.culprit` names the first one that differs.
+    Autocast is left for the whole check. When something disagrees, the ingredients of the formula are recomputed one by
+    one, from first derivatives and from the motion of the re-solved solution, and `report.culprit` names the first one
+    that differs.
 
     Args:
         upper: as in `value_and_hypergrad`.

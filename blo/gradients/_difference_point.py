@@ -27,6 +27,8 @@ class DifferencePoint(FirstOrderPoint):
     at least as precise as z.
     """
 
+    estimated = True
+
     def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor], at: Finer | None = None) -> None:
         if not bound.symmetric:
             raise StructureError(

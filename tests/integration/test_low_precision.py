@@ -89,3 +89,102 @@ def test_a_check_moves_a_theta_that_is_coarser_than_z(dtypes: tuple[torch.dtype,
     assert blo.check_hypergrad(lambda t, z: (C.to(z) * z).sum(), lower, theta, z0).ok
     wrong = blo.check_hypergrad(lambda t, z: (C.to(z) * z).sum(), lower, theta, z0, gradient=blo.HessianFree())
     assert not wrong.ok
+
+
+X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=F64), torch.linspace(-1, 1, 40, dtype=F64)
+SOLVED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "reverse": {"gradient": blo.Implicit(blo.CG())},
+    "forward": {"gradient": blo.Implicit(products="forward")},
+    "differences": {"gradient": blo.Implicit(products="finite-difference")},
+    "unrolled": {"gradient": blo.Unrolled()},
+    "checkpoint": {"gradient": blo.Unrolled(checkpoint=True)},
+    "value function": {"gradient": blo.ValueFunction(two_sided=True)},
+    "newton": {"solver": blo.Newton(tol=1e-5)},
+    "fista": {"solver": blo.FISTA(tol=1e-5)},
+}
+
+
+def ridge(dtype: torch.dtype, *, batched: bool = False) -> blo.LowerProblem:
+    """Minimise `sum w (X z - Y)^2 / 2 + |z|^2 / 20`, where `w = exp(theta)` weighs the data."""
+    x, y = X.to(dtype), Y.to(dtype)
+
+    def objective(t: Tensor, z: Tensor) -> Tensor:
+        fit = torch.nn.functional.linear(z, x)
+        return 0.5 * (t.exp() * (fit - y).square()).sum(-1) + 0.05 * z.square().sum(-1)
+
+    return blo.LowerProblem(objective, batched=batched)
+
+
+def slopes_of_ridge() -> Tensor:
+    """Return the gradient of `sum z*` at theta = 0: each entry is minus the residual of a datum times `q . x`."""
+    inverse = torch.linalg.inv(X.T @ X + 0.1 * torch.eye(6, dtype=F64))
+    return (Y - X @ inverse @ X.T @ Y) * (X @ inverse.sum(-1))
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["one", "batched"])
+@pytest.mark.parametrize("entry", ["value_and_hypergrad", "argmin"])
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("name", SOLVED)
+def test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast(
+    name: str, dtype: torch.dtype, entry: str, batched: bool
+) -> None:
+    """Autocast neither hinders it nor blurs its derivative, in which residuals are small beside their terms."""
+    theta, z0 = torch.zeros(40), torch.zeros((3, 6) if batched else 6)
+    lower = ridge(F32, batched=batched)
+    with warnings.catch_warnings(), torch.autocast("cpu", dtype):
+        warnings.simplefilter("error")
+        if entry == "argmin":
+            theta.requires_grad_()
+            total = blo.argmin(lower, theta, z0, **SOLVED[name]).sum()
+        else:
+            out = blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, z0, **SOLVED[name])
+            assert out.report.ok
+            found = out.grad
+    if entry == "argmin":
+        total.backward()
+        assert theta.grad is not None
+        found = theta.grad
+    truth = (3 if batched else 1) * slopes_of_ridge()
+    assert (found - truth).norm() <= 2e-3 * truth.norm()
+
+
+def test_an_objective_that_runs_under_autocast_alone_is_solved_under_it() -> None:
+    """Data in half precision and weights in single precision meet there alone; what is lost is told."""
+    lower, upper, theta, z0 = ridge(BF16), (lambda t, z: z.sum()), torch.zeros(40), torch.zeros(6)
+    with torch.autocast("cpu", BF16):
+        with pytest.warns(blo.ConvergenceWarning, match="the rounding of the gradient, in the precision in which"):
+            out = blo.value_and_hypergrad(upper, lower, theta, z0)
+        assert not out.report.ok
+        assert (out.grad - slopes_of_ridge()).norm() <= 0.1 * slopes_of_ridge().norm()
+        for name in DIFFERENCES:
+            with (
+                warnings.catch_warnings(),
+                pytest.raises(blo.StructureError, match="evaluate the objective without autocast"),
+            ):
+                warnings.simplefilter("ignore")
+                blo.value_and_hypergrad(upper, lower, theta, z0, gradient=DIFFERENCES[name])
+
+
+def test_a_fixed_number_of_steps_is_made_under_autocast() -> None:
+    seen = set()
+
+    def objective(t: Tensor, z: Tensor) -> Tensor:
+        product = X.float() @ z
+        seen.add(product.dtype)
+        return (product.float() - t).square().mean()
+
+    with torch.autocast("cpu", BF16):
+        blo.argmin(
+            blo.LowerProblem(objective),
+            torch.zeros(40, requires_grad=True),
+            torch.zeros(6),
+            solver=blo.ProjectedGradient(0.1, max_steps=5, tol=None),
+            gradient=blo.Unrolled(),
+        ).sum().backward()
+    assert seen == {BF16}
+
+
+def test_a_check_leaves_autocast() -> None:
+    with torch.autocast("cpu", BF16):
+        assert blo.check_hypergrad(lambda t, z: z.sum(), ridge(F32), torch.zeros(40), torch.zeros(6)).ok

@@ -280,4 +280,9 @@ MUTATIONS = (
         (Patch("blo/gradients/_finer.py", "if not any(coarse(leaf, z.dtype)", "if all(coarse(leaf, z.dtype)"),),
         (WHOLE + "test_low_precision.py::test_differences_bear_a_theta_that_is_coarser_than_z",),
     ),
+    Mutation(
+        "a solve with a tolerance is made under autocast",
+        (Patch("blo/_argmin.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
+        (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
+    ),
 )
