@@ -285,4 +285,15 @@ MUTATIONS = (
         (Patch("blo/_argmin.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
         (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
     ),
+    Mutation(
+        "the tilt of ValueFunction grows with the upper objective",
+        (
+            Patch(
+                "blo/gradients/_value_function.py",
+                "torch.minimum(torch.maximum(tilt, root * change), far * change)",
+                "tilt",
+            ),
+        ),
+        (UNIT + "test_value_function.py::test_it_scales_with_the_upper_objective",),
+    ),
 )
