@@ -188,3 +188,45 @@ def test_a_fixed_number_of_steps_is_made_under_autocast() -> None:
 def test_a_check_leaves_autocast() -> None:
     with torch.autocast("cpu", BF16):
         assert blo.check_hypergrad(lambda t, z: z.sum(), ridge(F32), torch.zeros(40), torch.zeros(6)).ok
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("name", ["LBFGS", "GMRES", "Nystrom", "Direct"])
+def test_what_factorises_refuses_half_precision_by_name(name: str, dtype: torch.dtype) -> None:
+    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
+    steps = blo.ProjectedGradient(0.25, max_steps=20, tol=None)
+    linear = {"GMRES": blo.GMRES(), "Nystrom": blo.Nystrom(rank=2, damping=0.1), "Direct": blo.Direct()}.get(
+        name, blo.CG()
+    )
+    solver = blo.LBFGS(tol=1e-2) if name == "LBFGS" else steps
+    with pytest.raises(blo.StructureError, match=f"`{name}` factorises in float32 or float64, but z is {dtype}"):
+        blo.value_and_hypergrad(
+            lambda t, z: z.sum(),
+            lower,
+            torch.ones(3, dtype=dtype),
+            torch.zeros(3, dtype=dtype),
+            solver=solver,
+            gradient=blo.Implicit(linear),
+        )
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_value_function_is_right_in_half_precision_or_says_that_it_is_not(two_sided: bool) -> None:
+    """The residual that it asks for is below the least positive number of float16."""
+    lower = blo.LowerProblem(lambda t, z: (z.float() - t.float()).square().sum() + z.float().pow(4).sum() / 4)
+    theta, z0 = torch.tensor([0.5, 1.5], dtype=F16), torch.zeros(2, dtype=F16)
+    root = torch.tensor([0.4533977, 1.0], dtype=F64)  # of z^3 + 2 z = 2 theta
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = blo.value_and_hypergrad(
+            lambda t, z: 1e-2 * z.float().sum(),
+            lower,
+            theta,
+            z0,
+            solver=blo.ProjectedGradient(0.2, max_steps=200, tol=1e-3),
+            gradient=blo.ValueFunction(two_sided=two_sided),
+        )
+    truth = 1e-2 * 2 / (2 + 3 * root.square())
+    right = bool((out.grad.double() - truth).norm() <= 2e-2 * truth.norm())
+    assert right or [one.category for one in caught] == [blo.ConvergenceWarning] * len(caught) != []
+    assert out.report.ok == (not caught)
