@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autocast import without
+from blo._autocast import Autocast, without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
 from blo._entrance import outside_compile, with_numbers
@@ -58,7 +58,8 @@ class Solving:
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
         solver = self.solver
         if solver.tol is not None and is_dataclass(solver):
-            solver = replace(solver, tol=min(solver.tol, float(plain(wanted).min())))
+            least = torch.finfo(wanted.dtype).tiny  # what is wanted may vanish in half precision
+            solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted).min()), least)))
         rests = found and solver.tol is None
         solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, None, solver)
         z, residual = solution.z.detach(), solution.residual
@@ -191,23 +192,30 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
             raise StructureError(f"`{name}` must be like blo.{examples[name]}, but is {found}.")
 
 
-@without
 def equipped(
-    problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy, solver: Solver | None
+    problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy, solver: Solver | None
 ) -> tuple[Solver, FlatProblem]:
-    """Return the solver, the default one for None, and the problem with the residual that a named solver accepts.
+    """Return the solver, the default one for None, and the problem as this solver is to see it.
 
-    A solver that accepts any residual says nothing about how far z is from constraints that hold it.
+    Autocast acts on a fixed number of steps. A solve with a tolerance is made and differentiated without it: the
+    rounding of autocast is far above any tolerance, costs more steps than it speeds up, and is magnified where the
+    residuals of data are small beside their terms.
 
     Raises:
         StructureError: in half precision without a solver.
     """
     if solver is None:
-        return _default(problem, leaves, gradient), problem
-    tol = solver.tol or 0.0
-    return solver, replace(problem, accuracy=0.0 if tol == math.inf else tol)
+        solver = _default(problem, leaves, gradient)
+    elif solver.tol and solver.tol != math.inf:
+        # A solver that accepts any residual says nothing about how far z is from constraints that hold it.
+        problem = replace(problem, accuracy=solver.tol)
+    autocast = Autocast.current()
+    if autocast.on and (solver.tol is None or not without(problem.runs)(leaves, z0)):
+        problem = problem.under(autocast)
+    return solver, problem
 
 
+@without
 def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one.
 
@@ -216,8 +224,9 @@ def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy)
     """
     if problem.layout.dtype not in (torch.float32, torch.float64):
         raise StructureError(
-            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}. Keep z in float32, and "
-            "let torch.autocast choose the precision inside the objective."
+            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}, in which no "
+            "residual shows a solution to be one. Keep z in float32 and cast it inside the objective, or ask for a "
+            "fixed number of steps."
         )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
@@ -300,7 +309,7 @@ def _argmin(
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
-    solver, problem = equipped(problem, leaves, gradient, solver)
+    solver, problem = equipped(problem, leaves, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):

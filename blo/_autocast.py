@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from blo.errors import BloError, StructureError
+
 F = TypeVar("F", bound=Callable[..., Any])
 _SUSPENDED: contextvars.ContextVar[bool] = contextvars.ContextVar("suspended", default=False)
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
@@ -66,9 +68,29 @@ class Under:
 
     def __call__(self, *arguments: Any) -> Any:
         if _SUSPENDED.get():
-            return self.function(*arguments)
+            with _named():
+                return self.function(*arguments)
         with self.autocast.restored():
             return self.function(*arguments)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Say so where an objective runs under autocast alone.
+
+    Raises:
+        StructureError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, BloError):
+            raise
+        raise StructureError(
+            "products='finite-difference' and `ValueFunction` evaluate the objective without autocast, whose rounding "
+            f"their small step would magnify, but there it fails: {str(error).splitlines()[0]}. Let captured data and "
+            "theta have the dtype of z, or use Implicit(products='reverse')."
+        ) from error
 
 
 @contextlib.contextmanager

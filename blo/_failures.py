@@ -333,8 +333,9 @@ class Checks:
         if count:
             self._found(
                 f"the lower solve has not converged in {count} of {plain(lanes).numel()} problems "  # type: ignore[arg-type]
-                "tilted for `ValueFunction`: the residual is not small beside the tilt `v / penalty`, so the implicit "
-                "part is wrong. Lower `penalty`, raise `max_steps` or give the solver a tolerance, use float64, or "
+                "tilted for `ValueFunction`: the residual is not small beside the tilt, or the solution does not "
+                "follow the tilt along a line, so the implicit part is wrong. Raise `max_steps` or give the solver a "
+                "tolerance, change `penalty` (lower against the residual, higher against the bend), use float64, or "
                 "Implicit().",
                 ConvergenceError,
                 ConvergenceWarning,

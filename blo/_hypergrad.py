@@ -104,7 +104,7 @@ def value_and_hypergrad(
     require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = FlatProblem.of(lower, theta, z0)
-    solver, problem = equipped(problem, given, gradient, solver)
+    solver, problem = equipped(problem, given, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary))
 

@@ -17,7 +17,7 @@ from blo._objective import FixedPoint, PlainSlice, Slice, slice_at, under
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
-from blo.errors import StructureError
+from blo.errors import BloError, StructureError
 from blo.penalties import Penalty
 from blo.sets import Set
 
@@ -45,14 +45,25 @@ class FlatProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
-        autocast = Autocast.current()
-        if autocast.on:
-            lower = replace(lower, objective=under(lower.objective, autocast))
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
         start = layout.ravel(z0).detach().clone()
-        return cls(lower, layout, structure, eps=autocast.eps(layout.device.type)), start, leaves
+        return cls(lower, layout, structure), start, leaves
+
+    def under(self, autocast: Autocast) -> FlatProblem:
+        """Return the problem with its objective evaluated under a state of autocast, wherever that happens."""
+        lower = replace(self.lower, objective=under(self.lower.objective, autocast))
+        return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
+
+    def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:
+        """Tell whether the objective can be evaluated as things are: some run under autocast alone."""
+        try:
+            with torch.no_grad():
+                self.bind([leaf.detach() for leaf in leaves]).slice(self.layout.unravel(z))
+        except RuntimeError as error:
+            return isinstance(error, BloError)  # which is told again where it belongs
+        return True
 
     @property
     def lifts(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,10 @@ from torch import Tensor
 
 from blo import tree
 from blo._types import Tree
+from blo.errors import BloError, StructureError
+
+#: What torch says where the tensors of an operation differ in dtype.
+_DTYPES = re.compile("dtype|scalar type|same type")
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,35 @@ def join(pair: Tensor) -> Tensor:
 
 def _split(leaf: Tensor) -> Tensor:
     return torch.view_as_real(leaf.resolve_conj())
+
+
+def coarse(leaf: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether a leaf has a larger unit of rounding than a real dtype."""
+    inexact = leaf.is_floating_point() or leaf.is_complex()
+    return inexact and torch.finfo(leaf.dtype).eps > torch.finfo(dtype).eps
+
+
+def refined(leaves: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return constants in at least this precision."""
+    fine = [dtype.to_complex() if leaf.is_complex() else dtype for leaf in leaves]
+    return [leaf.detach().to(to) if coarse(leaf, dtype) else leaf for leaf, to in zip(leaves, fine, strict=True)]
+
+
+@contextlib.contextmanager
+def taking(leaves: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Say what to do where an objective does not take theta in another precision than its own.
+
+    Raises:
+        StructureError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = sorted({str(leaf.dtype) for leaf in leaves if coarse(leaf, dtype)})
+        if not found or isinstance(error, BloError) or not _DTYPES.search(str(error)):
+            raise
+        raise StructureError(
+            f"differences in theta need theta in the precision of z, {dtype}, but theta holds leaves of "
+            f"{', '.join(found)}, and the objective fails with these in {dtype}: {str(error).splitlines()[0]}. Keep "
+            f"theta in {dtype} and cast it inside the objective, or use Implicit(products='reverse')."
+        ) from error

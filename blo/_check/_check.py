@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autocast import without
 from blo._check._at import at_solution
 from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction, Part
@@ -16,11 +17,12 @@ from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
 from blo._entrance import outside_compile, outside_transforms
 from blo._hypergrad import Hypergradient, value_and_hypergrad
+from blo._layout import Layout
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._settings import require_count, require_positive
 from blo._status import Status
-from blo._theta import Structure
+from blo._theta import Structure, refined, taking
 from blo._types import Tree
 from blo.errors import NonFiniteError
 from blo.gradients import Implicit, Strategy
@@ -29,6 +31,7 @@ from blo.solvers import Solver
 
 @outside_compile
 @outside_transforms("Call it outside.")
+@without
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,
@@ -52,13 +55,14 @@ def check_hypergrad(
     adjoint to the linearised solution map, and it scales as it should (`g -> c g` leaves the implicit part,
     `f -> c f` multiplies it by c).
 
-    When something disagrees, the ingredients of the formula are recomputed one by one, from first derivatives and from
-    the motion of the re-solved solution, and `report.culprit` names the first one that differs.
+    Autocast is left for the whole check. When something disagrees, the ingredients of the formula are recomputed one by
+    one, from first derivatives and from the motion of the re-solved solution, and `report.culprit` names the first one
+    that differs.
 
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`; use float64 inputs for a sharp verdict.
-        theta: as in `value_and_hypergrad`.
+        theta: as in `value_and_hypergrad`; leaves coarser than z0 are taken in its dtype, in which they can be moved.
         z0: as in `value_and_hypergrad`.
         solver: as in `value_and_hypergrad`.
         gradient: as in `value_and_hypergrad`.
@@ -82,14 +86,18 @@ def check_hypergrad(
     require_count(directions, "directions")
     require_positive(step, "step")
     gradient = Implicit() if gradient is None else gradient
-    out = value_and_hypergrad(upper, lower, theta, z0, solver=solver, gradient=gradient, on_failure="warn")
+    given, spec = tree.flatten(theta, "theta")
+    dtype = Layout.of(z0, batched=lower.batched).dtype
+    theta = tree.unflatten(refined(given, dtype), spec)
+    with taking(given, dtype):
+        out = value_and_hypergrad(upper, lower, theta, z0, solver=solver, gradient=gradient, on_failure="warn")
     if out.report.lower_status is Status.NON_FINITE:
         raise NonFiniteError(
             "the lower objective has no finite gradient where its solver ended, so there is no hypergradient to check. "
             "Look at the objective with torch.autograd.detect_anomaly."
         )
-    problem, start, given = FlatProblem.of(lower, theta, out.z)
-    leaves = [leaf.detach() for leaf in given]
+    problem, start, real = FlatProblem.of(lower, theta, out.z)
+    leaves = [leaf.detach() for leaf in real]
     eps = torch.finfo(start.dtype).eps
     rtol = eps ** (1 / 3) if rtol is None else rtol
     size = max(1.0, sum(float(leaf.double().square().sum()) for leaf in leaves) ** 0.5)

@@ -12,6 +12,7 @@ from blo._autocast import suspended
 from blo._bound import Bound
 from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo.errors import StructureError
+from blo.gradients._finer import Finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
 
 
@@ -22,16 +23,20 @@ class DifferencePoint(FirstOrderPoint):
     `eps^(1/3) * max(1, |z|)`, which is right for third derivatives of size one, and is made shorter where the gradients
     on the two sides and at z are not nearly on a line. That is seen at the first product with H, whose displacement
     serves all others, and at the cross term. So a product is known to about `eps^(2/3)` where the rounding of the
-    gradients allows it: 4e-11 in double and 2e-5 in single precision.
+    gradients allows it: 4e-11 in double and 2e-5 in single precision. Gradients in theta are taken at a theta that is
+    at least as precise as z.
     """
 
-    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+    estimated = True
+
+    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor], at: Finer | None = None) -> None:
         if not bound.symmetric:
             raise StructureError(
                 "products='finite-difference' give the Jacobian of a fixed-point problem instead of its transpose, "
                 "which the hypergradient needs. Use products='reverse'."
             )
         super().__init__(bound, z, leaves)
+        self._at = Finer(bound, leaves, self.optimality.slope) if at is None else at
         # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
@@ -45,7 +50,8 @@ class DifferencePoint(FirstOrderPoint):
         return size * found
 
     def along(self, q: Tensor) -> list[Tensor | None]:
-        return self._adapted_along(q)[0]
+        parts, _ = self._adapted_along(q)
+        return like(self._leaves, parts)
 
     def error(self, q: Tensor) -> float:
         """Return `|D(2h) - D(h)| / |D(h)|` of `H q` or of `B^T q`, whichever is larger.
@@ -76,10 +82,11 @@ class DifferencePoint(FirstOrderPoint):
 
     def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
         unit, size = split(q)
-        inputs = [self._leaves[i] for i in self._live]
+        bound, leaves, here = self._at
+        inputs = [leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
             shift = (h * unit).requires_grad_()  # whose gradients tell what bends
-            values = self._bound.sides(self._z, shift)
+            values = bound.sides(self._z, shift)
         # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
         weight = size / (2 * h)
         slopes, parts = [], []
@@ -99,9 +106,9 @@ class DifferencePoint(FirstOrderPoint):
         if self._length is None:  # no product with H has found the displacement
             with torch.enable_grad(), suspended():
                 near = (0.25 * h * unit).requires_grad_()
-                value, _ = self._bound.detach().sides(self._z, near)
+                value, _ = bound.detach().sides(self._z, near)
                 (nearby,) = torch.autograd.grad(value.sum(), near)
-        return spread, Sides.of(slopes[0], slopes[1], self._bound.sided_slope(self.optimality.slope), nearby)
+        return spread, Sides.of(slopes[0], slopes[1], bound.sided_slope(here), nearby)
 
     @property
     def _derived(self) -> bool:
@@ -109,7 +116,7 @@ class DifferencePoint(FirstOrderPoint):
 
         All evaluations share the graph of these. What else they record is freed: a compiled module demands it.
         """
-        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._bound.theta))
+        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._at.bound.theta))
 
     def _rounding(self) -> Tensor:
         with suspended():

@@ -24,6 +24,7 @@ class ForwardPoint(FirstOrderPoint):
                 "hypergradient needs. Use products='reverse'."
             )
         super().__init__(bound, z, leaves)
+        self.noise = bound.eps or 0.0
         self._problem, self._at_rest = problem, bound.detach()
 
     def hessian(self, direction: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Point(abc.ABC):
     symmetric: bool = True
     #: Relative accuracy of the products beyond which no linear solve can be held to its tolerance.
     noise: float = 0.0
+    #: Whether `error` has more to tell than rounding.
+    estimated: bool = False
 
     @abc.abstractmethod
     def hessian(self, direction: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class ReversePoint(Point):
     """Products by a backward pass through one retained graph of the gradient."""
 
     def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
-        self._leaves, self.symmetric = leaves, bound.symmetric
+        self._leaves, self.symmetric, self.noise = leaves, bound.symmetric, bound.eps or 0.0
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
             self._gradient = bound.record().gradient(self._z)
@@ -86,7 +88,7 @@ class TransposedPoint(Point):
     """Products with H instead of H^T: what the derivative of an adjoint of a fixed point needs."""
 
     def __init__(self, bound: Bound, z: Tensor) -> None:
-        self._bound, self._z, self.symmetric = bound, z, bound.symmetric
+        self._bound, self._z, self.symmetric, self.noise = bound, z, bound.symmetric, bound.eps or 0.0
         slope = bound.gradient(z)
         self.optimality = Optimality(z, slope, bound.term, bound.tangent(bound.term, z, slope))
 

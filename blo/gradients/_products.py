@@ -11,6 +11,7 @@ from torch import Tensor
 from blo._bound import Bound
 from blo._problem import FlatProblem
 from blo.gradients._difference_point import DifferencePoint
+from blo.gradients._finer import finer
 from blo.gradients._forward_point import ForwardPoint
 from blo.gradients._point import Point, ReversePoint
 from blo.gradients._strained import strained
@@ -41,4 +42,4 @@ def _point(products: Products, problem: FlatProblem, bound: Bound, z: Tensor, le
         return ReversePoint(bound, z, leaves)
     if products == "forward":
         return ForwardPoint(problem, bound, z, leaves)
-    return DifferencePoint(bound, z, leaves)
+    return DifferencePoint(bound, z, leaves, finer(problem, leaves, z))

@@ -64,7 +64,7 @@ class Stationary(Strategy):
                 return length
 
             # Exact products have no error, and no reason to be kept.
-            error = (lambda: at.error(q)) if at.noise else None
+            error = (lambda: at.error(q)) if at.estimated else None
             return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
 
         return Trace(z, pullback)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add
+from blo._autocast import suspended
+from blo._autodiff import add, length
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy, Trace
+from blo.gradients._finer import finer, like
 from blo.gradients._first_order import FirstOrder
 
 #: Residuals that the solves are asked for, and above which they do not bear the result, in units of the tilt.
 _SHARE, _LOOSE = 1e-6, 1e-2
+#: Relative change of z beyond which no tilt is to move it, to one side and to both.
+_FAR = (0.01, 0.02)
+#: Estimated relative error of what a tilt shows from which it is reported.
+_BENT = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,15 @@ class ValueFunction(Strategy):
     `penalty * (dg/dtheta(y) - dg/dtheta(z*))`, whose error is of the order `1/penalty` (Liu et al., NeurIPS 2022,
     BOME; Kwon et al., ICML 2023, F2SA). It takes one or two more lower solves and no second derivative at all, on any
     constraint set and with any penalty term. What the solves leave is amplified by `penalty`: a solver with a tolerance
-    is asked for residuals of `1e-6 |v| / penalty`, and a warning says where they stay above a hundredth of the tilt
-    `|v| / penalty`. In single precision they cannot be smaller than the rounding of gradients, which is about a percent
-    of the tilt at a penalty of 1e3 and a v of 1e-2: lower the penalty for an upper objective in a small unit.
+    is asked for residuals of `1e-6 |v| / penalty`, and a warning says where they stay above a hundredth of the tilt.
+
+    Where the tilt `v / penalty` would move z by less than the rounding of gradients shows, or by more than a hundredth
+    of its length (two, if both ways), another penalty takes the place of this one: scaling the upper objective, as
+    loss scalers do, scales the implicit part. A warning says where the solution bends under the tilt all the same.
 
     Args:
-        penalty: the weight of the lower problem against the upper one, in units of upper over lower objective.
+        penalty: the weight of the lower problem against the upper one, in units of upper over lower objective, as far
+            as rounding and the length of z allow.
         two_sided: also tilt the other way and take the central difference, whose error is of the order `1/penalty^2`.
 
     Raises:
@@ -52,7 +61,7 @@ class ValueFunction(Strategy):
         z = rule.forward(problem, [leaf.detach() for leaf in leaves], z0)
 
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            parts, loose = rule.compare(problem, leaves, z, v)
+            parts, loose = rule.compare(problem, leaves, z0, z, v)
             return Pulled(parts, loose=loose)
 
         return Trace(z, pullback)
@@ -77,45 +86,79 @@ class _TiltRule:
     ) -> list[Tensor | None]:
         rest = problem.bind([leaf.detach() for leaf in leaves])
         self.solve.compare(None, lambda: rest.gradient(z))
-        parts, loose = self.compare(problem, leaves, z, v)
+        parts, loose = self.compare(problem, leaves, z0, z, v)
         if self.checks is not None:
             self.checks.loose(loose)
         return parts
 
     def compare(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> tuple[list[Tensor | None], Tensor]:
         """Return the implicit part for each leaf, and the lanes whose solves do not bear it, shape `lanes`."""
-        weight, both = self.strategy.penalty, self.strategy.two_sided
+        both = self.strategy.two_sided
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-        with torch.enable_grad():
-            bound = problem.bind(live)
-        ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
-        scale = 0.5 * weight if both else weight
-        inputs = [leaf for leaf in live if leaf.requires_grad]
-        # A residual r moves the solution like a tilt by r.
-        tilt = torch.linalg.vector_norm(v, dim=-1) / weight
-        wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
-        there, left = self.solve.closely(ahead.detach(), z, wanted)
-        here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both)
-        up, down = self._slope(ahead, there, scale, inputs), self._slope(behind, here, -scale, inputs)
+        # A difference multiplied by the penalty does not bear the rounding of autocast, nor that of a coarse theta.
+        with torch.enable_grad(), suspended():
+            bound = replace(problem.bind(live), eps=None)
+            at, taken, _ = finer(problem, live, z) or (bound, live, z)
+            weight = self._weight(bound.detach(), z0, z, v)
+            ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
+            fine_ahead, fine_behind = at.tilt(v / weight), at.tilt(-v / weight) if both else at
+            scale = 0.5 * weight if both else weight
+            inputs = [leaf for leaf in taken if leaf.requires_grad]
+            # A residual r moves the solution like a tilt by r.
+            tilt = (length(v) / weight).squeeze(-1)
+            wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
+            there, left = self.solve.closely(ahead.detach(), z, wanted)
+            here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both and problem.eps is None)
+            # The tilt halfway between two others leads halfway where the solution follows along a line.
+            centre = 0.5 * (there + here) if both else here
+            half = self._off(bound.tilt(0.5 * v / weight), 0.5 * (there + centre), tilt)
+            even = self._off(bound, centre, tilt) if both else torch.zeros_like(half)
+            up = self._slope(ahead, fine_ahead, there, scale, inputs)
+            down = self._slope(behind, fine_behind, here, -scale, inputs)
         found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
-        loose = (left + beside > _LOOSE * tilt) & (tilt > 0)
-        return [next(found) if leaf.requires_grad else None for leaf in live], loose
+        # A bend to one side errs by four times what it is off halfway. Seen from both sides its square is left, and a
+        # bend that is alike on both.
+        error = 4 * half if not both else (2 * even).square() + (4 * half - 2 * even).clamp(min=0)
+        loose = ((left + beside > _LOOSE * tilt) | (error > _BENT)) & (tilt > 0)
+        return like(leaves, [next(found) if leaf.requires_grad else None for leaf in live]), loose
 
-    def _slope(self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    def _weight(self, rest: Bound, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:
+        """Return the penalty, or another where the tilt would be lost in rounding or lead far away, `(*lanes, 1)`.
+
+        A tilt moves z by about its length over the curvature, which is measured along v by a difference of gradients.
+        """
+        size, root = length(v), torch.finfo(z.dtype).eps ** 0.5
+        span = torch.maximum(length(z), length(z - z0))
+        span = torch.where(span > 0, span, 1.0)
+        aside = z + root * span * v / torch.where(size > 0, size, 1.0)
+        change = length(rest.gradient(aside) - rest.gradient(z)) / root  # the tilt that would move z by its own length
+        tilt, far = size / self.strategy.penalty, _FAR[self.strategy.two_sided]
+        known = torch.isfinite(change) & (change > 0) & (size > 0)
+        chosen = torch.where(known, torch.minimum(torch.maximum(tilt, root * change), far * change), tilt)
+        return torch.where(known, size / torch.where(known, chosen, 1.0), self.strategy.penalty)
+
+    def _off(self, bound: Bound, z: Tensor, tilt: Tensor) -> Tensor:
+        """Return how far z is from the solution, as a residual in units of the tilt, shape `lanes`."""
+        rest = bound.detach()
+        return rest.residual(z, rest.gradient(z)) / torch.where(tilt > 0, tilt, 1.0)
+
+    def _slope(
+        self, solved: Bound, bound: Bound, z: Tensor, scale: Tensor, inputs: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).
 
-        A set that moves takes z along, and the tilt with it.
+        A set that moves takes z along, and the tilt with it. Which constraints hold z is seen where it was `solved`.
         """
         with torch.enable_grad():
-            value = bound.penalized(z + self._motion(bound, z)).sum() * scale
+            value = (bound.penalized(z + self._motion(solved, bound, z)) * scale.squeeze(-1)).sum()
         if not inputs or not value.requires_grad:
             return [None] * len(inputs)
         return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))
 
-    def _motion(self, bound: Bound, z: Tensor) -> Tensor:
-        rest = tree.detach(bound.term)
+    def _motion(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
         if not bound.moving:
             return torch.zeros_like(z)
-        return bound.motion(rest, bound.tangent(rest, z, bound.detach().gradient(z)), z)
+        tangent = solved.tangent(tree.detach(solved.term), z, solved.detach().gradient(z))
+        return bound.motion(tree.detach(bound.term), tangent, z)

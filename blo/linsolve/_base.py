@@ -24,6 +24,7 @@ __all__ = [
     "largest",
     "norm",
     "relative_residual",
+    "require_single",
     "require_symmetric",
     "started",
     "stride",
@@ -100,6 +101,19 @@ def require_symmetric(operator: Operator, solver: str) -> None:
             f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric; that of "
             "`LowerProblem.fixed_point` never is. Use `GMRES`, `Direct` or `Auto`, or declare an operator of your own: "
             "`Dense(matrix, symmetric=True)`."
+        )
+
+
+def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
+    """Refuse half precision, in which torch factorises no matrices.
+
+    Raises:
+        StructureError: naming `solver`.
+    """
+    if b.dtype not in (torch.float32, torch.float64):
+        raise StructureError(
+            f"`{solver}` factorises in float32 or float64, but z is {b.dtype}. Keep z in float32 and cast it inside "
+            f"the objective, or use {instead}()."
         )
 
 

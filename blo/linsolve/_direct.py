@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_nonnegative
-from blo.errors import StructureError
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
     all_true,
     largest,
     relative_residual,
+    require_single,
     within,
 )
 from blo.linsolve._singular import least_norm
@@ -49,11 +49,7 @@ class Direct(LinearSolver):
         return 1e-8
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        if b.dtype not in (torch.float32, torch.float64):
-            raise StructureError(
-                f"`Direct` factorises in float32 or float64, but z is {b.dtype}. Keep z in float32, and let "
-                "torch.autocast choose the precision inside the objective."
-            )
+        require_single(b, "Direct")
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
         definite = indefinite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)

@@ -16,6 +16,7 @@ from blo.linsolve._base import (
     damped,
     dot,
     norm,
+    require_single,
     stride,
 )
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
@@ -58,6 +59,7 @@ class GMRES(LinearSolver):
         require_count(self.restart, "GMRES.restart", "A few dozen are usual.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
+        require_single(b, "GMRES")
         apply = damped(operator, self.damping)
         inverse = inverse_of(self.preconditioner, operator, b)
 

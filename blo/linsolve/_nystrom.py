@@ -14,6 +14,7 @@ from blo.linsolve._base import (
     LinearSolver,
     largest,
     relative_residual,
+    require_single,
     require_symmetric,
     within,
 )
@@ -86,6 +87,7 @@ class Nystrom(LinearSolver, Preconditioner):
     def _approximate(self, operator: Operator, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return orthonormal vectors `(*lanes, n, k)`, falling values `(*lanes, k)`, and lanes not positive."""
         require_symmetric(operator, "Nystrom")
+        require_single(like, "Nystrom")
         n = like.shape[-1]
         if isinstance(operator, Restricted):
             # More vectors than free directions: those beside the tangent space must not look like null vectors of A.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_count
+from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
@@ -55,8 +56,9 @@ class LBFGS(Iterative):
         """Evaluate at z0.
 
         Raises:
-            StructureError: if the set is more than bounds on the coordinates.
+            StructureError: if the set is more than bounds on the coordinates, or in half precision.
         """
+        require_single(z0, "LBFGS", "ProjectedGradient")
         bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)

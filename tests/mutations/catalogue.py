@@ -259,7 +259,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the tilted solve keeps the tolerance of the solver",
-        (Patch("blo/_argmin.py", "tol=min(solver.tol, float(plain(wanted).min()))", "tol=solver.tol"),),
+        (Patch("blo/_argmin.py", "tol=min(solver.tol, max(float(plain(wanted).min()), least))", "tol=solver.tol"),),
         (UNIT + "test_value_function.py::test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm",),
     ),
     Mutation(
@@ -305,5 +305,26 @@ MUTATIONS = (
             ),
         ),
         ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
+    ),
+    Mutation(
+        "gradients in a theta coarser than z are subtracted in its own precision",
+        (Patch("blo/gradients/_finer.py", "if not any(coarse(leaf, z.dtype)", "if all(coarse(leaf, z.dtype)"),),
+        (WHOLE + "test_low_precision.py::test_differences_bear_a_theta_that_is_coarser_than_z",),
+    ),
+    Mutation(
+        "a solve with a tolerance is made under autocast",
+        (Patch("blo/_argmin.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
+        (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
+    ),
+    Mutation(
+        "the tilt of ValueFunction grows with the upper objective",
+        (
+            Patch(
+                "blo/gradients/_value_function.py",
+                "torch.minimum(torch.maximum(tilt, root * change), far * change)",
+                "tilt",
+            ),
+        ),
+        (UNIT + "test_value_function.py::test_it_scales_with_the_upper_objective",),
     ),
 )

@@ -177,9 +177,35 @@ def test_solves_that_do_not_see_the_tilt_are_reported(solver: blo.solvers.Solver
 
 
 def test_the_backward_pass_reports_the_lanes_that_are_loose() -> None:
-    scales = torch.tensor([1.0, 1e-9, 0.0])  # where v is zero nothing is asked of the solve
-    lower = blo.LowerProblem(lambda t, z: ((z - t) * (z - t).exp()).sum(-1) + z.square().sum(-1), batched=True)
+    scales = torch.tensor([1.0, 0.0, 0.0])  # where v is zero nothing is asked of the solve
+    lower = blo.LowerProblem(lambda t, z: ((z - t).square() + z.square()).sum(-1), batched=True)
+    blind = blo.External(lambda t, z0: (t / 2).expand_as(z0))
     theta = torch.full((2,), 0.5, requires_grad=True)
-    z = blo.argmin(lower, theta, torch.zeros(3, 2), gradient=blo.ValueFunction())
+    z = blo.argmin(lower, theta, torch.zeros(3, 2), solver=blind, gradient=blo.ValueFunction())
     with pytest.warns(blo.ConvergenceWarning, match="in 1 of 3 problems tilted"):
         (scales * z.square().sum(-1)).sum().backward()
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("unit", [1e-12, 1e-4, 1.0, 65536.0, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_scales_with_the_upper_objective(dtype: torch.dtype, unit: float, two_sided: bool) -> None:
+    """A scaled loss must neither be lost in rounding nor lead so far away that the solution bends."""
+    out = quartic(unit, dtype, None, blo.ValueFunction(two_sided=two_sided), on_failure="raise")
+    assert float(out.grad) == pytest.approx(quartic_truth(unit), rel=1e-3 if two_sided else 1e-2)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("slope", [0.0, 1e-3])  # on the bend, which is alike on both sides, and beside it
+def test_a_solution_that_bends_under_the_tilt_is_reported(slope: float, two_sided: bool) -> None:
+    """`z = 1 + asinh(k theta) / k`, which turns within 1/k, less than the tilt would move z."""
+    k = 1e3
+    lower = blo.LowerProblem(lambda t, z: ((k * (z - 1)).cosh() / k**2 - t * (z - 1)).sum())
+    theta, z0 = torch.tensor([slope], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    strategy = blo.ValueFunction(1.0, two_sided=two_sided)
+    with pytest.warns(blo.ConvergenceWarning, match="does not follow the tilt along a line"):
+        out = blo.value_and_hypergrad(
+            lambda t, z: z.sum(), lower, theta, z0, gradient=strategy, solver=blo.Newton(tol=1e-12)
+        )
+    assert not out.report.ok
+    assert abs(float(out.grad) * (1 + (k * slope) ** 2) ** 0.5 - 1) > 0.1
