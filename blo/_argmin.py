@@ -14,6 +14,7 @@ from blo import tree
 from blo._autocast import without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, SMALLER, Checks
 from blo._hoist import hoist
@@ -277,6 +278,7 @@ def argmin(
     return solved(lower, theta, z0, solver, gradient, on_failure)
 
 
+@sound_checkpoints
 @with_numbers
 def _argmin(
     lower: LowerProblem,

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from blo import tree
 from blo._autodiff import plain, transforms_active
 from blo._buffers import Buffers
+from blo._checkpoints import sound_checkpoints
 from blo._layers import Layers
 from blo._replay import Replay
 from blo._transforms import lanes_of, outside_transforms
@@ -87,8 +88,9 @@ class Functional:
         Raises:
             StructureError: if the parameters do not fit the module; if the module writes to them, or makes a buffer
                 that was None; if the first evaluation of a spectral norm in training mode, or with `"update-once"` the
-                one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint.
-            RuntimeError: if the module checkpoints activations.
+                one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint that is none of an
+                objective.
+            RuntimeError: if the module checkpoints activations with `use_reentrant=False`.
         """
         value, state = self._evaluate(parameters, inputs, keywords, targets)
         if self._pending:
@@ -142,6 +144,7 @@ class Functional:
             self._held.update({name: plain(state[name]).clone() for name in moving})
         return self._run(parameters, inputs, keywords, targets, iterate=False)
 
+    @sound_checkpoints
     def _run(
         self,
         parameters: Mapping[str, Tensor],

@@ -14,6 +14,7 @@ from blo import _bounds
 from blo._argmin import Solving, equipped, require_parts
 from blo._arguments import require_function
 from blo._autocast import without
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, outside_transforms, with_numbers
 from blo._failures import Checks
 from blo._layout import Layout
@@ -57,6 +58,7 @@ class Hypergradient:
 
 
 @outside_compile
+@sound_checkpoints
 @outside_transforms("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
 @with_numbers
 @torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word

@@ -43,8 +43,6 @@ class Watch(DispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
-            refuse_reentrant()
         if function._schema.is_mutable:
             for key in _written(function, args, kwargs):
                 if key in self._parameters:

@@ -14,6 +14,7 @@ from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction, Part
 from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, outside_transforms
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
@@ -28,6 +29,7 @@ from blo.solvers import Solver
 
 
 @outside_compile
+@sound_checkpoints
 @outside_transforms("Call it outside.")
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
@@ -98,21 +97,21 @@ class _TiltRule:
         wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
         there, left = self.solve.closely(ahead.detach(), z, wanted)
         here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both)
-        up, down = self._slope(ahead, there, scale, inputs), self._slope(behind, here, -scale, inputs)
-        found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
+        with torch.enable_grad():
+            values = self._least(ahead, there), self._least(behind, here)
+            gap = scale * (values[0] - values[1])
+        # One backward pass frees both graphs: a compiled module demands it.
+        slopes = torch.autograd.grad(gap, inputs, allow_unused=True) if inputs and gap.requires_grad else ()
+        found = iter(slopes or [None] * len(inputs))
         loose = (left + beside > _LOOSE * tilt) & (tilt > 0)
         return [next(found) if leaf.requires_grad else None for leaf in live], loose
 
-    def _slope(self, bound: Bound, z: Tensor, scale: float, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).
+    def _least(self, bound: Bound, z: Tensor) -> Tensor:
+        """Return the sum over lanes of the least value, attained at z: its derivative in theta is that at z (Danskin).
 
         A set that moves takes z along, and the tilt with it.
         """
-        with torch.enable_grad():
-            value = bound.penalized(z + self._motion(bound, z)).sum() * scale
-        if not inputs or not value.requires_grad:
-            return [None] * len(inputs)
-        return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))
+        return bound.penalized(z + self._motion(bound, z)).sum()
 
     def _motion(self, bound: Bound, z: Tensor) -> Tensor:
         rest = tree.detach(bound.term)

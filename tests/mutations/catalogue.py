@@ -255,9 +255,21 @@ MUTATIONS = (
         ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
     ),
     Mutation(
+        "re-entrant checkpoints in objectives stay what they are",
+        (Patch("blo/_checkpoints.py", "= staticmethod(_apply)", "= CheckpointFunction.apply"),),
+        ("tests/integration/test_checkpoints.py::test_the_hypergradient_is_that_without_a_checkpoint",),
+    ),
+    Mutation(
+        "first-order strategies keep the graph of their backward pass",
+        (Patch("blo/gradients/_value_function.py", "gap, inputs,", "gap, inputs, retain_graph=True,"),),
+        ("tests/integration/test_checkpoints.py::test_first_derivatives_keep_no_graph",),
+    ),
+    Mutation(
         "a re-entrant checkpoint is not looked for",
         (Patch("blo/_watch.py", "if frame.f_code is code:", "if frame is code:"),),
-        ("tests/unit/test_layers.py::test_reentrant_checkpoints_are_refused_around_the_call_and_inside_the_module",),
+        (
+            "tests/unit/test_layers.py::test_reentrant_checkpoints_are_refused_around_the_call_and_left_out_inside_the_module",
+        ),
     ),
     Mutation(
         "a module may write to its parameters",
