@@ -303,4 +303,17 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower)
-    return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
+    found = problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
+    for leaf in tree.leaves(found):
+        if leaf.requires_grad and not transforms_active():
+            leaf.register_hook(_refuse_sparse)
+    return found
+
+
+def _refuse_sparse(gradient: Tensor) -> None:
+    """Name what torch has no shape for in the backward pass."""
+    if gradient.is_sparse:
+        raise StructureError(
+            "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Use "
+            "sparse=False in the upper objective, or `functionalize`, which does so."
+        )

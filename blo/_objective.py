@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from blo._autocast import Autocast, Under
 from blo._autodiff import gradient
 from blo._formulas import Formulas, forward_mode
 from blo._layout import Layout
+from blo._look import Looked
 from blo._types import Objective, Tree
 from blo.errors import StructureError
 
@@ -128,13 +129,18 @@ class FixedPoint:
         )
 
 
-def under(objective: Objective, autocast: Autocast) -> Objective:
-    """Return the objective, evaluated under a state of autocast wherever that happens."""
+def prepared(objective: Objective, autocast: Autocast) -> Objective:
+    """Return the objective, looked at and evaluated under a state of autocast wherever that happens."""
+
+    def around(function: Callable[..., Any]) -> Callable[..., Any]:
+        looked = Looked(function)
+        return Under(looked, autocast) if autocast.on else looked
+
     if isinstance(objective, FixedPoint):
-        return FixedPoint(Under(objective.function, autocast))
+        return FixedPoint(around(objective.function))
     if isinstance(objective, Linearized):
-        return replace(objective, objective=Under(objective.objective, autocast))
-    return Under(objective, autocast)
+        return replace(objective, objective=around(objective.objective))
+    return around(objective)
 
 
 def slice_at(objective: Objective, theta: Tree) -> Slice:
@@ -142,4 +148,4 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "slice_at", "under"]
+__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "prepared", "slice_at"]

@@ -13,7 +13,7 @@ from blo._autocast import Autocast
 from blo._bound import Bound
 from blo._layout import Layout
 from blo._lower import LowerProblem
-from blo._objective import FixedPoint, PlainSlice, Slice, slice_at, under
+from blo._objective import FixedPoint, PlainSlice, Slice, prepared, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -46,8 +46,7 @@ class FlatProblem:
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
         autocast = Autocast.current()
-        if autocast.on:
-            lower = replace(lower, objective=under(lower.objective, autocast))
+        lower = replace(lower, objective=prepared(lower.objective, autocast))
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.

@@ -260,6 +260,11 @@ MUTATIONS = (
         ("tests/integration/test_checkpoints.py::test_the_hypergradient_is_that_without_a_checkpoint",),
     ),
     Mutation(
+        "objectives are not looked into for operations that torch differentiates otherwise",
+        (Patch("blo/_look.py", "nodes = [value.grad_fn for value in values]", "nodes = [None for value in values]"),),
+        ("tests/integration/test_plain_modules.py::test_the_hypergradient_is_that_of_the_value",),
+    ),
+    Mutation(
         "first-order strategies keep the graph of their backward pass",
         (Patch("blo/gradients/_value_function.py", "gap, inputs,", "gap, inputs, retain_graph=True,"),),
         ("tests/integration/test_checkpoints.py::test_first_derivatives_keep_no_graph",),
