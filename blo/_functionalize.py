@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
@@ -19,9 +20,10 @@ from blo._buffers import Buffers
 from blo._checkpoints import sound_checkpoints
 from blo._layers import Layers
 from blo._replay import Replay
+from blo._stale import Stale, unseen
 from blo._transforms import lanes_of, outside_transforms
 from blo._watch import Watch, refuse_reentrant, versions, written
-from blo.errors import StructureError
+from blo.errors import BloWarning, StructureError
 
 #: What evaluations do to buffers such as running statistics.
 BufferPolicy: TypeAlias = Literal["freeze", "update-once"]
@@ -59,8 +61,9 @@ class Functional:
         self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(0)
         #: The singular vectors of spectral norms since `reseed`, by the name of their buffers.
         self._held: dict[str, Tensor] = {}
-        #: The modes, training or not, in which an evaluation has been watched; whether one wrote to its inputs.
-        self._watched: set[bool] = set()
+        #: How an evaluation has been watched: in training or not, inside transforms or not, and which tensors required
+        #: grad; whether one wrote to its inputs.
+        self._watched: set[tuple[bool, bool, tuple[bool, ...]]] = set()
         self._copies_inputs = False
         self._updates = self._pending = buffers == "update-once"
         self.reseed(seed)
@@ -163,7 +166,9 @@ class Functional:
         given = _tensors((inputs, keywords))
         if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()):
             refuse_reentrant()
-        before, first = versions(parameters.values()), self._module.training not in self._watched
+        live = tuple(tensor.requires_grad for tensor in (*parameters.values(), *given))
+        mode = (self._module.training, transforms_active(), live)
+        before, first = versions(parameters.values()), mode not in self._watched
         lanes = lanes_of((*parameters.values(), *given)) if transforms_active() and self._buffers.training else []
         state.update(self._buffers.copies(lanes))
         if not iterate:
@@ -174,7 +179,13 @@ class Functional:
         if first:
             copies = {name: _copy(tensor) for name, tensor in {**self._own(), **parameters}.items()}
             state.update(self._state(copies))
-            watch = Watch(copies, _tensors((inputs, keywords)))
+            moving = (*parameters, *(name for name in copies if copies[name].requires_grad))
+            inner = _tensors((inputs, keywords))
+            live_inputs = [tensor for tensor in inner if tensor.requires_grad]
+            stale = Stale(
+                [*(copies[name] for name in moving), *live_inputs], {k: state[k] for k in self._buffers.names}
+            )
+            watch = Watch(copies, inner, stale)
         devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
         with (
@@ -190,8 +201,11 @@ class Functional:
             if self._loss is not None and targets is not None:
                 value = self._loss(value, *targets)
         if isinstance(watch, Watch):
-            self._watched.add(self._module.training)
+            self._watched.add(mode)
             self._copies_inputs |= watch.writes
+            stale.put(state)
+            if stale.found:
+                warnings.warn(unseen(stale.found), BloWarning, stacklevel=3)
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
                 raise StructureError(written(name, "in place"))

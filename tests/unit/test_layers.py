@@ -446,6 +446,77 @@ def test_layers_of_ones_own_that_torch_differentiates_by_convention_are_named() 
         blo.functionalize(nn.CrossMapLRN2d(2))
 
 
+class Averages(nn.Module):
+    """Keeps a running mean of its activations, and computes with it in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.linear, self.norm = how, nn.Linear(4, 2), nn.BatchNorm1d(2)
+        self.register_buffer("mean", torch.ones(2))
+        self.register_buffer("count", torch.ones(()))
+        self.mean: Tensor
+        self.count: Tensor
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.linear(x)
+        if self.how == "inputs":
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0)[:2], 0.5)
+        elif self.how == "counts":
+            self.count += 1
+            return h / self.count
+        elif self.how == "recorded":
+            self.mean = 0.5 * self.mean + 0.5 * h.mean(0)
+        elif self.how == "recorded, kept detached":
+            mean = 0.5 * self.mean + 0.5 * h.mean(0)
+            self.mean = mean.detach()
+            return h - mean
+        elif self.how == "assigned":
+            self.mean = (0.5 * self.mean + 0.5 * h.mean(0)).detach()
+        elif self.how == "batch norm":
+            return self.norm(self.norm(h))  # type: ignore[no-any-return]
+        elif self.how == "before":
+            with torch.no_grad():
+                self.mean.mul_(0.5).add_(0.5 * h.mean(0))
+        elif self.how == "data":
+            self.mean.data.lerp_(h.data.square().mean(0), 0.5)
+            return h / self.mean.sqrt()
+        elif self.how == "after":
+            y = h - self.mean
+            self.mean.data.add_(h.detach().mean(0))
+            self.count.data.add_(self.mean.sum())
+            self.mean.data.div_(self.count)
+            return y
+        return h - self.mean
+
+
+@pytest.mark.parametrize("how", ["before", "data", "assigned"])
+def test_a_buffer_that_takes_a_derivative_along_is_named(how: str) -> None:
+    f, x = blo.functionalize(Averages(how), measure), r(5, 4)
+    frozen = {name: p.detach() for name, p in f.parameters.items()}
+    with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+        f(f.parameters, x)
+    with torch.no_grad():
+        f(frozen, x)
+    with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+        f({**frozen, "linear.bias": f.parameters["linear.bias"]}, x)
+
+
+@pytest.mark.parametrize("how", ["inputs", "counts", "recorded", "recorded, kept detached", "batch norm", "after"])
+def test_buffers_without_a_share_in_the_derivative_are_not(how: str) -> None:
+    f, x = blo.functionalize(Averages(how), measure), r(5, 4)
+    f(f.parameters, x)
+    start = {name: p.detach() for name, p in f.parameters.items()}
+    slope = torch.autograd.grad(f(f.parameters, x), f.parameters["linear.weight"])[0]
+    h, along = 1e-6, r(2, 4, seed=5)
+    ahead, behind = (f({**start, "linear.weight": start["linear.weight"] + s * along}, x) for s in (h, -h))
+    assert abs((slope * along).sum() - (ahead - behind) / (2 * h)) <= 1e-8
+    if how == "inputs":
+        with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+            f(start, x.clone().requires_grad_())
+
+
 def test_spectral_norms_are_evaluated_once_before_vmap() -> None:
     f, x = blo.functionalize(parametrizations.spectral_norm(nn.Linear(4, 3)).double(), measure), r(5, 4)
     lanes = {name: torch.stack([p, p + 0.1]).detach() for name, p in f.parameters.items()}
