@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
@@ -89,10 +90,10 @@ class Functional:
             keywords: the module's arguments by keyword.
 
         Raises:
-            StructureError: if the parameters do not fit the module; if the module writes to them, or makes a buffer
-                that was None; if the first evaluation of a spectral norm in training mode, or with `"update-once"` the
-                one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint that is none of an
-                objective.
+            StructureError: if parameters or arguments do not fit the module; if it writes to its parameters, or makes a
+                buffer that was None; if the first evaluation of a spectral norm in training mode, or with
+                `"update-once"` the one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint
+                that is none of an objective.
             RuntimeError: if the module checkpoints activations with `use_reentrant=False`.
         """
         value, state = self._evaluate(parameters, inputs, keywords, targets)
@@ -197,7 +198,11 @@ class Functional:
         ):
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-            value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
+            try:
+                value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
+            except TypeError as error:
+                _require_fit(self._module, arguments, keywords, error)
+                raise
             if self._loss is not None and targets is not None:
                 value = self._loss(value, *targets)
         if isinstance(watch, Watch):
@@ -305,6 +310,23 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
         yield
+
+
+def _require_fit(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], error: TypeError) -> None:
+    """Refuse arguments that the module does not take.
+
+    Raises:
+        StructureError: saying what it takes.
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as reason:
+        raise StructureError(
+            f"`inputs` must be what {type(module).__name__}.forward{signature} takes, but {len(arguments)} arguments "
+            f"and the keywords {list(keywords)} do not fit: {reason}. Several arguments are a tuple; pass those by "
+            "keyword as f(parameters, name=value)."
+        ) from error
 
 
 def _copy(leaf: Any) -> Any:

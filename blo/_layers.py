@@ -66,6 +66,8 @@ class Layers:
                 self._fixed.append((layer, "forward", partial(_bag, layer)))  # type: ignore[arg-type]
         elif forward is nn.Hardsigmoid.forward:
             self._fixed.append((layer, "forward", _hardsigmoid))
+        elif getattr(getattr(layer, "options", None), "allow_retain_graph", False):
+            self._fixed.append((layer, "options", None))  # a LinearCrossEntropyLoss in chunks, of newer torch
         elif isinstance(layer, WeightNormRule):
             self._fixed.append((layer, "forward", partial(weight_norm, layer.dim)))
         elif isinstance(layer, parametrize.ParametrizationList):

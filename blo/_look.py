@@ -19,10 +19,10 @@ from blo.errors import StructureError
 class Looked:
     """A function of theta and z whose first values are looked at.
 
-    Where they were computed by the fused weight norm, whose second derivative torch has wrong, or by embeddings with
-    gradients that are sparse or divided by counts, all values are computed with formulas in the place of these. The
-    graph is walked once with a theta that requires grad and once without, at a microsecond for each operation, so that
-    neither a compiler nor later evaluations notice.
+    Where they were computed by the fused weight norm or by a cross-entropy in chunks, whose second derivatives torch
+    has wrong, or by embeddings with gradients that are sparse or divided by counts, all values are computed with
+    formulas in the place of these. The graph is walked once with a theta that requires grad and once without, at a
+    microsecond for each operation, so that neither a compiler nor later evaluations notice.
 
     Raises:
         StructureError: when called, if the function writes to its arguments.
@@ -67,6 +67,8 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
         seen.add(node)
         name = type(node).__name__
         if name.startswith("WeightNormInterface"):
+            return True
+        if "linear_cross_entropy" in name and getattr(node, "allow_retain_graph", False):
             return True
         if name.startswith("Embedding") and (
             getattr(node, "_saved_scale_grad_by_freq", False) or getattr(node, "_saved_sparse", False)
@@ -114,8 +116,16 @@ def _embedding_bag(
     return F.embedding_bag(input, table, offsets, None, 2.0, False, mode, False, *rest, **more)
 
 
+def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
+    """Return the loss without chunks, whose gradient torch takes for a constant."""
+    found: Tensor = F.linear_cross_entropy(*args, **kwargs)
+    return found
+
+
 _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch._weight_norm: lambda v, g, dim=0: weight_norm(dim, g, v),
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
 }
+if hasattr(F, "linear_cross_entropy"):  # in newer torch
+    _FORMULAS[F.linear_cross_entropy] = _linear_cross_entropy

@@ -21,7 +21,7 @@ import blo
 Make = Callable[[], nn.Module]
 #: First derivatives alone: the second ones are refused.
 ONCE = {"EmbeddingBag", "EmbeddingBag max_norm", "EmbeddingBag counted", "EmbeddingBag sparse", "EmbeddingBag max"}
-ONCE |= {"MultiLabelMarginLoss", "MultiMarginLoss", "CTCLoss"}
+ONCE |= {"MultiLabelMarginLoss", "MultiMarginLoss", "CTCLoss", "LinearCrossEntropyLoss chunked"}
 norm_deprecated = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 
 
@@ -222,6 +222,16 @@ def table() -> dict[str, tuple[Any, ...]]:
         "TripletMarginWithDistanceLoss": (nn.TripletMarginWithDistanceLoss, flat, share, r(5, 6, seed=7)),
         "CTCLoss": (CTC, r(8, 2, 5), whole(2, 3, high=4) + 1, torch.tensor([8, 8]), torch.tensor([3, 2])),
     }
+    if hasattr(nn, "LinearCrossEntropyLoss"):  # in newer torch
+        found["LinearCrossEntropyLoss"] = (lambda: nn.LinearCrossEntropyLoss(6, 6, label_smoothing=0.1), flat, label)
+        for kept in (True, False):
+            found[f"LinearCrossEntropyLoss chunked{' and kept' if kept else ''}"] = (
+                lambda kept=kept: nn.LinearCrossEntropyLoss(
+                    6, 6, options=nn.LinearCrossEntropyOptions(allow_retain_graph=kept)
+                ),
+                flat,
+                label,
+            )
     return found
 
 
@@ -289,12 +299,12 @@ def test_the_table_has_every_layer_of_torch() -> None:
     containers = {"Container", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"}
     bases = {"RNNBase", "RNNCellBase", "DataParallel", "Buffer", "Parameter", "UninitializedBuffer"}
     same = {"UninitializedParameter", "NLLLoss2d", "UpsamplingBilinear2d", "UpsamplingNearest2d", "CrossMapLRN2d"}
-    same |= {"TransformerDecoderLayer", "LinearCrossEntropyLoss", "LinearCrossEntropyOptions"}
+    same |= {"TransformerDecoderLayer", "LinearCrossEntropyOptions"}
     classes = {name for name in dir(nn) if isinstance(getattr(nn, name), type) and not name.startswith("Lazy")}
     assert classes - {name.split()[0] for name in CASES} <= containers | bases | same | {"Upsample"}
 
 
-@pytest.mark.parametrize("name", sorted(ONCE))
+@pytest.mark.parametrize("name", sorted(ONCE & CASES.keys()))
 def test_missing_second_derivatives_name_the_products_that_work(name: str) -> None:
     make, x, *more = CASES[name]
     with torch.random.fork_rng(devices=[]):
@@ -425,6 +435,20 @@ def test_arguments_by_keyword_reach_the_module() -> None:
     f = blo.functionalize(module, F.cross_entropy)
     y = torch.arange(5) % 2
     assert torch.equal(f(f.parameters, (), y, x=x, scale=2.0), F.cross_entropy(module(x=x, scale=2.0), y))
+
+
+def test_arguments_that_a_module_does_not_take_are_named() -> None:
+    f = blo.functionalize(Keyword(), F.cross_entropy)
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ((((r(5, 4)),), {}), (((),), {"y": r(5, 4)}), ((), {}))
+    for arguments, keywords in calls:
+        with pytest.raises(blo.StructureError, match=r"Keyword.forward\(\*, x"):
+            f(f.parameters, *arguments, **keywords)
+
+    def fails(output: Tensor) -> Tensor:
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own"):
+        blo.functionalize(nn.Linear(4, 3).double(), fails)(dict(nn.Linear(4, 3).double().named_parameters()), r(5, 4))
 
 
 def test_layers_of_ones_own_that_torch_differentiates_by_convention_are_named() -> None:
