@@ -13,6 +13,13 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from blo.errors import StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: What torch says of what it has in plain autograd alone, and what that is.
+_UNTRANSFORMED = {
+    "support saved tensor hooks": "checkpoints activations",
+    "override the setup_context staticmethod": (
+        "uses an autograd.Function without `setup_context`, as backward hooks of modules do"
+    ),
+}
 _LOCK = threading.Lock()
 _depth = 0
 
@@ -37,12 +44,12 @@ def sound_checkpoints(function: F) -> F:
         try:
             return function(*arguments, **options)
         except RuntimeError as error:
-            if "support saved tensor hooks" not in str(error):
+            found = next((what for words, what in _UNTRANSFORMED.items() if words in str(error)), None)
+            if found is None or isinstance(error, StructureError):
                 raise
             raise StructureError(
-                "the objective checkpoints activations, which torch cannot do inside torch.func transforms: use "
-                "products='reverse', mode='reverse' and .backward() in place of torch.func.grad, or leave the "
-                "checkpoint out."
+                f"the objective {found}, which torch cannot do inside torch.func transforms: use products='reverse', "
+                "mode='reverse' and .backward() in place of torch.func, or leave it out."
             ) from error
         finally:
             with _LOCK:

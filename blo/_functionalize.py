@@ -271,8 +271,9 @@ def functionalize(
             operations that have them.
 
     Raises:
-        StructureError: if `module` is no module, has parameters without a shape, or is wrapped in
-            `DistributedDataParallel`, or contains a layer whose gradient torch has wrong.
+        StructureError: if `module` is no module, has parameters without a shape, is wrapped in
+            `DistributedDataParallel`, holds `DataParallel` or a module of `torch.jit`, or contains a layer whose
+            gradient torch has wrong.
         ValueError: if `buffers` is no policy.
     """
     if not isinstance(module, nn.Module):
@@ -282,6 +283,16 @@ def functionalize(
             "`module` must not be wrapped in DistributedDataParallel, which knows nothing of second derivatives. "
             "Pass its `.module`, and wrap the objectives in blo.distributed.mean: the mean of the ranks' "
             "hypergradients is not the hypergradient."
+        )
+    if any(isinstance(part, nn.DataParallel) for part in module.modules()):
+        raise StructureError(
+            "`module` must not hold nn.DataParallel, whose copies would compute with the module's own parameters. Pass "
+            "its `.module`; for several devices see blo.distributed.mean."
+        )
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise StructureError(
+            "`module` must not be compiled by torch.jit, whose parameters cannot be exchanged. Pass the module that it "
+            "was made from."
         )
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:

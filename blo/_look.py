@@ -34,6 +34,8 @@ class Looked:
         self._by_formulas = False
 
     def __call__(self, theta: Any, z: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self._function(theta, z)
         if self._by_formulas:
             with _Formulas():
                 return self._function(theta, z)

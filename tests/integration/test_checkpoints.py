@@ -90,11 +90,21 @@ def test_a_backward_pass_and_transforms_agree_or_refuse(way: str) -> None:
         return upper(t, blo.argmin(lower(WAYS[way]), t, Z0))
 
     if way == "not re-entrant":
-        with pytest.raises(blo.StructureError, match="leave the checkpoint out"):
+        with pytest.raises(blo.StructureError, match="checkpoints activations"):
             torch.func.grad(total)(THETA)
     else:
         torch.testing.assert_close(torch.func.grad(total)(THETA), truth, rtol=1e-12, atol=0)
         torch.testing.assert_close(torch.vmap(torch.func.grad(total))(THETA[None])[0], truth, rtol=1e-10, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_backward_hooks_are_named_where_torch_has_none() -> None:
+    layer = torch.nn.Linear(4, 1).double()
+    layer.register_full_backward_hook(lambda *given: None)
+    hooked = lower(lambda t, z: layer(X * z).square().mean())
+    assert torch.isfinite(blo.value_and_hypergrad(upper, hooked, THETA, Z0).grad)
+    with pytest.raises(blo.StructureError, match="backward hooks"):
+        blo.value_and_hypergrad(upper, hooked, THETA, Z0, gradient=blo.Implicit(products="forward"))
 
 
 def test_a_solve_inside_a_checkpoint_is_differentiated_as_torch_does() -> None:
