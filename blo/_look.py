@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._layers import shortened, weight_norm
+from blo._torch import fused_weight_norm
 from blo._watch import versions
 from blo.errors import StructureError
 
@@ -125,7 +126,7 @@ def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Ten
 
 
 _FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch._weight_norm: lambda v, g, dim=0: weight_norm(dim, g, v),
+    fused_weight_norm: lambda v, g, dim=0: weight_norm(dim, g, v),
     F.embedding: _embedding,
     F.embedding_bag: _embedding_bag,
 }
