@@ -14,6 +14,7 @@ from blo import tree
 from blo._autocast import Autocast, without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, SMALLER, Checks
 from blo._hoist import hoist
@@ -293,6 +294,7 @@ def argmin(
     return solved(lower, theta, z0, solver, gradient, on_failure)
 
 
+@sound_checkpoints
 @with_numbers
 def _argmin(
     lower: LowerProblem,
@@ -317,4 +319,17 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower)
-    return problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
+    found = problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
+    for leaf in tree.leaves(found):
+        if leaf.requires_grad and not transforms_active():
+            leaf.register_hook(_refuse_sparse)
+    return found
+
+
+def _refuse_sparse(gradient: Tensor) -> None:
+    """Name what torch has no shape for in the backward pass."""
+    if gradient.is_sparse:
+        raise StructureError(
+            "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Use "
+            "sparse=False in the upper objective, or `functionalize`, which does so."
+        )

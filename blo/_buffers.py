@@ -44,6 +44,11 @@ class Buffers:
         """Whether any buffer belongs to a module in training mode."""
         return any(place.owner.training for place in self._places)
 
+    @property
+    def names(self) -> list[str]:
+        """The first names of those buffers that are not None."""
+        return [place.names[0] for place in self._places if place.value is not None]
+
     def copies(self, lanes: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Return copies by name for an evaluation to write to.
 

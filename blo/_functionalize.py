@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, final
@@ -16,11 +18,13 @@ from torch.nn.parameter import is_lazy
 from blo import tree
 from blo._autodiff import plain, transforms_active
 from blo._buffers import Buffers
+from blo._checkpoints import sound_checkpoints
 from blo._layers import Layers
 from blo._replay import Replay
+from blo._stale import Stale, unseen
 from blo._transforms import lanes_of, outside_transforms
 from blo._watch import Watch, refuse_reentrant, versions, written
-from blo.errors import StructureError
+from blo.errors import BloWarning, StructureError
 
 #: What evaluations do to buffers such as running statistics.
 BufferPolicy: TypeAlias = Literal["freeze", "update-once"]
@@ -58,8 +62,9 @@ class Functional:
         self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(0)
         #: The singular vectors of spectral norms since `reseed`, by the name of their buffers.
         self._held: dict[str, Tensor] = {}
-        #: The modes, training or not, in which an evaluation has been watched; whether one wrote to its inputs.
-        self._watched: set[bool] = set()
+        #: How an evaluation has been watched: in training or not, inside transforms or not, and which tensors required
+        #: grad; whether one wrote to its inputs.
+        self._watched: set[tuple[bool, bool, tuple[bool, ...]]] = set()
         self._copies_inputs = False
         self._updates = self._pending = buffers == "update-once"
         self.reseed(seed)
@@ -85,10 +90,11 @@ class Functional:
             keywords: the module's arguments by keyword.
 
         Raises:
-            StructureError: if the parameters do not fit the module; if the module writes to them, or makes a buffer
-                that was None; if the first evaluation of a spectral norm in training mode, or with `"update-once"` the
-                one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint.
-            RuntimeError: if the module checkpoints activations.
+            StructureError: if parameters or arguments do not fit the module; if it writes to its parameters, or makes a
+                buffer that was None; if the first evaluation of a spectral norm in training mode, or with
+                `"update-once"` the one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint
+                that is none of an objective.
+            RuntimeError: if the module checkpoints activations with `use_reentrant=False`.
         """
         value, state = self._evaluate(parameters, inputs, keywords, targets)
         if self._pending:
@@ -142,6 +148,7 @@ class Functional:
             self._held.update({name: plain(state[name]).clone() for name in moving})
         return self._run(parameters, inputs, keywords, targets, iterate=False)
 
+    @sound_checkpoints
     def _run(
         self,
         parameters: Mapping[str, Tensor],
@@ -160,7 +167,9 @@ class Functional:
         given = _tensors((inputs, keywords))
         if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()):
             refuse_reentrant()
-        before, first = versions(parameters.values()), self._module.training not in self._watched
+        live = tuple(tensor.requires_grad for tensor in (*parameters.values(), *given))
+        mode = (self._module.training, transforms_active(), live)
+        before, first = versions(parameters.values()), mode not in self._watched
         lanes = lanes_of((*parameters.values(), *given)) if transforms_active() and self._buffers.training else []
         state.update(self._buffers.copies(lanes))
         if not iterate:
@@ -171,7 +180,13 @@ class Functional:
         if first:
             copies = {name: _copy(tensor) for name, tensor in {**self._own(), **parameters}.items()}
             state.update(self._state(copies))
-            watch = Watch(copies, _tensors((inputs, keywords)))
+            moving = (*parameters, *(name for name in copies if copies[name].requires_grad))
+            inner = _tensors((inputs, keywords))
+            live_inputs = [tensor for tensor in inner if tensor.requires_grad]
+            stale = Stale(
+                [*(copies[name] for name in moving), *live_inputs], {k: state[k] for k in self._buffers.names}
+            )
+            watch = Watch(copies, inner, stale)
         devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
         with (
@@ -183,12 +198,19 @@ class Functional:
         ):
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-            value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
+            try:
+                value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
+            except TypeError as error:
+                _require_fit(self._module, arguments, keywords, error)
+                raise
             if self._loss is not None and targets is not None:
                 value = self._loss(value, *targets)
         if isinstance(watch, Watch):
-            self._watched.add(self._module.training)
+            self._watched.add(mode)
             self._copies_inputs |= watch.writes
+            stale.put(state)
+            if stale.found:
+                warnings.warn(unseen(stale.found), BloWarning, stacklevel=3)
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
                 raise StructureError(written(name, "in place"))
@@ -249,8 +271,9 @@ def functionalize(
             operations that have them.
 
     Raises:
-        StructureError: if `module` is no module, has parameters without a shape, or is wrapped in
-            `DistributedDataParallel`, or contains a layer whose gradient torch has wrong.
+        StructureError: if `module` is no module, has parameters without a shape, is wrapped in
+            `DistributedDataParallel`, holds `DataParallel` or a module of `torch.jit`, or contains a layer whose
+            gradient torch has wrong.
         ValueError: if `buffers` is no policy.
     """
     if not isinstance(module, nn.Module):
@@ -260,6 +283,16 @@ def functionalize(
             "`module` must not be wrapped in DistributedDataParallel, which knows nothing of second derivatives. "
             "Pass its `.module`, and wrap the objectives in blo.distributed.mean: the mean of the ranks' "
             "hypergradients is not the hypergradient."
+        )
+    if any(isinstance(part, nn.DataParallel) for part in module.modules()):
+        raise StructureError(
+            "`module` must not hold nn.DataParallel, whose copies would compute with the module's own parameters. Pass "
+            "its `.module`; for several devices see blo.distributed.mean."
+        )
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise StructureError(
+            "`module` must not be compiled by torch.jit, whose parameters cannot be exchanged. Pass the module that it "
+            "was made from."
         )
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:
@@ -288,6 +321,23 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
         yield
+
+
+def _require_fit(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], error: TypeError) -> None:
+    """Refuse arguments that the module does not take.
+
+    Raises:
+        StructureError: saying what it takes.
+    """
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as reason:
+        raise StructureError(
+            f"`inputs` must be what {type(module).__name__}.forward{signature} takes, but {len(arguments)} arguments "
+            f"and the keywords {list(keywords)} do not fit: {reason}. Several arguments are a tuple; pass those by "
+            "keyword as f(parameters, name=value)."
+        ) from error
 
 
 def _copy(leaf: Any) -> Any:

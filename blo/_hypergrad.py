@@ -14,9 +14,11 @@ from blo import _bounds
 from blo._argmin import Solving, equipped, require_parts
 from blo._arguments import require_function
 from blo._autocast import without
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, outside_transforms, with_numbers
 from blo._failures import Checks
 from blo._layout import Layout
+from blo._look import Looked
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._report import Report
@@ -57,6 +59,7 @@ class Hypergradient:
 
 
 @outside_compile
+@sound_checkpoints
 @outside_transforms("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
 @with_numbers
 @torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
@@ -119,7 +122,7 @@ def value_and_hypergrad(
 
     z = trace.z.detach().requires_grad_()
     with torch.enable_grad():
-        value = upper(problem.structure.tree(leaves), problem.layout.unravel(z))
+        value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
         _check_upper(value)
         live = [leaf for leaf in leaves if leaf.requires_grad]
         # Detached, since the zeros that torch 2.7 fills in require grad.

@@ -66,8 +66,10 @@ class Layers:
                 self._fixed.append((layer, "forward", partial(_bag, layer)))  # type: ignore[arg-type]
         elif forward is nn.Hardsigmoid.forward:
             self._fixed.append((layer, "forward", _hardsigmoid))
+        elif getattr(getattr(layer, "options", None), "allow_retain_graph", False):
+            self._fixed.append((layer, "options", None))  # a LinearCrossEntropyLoss in chunks, of newer torch
         elif isinstance(layer, WeightNormRule):
-            self._fixed.append((layer, "forward", partial(_weight_norm, layer.dim)))
+            self._fixed.append((layer, "forward", partial(weight_norm, layer.dim)))
         elif isinstance(layer, parametrize.ParametrizationList):
             # A cache would give all evaluations the weights of the first.
             self._fixed.append((parametrize, "_cache_enabled", 0))
@@ -120,7 +122,7 @@ def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor
     if layer.padding_idx is not None and own is not None:
         constant = own.detach()[layer.padding_idx].to(rows.dtype)
         rows = torch.where((indices == layer.padding_idx).unsqueeze(-1), constant, rows)
-    return rows if layer.max_norm is None else _shortened(rows, layer.max_norm, layer.norm_type)
+    return rows if layer.max_norm is None else shortened(rows, layer.max_norm, layer.norm_type)
 
 
 def _bag(
@@ -129,7 +131,7 @@ def _bag(
     """Return reduced rows of an embedding; see `_look_up`. Torch does not count the padding row."""
     weight = layer.weight
     if layer.max_norm is not None:
-        weight = _shortened(weight, layer.max_norm, layer.norm_type)
+        weight = shortened(weight, layer.max_norm, layer.norm_type)
     return F.embedding_bag(
         input,
         weight,
@@ -141,7 +143,7 @@ def _bag(
     )
 
 
-def _shortened(rows: Tensor, longest: float, p: float) -> Tensor:
+def shortened(rows: Tensor, longest: float, p: float) -> Tensor:
     """Return rows scaled to a norm of at most about `longest`, with the constant 1e-7 that torch has there."""
     long = torch.linalg.vector_norm(rows.detach(), p, -1, keepdim=True) > longest
     norm = torch.linalg.vector_norm(torch.where(long, rows, 1.0), p, -1, keepdim=True)  # no kink at rows of zeros
@@ -152,11 +154,11 @@ def _hardsigmoid(x: Tensor) -> Tensor:
     return F.relu6(x + 3) / 6  # torch has no second derivative of its own
 
 
-def _weight_norm(dim: int, g: Tensor, v: Tensor) -> Tensor:
+def weight_norm(dim: int, g: Tensor, v: Tensor) -> Tensor:
     """Return `g v / |v|`. The second derivative of torch's fused operation takes the norm for a constant."""
     normed: Tensor = v * (g / torch.norm_except_dim(v, 2, dim))
     return normed
 
 
 def _weight_norm_of(hook: WeightNorm, module: nn.Module) -> Tensor:
-    return _weight_norm(hook.dim, getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))
+    return weight_norm(hook.dim, getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v"))

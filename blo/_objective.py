@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autocast import Autocast, Under
 from blo._autodiff import gradient
 from blo._formulas import Formulas, forward_mode
 from blo._layout import Layout
@@ -128,13 +127,13 @@ class FixedPoint:
         )
 
 
-def under(objective: Objective, autocast: Autocast) -> Objective:
-    """Return the objective, evaluated under a state of autocast wherever that happens."""
+def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
+    """Return the objective with its function wrapped."""
     if isinstance(objective, FixedPoint):
-        return FixedPoint(Under(objective.function, autocast))
+        return FixedPoint(wrap(objective.function))
     if isinstance(objective, Linearized):
-        return replace(objective, objective=Under(objective.objective, autocast))
-    return Under(objective, autocast)
+        return replace(objective, objective=wrap(objective.objective))
+    return wrap(objective)
 
 
 def slice_at(objective: Objective, theta: Tree) -> Slice:
@@ -142,4 +141,4 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "slice_at", "under"]
+__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "around", "slice_at"]

@@ -27,10 +27,14 @@ __all__ = [
     "compiler_loaded",
     "forward_level",
     "functorch",
+    "fused_weight_norm",
     "load_forward_mode",
     "mps_generator",
     "temporarily_clear_interpreter_stack",
 ]
+
+
+fused_weight_norm = torch._weight_norm
 
 
 class DispatchMode(TorchDispatchMode):

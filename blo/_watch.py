@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-from blo._autodiff import plain
+from blo import tree
+from blo._stale import Stale, memory
 from blo._torch import DispatchMode
 from blo.errors import BloWarning, StructureError
 
@@ -31,25 +32,24 @@ class Watch(DispatchMode):
     Args:
         parameters: copies under their names. No operation may write to them.
         inputs: copies which operations may write to; `writes` then tells so.
+        stale: is told of every operation.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], inputs: Iterable[Tensor]) -> None:
+    def __init__(self, parameters: dict[str, Tensor], inputs: Iterable[Tensor], stale: Stale) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = {key: name for name, tensor in parameters.items() if (key := _memory(tensor)) is not None}
-        self._inputs = {_memory(tensor) for tensor in inputs} - {None}
-        self.writes = False
+        self._parameters = {key: name for name, tensor in parameters.items() if (key := memory(tensor)) is not None}
+        self._inputs = {memory(tensor) for tensor in inputs} - {None}
+        self.writes, self._stale = False, stale
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():
-            refuse_reentrant()
-        if function._schema.is_mutable:
-            for key in _written(function, args, kwargs):
-                if key in self._parameters:
-                    raise StructureError(written(self._parameters[key], str(function)))
-                self.writes |= key in self._inputs
+        writes = _written(function, args, kwargs) if function._schema.is_mutable else set()
+        for key in writes:
+            if key in self._parameters:
+                raise StructureError(written(self._parameters[key], str(function)))
+            self.writes |= key in self._inputs
         if _miscounts(function, args, kwargs):
             raise StructureError(
                 "`module` must have gradients that are those of its values, but calls an embedding with "
@@ -69,7 +69,9 @@ class Watch(DispatchMode):
                 "`module` must have the right second derivatives, but calls the fused weight norm of torch, which has "
                 "not. Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
             )
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        self._stale.see(_tensors((args, kwargs)), _tensors(result), writes)
+        return result
 
 
 def written(name: str, how: str) -> str:
@@ -99,10 +101,8 @@ def versions(tensors: Iterable[Tensor]) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _memory(tensor: Tensor) -> int | None:
-    """Return what tells the memory of a tensor from that of others."""
-    bare = plain(tensor)
-    return bare.untyped_storage()._cdata if bare.layout is torch.strided else None
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int | None]:
@@ -112,7 +112,7 @@ def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[
         if given.alias_info is not None and given.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(given.name)
             found += value if isinstance(value, list | tuple) else [value]
-    return {_memory(value) for value in found if isinstance(value, Tensor)}
+    return {memory(value) for value in found if isinstance(value, Tensor)}
 
 
 def _miscounts(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

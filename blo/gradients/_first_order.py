@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from blo._autocast import without
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
 from blo._failures import Checks
 from blo._problem import FlatProblem
@@ -54,6 +55,7 @@ class FirstOrder(ReverseOnly):
 
     @staticmethod
     @outside_compile
+    @sound_checkpoints
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         FirstOrder.require_one(v)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import differentiated_twice, jvp, transforms_active
+from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
 from blo._problem import FlatProblem
 from blo._torch import functorch
@@ -62,6 +63,7 @@ class Solution(ReverseOnly):
 
     @staticmethod
     @outside_compile
+    @sound_checkpoints
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         Solution.require_one(v)
@@ -125,6 +127,7 @@ class Adjoint(ReverseOnly):
 
     @staticmethod
     @outside_compile
+    @sound_checkpoints
     @without
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)

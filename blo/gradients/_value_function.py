@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import suspended
-from blo._autodiff import add, length
+from blo._autodiff import length
 from blo._bound import Bound
 from blo._failures import Checks
 from blo._problem import FlatProblem
@@ -115,9 +115,11 @@ class _TiltRule:
             centre = 0.5 * (there + here) if both else here
             half = self._off(bound.tilt(0.5 * v / weight), 0.5 * (there + centre), tilt)
             even = self._off(bound, centre, tilt) if both else torch.zeros_like(half)
-            up = self._slope(ahead, fine_ahead, there, scale, inputs)
-            down = self._slope(behind, fine_behind, here, -scale, inputs)
-        found = iter([add(a, b) for a, b in zip(up, down, strict=True)])
+            gap = self._least(ahead, fine_ahead, there) - self._least(behind, fine_behind, here)
+            gap = (scale.squeeze(-1) * gap).sum()
+            # One backward pass frees both graphs: a compiled module demands it.
+            slopes = torch.autograd.grad(gap, inputs, allow_unused=True) if inputs and gap.requires_grad else ()
+        found = iter(slopes or [None] * len(inputs))
         # A bend to one side errs by four times what it is off halfway. Seen from both sides its square is left, and a
         # bend that is alike on both.
         error = 4 * half if not both else (2 * even).square() + (4 * half - 2 * even).clamp(min=0)
@@ -144,18 +146,12 @@ class _TiltRule:
         rest = bound.detach()
         return rest.residual(z, rest.gradient(z)) / torch.where(tilt > 0, tilt, 1.0)
 
-    def _slope(
-        self, solved: Bound, bound: Bound, z: Tensor, scale: Tensor, inputs: Sequence[Tensor]
-    ) -> list[Tensor | None]:
-        """Return scale times the derivative in theta of the least value, which is attained at z (Danskin).
+    def _least(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
+        """Return the least value, attained at z, shape `lanes`: its derivative in theta is that at z (Danskin).
 
         A set that moves takes z along, and the tilt with it. Which constraints hold z is seen where it was `solved`.
         """
-        with torch.enable_grad():
-            value = (bound.penalized(z + self._motion(solved, bound, z)) * scale.squeeze(-1)).sum()
-        if not inputs or not value.requires_grad:
-            return [None] * len(inputs)
-        return list(torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True))
+        return bound.penalized(z + self._motion(solved, bound, z))
 
     def _motion(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
         if not bound.moving:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, final
 from torch import Tensor
 
 from blo._arguments import require_function
+from blo._checkpoints import sound_checkpoints
 from blo._failures import Checks
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
@@ -55,6 +56,7 @@ class Algorithm(abc.ABC):
         }
 
     @final
+    @sound_checkpoints
     def step(
         self,
         state: State,

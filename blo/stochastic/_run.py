@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from blo import tree
+from blo._entrance import with_numbers
 from blo._failures import Checks
 from blo._settings import require_count
 from blo._types import OnFailure
@@ -17,6 +18,7 @@ from blo.stochastic._watch import Watch
 PERIOD = 8
 
 
+@with_numbers
 def run(
     algorithm: Algorithm,
     state: State,

@@ -286,9 +286,31 @@ MUTATIONS = (
         ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
     ),
     Mutation(
+        "re-entrant checkpoints in objectives stay what they are",
+        (Patch("blo/_checkpoints.py", "= staticmethod(_apply)", "= CheckpointFunction.apply"),),
+        ("tests/integration/test_checkpoints.py::test_the_hypergradient_is_that_without_a_checkpoint",),
+    ),
+    Mutation(
+        "objectives are not looked into for operations that torch differentiates otherwise",
+        (Patch("blo/_look.py", "nodes = [value.grad_fn for value in values]", "nodes = [None for value in values]"),),
+        ("tests/integration/test_plain_modules.py::test_the_hypergradient_is_that_of_the_value",),
+    ),
+    Mutation(
+        "nobody looks whether a module computes with what it writes to its buffers",
+        (Patch("blo/_functionalize.py", "if stale.found:", "if stale is None:"),),
+        ("tests/unit/test_layers.py::test_a_buffer_that_takes_a_derivative_along_is_named",),
+    ),
+    Mutation(
+        "first-order strategies keep the graph of their backward pass",
+        (Patch("blo/gradients/_value_function.py", "gap, inputs,", "gap, inputs, retain_graph=True,"),),
+        ("tests/integration/test_checkpoints.py::test_first_derivatives_keep_no_graph",),
+    ),
+    Mutation(
         "a re-entrant checkpoint is not looked for",
         (Patch("blo/_watch.py", "if frame.f_code is code:", "if frame is code:"),),
-        ("tests/unit/test_layers.py::test_reentrant_checkpoints_are_refused_around_the_call_and_inside_the_module",),
+        (
+            "tests/unit/test_layers.py::test_reentrant_checkpoints_are_refused_around_the_call_and_left_out_inside_the_module",
+        ),
     ),
     Mutation(
         "a module may write to its parameters",

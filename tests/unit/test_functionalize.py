@@ -601,6 +601,7 @@ def test_a_module_that_makes_buffers_as_it_goes_is_refused_until_it_has_them() -
     assert torch.equal(net[0].center, x.mean(0))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_bad_arguments_are_named() -> None:
     module = built(network)
     f = blo.functionalize(module)
@@ -611,6 +612,10 @@ def test_bad_arguments_are_named() -> None:
         blo.functionalize(module, buffers="thaw")  # type: ignore[arg-type]
     with pytest.raises(blo.StructureError, match=r"lazy"):
         blo.functionalize(nn.LazyLinear(3))
+    with pytest.raises(blo.StructureError, match=r"DataParallel.*`\.module`"):
+        blo.functionalize(nn.Sequential(nn.DataParallel(module)))
+    with pytest.raises(blo.StructureError, match=r"torch\.jit"):
+        blo.functionalize(torch.jit.trace(nn.Linear(4, 3).double(), x))  # type: ignore[no-untyped-call]
     with pytest.raises(blo.StructureError, match=r"`parameters`.*list"):
         f(list(f.parameters.values()), x)  # type: ignore[arg-type]
     with pytest.raises(blo.StructureError, match=r"lacks \['0.weight'\].*unknown \['weight'\]"):

@@ -21,7 +21,7 @@ import blo
 Make = Callable[[], nn.Module]
 #: First derivatives alone: the second ones are refused.
 ONCE = {"EmbeddingBag", "EmbeddingBag max_norm", "EmbeddingBag counted", "EmbeddingBag sparse", "EmbeddingBag max"}
-ONCE |= {"MultiLabelMarginLoss", "MultiMarginLoss", "CTCLoss"}
+ONCE |= {"MultiLabelMarginLoss", "MultiMarginLoss", "CTCLoss", "LinearCrossEntropyLoss chunked"}
 norm_deprecated = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
 
 
@@ -222,6 +222,16 @@ def table() -> dict[str, tuple[Any, ...]]:
         "TripletMarginWithDistanceLoss": (nn.TripletMarginWithDistanceLoss, flat, share, r(5, 6, seed=7)),
         "CTCLoss": (CTC, r(8, 2, 5), whole(2, 3, high=4) + 1, torch.tensor([8, 8]), torch.tensor([3, 2])),
     }
+    if hasattr(nn, "LinearCrossEntropyLoss"):  # in newer torch
+        found["LinearCrossEntropyLoss"] = (lambda: nn.LinearCrossEntropyLoss(6, 6, label_smoothing=0.1), flat, label)
+        for kept in (True, False):
+            found[f"LinearCrossEntropyLoss chunked{' and kept' if kept else ''}"] = (
+                lambda kept=kept: nn.LinearCrossEntropyLoss(
+                    6, 6, options=nn.LinearCrossEntropyOptions(allow_retain_graph=kept)
+                ),
+                flat,
+                label,
+            )
     return found
 
 
@@ -289,12 +299,12 @@ def test_the_table_has_every_layer_of_torch() -> None:
     containers = {"Container", "Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"}
     bases = {"RNNBase", "RNNCellBase", "DataParallel", "Buffer", "Parameter", "UninitializedBuffer"}
     same = {"UninitializedParameter", "NLLLoss2d", "UpsamplingBilinear2d", "UpsamplingNearest2d", "CrossMapLRN2d"}
-    same |= {"TransformerDecoderLayer", "LinearCrossEntropyLoss", "LinearCrossEntropyOptions"}
+    same |= {"TransformerDecoderLayer", "LinearCrossEntropyOptions"}
     classes = {name for name in dir(nn) if isinstance(getattr(nn, name), type) and not name.startswith("Lazy")}
     assert classes - {name.split()[0] for name in CASES} <= containers | bases | same | {"Upsample"}
 
 
-@pytest.mark.parametrize("name", sorted(ONCE))
+@pytest.mark.parametrize("name", sorted(ONCE & CASES.keys()))
 def test_missing_second_derivatives_name_the_products_that_work(name: str) -> None:
     make, x, *more = CASES[name]
     with torch.random.fork_rng(devices=[]):
@@ -390,7 +400,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_reentrant_checkpoints_are_refused_around_the_call_and_inside_the_module() -> None:
+def test_reentrant_checkpoints_are_refused_around_the_call_and_left_out_inside_the_module() -> None:
     x = r(5, 4)
     f = blo.functionalize(nn.Linear(4, 3).double(), measure)
     for call in (
@@ -401,9 +411,12 @@ def test_reentrant_checkpoints_are_refused_around_the_call_and_inside_the_module
             call()
     with torch.no_grad():
         f(f.parameters, x)  # no checkpoint, no error
-    inside = blo.functionalize(Checkpointed(), measure)
-    with pytest.raises(blo.StructureError, match="re-entrant"):
-        inside(inside.parameters, x)
+    module = Checkpointed()
+    inside, plain = blo.functionalize(module, measure), blo.functionalize(module.body, measure)
+    for _ in range(2):  # the first evaluation is watched, and the others are not
+        found = torch.autograd.grad(inside(inside.parameters, x), list(inside.parameters.values()))
+        wanted = torch.autograd.grad(plain(plain.parameters, x), list(plain.parameters.values()))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 class Keyword(nn.Module):
@@ -424,6 +437,20 @@ def test_arguments_by_keyword_reach_the_module() -> None:
     assert torch.equal(f(f.parameters, (), y, x=x, scale=2.0), F.cross_entropy(module(x=x, scale=2.0), y))
 
 
+def test_arguments_that_a_module_does_not_take_are_named() -> None:
+    f = blo.functionalize(Keyword(), F.cross_entropy)
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ((((r(5, 4)),), {}), (((),), {"y": r(5, 4)}), ((), {}))
+    for arguments, keywords in calls:
+        with pytest.raises(blo.StructureError, match=r"Keyword.forward\(\*, x"):
+            f(f.parameters, *arguments, **keywords)
+
+    def fails(output: Tensor) -> Tensor:
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own"):
+        blo.functionalize(nn.Linear(4, 3).double(), fails)(dict(nn.Linear(4, 3).double().named_parameters()), r(5, 4))
+
+
 def test_layers_of_ones_own_that_torch_differentiates_by_convention_are_named() -> None:
     class Embeds(nn.Module):
         def __init__(self, options: dict[str, Any]) -> None:
@@ -441,6 +468,77 @@ def test_layers_of_ones_own_that_torch_differentiates_by_convention_are_named() 
         padded(padded.parameters, whole(4))
     with pytest.raises(blo.StructureError, match="LocalResponseNorm"):
         blo.functionalize(nn.CrossMapLRN2d(2))
+
+
+class Averages(nn.Module):
+    """Keeps a running mean of its activations, and computes with it in one of several ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.linear, self.norm = how, nn.Linear(4, 2), nn.BatchNorm1d(2)
+        self.register_buffer("mean", torch.ones(2))
+        self.register_buffer("count", torch.ones(()))
+        self.mean: Tensor
+        self.count: Tensor
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.linear(x)
+        if self.how == "inputs":
+            with torch.no_grad():
+                self.mean.lerp_(x.mean(0)[:2], 0.5)
+        elif self.how == "counts":
+            self.count += 1
+            return h / self.count
+        elif self.how == "recorded":
+            self.mean = 0.5 * self.mean + 0.5 * h.mean(0)
+        elif self.how == "recorded, kept detached":
+            mean = 0.5 * self.mean + 0.5 * h.mean(0)
+            self.mean = mean.detach()
+            return h - mean
+        elif self.how == "assigned":
+            self.mean = (0.5 * self.mean + 0.5 * h.mean(0)).detach()
+        elif self.how == "batch norm":
+            return self.norm(self.norm(h))  # type: ignore[no-any-return]
+        elif self.how == "before":
+            with torch.no_grad():
+                self.mean.mul_(0.5).add_(0.5 * h.mean(0))
+        elif self.how == "data":
+            self.mean.data.lerp_(h.data.square().mean(0), 0.5)
+            return h / self.mean.sqrt()
+        elif self.how == "after":
+            y = h - self.mean
+            self.mean.data.add_(h.detach().mean(0))
+            self.count.data.add_(self.mean.sum())
+            self.mean.data.div_(self.count)
+            return y
+        return h - self.mean
+
+
+@pytest.mark.parametrize("how", ["before", "data", "assigned"])
+def test_a_buffer_that_takes_a_derivative_along_is_named(how: str) -> None:
+    f, x = blo.functionalize(Averages(how), measure), r(5, 4)
+    frozen = {name: p.detach() for name, p in f.parameters.items()}
+    with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+        f(f.parameters, x)
+    with torch.no_grad():
+        f(frozen, x)
+    with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+        f({**frozen, "linear.bias": f.parameters["linear.bias"]}, x)
+
+
+@pytest.mark.parametrize("how", ["inputs", "counts", "recorded", "recorded, kept detached", "batch norm", "after"])
+def test_buffers_without_a_share_in_the_derivative_are_not(how: str) -> None:
+    f, x = blo.functionalize(Averages(how), measure), r(5, 4)
+    f(f.parameters, x)
+    start = {name: p.detach() for name, p in f.parameters.items()}
+    slope = torch.autograd.grad(f(f.parameters, x), f.parameters["linear.weight"])[0]
+    h, along = 1e-6, r(2, 4, seed=5)
+    ahead, behind = (f({**start, "linear.weight": start["linear.weight"] + s * along}, x) for s in (h, -h))
+    assert abs((slope * along).sum() - (ahead - behind) / (2 * h)) <= 1e-8
+    if how == "inputs":
+        with pytest.warns(blo.BloWarning, match=r"buffers \['mean'\]"):
+            f(start, x.clone().requires_grad_())
 
 
 def test_spectral_norms_are_evaluated_once_before_vmap() -> None:

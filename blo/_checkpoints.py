@@ -1,0 +1,75 @@
+"""Activation checkpoints inside objectives: re-entrant ones would lose a gradient without a word."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
+
+from blo.errors import StructureError
+
+F = TypeVar("F", bound=Callable[..., Any])
+#: What torch says of what it has in plain autograd alone, and what that is.
+_UNTRANSFORMED = {
+    "support saved tensor hooks": "checkpoints activations",
+    "override the setup_context staticmethod": (
+        "uses an autograd.Function without `setup_context`, as backward hooks of modules do"
+    ),
+}
+_LOCK = threading.Lock()
+_depth = 0
+
+
+def sound_checkpoints(function: F) -> F:
+    """Run a function in which `checkpoint(..., use_reentrant=True)` acts like `use_reentrant=False`.
+
+    A re-entrant checkpoint differentiates in its arguments that are tensors: the derivative in captured tensors and in
+    those of a dict is lost, and `torch.autograd.grad` and `torch.func` do not work through it at all. The substitute
+    is right for all callers, so that it does not matter if another thread meets it.
+
+    Raises:
+        StructureError: by the function, where torch has no checkpoints.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        global _depth
+        with _LOCK:
+            _depth += 1
+            CheckpointFunction.apply = staticmethod(_apply)
+        try:
+            return function(*arguments, **options)
+        except RuntimeError as error:
+            found = next((what for words, what in _UNTRANSFORMED.items() if words in str(error)), None)
+            if found is None or isinstance(error, StructureError):
+                raise
+            raise StructureError(
+                f"the objective {found}, which torch cannot do inside torch.func transforms: use products='reverse', "
+                "mode='reverse' and .backward() in place of torch.func, or leave it out."
+            ) from error
+        finally:
+            with _LOCK:
+                _depth -= 1
+                if not _depth:
+                    del CheckpointFunction.apply  # torch's own shows again
+
+    return called  # type: ignore[return-value]
+
+
+def _apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+    """Stand in for `CheckpointFunction.apply`; without a checkpoint where torch has none."""
+    try:
+        with saved_tensors_hooks(_same, _same):
+            pass
+    except RuntimeError:
+        return function(*arguments)
+    # The backward pass, which repeats the function, may come when torch's own checkpoints are back.
+    return checkpoint(sound_checkpoints(function), *arguments, use_reentrant=False, preserve_rng_state=preserve)
+
+
+def _same(value: Any) -> Any:
+    return value
