@@ -15,6 +15,7 @@ from blo._autocast import Autocast, without
 from blo._autodiff import plain, transforms_active
 from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
+from blo._draws import may_draw
 from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, SMALLER, Checks
 from blo._hoist import hoist
@@ -38,6 +39,7 @@ class Solving:
         gradient: what is made of the solution.
         hoisted: theta brings captured tensors along, which are none of the solver's business.
         defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
+        drawing: the objective holds something that it may draw from besides the generators of torch.
     """
 
     solver: Solver
@@ -45,6 +47,7 @@ class Solving:
     gradient: Strategy
     hoisted: bool = False
     defer: bool = False
+    drawing: bool = False
     last: Solution | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
@@ -109,9 +112,11 @@ class Solving:
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
             found = solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
-        if all(torch.equal(source.get_state(), state) for source, state in zip(sources, before, strict=True)):
+        drawn = watched and self.drawing
+        if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found
-        # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver.
+        # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver. Noise may
+        # vanish at the solution.
         rest, lanes = problem.detach(), torch.zeros_like(z0[..., 0], dtype=torch.bool)
         for place in (z0.detach(), found.z.detach()):
             slope = rest.gradient(place).detach()
@@ -318,7 +323,7 @@ def _argmin(
         checks.held()
     if wanted:
         checks.fixed(lower.term)
-    solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower)
+    solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, drawing=may_draw(lower.objective))
     found = problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from blo import _autodiff
@@ -98,6 +99,9 @@ class Unrolled(Strategy):
     def attach(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
     ) -> Tensor:
+        if not (torch.is_grad_enabled() or _autodiff.transforms_active()):
+            fixed = [leaf.detach() for leaf in leaves]
+            return solve(problem.bind(fixed), problem.place(self.start, fixed, z0))
         if not self.recorded:
             return FirstOrder.solve(problem, self._rule(solve), z0, leaves, checks)
         z = self._recorded(problem, checks.watched(leaves), z0, solve)

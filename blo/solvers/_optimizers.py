@@ -9,24 +9,39 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from blo._autodiff import plain
 from blo._term import Term
+from blo._transforms import outside_transforms
 from blo.errors import StructureError
 from blo.sets import Set
 
-__all__ = ["RootsAtZero", "require_set"]
+__all__ = ["Differentiably", "require_derivative", "require_set"]
 
 _ROOTS = (torch.sqrt, Tensor.sqrt)
 _ROOTS_IN_PLACE = (torch.sqrt_, Tensor.sqrt_)
 _POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
+#: What makes a constant of a tensor.
+_CONSTANTS = (Tensor.__float__, Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.detach, Tensor.detach_)
 
 
-class RootsAtZero(TorchFunctionMode):
-    """Within it, a square root has the derivative 0 at 0, where torch has infinity and so makes NaN of zero times it.
+class Differentiably(TorchFunctionMode):
+    """Within it, the update of an optimiser has a derivative where its gradients are exactly zero.
 
     Adam and its relatives divide by the root of an average of squared gradients, which is the length of a vector: it
     is 0 where all these gradients are 0, and there the numerator of the step is 0 as well. So the derivative of the
-    step is that of its numerator, whatever finite number stands for the derivative of the root.
+    step is that of its numerator, whatever finite number stands for the derivative of the root. Torch has infinity,
+    and so makes NaN of zero times it; here it is 0. Adagrad puts the constant 0 in place of such a step, where the sum
+    of squares is not positive; here the step itself stays, which is 0 as well.
+
+    Attributes:
+        constants: whether something was made a constant, so that the derivative may not be that of the update.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constants = False
+        self._recorded = torch.is_grad_enabled()
+        self._positive: list[Tensor] = []
 
     def __torch_function__(
         self,
@@ -35,17 +50,27 @@ class RootsAtZero(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        self.constants |= func in _CONSTANTS or torch.is_grad_enabled() is not self._recorded
         if func in _ROOTS_IN_PLACE:
             return args[0].copy_(_root(args[0]))
         plain_power = func in _POWERS and not kwargs and isinstance(args[0], Tensor)
         if (func in _ROOTS and not kwargs) or (plain_power and not isinstance(args[1], Tensor) and args[1] == 0.5):
             return _root(args[0])
-        return func(*args, **(kwargs or {}))
+        if func is torch.where and any(args[0] is condition for condition in self._positive) and len(args) == 3:
+            return func(args[0] | (args[1] == 0), *args[1:]) if _is_zero(args[2]) else func(*args)
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.gt, Tensor.gt) and _is_zero(args[1]):
+            self._positive.append(found)
+        return found
 
 
 def _root(x: Tensor) -> Tensor:
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and value == 0
 
 
 def require_set(term: Term, solver: str) -> None:
@@ -58,4 +83,29 @@ def require_set(term: Term, solver: str) -> None:
         raise StructureError(
             f"`{solver}` projects on a constraint set after each step, but cannot take the penalty "
             f"{type(term).__name__}, whose proximal step needs a step size. Use FISTA() or ProjectedGradient()."
+        )
+
+
+def require_derivative(update: Callable[[Tensor], Tensor], slope: Tensor) -> None:
+    """Refuse an update whose derivative along the gradient is not what torch makes of it.
+
+    Raises:
+        StructureError: giving both.
+    """
+    point = plain(slope).detach()
+    # Along the gradient each coordinate keeps its sign, so that the kinks of updates, which are at 0, stay aside.
+    step = float(torch.finfo(point.dtype).eps) ** (1 / 3)
+    with outside_transforms(), torch.enable_grad():
+        live = point.clone().requires_grad_()
+        there = (update(live) * point).sum()
+        (found,) = torch.autograd.grad(there, live, allow_unused=True) if there.requires_grad else (None,)
+        seen = ((update((1 + step) * point) - update((1 - step) * point)) * point).sum() / (2 * step)
+    told = point.new_zeros(()) if found is None else (found * point).sum()
+    if bool((told - seen).abs() > 1e-2 * torch.maximum(told.abs(), seen.abs()) + 1e-3 * there.abs()):
+        raise StructureError(
+            "`optimizer` must be differentiable to be unrolled, but its update makes a constant of something that "
+            "depends on the gradient (by float(), .item(), .detach() or torch.no_grad()), as "
+            "torchopt.clip.clip_grad_norm does of the norm: the derivative along the gradient is "
+            f"{float(seen):.3g}, and would be taken for {float(told):.3g}. Compute it by tensor operations in a "
+            "transformation of your own, leave it out, or use Implicit()."
         )

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias, final
 
 from torch import Tensor
 
+from blo import tree
 from blo._arguments import require_function
 from blo._checkpoints import sound_checkpoints
 from blo._failures import Checks
+from blo._layout import Layout
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.stochastic._batches import Stream
@@ -86,6 +88,7 @@ class Algorithm(abc.ABC):
         """
         self._check(state, upper, lower)
         theta_layout, z_layout = layouts(state["theta"], state["z"])
+        self._fit(state, theta_layout, z_layout)
         streams = Stream(upper_batches, "upper_batches"), Stream(lower_batches, "lower_batches")
         theta, z, memory = self._advance(
             state["step"],
@@ -115,11 +118,27 @@ class Algorithm(abc.ABC):
     ) -> tuple[Tensor, Tensor, Memory]:
         """Return the next theta, z and memory; `k` is the number of steps made so far."""
 
+    def _fit(self, state: State, theta_layout: Layout, z_layout: Layout) -> None:
+        """Refuse a theta or a z that is not the one which the memory belongs to."""
+        fresh = self._start(theta_layout.ravel(state["theta"]), z_layout.ravel(state["z"]))
+        for name, wanted in fresh.items():
+            if isinstance(wanted, list):  # rows: there are as many as batches, which the algorithm looks at
+                continue
+            pairs = zip(tree.leaves(wanted), tree.leaves(state["memory"].get(name)), strict=False)
+            if name not in state["memory"] or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+                raise StructureError(
+                    f"`state` must hold the theta and z that its memory belongs to, but its {name!r} is of another "
+                    "shape or dtype. Continue from a state as `step` returned it, or begin anew with `init`."
+                )
+
     def _check(self, state: State, upper: Objective, lower: Objective) -> None:
         name = type(self).__name__
         found = state.get("algorithm") if isinstance(state, dict) else type(state).__name__
         if found != name:
             raise StructureError(f"`state` must come from {name}.init or {name}.step, but is of {found}.")
+        missing = [key for key in ("step", "theta", "z", "memory") if key not in state]
+        if missing:
+            raise StructureError(f"`state` must come from {name}.init or {name}.step, but has no {missing}.")
         for objective, place in ((upper, "upper"), (lower, "lower")):
             if not callable(objective):
                 raise StructureError(

@@ -70,8 +70,8 @@ class Stream:
             self.count += 1
             return batch
         raise StructureError(
-            f"`{self._name}` ran out after {self.count} batches, and this step needs more. Pass an endless iterator, "
-            "such as `blo.stochastic.draw(list_of_batches, generator)`."
+            f"`{self._name}` ran out after {self.count} batches of this step, which needs more. Pass an endless "
+            "iterator, such as `blo.stochastic.draw(list_of_batches, generator)`."
         )
 
 

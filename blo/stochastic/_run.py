@@ -16,6 +16,10 @@ from blo.stochastic._watch import Watch
 
 #: Steps between two looks at whether theta is finite: each makes the host wait for the device.
 PERIOD = 8
+_REMEDY = (
+    "Where the run has diverged, lower `lower_step` or `upper_step`. Where a batch is to blame, look for NaN and for "
+    "batches without examples, of which there is no mean."
+)
 
 
 @with_numbers
@@ -47,8 +51,9 @@ def run(
         callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
             ends the run.
         on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps,
-            theta does not enter `lower`, or the run does not settle: without batches, or with one batch of each, theta
-            goes back and forth without coming to rest. By default the first is an error and the others are warnings.
+            theta does not enter `lower`, or the run does not settle: its steps become longer and longer; or, without
+            batches, or with one batch of each, theta goes back and forth without coming to rest, or theta or z goes
+            straight on at the pace at which it began. By default the first is an error and the others are warnings.
 
     Raises:
         StructureError: as `algorithm.step` does.
@@ -58,24 +63,22 @@ def run(
     """
     require_count(steps, "steps")
     checks = Checks(on_failure)
-    watch = Watch(steps) if fixed(upper_batches) and fixed(lower_batches) and not checks.off else None
+    watch = None if checks.off else Watch(steps, noisy=not (fixed(upper_batches) and fixed(lower_batches)))
     above, below = state.get("taken", (0, 0)) if isinstance(state, dict) else (0, 0)
     upper_batches, lower_batches = endless(upper_batches, above), endless(lower_batches, below)
     for made in range(1, steps + 1):
         before = state
         state = algorithm.step(state, upper, lower, upper_batches, lower_batches, on_failure=on_failure)
         if watch is not None:
-            watch.see(made, before["theta"], state["theta"])
+            watch.see(made, before, state)
         ended = callback is not None and bool(callback(state))
         if ended or made % PERIOD == 0 or made == steps:
             for name in ("theta", "z"):
                 for leaf in tree.flatten(state[name])[0]:
-                    checks.finite(leaf, f"{name} after {state['step']} steps")
+                    checks.finite(leaf, f"{name} after {state['step']} steps", _REMEDY)
         if ended:
             return state
-    if watch is not None and watch.unsettled(state["theta"]):
-        checks.unsettled(
-            "theta goes back and forth, and its steps do not become shorter. Lower `upper_step` against `lower_step`, "
-            "or raise `inner_steps`"
-        )
+    found = None if watch is None else watch.findings(state)
+    if found is not None:
+        checks.unsettled(found)
     return state

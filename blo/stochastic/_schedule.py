@@ -43,7 +43,7 @@ def require(schedule: Schedule, name: str) -> None:
     Raises:
         ValueError: if it is not.
     """
-    if not callable(schedule) and not 0 < schedule < math.inf:
+    if not callable(schedule) and not 0 < _number(schedule, name) < math.inf:
         raise ValueError(f"`{name}` must be positive and finite, but is {schedule}.")
 
 
@@ -55,7 +55,18 @@ def at(schedule: Schedule, k: int, name: str) -> float:
     """
     if not callable(schedule):
         return schedule
-    value = float(schedule(k))
+    value = _number(schedule(k), name)
     if not 0 < value < math.inf:
         raise ValueError(f"`{name}` must be positive and finite at every step, but at step {k} is {value}.")
     return value
+
+
+def _number(value: float, name: str) -> float:
+    """Return a value as a number, naming what it belongs to where it is none."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    found = type(value).__name__
+    raise ValueError(f"`{name}` must be a number, or a function of the step that returns one, but got {found}.")

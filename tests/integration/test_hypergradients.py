@@ -424,4 +424,5 @@ def test_under_no_grad_every_strategy_returns_the_solution(name: str, tol: float
     solver = blo.ProjectedGradient(0.5, max_steps=40, tol=tol)
     with torch.no_grad():
         z = blo.argmin(lower, theta, 0 * theta, solver=solver, gradient=WITHOUT_GRADIENTS[name])
-    torch.testing.assert_close(z.detach(), theta.detach(), rtol=1e-7, atol=0)
+    assert not z.requires_grad
+    torch.testing.assert_close(z, theta.detach(), rtol=1e-7, atol=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import warnings
+from random import gauss
 from typing import Any
 
 import numpy as np
@@ -74,6 +77,49 @@ def test_draws_from_the_global_generator_are_named(kind: str, name: str, dtype: 
 def test_so_is_noise_of_any_other_source(kind: str, size: float, name: str) -> None:
     messages, ok = reported(kind, torch.float64, size, SOLVERS[name])
     assert not ok and any("two evaluations of its gradient at one point differ" in m for m in messages)
+
+
+def vanishing(kind: str) -> Any:
+    """Return an objective whose noise vanishes at its solution, which is 1 where theta is 1, and bends it elsewhere."""
+    numpy, own, python = np.random.default_rng(0), torch.Generator().manual_seed(0), random.Random(0)
+    batches = itertools.cycle([0.5, 1.0, 1.7])
+    draws: dict[str, Any] = {
+        "numpy": lambda: numpy.random(),
+        "numpy, global": lambda: np.random.rand(),
+        "python": lambda: python.random(),
+        "python, global": lambda: random.random(),
+        "python, imported": lambda: gauss(3.0, 1.0),
+        "own generator": lambda: torch.rand((), generator=own),
+        "iterator": lambda: next(batches),
+    }
+    draw = draws[kind]
+    return lambda theta, z: ((z - theta).square() + draw() * (z - 1.0).square()).sum()
+
+
+@pytest.mark.parametrize("name", ["default", "Newton", "FISTA", "projected gradient"])
+@pytest.mark.parametrize(
+    "kind",
+    ["numpy", "numpy, global", "python", "python, global", "python, imported", "own generator", "iterator"],
+)
+def test_noise_that_vanishes_at_the_solution_is_seen_at_the_start(kind: str, name: str) -> None:
+    theta = torch.ones(3, dtype=torch.float64)
+    with pytest.warns(blo.ConvergenceWarning, match="two evaluations of its gradient at one point differ"):
+        out = blo.value_and_hypergrad(
+            lambda t, z: z.sum(), blo.LowerProblem(vanishing(kind)), theta, 0 * theta, solver=SOLVERS[name]
+        )
+    assert not out.report.ok
+
+
+def test_a_generator_that_gives_the_same_numbers_each_time_is_no_noise() -> None:
+    def seeded(theta: Tensor, z: Tensor) -> Tensor:
+        weights = torch.as_tensor(np.random.default_rng(0).random(3))
+        return (weights * (z - theta).square()).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        theta = torch.ones(3, dtype=torch.float64)
+        out = blo.value_and_hypergrad(lambda t, z: z.sum(), blo.LowerProblem(seeded), theta, 0 * theta)
+    torch.testing.assert_close(out.grad, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
 def test_random_numbers_that_are_the_same_each_time_are_no_noise() -> None:

@@ -251,7 +251,13 @@ MUTATIONS = (
     ),
     Mutation(
         "a root at zero has an infinite derivative",
-        (Patch("blo/solvers/_torch_opt.py", "RootsAtZero() if problem.recorded else", ""),),
+        (
+            Patch(
+                "blo/solvers/_optimizers.py",
+                "return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())",
+                "return x**0.5",
+            ),
+        ),
         (
             "tests/unit/solvers/test_torch_opt.py::test_where_a_gradient_is_exactly_zero_the_derivative_is_that_of_"
             "central_differences[adam-reverse]",
@@ -266,6 +272,21 @@ MUTATIONS = (
         "the displacement of a central difference is not adapted",
         (Patch("blo/_displacement.py", "_ROUNDS, _FEW = 4, 100", "_ROUNDS, _FEW = 0, 100"),),
         (UNIT + "test_products.py::test_a_steep_objective_gets_a_shorter_displacement_and_an_honest_estimate",),
+    ),
+    Mutation(
+        "what an optimiser makes a constant is not looked at",
+        (Patch("blo/solvers/_torch_opt.py", "if mode.constants:", "if False:"),),
+        ("tests/unit/solvers/test_torch_opt.py::test_clipping_that_autograd_does_not_see_is_refused",),
+    ),
+    Mutation(
+        "a generator that the objective holds is no reason to evaluate twice",
+        (Patch("blo/_argmin.py", "drawn = watched and self.drawing", "drawn = False"),),
+        (WHOLE + "test_random_objectives.py::test_noise_that_vanishes_at_the_solution_is_seen_at_the_start",),
+    ),
+    Mutation(
+        "a run that goes straight on has settled",
+        (Patch("blo/stochastic/_watch.py", "if not straight:", "if True:"),),
+        ("tests/unit/stochastic/test_convergence.py::test_steps_that_lead_nowhere_are_named",),
     ),
     Mutation(
         "SABA never sums its mean anew",

@@ -207,3 +207,90 @@ def test_a_gradient_whose_square_underflows_leaves_the_derivative_finite() -> No
     slope = torch.tensor(1e-30, requires_grad=True)
     (found,) = torch.autograd.grad(moved(slope), slope)
     assert float(found) == pytest.approx(-1e7, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("name", "eps"), [("adam", 1e-8), ("adamw", 1e-8), ("rmsprop", 1e-8), ("centred rmsprop", 1e-8), ("adagrad", 1e-10)]
+)
+def test_a_zero_gradient_that_theta_moves_has_the_derivative_of_the_step(name: str, eps: float, mode: str) -> None:
+    # One step is -0.1 g / (|g| + eps) or a relative of it, of derivative -0.1 / eps at 0.
+    lower, theta = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum()), torch.zeros(2).double().requires_grad_()
+    solver = blo.TorchOpt(RELATIVES[name], steps=1)
+    z = blo.argmin(lower, theta, torch.zeros(2).double(), solver=solver, gradient=MODES[mode])
+    (found,) = torch.autograd.grad(z.sum(), theta)
+    np.testing.assert_allclose(found, 0.1 / eps, rtol=1e-6)
+
+
+def clipped(largest: float, **options: Any) -> blo.TorchOpt:
+    chain = torchopt.combine.chain(torchopt.clip.clip_grad_norm(largest, **options), torchopt.sgd(0.1))
+    return blo.TorchOpt(chain, steps=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"norm_type": torch.inf}], ids=["2", "inf"])
+@pytest.mark.parametrize("mode", MODES)
+def test_clipping_that_autograd_does_not_see_is_refused(mode: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+    theta = normal(4, 4).to(dtype).requires_grad_()
+
+    def value(theta: Tensor) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: objective(t.double(), z.double()))
+        z = blo.argmin(lower, theta, torch.ones(3, dtype=dtype), solver=clipped(0.1, **options), gradient=MODES[mode])
+        found: Tensor = z.sum()
+        return found
+
+    with pytest.raises(blo.StructureError, match=r"`optimizer` must be differentiable.*clip_grad_norm"):
+        value(theta).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(blo.StructureError, match="`optimizer` must be differentiable"):
+        torch.func.grad(value)(theta.detach())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_clipping_that_nothing_reaches_is_no_matter(mode: str) -> None:
+    found = [
+        blo.value_and_hypergrad(
+            lambda t, z: z.square().sum(),
+            blo.LowerProblem(objective),
+            normal(4, 4),
+            torch.ones(3).double(),
+            solver=solver,
+            gradient=MODES[mode],
+        ).grad
+        for solver in (clipped(1e3), blo.TorchOpt(torchopt.sgd(0.1), steps=3))
+    ]
+    assert torch.equal(*found)
+
+
+def test_clipping_is_no_matter_to_implicit_gradients() -> None:
+    matrix, b = quadratic(0, 4, 4.0)
+    out = blo.value_and_hypergrad(
+        lambda t, z: b @ z,
+        blo.LowerProblem(lambda t, z: 0.5 * z @ matrix @ z - t @ z),
+        normal(0, 4),
+        torch.zeros(4).double(),
+        solver=blo.TorchOpt(torchopt.combine.chain(torchopt.clip.clip_grad_norm(0.5), torchopt.sgd(1.0)), 5000, 1e-10),
+    )
+    np.testing.assert_allclose(out.grad, np.linalg.solve(matrix.numpy(), b.numpy()), rtol=1e-8)
+
+
+def test_an_operation_that_transforms_do_not_take_is_named() -> None:
+    solver = blo.TorchOpt(torchopt.adam(0.1, use_accelerated_op=True), steps=2)
+    with pytest.raises(blo.StructureError, match="use_accelerated_op=False"):
+        blo.argmin(
+            blo.LowerProblem(objective),
+            normal(4, 4).requires_grad_(),
+            torch.ones(3).double(),
+            solver=solver,
+            gradient=blo.Unrolled(mode="forward"),
+        )
+
+
+def test_each_solve_is_the_same_function_though_an_optimiser_remembers_its_first_update() -> None:
+    solver = blo.TorchOpt(torchopt.sgd(0.1, momentum=0.9, dampening=0.5), steps=4)
+    solves = [
+        blo.argmin(
+            blo.LowerProblem(objective), normal(4, 4), torch.ones(3).double(), solver=solver, gradient=blo.Zero()
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(*solves)

@@ -43,6 +43,7 @@ def step(**changes: Any) -> Any:
         (lambda: blo.StocBiO(lower_step=0.1, upper_step=0.1, products=-1), "`products`"),
         (lambda: blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=-1.0), "`multiplier`"),
         (lambda: blo.BOME(lower_step=0.1, upper_step=0.1, barrier=0.0), "`barrier`"),
+        (lambda: blo.SOBA(lower_step="0.1", upper_step=0.1), "`lower_step` must be a number.*got str"),  # type: ignore[arg-type]
         (lambda: Power(-1.0, 0.5), "`scale`"),
         (lambda: Power(1.0, 0.5, delay=0.0), "`delay`"),
     ],
@@ -63,6 +64,7 @@ def test_a_schedule_that_leaves_the_positive_numbers_is_refused_when_it_does() -
     ("changes", "words"),
     [
         ({"state": {"theta": ZERO}}, "`state` must come from SOBA.init"),
+        ({"state": {"algorithm": "SOBA", "step": 0, "theta": ZERO, "z": ZERO}}, r"has no \['memory'\]"),
         ({"state": blo.BOME(lower_step=0.1, upper_step=0.1).init(ZERO, ZERO)}, "SOBA.step, but is of BOME"),
         (
             {"lower": blo.LowerProblem(lower, constraint=blo.Simplex())},
@@ -80,6 +82,27 @@ def test_a_schedule_that_leaves_the_positive_numbers_is_refused_when_it_does() -
 def test_arguments_of_a_step_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(StructureError, match=words):
         step(**changes)
+
+
+def test_a_schedule_without_a_value_is_named() -> None:
+    with pytest.raises(ValueError, match=r"`upper_step` must be a number.*got NoneType"):
+        nothing: Any = lambda k: None  # noqa: E731
+        run(blo.SOBA(lower_step=0.1, upper_step=nothing), ALGORITHM.init(ZERO, ZERO), upper, lower, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"z": torch.zeros(3).double()}, "'q' is of another shape"),
+        ({"z": torch.zeros(2)}, "'q' is of another shape or dtype"),
+        ({"theta": torch.zeros(3).double()}, "'h' is of another shape"),
+        ({"memory": {}}, "'q' is of another shape"),
+    ],
+)
+def test_a_state_that_was_put_together_is_refused(changes: dict[str, Any], words: str) -> None:
+    algorithm = blo.MASOBA(lower_step=0.1, upper_step=0.1, mixing=0.5)
+    with pytest.raises(StructureError, match=words):
+        algorithm.step({**algorithm.init(ZERO, ZERO), **changes}, upper, lower)
 
 
 def test_running_out_of_batches_is_an_error_inside_a_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +175,79 @@ def test_the_default_steps_of_f2sa_are_coupled_and_arrive_at_the_penalised_optim
     for weight in (5.0, 50.0):
         theta, _ = arrive(blo.F2SA(lower_step=0.6, multiplier=weight), 80 * round(weight))
         np.testing.assert_allclose(theta, CASE.optimum(weight=weight)[0], atol=1e-8)
+
+
+def bowl(theta: torch.Tensor, z: torch.Tensor, batch: torch.Tensor | None) -> torch.Tensor:
+    return 0.5 * (z - theta - 1.0 - (0.0 if batch is None else batch)).square().sum()
+
+
+def target(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+    return 0.5 * (z - 2.0).square().sum() + 0.5 * theta.square().sum()
+
+
+def said(algorithm: Algorithm, dtype: torch.dtype, steps: int, lower: Any = bowl, batches: Any = None) -> list[str]:
+    state = algorithm.init(torch.zeros(2, dtype=dtype), torch.zeros(2, dtype=dtype))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(algorithm, state, target, lower, steps=steps, lower_batches=batches)
+    return [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        (blo.SOBA(lower_step=1e-8, upper_step=0.1), "z, q went straight on"),
+        (blo.AmIGO(lower_step=1e-8, upper_step=0.1, inner_steps=1, adjoint_steps=1), "z, q went straight on"),
+        (blo.StocBiO(lower_step=1e-8, upper_step=0.1, inner_steps=1, products=1), "z went straight on"),
+        (blo.SOBA(lower_step=0.3, upper_step=1e-6), "theta, z, q went straight on"),
+        (blo.F2SA(lower_step=0.3, multiplier=1e6), "theta, z, y went straight on"),
+        (blo.SOBA(lower_step=2.05, upper_step=0.1), "become longer and longer"),
+        (blo.MASOBA(lower_step=0.3, upper_step=2.5, mixing=0.5), "become longer and longer"),
+    ],
+    ids=["soba", "amigo", "stocbio", "short steps of theta", "f2sa", "long steps of z", "long steps of theta"],
+)
+def test_steps_that_lead_nowhere_are_named(algorithm: Algorithm, words: str, dtype: torch.dtype) -> None:
+    (message,) = said(algorithm, dtype, 200 if "longer" in words else 400)
+    assert "does not settle" in message and words in message
+
+
+def test_steps_below_the_rounding_of_theta_are_named() -> None:
+    algorithm = blo.SOBA(lower_step=0.3, upper_step=1e-9)
+    state = algorithm.init(torch.ones(2), torch.zeros(2))
+    with pytest.warns(blo.ConvergenceWarning, match="theta has not moved.*float64"):
+        run(algorithm, state, target, bowl, steps=200)
+
+
+def test_an_adjoint_that_never_settles_is_named() -> None:
+    def flat(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+        return 0.5 * ((z - theta).square() * torch.tensor([1.0, 1e-8], dtype=z.dtype)).sum()
+
+    (message,) = said(blo.SOBA(lower_step=0.3, upper_step=0.1), torch.float64, 400, flat)
+    assert "q went straight on" in message
+
+
+def test_a_lower_problem_without_a_minimiser_is_named_with_noise_as_well() -> None:
+    def concave(theta: torch.Tensor, z: torch.Tensor, batch: torch.Tensor | None) -> torch.Tensor:
+        return -0.1 * bowl(theta, z, batch)
+
+    algorithm, draws = blo.SOBA(lower_step=0.3, upper_step=0.1), [0.3, -0.2, 0.1]
+    for batches in (None, draw(torch.tensor(draws).unbind(), torch.Generator().manual_seed(0))):
+        (message,) = said(algorithm, torch.float64, 400, concave, batches)
+        assert "longer and longer" in message and "no minimiser" in message
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_at_the_solution_is_no_divergence(seed: int) -> None:
+    draws = draw(torch.randn(50, generator=torch.Generator().manual_seed(seed)).unbind())
+    assert said(blo.SOBA(lower_step=0.3, upper_step=0.1), torch.float32, 80, bowl, draws) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [200, 600])
+def test_a_run_that_goes_on_at_the_solution_says_nothing(steps: int, dtype: torch.dtype) -> None:
+    algorithm = blo.SOBA(lower_step=0.3, upper_step=0.1)
+    state = algorithm.init(torch.zeros(2, dtype=dtype), torch.zeros(2, dtype=dtype))
+    for _ in range(3):
+        state = run(algorithm, state, target, bowl, steps=steps)  # a warning would be an error
+    torch.testing.assert_close(state["theta"], torch.full((2,), 0.5, dtype=dtype))

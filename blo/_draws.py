@@ -1,0 +1,75 @@
+"""Whether an objective holds anything that it may draw from, as far as its code tells."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from functools import partial
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+_SOURCES = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, Iterator)
+#: Packages whose functions are not looked into.
+_KNOWN = ("torch", "numpy", "blo")
+#: Functions that functions name, and so on, which are looked into.
+_DEPTH = 3
+
+
+def may_draw(function: Any) -> bool:
+    """Tell whether a function, or one that it names, holds a generator or an iterator, or names a module `random`.
+
+    That it does proves nothing, so this is no more than a reason to compare two evaluations. What counts calls, or
+    reads data that change, is not found.
+    """
+    return _may_draw([function], _DEPTH, set())
+
+
+def _may_draw(values: Iterable[Any], depth: int, seen: set[int]) -> bool:
+    for value in values:
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        owner = value.__self__ if isinstance(value, MethodType | BuiltinMethodType) else None
+        if isinstance(value, _SOURCES) or isinstance(owner, _SOURCES):
+            return True
+        if depth and (value is random or _may_draw_inside(value, depth - 1, seen)):
+            return True
+    return False
+
+
+def _may_draw_inside(value: Any, depth: int, seen: set[int]) -> bool:
+    if isinstance(value, MethodType):
+        return _may_draw([value.__func__, *_attributes(value.__self__)], depth, seen)
+    if isinstance(value, partial):
+        return _may_draw([value.func, *value.args, *value.keywords.values()], depth + 1, seen)
+    if not isinstance(value, FunctionType):
+        return not isinstance(value, type) and _may_draw(_attributes(value), min(depth, 1), seen)
+    if (value.__module__ or "").split(".")[0] in _KNOWN:
+        return False
+    names = _names(value.__code__)
+    cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+    known = value.__globals__
+    held = [*cells, *(value.__defaults__ or ()), *(known[name] for name in names if name in known)]
+    return "random" in names or _may_draw(held, depth, seen)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names of globals and attributes in a function, and in those defined inside it."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _attributes(value: Any) -> Iterable[Any]:
+    known = (torch.Tensor, torch.nn.Module, np.ndarray, ModuleType)
+    found = {} if isinstance(value, known) else getattr(value, "__dict__", {})
+    return [*found.values()] if type(value).__module__.split(".")[0] not in _KNOWN else []
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is yet to be given a value
+        return False
