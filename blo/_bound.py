@@ -20,6 +20,8 @@ from blo.sets import Free
 
 #: Extent of a set below which a residual in the unit of z says nothing: a solver may accept as much.
 _SMALL = 1e-3
+#: Power of the unit of rounding that a step has at least, beside z, in which optimality is looked at.
+_REACH = 0.25
 
 
 @dataclass(frozen=True)
@@ -183,17 +185,18 @@ class Bound:
 
 def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
-    if term.extent is not None:
-        # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
-        size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
-        extent = torch.as_tensor(term.extent, device=slope.device)
-        small = (extent > 0) & (extent < _SMALL)
-        least = torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype)
-        unit = least.clamp(min=1.0) if unit is None else torch.maximum(unit, least)
     if isinstance(term, Free):
         return slope  # of which the difference would leave nothing beside a large z, by rounding
-    if unit is None:
-        return z - term.prox(z - slope, 1.0)
+    size = length(slope)
+    # A step that is short beside z would be lost, or most of it, in the rounding of z.
+    least = torch.finfo(z.dtype).eps ** _REACH * length(z)
+    most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
+    unit = most.clamp(max=1.0) if unit is None else torch.minimum(unit, most)
+    if term.extent is not None:
+        # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
+        extent = torch.as_tensor(term.extent, device=slope.device)
+        small = (extent > 0) & (extent < _SMALL)
+        unit = torch.maximum(unit, torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype))
     return unit * (z - term.prox(z - slope / unit, 1 / unit))
 
 

@@ -229,8 +229,9 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
     if surely(state.residual == 0):
         return state
     at, tol = state.at, solver.tol or 0.0
+    unit = state.unit if solver.relative else None
     if stalled is not None:
-        noise = rounding(problem, at.z, at.slope, state.residual)
+        noise = rounding(problem, at.z, at.slope, state.residual, unit)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # slow, but on its way
@@ -241,17 +242,17 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
     elif all_true(state.residual > tol):
         limit = loose = torch.full_like(state.limit, tol)
     else:
-        limit, loose = required(tol, problem, at)
+        limit, loose = required(tol, problem, at, state.residual)
     residual = _residual(solver, problem, state)
     if not all_true(residual <= limit):
         if stalled is None:
-            noise = rounding(problem, at.z, at.slope, residual)
+            noise = rounding(problem, at.z, at.slope, residual, unit)
             floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         late = residual > limit
         near = late & (residual <= floor)
         if not all_true(~(late & (residual <= _NEAR * floor))):
             random = late & ~repeats(problem, at)
-            rise = bend(problem, at, None)[1] if rise is None else rise
+            rise = bend(problem, at, None, at.span)[1] if rise is None else rise
             limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
             ended = random
             if stalled is not None:
