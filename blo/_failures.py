@@ -96,6 +96,10 @@ def _length(v: Tensor) -> Tensor:
     return length(v).squeeze(-1)
 
 
+def _most(numbers: Tensor | float) -> float:
+    return float(plain(torch.as_tensor(numbers)).max())
+
+
 def _warn(message: str, category: type[BloWarning]) -> None:
     """Warn at the line of the caller's code, so that the default filter shows each of its lines once."""
     given, kind = _GIVEN.get(), (category, _NUMBER.sub("", message))
@@ -198,7 +202,7 @@ class Checks:
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if not self.off and late:
-            asked = float(plain(torch.as_tensor(tol)).max())
+            asked = _most(tol)
             ended = floor is not None and bool(plain(floor).any())
             self._found(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: residual "
@@ -208,15 +212,15 @@ class Checks:
                 ConvergenceWarning,
             )
 
-    def fixed_steps(self, residual: Tensor, tol: float) -> None:
+    def fixed_steps(self, residual: Tensor, tol: Tensor | float) -> None:
         """Warn of lanes in which the number of steps that was asked for ended off the solution."""
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if late:
             _warn(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: its fixed number of steps "
-                f"ended at a residual of {float(plain(residual).max()):.2e}, above {tol:.2e}, measured in the backward "
-                "pass. Implicit gradients there belong to another point. Make more steps, use a solver with a "
+                f"ended at a residual of {float(plain(residual).max()):.2e}, above {_most(tol):.2e}, measured in the "
+                "backward pass. Implicit gradients there belong to another point. Make more steps, use a solver with a "
                 "tolerance, or differentiate with Unrolled(). If the steps led to the solution, data that the "
                 f"objective captures have changed since. {_BIND}",
                 FixedStepsWarning,
@@ -311,19 +315,31 @@ class Checks:
             )
 
     def adjoint(
-        self, linear: LinearSolution, tol: float | None, residual: Callable[[], Tensor], counts: Callable[[], Counts]
+        self,
+        linear: LinearSolution,
+        tol: float | None,
+        residual: Callable[[], Tensor],
+        counts: Callable[[], Counts],
+        limit: Tensor | None = None,
     ) -> None:
-        """Report all that an implicit gradient rests on."""
+        """Report all that an implicit gradient rests on.
+
+        Args:
+            linear: the adjoint.
+            tol: the relative residual that it was asked to reach.
+            residual: computes that of the lower solution, shape `lanes`.
+            counts: counts the directions there.
+            limit: the residual above which it is none, shape `lanes`; None where the solver has seen to it.
+        """
         if self.off:
             return
-        if not self.measured:
+        if not self.measured or limit is not None:
             found = residual()
             self.finite(found, "the residual of the lower solution")
-            if self.tol is not None:
-                self.stationary(found, self.tol)
+            if self.measured or self.tol is not None:
+                self.stationary(found, self.tol if limit is None else limit)
             else:
-                # One step solves a linearised problem exactly, up to rounding; anything else is no solution.
-                self.fixed_steps(found, unasked(linear.x.dtype))
+                self.fixed_steps(found, unasked(linear.x.dtype) if limit is None else limit)
         self.linear(linear, tol)
         self.degenerate(counts())
 

@@ -26,6 +26,8 @@ _SHARE = 0.3
 #: Most steps from which the curvatures that make up a residual are read off, and the share of the least of them that
 #: curvatures may have which are not looked for, since the residual is too small to hide them.
 _LOOKS, _SPREAD = 4, 1e-5
+#: How often a step that shows no curvature is made longer, and how much.
+_LONGER, _LONG = 5, 1e3
 
 
 class Place(NamedTuple):
@@ -80,16 +82,24 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor) -> tup
         unit: what the residual is measured in; None for 1.
         error: the error of z that matters, shape `(*lanes, 1)`.
     """
+    unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
     step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, 1.0)
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
-    for _ in range(min(_LOOKS, at.z.shape[-1])):
+    looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
+    while looks:
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
+        if longer and not (known or all_true(~((size > 0) & (length(turned) <= _least(at.slope))))):
+            # The solver may have made no way at all, which says nothing about the unit of z.
+            step = torch.where((size > 0) & (length(turned) <= _least(at.slope)), _LONG * step, step)
+            longer -= 1
+            continue
+        looks -= 1
         for past, image in known:
             along = (turned * image).sum(-1, keepdim=True)
             ahead, turned = ahead - along / step * past, turned - along * image
@@ -119,6 +129,27 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
     if not all_true((way > 0) & (residual.unsqueeze(-1) <= _SPREAD * curved * error)):
         curved = bend(problem, at, None, error)[0]
     return _bounded(torch.full_like(way, tol), tol, curved, error)
+
+
+def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
+    """Return the residual above which a point that its solver has not confirmed is no solution, shape `lanes`.
+
+    It is the tolerance, or less where the curvature is small. There is no further gradient where the residual is above
+    the tolerance anyway.
+
+    Args:
+        tol: an absolute tolerance of the residual.
+        problem: the problem.
+        at: the point.
+        asked: the tolerance was asked for, so that a large one allows large errors.
+    """
+    residual = problem.residual(at.z, at.slope)
+    limit = torch.full_like(residual, tol)
+    if all_true((residual == 0) | ~(residual <= limit)):
+        return limit
+    relative = max(_RELATIVE, 3 * torch.finfo(at.z.dtype).eps ** 0.5)
+    error = (max(relative, _LOOSE * tol) if asked else relative) * at.span
+    return _bounded(limit.unsqueeze(-1), tol, bend(problem, at, None, error)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
@@ -166,6 +197,7 @@ def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit:
 def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor, unit: Tensor | None) -> Tensor:
     """Return how much the natural map at z changes when z does by its own rounding, with a margin, by lane."""
     ahead = z * (1 + 2 * resolution(problem, z))
+    unit = problem.scale(z, slope, unit)
     change = problem.natural(ahead, problem.gradient(ahead).detach(), unit) - problem.natural(z, slope, unit)
     return _ROUNDING * length(change).squeeze(-1)
 
@@ -185,9 +217,13 @@ def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tenso
 
 def _over(change: Tensor, slope: Tensor, step: Tensor) -> Tensor:
     """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
-    least = 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
-    found = torch.maximum(change, least) / step
+    found = torch.maximum(change, _least(slope)) / step
     return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
+
+
+def _least(slope: Tensor) -> Tensor:
+    """Return the change of a gradient that drowns in its rounding, shape `(*lanes, 1)`."""
+    return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 
 
 def unaligned(z: Tensor) -> Tensor:
