@@ -22,6 +22,8 @@ from blo.sets import Free
 _SMALL = 1e-3
 #: Power of the unit of rounding that a step has at least, beside z, in which optimality is looked at.
 _REACH = 0.25
+#: The longest step, in units of z, and the least z that is a unit.
+_LONG, _TINY = 1e6, 1e-7
 
 
 @dataclass(frozen=True)
@@ -189,11 +191,13 @@ class Bound:
 
 def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the unit, 1 if None, or the nearest one in which the natural map tells something, `(*lanes, 1)`."""
-    size = length(slope)
-    # A step that is short beside z would be lost, or most of it, in the rounding of z.
-    least = torch.finfo(z.dtype).eps ** _REACH * length(z)
-    most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
-    unit = most.clamp(max=1.0) if unit is None else torch.minimum(unit, most)
+    size, far = length(slope), length(z)
+    # A step that is short beside z would be lost, or most of it, in the rounding of z. A very long one ends on the
+    # other side of the set, wherever it starts.
+    short, long = torch.finfo(z.dtype).eps ** _REACH * far, _LONG * far.clamp(min=_TINY)
+    most = torch.where((size > 0) & (short > 0), size / torch.where(short > 0, short, 1.0), torch.inf)
+    unit = torch.minimum(torch.ones_like(size) if unit is None else unit, most)
+    unit = torch.maximum(unit, size / long)
     if term.extent is None:
         return unit
     # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.

@@ -252,7 +252,7 @@ def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Ten
         near = late & (residual <= floor)
         if not all_true(~(late & (residual <= _NEAR * floor))):
             random = late & ~repeats(problem, at)
-            rise = bend(problem, at, None, at.span)[1] if rise is None else rise
+            rise = bend(problem, at, None)[1] if rise is None else rise
             limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
             ended = random
             if stalled is not None:

@@ -19,15 +19,15 @@ _REPEATED = 256
 #: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
 _RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
 #: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
-_NEAR_ZERO = 1e-3
+_NEAR_ZERO = 1e-4
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
 #: share of the step.
 _SHARE = 0.3
 #: Most steps from which the curvatures that make up a residual are read off, and the share of the least of them that
 #: curvatures may have which are not looked for, since the residual is too small to hide them.
-_LOOKS, _SPREAD = 4, 1e-5
+_LOOKS, _SPREAD = 6, 1e-5
 #: How often a step that shows no curvature is made longer, and how much.
-_LONGER, _LONG = 5, 1e3
+_LONGER, _LONG = 8, 1e4
 
 
 class Place(NamedTuple):
@@ -66,7 +66,7 @@ def resolution(problem: Problem, z: Tensor) -> float:
     return problem.eps or torch.finfo(z.dtype).eps
 
 
-def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor) -> tuple[Tensor, Tensor]:
+def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
 
     A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
@@ -80,8 +80,9 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor) -> tup
         problem: the problem.
         at: where.
         unit: what the residual is measured in; None for 1.
-        error: the error of z that matters, shape `(*lanes, 1)`.
+        error: the error of z that matters, shape `(*lanes, 1)`; None for that of solvers with small tolerances.
     """
+    error = _RELATIVE * at.span if error is None else error
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
