@@ -15,11 +15,13 @@ _ROUNDING = 16
 #: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
 #: an accelerator adds is not always the same.
 _REPEATED = 256
-#: Error of a solution, relative to its length, that no tolerance hides. A large tolerance in an absolute unit allows
-#: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
-_RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
+#: Error of a solution, relative to its length, that no tolerance hides, in single and in double precision. A larger
+#: tolerance in an absolute unit allows that multiple of it.
+_SINGLE, _DOUBLE, _LOOSE = 1e-4, 1e-6, 10
 #: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
 _NEAR_ZERO = 1e-4
+#: Absolute tolerance that fixed steps are held to, where the curvature is small.
+_UNASKED = 1e-5
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
 #: share of the step.
 _SHARE = 0.3
@@ -82,12 +84,14 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
         unit: what the residual is measured in; None for 1.
         error: the error of z that matters, shape `(*lanes, 1)`; None for that of solvers with small tolerances.
     """
-    error = _RELATIVE * at.span if error is None else error
+    error = _error(at, 0.0) if error is None else error
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
-    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, 1.0)
+    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, _NEAR_ZERO)
+    unit = problem.scale(at.z - step * rest, at.slope, unit)
+    left = problem.natural(at.z, at.slope, unit)
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
@@ -95,10 +99,12 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
-        if longer and not (known or all_true(~((size > 0) & (length(turned) <= _least(at.slope))))):
+        lost = (size > 0) & (length(turned) <= _least(at.slope))
+        if longer and not (known or all_true(~lost)):
             # The solver may have made no way at all, which says nothing about the unit of z.
-            step = torch.where((size > 0) & (length(turned) <= _least(at.slope)), _LONG * step, step)
-            longer -= 1
+            step, longer = torch.where(lost, _LONG * step, step), longer - 1
+            unit = torch.where(lost, problem.scale(at.z - step * ahead, at.slope, unit), unit)
+            left = problem.natural(at.z, at.slope, unit)
             continue
         looks -= 1
         for past, image in known:
@@ -125,7 +131,7 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
     nothing, where the residual is small enough for curvatures far below that, otherwise that along the residual.
     """
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
-    error = max(_RELATIVE, _LOOSE * tol) * at.span
+    error = _error(at, tol)
     curved = turn / torch.where(way > 0, way, 1.0)
     if not all_true((way > 0) & (residual.unsqueeze(-1) <= _SPREAD * curved * error)):
         curved = bend(problem, at, None, error)[0]
@@ -148,17 +154,21 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     limit = torch.full_like(residual, tol)
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
-    relative = max(_RELATIVE, 3 * torch.finfo(at.z.dtype).eps ** 0.5)
-    error = (max(relative, _LOOSE * tol) if asked else relative) * at.span
-    return _bounded(limit.unsqueeze(-1), tol, bend(problem, at, None, error)[0], error)[0]
+    error = _error(at, tol if asked else _UNASKED)
+    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None, error)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
-    error = min(_RELATIVE, _TIGHT * tol) * at.span
+    error = _error(at, 0.0)
     curved, rise = bend(problem, at, unit, error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
+
+
+def _error(at: Place, tol: float) -> Tensor:
+    """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
+    return max(_DOUBLE if at.z.dtype is torch.float64 else _SINGLE, _LOOSE * tol) * at.span
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
