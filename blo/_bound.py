@@ -191,13 +191,17 @@ class Bound:
 
 def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the unit, 1 if None, or the nearest one in which the natural map tells something, `(*lanes, 1)`."""
+    if isinstance(term, Free):
+        return torch.ones_like(slope[..., :1])
     size, far = length(slope), length(z)
-    # A step that is short beside z would be lost, or most of it, in the rounding of z. A very long one ends on the
-    # other side of the set, wherever it starts.
-    short, long = torch.finfo(z.dtype).eps ** _REACH * far, _LONG * far.clamp(min=_TINY)
-    most = torch.where((size > 0) & (short > 0), size / torch.where(short > 0, short, 1.0), torch.inf)
-    unit = torch.minimum(torch.ones_like(size) if unit is None else unit, most)
-    unit = torch.maximum(unit, size / long)
+    unit = torch.ones_like(size) if unit is None else unit
+    if term.rounds:
+        # A step that is short beside z would be lost, or most of it, in the rounding of z.
+        least = torch.finfo(z.dtype).eps ** _REACH * far
+        most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
+        unit = torch.minimum(unit, most)
+    # A very long one ends on the other side of the set, wherever it starts.
+    unit = torch.maximum(unit, size / (_LONG * far.clamp(min=_TINY)))
     if term.extent is None:
         return unit
     # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
@@ -209,12 +213,10 @@ def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> T
 def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
     """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
     if isinstance(term, Free):
-        return slope  # of which the difference would leave nothing beside a large z, by rounding
-    return unit * (z - term.prox(z - slope / unit, 1 / unit))
+        return slope  # of which a unit would take the last bit
+    return unit * term.retreat(z, slope / unit, 1 / unit)
 
 
 def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
-    if isinstance(term, Free):
-        return length(slope).squeeze(-1)
     return length(natural(term, z, slope, scale(term, z, slope, unit))).squeeze(-1)

@@ -90,11 +90,11 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
     size = length(left)
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
     step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, _NEAR_ZERO)
-    unit = problem.scale(at.z - step * rest, at.slope, unit)
-    left = problem.natural(at.z, at.slope, unit)
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
+    unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
+    left = problem.natural(at.z, at.slope, unit)
     while looks:
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
@@ -103,7 +103,7 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
         if longer and not (known or all_true(~lost)):
             # The solver may have made no way at all, which says nothing about the unit of z.
             step, longer = torch.where(lost, _LONG * step, step), longer - 1
-            unit = torch.where(lost, problem.scale(at.z - step * ahead, at.slope, unit), unit)
+            unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))
             left = problem.natural(at.z, at.slope, unit)
             continue
         looks -= 1
@@ -154,7 +154,8 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     limit = torch.full_like(residual, tol)
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
-    error = _error(at, tol if asked else _UNASKED)
+    single = at.z.dtype is not torch.float64
+    error = _error(at, max(tol if asked else _UNASKED, _SINGLE if single else 0.0))
     return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None, error)[0], error)[0]
 
 
@@ -189,7 +190,7 @@ def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
     return (residual <= noise) & (residual <= _SHARE * (rise - noise / _ROUNDING))
 
 
-def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit: Tensor | None) -> Tensor:
+def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the residual that the rounding of the gradient hides at z, shape `lanes`.
 
     It is seen in how the natural map changes when z does by no more than its own rounding: in a set that is small
