@@ -337,7 +337,9 @@ class Checks:
             found = residual()
             self.finite(found, "the residual of the lower solution")
             if self.measured or self.tol is not None:
-                self.stationary(found, self.tol if limit is None else limit)
+                asked = self.tol if limit is None else limit
+                assert asked is not None  # a residual that was measured, and is looked at again, has a limit
+                self.stationary(found, asked)
             else:
                 self.fixed_steps(found, unasked(linear.x.dtype) if limit is None else limit)
         self.linear(linear, tol)

@@ -99,7 +99,10 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
-        lost = (size > 0) & (length(turned) <= _least(at.slope))
+        least = _least(at.slope)
+        if problem.term.rounds:
+            least = torch.maximum(least, _least(unit * aside))
+        lost = (size > 0) & (length(turned) <= least)
         if longer and not (known or all_true(~lost)):
             # The solver may have made no way at all, which says nothing about the unit of z.
             step, longer = torch.where(lost, _LONG * step, step), longer - 1
@@ -111,7 +114,7 @@ def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None 
             along = (turned * image).sum(-1, keepdim=True)
             ahead, turned = ahead - along / step * past, turned - along * image
         found = length(turned)
-        curved = _over(found, at.slope, step)
+        curved = _over(found, least, step)
         image = turned / torch.where(found > 0, found, 1.0)
         known.append((ahead / curved, image))
         along = (rest * image).sum(-1, keepdim=True)
@@ -224,17 +227,17 @@ def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tenso
     found = length(change)
     known = torch.isfinite(found) & (found > 0)
     step = _length(z)
-    return torch.where(known, found, 1.0), _over(found * step, slope, step)
+    return torch.where(known, found, 1.0), _over(found * step, _least(slope), step)
 
 
-def _over(change: Tensor, slope: Tensor, step: Tensor) -> Tensor:
+def _over(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
     """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
-    found = torch.maximum(change, _least(slope)) / step
+    found = torch.maximum(change, least) / step
     return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
 
 
 def _least(slope: Tensor) -> Tensor:
-    """Return the change of a gradient that drowns in its rounding, shape `(*lanes, 1)`."""
+    """Return the change of a vector that drowns in its rounding, shape `(*lanes, 1)`."""
     return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 
 
