@@ -15,9 +15,9 @@ _ROUNDING = 16
 #: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
 #: an accelerator adds is not always the same.
 _REPEATED = 256
-#: Error of a solution, relative to its length, that no tolerance hides, in single and in double precision. A larger
-#: tolerance in an absolute unit allows that multiple of it.
-_SINGLE, _DOUBLE, _LOOSE = 1e-4, 1e-6, 10
+#: Error of a solution, relative to its length, that no tolerance hides. A large tolerance in an absolute unit allows
+#: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
+_RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
 #: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
 _NEAR_ZERO = 1e-4
 #: Absolute tolerance that fixed steps are held to, where the curvature is small.
@@ -157,22 +157,21 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     limit = torch.full_like(residual, tol)
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
-    single = at.z.dtype is not torch.float64
-    error = _error(at, max(tol if asked else _UNASKED, _SINGLE if single else 0.0))
+    error = _error(at, tol if asked else _UNASKED)
     return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None, error)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
-    error = _error(at, 0.0)
+    error = min(_RELATIVE, _TIGHT * tol) * at.span
     curved, rise = bend(problem, at, unit, error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
 
 
 def _error(at: Place, tol: float) -> Tensor:
     """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
-    return max(_DOUBLE if at.z.dtype is torch.float64 else _SINGLE, _LOOSE * tol) * at.span
+    return max(_RELATIVE, _LOOSE * tol) * at.span
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

