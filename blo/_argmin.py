@@ -17,7 +17,7 @@ from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
 from blo._draws import may_draw
 from blo._entrance import outside_compile, with_numbers
-from blo._failures import LOOK, SMALLER, Checks
+from blo._failures import LOOK, SMALLER, Checks, unasked
 from blo._hoist import hoist
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
@@ -26,7 +26,7 @@ from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled, Zero
 from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, default_solver, run
-from blo.solvers._stopping import Place, repeats
+from blo.solvers._stopping import Place, repeats, solved
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Solving:
     defer: bool = False
     drawing: bool = False
     last: Solution | None = field(default=None, init=False)
+    start: Tensor | None = field(default=None, init=False)
 
     def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
         return self._report(problem, z0, self._solve(problem, z0, None))
@@ -79,6 +80,16 @@ class Solving:
     def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         if self.last is not None:
             self.checks.changed(self.last, slope, again)
+
+    def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
+        last, confirmed = self.last, isinstance(self.solver, Iterative) and self.solver.tol is not None
+        if last is None or confirmed or self.checks.off or self.solver.tol == math.inf:
+            return None
+        start = z if self.start is None or self.start.shape != z.shape else self.start
+        tol, asked = unasked(z.dtype) if self.solver.tol is None else self.solver.tol, self.solver.tol is not None
+        limit = solved(tol, problem, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
+        self.last = replace(last, limit=limit.detach())
+        return limit
 
     def compare_points(self, apart: Tensor) -> None:
         self.checks.repeated(apart, torch.finfo(apart.dtype).eps ** 0.5)
@@ -172,7 +183,7 @@ class Solving:
         parts: dict[str, Any] = {
             name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)
         }
-        self.last = replace(solution, **parts)
+        self.last, self.start = replace(solution, **parts), z0.detach()
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
         if self.idle:

@@ -136,7 +136,7 @@ def value_and_hypergrad(
     pulled = without(trace.pullback)(v, guess)
     if solving.last.residual is None:
         checks = replace(checks, measured=False, tol=solving.last.tol)
-    _check(checks, gradient, value, v, direct, pulled, solving.idle)
+    _check(checks, gradient, value, v, direct, pulled, solving.idle, solving.last.limit)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
     mu, solved = lower.strong_convexity, trace.z.detach()  # the trace itself would keep the graph of the steps alive
@@ -194,6 +194,7 @@ def _check(
     direct: list[Tensor],
     pulled: Pulled,
     idle: bool,
+    limit: Tensor | None,
 ) -> None:
     """Report whatever stands against the result; measures nothing when the policy is to ignore."""
     if checks.off:
@@ -206,7 +207,7 @@ def _check(
     checks.all_finite(parts)
     if pulled.linear is not None and pulled.optimality is not None:
         optimality = pulled.optimality
-        checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts)
+        checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts, limit)
     checks.loose(pulled.loose)
     checks.gradients(pulled.cotangents)
     if not (idle or not gradient.expects_theta or any(part is not None for part in pulled.cotangents)):

@@ -53,7 +53,7 @@ class Report:
     @cached_property
     def lower_status(self) -> Status:
         """How the lower solve ended."""
-        residual, tol = self._residuals, self.solution.tol
+        residual, tol = self._residuals, self._limit
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
         if self.solution.random is not None and bool(self.solution.random.any()):
@@ -213,11 +213,18 @@ class Report:
         return tol is not None and not (isinstance(tol, float) and math.isinf(tol))
 
     @property
+    def _limit(self) -> Tensor | float | None:
+        """The residual above which the point is no solution, a number or shape `lanes`; None when not asked for."""
+        solution = self.solution
+        return solution.tol if solution.tol is None or solution.limit is None else solution.limit
+
+    @property
     def _elsewhere(self) -> bool:
         """Whether a fixed number of steps ended where the implicit function theorem does not hold."""
         if self._asked_for or self._residuals is None:
             return False
-        return not bool((self._residuals <= unasked(self._residuals.dtype)).all())
+        limit = self.solution.limit
+        return not bool((self._residuals <= (unasked(self._residuals.dtype) if limit is None else limit)).all())
 
     @property
     def _inverted(self) -> bool:
@@ -231,7 +238,7 @@ class Report:
     @property
     def _asked(self) -> str:
         """The tolerance of the lane with the largest residual: what was asked for, or what rounding allows there."""
-        residual, tol = self._residuals, self.solution.tol
+        residual, tol = self._residuals, self._limit
         if residual is None or tol is None:
             return ""
         limits = torch.as_tensor(tol).broadcast_to(residual.shape).flatten()

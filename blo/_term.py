@@ -143,6 +143,15 @@ class Term(ABC):
             step: a number, or a tensor of shape `(*lanes, 1)`; positive.
         """
 
+    @property
+    def rounds(self) -> bool:
+        """Whether `retreat` loses moves that are short beside z to the rounding of z."""
+        return True
+
+    def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        """Return `z - prox(z - move, step)`, shape `(*lanes, n)`."""
+        return z - self.prox(z - move, step)
+
     @abstractmethod
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         """Return the tangent space at a solution.

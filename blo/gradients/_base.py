@@ -52,6 +52,12 @@ class Solve(Protocol):
         measured no residual, there is nothing to compare with.
         """
 
+    def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
+        """Return the residual, shape `lanes`, above which the solution z with this slope is none.
+
+        None where the solver has confirmed its solution itself, or nothing is to be measured.
+        """
+
     def compare_points(self, apart: Tensor) -> None:
         """Report likewise where repeated steps led elsewhere, at this relative distance of shape `lanes`."""
 

@@ -53,6 +53,7 @@ class Stationary(Strategy):
         def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
             at = point(self.products, problem, bound, z, leaves)
             solve.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
+            solve.confirm(rest, z, at.optimality.slope)
             linear = self.adjoint(at, v, guess)
             q, tangent = linear.x, at.optimality.tangent
 
@@ -127,7 +128,9 @@ class CheckedRule:
         self.lower.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
         linear = self.strategy.adjoint(at, v, None)
         optimality = at.optimality
-        self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, lambda: optimality.tangent.counts())
+        limit = self.lower.confirm(bound.detach(), z, optimality.slope)
+        counts = optimality.tangent.counts
+        self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, counts, limit)
         return linear.x
 
     def model(self, hessian: Operator) -> Operator:

@@ -103,6 +103,13 @@ class Box(Set):
         nearest: Tensor = z.clamp(min=self.low).clamp(max=self.high)
         return nearest
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
+    def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
+
     def free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""
         return clear(z - self.low, gradient, self.slack) & clear(self.high - z, -gradient, self.slack)

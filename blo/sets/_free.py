@@ -18,6 +18,13 @@ class Free(Set):
     def project(self, z: Tensor) -> Tensor:
         return z
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
+    def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        return move
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         def count() -> Counts:
             none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)

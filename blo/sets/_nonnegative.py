@@ -30,5 +30,12 @@ class NonNegative(Set):
     def project(self, z: Tensor) -> Tensor:
         return self.box.project(z)
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
+    def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        return self.box.retreat(z, move, step)
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         return self.box.tangent(z, gradient)

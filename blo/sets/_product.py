@@ -80,6 +80,14 @@ class Product(Set):
         parts = zip(self.sets, self._split(z), strict=True)
         return torch.cat([part.project(block) for part, block in parts], dim=-1)
 
+    @property
+    def rounds(self) -> bool:
+        return any(part.rounds for part in self.sets)
+
+    def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        parts = zip(self.sets, self._split(z), self._split(move), strict=True)
+        return torch.cat([part.retreat(block, along, step) for part, block, along in parts], dim=-1)
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         blocks = self._split(z)
         triples = zip(self.sets, blocks, self._split(gradient), strict=True)

@@ -70,7 +70,14 @@ class Problem(Protocol):
         It is in units of the slope whatever the unit, a curvature of shape `(*lanes, 1)`; 1 if None.
         """
 
-    def natural(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    def scale(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+        """Return the unit in which `residual` measures there: the one given, where that tells something.
+
+        Where steps of `slope / unit` would be lost in the rounding of z, or lead far out of a small set, it is the
+        nearest one where they do not, shape `(*lanes, 1)`.
+        """
+
+    def natural(self, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
         """Return `unit (z - prox(z - slope / unit))`, whose length the residual is, shape `(*lanes, n)`."""
 
     @property
@@ -90,6 +97,8 @@ class Solution:
         steps: gradient steps that were made.
         slope: the gradient that the solver last saw at the point, shape `(*lanes, n)`; None when it saw none there.
         floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
+        limit: residual above which the point is no solution, shape `lanes`, found by the caller; None where it is
+            `tol`, or what fixed steps are held to.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
     """
 
@@ -100,6 +109,7 @@ class Solution:
     slope: Tensor | None = None
     floor: Tensor | None = None
     random: Tensor | None = None
+    limit: Tensor | None = None
 
 
 class Solver(abc.ABC):

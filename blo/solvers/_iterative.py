@@ -4,97 +4,21 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
+from blo._autodiff import all_true, in_lanes, stride, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._stopping import (
-    Place,
-    bend,
-    curvature,
-    hidden,
-    reachable,
-    repeats,
-    required,
-    required_in_units,
-    resolution,
-    rounding,
-)
+from blo.solvers._confirm import aim, confirmed, measured
+from blo.solvers._running import Running
 
 #: Steps after which it is first looked at whether a solve still improves, and most steps between two such looks.
 _FIRST, _PERIOD = 16, 256
 #: Share of the least residual so far that counts as an improvement.
 _GAIN = 0.5
-#: Units of rounding of the largest gradient below which a solve may stop where nothing improves.
-_FLOOR = 64
-#: Times that residual below which a solve that does not improve may owe it to an objective that is no function.
-_NEAR = 100
-
-
-class State(Protocol):
-    """What a solver carries from step to step: a named tuple of tensors, or tuples of them, with the lanes in front.
-
-    Tensors that have no lanes in front are shared by all lanes, and do not rest when one of them does.
-
-    Attributes:
-        z: the current point, shape `(*lanes, n)`.
-        slope: the gradient of the objective there.
-        trial: where to look next; the solver's answer when it stops without measuring.
-    """
-
-    @property
-    def z(self) -> Tensor: ...
-    @property
-    def slope(self) -> Tensor: ...
-    @property
-    def trial(self) -> Tensor: ...
-    def anew(self, gradient: Callable[[Tensor], Tensor]) -> Any:
-        """Return the state with the slopes that the next step is made from computed anew, all else kept."""
-
-
-class Running(NamedTuple):
-    """What the loop carries. Where nothing is measured all but the state is of shape `()` and on the CPU.
-
-    Attributes:
-        state: the solver's.
-        limit: the residual at which each lane stops, shape `lanes`.
-        unit: what the residual is measured in, shape `(*lanes, 1)`.
-        lost: lanes whose last step was from a residual of NaN, shape `lanes`.
-        place: where the residual was measured last, shape `(*lanes, n)`; NaN where it is to be measured anew.
-        residual: what it was there, shape `lanes`; infinite where nothing is measured.
-        origin: where the solve began, shape `(*lanes, n)`, and the gradient there, `first`.
-        mark: the least residual at an earlier look, shape `lanes`.
-        floor: lanes that have stopped since nothing improves at the rounding of gradients, shape `lanes`.
-        random: lanes in which two evaluations at one point have differed, shape `lanes`.
-    """
-
-    state: Any
-    limit: Tensor
-    unit: Tensor
-    lost: Tensor
-    place: Tensor
-    residual: Tensor
-    origin: Tensor
-    first: Tensor
-    mark: Tensor
-    floor: Tensor
-    random: Tensor
-
-    @property
-    def resting(self) -> Tensor:
-        """Which lanes make no further step, shape `lanes`."""
-        return (self.residual <= self.limit) | self.lost | self.floor
-
-    @property
-    def at(self) -> Place:
-        """Where the solve is, held constant."""
-        return Place(self.state.z.detach(), self.state.slope.detach(), self.origin, self.first)
-
-
 #: Called with the number of steps made so far and the state, before each further step.
 Watch: TypeAlias = Callable[[int, Any], None]
 
@@ -184,7 +108,7 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         none = torch.zeros((), dtype=z0.dtype, device="cpu")
         inf = torch.full_like(none, torch.inf)
         return Running(begun, none, none, none > 0, none, inf, none, none, inf, none > 0, none > 0)
-    limit, unit = _aim(solver, problem, begun.z.detach(), begun.slope.detach())
+    limit, unit = aim(solver, problem, begun.z.detach(), begun.slope.detach())
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
     none = torch.zeros_like(limit, dtype=torch.bool)
     return Running(
@@ -202,67 +126,6 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
     )
 
 
-def _aim(solver: Iterative, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each lane stops that starts at z with this slope.
-
-    Returns:
-        The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
-    """
-    tol = solver.tol or 0.0
-    if not solver.relative:
-        unit = torch.ones_like(slope[..., :1])
-        return reachable(slope).clamp(min=tol), unit
-    # A unit step of an objective in a large unit leads far away, where a projection may not be found.
-    unit, least = curvature(problem, z, slope)
-    return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
-
-
-def _confirmed(solver: Iterative, problem: Problem, state: Running, stalled: Tensor | None = None) -> Running:
-    """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there.
-
-    Args:
-        solver: the solver.
-        problem: the problem.
-        state: where all lanes would stop.
-        stalled: lanes that have ceased to improve, shape `lanes`, which stop for good where rounding is the reason.
-    """
-    if surely(state.residual == 0):
-        return state
-    at, tol = state.at, solver.tol or 0.0
-    if stalled is not None:
-        noise = rounding(problem, at.z, at.slope, state.residual)
-        floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
-            return state  # slow, but on its way
-    rise = None
-    if solver.relative:
-        (limit, loose), unit, rise = required_in_units(tol, problem, at)
-        state = state._replace(unit=unit)
-    elif all_true(state.residual > tol):
-        limit = loose = torch.full_like(state.limit, tol)
-    else:
-        limit, loose = required(tol, problem, at)
-    residual = _residual(solver, problem, state)
-    if not all_true(residual <= limit):
-        if stalled is None:
-            noise = rounding(problem, at.z, at.slope, residual)
-            floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
-        late = residual > limit
-        near = late & (residual <= floor)
-        if not all_true(~(late & (residual <= _NEAR * floor))):
-            random = late & ~repeats(problem, at)
-            rise = bend(problem, at, None)[1] if rise is None else rise
-            limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
-            ended = random
-            if stalled is not None:
-                limit = torch.where(near & stalled & ~random & (residual <= loose), loose, limit)
-                ended = random | (near & stalled & (residual > limit))
-            state = state._replace(random=random, floor=ended)
-    return state._replace(
-        state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
-    )
-
-
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
     for index in range(first, first + steps):
@@ -275,16 +138,16 @@ def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> 
     """Return the solution that a state stands for."""
     if solver.tol is None:
         return Solution(state.state.trial, None, None, steps)
-    state = _measured(solver, problem, state)
+    state = measured(solver, problem, state)
     if steps == solver.max_steps or not all_true(state.resting):
-        state = _measured(solver, problem, _confirmed(solver, problem, state))
+        state = measured(solver, problem, confirmed(solver, problem, state))
     z, slope = state.state.z, state.state.slope.detach()
     return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random)
 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
     """Return what `_look` does, after a look at the limits when all lanes would stop."""
-    state = _measured(solver, problem, state)
+    state = measured(solver, problem, state)
     done, lost = _look(solver, state)
     if done is None:
         return state, done, lost
@@ -296,7 +159,7 @@ def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> 
     elif index % stride(state.limit):
         return state, done, lost
     if all_true(done if stalled is None else done | stalled):
-        state = _measured(solver, problem, _confirmed(solver, problem, state, stalled))
+        state = measured(solver, problem, confirmed(solver, problem, state, stalled))
         done, lost = _look(solver, state)
     return state, done, lost
 
@@ -306,23 +169,11 @@ def _due(steps: int) -> bool:
     return steps % _PERIOD == 0 or (steps >= _FIRST and steps & (steps - 1) == 0)
 
 
-def _measured(solver: Iterative, problem: Problem, state: Running) -> Running:
-    """Return the state with the residual of its point. A solver may rest on a point while it looks at others."""
-    if solver.tol is None or surely(state.state.z == state.place):
-        return state
-    return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
-
-
 def _look(solver: Iterative, state: Running) -> tuple[Tensor | None, Tensor]:
     """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
     if solver.tol is None:
         return None, state.lost
     return state.resting, state.residual.isnan()
-
-
-def _residual(solver: Iterative, problem: Problem, state: Running) -> Tensor:
-    z, slope = state.state.z, state.state.slope
-    return problem.residual(z, slope, state.unit) if solver.relative else problem.residual(z, slope)
 
 
 def _step(

@@ -19,10 +19,17 @@ _REPEATED = 256
 #: that multiple of it, and a small one in units of the curvature, as the default solvers have, no more than the last.
 _RELATIVE, _LOOSE, _TIGHT = 1e-4, 100, 1e5
 #: Error of a solution near zero, which has no length to compare it with, in units of the tolerance.
-_NEAR_ZERO = 1e-3
+_NEAR_ZERO = 1e-4
+#: Absolute tolerance that fixed steps are held to, where the curvature is small.
+_UNASKED = 1e-5
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
 #: share of the step.
 _SHARE = 0.3
+#: Most steps from which the curvatures that make up a residual are read off, and the share of the least of them that
+#: curvatures may have which are not looked for, since the residual is too small to hide them.
+_LOOKS, _SPREAD = 6, 1e-5
+#: How often a step that shows no curvature is made longer, and how much.
+_LONGER, _LONG = 8, 1e4
 
 
 class Place(NamedTuple):
@@ -61,57 +68,110 @@ def resolution(problem: Problem, z: Tensor) -> float:
     return problem.eps or torch.finfo(z.dtype).eps
 
 
-def bend(problem: Problem, at: Place, unit: Tensor | None) -> tuple[Tensor, Tensor]:
+def bend(problem: Problem, at: Place, unit: Tensor | None, error: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
 
     A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
     map, over its length. Where the change drowns in rounding, the curvature is the largest that would drown as well.
 
-    A residual of several curvatures shows the largest. In single precision, where the error along the others may be
-    large, a second step leads along the part of the residual that the first has not changed; the inverse curvatures
-    count by the lengths of the parts.
+    A residual of several curvatures shows the largest. Where the error along the others may matter, further steps lead
+    along the part of the residual that the ones before have not changed (Eisenstat, Elman and Schultz, SIAM J. Numer.
+    Anal. 1983, GCR), and the curvature is the residual over the length of the Newton step that they make up.
+
+    Args:
+        problem: the problem.
+        at: where.
+        unit: what the residual is measured in; None for 1.
+        error: the error of z that matters, shape `(*lanes, 1)`; None for that of solvers with small tolerances.
     """
+    error = _error(at, 0.0) if error is None else error
+    unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
-    direction = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
-    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, 1.0)
-
-    def change(direction: Tensor) -> Tensor:
-        aside = at.z - step * direction
-        return problem.natural(aside, problem.gradient(aside).detach(), unit) - left
-
-    turned = change(direction)
-    curved = _over(length(turned), at.slope, step)
-    if at.z.dtype is not torch.float64 and at.z.shape[-1] > 1:
-        along = turned / torch.where(length(turned) > 0, length(turned), 1.0)
-        rest = direction - (direction * along).sum(-1, keepdim=True) * along
+    rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
+    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, _NEAR_ZERO)
+    known: list[tuple[Tensor, Tensor]] = []
+    newton, share = torch.zeros_like(left), torch.ones_like(size)
+    looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
+    unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
+    left = problem.natural(at.z, at.slope, unit)
+    while looks:
+        ahead = rest / torch.where(share > 0, share, 1.0)
+        aside = at.z - step * ahead
+        turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
+        least = _least(at.slope)
+        if problem.term.rounds:
+            least = torch.maximum(least, _least(unit * aside))
+        lost = (size > 0) & (length(turned) <= least)
+        if longer and not (known or all_true(~lost)):
+            # The solver may have made no way at all, which says nothing about the unit of z.
+            step, longer = torch.where(lost, _LONG * step, step), longer - 1
+            unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))
+            left = problem.natural(at.z, at.slope, unit)
+            continue
+        looks -= 1
+        for past, image in known:
+            along = (turned * image).sum(-1, keepdim=True)
+            ahead, turned = ahead - along / step * past, turned - along * image
+        found = length(turned)
+        curved = _over(found, least, step)
+        image = turned / torch.where(found > 0, found, 1.0)
+        known.append((ahead / curved, image))
+        along = (rest * image).sum(-1, keepdim=True)
+        newton, rest = newton + along / curved * ahead, rest - along * image
         share = length(rest)
-        across = _over(length(change(rest / torch.where(share > 0, share, 1.0))), at.slope, step)
-        curved = 1 / ((1 - share.square()).clamp(min=0).sqrt() / curved + share / across)
+        if all_true(size * share <= _SPREAD * curved * error):
+            break
+    curved = 1 / (length(newton) + share / curved)
+    curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
     return curved, (curved * step).squeeze(-1)
 
 
-def required(tol: float, problem: Problem, at: Place) -> tuple[Tensor, Tensor]:
+def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple[Tensor, Tensor]:
     """Return what an absolute tolerance asks of the residual, and what it would allow near zero, shapes `lanes`.
 
     It asks for less than the tolerance where the curvature is small: that along the way of the solve, which costs
-    nothing, or where it has made none, and in single precision, that along the residual.
+    nothing, where the residual is small enough for curvatures far below that, otherwise that along the residual.
     """
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
+    error = _error(at, tol)
     curved = turn / torch.where(way > 0, way, 1.0)
-    if at.z.dtype is not torch.float64:
-        curved = bend(problem, at, None)[0]
-    elif not all_true(way > 0):
-        curved = torch.where(way > 0, curved, bend(problem, at, None)[0])
-    return _bounded(torch.full_like(way, tol), tol, curved, max(_RELATIVE, _LOOSE * tol) * at.span)
+    if not all_true((way > 0) & (residual.unsqueeze(-1) <= _SPREAD * curved * error)):
+        curved = bend(problem, at, None, error)[0]
+    return _bounded(torch.full_like(way, tol), tol, curved, error)
+
+
+def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
+    """Return the residual above which a point that its solver has not confirmed is no solution, shape `lanes`.
+
+    It is the tolerance, or less where the curvature is small. There is no further gradient where the residual is above
+    the tolerance anyway.
+
+    Args:
+        tol: an absolute tolerance of the residual.
+        problem: the problem.
+        at: the point.
+        asked: the tolerance was asked for, so that a large one allows large errors.
+    """
+    residual = problem.residual(at.z, at.slope)
+    limit = torch.full_like(residual, tol)
+    if all_true((residual == 0) | ~(residual <= limit)):
+        return limit
+    error = _error(at, tol if asked else _UNASKED)
+    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None, error)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
-    curved, rise = bend(problem, at, unit)
     error = min(_RELATIVE, _TIGHT * tol) * at.span
+    curved, rise = bend(problem, at, unit, error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
+
+
+def _error(at: Place, tol: float) -> Tensor:
+    """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
+    return max(_RELATIVE, _LOOSE * tol) * at.span
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,25 +192,28 @@ def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
     return (residual <= noise) & (residual <= _SHARE * (rise - noise / _ROUNDING))
 
 
-def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
+def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the residual that the rounding of the gradient hides at z, shape `lanes`.
 
-    It is seen in how the gradient changes when z does by no more than its own rounding. On a kink, where minimisers
+    It is seen in how the natural map changes when z does by no more than its own rounding: in a set that is small
+    beside the gradient it hardly does. On a kink, where minimisers
     like to be, that change is a jump and no rounding; so where it would hide the residual it is looked at a little
     beside z as well, where there is no kink but by chance, and the smaller change counts.
     """
-    here = _unsteadiness(problem, z, slope)
+    here = _unsteadiness(problem, z, slope, unit)
     if all_true(residual > here):
         return here
     aside = z + _length(z) * unaligned(z)
-    beside = _unsteadiness(problem, aside, problem.gradient(aside).detach())
+    beside = _unsteadiness(problem, aside, problem.gradient(aside).detach(), unit)
     return torch.where(beside < here, beside, here)  # there may be no gradient beside z
 
 
-def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor) -> Tensor:
-    """Return how much the gradient `slope` at z changes when z does by its own rounding, with a margin, by lane."""
-    ahead = problem.gradient(z * (1 + 2 * resolution(problem, z))).detach()
-    return _ROUNDING * length(ahead - slope).squeeze(-1)
+def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor, unit: Tensor | None) -> Tensor:
+    """Return how much the natural map at z changes when z does by its own rounding, with a margin, by lane."""
+    ahead = z * (1 + 2 * resolution(problem, z))
+    unit = problem.scale(z, slope, unit)
+    change = problem.natural(ahead, problem.gradient(ahead).detach(), unit) - problem.natural(z, slope, unit)
+    return _ROUNDING * length(change).squeeze(-1)
 
 
 def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,14 +226,18 @@ def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tenso
     found = length(change)
     known = torch.isfinite(found) & (found > 0)
     step = _length(z)
-    return torch.where(known, found, 1.0), _over(found * step, slope, step)
+    return torch.where(known, found, 1.0), _over(found * step, _least(slope), step)
 
 
-def _over(change: Tensor, slope: Tensor, step: Tensor) -> Tensor:
+def _over(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
     """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
-    least = 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
     found = torch.maximum(change, least) / step
     return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
+
+
+def _least(slope: Tensor) -> Tensor:
+    """Return the change of a vector that drowns in its rounding, shape `(*lanes, 1)`."""
+    return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 
 
 def unaligned(z: Tensor) -> Tensor:

@@ -370,4 +370,39 @@ MUTATIONS = (
         ),
         (UNIT + "test_value_function.py::test_it_scales_with_the_upper_objective",),
     ),
+    Mutation(
+        "an objective that is no function is taken for one",
+        (Patch("blo/solvers/_stopping.py", "return ~(drift > _REPEATED *", "return ~(drift > torch.inf *"),),
+        (WHOLE + "test_random_objectives.py",),
+    ),
+    Mutation(
+        "no curvature is looked for beyond the largest",
+        (Patch("blo/solvers/_stopping.py", "_LOOKS, _SPREAD = 6, 1e-5", "_LOOKS, _SPREAD = 1, 1e-5"),),
+        (WHOLE + "test_units.py::test_a_residual_within_tolerance_hides_no_error",),
+    ),
+    Mutation(
+        "points of others need not be solutions in their unit",
+        (Patch("blo/_argmin.py", "if last is None or confirmed or", "if last is not None or confirmed or"),),
+        (WHOLE + "test_units.py::test_points_that_no_solver_has_confirmed_are_looked_at",),
+    ),
+    Mutation(
+        "a report is ok where the same call warned of fixed steps",
+        (
+            Patch(
+                "blo/_report.py", "not (self.degenerate or loose or self._elsewhere)", "not (self.degenerate or loose)"
+            ),
+        ),
+        (WHOLE + "test_units.py::test_points_that_no_solver_has_confirmed_are_looked_at",),
+    ),
+    Mutation(
+        "a solve that uses its very last step is not confirmed",
+        (
+            Patch(
+                "blo/solvers/_iterative.py",
+                "steps == solver.max_steps or not all",
+                "steps == solver.max_steps and not all",
+            ),
+        ),
+        ("tests/unit/solvers/test_iterative.py::test_a_solve_that_uses_its_very_last_step_is_confirmed_too",),
+    ),
 )

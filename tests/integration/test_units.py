@@ -1,0 +1,93 @@
+"""Units and stiffness: a hypergradient is right in every unit of z and of the objective, or it is reported."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import blo
+from blo.solvers import Solver
+
+CURVATURES = {"equal": [1.0, 1.0], "two": [1e2, 1e-2], "three": [1e6, 3.0, 0.1]}
+#: Units of z, and what the objective is multiplied with.
+UNITS = [(1.0, 1e-24), (1e-6, 1.0), (1e4, 1e6), (1e6, 1e-12)]
+SETS: dict[str, Callable[[float], blo.sets.Set]] = {
+    "free": lambda unit: blo.Free(),
+    "box": lambda unit: blo.Box(-10 * unit, 10 * unit),
+    "ball": lambda unit: blo.L2Ball(100 * unit),
+}
+both = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+class Case:
+    """`1/2 scale sum d (z / unit - theta)^2`, solved by `unit theta`, below `1/2 |z / unit|^2`, of gradient theta."""
+
+    def __init__(self, name: str, unit: float, scale: float, dtype: torch.dtype) -> None:
+        d = torch.tensor(CURVATURES[name], dtype=dtype)
+        self.unit, self.theta = unit, torch.linspace(1, 2, len(d), dtype=dtype)
+        self.solution = unit * self.theta
+        self.objective = lambda theta, z: 0.5 * scale * (d * (z / unit - theta).square()).sum()
+
+    def judge(self, solver: Solver, term: str, start: float) -> tuple[float, bool]:
+        """Return the largest error in units of theta, and whether anything was reported."""
+        z0 = start * self.unit * torch.ones_like(self.theta)
+        lower = blo.LowerProblem(self.objective, SETS[term](self.unit))
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            found = blo.value_and_hypergrad(self.upper, lower, self.theta, z0, solver=solver)
+        apart = (found.z - self.solution) / self.unit, found.grad - self.theta
+        error = max(float(part.abs().max()) for part in apart)
+        assert not (given and found.report.ok)
+        return error, not found.report.ok
+
+    def upper(self, theta: Tensor, z: Tensor) -> Tensor:
+        return 0.5 * (z / self.unit).square().sum()
+
+
+@both
+@pytest.mark.parametrize("name", CURVATURES)
+@pytest.mark.parametrize("solver", [blo.LBFGS(max_steps=100), blo.Newton(max_steps=30)], ids=str)
+def test_a_residual_within_tolerance_hides_no_error(solver: Solver, name: str, dtype: torch.dtype) -> None:
+    for unit, scale in UNITS:
+        for term, start in (("free", 3.0), ("box", 0.0)):
+            error, reported = Case(name, unit, scale, dtype).judge(solver, term, start)
+            assert reported or error <= 1e-3, (unit, scale, term)
+
+
+@both
+@pytest.mark.parametrize("solver", [blo.ProjectedGradient(max_steps=60), blo.FISTA(max_steps=60)], ids=str)
+def test_nor_does_that_of_a_first_order_solver(solver: Solver, dtype: torch.dtype) -> None:
+    for unit, scale in UNITS:
+        for term in ("free", "ball"):
+            error, reported = Case("two", unit, scale, dtype).judge(solver, term, 3.0)
+            assert reported or error <= 1e-3, (unit, scale, term)
+
+
+@both
+@pytest.mark.parametrize("name", ["equal", "three"])
+def test_points_that_no_solver_has_confirmed_are_looked_at(name: str, dtype: torch.dtype) -> None:
+    """Where the objective is in a small unit, points that are no solution pass every absolute tolerance."""
+    for unit, scale in UNITS:
+        case = Case(name, unit, scale, dtype)
+        beside = case.solution + 0.01 * unit * torch.eye(len(case.theta), dtype=dtype)[-1]
+        for solver in (
+            blo.External(lambda theta, z, beside=beside: beside),
+            blo.TorchOptim(lambda p: torch.optim.SGD(p, lr=1e-9), steps=2),
+            blo.OneStep(1e-9),
+        ):
+            for term in SETS:
+                error, reported = case.judge(solver, term, 0.0)
+                assert reported or error <= 1e-3, (type(solver).__name__, unit, scale, term)
+
+
+@both
+def test_exact_points_pass(dtype: torch.dtype) -> None:
+    for unit, scale in UNITS:
+        case = Case("two", unit, scale, dtype)
+        for term in SETS:
+            error, reported = case.judge(blo.External(lambda theta, z, case=case: case.solution), term, 0.0)
+            assert error <= 1e-3 and not reported, (unit, scale, term)
