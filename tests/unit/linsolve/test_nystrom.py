@@ -73,7 +73,7 @@ def test_on_a_tangent_space_the_rank_is_spent_on_it() -> None:
     z = torch.tensor([0.0, 0.5, 1.0, 0.3, 0.0, 1.0], dtype=torch.float64)
     H, b = spd(0, (), 6, 10.0), normal(1, 6)
     free = [1, 3]
-    system = Restricted(Dense(H, symmetric=True), Box(0.0, 1.0).tangent(z, b))
+    system = Restricted(Dense(H, symmetric=True), Box(0.0, 1.0).tangent(z, 1 - 2 * z))  # pressed against its bounds
     found = Nystrom(2, 0.1).solve(system, b)
     expected = b / 1.1
     expected[free] = torch.linalg.solve(H[free][:, free] + 0.1 * torch.eye(2, dtype=H.dtype), b[free])
