@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import Autocast, without
-from blo._autodiff import plain, transforms_active
+from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
 from blo._draws import may_draw
@@ -85,6 +85,8 @@ class Solving:
         last, confirmed = self.last, isinstance(self.solver, Iterative) and self.solver.tol is not None
         if last is None or confirmed or self.checks.off or self.solver.tol == math.inf:
             return None
+        if last.residual is not None and last.tol is not None and not all_true(problem.residual(z, slope) <= last.tol):
+            return None  # it was reported by the solve, or the data have changed, which `compare` reports
         start = z if self.start is None or self.start.shape != z.shape else self.start
         tol, asked = unasked(z.dtype) if self.solver.tol is None else self.solver.tol, self.solver.tol is not None
         limit = solved(tol, problem, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
