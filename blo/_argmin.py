@@ -70,7 +70,7 @@ class Solving:
         z, residual = solution.z.detach(), solution.residual
         if residual is None:
             residual = z.new_zeros(z.shape[:-1]) if self.checks.off else problem.residual(z, problem.gradient(z))
-        remedy = lambda: self._origin(problem, z0)  # noqa: E731
+        remedy = lambda: self._origin(problem, z0, z)  # noqa: E731
         self.checks.all_finite([(z, "a further lower solution"), (residual, "its residual")], remedy)
         return z, residual
 
@@ -152,7 +152,7 @@ class Solving:
     def _told(self, problem: Bound) -> Bound:
         return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
 
-    def _origin(self, problem: Bound, z0: Tensor, z: Tensor | None = None) -> str:
+    def _origin(self, problem: Bound, z0: Tensor, z: Tensor) -> str:
         """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
         look = "Look at what it was computed from."
         if not _finite([z0]):
@@ -167,13 +167,12 @@ class Solving:
         kind = type(problem.term).__name__
         if not _finite([problem.prox(z0, 1.0)]):
             return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
-        if z is not None:
-            slope = self._told(problem).detach().gradient(z.detach())
-            if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
-                return (
-                    f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of "
-                    "the set the gradients of constraints may vanish or depend on each other."
-                )
+        slope = self._told(problem).detach().gradient(z.detach())
+        if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
+            return (
+                f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of the "
+                "set the gradients of constraints may vanish or depend on each other."
+            )
         return SMALLER if hasattr(self.solver, "step") else LOOK
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:

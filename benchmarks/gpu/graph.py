@@ -14,7 +14,7 @@ def replayed(step: Callable[[], dict[str, Tensor]], *, repeats: int) -> tuple[fl
     """Capture a step and replay it.
 
     Args:
-        step: returns gradients by name, without drawing random numbers or waiting for the device.
+        step: a function that returns the gradients by name; it draws no random numbers and never waits for the device.
         repeats: timed replays.
 
     Returns:

@@ -115,7 +115,7 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
 
 
 def _filled(tensors: Sequence[Tensor | None], kinds: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors, zeros where there is none."""
+    """Return the tensors, with zeros of the given kinds in the place of None."""
     return [
         torch.zeros(shape, dtype=dtype, device=device) if tensor is None else tensor
         for tensor, (shape, dtype, device) in zip(tensors, kinds, strict=True)

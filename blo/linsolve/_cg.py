@@ -83,8 +83,8 @@ class CG(LinearSolver):
         size, zero = largest(b)
         rhs = b / size
         x, r = started(apply, rhs, x0, size, zero)
-        whence = _dot(rhs, rhs)
-        goal = floor_of(self.tol, b) ** 2 * whence
+        bb = _dot(rhs, rhs)
+        goal = floor_of(self.tol, b) ** 2 * bb
         p = r if inverse is None else inverse(r)
         rr = _dot(r, r)
         # Every iterate is a tensor of its own, so that the best one is kept without a copy.
@@ -127,20 +127,20 @@ class CG(LinearSolver):
             running = running if whole else running & (rr > goal)
         # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
         textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
-        bound = _RISE**2 * least if textbook else torch.minimum(whence, _RISE**2 * least)
+        bound = _RISE**2 * least if textbook else torch.minimum(bb, _RISE**2 * least)
         lost = indefinite | (rr > bound)
-        if surely(running & ~lost & (rr > _FAR**2 * whence)) and surely(_cosine(p, q) <= _ROUGH):
-            residual = (rr / whence).sqrt().squeeze(-1)
+        if surely(running & ~lost & (rr > _FAR**2 * bb)) and surely(_cosine(p, q) <= _ROUGH):
+            residual = (rr / bb).sqrt().squeeze(-1)
         else:
             # Of all multiples of x, this one leaves the least residual.
             image = rhs - r
             length = _dot(image, image)
             share = _dot(rhs, image) / torch.where(length > 0, length, 1.0)
-            shortened = whence - share * share * length < least
+            shortened = bb - share * share * length < least
             x = torch.where(lost, torch.where(shortened, share * x, best), x)
             residual = relative_residual(operator, x, rhs, self.damping)
             # There the recursion has lost touch with the true residual.
-            worse = (residual > 1) & (lost | (rr <= whence)).squeeze(-1) & ~zero.squeeze(-1)
+            worse = (residual > 1) & (lost | (rr <= bb)).squeeze(-1) & ~zero.squeeze(-1)
             x, residual = torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
         return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
 

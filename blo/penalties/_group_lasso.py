@@ -68,9 +68,10 @@ class GroupLasso(Penalty):
         if self.validate and can_validate():
             _check_numbers(groups, weight, layout.size)
             number = int(groups.max()) + 1
-            if isinstance(self.weight, Tensor) and self.weight.shape == layout.lanes != (number,) and layout.lanes:
+            given = self.weight
+            if isinstance(given, Tensor) and given.ndim == 1 and given.shape == layout.lanes and len(given) != number:
                 raise StructureError(
-                    f"`GroupLasso.weight` of shape {tuple(self.weight.shape)} has one entry for each problem, but one "
+                    f"`GroupLasso.weight` of shape {tuple(given.shape)} has one entry for each problem, but one "
                     f"for each of the {number} groups is read from it. For one weight a problem, give it the shape "
                     f"{(*layout.lanes, 1)}; weights of groups without coordinates are to be left out."
                 )

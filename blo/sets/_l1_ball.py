@@ -68,6 +68,8 @@ class L1Ball(Set):
         multiplier = -(sign * gradient).sum(-1, keepdim=True) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
         offset, distance = (z - self.center).detach(), self._distance(z)
         active = near & ~clear(distance, multiplier, self.slack)
+        on = active | (near & (distance <= 0))  # on the boundary, where the gradient may pull it off
+        along = gradient + sign * multiplier
         sign = torch.where(active & clear(offset.abs(), multiplier - gradient.abs(), self.slack), offset.sign(), 0.0)
         held = active & (sign == 0)
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
@@ -79,9 +81,9 @@ class L1Ball(Set):
             # Every coordinate off the support has one undecided side when its slope is as large as that of the sum.
             tangential = projector(gradient)
             rest = multiplier - gradient.abs()
-            edge = held & negligible(rest, gradient, tangential)
+            edge = held & (negligible(rest, gradient, tangential) | (rest < 0))  # at zero itself it has no sign
             edge = edge | (active & unresolved(offset.abs(), rest, self.slack, z))
-            loose = active & negligible(multiplier, gradient, tangential)
+            loose = on & negligible(multiplier, gradient, torch.where(active, tangential, along))
             loose = loose | (near & unresolved(distance, multiplier, self.slack, z))
             fixed = torch.where(active, held.sum(-1, keepdim=True) + 1, 0).squeeze(-1)
             return Counts(z.shape[-1] - fixed, fixed, (edge.sum(-1) + loose.sum(-1)))

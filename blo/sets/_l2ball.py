@@ -67,6 +67,8 @@ class L2Ball(Set):
         slope = (gradient * u).sum(-1, keepdim=True)
         distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
         active = near & ~clear(distance, pressed, self.slack)
+        on = active | (near & (distance <= 0))  # on the sphere, where the gradient may pull it off
+        across = gradient - u * slope
         point = active & (norm <= self._rounding(z))  # a ball of radius zero holds every direction
         u, slope = u * (active & ~point), slope * (active & ~point)
 
@@ -77,7 +79,7 @@ class L2Ball(Set):
             n = z.shape[-1]
             held = torch.where(point, n, active.long()).squeeze(-1)
             # At radius zero the constraint has no multiplier: the motion with the radius is one-sided.
-            undecided = point | (active & negligible(slope, gradient, projector(gradient)))
+            undecided = point | (on & negligible(pressed, gradient, across))
             undecided = undecided | (near & unresolved(distance, pressed, self.slack, z))
             return Counts(n - held, held, undecided.squeeze(-1).long())
 

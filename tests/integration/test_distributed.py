@@ -204,7 +204,7 @@ def ridge_hypergradient() -> np.ndarray:
 
 
 def fall_out(rank: int, folder: str) -> None:
-    """Save what each of two ranks is told where they do not do the same; the last one is killed."""
+    """Save the error that each of two ranks gets when their calls differ; at the end kill the second rank."""
     start(rank, 2, folder, 60)
     told: dict[str, tuple[str, str]] = {}
 

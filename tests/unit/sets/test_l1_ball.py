@@ -67,3 +67,16 @@ def test_a_radius_that_is_not_positive_is_refused(radius: float | torch.Tensor) 
 def test_a_radius_of_another_shape_is_named() -> None:
     with pytest.raises(StructureError, match=r"L1Ball\.radius.*\(3,\)"):
         L1Ball(torch.ones(3)).fit(Layout.of(torch.zeros(2, 3), batched=True))
+
+
+@pytest.mark.parametrize("pull", [-1e-10, 1e-10])
+def test_a_multiplier_smaller_than_the_residual_is_counted_whichever_its_sign(pull: float) -> None:
+    z = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    normal, across = torch.ones(2).double(), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    counts = L1Ball(1.0).tangent(z, pull * normal + 1e-9 * across).counts()
+    assert int(counts.degenerate) == 1
+
+
+def test_a_coordinate_that_a_solver_leaves_at_zero_too_early_is_counted() -> None:
+    z, gradient = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([-1e-9, -3e-9], dtype=torch.float64)
+    assert int(L1Ball(1.0).tangent(z, gradient).counts().degenerate) == 1

@@ -141,3 +141,11 @@ def test_a_negative_radius_is_refused(radius: float | torch.Tensor) -> None:
 def test_a_radius_of_another_shape_is_named() -> None:
     with pytest.raises(StructureError, match=r"L2Ball\.radius.*\(3,\)"):
         L2Ball(torch.ones(3)).fit(Layout.of(torch.zeros(2, 3), batched=True))
+
+
+@pytest.mark.parametrize("pull", [-1e-10, 1e-10])
+def test_a_multiplier_smaller_than_the_residual_is_counted_whichever_its_sign(pull: float) -> None:
+    z = torch.tensor([0.6, 0.8], dtype=torch.float64)
+    normal, across = z, torch.tensor([-0.8, 0.6], dtype=torch.float64)
+    counts = L2Ball(1.0).tangent(z, pull * normal + 1e-9 * across).counts()
+    assert int(counts.degenerate) == 1

@@ -50,23 +50,19 @@ def test_the_bilevel_optimum_is_reached(algorithm: Algorithm, steps: int) -> Non
     np.testing.assert_allclose(z, truth_z, atol=1e-9)
 
 
-def test_saba_reaches_the_optimum_with_constant_steps_on_single_examples() -> None:
+def saba_on_single_examples(theta: torch.Tensor, z: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
     algorithm = blo.SABA(lower_step=0.15, upper_step=0.1, upper_count=4, lower_count=6)
     generator = torch.Generator().manual_seed(0)
-    sources = [
-        draw(list(enumerate(CASE.batches(names, [[i] for i in range(count)]))), generator)
+    upper, lower = (
+        draw(list(enumerate(CASE.batches(names, [[i] for i in range(count)], theta.dtype))), generator)
         for names, count in ((UPPER, 4), (LOWER, 6))
-    ]
-    state = algorithm.init(torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64))
-    state = run(
-        algorithm,
-        state,
-        quadratic.upper,
-        quadratic.lower,
-        steps=900,
-        upper_batches=sources[0],
-        lower_batches=sources[1],
     )
+    oracles = quadratic.upper, quadratic.lower
+    return run(algorithm, algorithm.init(theta, z), *oracles, steps=steps, upper_batches=upper, lower_batches=lower)
+
+
+def test_saba_reaches_the_optimum_with_constant_steps_on_single_examples() -> None:
+    state = saba_on_single_examples(torch.zeros(3, dtype=torch.float64), torch.zeros(5, dtype=torch.float64), 900)
     theta, z = CASE.optimum()
     np.testing.assert_allclose(state["theta"], theta, atol=1e-9)
     np.testing.assert_allclose(state["z"], z, atol=1e-9)
@@ -119,22 +115,7 @@ def test_the_bias_of_bome_falls_with_its_step() -> None:
 
 
 def test_saba_in_single_precision_forgets_the_rounding_of_its_first_gradients() -> None:
-    algorithm = blo.SABA(lower_step=0.15, upper_step=0.1, upper_count=4, lower_count=6)
-    generator = torch.Generator().manual_seed(0)
-    sources = [
-        draw(list(enumerate(CASE.batches(names, [[i] for i in range(count)], torch.float32))), generator)
-        for names, count in ((UPPER, 4), (LOWER, 6))
-    ]
-    state = algorithm.init(torch.full((3,), 1e5), torch.full((5,), -1e5))  # a start far away
-    state = run(
-        algorithm,
-        state,
-        quadratic.upper,
-        quadratic.lower,
-        steps=1200,
-        upper_batches=sources[0],
-        lower_batches=sources[1],
-    )
+    state = saba_on_single_examples(torch.full((3,), 1e5), torch.full((5,), -1e5), 1200)  # a start far away
     theta, z = CASE.optimum()
     np.testing.assert_allclose(state["theta"], theta, atol=2e-5)
     np.testing.assert_allclose(state["z"], z, atol=2e-5)
