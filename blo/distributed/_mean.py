@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -63,7 +64,7 @@ class _Mean:
     def __init__(self, objective: Callable[..., Any], weight: float, group: Any) -> None:
         self._objective, self._weight, self._group = objective, weight, group
         self._name = getattr(objective, "__qualname__", type(objective).__name__)
-        self._agreed: tuple[Any, int, float] | None = None
+        self._agreed: weakref.WeakKeyDictionary[Any, tuple[int, float]] = weakref.WeakKeyDictionary()
 
     def __call__(self, theta: Tree, z: Tree, *rest: Any) -> Any:
         """Return the mean over all ranks."""
@@ -104,14 +105,14 @@ class _Mean:
 
     def _agree(self, ranks: Ranks, theta: Tree, z: Tree, leaves: Sequence[Tensor]) -> tuple[int, float]:
         """Return this objective's number and this rank's share of the weight, which are exchanged once."""
-        if self._agreed is None or self._agreed[0] is not ranks.group:
+        if ranks.group not in self._agreed:
             number = next_number(ranks)
             found, text = structure(theta, z)
             sums = [checksum(tree.leaves(variable), wait=True) for variable in (theta, z)]
             row = Row(0, number, 0, found, 0, *sums)
             weights = meet(ranks, row, [self._weight], _device(leaves), lambda: f"begins {self._name} with {text}")
-            self._agreed = ranks.group, number, self._weight / sum(weight for (weight,) in weights)
-        return self._agreed[1:]
+            self._agreed[ranks.group] = number, self._weight / sum(weight for (weight,) in weights)
+        return self._agreed[ranks.group]
 
 
 def _own(ranks: Ranks, leaves: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,14 @@ class Ranks:
     """Two or more processes of which this is one.
 
     Attributes:
-        group: their process group.
+        known: their process group, held weakly: whoever keeps an objective or a result must not keep the threads of a
+            group alive that was destroyed, which would abort the process at its exit.
         size: how many they are.
         rank: the number of this one in the group.
         host: whether the group has a backend for tensors on the CPU, through which no accelerator is waited for.
     """
 
-    group: Any
+    known: weakref.ReferenceType[Any]
     size: int
     rank: int
     host: bool
@@ -57,7 +59,22 @@ class Ranks:
                 "of all, is not in it. Evaluate the objective in the processes of its group only."
             )
         size = dist.get_world_size(group)
-        return None if size == 1 else cls(group, size, rank, "cpu:" in dist.get_backend_config(group))
+        return None if size == 1 else cls(weakref.ref(group), size, rank, "cpu:" in dist.get_backend_config(group))
+
+    @property
+    def group(self) -> Any:
+        """The process group.
+
+        Raises:
+            RankError: if it has been destroyed.
+        """
+        group = self.known()
+        if group is None:
+            raise RankError(
+                "the process group must live while derivatives and reports are made of what was computed in it, but "
+                "has been destroyed. Call destroy_process_group() later."
+            )
+        return group
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return the sums over all ranks, equal bit for bit on each, by one all-reduce for each dtype and device."""

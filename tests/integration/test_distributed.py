@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,24 @@ def test_two_and_three_processes_find_what_one_finds_on_all_the_data(tmp_path: P
             for other in others:
                 assert torch.equal(other[name], first[name]), name
         assert_near(first["theta on one rank"], ridge_hypergradient(), 1e-12)
+
+
+def leave(rank: int, folder: str) -> None:
+    """Destroy the process group while objectives and a result that were made in it are kept."""
+    start(rank, 2, folder, 60)
+    kept = mean(by_hand), mean(lambda theta, z: z.square().sum())
+    out = blo.value_and_hypergrad(kept[1], blo.LowerProblem(kept[0]), THETA, Z0)
+    late = kept[0](THETA.clone().requires_grad_(), out.z)
+    group = weakref.ref(distributed.group.WORLD)
+    distributed.barrier()
+    distributed.destroy_process_group()
+    assert group() is None  # its threads would abort the process at exit
+    with pytest.raises(blo.distributed.RankError, match="has been destroyed"):
+        late.backward()
+
+
+def test_a_process_group_that_is_destroyed_is_kept_alive_by_nothing(tmp_path: Path) -> None:
+    mp.spawn(leave, (str(tmp_path),), nprocs=2)
 
 
 def ridge_hypergradient() -> np.ndarray:
