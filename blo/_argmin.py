@@ -64,7 +64,7 @@ class Solving:
         solver = self.solver
         if solver.tol is not None and is_dataclass(solver):
             least = torch.finfo(wanted.dtype).tiny  # what is wanted may vanish in half precision
-            solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted).min()), least)))
+            solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted.detach()).min()), least)))
         rests = found and solver.tol is None
         solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, None, solver)
         z, residual = solution.z.detach(), solution.residual

@@ -22,9 +22,9 @@ def may_draw(function: Any) -> bool:
     """Tell whether a function, or one that it names, holds a generator or an iterator, or names a module `random`.
 
     That it does proves nothing, so this is no more than a reason to compare two evaluations. What counts calls, or
-    reads data that change, is not found.
+    reads data that change, is not found. While a compiler traces, nothing is.
     """
-    return _may_draw([function], _DEPTH, set())
+    return not torch.compiler.is_compiling() and _may_draw([function], _DEPTH, set())
 
 
 def _may_draw(values: Iterable[Any], depth: int, seen: set[int]) -> bool:
