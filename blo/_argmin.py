@@ -15,6 +15,7 @@ from blo._autocast import Autocast, without
 from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
+from blo._curvature import Place
 from blo._draws import may_draw
 from blo._entrance import outside_compile, with_numbers
 from blo._failures import LOOK, SMALLER, Checks, unasked
@@ -26,7 +27,7 @@ from blo._types import OnFailure, Tree
 from blo.errors import StructureError
 from blo.gradients import Implicit, Strategy, Unrolled, Zero
 from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, default_solver, run
-from blo.solvers._stopping import Place, repeats, solved
+from blo.solvers._stopping import repeats, solved
 
 
 @dataclass

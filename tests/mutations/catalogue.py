@@ -377,7 +377,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no curvature is looked for beyond the largest",
-        (Patch("blo/solvers/_stopping.py", "_LOOKS, _SPREAD = 6, 1e-5", "_LOOKS, _SPREAD = 1, 1e-5"),),
+        (Patch("blo/_curvature.py", "_LOOKS = 6", "_LOOKS = 1"),),
         (WHOLE + "test_units.py::test_a_residual_within_tolerance_hides_no_error",),
     ),
     Mutation(
