@@ -265,7 +265,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the tilted solve keeps the tolerance of the solver",
-        (Patch("blo/_argmin.py", "tol=min(solver.tol, max(float(plain(wanted).min()), least))", "tol=solver.tol"),),
+        (Patch("blo/_argmin.py", "min(solver.tol, max(float(plain(wanted.detach()).min()), least))", "solver.tol"),),
         (UNIT + "test_value_function.py::test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm",),
     ),
     Mutation(
