@@ -16,7 +16,7 @@ _ROUNDING = 16
 _REPEATED = 256
 #: Relative errors of a solution, in units of the tolerance: a large one in an absolute unit allows the first, a small
 #: one in units of the curvature, as the default solvers have, no more than the second.
-_LOOSE, _TIGHT = 100, 1e5
+_LOOSE, _TIGHT = 30, 1e5
 #: Absolute tolerance that fixed steps are held to, where the curvature is small.
 _UNASKED = 1e-5
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
