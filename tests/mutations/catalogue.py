@@ -265,7 +265,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the tilted solve keeps the tolerance of the solver",
-        (Patch("blo/_argmin.py", "min(solver.tol, max(float(plain(wanted.detach()).min()), least))", "solver.tol"),),
+        (Patch("blo/_solving.py", "min(solver.tol, max(float(plain(wanted.detach()).min()), least))", "solver.tol"),),
         (UNIT + "test_value_function.py::test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm",),
     ),
     Mutation(
@@ -280,7 +280,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a generator that the objective holds is no reason to evaluate twice",
-        (Patch("blo/_argmin.py", "drawn = watched and self.drawing", "drawn = False"),),
+        (Patch("blo/_solving.py", "drawn = watched and self.drawing", "drawn = False"),),
         (WHOLE + "test_random_objectives.py::test_noise_that_vanishes_at_the_solution_is_seen_at_the_start",),
     ),
     Mutation(
@@ -356,7 +356,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a solve with a tolerance is made under autocast",
-        (Patch("blo/_argmin.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
+        (Patch("blo/_parts.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
         (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
     ),
     Mutation(
@@ -382,7 +382,7 @@ MUTATIONS = (
     ),
     Mutation(
         "points of others need not be solutions in their unit",
-        (Patch("blo/_argmin.py", "if last is None or confirmed or", "if last is not None or confirmed or"),),
+        (Patch("blo/_solving.py", "if last is None or confirmed or", "if last is not None or confirmed or"),),
         (WHOLE + "test_units.py::test_points_that_no_solver_has_confirmed_are_looked_at",),
     ),
     Mutation(
