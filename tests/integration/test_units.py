@@ -123,3 +123,17 @@ def test_a_named_tolerance_holds_no_interior_solution_and_hides_no_small_curvatu
                         solver=solver,
                     )
                 assert not found.report.ok or (found.grad - theta).abs().max() <= 1e-3, (basis, term, start)
+
+
+@pytest.mark.parametrize("term", [blo.NonNegative(), blo.Box(0.0, 1.0)])
+def test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is_large(term: blo.sets.Set) -> None:
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    beside = 1e-6 * (theta + 4e-9)
+    found = blo.value_and_hypergrad(
+        lambda theta, z: 1e6 * z.sum(),
+        blo.LowerProblem(lambda theta, z: 0.5 * 1e9 * (z - 1e-6 * theta).square().sum(), term),
+        theta,
+        torch.zeros_like(theta),
+        solver=blo.External(lambda theta, z: beside, tol=1e-5),
+    )
+    torch.testing.assert_close(found.grad, torch.ones_like(theta), rtol=1e-8, atol=0)

@@ -212,8 +212,13 @@ MUTATIONS = (
     ),
     Mutation(
         "constraints are looked for no further than the slack, whatever residual the solver accepted",
-        (Patch("blo/_bound.py", "term.loosened(2 * left) if left <= self.accuracy else term", "term"),),
+        (Patch("blo/_bound.py", "if all_true(left <= self.accuracy):", "if False:"),),
         (WHOLE + "test_near_boundaries.py::test_a_constraint_holds_a_solution_that_its_solver_left_beside_it",),
+    ),
+    Mutation(
+        "and as far as that residual, whatever the curvature",
+        (Patch("blo/_bound.py", "plain(left / curved.clamp(min=1.0))", "plain(left)"),),
+        (WHOLE + "test_units.py::test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is_large",),
     ),
     Mutation(
         "a bound holds what its multiplier pulls away from it",
