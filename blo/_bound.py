@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import all_true, gradient, length, plain, transforms_active, value_and_gradient
-from blo._curvature import RELATIVE, Place, bend
+from blo._curvature import Place, bend
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
 from blo._term import Tangent, Term
@@ -164,7 +164,7 @@ class Bound:
             left = residual(term, z, slope).detach()
             if all_true(left <= self.accuracy):
                 at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
-                curved = bend(replace(self.detach(), term=term), at, None, RELATIVE * at.span)[0].squeeze(-1)
+                curved = bend(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
                 term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))
         return term.tangent(z, slope)
 

@@ -16,9 +16,8 @@ RELATIVE = 1e-4
 NEAR_ZERO = 1e-4
 #: Most steps from which the curvatures that make up a residual are read off.
 _LOOKS = 6
-#: The share of the least of them that curvatures may have which are not looked for, since the residual is too small to
-#: hide them: where the error of z that matters is small, and where it is large.
-SPREAD, WIDE = 1e-5, 1e-8
+#: The part of a Newton step, in units of z, that hides no error along curvatures far smaller than those looked at.
+HIDDEN = 3e-10
 #: How often a step that shows no curvature is made longer, and how much.
 _LONGER, _LONG = 8, 1e4
 
@@ -62,9 +61,7 @@ class Place(NamedTuple):
         return torch.maximum(length(self.slope), length(self.first)).squeeze(-1)
 
 
-def bend(
-    problem: Mapped, at: Place, unit: Tensor | None, error: Tensor, spread: float = SPREAD
-) -> tuple[Tensor, Tensor]:
+def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
 
     A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
@@ -78,9 +75,9 @@ def bend(
         problem: the problem.
         at: where.
         unit: what the residual is measured in; None for 1.
-        error: the error of z that matters, shape `(*lanes, 1)`.
-        spread: share of the curvature that others may have which are not looked for.
+        fine: the part of the Newton step that is not looked into, shape `(*lanes, 1)`; by default `HIDDEN` of z.
     """
+    fine = HIDDEN * at.span if fine is None else fine
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
@@ -116,7 +113,7 @@ def bend(
         along = (rest * image).sum(-1, keepdim=True)
         newton, rest = newton + along / curved * ahead, rest - along * image
         share = length(rest)
-        if all_true(size * share <= spread * curved * error):
+        if all_true(size * share <= curved * fine):
             break
     curved = 1 / (length(newton) + share / curved)
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)

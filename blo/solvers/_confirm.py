@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, surely
-from blo._curvature import RELATIVE, bend
+from blo._curvature import bend
 from blo.solvers._base import Problem
 from blo.solvers._running import Aims, Running
 from blo.solvers._stopping import (
@@ -83,7 +83,7 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         near = late & (residual <= floor)
         if not all_true(~(late & (residual <= _NEAR * floor))):
             random = late & ~repeats(problem, at)
-            rise = bend(problem, at, None, RELATIVE * at.span)[1] if rise is None else rise
+            rise = bend(problem, at, None)[1] if rise is None else rise
             limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
             ended = random
             if stalled is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, length
-from blo._curvature import NEAR_ZERO, RELATIVE, WIDE, Place, bend, drowned, over, unaligned
+from blo._curvature import HIDDEN, NEAR_ZERO, RELATIVE, Place, bend, drowned, over, unaligned
 from blo.solvers._base import Problem
 
 #: Units of rounding of a gradient below which no residual is asked for.
@@ -17,6 +17,9 @@ _REPEATED = 256
 #: Relative errors of a solution, in units of the tolerance: a large one in an absolute unit allows the first, a small
 #: one in units of the curvature, as the default solvers have, no more than the second.
 _LOOSE, _TIGHT = 30, 1e5
+#: Share of the curvature that others may have which solves with a small tolerance in units of it do not look for: their
+#: residual is too small to hide them.
+_SPREAD = 1e-5
 #: Absolute tolerance that fixed steps are held to, where the curvature is small.
 _UNASKED = 1e-5
 #: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
@@ -43,8 +46,8 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
     error = _error(at, tol)
     curved = turn / torch.where(way > 0, way, 1.0)
-    if not all_true((way > 0) & (residual.unsqueeze(-1) <= WIDE * curved * error)):
-        curved = bend(problem, at, None, error, WIDE)[0]
+    if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * at.span)):
+        curved = bend(problem, at, None)[0]
     return _bounded(torch.full_like(way, tol), tol, curved, error)
 
 
@@ -65,14 +68,14 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
     error = _error(at, tol if asked else _UNASKED)
-    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None, error, WIDE)[0], error)[0]
+    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
     error = min(RELATIVE, _TIGHT * tol) * at.span
-    curved, rise = bend(problem, at, unit, error)
+    curved, rise = bend(problem, at, unit, _SPREAD * error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
 
 
