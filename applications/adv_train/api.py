@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from adv_train import methods
 from adv_train.errors import UserError
+from adv_train.threat import Threat
 
 
 def training_gradient(
@@ -48,5 +49,7 @@ def training_gradient(
         options["start"], start = start, None
     if start is not None and start.shape != x.shape:
         raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
-    chosen = methods.create(method, eps=eps, **options)
-    return chosen(model, dict(model.named_parameters()), x, y, start=start, generator=generator)
+    chosen = methods.METHODS.create(method, **options)
+    batch = methods.Batch(x, y, torch.arange(len(x), device=x.device))
+    params = dict(model.named_parameters())
+    return chosen(model, params, batch, Threat("linf", eps), start=start, generator=generator)

@@ -18,6 +18,8 @@ from adv_train.evaluation import Evaluation
 from adv_train.loading import build_model, load_checkpoint
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
+from adv_train.threat import Threat
+from adv_train.train import create_method
 
 _CLASSES_FOR_AUTOATTACK = 4
 
@@ -126,8 +128,9 @@ def _forwards(run: RunFolder) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     y = torch.zeros(2, dtype=torch.int64)
-    method = methods.create(config.method, eps=config.eps, **config.options)
-    return bench.forward_equivalents(method, build_model(saved).train(), x, y)
+    method = create_method(config)
+    batch = methods.Batch(x, y, torch.arange(2))
+    return bench.forward_equivalents(method, build_model(saved).train(), batch, Threat("linf", config.eps))
 
 
 def _own_version() -> str:

@@ -8,7 +8,9 @@ from typing import Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+import blo
 from adv_train.errors import UserError, unknown
+from adv_train.pixels import PixelBox
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
 _ORDERS: Final[dict[str, float]] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -41,6 +43,23 @@ class Threat:
             raise UserError(f"`eps` must be a number of at least 0, but is {self.eps}.")
         if not self.low < self.high:
             raise UserError(f"Images need a range, but `low` is {self.low} and `high` is {self.high}.")
+
+    def set(self, x: Tensor) -> blo.sets.Set:
+        """Return the set of the perturbations of these images, one problem an image; nothing waits for the device."""
+        # Images lie in their range, so the set is never empty; validating it would make the host wait in every step.
+        if self.norm == "linf":
+            return PixelBox.around(x, self.eps, self.low, self.high, validate=False)
+        raise UserError(f"Training under `{self.norm}` is not there yet.")
+
+    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a perturbation of each image: uniform in the ball, then moved to the nearest one that is allowed.
+
+        Args:
+            x: Images, shape `(batch, ...)`.
+            generator: Source of randomness, on the images' device.
+        """
+        noise = torch.zeros_like(x).uniform_(-self.eps, self.eps, generator=generator)
+        return self.set(x).project(noise)
 
     def distance(self, delta: Tensor) -> Tensor:
         """Return the norm of each perturbation, shape `(batch,)`, from `(batch, ...)`."""

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
-from adv_train import checkpoint, data, methods, values
+from adv_train import checkpoint, data, values
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
-from adv_train.methods import Method
+from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.objectives import OBJECTIVES, Objective
 from adv_train.progress import TrainingProgress
 from adv_train.records import RunFolder
 from adv_train.trainer import Trainer
@@ -85,19 +86,22 @@ def create_method(config: RunConfig) -> Method:
     Raises:
         UserError: When the method is unknown, lacks an option, or an option is of another kind than its default.
     """
-    defaults = methods.options(config.method)
+    defaults = METHODS.options(config.method)
+    options: dict[str, Any] = dict(config.options)
     for name, value in config.options.items():
-        default = defaults.get(name)  # an option that the method lacks is for the method to refuse
-        if isinstance(default, str):
-            read: values.Reader = values.text
+        default = defaults.get(name)
+        if name not in defaults:
+            continue  # for the method to refuse
+        if isinstance(default, Objective):
+            options[name] = OBJECTIVES.create(values.text(value, name))
+        elif isinstance(default, str):
+            values.text(value, name)
         elif isinstance(default, int):
-            read = values.whole(0)
+            values.whole(0)(value, name)
         else:
-            read = values.number(-math.inf)
-        if name in defaults:
-            read(value, name)
-    method = methods.create(config.method, eps=config.eps, **config.options)
-    if config.eps == 0 and isinstance(method, methods.Adversarial):
+            values.number(-math.inf)(value, name)
+    method = METHODS.create(config.method, **options)
+    if config.eps == 0 and isinstance(method, Adversarial):
         raise UserError(f"`eps` must be above 0 for {config.method}: an attack of radius 0 is --method standard.")
     return method
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Method
+from adv_train.methods import Batch, Method
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.threat import Threat
 
 _VALIDATION_BATCH = 500
 
@@ -32,6 +33,7 @@ class Trainer:
     def __init__(self, config: RunConfig, method: Method, dataset: Dataset, device: torch.device) -> None:
         self.config = config
         self.method = method
+        self.threat = Threat("linf", config.eps)
         self.dataset = dataset
         self.device = device
         arguments: dict[str, Any] = dataset.model_arguments()
@@ -65,8 +67,9 @@ class Trainer:
         )
         for index, (x, y) in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
+            batch = Batch(x, y, torch.arange(len(y), device=self.device))
             with computed_in(self.config.precision, self.device):
-                step = self.method(self.model, parameters, x, y, generator=generator)
+                step = self.method(self.model, parameters, batch, self.threat, generator=generator)
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
             self.optimizer.step()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adv_train.methods import Method
+from adv_train.methods import Batch, Method
+from adv_train.threat import Threat
 
 
-def forward_equivalents(method: Method, model: nn.Module, x: Tensor, y: Tensor) -> float:
+def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: Threat) -> float:
     """Return the floating point operations of one step over those of one forward pass of the same batch.
 
     PyTorch's counter is used: it counts convolutions and matrix products, and nothing elementwise. The step runs on
@@ -20,11 +21,11 @@ def forward_equivalents(method: Method, model: nn.Module, x: Tensor, y: Tensor) 
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     params: dict[str, Tensor] = dict(model.named_parameters())
-    generator = torch.Generator(x.device).manual_seed(0)
+    generator = torch.Generator(batch.x.device).manual_seed(0)
     try:
         with torch.no_grad():
-            forward = flops(lambda: model(x))
-        return flops(lambda: method(model, params, x, y, generator=generator)) / forward
+            forward = flops(lambda: model(batch.x))
+        return flops(lambda: method(model, params, batch, threat, generator=generator)) / forward
     finally:
         for name, value in model.named_buffers():
             value.copy_(buffers[name])

@@ -16,6 +16,7 @@ from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.timing import interleaved, ratio
 from adv_train.precision import computed_in
+from adv_train.threat import Threat
 
 #: What is measured: a name to print, the method and its options.
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -86,8 +87,10 @@ def run(
     y = torch.randint(10, (batch_size,), generator=generator).to(device)
     start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
 
-    built = [methods.create(method, eps=eps, **options) for _, method, options in CASES]
-    steps = [_step(method, model, x, y, start) for method in built]
+    built = [methods.METHODS.create(method, **options) for _, method, options in CASES]
+    threat = Threat("linf", eps)
+    batch = methods.Batch(x, y, torch.arange(len(x), device=device))
+    steps = [_step(method, model, batch, threat, start) for method in built]
     hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
     with computed_in(precision, device):
         seconds = interleaved([*steps, *hand.values()], repeats=repeats, device=device, progress=progress)
@@ -99,7 +102,7 @@ def run(
         rows.append(
             Row(
                 name=name,
-                forwards=forward_equivalents(method, model, x, y),
+                forwards=forward_equivalents(method, model, batch, threat),
                 milliseconds=1e3 * median,
                 images_per_second=batch_size / median,
                 over_standard=ratio(taken, seconds[0]),
@@ -141,9 +144,11 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _step(method: methods.Method, model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Callable[[], object]:
+def _step(
+    method: methods.Method, model: nn.Module, batch: methods.Batch, threat: Threat, start: Tensor
+) -> Callable[[], object]:
     params: dict[str, Tensor] = dict(model.named_parameters())
-    return lambda: method(model, params, x, y, start=start)
+    return lambda: method(model, params, batch, threat, start=start)
 
 
 def _hand(name: str, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> Callable[[], object]:

@@ -51,6 +51,8 @@ _SWITCHES = {
 }
 _OPTION_FLAGS = {
     "start": ("NAME", "where the attack starts: uniform or zero"),
+    "attack_loss": ("NAME", "what the attack maximises (see `adv-train list`)"),
+    "train_loss": ("NAME", "what training minimises"),
     "steps": ("N", "attack steps (pgd-at, fast-bat)"),
     "step": ("X", "size of an attack step, such as 10/255"),
     "direction": ("NAME", "attack direction: gradient or sign (fast-bat)"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from adv_train import data, methods, models
+from adv_train import data, models
+from adv_train.methods import METHODS
+from adv_train.objectives import OBJECTIVES
 from adv_train.recipes import PRESETS
 
 _MODELS = {
@@ -42,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _sections() -> dict[str, dict[str, str]]:
     return {
-        "methods": {name: f"{methods.describe(name)} Options: {_options(name)}" for name in methods.names()},
+        "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
+        "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset.about for name, preset in PRESETS.items()},
         "models": {name: _MODELS.get(name, "") for name in models.names()},
         "data": {name: _DATA.get(name, "") for name in data.names()},
@@ -50,4 +53,4 @@ def _sections() -> dict[str, dict[str, str]]:
 
 
 def _options(method: str) -> str:
-    return ", ".join(methods.options(method)) or "none"
+    return ", ".join(METHODS.options(method)) or "none"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,42 @@ from torch import Tensor, nn
 import blo
 from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
-from adv_train.methods.pixels import PixelBox
+from adv_train.objectives import Objective
+from adv_train.objectives.cross_entropy import CrossEntropy
+from adv_train.registry import Registry
+from adv_train.threat import Threat
 
 Start: TypeAlias = Literal["uniform", "zero"]
+#: What a method remembers from step to step: tensors by name, saved with the run.
+State: TypeAlias = Mapping[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Images of one step.
+
+    Attributes:
+        x: Images in the range of the threat, shape `(batch, channels, height, width)`.
+        y: Labels, shape `(batch,)`.
+        index: Positions of the images in the training split, shape `(batch,)`, int64.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+
+class Moment(NamedTuple):
+    """When in training a step is made, as tensors of shape `()` on the device, so that a captured step sees it move.
+
+    Attributes:
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+        epoch: Number of the epoch, from 0.
+    """
+
+    step: Tensor
+    steps: Tensor
+    epoch: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +63,7 @@ class Step:
         logits: the model's output on the perturbed images, shape `(batch, classes)`.
         direct: the direct part of the gradient, parameter by parameter.
         implicit: the implicit part likewise; empty where there is none.
+        state: what the method remembers from now on.
     """
 
     grads: dict[str, Tensor]
@@ -38,6 +72,7 @@ class Step:
     logits: Tensor
     direct: Sequence[Tensor] = ()
     implicit: Sequence[Tensor] = ()
+    state: State = field(default_factory=dict)
 
     @cached_property
     def implicit_share(self) -> Tensor:
@@ -50,53 +85,67 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
-    """A training method at one attack budget.
+    """A training method; its fields are its options."""
 
-    Attributes:
-        eps: largest change of a pixel, in the unit of images in [0, 1].
-    """
+    def remember(self, model: nn.Module, images: int) -> State:
+        """Return what the method remembers before the first step; nothing, if it does not say otherwise.
 
-    eps: float
+        Args:
+            model: On its device, with its first weights.
+            images: Number of images in the training split.
+        """
+        return {}
 
     @abc.abstractmethod
     def __call__(
         self,
         model: nn.Module,
         params: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
+        batch: Batch,
+        threat: Threat,
         *,
+        moment: Moment | None = None,
+        state: State | None = None,
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        """Return the gradient of one training step.
+        """Return the gradient of one training step. It never waits for the device, and shapes follow the batch alone.
 
         Args:
             model: used in the mode it is in; train-mode BatchNorm updates its statistics in every forward pass.
             params: the parameters by name.
-            x: images in [0, 1], shape `(batch, channels, height, width)`.
-            y: labels, shape `(batch,)`.
+            batch: what to train on.
+            threat: what the attack may do.
+            moment: when in training; None outside a run.
+            state: what `remember` or the last step returned; None outside a run.
             start: where the attack starts, of x's shape; None draws the method's own start.
             generator: source of random starts, on x's device.
         """
 
 
+METHODS: Registry[Method] = Registry("method", "adv_train.methods")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Method):
-    """A method that perturbs within `|delta| <= eps`, `0 <= x + delta <= 1`: one bilevel problem a step.
+    """A method that perturbs within a threat: one bilevel problem a step.
 
     Attributes:
-        start: `"uniform"` in the eps-ball, clipped to images, or `"zero"`.
+        start: `"uniform"` in the threat's ball, cut to images, or `"zero"`.
+        attack_loss: what the attack maximises.
+        train_loss: what training minimises.
     """
 
     start: Start = "uniform"
+    attack_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
+    train_loss: Objective = CrossEntropy()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         one_of("start", self.start, ("uniform", "zero"))
 
     @abc.abstractmethod
     def solve(
-        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
         """Solve the bilevel problem of one batch whose attack maximises the summed loss."""
 
@@ -104,23 +153,22 @@ class Adversarial(Method):
         self,
         model: nn.Module,
         params: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
+        batch: Batch,
+        threat: Threat,
         *,
+        moment: Moment | None = None,
+        state: State | None = None,
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        # Images lie in [0, 1], so the box is never empty; validating it would make the host wait in every step.
-        box = PixelBox.around(x, self.eps, 0.0, 1.0, validate=False)
+        x, y, _ = batch
         if start is None:
-            start = torch.zeros_like(x)
-            if self.start == "uniform":
-                start = box.project(start.uniform_(-self.eps, self.eps, generator=generator))
-        losses = Losses(model, x, y, generator)
-        attack = blo.LowerProblem(losses.attack, box, batched=True)
-        out = self.solve(attack, losses, params, start)
+            start = threat.sample(x, generator) if self.start == "uniform" else torch.zeros_like(x)
+        losses = Losses(model, x, y, attack=self.attack_loss, train=self.train_loss, generator=generator)
+        attack = blo.LowerProblem(losses.attack, threat.set(x), batched=True)
+        out = self.solve(attack, losses, params, start, threat)
         implicit = [part for part in out.report.implicit_parts if part is not None]
-        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit)
+        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, state or {})
 
 
 def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
@@ -133,11 +181,11 @@ def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
         raise UserError(f"`{name}` must be one of {', '.join(valid)}, but is {value!r}.")
 
 
-def positive(name: str, value: float) -> None:
-    """Refuse what is not a positive number.
+def positive(name: str, value: float | None) -> None:
+    """Refuse what is not a positive number; None is left to a default.
 
     Raises:
         UserError: naming the option.
     """
-    if not 0 < value < float("inf"):
+    if value is not None and not 0 < value < float("inf"):
         raise UserError(f"`{name}` must be a positive number, but is {value}.")

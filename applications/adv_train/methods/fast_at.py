@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import blo
-from adv_train.methods.base import Adversarial, positive
+from adv_train.methods.base import METHODS, Adversarial, positive
 from adv_train.methods.losses import Losses
+from adv_train.threat import Threat
 
 
+@METHODS.register("fast-at")
 @dataclass(frozen=True, kw_only=True)
 class FastAT(Adversarial):
     """The bilevel problem whose attack is one sign step from a random start, without implicit gradient.
@@ -23,13 +25,12 @@ class FastAT(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step is not None:
-            positive("step", self.step)
+        positive("step", self.step)
 
     def solve(
-        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        step = 1.25 * self.eps if self.step is None else self.step
+        step = 1.25 * threat.eps if self.step is None else self.step
         return blo.value_and_hypergrad(
             losses.train,
             attack,

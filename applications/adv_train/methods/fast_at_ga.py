@@ -10,13 +10,15 @@ from torch import Tensor
 
 import blo
 from adv_train.errors import UserError
-from adv_train.methods.base import Adversarial, Start, positive
+from adv_train.methods.base import METHODS, Adversarial, Start, positive
 from adv_train.methods.losses import Losses
+from adv_train.threat import Threat
 
 # Coefficients of the published code by eps in units of 1/255.
 PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}
 
 
+@METHODS.register("fast-at-ga")
 @dataclass(frozen=True, kw_only=True)
 class FastATGA(Adversarial):
     """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
@@ -35,18 +37,17 @@ class FastATGA(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step is not None:
-            positive("step", self.step)
+        positive("step", self.step)
         if self.coefficient is not None and not 0 <= self.coefficient < float("inf"):
             raise UserError(f"`coefficient` must be a number >= 0, but is {self.coefficient}.")
 
     def solve(
-        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
         fixed = {name: value.detach() for name, value in params.items()}
         slope = _input_gradient(losses, fixed, start, create_graph=False)
-        coefficient = self._coefficient
-        elsewhere = torch.empty_like(losses.x).uniform_(-self.eps, self.eps, generator=losses.generator)
+        coefficient = self._coefficient(threat)
+        elsewhere = torch.empty_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
 
         def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
             loss = losses.train(theta, delta)
@@ -61,16 +62,15 @@ class FastATGA(Adversarial):
             blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),
             params,
             start,
-            solver=blo.OneStep(1.25 * self.eps if self.step is None else self.step, direction="sign"),
+            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction="sign"),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
 
-    @property
-    def _coefficient(self) -> float:
+    def _coefficient(self, threat: Threat) -> float:
         if self.coefficient is not None:
             return self.coefficient
-        return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * self.eps))]
+        return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
 
 
 def _input_gradient(losses: Losses, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool) -> Tensor:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 import blo
 from adv_train.errors import UserError
-from adv_train.methods.base import Adversarial, one_of, positive
+from adv_train.methods.base import METHODS, Adversarial, one_of, positive
 from adv_train.methods.losses import Losses
+from adv_train.threat import Threat
 
 
+@METHODS.register("fast-bat")
 @dataclass(frozen=True, kw_only=True)
 class FastBAT(Adversarial):
     """Linearise the attack's objective at an anchor, solve it in one step, follow its implicit gradient.
@@ -39,17 +41,16 @@ class FastBAT(Adversarial):
         super().__post_init__()
         one_of("direction", self.direction, ("gradient", "sign"))
         positive("curvature", self.curvature)
-        if self.step is not None:
-            positive("step", self.step)
+        positive("step", self.step)
         if self.steps < 1:
             raise UserError(f"`steps` must be at least 1, but is {self.steps}.")
         if not abs(self.ig_weight) < float("inf"):
             raise UserError(f"`ig_weight` must be a finite number, but is {self.ig_weight}.")
 
     def solve(
-        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        step = self._step
+        step = self._step(threat)
         anchor = start
         if self.steps > 1:
             walk = blo.ProjectedGradient(step, max_steps=self.steps - 1, tol=None, direction=self.direction)
@@ -66,8 +67,7 @@ class FastBAT(Adversarial):
             on_failure="ignore",
         )
 
-    @property
-    def _step(self) -> float:
+    def _step(self, threat: Threat) -> float:
         if self.step is not None:
             return self.step
-        return 5000 / 255 if self.eps <= 8 / 255 + 1e-9 else 2000 / 255
+        return 5000 / 255 if threat.eps <= 8 / 255 + 1e-9 else 2000 / 255

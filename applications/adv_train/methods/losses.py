@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adv_train.objectives import Objective
 
 
 class Losses:
     """The attack's and the trainer's objective as functions of the parameters and the perturbation.
 
     Attributes:
-        logits: the model's output when `train` was last called, detached.
+        x: Images, shape `(batch, channels, height, width)`.
+        y: Labels, shape `(batch,)`.
+        generator: Source of random numbers, on the images' device.
+        logits: The model's output when `train` was last called, detached.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        attack: Objective,
+        train: Objective,
+        generator: torch.Generator | None = None,
+    ) -> None:
         self.x, self.y, self.generator = x, y, generator
-        self._model = model
+        self._model, self._attack, self._train = model, attack, train
         self.logits = x.new_empty(0)
+        self._clean: Tensor | None = None
 
-    def forward(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return the model's output at x + delta with the given parameters, shape `(batch, classes)`."""
-        logits: Tensor = torch.func.functional_call(self._model, params, (self.x + delta,))
+    def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
+        """Return the model's output at x + delta, at x for None, with these parameters; shape `(batch, classes)`."""
+        seen = self.x if delta is None else self.x + delta
+        logits: Tensor = torch.func.functional_call(self._model, params, (seen,))
         return logits
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return minus the cross-entropy of each sample, shape `(batch,)`: what the attack minimises."""
-        return -F.cross_entropy(self.forward(params, delta), self.y, reduction="none")
+        """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
+        return -self._attack(self.forward(params, delta), self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return the mean cross-entropy, shape `()`: what training minimises."""
+        """Return the mean of the training objective, shape `()`: what training minimises."""
+        clean = self.forward(params, None) if self._train.looks_at_clean else None
         logits = self.forward(params, delta)
         self.logits = logits.detach()
-        return F.cross_entropy(logits, self.y)
+        return self._train(logits, self.y, clean, "mean")
+
+    def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
+        """Return the clean logits where the attack looks at them: a function of the parameters where these are live."""
+        if not self._attack.looks_at_clean:
+            return None
+        if torch.is_grad_enabled() and any(value.requires_grad for value in params.values()):
+            return self.forward(params, None)
+        if self._clean is None:  # an attack does not move them
+            with torch.no_grad():
+                self._clean = self.forward(params, None)
+        return self._clean

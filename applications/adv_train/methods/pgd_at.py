@@ -8,10 +8,12 @@ from torch import Tensor
 
 import blo
 from adv_train.errors import UserError
-from adv_train.methods.base import Adversarial, positive
+from adv_train.methods.base import METHODS, Adversarial, positive
 from adv_train.methods.losses import Losses
+from adv_train.threat import Threat
 
 
+@METHODS.register("pgd-at")
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(Adversarial):
     """The min-max problem with an attack of several sign steps.
@@ -28,13 +30,12 @@ class PGDAT(Adversarial):
         super().__post_init__()
         if self.steps < 1:
             raise UserError(f"`steps` must be at least 1, but is {self.steps}.")
-        if self.step is not None:
-            positive("step", self.step)
+        positive("step", self.step)
 
     def solve(
-        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        published = self.eps / 2 if self.steps <= 4 else 2 / 255
+        published = threat.eps / 2 if self.steps <= 4 else 2 / 255
         step = published if self.step is None else self.step
         return blo.value_and_hypergrad(
             losses.train,

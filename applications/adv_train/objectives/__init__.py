@@ -1,0 +1,7 @@
+"""What a level minimises or maximises: losses of each sample, from the logits of perturbed and clean images."""
+
+from __future__ import annotations
+
+from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
+
+__all__ = ["OBJECTIVES", "Objective", "Reduction", "reduced"]

@@ -1,0 +1,43 @@
+"""What an objective is."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from torch import Tensor
+
+from adv_train.registry import Registry
+
+Reduction: TypeAlias = Literal["none", "mean"]
+
+
+@dataclass(frozen=True)
+class Objective(abc.ABC):
+    """A loss that grows as the perturbed image is classified worse.
+
+    Attributes:
+        looks_at_clean: It needs the logits of the clean images.
+    """
+
+    looks_at_clean: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
+        """Return the loss.
+
+        Args:
+            logits: Of the perturbed images, shape `(batch, classes)`.
+            y: Labels, shape `(batch,)`.
+            clean: Logits of the clean images where `looks_at_clean`, else None.
+            reduction: `"none"` gives shape `(batch,)`, `"mean"` the mean, shape `()`.
+        """
+
+
+OBJECTIVES: Registry[Objective] = Registry("objective", "adv_train.objectives")
+
+
+def reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Return the losses, or their mean."""
+    return losses.mean() if reduction == "mean" else losses

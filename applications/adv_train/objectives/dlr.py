@@ -1,0 +1,24 @@
+"""The difference of logits ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
+
+_TINY = 1e-12
+
+
+@OBJECTIVES.register("dlr")
+@dataclass(frozen=True)
+class DLR(Objective):
+    """The margin over the distance from the largest to the third logit (Croce and Hein, ICML 2020); 3 classes or more."""
+
+    def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
+        largest = logits.topk(3, dim=1).values
+        true = logits.gather(1, y[:, None]).squeeze(1)
+        others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        return reduced((others - true) / (largest[:, 0] - largest[:, 2] + _TINY), reduction)
