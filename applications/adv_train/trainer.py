@@ -63,14 +63,14 @@ class Trainer:
         batches = data.batches(
             self.dataset.train, self.config.batch_size, generator=generator, augment=self.dataset.augment
         )
-        for index, (x, y) in enumerate(batches):
+        for index, batch in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
             with computed_in(self.config.precision, self.device):
-                step = self.method(self.model, parameters, x, y, generator=generator)
+                step = self.method(self.model, parameters, batch.x, batch.y, generator=generator)
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
             self.optimizer.step()
-            loss += step.loss.detach() * len(y)
+            loss += step.loss.detach() * len(batch.y)
             share += step.implicit_share.detach()
             count_step()
         mean_share = float(share) / self.steps
