@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train import methods
+from adv_train import data, methods
 from adv_train.errors import UserError
 from adv_train.threat import Threat
 
@@ -50,6 +50,6 @@ def training_gradient(
     if start is not None and start.shape != x.shape:
         raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
     chosen = methods.METHODS.create(method, **options)
-    batch = methods.Batch(x, y, torch.arange(len(x), device=x.device))
-    params = dict(model.named_parameters())
+    batch = data.Batch(x, y, torch.arange(len(x), device=x.device))
+    params: dict[str, Tensor] = dict(model.named_parameters())
     return chosen(model, params, batch, Threat("linf", eps), start=start, generator=generator)

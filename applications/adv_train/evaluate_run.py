@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from adv_train import bench, data, evaluation, methods
+from adv_train import bench, data, evaluation
 from adv_train.attacks import PGDSettings
 from adv_train.data.stratified import stratified_head
 from adv_train.devices import find_device
@@ -129,7 +129,7 @@ def _forwards(run: RunFolder) -> float:
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     y = torch.zeros(2, dtype=torch.int64)
     method = create_method(config)
-    batch = methods.Batch(x, y, torch.arange(2))
+    batch = data.Batch(x, y, torch.arange(2))
     return bench.forward_equivalents(method, build_model(saved).train(), batch, Threat("linf", config.eps))
 
 

@@ -19,10 +19,10 @@ NORMS: Final = tuple(_ORDERS)
 
 @dataclass(frozen=True)
 class Threat:
-    """Perturbations delta of an image x with `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
+    """The perturbations delta of an image x with `|delta| <= eps` and `low <= x + delta <= high`.
 
     Attributes:
-        norm: `"linf"`, `"l2"` or `"l1"`.
+        norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image.
         eps: Budget in that norm, in the unit of the images.
         low: Smallest value of a pixel.
         high: Largest value of a pixel.

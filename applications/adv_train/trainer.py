@@ -12,7 +12,7 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Batch, Method
+from adv_train.methods import Method
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
 from adv_train.threat import Threat
@@ -65,15 +65,14 @@ class Trainer:
         batches = data.batches(
             self.dataset.train, self.config.batch_size, generator=generator, augment=self.dataset.augment
         )
-        for index, (x, y) in enumerate(batches):
+        for index, batch in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
-            batch = Batch(x, y, torch.arange(len(y), device=self.device))
             with computed_in(self.config.precision, self.device):
                 step = self.method(self.model, parameters, batch, self.threat, generator=generator)
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
             self.optimizer.step()
-            loss += step.loss.detach() * len(y)
+            loss += step.loss.detach() * len(batch.y)
             share += step.implicit_share.detach()
             count_step()
         mean_share = float(share) / self.steps

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import bench, methods, models
+from adv_train import bench, data, methods, models
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.run import CASES
 from adv_train.precision import computed_in
+from adv_train.threat import Threat
 from benchmarks.gpu.graph import replayed
 from benchmarks.gpu.stages import Clock, Row, Stage
 
@@ -76,14 +77,15 @@ def _graph(
     eps = 8 / 255
     start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
     params: dict[str, Tensor] = dict(model.named_parameters())
-    chosen = methods.create(method, eps=eps, **(options or {}))
+    images = data.Batch(x, y, torch.arange(len(y), device=device))
+    chosen = methods.METHODS.create(method, **(options or {}))
 
     def step() -> dict[str, Tensor]:
         with computed_in(precision, device):
             if options is None:
                 return STEPS[method](model, x, y, start, eps)
             # Gradient alignment draws from the default generator, which a graph knows.
-            return chosen(model, params, x, y, start=start).grads
+            return chosen(model, params, images, Threat("linf", eps), start=start).grads
 
     milliseconds, apart = replayed(step, repeats=10)
     return {"milliseconds": milliseconds, "images_per_second": 1e3 * batch / milliseconds, "apart": apart,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import methods, models
+from adv_train import data, methods, models
 from adv_train.precision import computed_in
+from adv_train.threat import Threat
 from benchmarks.gpu.catalogue import Case, cases, hypergradient
 from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.measure import relative_error
@@ -90,9 +91,10 @@ def _gradient(
     noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(device, dtype)
     eps = 8 / 255
     start = (eps * (2 * noise - 1)).clamp(-x, 1 - x)
-    chosen = methods.create(method, eps=eps, **options)
+    chosen = methods.METHODS.create(method, **options)
+    batch = data.Batch(x, y, torch.arange(len(y), device=device))
     with computed_in(precision, device):
-        step = chosen(network, dict(network.named_parameters()), x, y, start=start)
+        step = chosen(network, dict(network.named_parameters()), batch, Threat("linf", eps), start=start)
     return torch.cat([grad.detach().cpu().double().flatten() for grad in step.grads.values()])
 
 

@@ -10,7 +10,7 @@ from adv_train.models import registry
 from tests.accelerator import DEVICE, Accelerator
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.METHODS.names())
 @pytest.mark.parametrize("model", ["small-cnn", "preact-resnet-18"])
 def test_a_training_step_stays_on_the_device_and_does_not_wait(model: str, method: str) -> None:
     described = {"channels": 3, "classes": 10, "image_size": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adv_train import methods, models, training_gradient
+from adv_train import data, methods, models, training_gradient
 from adv_train.bench import by_hand
 from adv_train.bench.count import forward_equivalents
 from adv_train.errors import UserError
+from adv_train.threat import Threat
 
 Case = tuple[nn.Module, Tensor, Tensor, Tensor]
 
@@ -214,7 +215,8 @@ def test_cost_in_forward_passes(method: str, options: dict[str, Any], most: floa
         "preact-resnet-18", channels=3, classes=10, image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3, seed=0
     ).train()
     x, y = torch.rand(2, 3, 32, 32, generator=generator), torch.tensor([1, 2])
-    cost = forward_equivalents(methods.create(method, eps=8 / 255, **options), model, x, y)
+    batch = data.Batch(x, y, torch.arange(len(y)))
+    cost = forward_equivalents(methods.METHODS.create(method, **options), model, batch, Threat("linf", 8 / 255))
     assert 2.9 < cost <= most
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adv_train import methods, models
+from adv_train import data, methods, models
 from adv_train.config import RunConfig
 from adv_train.precision import PRECISIONS, at_full_resolution, computed_in
 from adv_train.records import RunFolder
+from adv_train.threat import Threat
 from adv_train.train import fit
 
 CPU = torch.device("cpu")
@@ -55,17 +56,20 @@ def test_a_layer_outside_autocast_is_applied_as_it_is() -> None:
     assert torch.equal(at_full_resolution(layer, x), layer(x))
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.METHODS.names())
 def test_bf16_gives_nearly_the_gradient_of_fp32_from_one_start(method: str) -> None:
     torch.manual_seed(0)
     model = models.create("small-cnn", **DESCRIBED, seed=0)
     x, y = torch.rand(32, 3, 16, 16), torch.randint(10, (32,))
     start = ((torch.rand_like(x) * 2 - 1) * 8 / 255).clamp(-x, 1 - x)
+    batch = data.Batch(x, y, torch.arange(len(y)))
     found = {}
     for precision in ("fp32", "bf16"):
-        chosen, generator = methods.create(method, eps=8 / 255), torch.Generator().manual_seed(0)
+        chosen, generator = methods.METHODS.create(method), torch.Generator().manual_seed(0)
         with computed_in(precision, CPU):
-            step = chosen(model, dict(model.named_parameters()), x, y, start=start, generator=generator)
+            step = chosen(
+                model, dict(model.named_parameters()), batch, Threat("linf", 8 / 255), start=start, generator=generator
+            )
         assert {grad.dtype for grad in step.grads.values()} == {torch.float32}
         found[precision] = torch.cat([grad.flatten() for grad in step.grads.values()])
     # bfloat16 has eight bits; a wrong gradient is far below this.

@@ -15,10 +15,11 @@ from adv_train import checkpoint, data, methods, models, train
 from adv_train.config import RunConfig
 from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_model
-from adv_train.methods import Method, Step
+from adv_train.methods import Method, Moment, State, Step
 from adv_train.recipes import resolve
 from adv_train.records import RunFolder
 from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.threat import Threat
 from adv_train.train import fit
 
 
@@ -45,13 +46,16 @@ class Handed(Method):
         self,
         model: nn.Module,
         params: dict[str, Tensor],
-        x: Tensor,
-        y: Tensor,
+        batch: data.Batch,
+        threat: Threat,
         *,
+        moment: Moment | None = None,
+        state: State | None = None,
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
         assert generator is not None and start is None
+        x, y = batch.x, batch.y
         index = len(self.seen)
         self.seen.append((x, y, model.training))
         grads = {name: self.gradient(index, name, value) for name, value in params.items()}
@@ -62,7 +66,7 @@ class Handed(Method):
 @pytest.fixture
 def hand_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handed], Handed]:
     def install(method: Handed) -> Handed:
-        monkeypatch.setattr(train.methods, "create", lambda *_, **__: method)
+        monkeypatch.setattr(train.METHODS, "create", lambda *_, **__: method)
         return method
 
     return install
@@ -120,7 +124,7 @@ def test_a_step_never_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.M
     def reads(batch_size: int) -> int:
         count = 0
         trainer = train.Trainer(
-            config(batch_size=batch_size), methods.create("fast-bat", eps=0.2), data.load("digits", root="", limit=96),
+            config(batch_size=batch_size), methods.METHODS.create("fast-bat"), data.load("digits", root="", limit=96),
             torch.device("cpu"),
         )  # fmt: skip
         with monkeypatch.context() as patch:
@@ -291,7 +295,7 @@ def test_a_learning_rate_out_of_all_reason_diverges_before_anything_is_saved(tmp
         ("fast-bat", {"curvature": "flat"}, "`curvature` must be"),
         ("fast-bat", {"step": -1}, "`step` must be a positive number"),
         ("standard", {"step": 1}, "has no option `step`"),
-        ("fast-at", {"curvature": 1}, "it has start, step"),
+        ("fast-at", {"curvature": 1}, "it has start, attack_loss, train_loss, step"),
     ],
 )
 def test_an_option_that_does_not_fit_the_method_is_named(
@@ -308,7 +312,7 @@ def test_a_radius_of_zero_is_for_standard_training(tmp_path: Path) -> None:
     fit(config(method="standard", eps=0, epochs=1), tmp_path / "run", progress=False)
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", methods.METHODS.names())
 def test_every_method_trains_the_digits(tmp_path: Path, method: str) -> None:
     chosen = config(method=method, epochs=6, train_limit=None, batch_size=128)
     metrics = fit(chosen, tmp_path / "run", progress=False).run.metrics()

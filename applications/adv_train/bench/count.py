@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from adv_train.methods import Batch, Method
+from adv_train.data import Batch
+from adv_train.methods import Method
 from adv_train.threat import Threat
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train import methods, models
+from adv_train import data, methods, models
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.timing import interleaved, ratio
@@ -89,7 +89,7 @@ def run(
 
     built = [methods.METHODS.create(method, **options) for _, method, options in CASES]
     threat = Threat("linf", eps)
-    batch = methods.Batch(x, y, torch.arange(len(x), device=device))
+    batch = data.Batch(x, y, torch.arange(len(x), device=device))
     steps = [_step(method, model, batch, threat, start) for method in built]
     hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
     with computed_in(precision, device):
@@ -145,7 +145,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _step(
-    method: methods.Method, model: nn.Module, batch: methods.Batch, threat: Threat, start: Tensor
+    method: methods.Method, model: nn.Module, batch: data.Batch, threat: Threat, start: Tensor
 ) -> Callable[[], object]:
     params: dict[str, Tensor] = dict(model.named_parameters())
     return lambda: method(model, params, batch, threat, start=start)

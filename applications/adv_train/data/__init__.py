@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from adv_train.data.augment import Augment
-from adv_train.data.batches import batch_bounds, batches, epoch_generator, ordered_batches
+from adv_train.data.augment import AUGMENTATIONS, Augment
+from adv_train.data.batches import Batch, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.dataset import Dataset
+from adv_train.data.record import SplitRecord
 from adv_train.data.registry import load, names
 from adv_train.data.split import Split
 
 __all__ = [
+    "AUGMENTATIONS",
     "Augment",
+    "Batch",
     "Dataset",
     "Split",
+    "SplitRecord",
     "batch_bounds",
     "batches",
     "epoch_generator",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,6 +28,14 @@ class Augment:
     flip: bool = True
     rotation: float = 0.0
 
+    def __str__(self) -> str:
+        parts = [
+            f"shift by up to {self.padding} pixels" if self.padding else "",
+            "flip left to right" if self.flip else "",
+            f"turn by up to {self.rotation:g} degrees" if self.rotation else "",
+        ]
+        return ", ".join(part for part in parts if part) or "none"
+
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augment ``(batch, channels, height, width)`` images; uint8 comes back as float32 in [0, 1]."""
         n, device = len(images), images.device
@@ -36,6 +46,14 @@ class Augment:
             return images
         turn = torch.rand(n, generator=generator, device=generator.device).to(device) * 2 - 1
         return rotate(images, turn * self.rotation)
+
+
+AUGMENTATIONS: Final[Mapping[str, Augment | None]] = {
+    "none": None,
+    "flip": Augment(padding=0),
+    "crop": Augment(flip=False),
+    "flip-crop": Augment(),
+}
 
 
 def shift_and_flip(images: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,21 @@ from torch import Tensor
 from adv_train.data.augment import Augment
 from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some samples of a split.
+
+    Attributes:
+        x: Images, shape ``(batch, channels, height, width)``, in [0, 1].
+        y: Labels, shape ``(batch,)``, int64.
+        index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
 
 
 def epoch_generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -49,7 +65,7 @@ def batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
 
 def batches(
     split: Split, batch_size: int, *, generator: torch.Generator, augment: Augment | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Go once through a split in random order.
 
     Args:
@@ -60,14 +76,15 @@ def batches(
         augment: Applied to every batch.
 
     Yields:
-        Images ``(batch, channels, height, width)`` in [0, 1], contiguous, and labels ``(batch,)``.
+        Batches with contiguous images.
     """
     device = split.images.device
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
     for start, stop in batch_bounds(len(split), batch_size):
         chosen = order[start:stop]
         images = split.images[chosen]
-        yield augment(images, generator) if augment else to_unit_range(images), split.labels[chosen]
+        x = augment(images, generator) if augment else to_unit_range(images)
+        yield Batch(x, split.labels[chosen], chosen)
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from adv_train.data.augment import Augment
+from adv_train.data.record import SplitRecord
 from adv_train.data.split import Split
 
 
@@ -23,6 +24,7 @@ class Dataset:
         mean: Of each channel over the training images in [0, 1].
         std: Of each channel, likewise.
         augment: What the training images go through, or None.
+        record: Which file is in which split, where each image has its own file; `load` replays it.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment | None
+    record: SplitRecord | None = None
 
     @property
     def classes(self) -> int:
@@ -58,6 +61,16 @@ class Dataset:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def describe(self) -> str:
+        """Say in one line what was chosen: classes, sizes of the splits, images, augmentation."""
+        shown = ", ".join(self.class_names[:10]) + (", ..." if self.classes > 10 else "")
+        height, width = self.train.images.shape[-2:]
+        return (
+            f"{self.name}: {self.classes} classes ({shown}); {len(self.train)} images to train on, "
+            f"{len(self.validation)} for validation, {len(self.test)} to test; {self.channels} x {height} x {width}; "
+            f"augmentation: {self.augment or 'none'}"
+        )
 
     def to(self, device: torch.device | str) -> Dataset:
         """Give the same data set with every split on another device."""

@@ -2,118 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from adv_train.data.augment import Augment
+from adv_train.data.content_split import cut
 from adv_train.data.dataset import Dataset
-from adv_train.data.read_images import read_images
-from adv_train.data.split import Split
+from adv_train.data.layout import find_layout, images_below, list_images
+from adv_train.data.read_images import named, read_images
+from adv_train.data.record import Entry, SplitRecord, digests
+from adv_train.data.split import SPLITS, Split, SplitName
 from adv_train.data.statistics import channel_statistics
-from adv_train.data.stratified import limited, stratified_holdout
+from adv_train.data.stratified import limited
 from adv_train.errors import UserError
 
-_HELD_OUT = 0.1
-_LAYOUT = "`<class>/` folders of images, or `train/<class>/` and `test/<class>/`"
+_TENTH = 0.1
+_LAST = "f" * 32
 
 
-def load(name: str, folder: Path, limit: int | None) -> Dataset:
+class _Sample(NamedTuple):
+    file: Path
+    label: int
+    digest: str
+
+
+_Splits = Mapping[SplitName, Sequence[_Sample]]
+
+
+def load(
+    name: str,
+    folder: Path,
+    limit: int | None,
+    *,
+    size: int | None = None,
+    skip_unreadable: bool = False,
+    split: SplitRecord | None = None,
+) -> Dataset:
     """Load square colour images of one size from a folder.
 
-    With ``train/<class>/`` and ``test/<class>/`` the validation split is a tenth of ``train``; with
-    ``<class>/`` alone a tenth of the images are held out to test, and a tenth of the rest for validation.
-    Every class keeps its share, and the same files always give the same splits. Folders inside a class folder
-    are searched too.
+    `layout.find_layout` tells split folders from class folders. A split that has no folder is about a tenth of the
+    training images: the test split first, the validation split of what is left. Which images those are follows from
+    the content of each file (see `content_split.cut`), so files added later move no image from training to validation
+    or test, nor from validation to test. Every class is in every split.
 
     Args:
         name: What the data set is called.
         folder: Where the images are.
         limit: Most samples in the training split, and in the validation split; others are not read.
+        size: Resize the shorter side of each image to so many pixels and crop the centre.
+        skip_unreadable: Leave out files that cannot be read, with a warning that counts them.
+        split: The recorded splits, instead of those that follow from the folder; other files are left out, with a
+            warning that counts them.
 
     Raises:
         UserError: When the folder is missing, laid out otherwise or without images, when a class has too few
-            images to be in every split, or when an image is unreadable or of another size or shape than the
-            rest.
+            images to be in every split, when images are unreadable or of another size or shape than the rest, or
+            when the folder does not hold what was recorded.
     """
-    if not folder.is_dir():
-        raise UserError(f"Image folder `{folder}` does not exist or is not a folder. It should hold {_LAYOUT}.")
-    official_test = (folder / "train").is_dir()
-    top = folder / "train" if official_test else folder
-    classes = _class_names(top)
-    # One sample of each class for every split that is cut from these files.
-    files, labels = _list(top, classes, at_least=2 if official_test else 3)
-    train = torch.arange(len(files))
-    if official_test:
-        test_files = _official_test(folder, classes)
+    if size is not None and size < 1:
+        raise UserError(f"`size` must be at least 1 pixel, but is {size}.")
+    splits: _Splits
+    if split is None:
+        classes, splits = _splits_of_the_folder(folder)
     else:
-        train, test = _hold_out(train, labels)
-        test_files = [files[i] for i in test], labels[test]
-    train, validation = _hold_out(train, labels)
-    train, validation = (limited(part, labels, limit) for part in (train, validation))
-
-    chosen = [files[i] for part in (train, validation) for i in part]
+        classes, splits = split.classes, _splits_of_the_record(folder, split)
+    splits = {
+        "train": _first_of_each_class(splits["train"], limit),
+        "validation": _first_of_each_class(splits["validation"], limit),
+        "test": splits["test"],
+    }
     # Read together, so that one size holds for all and one bar shows.
-    images = read_images([*chosen, *test_files[0]])
-    train_images, validation_images, test_images = images.split([len(train), len(validation), len(test_files[0])])
-    mean, std = channel_statistics(train_images)
+    files = [sample.file for part in SPLITS for sample in splits[part]]
+    skipped: dict[Path, str] = {}
+    images = read_images(files, size=size, skipped=skipped if skip_unreadable else None)
+    if skipped:
+        images = images[torch.tensor([file not in skipped for file in files])]
+        splits = _without(splits, skipped, classes)
+    parts = images.split([len(splits[part]) for part in SPLITS])
+    entries = {part: tuple(_entry(sample, folder) for sample in splits[part]) for part in SPLITS}
+    made = {part: _split(pixels, entries[part]) for part, pixels in zip(SPLITS, parts, strict=True)}
+    mean, std = channel_statistics(made["train"].images)
     return Dataset(
         name=name,
-        train=Split(train_images, labels[train]),
-        validation=Split(validation_images, labels[validation]),
-        test=Split(test_images, test_files[1]),
-        class_names=tuple(classes),
+        train=made["train"],
+        validation=made["validation"],
+        test=made["test"],
+        class_names=classes,
         mean=mean,
         std=std,
         augment=Augment(),
+        record=SplitRecord(classes, entries["train"], entries["validation"], entries["test"]),
     )
 
 
-def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(names) < 2:
-        found = f"only `{names[0]}/`" if names else "no folder"
-        raise UserError(
-            f"`{folder}` needs a folder for each of at least 2 classes, but holds {found}. Expected: {_LAYOUT}."
+def _splits_of_the_folder(folder: Path) -> tuple[tuple[str, ...], _Splits]:
+    layout = find_layout(folder)
+    own = {split: path for split, path in layout.folders.items() if split != "train"}
+    # One sample of each class for every split that is cut from these files.
+    samples = _samples(*list_images(layout.folders["train"], layout.classes, at_least=3 - len(own)))
+    splits: dict[SplitName, Sequence[_Sample]] = {
+        split: _samples(*list_images(path, layout.classes, at_least=1)) for split, path in own.items()
+    }
+    wanted: list[SplitName] = [split for split in ("test", "validation") if split not in own]
+    edges = [1 - (1 - _TENTH) ** cuts for cuts in range(1, len(wanted) + 1)]
+    chosen = cut([s.label for s in samples], [s.digest for s in samples], edges)
+    for split, positions in zip([*wanted, "train"], chosen, strict=True):
+        splits[split] = [samples[position] for position in positions]
+    _check_classes(folder, layout.classes, splits)
+    return layout.classes, splits
+
+
+def _splits_of_the_record(folder: Path, record: SplitRecord) -> _Splits:
+    if not folder.is_dir():
+        raise UserError(f"Image folder `{folder}` does not exist or is not a folder.")
+    record.check(folder)
+    splits: dict[SplitName, Sequence[_Sample]] = {
+        "train": [_Sample(folder / name, label, digest) for name, label, digest in record.train],
+        "validation": [_Sample(folder / name, label, digest) for name, label, digest in record.validation],
+        "test": [_Sample(folder / name, label, digest) for name, label, digest in record.test],
+    }
+    recorded = {sample.file for part in splits.values() for sample in part}
+    others = [file for file in images_below(folder) if file not in recorded]
+    if others:
+        warnings.warn(
+            f"{len(others)} image files in `{folder}` are not in the recorded split and are left out, such as "
+            f"`{min(others).relative_to(folder)}`.",
+            stacklevel=2,
         )
-    return names
+    return splits
 
 
-def _list(folder: Path, classes: Sequence[str], at_least: int) -> tuple[list[Path], Tensor]:
-    """List the image files class by class, sorted, with the label of each."""
-    number = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-    for name, count in zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=True):
-        if count < at_least:
+def _samples(files: Sequence[Path], labels: Sequence[int]) -> list[_Sample]:
+    # A file that cannot be opened is named, with all others, when the images are read.
+    found = zip(files, labels, digests(files), strict=True)
+    return [_Sample(file, label, digest or _LAST) for file, label, digest in found]
+
+
+def _first_of_each_class(samples: Sequence[_Sample], limit: int | None) -> list[_Sample]:
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    return [samples[i] for i in limited(torch.arange(len(samples)), labels, limit).tolist()]
+
+
+def _check_classes(folder: Path, classes: Sequence[str], splits: _Splits) -> None:
+    for split, samples in splits.items():
+        absent = set(range(len(classes))) - {sample.label for sample in samples}
+        if absent:
             raise UserError(
-                f"Class folder `{folder / name}` needs at least {at_least} images for the splits, but "
-                f"holds {count} ({', '.join(IMG_EXTENSIONS)} are recognised)."
+                f"Class `{classes[min(absent)]}` in `{folder}` leaves no image for the {split} split: which "
+                "image goes where follows from its content, so that images added later move none. Add different "
+                "images, or sort them into `train/`, `val/` and `test/` yourself."
             )
-    return [Path(file) for file, _ in found], labels
 
 
-def _official_test(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Tensor]:
-    test = folder / "test"
-    if not test.is_dir():
-        raise UserError(
-            f"`{folder}` has `train/` but no `test/`. Add it, or give `{folder / 'train'}` to have it split."
-        )
-    differing = sorted(set(classes) ^ set(_class_names(test)))
-    if differing:
-        raise UserError(
-            f"`train/` and `test/` in `{folder}` need the same class folders, but `{differing[0]}/` "
-            "is in one of them only."
-        )
-    return _list(test, classes, at_least=1)
+def _without(splits: _Splits, skipped: Mapping[Path, str], classes: Sequence[str]) -> _Splits:
+    names = [sample.file for part in SPLITS for sample in splits[part] if sample.file in skipped]
+    left = {part: [sample for sample in splits[part] if sample.file not in skipped] for part in SPLITS}
+    for part in SPLITS:
+        lost = {sample.label for sample in splits[part]} - {sample.label for sample in left[part]}
+        if lost:
+            raise UserError(
+                f"No image of class `{classes[min(lost)]}` in the {part} split can be read. Remove what cannot be "
+                f"read, so that others take its place: {named(names)}."
+            )
+    warnings.warn(
+        f"{len(names)} of {sum(len(splits[part]) for part in SPLITS)} files cannot be read as images and are left "
+        f"out: {named(names)}. The first: {skipped[names[0]]}.",
+        stacklevel=3,
+    )
+    return left
 
 
-def _hold_out(indices: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    labels = labels[indices]
-    # With as many samples as classes, or more, no class is missing from what is held out.
-    size = max(round(_HELD_OUT * len(labels)), len(labels.unique()))
-    kept, held_out = stratified_holdout(labels, size)
-    return indices[kept], indices[held_out]
+def _split(images: Tensor, entries: Sequence[Entry]) -> Split:
+    labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
+    return Split(images, labels, tuple(entry.name for entry in entries))
+
+
+def _entry(sample: _Sample, folder: Path) -> Entry:
+    return Entry(sample.file.relative_to(folder).as_posix(), sample.label, sample.digest)

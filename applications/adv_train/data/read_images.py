@@ -2,68 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from adv_train.data.decode import Unreadable, decode
 from adv_train.errors import UserError
 
 _CHUNK = 256
-# What Pillow raises, format by format, on a file that is not the image it claims to be.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_MOST_NAMES = 10
+_Result = TypeVar("_Result")
 
 
-def read_images(files: Sequence[Path]) -> Tensor:
+def read_images(files: Sequence[Path], *, size: int | None = None, skipped: dict[Path, str] | None = None) -> Tensor:
     """Read image files, all square and of one size, as colour, with a bar when it takes long.
 
     Args:
         files: At least one.
+        size: Resize the shorter side of each image to so many pixels and crop the centre.
+        skipped: Where given, files that cannot be read are put there, each with the reason, and their pixels are left
+            black; otherwise they are an error.
 
     Returns:
-        Shape ``(len(files), 3, size, size)``, uint8. Grey-scale and palette images are converted,
-        transparency is dropped.
+        Shape ``(len(files), 3, size, size)``, uint8. See `decode` for what becomes of other kinds of pixels.
 
     Raises:
-        UserError: When a file cannot be read as an image, is not square, or differs in size from the first.
+        UserError: When files cannot be read as images, or, without ``size``, when an image is not square or differs
+            in size from the first; or when they need more memory than the machine has.
     """
-    size = _read(files[0]).shape[0]
-    images = np.empty((len(files), 3, size, size), dtype=np.uint8)
+    unreadable: dict[Path, str] = {}
+    first, side = _first_size(files, size)
+    _check_memory(len(files), side, first)
+    images = np.zeros((len(files), 3, side, side), dtype=np.uint8)
 
-    def fill(start: int) -> int:
-        chunk = files[start : start + _CHUNK]
-        for position, file in enumerate(chunk, start):
-            pixels = _read(file)
-            if len(pixels) != size:
-                raise UserError(
-                    f"The images must all have one size, but `{files[0]}` is {size}x{size} and `{file}` is "
-                    f"{len(pixels)}x{len(pixels)}. Resize them to one size first."
-                )
-            images[position] = pixels.transpose(2, 0, 1)
-        return len(chunk)
+    def fill(position: int, file: Path) -> None:
+        try:
+            pixels = decode(file, size)
+        except Unreadable as error:
+            unreadable[file] = str(error)
+            return
+        height, width, _ = pixels.shape
+        if height != width:
+            raise UserError(
+                f"Images must be square, but `{file}` is {width}x{height}. Crop it first, or give `size`, "
+                f"such as size={min(height, width)}: the shorter side is resized and the centre kept."
+            )
+        if width != side:
+            raise UserError(
+                f"The images must all have one size, but `{first}` is {side}x{side} and `{file}` is "
+                f"{width}x{width}. Resize them to one size first, or give `size`, such as size={min(side, width)}."
+            )
+        images[position] = pixels.transpose(2, 0, 1)
 
-    # Threads, not processes: Pillow decodes without the interpreter lock, and nothing has to be sent back.
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(files), desc="images", unit="", delay=1, leave=False, disable=None) as bar,
-    ):
-        for read in pool.map(fill, range(0, len(files), _CHUNK)):
-            bar.update(read)
+    for_each_file(fill, files, "images")
+    if unreadable and skipped is None:
+        raise _cannot_be_read({file: unreadable[file] for file in files if file in unreadable}, len(files))
+    if skipped is not None:
+        skipped.update(unreadable)
     return torch.from_numpy(images)
 
 
-def _read(file: Path) -> NDArray[np.uint8]:
+def for_each_file(work: Callable[[int, Path], _Result], files: Sequence[Path], title: str) -> list[_Result]:
+    """Call ``work(position, file)`` for each file in threads, with a bar when it takes long; results keep the order."""
+
+    def chunk(start: int) -> list[_Result]:
+        return [work(position, file) for position, file in enumerate(files[start : start + _CHUNK], start)]
+
+    results: list[_Result] = []
+    # Threads, not processes: Pillow decodes without the interpreter lock, and nothing has to be sent back.
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(files), desc=title, unit="", delay=1, leave=False, disable=None) as bar,
+    ):
+        for done in pool.map(chunk, range(0, len(files), _CHUNK)):
+            results += done
+            bar.update(len(done))
+    return results
+
+
+def named(names: Sequence[object]) -> str:
+    """Name the first ten, and count the others: ``a`, `b` and 3 more``."""
+    shown = ", ".join(f"`{name}`" for name in names[:_MOST_NAMES])
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
+
+
+def _first_size(files: Sequence[Path], size: int | None) -> tuple[Path, int]:
+    """Give the first readable file and the size that it sets, so that all others can be held against it."""
+    if size is not None:
+        return files[0], size
+    reasons: dict[Path, str] = {}
+    for file in files:
+        try:
+            return file, decode(file).shape[1]
+        except Unreadable as error:
+            reasons[file] = str(error)
+    raise _cannot_be_read(reasons, len(files))
+
+
+def _cannot_be_read(reasons: dict[Path, str], among: int) -> UserError:
+    first, reason = next(iter(reasons.items()))
+    if len(reasons) == 1:
+        what = f"`{first}` cannot be read as an image: {reason}."
+    else:
+        what = f"{len(reasons)} of {among} files cannot be read as images: {named([*reasons])}. The first: {reason}."
+    return UserError(f"{what} Mend or remove what is named, or leave it out with `skip_unreadable`.")
+
+
+def _check_memory(count: int, side: int, first: Path) -> None:
+    """Refuse before the system kills the process: a data set is held in memory whole."""
+    needed = count * 3 * side * side
     try:
-        with Image.open(file) as image:
-            width, height = image.size
-            if width != height:
-                raise UserError(f"Images must be square, but `{file}` is {width}x{height}. Crop or resize it first.")
-            return np.asarray(image.convert("RGB"))
-    except _UNREADABLE as error:
-        raise UserError(f"`{file}` cannot be read as an image: {' '.join(str(error).split())}.") from error
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return
+    if needed > there:
+        raise UserError(
+            f"{count:,} images of {side}x{side} pixels, such as `{first}`, need {needed / 2**30:.1f} GiB of memory, "
+            f"but the machine has {there / 2**30:.1f} GiB. Give a smaller `size`, such as size=224."
+        )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -23,18 +27,21 @@ class Split:
     Attributes:
         images: Shape ``(n, channels, height, width)``: uint8 in [0, 255], or float32 in [0, 1].
         labels: Shape ``(n,)``, int64.
+        names: Of the file of each image, below the data set's folder, where each has its own.
     """
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Split:
         """Give the same split on another device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.names)
 
     def subset(self, indices: Tensor) -> Split:
         """Give the samples at ``indices``, an int64 tensor of shape ``(m,)``."""
-        return Split(self.images[indices], self.labels[indices])
+        names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
+        return Split(self.images[indices], self.labels[indices], names)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from adv_train.methods.base import METHODS, Adversarial, Batch, Method, Moment, State, Step
+from adv_train.methods.base import METHODS, Adversarial, Method, Moment, State, Step
 
-__all__ = ["METHODS", "Adversarial", "Batch", "Method", "Moment", "State", "Step"]
+__all__ = ["METHODS", "Adversarial", "Method", "Moment", "State", "Step"]

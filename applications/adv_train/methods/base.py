@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import blo
+from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
 from adv_train.objectives import Objective
@@ -22,20 +23,6 @@ from adv_train.threat import Threat
 Start: TypeAlias = Literal["uniform", "zero"]
 #: What a method remembers from step to step: tensors by name, saved with the run.
 State: TypeAlias = Mapping[str, Tensor]
-
-
-class Batch(NamedTuple):
-    """Images of one step.
-
-    Attributes:
-        x: Images in the range of the threat, shape `(batch, channels, height, width)`.
-        y: Labels, shape `(batch,)`.
-        index: Positions of the images in the training split, shape `(batch,)`, int64.
-    """
-
-    x: Tensor
-    y: Tensor
-    index: Tensor
 
 
 class Moment(NamedTuple):
@@ -161,7 +148,7 @@ class Adversarial(Method):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        x, y, _ = batch
+        x, y = batch.x, batch.y
         if start is None:
             start = threat.sample(x, generator) if self.start == "uniform" else torch.zeros_like(x)
         losses = Losses(model, x, y, attack=self.attack_loss, train=self.train_loss, generator=generator)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adv_train.methods.base import METHODS, Batch, Method, Moment, State, Step
+from adv_train.data import Batch
+from adv_train.methods.base import METHODS, Method, Moment, State, Step
 from adv_train.methods.losses import Losses
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
@@ -37,7 +38,7 @@ class Standard(Method):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        x, y, _ = batch
+        x, y = batch.x, batch.y
         losses = Losses(model, x, y, attack=self.train_loss, train=self.train_loss)
         delta = torch.zeros_like(x) if start is None else start
         loss = losses.train(params, delta)

@@ -14,6 +14,9 @@ from adv_train.models.preact_resnet import PreActResNet18
 from adv_train.models.small_cnn import SmallCNN
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {"preact-resnet-18": PreActResNet18, "small-cnn": SmallCNN}
+# More than the networks of this field have (WRN-34-10: 46 million). Without a limit, a dense layer on large images
+# makes the system kill the process.
+_MOST_PARAMETERS = 64_000_000
 _FROM_DATA = frozenset({"channels", "classes", "image_size", "mean", "std"})
 
 
@@ -51,7 +54,8 @@ def create(
         A module from images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
 
     Raises:
-        UserError: When the name or an option is unknown, or a number is out of its range.
+        UserError: When the name or an option is unknown, a number is out of its range, or the model would have more
+            than 64 million parameters.
     """
     if name not in _BUILDERS:
         raise unknown("model", name, _BUILDERS)
@@ -62,12 +66,24 @@ def create(
             raise unknown(f"option of model {name}", option, valid_options)
     _check_data(channels, classes, image_size, mean, std)
     arguments = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
+    _check_parameters(name, image_size, lambda: builder(**arguments, **options))
     if seed is None:
         return builder(**arguments, **options)
     with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which would reseed every GPU too, for good.
         torch.default_generator.manual_seed(seed)
         return builder(**arguments, **options)
+
+
+def _check_parameters(name: str, image_size: int, build: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):  # shapes only: nothing is allocated and no random number is drawn
+        count = sum(parameter.numel() for parameter in build().parameters())
+    if count > _MOST_PARAMETERS:
+        raise UserError(
+            f"Model `{name}` would have {count:,} parameters for images of {image_size}x{image_size} pixels; at most "
+            f"{_MOST_PARAMETERS:,} are allowed. Resize the images (`size`, such as size=224), or choose a model that "
+            "averages over the image, such as preact-resnet-18."
+        )
 
 
 def _check_data(channels: int, classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -1,0 +1,144 @@
+"""One image file into colour, 8 bits a channel, the way up that a viewer shows it."""
+
+from __future__ import annotations
+
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from torchvision.io import decode_image
+
+_ORIENTATION = 0x112  # EXIF
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # TIFF
+# Pillow keeps the first of the two bytes of a 16-bit colour: read in the other byte order, it keeps the second.
+_NATIVE, _SWAPPED = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+_OTHER_BYTE = {"B": "L", "L": "B", "N": _SWAPPED}
+
+
+_COLOUR_16 = {f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order in "LBN"}
+
+
+class Unreadable(Exception):
+    """A file that is not an image, or one whose levels have no known meaning; the text says why."""
+
+
+def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
+    """Read one image.
+
+    A channel of 16 bits becomes ``value // 257`` (white, 65535, is 255), a floating-point one that lies in [0, 1]
+    likewise after a rounding to 16 bits. The EXIF orientation is applied, transparency is dropped.
+
+    Args:
+        file: In a format that Pillow reads.
+        size: Resize the shorter side to so many pixels (bilinear, antialiased) and crop the centre.
+
+    Returns:
+        Shape ``(height, width, 3)``.
+
+    Raises:
+        Unreadable: When the file is no image, too large, or its pixels are neither 8-bit, 16-bit nor floating point
+            in [0, 1].
+    """
+    try:
+        content = file.read_bytes()
+        with Image.open(BytesIO(content)) as opened:
+            pixels = _eight_bits(opened, content).convert("RGB")
+            # Only now: Pillow turns a TIFF as it loads it, and a PNG may carry its EXIF data behind its pixels.
+            pixels = _turned(pixels, _orientation(opened))
+        if size is not None:
+            pixels = ImageOps.fit(pixels, (size, size), method=Image.Resampling.BILINEAR)
+        return np.asarray(pixels)
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise Unreadable(f"it has more than {most:,} pixels, the most that Pillow reads; scale it down first") from None
+    # What Pillow and torchvision raise, format by format, on a file that is not the image it claims to be.
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError) as error:
+        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
+    raw = _raw_mode(image)
+    if image.format == "PNG" and ";16" in raw:
+        levels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8)).numpy()
+        colour = levels[:3] if len(levels) > 2 else levels[:1]  # the last of 2 or 4 channels is transparency
+        return _from_levels(colour.transpose(1, 2, 0) if len(colour) > 1 else colour[0])
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+        levels = np.asarray(image).astype(np.uint16)
+        if raw == "I;12":
+            levels = levels * 16 + levels // 256  # 4095 is white
+        return _from_levels(65535 - levels if _white_is_zero(image) else levels)
+    if image.mode == "F":
+        fractions = np.asarray(image)
+        if not ((fractions >= 0) & (fractions <= 1)).all():
+            raise Unreadable(
+                "its floating-point pixels must lie in [0, 1], but range over "
+                f"[{fractions.min():g}, {fractions.max():g}]; scale them first"
+            )
+        # By way of 16 bits: 7/255 in float32 lies just below level 7.
+        levels = np.rint(fractions.astype(np.float64) * 65535).astype(np.uint16)
+        return _from_levels(65535 - levels if _white_is_zero(image) else levels)
+    if raw in _COLOUR_16 and not _planes_of_16_bits(image):
+        high = np.asarray(image).astype(np.uint16)
+        with Image.open(BytesIO(content)) as again:
+            again.tile = [(codec, extents, offset, _swapped(args)) for codec, extents, offset, args in again.tile]  # type: ignore[misc]
+            levels = high * 256 + np.asarray(again)
+        return _from_levels(levels[..., :3])
+    if image.mode == "I" or ";16" in raw or _planes_of_16_bits(image):
+        raise Unreadable(
+            f"its pixels ({raw or image.mode}) are neither 8-bit or 16-bit grey or colour nor "
+            "floating point in [0, 1]; convert it first"
+        )
+    image.load()
+    return image
+
+
+def _raw_mode(image: ImageFile) -> str:
+    """Name the layout of the pixels in the file; empty where Pillow's decoder is not told it."""
+    if not image.tile:
+        return ""
+    args: Any = image.tile[0][3]
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _swapped(args: Any) -> Any:
+    raw, *others = args
+    return (raw[:-1] + _OTHER_BYTE[raw[-1]], *others)
+
+
+def _from_levels(levels: NDArray[np.uint16]) -> Image.Image:
+    return Image.fromarray((levels // 257).astype(np.uint8))
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    # Pillow inverts such a TIFF where it has 8 bits or fewer, and only there.
+    return isinstance(image, TiffImageFile) and bool(image.tag_v2.get(_PHOTOMETRIC) == 0)
+
+
+def _planes_of_16_bits(image: Image.Image) -> bool:
+    # Pillow takes the bytes of such planes for pixels.
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(_PLANAR) != 2:
+        return False
+    return bool(max(image.tag_v2.get(_BITS, (1,))) > 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Whatever damaged EXIF data raise, the pixels are there.
+        return 1
+
+
+def _turned(pixels: Image.Image, orientation: int) -> Image.Image:
+    if orientation == 1:
+        return pixels
+    plain = Image.fromarray(np.asarray(pixels))  # without the EXIF data of the file
+    plain.getexif()[_ORIENTATION] = orientation
+    return ImageOps.exif_transpose(plain)

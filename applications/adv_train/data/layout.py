@@ -1,0 +1,150 @@
+"""Which folders below a data set's are splits, and which are classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from adv_train.data.split import SplitName
+from adv_train.errors import UserError
+
+_SPLIT_FOLDERS: Final[Mapping[SplitName, str]] = {
+    "train": "train|training",
+    "validation": "val|valid|validation|dev",
+    "test": "test|testing",
+}
+_SUFFIX = r"([ _-]?(set|split|data|images))?"
+_EXPECTED = "`<class>/` folders of images, or `train/<class>/` and `test/<class>/` (and `val/<class>/`)"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a folder is laid out.
+
+    Attributes:
+        classes: Names of the class folders, in the order of the labels.
+        folders: The folder of each split that has its own; ``{"train": folder}`` where the folder holds the classes.
+    """
+
+    classes: tuple[str, ...]
+    folders: Mapping[SplitName, Path]
+
+
+def find_layout(folder: Path) -> Layout:
+    """Tell splits from classes by the names of the folders, in any capitalisation.
+
+    ``train`` or ``training``, ``val``, ``valid``, ``validation`` or ``dev``, and ``test`` or ``testing`` are splits,
+    also with ``_set``, ``_data`` and the like behind them, and never classes.
+
+    Raises:
+        UserError: When the folder is missing, or its folders can be understood in two ways, or in none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"Image folder `{folder}` does not exist or is not a folder. It should hold {_EXPECTED}.")
+    folders: dict[SplitName, Path] = {}
+    others = []
+    for name in _folder_names(folder):
+        split = _split_named(name)
+        if split is None:
+            others.append(name)
+        elif split in folders:
+            raise UserError(
+                f"`{folder}` has `{folders[split].name}/` and `{name}/`, both for the {split} split. "
+                "Rename or move one."
+            )
+        else:
+            folders[split] = folder / name
+    if not folders:
+        return Layout(_class_names(folder), {"train": folder})
+    _check_splits(folder, folders, others)
+    classes = _class_names(folders["train"])
+    for path in folders.values():
+        differing = sorted(set(classes) ^ set(_class_names(path)))
+        if differing:
+            raise UserError(
+                f"`{folders['train'].name}/` and `{path.name}/` in `{folder}` need the same class folders, but "
+                f"`{differing[0]}/` is in one of them only."
+            )
+    return Layout(classes, folders)
+
+
+def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple[list[Path], list[int]]:
+    """List the image files class by class, sorted, with the label of each; folders in a class folder are searched too.
+
+    Raises:
+        UserError: When a class has fewer than ``at_least``.
+    """
+    number = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
+    pairs = [(Path(file), label) for file, label in found if not Path(file).name.startswith(".")]
+    labels = [label for _, label in pairs]
+    counts = Counter(labels)
+    for label, name in enumerate(classes):
+        if (count := counts[label]) < at_least:
+            raise UserError(
+                f"Class folder `{folder / name}` needs at least {at_least} images for the splits, but "
+                f"holds {count} ({', '.join(IMG_EXTENSIONS)} are recognised)."
+            )
+    return [file for file, _ in pairs], labels
+
+
+def images_below(folder: Path) -> list[Path]:
+    """List every image file below a folder, hidden ones apart."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMG_EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _split_named(name: str) -> SplitName | None:
+    for split, names in _SPLIT_FOLDERS.items():
+        if re.fullmatch(f"({names}){_SUFFIX}", name, flags=re.IGNORECASE):
+            return split
+    return None
+
+
+def _check_splits(folder: Path, folders: Mapping[SplitName, Path], others: Sequence[str]) -> None:
+    found = " and ".join(f"`{path.name}/`" for path in folders.values())
+    for name in others:
+        if images_below(folder / name):
+            raise UserError(
+                f"`{folder}` has {found} and, beside them, images in `{name}/`: it is unclear whether the folders are "
+                f"splits or classes. Move `{name}/` elsewhere, or rename the classes that are called like splits."
+            )
+    if "train" not in folders:
+        raise UserError(f"`{folder}` has {found} but no `train/`. Add it; a class may not be called like a split.")
+    if len(folders) == 1:
+        raise UserError(
+            f"`{folder}` has {found} but no `test/`. Add it, or give `{folders['train']}` to have it split."
+        )
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = _folder_names(folder)
+    if len(names) < 2:
+        found = f"only `{names[0]}/`" if names else "no folder"
+        raise UserError(
+            f"`{folder}` needs a folder for each of at least 2 classes, but holds {found}. Expected: {_EXPECTED}."
+        )
+    if all(_split_named(name) for name in names):
+        raise UserError(f"`{folder}` should hold a folder for each class, but holds splits, such as `{names[0]}/`.")
+    for name in names:
+        for inner in _folder_names(folder / name):
+            if _split_named(inner):
+                raise UserError(
+                    f"Class folder `{folder / name}` holds a split, `{inner}/`. Splits come first: "
+                    f"`{inner}/{name}/`, not `{name}/{inner}/`; a folder in a class folder needs another name."
+                )
+    return tuple(names)
+
+
+def _folder_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
