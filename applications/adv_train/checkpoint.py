@@ -31,6 +31,7 @@ class Checkpoint:
         epoch: Epochs completed.
         model: The model's state.
         optimizer: The optimiser's state; empty where the file is only for evaluation.
+        memory: What the method remembers; empty where it remembers nothing, or the file is only for evaluation.
         history: The records of the epochs so far, as in ``metrics.jsonl``.
         best_epoch: Epoch that ``best.pt`` holds, counted from 1.
         best_score: What it was chosen by, largest first.
@@ -41,6 +42,7 @@ class Checkpoint:
     epoch: int
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     best_epoch: int = 0
     best_score: tuple[float, ...] = ()
@@ -60,6 +62,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "epoch": checkpoint.epoch,
         "model": dict(checkpoint.model),
         "optimizer": dict(checkpoint.optimizer),
+        "memory": dict(checkpoint.memory),
         "history": [dict(record) for record in checkpoint.history],
         "best_epoch": checkpoint.best_epoch,
         "best_score": list(checkpoint.best_score),
@@ -91,6 +94,7 @@ def load(path: Path) -> Checkpoint:
             epoch=int(payload["epoch"]),
             model=_tensors(payload["model"]),
             optimizer=dict(payload["optimizer"]),
+            memory=_tensors(payload.get("memory", {})),
             history=tuple(dict(record) for record in payload["history"]),
             best_epoch=int(payload["best_epoch"]),
             best_score=tuple(float(part) for part in payload["best_score"]),

@@ -16,7 +16,7 @@ from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
-from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.methods import METHODS, Adversarial, Method, State
 from adv_train.objectives import OBJECTIVES, Objective
 from adv_train.progress import TrainingProgress
 from adv_train.records import RunFolder
@@ -122,6 +122,7 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: Trai
         epoch=epoch,
         model=trainer.model.state_dict(),
         optimizer=trainer.optimizer.state_dict(),
+        memory=trainer.memory,
         history=(*state.history, record),
         best_epoch=epoch if improved else state.best_epoch,
         best_score=score if improved else state.best_score,
@@ -138,7 +139,7 @@ def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:
     # last.pt is the one source of truth and is written first. A process killed before these two files agree with it
     # is put right by the next one, which calls this again; metrics.jsonl comes last and so says that both are done.
     if state.best_epoch == state.epoch:
-        checkpoint.save(run.best, replace(state, optimizer={}, history=()))
+        checkpoint.save(run.best, replace(state, optimizer={}, memory={}, history=()))
     run.write_metrics(state.history)
 
 
@@ -161,6 +162,16 @@ def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
         trainer.optimizer.load_state_dict(dict(saved.optimizer))
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"`{run.last}` holds the weights of another model than {trainer.config.model}.") from error
+    if _kinds(saved.memory) != _kinds(trainer.memory):
+        raise UserError(
+            f"`{run.last}` holds what another method or data set made {trainer.config.method} remember: give --out "
+            "another folder."
+        )
+    trainer.memory = {name: value.to(trainer.device) for name, value in saved.memory.items()}
+
+
+def _kinds(memory: State) -> dict[str, object]:
+    return {name: (value.shape, value.dtype) for name, value in memory.items()}
 
 
 def _score(select: str, record: dict[str, Any]) -> tuple[float, ...]:

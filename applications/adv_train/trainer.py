@@ -12,7 +12,7 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Method
+from adv_train.methods import Method, Moment, State
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
 from adv_train.threat import Threat
@@ -44,6 +44,7 @@ class Trainer:
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.steps = len(data.batch_bounds(len(dataset.train), config.batch_size))
+        self.memory: State = method.remember(self.model, len(dataset.train))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.
@@ -65,13 +66,24 @@ class Trainer:
         batches = data.batches(
             self.dataset.train, self.config.batch_size, generator=generator, augment=self.dataset.augment
         )
+        moment = Moment(*(torch.tensor(n, device=self.device) for n in (epoch * self.steps, self.total, epoch)))
         for index, batch in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
             with computed_in(self.config.precision, self.device):
-                step = self.method(self.model, parameters, batch, self.threat, generator=generator)
+                step = self.method(
+                    self.model,
+                    parameters,
+                    batch,
+                    self.threat,
+                    moment=moment,
+                    state=self.memory,
+                    generator=generator,
+                )
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
             self.optimizer.step()
+            self.memory = step.state
+            moment.step.add_(1)
             loss += step.loss.detach() * len(batch.y)
             share += step.implicit_share.detach()
             count_step()
@@ -82,6 +94,11 @@ class Trainer:
             # 0/0 where the direct part vanishes: JSON has no NaN.
             "implicit_share": mean_share if math.isfinite(mean_share) else None,
         }
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps
 
     def is_finite(self) -> bool:
         """Whether every weight and every statistic of the model is a finite number."""
@@ -111,7 +128,7 @@ class Trainer:
         return {"val_sa": int(clean) / samples, "val_ra": int(robust) / samples}
 
     def _set_rates(self, step: int) -> None:
-        config, steps = self.config, self.config.epochs * self.steps
+        config, steps = self.config, self.total
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak=config.lr, schedule=config.schedule)
             if config.momentum_cycling:

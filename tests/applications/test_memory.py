@@ -1,0 +1,106 @@
+"""What a method remembers from step to step is saved and resumed with the run, and follows each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adv_train import checkpoint, data
+from adv_train.errors import UserError
+from adv_train.methods import METHODS, Moment, State, Step
+from adv_train.methods.fast_at import FastAT
+from adv_train.threat import Threat
+from adv_train.train import fit
+from tests.applications.test_resume import Stopped, assert_same_run, config, stop_at_write
+
+MOMENTS: list[tuple[int, ...]] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(FastAT):
+    """Fast-AT that starts where it ended on an image the last time."""
+
+    def remember(self, model: nn.Module, images: int) -> State:
+        return {"delta": torch.zeros(images, 1, 8, 8), "seen": torch.zeros(images, dtype=torch.int64)}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        params: dict[str, Tensor],
+        batch: data.Batch,
+        threat: Threat,
+        *,
+        moment: Moment | None = None,
+        state: State | None = None,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Step:
+        assert state is not None and moment is not None
+        MOMENTS.append(tuple(int(value) for value in moment))
+        # Augmentation moves the images, so what is remembered is moved back inside their range.
+        start = threat.set(batch.x).project(state["delta"][batch.index])
+        step = super().__call__(model, params, batch, threat, start=start, generator=generator)
+        kept = {
+            "delta": state["delta"].index_copy(0, batch.index, step.delta),
+            "seen": state["seen"].index_add(0, batch.index, torch.ones_like(batch.index)),
+        }
+        return replace(step, state=kept)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    METHODS.register("remembering")(Remembering)
+    yield
+    del METHODS._found["remembering"]  # what other tests list are the methods of the package
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    MOMENTS.clear()
+    fit(config(method="remembering"), run, progress=False)
+    return run
+
+
+def test_each_image_has_its_own_memory_and_each_step_its_moment(whole: Path) -> None:
+    saved = checkpoint.load(whole / "last.pt")
+    assert saved.memory["seen"].tolist() == [saved.epoch] * 96
+    assert saved.memory["delta"].flatten(1).any(1).all() and saved.memory["delta"].abs().max() <= 0.2
+    assert [(step, 12, step // 3) for step in range(12)] == MOMENTS
+    assert not checkpoint.load(whole / "best.pt").memory  # which is for evaluation alone
+
+
+@pytest.mark.parametrize("write", [4, 7])
+def test_a_run_that_was_stopped_remembers_the_same(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at_write(patch, write, after=True)
+        with pytest.raises(Stopped):
+            fit(config(method="remembering"), run, progress=False)
+    fit(config(method="remembering"), run, progress=False)
+    assert_same_run(run, whole)
+    found, expected = checkpoint.load(run / "last.pt").memory, checkpoint.load(whole / "last.pt").memory
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_memory_that_does_not_fit_is_refused(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at_write(patch, 4, after=True)
+        with pytest.raises(Stopped):
+            fit(config(method="remembering"), run, progress=False)
+
+    def other(self: Any, model: nn.Module, images: int) -> State:
+        return {"delta": torch.zeros(images, 3)}
+
+    monkeypatch.setattr(Remembering, "remember", other)
+    with pytest.raises(UserError, match="another method or data set made remembering remember"):
+        fit(config(method="remembering"), run, progress=False)
