@@ -343,9 +343,9 @@ def _argmin(
     return found
 
 
-def _refuse_sparse(gradient: Tensor) -> None:
-    """Name what torch has no shape for in the backward pass."""
-    if gradient.is_sparse:
+def _refuse_sparse(gradient: Tensor | None) -> None:
+    """Name what torch has no shape for in the backward pass; None is a gradient that nothing has reached."""
+    if gradient is not None and gradient.is_sparse:
         raise StructureError(
             "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Use "
             "sparse=False in the upper objective, or `functionalize`, which does so."

@@ -48,6 +48,11 @@ def upper(theta: Tensor, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_it_bears_gradients_that_are_none(mode: str) -> None:
+    assert torch.autograd.gradcheck(lambda theta: solved(theta, mode), THETA.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("mode", MODES)
 @settings(deadline=None, max_examples=10)
 @given(seed=SEEDS)
 def test_it_is_autodiff_through_a_loop_by_hand(mode: str, seed: int) -> None:
