@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, length, plain, transforms_active, value_and_gradient
+from blo._autodiff import all_true, gradient, length, plain, transforms_active, value_and_gradient
+from blo._curvature import Place, bend
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
 from blo._term import Tangent, Term
@@ -157,11 +158,14 @@ class Bound:
         """Return the tangent space of the term, or of the same at rest, at the solution z with this gradient.
 
         A solver that accepts residuals larger than the term's `slack` leaves z further than that from constraints that
-        hold it: then they are looked for as far as the residual reaches.
+        hold it: then they are looked for as far as the residual reaches, less far where the curvature is large.
         """
         if term.loosened(self.accuracy) is not term:
-            left = float(plain(residual(term, z, slope)).max())
-            term = term.loosened(2 * left) if left <= self.accuracy else term
+            left = residual(term, z, slope).detach()
+            if all_true(left <= self.accuracy):
+                at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
+                curved = bend(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
+                term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))
         return term.tangent(z, slope)
 
     def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:

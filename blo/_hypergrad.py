@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from blo import _bounds
-from blo._argmin import Solving, equipped, require_parts
 from blo._arguments import require_function
 from blo._autocast import without
 from blo._checkpoints import sound_checkpoints
@@ -21,8 +20,10 @@ from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem
+from blo._parts import equipped, require_parts
 from blo._problem import FlatProblem
 from blo._report import Report
+from blo._solving import Solving
 from blo._theta import Structure
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError

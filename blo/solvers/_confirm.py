@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, surely
+from blo._curvature import bend
 from blo.solvers._base import Problem
 from blo.solvers._running import Aims, Running
 from blo.solvers._stopping import (
-    bend,
     curvature,
     hidden,
     reachable,

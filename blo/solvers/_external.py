@@ -21,8 +21,9 @@ class External(Solver):
     Args:
         function: gets theta and the start as trees of constants and returns a tree like `z0`. Its result is
             differentiated by implicit strategies alone, never through the call.
-        tol: residual `|z - project(z - gradient)|` above which the solve is reported as unconverged. `math.inf` takes
-            any point, for weights that a loop of one's own trains: the residual is shown, and nothing is promised.
+        tol: residual `|z - project(z - gradient)|` above which the solve is reported as unconverged; a smaller one
+            where the curvature is small. `math.inf` takes any point, for weights that a loop of one's own trains: the
+            residual is shown, and nothing is promised.
 
     Raises:
         StructureError: if `function` is none.

@@ -35,8 +35,8 @@ class FISTA(Iterative):
             curvature measured along a step exceeds `1/step`, and halves, taking that step back, whenever it does or the
             objective has no value.
         max_steps: most gradient evaluations after the one at the start.
-        tol: residual `|z - prox(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps, measures
-            nothing and never waits for the device.
+        tol: residual `|z - prox(z - gradient)|` at which a lane stops; a smaller one where the curvature is small. None
+            makes exactly `max_steps` steps, measures nothing and never waits for the device.
         relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
             solved as well; it takes one more gradient.
 

@@ -35,7 +35,8 @@ class LBFGS(Iterative):
     Args:
         memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
         max_steps: most evaluations after the one at the start.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
+        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
+            None makes exactly `max_steps` steps.
         relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
             solved as well; it takes one more gradient.
 

@@ -35,7 +35,8 @@ class Newton(Iterative):
     Args:
         max_steps: most evaluations of the gradient after the one at the start. Each step also solves a linear system
             with Hessian-vector products.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `max_steps` steps.
+        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
+            None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises up to 256 unknowns and uses conjugate gradients beyond.
         forcing: largest relative residual, between 0 and 1, at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It falls
             with the square of the gradient, to what `tol` needs or the linear solver's own tolerance, whichever is

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import plain
+from blo._curvature import unaligned
 from blo.solvers._base import Problem
-from blo.solvers._stopping import gradient_change, unaligned
+from blo.solvers._stopping import gradient_change
 
 #: Power iterations at the start, and steps between two later ones.
 _FIRST, _PERIOD = 10, 10

@@ -27,8 +27,8 @@ class ProjectedGradient(Iterative):
             `1/step` or the objective has no value, takes that step back, and grows slowly otherwise (raw gradient
             direction, no momentum).
         max_steps: most gradient evaluations after the one at the start.
-        tol: residual at which a lane stops. None makes exactly `max_steps` steps, measures nothing and never waits
-            for the device.
+        tol: residual at which a lane stops; a smaller one where the curvature is small. None makes exactly `max_steps`
+            steps, measures nothing and never waits for the device.
         direction: `"gradient"`, `"sign"` or `"normalized"`.
         momentum: heavy-ball weight in [0, 1).
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from blo.solvers._stopping import Place
+from blo._curvature import Place
 
 
 class Aims(Protocol):

@@ -91,3 +91,49 @@ def test_exact_points_pass(dtype: torch.dtype) -> None:
         for term in SETS:
             error, reported = case.judge(blo.External(lambda theta, z, case=case: case.solution), term, 0.0)
             assert error <= 1e-3 and not reported, (unit, scale, term)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [blo.FISTA(tol=1e-5, max_steps=100), blo.ProjectedGradient(tol=1e-5, max_steps=100), blo.LBFGS(tol=1e-5)],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("d", "unit", "scale"), [((1e3, 1e-3), 1e-6, 1e-6), ((1e4, 1e-4), 1e-6, 1e-12), ((1e4, 1e-4), 1e-2, 1e-12)]
+)
+def test_a_named_tolerance_holds_no_interior_solution_and_hides_no_small_curvature(
+    solver: Solver, d: tuple[float, float], unit: float, scale: float
+) -> None:
+    turn = torch.linalg.qr(torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64))[0]
+    theta = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    for basis in (turn, torch.eye(2, dtype=torch.float64)):
+
+        def objective(theta: Tensor, z: Tensor, basis: Tensor = basis) -> Tensor:
+            return 0.5 * scale * (torch.tensor(d) * (basis.T @ (z / unit - theta)).square()).sum()
+
+        for term in (blo.Free(), blo.NonNegative(), blo.Box(0.0, 10 * unit)):
+            for start in (0.0, 3.0):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", blo.errors.BloWarning)
+                    found = blo.value_and_hypergrad(
+                        lambda theta, z: 0.5 * (z / unit).square().sum(),
+                        blo.LowerProblem(objective, term),
+                        theta,
+                        start * unit * torch.ones_like(theta),
+                        solver=solver,
+                    )
+                assert not found.report.ok or (found.grad - theta).abs().max() <= 1e-3, (basis, term, start)
+
+
+@pytest.mark.parametrize("term", [blo.NonNegative(), blo.Box(0.0, 1.0)])
+def test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is_large(term: blo.sets.Set) -> None:
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    beside = 1e-6 * (theta + 4e-9)
+    found = blo.value_and_hypergrad(
+        lambda theta, z: 1e6 * z.sum(),
+        blo.LowerProblem(lambda theta, z: 0.5 * 1e9 * (z - 1e-6 * theta).square().sum(), term),
+        theta,
+        torch.zeros_like(theta),
+        solver=blo.External(lambda theta, z: beside, tol=1e-5),
+    )
+    torch.testing.assert_close(found.grad, torch.ones_like(theta), rtol=1e-8, atol=0)

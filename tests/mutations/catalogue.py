@@ -212,8 +212,13 @@ MUTATIONS = (
     ),
     Mutation(
         "constraints are looked for no further than the slack, whatever residual the solver accepted",
-        (Patch("blo/_bound.py", "term.loosened(2 * left) if left <= self.accuracy else term", "term"),),
+        (Patch("blo/_bound.py", "if all_true(left <= self.accuracy):", "if False:"),),
         (WHOLE + "test_near_boundaries.py::test_a_constraint_holds_a_solution_that_its_solver_left_beside_it",),
+    ),
+    Mutation(
+        "and as far as that residual, whatever the curvature",
+        (Patch("blo/_bound.py", "plain(left / curved.clamp(min=1.0))", "plain(left)"),),
+        (WHOLE + "test_units.py::test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is_large",),
     ),
     Mutation(
         "a bound holds what its multiplier pulls away from it",
@@ -265,7 +270,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the tilted solve keeps the tolerance of the solver",
-        (Patch("blo/_argmin.py", "min(solver.tol, max(float(plain(wanted.detach()).min()), least))", "solver.tol"),),
+        (Patch("blo/_solving.py", "min(solver.tol, max(float(plain(wanted.detach()).min()), least))", "solver.tol"),),
         (UNIT + "test_value_function.py::test_a_loose_tolerance_and_a_small_unit_of_the_upper_objective_do_no_harm",),
     ),
     Mutation(
@@ -280,7 +285,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a generator that the objective holds is no reason to evaluate twice",
-        (Patch("blo/_argmin.py", "drawn = watched and self.drawing", "drawn = False"),),
+        (Patch("blo/_solving.py", "drawn = watched and self.drawing", "drawn = False"),),
         (WHOLE + "test_random_objectives.py::test_noise_that_vanishes_at_the_solution_is_seen_at_the_start",),
     ),
     Mutation(
@@ -356,7 +361,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a solve with a tolerance is made under autocast",
-        (Patch("blo/_argmin.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
+        (Patch("blo/_parts.py", "(solver.tol is None or not without", "(solver.tol != 0 or not without"),),
         (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
     ),
     Mutation(
@@ -377,12 +382,12 @@ MUTATIONS = (
     ),
     Mutation(
         "no curvature is looked for beyond the largest",
-        (Patch("blo/solvers/_stopping.py", "_LOOKS, _SPREAD = 6, 1e-5", "_LOOKS, _SPREAD = 1, 1e-5"),),
+        (Patch("blo/_curvature.py", "_LOOKS = 6", "_LOOKS = 1"),),
         (WHOLE + "test_units.py::test_a_residual_within_tolerance_hides_no_error",),
     ),
     Mutation(
         "points of others need not be solutions in their unit",
-        (Patch("blo/_argmin.py", "if last is None or confirmed or", "if last is not None or confirmed or"),),
+        (Patch("blo/_solving.py", "if last is None or confirmed or", "if last is not None or confirmed or"),),
         (WHOLE + "test_units.py::test_points_that_no_solver_has_confirmed_are_looked_at",),
     ),
     Mutation(

@@ -1,0 +1,138 @@
+"""The curvature along a residual: how far a solution may be from a point that leaves it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true, length
+from blo._term import Term
+
+#: Error of a solution, relative to its length, that no tolerance hides.
+RELATIVE = 1e-4
+#: Error of a solution near zero, which has no length to compare it with.
+NEAR_ZERO = 1e-4
+#: Most steps from which the curvatures that make up a residual are read off.
+_LOOKS = 6
+#: The part of a Newton step, in units of z, that hides no error along curvatures far smaller than those looked at.
+HIDDEN = 3e-10
+#: How often a step that shows no curvature is made longer, and how much.
+_LONGER, _LONG = 8, 1e4
+
+
+class Mapped(Protocol):
+    """What has a natural map, that of first-order optimality; see `blo.solvers.Problem`."""
+
+    @property
+    def term(self) -> Term: ...
+
+    def gradient(self, z: Tensor) -> Tensor: ...
+
+    def scale(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor: ...
+
+    def natural(self, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor: ...
+
+
+class Place(NamedTuple):
+    """Where a solve has come to and where it began, all held constant, shapes `(*lanes, n)`.
+
+    Attributes:
+        z: the point.
+        slope: the gradient there.
+        origin: the start.
+        first: the gradient at the start.
+    """
+
+    z: Tensor
+    slope: Tensor
+    origin: Tensor
+    first: Tensor
+
+    @property
+    def span(self) -> Tensor:
+        """The length that errors of z are compared with, shape `(*lanes, 1)`: that of z or of the way to it."""
+        return torch.maximum(length(self.z), length(self.z - self.origin))
+
+    @property
+    def size(self) -> Tensor:
+        """The larger of the two gradients, shape `lanes`."""
+        return torch.maximum(length(self.slope), length(self.first)).squeeze(-1)
+
+
+def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
+
+    A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
+    map, over its length. Where the change drowns in rounding, the curvature is the largest that would drown as well.
+
+    A residual of several curvatures shows the largest. Where the error along the others may matter, further steps lead
+    along the part of the residual that the ones before have not changed (Eisenstat, Elman and Schultz, SIAM J. Numer.
+    Anal. 1983, GCR), and the curvature is the residual over the length of the Newton step that they make up.
+
+    Args:
+        problem: the problem.
+        at: where.
+        unit: what the residual is measured in; None for 1.
+        fine: the part of the Newton step that is not looked into, shape `(*lanes, 1)`; by default `HIDDEN` of z.
+    """
+    fine = HIDDEN * at.span if fine is None else fine
+    unit = problem.scale(at.z, at.slope, unit)
+    left = problem.natural(at.z, at.slope, unit)
+    size = length(left)
+    rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
+    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, NEAR_ZERO)
+    known: list[tuple[Tensor, Tensor]] = []
+    newton, share = torch.zeros_like(left), torch.ones_like(size)
+    looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
+    unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
+    left = problem.natural(at.z, at.slope, unit)
+    while looks:
+        ahead = rest / torch.where(share > 0, share, 1.0)
+        aside = at.z - step * ahead
+        turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
+        least = drowned(at.slope)
+        if problem.term.rounds:
+            least = torch.maximum(least, drowned(unit * aside))
+        lost = (size > 0) & (length(turned) <= least)
+        if longer and not (known or all_true(~lost)):
+            # The solver may have made no way at all, which says nothing about the unit of z.
+            step, longer = torch.where(lost, _LONG * step, step), longer - 1
+            unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))
+            left = problem.natural(at.z, at.slope, unit)
+            continue
+        looks -= 1
+        for past, image in known:
+            along = (turned * image).sum(-1, keepdim=True)
+            ahead, turned = ahead - along / step * past, turned - along * image
+        found = length(turned)
+        curved = over(found, least, step)
+        image = turned / torch.where(found > 0, found, 1.0)
+        known.append((ahead / curved, image))
+        along = (rest * image).sum(-1, keepdim=True)
+        newton, rest = newton + along / curved * ahead, rest - along * image
+        share = length(rest)
+        if all_true(size * share <= curved * fine):
+            break
+    curved = 1 / (length(newton) + share / curved)
+    curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
+    return curved, (curved * step).squeeze(-1)
+
+
+def over(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
+    """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
+    found = torch.maximum(change, least) / step
+    return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
+
+
+def drowned(slope: Tensor) -> Tensor:
+    """Return the change of a vector that drowns in its rounding, shape `(*lanes, 1)`."""
+    return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
+
+
+def unaligned(z: Tensor) -> Tensor:
+    """Return a unit vector that no problem is likely to be aligned with, shape `(n,)`."""
+    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+    unit: Tensor = direction / torch.linalg.vector_norm(direction)
+    return unit

@@ -1,0 +1,73 @@
+"""The parts of a call: refused in each other's places; the solver that a call gets, and the problem as it sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from blo._autocast import Autocast, without
+from blo._lower import LowerProblem
+from blo._problem import FlatProblem
+from blo.errors import StructureError
+from blo.gradients import Strategy, Unrolled
+from blo.solvers import Solver, default_solver
+
+
+def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy | None) -> None:
+    """Refuse parts in each other's places, and classes in the place of their instances.
+
+    Raises:
+        StructureError: naming the argument.
+    """
+    parts = {"lower": (lower, LowerProblem), "solver": (solver, Solver), "gradient": (gradient, Strategy)}
+    for name, (given, kind) in parts.items():
+        if not (isinstance(given, kind) or (given is None and name != "lower")):
+            found = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+            examples = {"lower": "LowerProblem(objective)", "solver": "LBFGS()", "gradient": "Implicit(CG())"}
+            raise StructureError(f"`{name}` must be like blo.{examples[name]}, but is {found}.")
+
+
+def equipped(
+    problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy, solver: Solver | None
+) -> tuple[Solver, FlatProblem]:
+    """Return the solver, the default one for None, and the problem as this solver is to see it.
+
+    Autocast acts on a fixed number of steps. A solve with a tolerance is made and differentiated without it: the
+    rounding of autocast is far above any tolerance, costs more steps than it speeds up, and is magnified where the
+    residuals of data are small beside their terms.
+
+    Raises:
+        StructureError: in half precision without a solver.
+    """
+    if solver is None:
+        solver = _default(problem, leaves, gradient)
+    elif solver.tol and solver.tol != math.inf:
+        # A solver that accepts any residual says nothing about how far z is from constraints that hold it.
+        problem = replace(problem, accuracy=solver.tol)
+    autocast = Autocast.current()
+    if autocast.on and (solver.tol is None or not without(problem.runs)(leaves, z0)):
+        problem = problem.under(autocast)
+    return solver, problem
+
+
+@without
+def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
+    """Return the solver for a problem that comes without one.
+
+    Raises:
+        StructureError: in half precision, which shows no solution to be one.
+    """
+    if problem.layout.dtype not in (torch.float32, torch.float64):
+        raise StructureError(
+            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}, in which no "
+            "residual shows a solution to be one. Keep z in float32 and cast it inside the objective, or ask for a "
+            "fixed number of steps."
+        )
+    with torch.no_grad():
+        term = problem.term([leaf.detach() for leaf in leaves])
+    followed = isinstance(gradient, Unrolled)
+    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=followed)
