@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, gradient, length, plain, transforms_active, value_and_gradient
+from blo._autodiff import gradient, length, plain, transforms_active, value_and_gradient
 from blo._curvature import Place, bend
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
@@ -162,7 +162,8 @@ class Bound:
         """
         if term.loosened(self.accuracy) is not term:
             left = residual(term, z, slope).detach()
-            if all_true(left <= self.accuracy):
+            reach = 2 * float(plain(left).max())
+            if reach <= 2 * self.accuracy and term.loosened(reach) is not term:
                 at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
                 curved = bend(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
                 term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))

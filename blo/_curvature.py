@@ -10,8 +10,6 @@ from torch import Tensor
 from blo._autodiff import all_true, length
 from blo._term import Term
 
-#: Error of a solution, relative to its length, that no tolerance hides.
-RELATIVE = 1e-4
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
 #: Most steps from which the curvatures that make up a residual are read off.

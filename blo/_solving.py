@@ -30,7 +30,7 @@ class Solving:
         solver: the solver.
         checks: what to do with its findings.
         gradient: what is made of the solution.
-        hoisted: theta brings captured tensors along, which are none of the solver's business.
+        hoisted: theta holds the captured tensors beside the caller's theta; the solver gets the latter alone.
         defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
         drawing: the objective holds something that it may draw from besides the generators of torch.
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, length
-from blo._curvature import HIDDEN, NEAR_ZERO, RELATIVE, Place, bend, drowned, over, unaligned
+from blo._curvature import HIDDEN, NEAR_ZERO, Place, bend, drowned, over, unaligned
 from blo.solvers._base import Problem
 
 #: Units of rounding of a gradient below which no residual is asked for.
@@ -14,6 +14,8 @@ _ROUNDING = 16
 #: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
 #: an accelerator adds is not always the same.
 _REPEATED = 256
+#: Error of a solution, relative to its length, that no tolerance hides.
+_RELATIVE = 1e-4
 #: Relative errors of a solution, in units of the tolerance: a large one in an absolute unit allows the first, a small
 #: one in units of the curvature, as the default solvers have, no more than the second.
 _LOOSE, _TIGHT = 30, 1e5
@@ -74,14 +76,14 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
     unit, least = curvature(problem, at.z, at.slope)
-    error = min(RELATIVE, _TIGHT * tol) * at.span
+    error = min(_RELATIVE, _TIGHT * tol) * at.span
     curved, rise = bend(problem, at, unit, _SPREAD * error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
 
 
 def _error(at: Place, tol: float) -> Tensor:
     """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
-    return max(RELATIVE, _LOOSE * tol) * at.span
+    return max(_RELATIVE, _LOOSE * tol) * at.span
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
