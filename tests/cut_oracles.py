@@ -18,10 +18,8 @@ def project(point: Array, radius: Array, center: Array, low: Array, high: Array,
     z, c, lower, upper = (np.asarray(value, dtype=np.longdouble) for value in (point, center, low, high))
 
     def at(mu: Any) -> Any:
-        if norm == 2:
-            free = (z + mu * c) / (1 + mu)
-        else:
-            free = c + np.sign(z - c) * np.maximum(np.abs(z - c) - mu, 0)
+        shrunk = c + np.sign(z - c) * np.maximum(np.abs(z - c) - mu, 0)
+        free = (z + mu * c) / (1 + mu) if norm == 2 else shrunk
         return np.minimum(np.maximum(free, lower), upper)
 
     def length(x: Any) -> Any:
@@ -40,7 +38,7 @@ def project(point: Array, radius: Array, center: Array, low: Array, high: Array,
 def cut_parameters(rng: np.random.Generator, n: int) -> dict[str, Array]:
     """Return a ball that the bounds cut, its centre not always between them."""
     return {
-        "radius": np.array(rng.uniform(0.4, 1.2)),
+        "radius": np.array(rng.uniform(0.3, 0.9)),
         "center": 0.15 * rng.normal(size=n),
         "low": -rng.uniform(0.05, 0.6, size=n),
         "high": rng.uniform(0.05, 0.6, size=n),
@@ -54,9 +52,9 @@ def cut_faces(norm: int, face: Callable[..., Face]) -> Callable[[TermCase, Array
         n, p, H = case.n, case.at(theta), case.quadratic.hessian(theta)
         z = p["center"]
         step = 2 / sum(np.linalg.eigvalsh(H)[[0, -1]])
-        for _ in range(120):
+        for _ in range(2000):
             z, before = project(z - step * case.slope(theta, z), **p, norm=norm), z
-            if np.abs(z - before).max() < 1e-9:
+            if np.abs(z - before).max() < 1e-8:
                 break
         side = np.where(z - p["low"] < 1e-6, -1, np.where(p["high"] - z < 1e-6, 1, 0))
         offset = z - p["center"]
@@ -80,15 +78,17 @@ def cut_faces(norm: int, face: Callable[..., Face]) -> Callable[[TermCase, Array
             p, z, y = case.at(theta), x[:n], x[n]
             slope, gap = case.slope(theta, z), z - p["center"]
             force = side * -(slope + y * pull(p, z))
-            rooms = [np.minimum(z - p["low"], p["high"] - z)[side == 0], force[side != 0]]
+            rooms = [np.minimum(z - p["low"], p["high"] - z)[side == 0], force[side != 0], p["high"] - p["low"]]
             rooms.append([y if on else p["radius"] - np.linalg.norm(gap, norm)])
             if norm == 1 and on:
                 rooms += [(s * gap)[s != 0], (y - np.abs(slope))[still], [float(free.any()) - 0.5]]
             elif on:
                 rooms.append([np.linalg.norm(gap[free]) - 0.1])
             least = np.concatenate(rooms).min()
-            return -np.inf if np.isnan(least) else float(least)
+            # Only what the ball and a bound hold together is of use; each alone is another set.
+            return float(least) if np.isfinite(least) and on and side.any() and free.sum() > 1 else -np.inf
 
-        yield face(system, np.concatenate([z, [0.5 * on]]), margin)
+        along, slope = pull(p, z)[free], case.slope(theta, z)[free]
+        yield face(system, np.append(z, -on * (along @ slope) / max(along @ along, 1e-9)), margin)
 
     return faces

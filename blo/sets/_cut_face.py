@@ -56,9 +56,7 @@ class CutFace:
         def strain(ball: Ball, at: Tensor) -> tuple[Tensor, Tensor]:
             return self.strain(Cut.of(ball), at)
 
-        return Tangent(
-            projector, curvature, count, motion=Carry(instead, motion), strain=Strain(self.surplus, strain)
-        )
+        return Tangent(projector, curvature, count, motion=Carry(instead, motion), strain=Strain(self.surplus, strain))
 
     def motion(self, cut: Cut, z: Tensor) -> Tensor:
         """Return how far the face carries z when the ball becomes this one.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
-from blo.sets._cut import Cut, Piece, Ray, place
+from blo.sets._cut import Cut, ahead
 from blo.sets._cut_face import CutFace, loose_bounds
+from blo.sets._cut_path import Piece, Ray, place
 
 
 class Reach(NamedTuple):
@@ -65,16 +66,14 @@ def is_empty(cut: Cut, z: Tensor) -> Tensor:
 
 def rounding(cut: Cut, z: Tensor) -> Tensor:
     """Return how far a point projected onto the boundary is off it, shape `(*lanes, 1)`."""
-    size = torch.as_tensor(z.abs() + abs(cut.center)).sum(-1, keepdim=True) + cut.radius
+    size = (z.abs() + (torch.zeros_like(z) + cut.center).abs()).sum(-1, keepdim=True) + cut.radius
     return 8 * torch.finfo(z.dtype).eps * size.detach()
 
 
 def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`; see the other ball."""
-    wide = z.dtype if z.device.type == "mps" else torch.float64
-    z, gradient = z.detach().to(wide), gradient.detach().to(wide)
-    step = 1 / torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).clamp(min=1.0)
-    found = reach(cut.constant(wide), z - step * gradient)
+    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`."""
+    wide, point, step = ahead(cut, z, gradient)
+    found = reach(wide, point)
     return torch.where(found.outside, found.loss / step, 0.0)
 
 

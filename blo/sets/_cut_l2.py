@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
-from blo.sets._cut import Cut, Piece, Ray, place
+from blo.sets._cut import Cut, ahead
 from blo.sets._cut_face import CutFace, loose_bounds
+from blo.sets._cut_path import Piece, Ray, place
 from blo.sets._norm import euclidean_norm as norm
 
 
@@ -62,7 +62,9 @@ def reach(cut: Cut, z: Tensor) -> Reach:
 def is_empty(cut: Cut, z: Tensor) -> Tensor:
     """Tell in which lanes the bounds are out of reach, or the radius is negative or NaN, shape `(*lanes, 1)`."""
     base = cut.base(z)
-    return ~((norm(base - cut.center).detach() <= cut.radius + rounding(cut, base)) & (torch.as_tensor(cut.radius) >= 0))
+    return ~(
+        (norm(base - cut.center).detach() <= cut.radius + rounding(cut, base)) & (torch.as_tensor(cut.radius) >= 0)
+    )
 
 
 def rounding(cut: Cut, z: Tensor) -> Tensor:
@@ -71,16 +73,10 @@ def rounding(cut: Cut, z: Tensor) -> Tensor:
 
 
 def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`.
-
-    It is there even where no coordinate is clear of its bounds. In double precision and with a step that is not long,
-    since a gradient drowns the distances of bounds that are near.
-    """
-    wide = z.dtype if z.device.type == "mps" else torch.float64
-    z, gradient = z.detach().to(wide), gradient.detach().to(wide)
-    step = 1 / norm(gradient).clamp(min=1.0)
-    found = reach(cut.constant(wide), z - step * gradient)
-    t = found.t.clamp(min=torch.finfo(wide).tiny ** 0.5, max=1.0)
+    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`."""
+    wide, point, step = ahead(cut, z, gradient)
+    found = reach(wide, point)
+    t = found.t.clamp(min=torch.finfo(point.dtype).tiny ** 0.5, max=1.0)
     return torch.where(found.outside, (1 / t - 1) / step, 0.0)
 
 

@@ -15,7 +15,7 @@ from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets import _cut_l1
 from blo.sets._base import Set
-from blo.sets._cut import Cut, fit_bounds, is_cut, require_bounds, require_reach
+from blo.sets._cut import Cut, fit_bound, is_cut, require_bounds, require_reach
 from blo.sets._simplex import Simplex
 
 
@@ -59,8 +59,8 @@ class L1Ball(Set):
     def fit(self, layout: Layout) -> L1Ball:
         radius = fit_per_lane(self.radius, layout, "L1Ball.radius")
         center = fit_coordinates(self.center, layout, "L1Ball.center")
-        sides = fit_bounds(self, layout, "L1Ball")
-        fitted = replace(self, radius=radius, center=center, validate=False, **sides)  # it was looked at when made
+        low, high = fit_bound(self.low, layout, "L1Ball.low"), fit_bound(self.high, layout, "L1Ball.high")
+        fitted = replace(self, radius=radius, center=center, low=low, high=high, validate=False)
         if is_cut(self) and self.validate and can_validate():
             require_reach(fitted, layout, "L1Ball", _cut_l1.is_empty)
         return fitted
@@ -77,6 +77,9 @@ class L1Ball(Set):
         outside = offset.abs().sum(-1, keepdim=True) > per_lane(self.radius)
         face = Simplex(self.radius, validate=False).project(offset.abs())
         return torch.where(outside, self.center + offset.sign() * face, z)
+
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if is_cut(self):

@@ -15,7 +15,7 @@ from blo._types import Tree
 from blo.errors import InfeasibleError
 from blo.sets import _cut_l2
 from blo.sets._base import Set
-from blo.sets._cut import Cut, fit_bounds, is_cut, require_bounds, require_reach
+from blo.sets._cut import Cut, fit_bound, is_cut, require_bounds, require_reach
 from blo.sets._norm import euclidean_norm
 
 
@@ -58,8 +58,8 @@ class L2Ball(Set):
     def fit(self, layout: Layout) -> L2Ball:
         radius = fit_per_lane(self.radius, layout, "L2Ball.radius")
         center = fit_coordinates(self.center, layout, "L2Ball.center")
-        sides = fit_bounds(self, layout, "L2Ball")
-        fitted = replace(self, radius=radius, center=center, validate=False, **sides)  # it was looked at when made
+        low, high = fit_bound(self.low, layout, "L2Ball.low"), fit_bound(self.high, layout, "L2Ball.high")
+        fitted = replace(self, radius=radius, center=center, low=low, high=high, validate=False)
         if is_cut(self) and self.validate and can_validate():
             require_reach(fitted, layout, "L2Ball", _cut_l2.is_empty)
         return fitted
@@ -76,6 +76,9 @@ class L2Ball(Set):
         norm = euclidean_norm(offset)
         outside = norm > radius
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
+
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if is_cut(self):
