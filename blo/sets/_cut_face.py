@@ -90,6 +90,19 @@ class CutFace:
         return step, shift, cut.radius - self.cut.radius - taken
 
 
+def left_over(gradient: Tensor, force: Tensor, size: Tensor) -> Tensor:
+    """Return what the ball's force leaves of the gradient for the bounds, zero where that is rounding.
+
+    Args:
+        gradient: of the objective at the solution, shape `(*lanes, n)`.
+        force: that of the ball, which takes the gradient of free coordinates away, same shape.
+        size: that of the force before its rounding, same shape.
+    """
+    left = gradient + force
+    noise = 16 * torch.finfo(gradient.dtype).eps * (gradient.abs() + size).detach()
+    return torch.where(left.detach().abs() <= noise, 0.0, left)
+
+
 def loose_bounds(
     cut: Cut, z: Tensor, gradient: Tensor, multiplier: Tensor, tangential: Tensor, inner: Tensor
 ) -> Tensor:

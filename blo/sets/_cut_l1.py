@@ -11,7 +11,7 @@ from torch import Tensor
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
 from blo.sets._cut import Cut, ahead
-from blo.sets._cut_face import CutFace, loose_bounds
+from blo.sets._cut_face import CutFace, left_over, loose_bounds
 from blo.sets._cut_path import Piece, Ray, place
 
 
@@ -74,20 +74,20 @@ def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
     """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`."""
     wide, point, step = ahead(cut, z, gradient)
     found = reach(wide, point)
-    return torch.where(found.outside, found.loss / step, 0.0)
+    return torch.where(found.outside, found.loss / step, 0.0).to(z.dtype)
 
 
 def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor]) -> Tangent:
     """Return the tangent space at a solution; `instead` as in `Carry`."""
     offset, distance = _room(cut, z)
     size, sign, near = offset.abs(), offset.sign(), distance <= cut.slack
-    rough = torch.where(near, _multiplier(cut, z, gradient).to(z.dtype), 0.0)
+    rough = torch.where(near, _multiplier(cut, z, gradient), 0.0)
     lower, upper = torch.zeros_like(size) + (cut.low - cut.center), torch.zeros_like(size) + (cut.high - cut.center)
     seat = (lower <= 0) & (upper >= 0)  # the bounds leave the centre within reach
     # How strongly a coordinate at the centre is pulled off it, where a bound lies there only to the other side.
     pull = torch.where(lower >= 0, -gradient, torch.where(upper <= 0, gradient, gradient.abs()))
     still = near & seat & ~clear(size, rough - pull, cut.slack)
-    bound = ~still & ~cut.box.free(z, gradient + rough * sign)
+    bound = ~still & ~cut.box.free(z, left_over(gradient, rough * sign, rough))
     support = torch.where(near & ~still & ~bound, sign, 0.0)
     count = support.abs().sum(-1, keepdim=True)
     some, divisor = count > 0, count.clamp(min=1)
@@ -100,7 +100,8 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     bound = torch.where(holds, bound, ~cut.box.free(z, gradient))
     still = holds & ~bound & (support == 0)
     support, held = support * active, bound | still
-    multiplier = torch.where(active, pressed, torch.where(full, rough, 0.0))
+    mu = torch.where(active, pressed, torch.where(full, rough, 0.0))
+    multiplier = left_over(gradient, mu * sign, mu)
     room = torch.minimum(z - cut.low, cut.high - z)
 
     def projector(v: Tensor) -> Tensor:
@@ -110,10 +111,10 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
         inner = ~bound & (room > 0)
         tangential = projector(gradient) * inner
         # Every coordinate at the centre is undecided when its slope is as large as that of the sum.
-        rest = multiplier - pull
+        rest = mu - pull
         edge = still & (negligible(rest, gradient, tangential) | (rest < 0))  # at zero itself it has no sign
         edge = edge | (holds & seat & ~bound & unresolved(size, rest, cut.slack, z))
-        bounds = loose_bounds(cut, z, gradient, gradient + multiplier * sign, tangential, inner) & ~still
+        bounds = loose_bounds(cut, z, gradient, multiplier, tangential, inner) & ~still
         loose = on & negligible(pressed, gradient, torch.where(active, tangential, along * inner))
         loose = loose | (near & some & unresolved(distance, pressed, cut.slack, z))
         fixed = held.sum(-1) + active.squeeze(-1)
@@ -123,7 +124,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
 
     normal = torch.where(still, 0.0, sign)
     twice = holds & held & seat & (size == 0) & (room <= 0)
-    face = CutFace(cut, bound, still, active, normal, gradient + multiplier * sign, twice, full)
+    face = CutFace(cut, bound, still, active, normal, multiplier, twice, full)
     return face.tangent(projector, 0.0, counts, instead)
 
 

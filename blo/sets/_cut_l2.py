@@ -11,7 +11,7 @@ from torch import Tensor
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
 from blo.sets._cut import Cut, ahead
-from blo.sets._cut_face import CutFace, loose_bounds
+from blo.sets._cut_face import CutFace, left_over, loose_bounds
 from blo.sets._cut_path import Piece, Ray, place
 from blo.sets._norm import euclidean_norm as norm
 
@@ -77,15 +77,17 @@ def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
     wide, point, step = ahead(cut, z, gradient)
     found = reach(wide, point)
     t = found.t.clamp(min=torch.finfo(point.dtype).tiny ** 0.5, max=1.0)
-    return torch.where(found.outside, (1 / t - 1) / step, 0.0)
+    mu = torch.where(found.outside, (1 / t - 1) / step, 0.0)
+    return mu.clamp(max=torch.finfo(z.dtype).max).to(z.dtype)
 
 
 def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor]) -> Tangent:
     """Return the tangent space at a solution; `instead` as in `Carry`."""
     offset, size, room = _room(cut, z)
     near = room <= cut.slack
-    rough = torch.where(near, _multiplier(cut, z, gradient).to(z.dtype), 0.0)
-    within = cut.box.free(z, gradient + rough * offset)
+    rough = torch.where(near, _multiplier(cut, z, gradient), 0.0)
+    spread = offset.abs() + z.abs()
+    within = cut.box.free(z, left_over(gradient, rough * offset, rough * spread))
     some = within.any(-1, keepdim=True)
     part = torch.where(within, offset, 0.0)
     length = norm(part)
@@ -101,7 +103,8 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     taken = norm(torch.where(within, 0.0, offset)) * (8 * torch.finfo(z.dtype).eps) ** 0.5
     point = active & (length <= torch.maximum(rounding(cut, z), taken).detach())
     curvature = torch.where(active & ~point, pressed / divisor, 0.0)
-    multiplier = gradient + torch.where(some, curvature, rough) * offset
+    mu = torch.where(some, curvature, rough)
+    multiplier = left_over(gradient, mu * offset, mu * spread)
     u, free = u * (active & ~point), within & ~point
 
     def projector(v: Tensor) -> Tensor:
