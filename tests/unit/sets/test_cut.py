@@ -204,6 +204,26 @@ def test_weak_multipliers_of_ball_and_bounds_are_counted(norm: int, noise: float
         assert [int(c) for c in counts] == [1, 2, degenerate]
 
 
+@norms
+@pytest.mark.parametrize("distance", [5e-8, 1e-9, -1e-9, -5e-8])
+def test_the_multiplier_tells_whether_a_near_bound_or_sphere_holds(norm: int, distance: float) -> None:
+    inside, pressed = max(distance, 0.0), max(-distance, 0.0)
+    z = torch.tensor([0.4, 0.3, 0.2], dtype=torch.float64)
+    across = z.sign() if norm == 1 else z / z.norm()
+    first = torch.eye(3, dtype=torch.float64)[0]
+    size = float(torch.linalg.vector_norm(z, norm))
+    lone = BALLS[norm](9.0, 0.1, 0.0, torch.tensor([0.4, 1.0, 1.0], dtype=torch.float64) + inside * first)
+    near = BALLS[norm](size + inside, 0.0, -1.0, 1.0)
+    both = BALLS[norm](size, 0.0, -1.0, torch.tensor([0.4, 1.0, 1.0], dtype=torch.float64) + inside * first)
+    for ball, gradient, held in (
+        (lone, -pressed * first, 1),
+        (near, -pressed * across, 1),
+        (both, -0.3 * across - pressed * first, 2),
+    ):
+        counts = ball.tangent(z, gradient).counts()
+        assert int(counts.active) == (held if pressed else held - 1)
+
+
 def test_undecided_coordinates_at_the_centre_are_counted() -> None:
     z = torch.tensor([0.6, -0.4, 0.0, 0.0], dtype=torch.float64)
     ball = L1Ball(1.0, 0.0, torch.tensor([-1.0, -0.4, -1.0, 0.0]), 1.0)
