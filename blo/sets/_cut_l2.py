@@ -120,8 +120,8 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
 
     # From radius zero it moves to where it is pulled.
     pull = torch.where(point, norm(gradient * within), 1.0)
-    ahead = -gradient * within / torch.where(pull > 0, pull, 1.0)
-    normal = torch.where(point, ahead, offset / torch.where(size > 0, size, 1.0))
+    toward = -gradient * within / torch.where(pull > 0, pull, 1.0)
+    normal = torch.where(point, toward, offset / torch.where(size > 0, size, 1.0))
     full = near & ~some & (room <= 0)
     face = CutFace(cut, ~within, torch.zeros_like(within), active, normal, multiplier, torch.zeros_like(within), full)
     return face.tangent(projector, curvature, count, instead)

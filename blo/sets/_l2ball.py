@@ -26,7 +26,7 @@ class L2Ball(Set):
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`.
         center: a number, a tensor of z's shape, or a tree like z.
-        low: as in `Box`; None, like `-inf`, leaves a side open.
+        low: as in `Box`, and a bound holds a coordinate as there; None, like `-inf`, leaves a side open.
         high: likewise.
         slack: the boundary is active when `|z - center| >= radius - slack`, up to rounding; absolute, in z's
             unit.

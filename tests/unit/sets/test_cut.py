@@ -57,12 +57,13 @@ def test_the_projection_is_that_of_bisection_in_each_lane(seed: int, n: int, nor
 
 
 @norms
-@pytest.mark.parametrize("size", [1e-20, 1e-3, 1e4, 1e18])
+@pytest.mark.parametrize("size", [1e-25, 1e-3, 1e4, 1e22])
 def test_extreme_sizes_are_projected_like_ordinary_ones(norm: int, size: float) -> None:
     point = 10 * normal(0, 8, 20)
-    truth = fitted(BALLS[norm], point, 1.0, 0.1, -0.11, 0.23).project(point)
+    truth = fitted(BALLS[norm], point, 0.5, 0.1, -0.11, 0.23).project(point)
+    assert ((truth > -0.11) & (truth < 0.23)).any() and (truth == 0.23).any()
     single = (size * point).float()
-    found = fitted(BALLS[norm], single, size, 0.1 * size, -0.11 * size, 0.23 * size).project(single)
+    found = fitted(BALLS[norm], single, 0.5 * size, 0.1 * size, -0.11 * size, 0.23 * size).project(single)
     torch.testing.assert_close(found.double() / size, truth, rtol=0, atol=1e-5)
 
 
