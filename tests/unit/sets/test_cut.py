@@ -238,10 +238,9 @@ def test_coordinates_without_room_are_held_and_no_tie() -> None:
     for kind in (L1Ball, L2Ball):
         ball = fitted(kind, point, 1.0, 0.0, torch.tensor([-1.0, -1.0, 0.25]), torch.tensor([1.0, 1.0, 0.25]))
         z = ball.project(point)
+        alone = -2 * (z if kind is L2Ball else z.sign())  # the ball balances it, and leaves nothing for the bounds
         for pull in (-1.0, 0.0, 1.0):
-            gradient = z - point
-            gradient[2] = pull
-            tangent = ball.tangent(z, gradient)
+            tangent = ball.tangent(z, alone + pull * torch.eye(3, dtype=torch.float64)[2])
             assert z[2] == 0.25 and tangent.project(torch.ones_like(z))[2] == 0
             assert int(tangent.counts().degenerate) == 0
 
@@ -255,12 +254,14 @@ def test_a_radius_of_zero_holds_everything_and_is_degenerate() -> None:
     assert (int(tangent.counts().free), int(tangent.counts().degenerate) > 0) == (0, True)
 
 
-def test_bounds_that_only_touch_the_sphere_leave_one_point_and_are_degenerate() -> None:
-    low = torch.tensor([0.6, -1.0], dtype=torch.float64)
-    ball = L2Ball(0.6, 0.0, low, 1.0).fit(Layout.of(low, batched=False))
-    z = ball.project(torch.tensor([3.0, 2.0], dtype=torch.float64))
-    tangent = ball.tangent(z, z - torch.tensor([3.0, 2.0], dtype=torch.float64))
-    torch.testing.assert_close(z, torch.tensor([0.6, 0.0], dtype=torch.float64), rtol=0, atol=1e-7)
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_that_only_touch_the_sphere_leave_one_point_and_are_degenerate(seed: int) -> None:
+    low = torch.cat([normal(seed, 4).abs() + 0.1, torch.full((2,), -9.0, dtype=torch.float64)])
+    point = torch.full((6,), 8.0, dtype=torch.float64)
+    ball = fitted(L2Ball, point, float(np.linalg.norm(low[:4])), 0.0, low, 9.0)
+    z = ball.project(point)
+    tangent = ball.tangent(z, z - point)
+    torch.testing.assert_close(z, low.clamp(min=0.0), rtol=0, atol=1e-6)
     assert not tangent.project(torch.ones_like(z)).any() and int(tangent.counts().degenerate) > 0
 
 

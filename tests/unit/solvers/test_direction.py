@@ -13,6 +13,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 import blo
+from blo.solvers import _direction
 from tests.strategies import normal
 
 ALONG = blo.OneStep(1.0, "coordinate")
@@ -79,9 +80,10 @@ def test_bounds_in_a_product_and_of_the_orthant_stop_coordinates() -> None:
 
 
 def test_a_lane_that_bounds_stop_altogether_stays() -> None:
-    slope = torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64)
+    slope = torch.tensor([[1.0, 2.0], [3.0, -2.0]], dtype=torch.float64)
     moved = step(slope, torch.zeros(2, 2, dtype=torch.float64), blo.Box(0.0, 1.0))
     assert moved.tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert not _direction._coordinate(slope, torch.ones_like(slope, dtype=torch.bool)).any()  # nor does its momentum
 
 
 def test_steps_reach_the_solution_of_a_linear_objective_within_ball_and_bounds() -> None:
