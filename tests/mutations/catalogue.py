@@ -200,7 +200,7 @@ MUTATIONS = (
     Mutation(
         "a step along the largest coordinate is taken into a bound",
         (Patch("blo/solvers/_direction.py", "if blocked is not None", "if False"),),
-        ("tests/unit/solvers/test_direction.py::test_a_lane_that_bounds_stop_altogether_stays",),
+        ("tests/unit/solvers/test_direction.py::test_a_coordinate_that_a_bound_stops_leaves_the_step_to_the_next",),
     ),
     Mutation(
         "an inactive inequality counts as active (box)",

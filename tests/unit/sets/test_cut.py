@@ -146,6 +146,20 @@ def test_the_face_moves_with_radius_centre_and_bounds(norm: int, seed: int) -> N
     np.testing.assert_allclose(by_autodiff, truth, rtol=0, atol=1e-10)
 
 
+@norms
+def test_a_bound_holds_what_the_ball_pulls_out_against_the_gradient(norm: int) -> None:
+    """The objective draws the first coordinate up, off its lower bound; the ball presses it there."""
+    point, low = torch.tensor([0.6, 3.0], dtype=torch.float64), torch.tensor([0.5, -1.0], dtype=torch.float64)
+    rest = 0.6 if norm == 2 else 0.7
+    theta = torch.tensor([float(np.linalg.norm([0.5, rest], norm)), 0.5], dtype=torch.float64)
+    out = hypergradient(lambda t: BALLS[norm](t[0], 0.0, torch.stack([t[1], t[1] - 2]), 9.0), theta, point)
+    np.testing.assert_allclose(out.z, [0.5, rest], rtol=0, atol=1e-10)
+    share = [theta[0] / rest, 0.5 / rest] if norm == 2 else [1.0, 1.0]
+    np.testing.assert_allclose(out.grad, [2 * share[0], 1 - 2 * share[1]], rtol=0, atol=1e-9)
+    counts = BALLS[norm](theta[0], 0.0, low, 9.0).tangent(out.z, out.z - point).counts()
+    assert [int(c) for c in counts] == [0, 2, 0]
+
+
 def hypergradient(constraint: Any, theta: Tensor, point: Tensor, **options: Any) -> Any:
     """Return the outcome for `min |z - point|^2 / 2` and a linear upper objective."""
     v = torch.arange(1.0, point.shape[-1] + 1, dtype=point.dtype)
