@@ -152,6 +152,13 @@ class Term(ABC):
         """Return `z - prox(z - move, step)`, shape `(*lanes, n)`."""
         return z - self.prox(z - move, step)
 
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return which coordinates a step against the gradient cannot move, since they are at a bound.
+
+        Booleans of z's shape; None where there are no bounds on coordinates.
+        """
+        return None
+
     @abstractmethod
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         """Return the tangent space at a solution.

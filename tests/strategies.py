@@ -16,7 +16,7 @@ from torch import Tensor
 import blo
 from blo._layout import Layout
 from blo.sets import Set
-from tests import oracles
+from tests import cut_oracles, oracles
 from tests.oracles import Array
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -79,6 +79,8 @@ SETS: dict[str, Callable[..., Set]] = {
     "ball": blo.L2Ball,
     "simplex": blo.Simplex,
     "l1 ball": blo.L1Ball,
+    "cut ball": blo.L2Ball,
+    "cut l1 ball": blo.L1Ball,
     "affine": blo.Affine,
     "halfspaces": blo.Halfspaces,
 }
@@ -104,6 +106,17 @@ def _draw_lane(name: str, point: Array, rng: np.random.Generator) -> _Drawn:
         if np.abs(offset).sum() > radius:
             nearest = center + np.sign(offset) * oracles.project_simplex(np.abs(offset), radius)
         return _Drawn((np.array(radius), center), member, nearest)
+    if name in ("cut ball", "cut l1 ball"):
+        norm = 2 if name == "cut ball" else 1
+        center = rng.normal(size=n)
+        low = center - rng.uniform(-0.3, 1.0, size=n)
+        high = low + rng.exponential(size=n)
+        base = np.clip(center, low, high)
+        radius, way = np.linalg.norm(base - center, norm) + rng.uniform(0.1, 2.0), rng.uniform(low, high) - base
+        while np.linalg.norm(base + way - center, norm) > radius:
+            way = 0.7 * way
+        nearest = cut_oracles.project(point, radius, center, low, high, norm)
+        return _Drawn((np.array(radius), center, low, high), base + way, nearest)
     if name == "affine":
         k = (n + 1) // 2
         basis = np.linalg.qr(rng.normal(size=(n, k)))[0].T

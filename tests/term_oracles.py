@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import blo
-from tests import oracles
+from tests import cut_oracles, oracles
 from tests.oracles import Array, QuadraticCase, central_difference
 
 System = Callable[[Any, Any], Any]
@@ -441,6 +441,16 @@ KINDS: dict[str, Kind] = {
         lambda rng, n: {"radius": np.array(rng.uniform(0.3, 1.0)), "center": 0.3 * rng.normal(size=n)},
         lambda p, n: blo.L1Ball(p["radius"], p["center"]),
         l1_ball_faces,
+    ),
+    "cut l2 ball": Kind(
+        cut_oracles.cut_parameters,
+        lambda p, n: blo.L2Ball(p["radius"], p["center"], p["low"], p["high"]),
+        cut_oracles.cut_faces(2, Face),
+    ),
+    "cut l1 ball": Kind(
+        cut_oracles.cut_parameters,
+        lambda p, n: blo.L1Ball(p["radius"], p["center"], p["low"], p["high"]),
+        cut_oracles.cut_faces(1, Face),
     ),
     "affine": Kind(
         lambda rng, n: {"A": rng.normal(size=(2, n)), "b": rng.normal(size=2)},

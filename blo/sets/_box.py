@@ -39,23 +39,9 @@ class Box(Set):
     validate: bool = True
 
     def __post_init__(self) -> None:
-        numbers = (int, float)
-        if isinstance(self.low, numbers) and isinstance(self.high, numbers):
-            if self.low <= self.high:
-                return  # no tensor is made: `NonNegative` is a box at each projection
-            crossed = torch.ones(1, dtype=torch.bool)
-        elif self.low is None or self.high is None:
+        if self.low is None or self.high is None:
             raise StructureError("`Box` needs two bounds, but one is None. Leave a side open with -inf or inf.")
-        elif self.validate and can_validate() and not self._holds_tree():
-            crossed = torch.as_tensor(self.low <= self.high).logical_not()  # negated, to refuse NaN too
-        else:
-            return
-        if bool(crossed.any()):
-            raise InfeasibleError(
-                f"`Box` needs low <= high everywhere, but {int(crossed.sum())} of {crossed.numel()} "
-                "coordinates cross or are NaN. If the bounds come from `Box.around`, check that x already "
-                "lies in [low, high]."
-            )
+        require_order("Box", self.low, self.high, look=self.validate)
 
     @classmethod
     def around(
@@ -110,6 +96,10 @@ class Box(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
 
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        stopped: Tensor = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0))
+        return stopped
+
     def free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""
         return clear(z - self.low, gradient, self.slack) & clear(self.high - z, -gradient, self.slack)
@@ -151,3 +141,32 @@ class Box(Set):
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))
+
+
+def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:
+    """Refuse bounds that cross.
+
+    Args:
+        name: of the set.
+        low: the lower bounds; trees are not looked at.
+        high: the upper bounds, likewise.
+        look: whether tensors may be looked at.
+
+    Raises:
+        InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
+    """
+    numbers = (int, float)
+    if isinstance(low, numbers) and isinstance(high, numbers):
+        if low <= high:
+            return  # no tensor is made: `NonNegative` is a box at each projection
+        crossed = torch.ones(1, dtype=torch.bool)
+    elif look and can_validate() and all(isinstance(bound, int | float | Tensor) for bound in (low, high)):
+        crossed = torch.as_tensor(low <= high).logical_not()  # negated, to refuse NaN too
+    else:
+        return
+    if bool(crossed.any()):
+        raise InfeasibleError(
+            f"`{name}` needs low <= high everywhere, but {int(crossed.sum())} of {crossed.numel()} "
+            "coordinates cross or are NaN. If the bounds come from `Box.around`, or are taken less an x, check that x "
+            "already lies in [low, high]."
+        )

@@ -13,31 +13,40 @@ from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
+from blo.sets import _cut_l1
 from blo.sets._base import Set
+from blo.sets._cut import Cut, fit_bound, is_cut, require_bounds, require_reach
 from blo.sets._simplex import Simplex
 
 
 @dataclass(frozen=True, eq=False)
 class L1Ball(Set):
-    """`{ z : |z - center|_1 <= radius }`, the norm running over all of z (of each lane).
+    """`{ z : |z - center|_1 <= radius, low <= z <= high }`, the norm running over all of z (of each lane).
 
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`; positive.
         center: a number, a tensor of z's shape, or a tree like z.
+        low: as in `Box`, and a bound holds a coordinate as there; None, like `-inf`, leaves a side open.
+        high: likewise.
         slack: the boundary is active when `|z - center|_1 >= radius - slack`, up to rounding, and then the coordinates
             with `|z - center| > slack` are its support; absolute, in z's unit.
-        validate: look at a tensor radius. That is a host synchronisation on an accelerator.
+        validate: look at a tensor radius and at tensor bounds, and at these once more when the ball meets z. That is a
+            host synchronisation on an accelerator.
 
     Raises:
-        InfeasibleError: if a radius is not positive. (At zero the set is one point, without a derivative.)
+        InfeasibleError: if a radius is not positive (at zero the set is one point, without a derivative), bounds cross,
+            or no point of the ball lies between them.
     """
 
     radius: Tensor | float
     center: Tree = 0.0
+    low: Tree | None = None
+    high: Tree | None = None
     slack: float = 1e-7
     validate: bool = True
 
     def __post_init__(self) -> None:
+        require_bounds(self, "L1Ball", look=self.validate)
         if isinstance(self.radius, Tensor) and not (self.validate and can_validate()):
             return
         empty = torch.as_tensor(self.radius > 0).logical_not()
@@ -50,7 +59,11 @@ class L1Ball(Set):
     def fit(self, layout: Layout) -> L1Ball:
         radius = fit_per_lane(self.radius, layout, "L1Ball.radius")
         center = fit_coordinates(self.center, layout, "L1Ball.center")
-        return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
+        low, high = fit_bound(self.low, layout, "L1Ball.low"), fit_bound(self.high, layout, "L1Ball.high")
+        fitted = replace(self, radius=radius, center=center, low=low, high=high, validate=False)
+        if is_cut(self) and self.validate and can_validate():
+            require_reach(fitted, layout, "L1Ball", _cut_l1.is_empty)
+        return fitted
 
     @property
     def extent(self) -> Tensor | float:
@@ -58,12 +71,19 @@ class L1Ball(Set):
 
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point: outside, that of the simplex which the sign of the offset picks."""
+        if is_cut(self):
+            return _cut_l1.reach(Cut.of(self), z).nearest
         offset = z - self.center
         outside = offset.abs().sum(-1, keepdim=True) > per_lane(self.radius)
         face = Simplex(self.radius, validate=False).project(offset.abs())
         return torch.where(outside, self.center + offset.sign() * face, z)
 
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        if is_cut(self):
+            return _cut_l1.tangent(Cut.of(self), z, gradient, L1Ball.motion)
         near, sign = self._boundary(z)
         multiplier = -(sign * gradient).sum(-1, keepdim=True) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
         offset, distance = (z - self.center).detach(), self._distance(z)
@@ -94,6 +114,8 @@ class L1Ball(Set):
         return Tangent(projector, 0.0, count, motion=Carry(L1Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        if is_cut(self):
+            return _cut_l1.motion(Cut.of(self), Cut.of(origin), z)
         return self._carried(origin, *origin._boundary(z))
 
     def _carried(self, origin: Self, active: Tensor, sign: Tensor) -> Tensor:

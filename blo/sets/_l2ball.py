@@ -13,30 +13,39 @@ from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import InfeasibleError
+from blo.sets import _cut_l2
 from blo.sets._base import Set
+from blo.sets._cut import Cut, fit_bound, is_cut, require_bounds, require_reach
+from blo.sets._norm import euclidean_norm
 
 
 @dataclass(frozen=True, eq=False)
 class L2Ball(Set):
-    """`{ z : |z - center|_2 <= radius }`, the norm running over all of z (of each lane).
+    """`{ z : |z - center|_2 <= radius, low <= z <= high }`, the norm running over all of z (of each lane).
 
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`.
         center: a number, a tensor of z's shape, or a tree like z.
+        low: as in `Box`, and a bound holds a coordinate as there; None, like `-inf`, leaves a side open.
+        high: likewise.
         slack: the boundary is active when `|z - center| >= radius - slack`, up to rounding; absolute, in z's
             unit.
-        validate: look at a tensor radius. That is a host synchronisation on an accelerator.
+        validate: look at a tensor radius and at tensor bounds, and at these once more when the ball meets z. That is a
+            host synchronisation on an accelerator.
 
     Raises:
-        InfeasibleError: if a radius is negative or NaN.
+        InfeasibleError: if a radius is negative or NaN, bounds cross, or no point of the ball lies between them.
     """
 
     radius: Tensor | float
     center: Tree = 0.0
+    low: Tree | None = None
+    high: Tree | None = None
     slack: float = 1e-7
     validate: bool = True
 
     def __post_init__(self) -> None:
+        require_bounds(self, "L2Ball", look=self.validate)
         if isinstance(self.radius, Tensor) and not (self.validate and can_validate()):
             return
         empty = torch.as_tensor(self.radius >= 0).logical_not()
@@ -49,20 +58,31 @@ class L2Ball(Set):
     def fit(self, layout: Layout) -> L2Ball:
         radius = fit_per_lane(self.radius, layout, "L2Ball.radius")
         center = fit_coordinates(self.center, layout, "L2Ball.center")
-        return replace(self, radius=radius, center=center, validate=False)  # it was looked at when made
+        low, high = fit_bound(self.low, layout, "L2Ball.low"), fit_bound(self.high, layout, "L2Ball.high")
+        fitted = replace(self, radius=radius, center=center, low=low, high=high, validate=False)
+        if is_cut(self) and self.validate and can_validate():
+            require_reach(fitted, layout, "L2Ball", _cut_l2.is_empty)
+        return fitted
 
     @property
     def extent(self) -> Tensor | float:
         return 2 * per_lane(self.radius)
 
     def project(self, z: Tensor) -> Tensor:
+        if is_cut(self):
+            return _cut_l2.reach(Cut.of(self), z).nearest
         radius = per_lane(self.radius)
         offset = z - self.center
-        norm = _norm(offset)
+        norm = euclidean_norm(offset)
         outside = norm > radius
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
 
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        if is_cut(self):
+            return _cut_l2.tangent(Cut.of(self), z, gradient, L2Ball.motion)
         near, norm, u = self._boundary(z)
         slope = (gradient * u).sum(-1, keepdim=True)
         distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
@@ -85,7 +105,7 @@ class L2Ball(Set):
 
         def motion(term: L2Ball, at: Tensor) -> Tensor:
             # From radius zero it moves to where it is pulled.
-            force = _norm(gradient)
+            force = euclidean_norm(gradient)
             normal = torch.where(point, -gradient / torch.where(force > 0, force, 1.0), u)
             return term._carried(self, active, normal)
 
@@ -93,6 +113,8 @@ class L2Ball(Set):
         return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, motion=Carry(L2Ball.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        if is_cut(self):
+            return _cut_l2.motion(Cut.of(self), Cut.of(origin), z)
         active, _, u = origin._boundary(z)
         return self._carried(origin, active, u)
 
@@ -104,19 +126,10 @@ class L2Ball(Set):
         """Return whether the boundary is active, |z - c|, both `(*lanes, 1)`, and the normal, zero off it."""
         radius = per_lane(self.radius)
         offset = z - self.center
-        norm = _norm(offset)
+        norm = euclidean_norm(offset)
         active = norm.detach() >= radius - self.slack - self._rounding(z)
         return active, norm, torch.where(active, offset / torch.where(norm > 0, norm, 1.0), 0.0)
 
     def _rounding(self, z: Tensor) -> Tensor:
         """Return how far a point projected onto the sphere is off it, in single precision more than `slack`."""
-        return 8 * torch.finfo(z.dtype).eps * (_norm(z) + per_lane(self.radius)).detach()
-
-
-def _norm(v: Tensor) -> Tensor:
-    """Return the Euclidean norm, `(*lanes, 1)`: no overflow or underflow, and a zero derivative at zero."""
-    size = v.detach().abs().amax(-1, keepdim=True)
-    size = torch.where(size > 0, size, 1.0)
-    squares = (v / size).square().sum(-1, keepdim=True)
-    zero = squares == 0
-    return torch.where(zero, 0.0, size * torch.where(zero, 1.0, squares).sqrt())
+        return 8 * torch.finfo(z.dtype).eps * (euclidean_norm(z) + per_lane(self.radius)).detach()

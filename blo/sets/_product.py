@@ -88,6 +88,15 @@ class Product(Set):
         parts = zip(self.sets, self._split(z), self._split(move), strict=True)
         return torch.cat([part.retreat(block, along, step) for part, block, along in parts], dim=-1)
 
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        triples = zip(self.sets, self._split(z), self._split(gradient), strict=True)
+        found = [part.blocked(block, slope) for part, block, slope in triples]
+        if all(part is None for part in found):
+            return None
+        none = torch.zeros_like(z, dtype=torch.bool)
+        pairs = zip(found, self._split(none), strict=True)
+        return torch.cat([block if part is None else part for part, block in pairs], dim=-1)
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         blocks = self._split(z)
         triples = zip(self.sets, blocks, self._split(gradient), strict=True)

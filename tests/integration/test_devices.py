@@ -21,6 +21,8 @@ TERMS: dict[str, Callable[[], blo.sets.Set | blo.penalties.Penalty]] = {
     "box": lambda: blo.Box(-1.0, there(3)),
     "l2": lambda: blo.L2Ball(1.0),
     "l1": lambda: blo.L1Ball(1.0),
+    "cut l2": lambda: blo.L2Ball(1.0, there(3), -0.5, 0.5, validate=False),
+    "cut l1": lambda: blo.L1Ball(there(2), 0.1, -0.5, there(3), validate=False),
     "simplex": blo.Simplex,
     "affine": lambda: blo.Affine(there(1, 3), there(1)),
     "halfspaces": lambda: blo.Halfspaces(there(2, 3), there(2)),
@@ -133,7 +135,9 @@ def test_every_solver_stays_on_the_device(name: str, term: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["zero", "unrolled", "start", "hessian-free", "closed form"])
-@pytest.mark.parametrize("term", ["free", "box", "l2", "l1", "simplex", "affine", "lasso", "elastic"])
+@pytest.mark.parametrize(
+    "term", ["free", "box", "l2", "l1", "cut l2", "cut l1", "simplex", "affine", "lasso", "elastic"]
+)
 def test_a_fixed_number_of_steps_never_waits(term: str, name: str) -> None:
     with Accelerator() as accelerator:
         lower = problem(TERMS[term](), batched=True)

@@ -73,6 +73,18 @@ def boundary(
     return near
 
 
+def beside_ball(norm: int, z: Tensor, inside: float, pressed: float) -> Near:
+    """The first coordinate is next to its bound, and the ball holds the solution with a multiplier of 0.3."""
+    z[0] = 0.5 - inside
+    u = z / z.norm() if norm == 2 else torch.ones_like(z)
+    first = torch.eye(N, dtype=torch.float64)[0]
+    kind, radius = (blo.L2Ball, z.norm()) if norm == 2 else (blo.L1Ball, z.sum())
+    ball = kind(radius, 0.0, -1.0, 1.5 - first)
+    basis = beside(u) if inside else beside(u) @ np.linalg.svd(beside(u)[:1])[2][1:].T
+    curvature = 0.3 / z.norm().item() if norm == 2 else 0.0
+    return Near(z, -0.3 * u - pressed * first, basis, curvature * np.eye(N), {"constraint": ball})
+
+
 def unit(z: Tensor) -> Tensor:
     return z / z.norm()
 
@@ -94,6 +106,9 @@ TERMS: dict[str, Callable[[Tensor, float, float], Near]] = {
     "elastic net": lambda *at: l1(lambda: blo.ElasticNet(WEIGHT, 0.0), *at),
     "l2 ball": boundary(lambda z, inside: blo.L2Ball(z.norm() + inside), unit, round_=True),
     "l1 ball": boundary(lambda z, inside: blo.L1Ball(z.sum() + inside), lambda z: z.sign(), round_=False),
+    "cut l2 ball": boundary(lambda z, inside: blo.L2Ball(z.norm() + inside, 0.0, -1.0, 1.0), unit, round_=True),
+    "bound on an l2 ball": lambda *at: beside_ball(2, *at),
+    "bound on an l1 ball": lambda *at: beside_ball(1, *at),
     "halfspaces": boundary(lambda z, inside: blo.Halfspaces(row(z)[None], row(z) @ z + inside), row, round_=False),
     "smooth": boundary(smooth, unit, round_=True),
 }

@@ -187,6 +187,22 @@ MUTATIONS = (
         (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),
     ),
     Mutation(
+        "free coordinates do not make up for what moving bounds change of a ball's norm",
+        (
+            Patch(
+                "blo/sets/_cut_face.py",
+                "return step, shift, cut.radius - self.cut.radius - taken",
+                "return step, shift, cut.radius - self.cut.radius",
+            ),
+        ),
+        ("tests/unit/sets/test_cut.py::test_the_face_moves_with_radius_centre_and_bounds",),
+    ),
+    Mutation(
+        "a step along the largest coordinate is taken into a bound",
+        (Patch("blo/solvers/_direction.py", "if blocked is not None", "if False"),),
+        ("tests/unit/solvers/test_direction.py::test_a_coordinate_that_a_bound_stops_leaves_the_step_to_the_next",),
+    ),
+    Mutation(
         "an inactive inequality counts as active (box)",
         (Patch("blo/sets/_box.py", "clear(z - self.low, gradient, self.slack) &", "(z < self.low) &"),),
         (WHOLE + "test_identities.py::test_6_constraints_that_do_not_bind_change_nothing",),

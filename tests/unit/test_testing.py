@@ -40,6 +40,8 @@ SETS: dict[str, Any] = {
     "ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1]),
     "simplex": lambda t: blo.Simplex(1 + t[0]),
     "l1 ball": lambda t: blo.L1Ball(1 + t[0]),
+    "cut ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1], -0.6 + t[0], 0.4 - t[1]),
+    "cut l1 ball": lambda t: blo.L1Ball(1 + t[0], t[1], -0.6 + t[0], 0.4 - t[1]),
     "affine": lambda t: blo.Affine(A * (1 + t[0]), B + t),
     "halfspaces": lambda t: blo.Halfspaces(A * (1 + t[0]), B + t),
 }
@@ -58,7 +60,15 @@ def test_sets_conform(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "constraint", [blo.Box(-0.5, 0.7), blo.L2Ball(1.0), blo.Simplex()], ids=["box", "ball", "simplex"]
+    "constraint",
+    [
+        blo.Box(-0.5, 0.7),
+        blo.L2Ball(1.0),
+        blo.Simplex(),
+        blo.L2Ball(1.0, 0.1, -0.4, 0.6),
+        blo.L1Ball(1.0, 0.1, -0.4, 0.6),
+    ],
+    ids=["box", "ball", "simplex", "cut ball", "cut l1 ball"],
 )
 def test_batched_sets_conform(constraint: blo.sets.Set) -> None:
     assert "lanes are independent" in check_set(constraint, BATCH, batched=True).properties

@@ -14,9 +14,9 @@ from blo import tree
 from blo._layout import Layout
 from blo._multipliers import negligible
 from tests import oracles
-from tests.strategies import SEEDS, SetCase, make_set_case, normal, quadratic_cases, set_cases
+from tests.strategies import SEEDS, SETS, SetCase, make_set_case, normal, quadratic_cases, set_cases
 
-NAMES = ("free", "box", "around", "nonnegative", "ball", "simplex", "l1 ball", "affine", "halfspaces", "product")
+NAMES = (*SETS, "product")
 quick = settings(deadline=None, max_examples=50)
 
 
@@ -230,6 +230,8 @@ def test_nothing_looks_at_values(name: str) -> None:
         "ball": blo.L2Ball(none, z, validate=False),
         "simplex": blo.Simplex(none, validate=False),
         "l1 ball": blo.L1Ball(none, z, validate=False),
+        "cut ball": blo.L2Ball(none, z, z, z, validate=False),
+        "cut l1 ball": blo.L1Ball(none, z, z, 1.0, validate=False),
         "affine": blo.Affine(z, none, validate=False),
         "product": blo.Product(blo.Simplex(none, validate=False), blo.Box(z, 2.0, validate=False)),
     }
@@ -254,6 +256,8 @@ def test_the_dtype_of_z_is_kept(name: str, dtype: torch.dtype) -> None:
         "ball": blo.L2Ball(radius),
         "simplex": blo.Simplex(radius),
         "l1 ball": blo.L1Ball(radius),
+        "cut ball": blo.L2Ball(radius, z, 0.0, 0.9),
+        "cut l1 ball": blo.L1Ball(radius, z, 0.0, 0.9),
         "affine": blo.Affine(z, radius),
         "halfspaces": blo.Halfspaces(z, radius),
         "product": blo.Product(blo.L2Ball(0.1)),
@@ -267,15 +271,18 @@ def test_the_dtype_of_z_is_kept(name: str, dtype: torch.dtype) -> None:
 def test_parameters_take_the_precision_of_z() -> None:
     z, wide = torch.randn(3), torch.ones(3, dtype=torch.float64)
     sets = blo.Box(-wide, wide), blo.L2Ball(wide[0], wide), blo.Simplex(wide[0]), blo.L1Ball(wide[0], wide)
-    for moving in (*sets, blo.Affine(wide[None], wide[0]), blo.Halfspaces(wide[None], wide[0])):
+    cut = blo.L2Ball(wide[0], wide, -wide, wide), blo.L1Ball(1.0, 0.0, -wide, wide)
+    for moving in (*sets, *cut, blo.Affine(wide[None], wide[0]), blo.Halfspaces(wide[None], wide[0])):
         assert moving.fit(Layout.of(z, batched=False)).project(z).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["Box.low", "L2Ball.radius", "L2Ball.center", "Simplex.total", "L1Ball.radius"])
+@pytest.mark.parametrize(
+    "name", ["Box.low", "L2Ball.radius", "L2Ball.center", "Simplex.total", "L1Ball.radius", "L2Ball.low", "L1Ball.high"]
+)
 def test_parameters_on_another_device_are_named(name: str) -> None:
     kind, field = name.split(".")
     away = torch.ones((), device="meta")
-    others = {"Box": {"high": 1.0}, "L2Ball": {"radius": 1.0}, "L1Ball": {}, "Simplex": {}}[kind]
+    others = {"Box": {"high": 1.0}, "L2Ball": {"radius": 1.0}, "L1Ball": {"radius": 1.0}, "Simplex": {}}[kind]
     moving = getattr(blo, kind)(**{**others, field: away}, validate=False)
     with pytest.raises(blo.StructureError, match=f"`{name}` must be on cpu"):
         moving.fit(Layout.of(torch.zeros(3), batched=False))

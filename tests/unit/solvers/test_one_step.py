@@ -35,7 +35,7 @@ def test_a_step_is_the_clipped_point_of_numpy(case: QuadraticCase, seed: int, st
         assert (found.residual, found.tol, found.steps) == (None, None, 1)
 
 
-@pytest.mark.parametrize("direction", ["gradient", "sign", "normalized"])
+@pytest.mark.parametrize("direction", ["gradient", "sign", "normalized", "coordinate"])
 def test_a_stationary_lane_stays_and_its_derivative_is_finite(direction: Any) -> None:
     lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum(-1), batched=True)
     theta = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64, requires_grad=True)
@@ -61,5 +61,5 @@ def test_a_step_that_is_not_positive_is_refused(step: float) -> None:
 
 @pytest.mark.parametrize("direction", ["Sign", "", "newton", None])
 def test_an_unknown_direction_is_refused(direction: Any) -> None:
-    with pytest.raises(ValueError, match="`direction` must be 'gradient', 'sign' or 'normalized'"):
+    with pytest.raises(ValueError, match="`direction` must be 'gradient', 'sign', 'normalized' or 'coordinate'"):
         blo.OneStep(0.1, direction)

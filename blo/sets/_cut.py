@@ -1,0 +1,124 @@
+"""Balls cut by bounds: their parameters, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from blo._layout import Layout
+from blo._term import fit_coordinates, per_lane
+from blo._types import Tree
+from blo.errors import InfeasibleError
+from blo.sets._box import Box, require_order
+from blo.sets._norm import euclidean_norm
+
+
+class Ball(Protocol):
+    """The parameters of a ball; bounds that are None are open."""
+
+    @property
+    def radius(self) -> Tensor | float: ...
+    @property
+    def center(self) -> Tree: ...
+    @property
+    def low(self) -> Tree | None: ...
+    @property
+    def high(self) -> Tree | None: ...
+    @property
+    def slack(self) -> float: ...
+
+
+class Cut(NamedTuple):
+    """A ball cut by bounds, its parameters flat.
+
+    Attributes:
+        radius: a number or shape `(*lanes, 1)`.
+        center, low, high: numbers or shape `(*lanes, n)`.
+        slack: see the balls.
+    """
+
+    radius: Tensor | float
+    center: Tensor | float
+    low: Tensor | float
+    high: Tensor | float
+    slack: float
+
+    @classmethod
+    def of(cls, ball: Ball) -> Cut:
+        low, high = bounds(ball)
+        return cls(per_lane(ball.radius), ball.center, low, high, ball.slack)
+
+    @property
+    def box(self) -> Box:
+        return Box(self.low, self.high, slack=self.slack, validate=False)
+
+    def constant(self, dtype: torch.dtype) -> Cut:
+        """Return the same as constants of another precision."""
+
+        def at(part: Tensor | float) -> Tensor | float:
+            return part.detach().to(dtype) if isinstance(part, Tensor) else part
+
+        return Cut(at(self.radius), at(self.center), at(self.low), at(self.high), self.slack)
+
+    def base(self, z: Tensor) -> Tensor:
+        """Return the point within the bounds that is nearest to the centre, in the shape of z."""
+        return self.box.project(torch.zeros_like(z) + self.center).detach()
+
+
+def ahead(cut: Cut, z: Tensor, gradient: Tensor) -> tuple[Cut, Tensor, Tensor]:
+    """Return the ball, a gradient step from z and its step size, `(*lanes, 1)`, in double precision.
+
+    A solution is the nearest point to such a step, whatever its size, and then the ball's multiplier is known even
+    where no coordinate is clear of its bounds. One about as long as z drowns neither in the rounding of the other.
+    """
+    wide = z.dtype if z.device.type == "mps" else torch.float64
+    cut, z, gradient = cut.constant(wide), z.detach().to(wide), gradient.detach().to(wide)
+    span, size = torch.maximum(euclidean_norm(z), euclidean_norm(z - cut.center)), euclidean_norm(gradient)
+    step = torch.where(span * size > 0, span / torch.where(size > 0, size, 1.0), 1.0)
+    return cut, z - step * gradient, step
+
+
+def require_bounds(ball: Ball, name: str, *, look: bool) -> None:
+    """Refuse bounds that cross; see `require_order`."""
+    if is_cut(ball):
+        require_order(name, *bounds(ball), look=look)
+
+
+def bounds(ball: Ball) -> tuple[Tree, Tree]:
+    """Return both bounds, those that are None as numbers."""
+    return -math.inf if ball.low is None else ball.low, math.inf if ball.high is None else ball.high
+
+
+def is_cut(ball: Ball) -> bool:
+    """Tell whether a ball has bounds; infinite numbers are none."""
+    numbers = (int, float)
+    low, high = bounds(ball)
+    return not (isinstance(low, numbers) and isinstance(high, numbers) and low == -math.inf and high == math.inf)
+
+
+def fit_bound(bound: Tree | None, layout: Layout, name: str) -> Tensor | float | None:
+    """Return a bound flattened like z, None as it is."""
+    return None if bound is None else fit_coordinates(bound, layout, name)
+
+
+def require_reach(ball: Ball, layout: Layout, name: str, is_empty: Callable[[Cut, Tensor], Tensor]) -> None:
+    """Refuse a fitted ball that has no point within its bounds.
+
+    Raises:
+        InfeasibleError: naming `name`.
+    """
+    require_bounds(ball, name, look=True)
+    cut = Cut.of(ball)
+    # Numbers are looked at on the CPU, which waits for nothing.
+    tensors = any(isinstance(part, Tensor) for part in cut)
+    shape, device = ((*layout.lanes, layout.size), layout.device) if tensors else ((layout.size,), "cpu")
+    empty = is_empty(cut, torch.zeros(shape, dtype=layout.dtype, device=device))
+    if bool(empty.any()):
+        raise InfeasibleError(
+            f"`{name}` needs a point within `radius` of `center` and between `low` and `high`, but {int(empty.sum())} "
+            f"of {empty.numel()} balls have none. Move the centre to its bounds, or make the radius larger."
+        )

@@ -1,0 +1,96 @@
+"""Balls cut by bounds: the search for the nearest point, which is one and the same for both norms.
+
+Seen from the centre, the nearest point lies on a path of one parameter: each coordinate leaves its lower limit, grows
+along a line and stops at its upper limit. The norm grows along the path, and is smooth between the places where a
+coordinate leaves or stops. These are sorted, and the two between which the norm passes the radius are found by
+bisection: exactly, in a number of operations that depends on shapes alone.
+
+Source: Helgason, Kennington and Lall (Math. Prog. 1980), the continuous quadratic knapsack problem; Croce and Hein
+(ICML 2021), Mind the box, for the 1-norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from blo.sets._cut import Cut
+
+
+class Ray(NamedTuple):
+    """A point seen from the centre, all shape `(*lanes, n)`; coordinates behind it are mirrored.
+
+    Attributes:
+        offset: the point less the centre.
+        back: where it is negative.
+        inner, outer: how far the bounds let the coordinate be from the centre on the point's side; negative for places
+            on the other side.
+    """
+
+    offset: Tensor
+    back: Tensor
+    inner: Tensor
+    outer: Tensor
+
+    @classmethod
+    def of(cls, cut: Cut, z: Tensor) -> Ray:
+        offset = z - cut.center
+        none = torch.zeros_like(offset)
+        back, lower, upper = offset < 0, none + (cut.low - cut.center), none + (cut.high - cut.center)
+        inner, outer = torch.where(back, -upper, lower), torch.where(back, -lower, upper)
+        return cls(offset, back, inner, outer)
+
+
+class Piece(NamedTuple):
+    """Where the path passes the radius: between two neighbouring breaks.
+
+    Attributes:
+        left, right: the breaks, shape `(*lanes, 1)`.
+        free: coordinates that are on their line there, `(*lanes, n)`.
+        full: those that have come to their upper limit.
+    """
+
+    left: Tensor
+    right: Tensor
+    free: Tensor
+    full: Tensor
+
+    @classmethod
+    def find(cls, early: Tensor, late: Tensor, end: Tensor, within: Callable[[Tensor], Tensor]) -> Piece:
+        """Search for the piece.
+
+        Args:
+            early: where each coordinate leaves its lower limit, in [0, end].
+            late: where it comes to its upper limit, likewise, and not before.
+            end: shape `(*lanes, 1)`.
+            within: t of this shape -> whether the norm is at most the radius there: true at 0, false at the end.
+        """
+        breaks = torch.cat([early, late], -1).sort(-1).values
+        size = breaks.shape[-1]
+        first = torch.zeros_like(breaks[..., :1], dtype=torch.int64)
+        last = first + size
+        for _ in range(size.bit_length()):
+            middle = (first + last) // 2
+            inside = within(breaks.gather(-1, middle.clamp(max=size - 1)))
+            first = torch.where(inside, torch.minimum(middle + 1, last), first)
+            last = torch.where(inside, last, middle)
+        left = torch.where(first > 0, breaks.gather(-1, (first - 1).clamp(min=0)), 0.0)
+        right = torch.where(first < size, breaks.gather(-1, first.clamp(max=size - 1)), end)
+        return cls(left, right, (early <= left) & (late >= right), late <= left)
+
+    @property
+    def middle(self) -> Tensor:
+        """What to take where no coordinate is free, and every t between the breaks is right."""
+        return 0.5 * (self.left + self.right)
+
+
+def place(cut: Cut, ray: Ray, piece: Piece, moved: Tensor) -> Tensor:
+    """Return the point whose free coordinates are those of `moved`; the others are at a bound or at the centre."""
+    none = torch.zeros_like(moved)  # so that numbers keep the precision of z
+    limit = torch.where(ray.back == piece.full, none + cut.low, none + cut.high)
+    held = torch.where(piece.full | (ray.inner > 0), limit, none + cut.center)
+    nearest: Tensor = torch.where(piece.free, moved, held)
+    return cut.box.project(nearest)  # free coordinates may be off by rounding
