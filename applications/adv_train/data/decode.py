@@ -56,7 +56,7 @@ def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise Unreadable(f"it has more than {most:,} pixels, the most that Pillow reads; scale it down first") from None
-    # What Pillow and torchvision raise, format by format, on a file that is not the image it claims to be.
+    # What Pillow raises, format by format, on a file that is not the image it claims to be.
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
