@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -56,6 +56,8 @@ def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise Unreadable(f"it has more than {most:,} pixels, the most that Pillow reads; scale it down first") from None
+    except UnidentifiedImageError:
+        raise Unreadable("its content is of no format that Pillow knows") from None
     # What Pillow raises, format by format, on a file that is not the image it claims to be.
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
