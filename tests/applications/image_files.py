@@ -33,23 +33,20 @@ def tiff_16(
     """A TIFF of 16 bits a channel. ``levels``: (height, width), or (height, width, 3 or 4); ``order``: of bytes."""
     height, width = levels.shape[:2]
     channels = 1 if levels.ndim == 2 else levels.shape[2]
-    ordered = levels.transpose(2, 0, 1) if planes else levels
-    data = ordered.astype(f"{order}u2").tobytes()
-    data = zlib.compress(data) if deflated else data
+    strips = [part.astype(f"{order}u2").tobytes() for part in (levels.transpose(2, 0, 1) if planes else [levels])]
+    strips = [zlib.compress(strip) for strip in strips] if deflated else strips
     tags = [
         (256, "H", [width]),
         (257, "H", [height]),
         (258, "H", [16] * channels),
         (259, "H", [8 if deflated else 1]),
         (262, "H", [2 if channels > 1 else int(not white_is_zero)]),
-        (273, "I", [0]),  # where the pixels are: below
+        (273, "I", [0] * len(strips)),  # where the pixels are: below
         (277, "H", [channels]),
         (278, "H", [height]),
-        (279, "I", [len(data)]),
+        (279, "I", [len(strip) for strip in strips]),
         (284, "H", [2 if planes else 1]),
     ]
-    if planes:
-        tags[5], tags[8] = (273, "I", [0] * channels), (279, "I", [len(data) // channels] * channels)
     if channels == 4:
         tags.append((338, "H", [2]))
     end = 8 + 2 + 12 * len(tags) + 4
@@ -58,13 +55,13 @@ def tiff_16(
     start = end + sum(size for size in sizes if size > 4)
     for (tag, kind, values), size in zip(tags, sizes, strict=True):
         if tag == 273:
-            values = [start + i * (len(data) // channels) for i in range(len(values))]
+            values = [start + sum(map(len, strips[:i])) for i in range(len(strips))]
         packed = struct.pack(f"{order}{len(values)}{kind}", *values)
         if size > 4:
             packed, outside = struct.pack(f"{order}I", end + len(outside)), outside + packed
         entries.append(struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[kind], len(values)) + packed.ljust(4, b"\0"))
     head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", len(tags))
-    return head + b"".join(entries) + struct.pack(f"{order}I", 0) + outside + data
+    return head + b"".join(entries) + struct.pack(f"{order}I", 0) + outside + b"".join(strips)
 
 
 def write_digit_photos(into: Path, *, train: int, test: int, side: int = 16) -> None:

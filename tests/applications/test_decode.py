@@ -90,6 +90,8 @@ def float_tiff(tmp_path: Path, pixels: NDArray[np.floating]) -> NDArray[np.uint8
 def test_floating_point_pixels_are_fractions_of_white(tmp_path: Path) -> None:
     eight = np.arange(256).reshape(16, 16)
     assert (float_tiff(tmp_path, eight / 255)[..., 0] == eight).all()
+    inverted = 1 - (255 - eight.astype(np.float32)) / np.float32(255)  # some lie below their level by the rounding
+    assert (float_tiff(tmp_path, inverted)[..., 0] == eight).all()
     sixteen = levels(16, 16)
     np.testing.assert_array_equal(float_tiff(tmp_path, sixteen / 65535), in_colour(sixteen))
 
@@ -110,8 +112,9 @@ def test_floating_point_pixels_outside_the_unit_range_are_refused(tmp_path: Path
     [
         lambda file: Image.fromarray(np.arange(16, dtype=np.int32).reshape(4, 4)).save(file),
         lambda file: file.write_bytes(tiff_16(levels(8, 6, 3), planes=True)),
+        lambda file: file.write_bytes(tiff_16(levels(8, 6, 3), planes=True, deflated=True)),
     ],
-    ids=["32-bit", "planes"],
+    ids=["32-bit", "planes", "deflated planes"],
 )
 def test_pixels_of_unknown_scale_are_refused(tmp_path: Path, content: Callable[[Path], object]) -> None:
     content(tmp_path / "image.tiff")

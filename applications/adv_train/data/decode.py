@@ -77,7 +77,7 @@ def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
                 "its floating-point pixels must lie in [0, 1], but range over "
                 f"[{fractions.min():g}, {fractions.max():g}]; scale them first"
             )
-        # By way of 16 bits: 7/255 in float32 lies just below level 7.
+        # By way of 16 bits: after arithmetic in float32, a level may lie just below its value.
         levels = np.rint(fractions.astype(np.float64) * 65535).astype(np.uint16)
         return _from_levels(65535 - levels if _white_is_zero(image) else levels)
     if raw in _COLOUR_16 and not _planes_of_16_bits(image):
