@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adv_train.data import Augment, Split, batch_bounds, batches, epoch_generator, ordered_batches
+from adv_train.data import Augment, Batch, Split, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.stratified import limited, stratified_head, stratified_holdout
 from adv_train.errors import UserError
 
@@ -23,15 +23,16 @@ def numbered(n: int) -> Split:
 def test_an_epoch_sees_every_sample_once_and_no_sample_alone(samples: int, batch_size: int) -> None:
     split = numbered(samples)
     seen = list(batches(split, batch_size, generator=epoch_generator(0, 0)))
-    sizes = [len(labels) for _, labels in seen]
-    assert sorted(torch.cat([labels for _, labels in seen]).tolist()) == list(range(samples))
+    sizes = [len(batch.y) for batch in seen]
+    assert sorted(torch.cat([batch.y for batch in seen]).tolist()) == list(range(samples))
     assert all(size == batch_size for size in sizes[:-1])
     assert sizes[-1] <= batch_size + 1
     assert 1 not in sizes or samples == 1
     assert len(sizes) == len(batch_bounds(samples, batch_size))
-    for images, labels in seen:
-        assert images.dtype == torch.float32
-        assert torch.equal(images, (labels.float() / 255).view(-1, 1, 1, 1).expand(-1, 2, 3, 3))
+    for batch in seen:
+        assert batch.x.dtype == torch.float32 and batch.index.dtype == torch.int64
+        assert torch.equal(batch.x, (batch.y.float() / 255).view(-1, 1, 1, 1).expand(-1, 2, 3, 3))
+        assert torch.equal(batch.index, batch.y)
 
 
 def test_the_published_number_of_steps_on_cifar() -> None:
@@ -47,7 +48,34 @@ def test_a_batch_of_one_is_refused(samples: int, batch_size: int) -> None:
 
 def epoch(seed: int, number: int, augment: Augment | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     seen = list(batches(numbered(100), 7, generator=epoch_generator(seed, number), augment=augment))
-    return torch.cat([images for images, _ in seen]), torch.cat([labels for _, labels in seen])
+    return torch.cat([batch.x for batch in seen]), torch.cat([batch.y for batch in seen])
+
+
+@pytest.mark.parametrize("augment", [None, Augment(), Augment(padding=0), Augment(rotation=10.0)])
+@pytest.mark.parametrize("labels", ["own", "shared"])
+def test_the_order_of_published_runs_is_kept_bit_for_bit(augment: Augment | None, labels: str) -> None:
+    """The formula written out: one permutation, cut in a row; then each batch draws its augmentation."""
+    g = torch.Generator().manual_seed(5)
+    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=g)
+    split = Split(images, torch.arange(50) if labels == "own" else torch.arange(50) % 3)
+    seen = list(batches(split, 7, generator=epoch_generator(3, 4), augment=augment))
+    generator = epoch_generator(3, 4)
+    order = torch.randperm(50, generator=generator)
+    bounds = [(0, 7), (7, 14), (14, 21), (21, 28), (28, 35), (35, 42), (42, 50)]  # the lone 50th sample joins
+    for (start, stop), batch in zip(bounds, seen, strict=True):
+        assert isinstance(batch, Batch)
+        chosen = order[start:stop]
+        x = augment(images[chosen], generator) if augment else images[chosen].float() / 255
+        assert torch.equal(batch.x, x) and batch.x.is_contiguous()
+        assert torch.equal(batch.y, split.labels[chosen])
+        assert torch.equal(batch.index, chosen)
+
+
+def test_a_subset_keeps_the_names_of_its_files() -> None:
+    split = Split(numbered(4).images, numbered(4).labels, ("a", "b", "c", "d"))
+    assert split.subset(torch.tensor([3, 1])).names == ("d", "b")
+    assert split.to("meta").names == split.names
+    assert numbered(4).subset(torch.tensor([3, 1])).names is None
 
 
 def test_an_epoch_is_a_function_of_seed_and_number_alone() -> None:

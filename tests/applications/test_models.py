@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adv_train import models
 from adv_train.errors import UserError
+from adv_train.models.preact_resnet import PreActResNet18
+from adv_train.models.small_cnn import SmallCNN
 
 GREY: dict[str, Any] = {"channels": 1, "classes": 10, "image_size": 8, "mean": [0.3], "std": [0.4]}
 CIFAR: dict[str, Any] = {
@@ -187,6 +189,33 @@ def test_second_derivatives_exist(name: str) -> None:
     (gradient,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x, create_graph=True)
     gradient.square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("seed", [None, 3])
+def test_the_count_before_building_draws_nothing(name: str, seed: int | None) -> None:
+    """The weights are those of the class itself, called right after the seed."""
+    by_hand = {"small-cnn": SmallCNN, "preact-resnet-18": PreActResNet18}[name]
+    torch.manual_seed(3)
+    expected = by_hand(**CIFAR).state_dict()
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    found = models.create(name, **CIFAR, seed=seed).state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert all(value.device.type == "cpu" for value in found.values())
+    assert seed is not None or torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize(("size", "classes"), [(3_000, 2), (3_000, 10), (3_000, 1_000), (100_000, 10)])
+def test_a_dense_layer_on_large_images_is_refused_before_it_is_allocated(size: int, classes: int) -> None:
+    side = size // 4
+    count = sum((27 * 16 + 16, 9 * 16 * 32 + 32, 9 * 32 * 64 + 64, 64 * side * side * classes + classes))
+    with pytest.raises(UserError, match="small-cnn") as error:
+        models.create("small-cnn", **CIFAR | {"image_size": size, "classes": classes})
+    message = str(error.value)
+    assert f"{count:,} parameters" in message and f"{size}x{size}" in message and "`size`" in message
+    assert "\n" not in message
+    assert sum(p.numel() for p in models.create("preact-resnet-18", **CIFAR | {"image_size": size}).parameters()) < 2e7
 
 
 # --- bad input ---

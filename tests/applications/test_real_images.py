@@ -10,7 +10,21 @@ import torch
 
 import adv_train
 from adv_train.cli import main
+from tests.applications.image_files import write_digit_photos
 from tests.applications.real_images import unpack_cifar10_jpeg
+
+
+def test_an_epoch_on_pictures_of_every_format(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_digit_photos(images, train=8, test=2, side=16)
+    run = tmp_path / "run"
+    command = ["fit", "--data", f"imagefolder:{images}", "--method", "fast-bat", "--eps", "8/255", "--epochs", "1"]
+    assert main([*command, "--model", "small-cnn", "--batch-size", "32", "--out", str(run), "--quiet"]) == 0
+    (record,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert math.isfinite(record["loss"])
+    assert 0 < record["implicit_share"] < 1
+    assert main(["eval", str(run), "--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--quiet"]) == 0
+    assert json.loads((run / "eval.json").read_text())["n"] == 20
 
 
 def test_an_epoch_of_fast_bat_on_256_real_images_with_the_published_network(tmp_path: Path) -> None:

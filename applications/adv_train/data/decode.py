@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
-from torchvision.io import decode_image
 
 _ORIENTATION = 0x112  # EXIF
 _BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # TIFF
@@ -58,18 +56,16 @@ def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise Unreadable(f"it has more than {most:,} pixels, the most that Pillow reads; scale it down first") from None
-    # What Pillow and torchvision raise, format by format, on a file that is not the image it claims to be.
+    except UnidentifiedImageError:
+        raise Unreadable("its content is of no format that Pillow knows") from None
+    # What Pillow raises, format by format, on a file that is not the image it claims to be.
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
     raw = _raw_mode(image)
-    if image.format == "PNG" and ";16" in raw:
-        levels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8)).numpy()
-        colour = levels[:3] if len(levels) > 2 else levels[:1]  # the last of 2 or 4 channels is transparency
-        return _from_levels(colour.transpose(1, 2, 0) if len(colour) > 1 else colour[0])
-    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and (image.format == "PPM" or raw == "I;16B")):
         levels = np.asarray(image).astype(np.uint16)
         if raw == "I;12":
             levels = levels * 16 + levels // 256  # 4095 is white
@@ -81,15 +77,16 @@ def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
                 "its floating-point pixels must lie in [0, 1], but range over "
                 f"[{fractions.min():g}, {fractions.max():g}]; scale them first"
             )
-        # By way of 16 bits: 7/255 in float32 lies just below level 7.
+        # By way of 16 bits: after arithmetic in float32, a level may lie just below its value.
         levels = np.rint(fractions.astype(np.float64) * 65535).astype(np.uint16)
         return _from_levels(65535 - levels if _white_is_zero(image) else levels)
     if raw in _COLOUR_16 and not _planes_of_16_bits(image):
         high = np.asarray(image).astype(np.uint16)
-        with Image.open(BytesIO(content)) as again:
-            again.tile = [(codec, extents, offset, _swapped(args)) for codec, extents, offset, args in again.tile]  # type: ignore[misc]
-            levels = high * 256 + np.asarray(again)
+        levels = high * 256 + _read_as(content, raw[:-1] + _OTHER_BYTE[raw[-1]])
         return _from_levels(levels[..., :3])
+    if raw == "LA;16B":
+        both_bytes = _read_as(content, "RGBA").astype(np.uint16)  # those of grey, then those of transparency
+        return _from_levels(both_bytes[..., 0] * 256 + both_bytes[..., 1])
     if image.mode == "I" or ";16" in raw or _planes_of_16_bits(image):
         raise Unreadable(
             f"its pixels ({raw or image.mode}) are neither 8-bit or 16-bit grey or colour nor "
@@ -108,9 +105,17 @@ def _raw_mode(image: ImageFile) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _swapped(args: Any) -> Any:
-    raw, *others = args
-    return (raw[:-1] + _OTHER_BYTE[raw[-1]], *others)
+def _read_as(content: bytes, raw: str) -> NDArray[np.uint8]:
+    """Read an image as if its pixels had another layout."""
+    with Image.open(BytesIO(content)) as image:
+        image.tile = [_described(tile, raw) for tile in image.tile]
+        return np.asarray(image)
+
+
+def _described(tile: Any, raw: str) -> Any:
+    args = (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw
+    make = getattr(tile, "_make", tuple)  # a plain tuple before Pillow 11
+    return make((*tile[:3], args))
 
 
 def _from_levels(levels: NDArray[np.uint16]) -> Image.Image:

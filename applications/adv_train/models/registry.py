@@ -81,8 +81,7 @@ def _check_parameters(name: str, image_size: int, build: Callable[[], nn.Module]
     if count > _MOST_PARAMETERS:
         raise UserError(
             f"Model `{name}` would have {count:,} parameters for images of {image_size}x{image_size} pixels; at most "
-            f"{_MOST_PARAMETERS:,} are allowed. Resize the images (`size`, such as size=224), or choose a model that "
-            "averages over the image, such as preact-resnet-18."
+            f"{_MOST_PARAMETERS:,} are allowed. Resize the images (`size`, such as size=224)."
         )
 
 
