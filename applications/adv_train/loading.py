@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adv_train import checkpoint, models
+from adv_train import models
 from adv_train.checkpoint import Checkpoint
+from adv_train.checkpoint import load as read_checkpoint
 from adv_train.errors import UserError, unknown
 from adv_train.records import RunFolder
 
@@ -29,7 +30,7 @@ def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
         raise unknown("checkpoint", which, WHICH)
     config = run.config()
     path = run.best if which == "best" else run.last
-    saved = checkpoint.load(path)
+    saved = read_checkpoint(path)
     differences = config.differences(saved.config)
     if differences:
         raise UserError(f"`{path}` belongs to another run than the config.yaml beside it: {', '.join(differences)}.")
@@ -57,8 +58,8 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     """Load a trained model.
 
     Args:
-        run: The run folder.
-        checkpoint: ``"best"`` on the validation split, or ``"last"``.
+        run: The run folder, or a checkpoint file of a run, wherever it lies.
+        checkpoint: ``"best"`` on the validation split, or ``"last"``; a file says it itself.
         device: Where the model is to be.
 
     Returns:
@@ -68,4 +69,8 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     Raises:
         UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
     """
-    return build_model(load_checkpoint(RunFolder(Path(run)), checkpoint)).to(device)
+    path = Path(run)
+    # A name such as run/best.pt is a file's also where the file is missing; the error then says so.
+    is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
+    saved = read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), checkpoint)
+    return build_model(saved).to(device)

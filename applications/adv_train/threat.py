@@ -17,7 +17,7 @@ NORMS: Final = tuple(_ORDERS)
 
 @dataclass(frozen=True)
 class Threat:
-    """Perturbations delta of an image x with `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
+    """Perturbations delta of an image x: `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
 
     Attributes:
         norm: `"linf"`, `"l2"` or `"l1"`.

@@ -1,4 +1,4 @@
-"""List the methods, presets, models and data sets.
+"""List the methods, presets, models, data sets and attacks.
 
 examples:
   adv-train list
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from adv_train import data, methods, models
+from adv_train import attacks, data, methods, models
 from adv_train.recipes import PRESETS
 
 _MODELS = {
@@ -46,6 +46,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "presets": {name: preset.about for name, preset in PRESETS.items()},
         "models": {name: _MODELS.get(name, "") for name in models.names()},
         "data": {name: _DATA.get(name, "") for name in data.names()},
+        "attacks": {name: attacks.describe(name) for name in attacks.names()},
     }
 
 
