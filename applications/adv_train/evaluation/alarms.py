@@ -38,10 +38,10 @@ def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) ->
     if len(answers) > 1 and not (enough and 2 * len(missing) >= len(classes)):
         return None
     if len(answers) == 1:
-        told = "one class for every image" if answers[0] >= 0 else "no finite logits for any image"
+        told = "predicts one class for every image" if answers[0] >= 0 else "gives no finite logits for any image"
     else:
-        told = f"hardly ever {len(missing)} of the {len(classes)} classes"
+        told = f"hardly predicts {len(missing)} of the {len(classes)} classes"
     return (
-        f"Collapsed predictions: the model predicts {told}, so its robust accuracy is no robustness. "
+        f"Collapsed predictions: the model {told}, so that its robust accuracy is no robustness. "
         "Look at the accuracies of each class."
     )
