@@ -172,7 +172,8 @@ def _pack(record: Evaluation) -> bytes:
 
 
 def _load(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as archive:
+    # From memory: a damaged archive would leave its file open.
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
