@@ -15,13 +15,10 @@ _SEEING = 0.01
 """Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
 
 _MANY = 0.1
-"""Share of the correctly classified samples without a gradient from which on it is told."""
+"""Share of the correctly classified samples from which on it is told; of smooth models it is zero for both counts."""
 
-_STUCK = 0.25
-"""Likewise for samples whose margin did not fall; ascent of a smooth model lowers it in all but a few."""
-
-_ENOUGH = 8
-"""Samples below which the second share is chance."""
+_ENOUGH = 20
+"""Samples below which a margin that did not fall may be chance."""
 
 LEAST_EPS = 1e-5
 """Budget as a share of the range of images below which rounding decides whether a margin fell."""
@@ -63,7 +60,7 @@ class Progress:
         blind, stuck = (float(torch.cat(found).double().mean()) for found in (self._blind, self._stuck))
         if blind >= _MANY:
             found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {self.samples}"
-        elif stuck >= _STUCK and self.samples >= _ENOUGH:
+        elif stuck >= _MANY and self.samples >= _ENOUGH:
             found = f"PGD did not lower the margin of {stuck:.0%} of the {self.samples}"
         else:
             return
