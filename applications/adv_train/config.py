@@ -39,6 +39,9 @@ _READERS: Final[dict[str, values.Reader]] = {
     "channels_last": values.flag,
     "data_root": values.text,
     "train_limit": values.optional(values.whole(1)),
+    "size": values.optional(values.whole(1)),
+    "augment": values.optional(values.text),
+    "skip_unreadable": values.flag,
     "options": values.options,
 }
 
@@ -68,6 +71,9 @@ class RunConfig:
         channels_last: Keep the weights in the memory layout that matrix units prefer.
         data_root: Folder that holds (or receives) the data sets; where data lie does not change a run.
         train_limit: Keep only so many training images; ``None`` keeps all.
+        size: Side that the images of a folder are resized and cropped to; ``None`` takes them as they are.
+        augment: One of `adv_train.data.AUGMENTATIONS`; ``None`` is the data set's own.
+        skip_unreadable: Leave out the files of a folder that are no images, instead of refusing them.
         options: The method's own options.
 
     Raises:
@@ -94,6 +100,9 @@ class RunConfig:
     channels_last: bool = False
     data_root: str = "data"
     train_limit: int | None = None
+    size: int | None = None
+    augment: str | None = None
+    skip_unreadable: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,53 +1,59 @@
-"""Judging what is in a run folder, and gathering what was measured of it."""
+"""Judging what is in a run folder or a file of weights, and gathering what was measured of a run."""
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from adv_train import bench, data, evaluation
-from adv_train.attacks import PGDSettings
-from adv_train.data.stratified import stratified_head
+from adv_train.attacks import PGD, Attack, StandardAutoAttack
+from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.devices import find_device
 from adv_train.errors import UserError
-from adv_train.evaluate import evaluate_model
+from adv_train.evaluate import evaluate
 from adv_train.evaluation import Evaluation
-from adv_train.loading import build_model, load_checkpoint
+from adv_train.files import make_folder
+from adv_train.foreign import load_weights, make_model
+from adv_train.judged_data import check_fits, cut, origin
+from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
 from adv_train.threat import Threat
 from adv_train.train import create_method
 
-_CLASSES_FOR_AUTOATTACK = 4
+STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
 
 def evaluate_run(
     path: Path,
     *,
     which: str = "best",
-    pgd: PGDSettings | None = PGDSettings(),  # noqa: B008  # Frozen, so sharing the default is safe.
-    autoattack: bool = True,
+    attacks: Sequence[Attack] = STANDARD,
+    eps: float | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 512,
     device: str | None = None,
+    data_name: str | None = None,
     data_root: str | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Judge a model of a run on the test split of its data and write ``eval.json`` and ``outcomes.npz``.
+    """Judge a model of a run on the test split of its data, and write a record beside those that the run has.
 
     Args:
         path: The run folder.
         which: Which checkpoint, ``"best"`` or ``"last"``.
-        pgd: How hard PGD tries; ``None`` leaves it out.
-        autoattack: Run standard AutoAttack, the costly part.
+        attacks: Those to run.
+        eps: Budget in the maximum norm; by default that of training.
         limit: Judge only so many test images, of all classes in proportion.
         seed: Of the attacks.
         batch_size: Images in a forward pass.
         device: Where to judge; by default the fastest there is.
+        data_name: Where an image folder is now, as ``imagefolder:PATH``.
         data_root: Folder of the data sets; by default the one that the run was trained from.
         progress: Show bars; ``None`` shows them on a terminal only.
 
@@ -57,43 +63,97 @@ def evaluate_run(
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
     config = saved.config
-    if autoattack and saved.model_arguments["classes"] < _CLASSES_FOR_AUTOATTACK:
-        raise UserError(
-            f"AutoAttack compares {_CLASSES_FOR_AUTOATTACK} logits, but the model has "
-            f"{saved.model_arguments['classes']} classes: add --no-autoattack."
-        )
+    _check_classes(attacks, saved.model_arguments["classes"])
     where = find_device(device or "auto")
-    test = data.load(config.data, root=data_root or config.data_root, limit=config.train_limit).test
-    if limit is not None and limit < len(test):
-        test = test.subset(stratified_head(test.labels, limit))
-    test = test.to(where)
-    outcome = evaluate_model(
-        build_model(saved).to(where),
-        test.images,
-        test.labels,
-        eps=config.eps,
-        pgd=pgd,
-        autoattack=autoattack,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    kind, _, place = (data_name or config.data).partition(":")
+    if kind != config.data.partition(":")[0]:
+        raise UserError(f"The run was trained on {config.data}, so it is not judged on {data_name}.")
+    dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    check_fits(dataset, dict(saved.model_arguments), data_name or config.data)
+    dataset = cut(dataset, limit, where)
+    model = build_model(saved).to(where)
     about = {
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
         "method": config.method,
-        "data": config.data,
-        "split": "test",
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else platform.machine(),
-        "torch": torch.__version__,
-        "blo": _own_version(),
+        **origin(model, dataset, where),
     }
-    evaluation.write(outcome, path, about=about)
+    threat = Threat("linf", config.eps if eps is None else eps)
+    outcome = evaluate(
+        model,
+        dataset,
+        threat=threat,
+        attacks=attacks,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    outcome = replace(outcome, about=about)
+    evaluation.write(outcome, path, eps=config.eps)
+    return outcome
+
+
+def evaluate_weights(
+    model_name: str,
+    data_name: str,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    eps: float,
+    attacks: Sequence[Attack] = STANDARD,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 512,
+    device: str | None = None,
+    data_root: str = "data",
+    progress: bool | None = None,
+) -> Evaluation:
+    """Judge a model that was not trained here, and write a record.
+
+    Args:
+        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        data_name: The data set whose test split it is judged on.
+        out: Folder of the record; made where it does not exist.
+        weights: File of the weights; None where the factory brings them.
+        eps: Budget in the maximum norm.
+        attacks: As for `evaluate_run`, and so are the others.
+        limit: Judge only so many test images.
+        seed: Of the attacks.
+        batch_size: Images in a forward pass.
+        device: Where to judge.
+        data_root: Folder of the data sets.
+        progress: Show bars.
+
+    Raises:
+        UserError: When the model, its weights, the data or an argument cannot be used.
+    """
+    where = find_device(device or "auto")
+    dataset = cut(data.load(data_name, root=data_root), limit, where)
+    model = make_model(model_name, **dataset.model_arguments())
+    if weights is not None:
+        load_weights(model, weights)
+    model = model.to(where).eval()
+    about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
+    about |= origin(model, dataset, where)
+    outcome = evaluate(
+        model,
+        dataset,
+        threat=Threat("linf", eps),
+        attacks=attacks,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    outcome = replace(outcome, about=about)
+    make_folder(out)
+    evaluation.write(outcome, out)
     return outcome
 
 
 def summarise(path: Path, name: str | None = None) -> RunSummary:
-    """Gather the configuration, records, evaluation and cost of a run for tables and reports.
+    """Gather the configuration, records, evaluations and cost of a run for tables and reports.
+
+    The evaluation shown is the one that stands for the run, see `adv_train.evaluation.headline`.
 
     Args:
         path: A run folder that was evaluated.
@@ -104,7 +164,8 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     """
     run = RunFolder(path)
     config = run.config()
-    outcome = evaluation.read(path)
+    records = evaluation.read_all(path)
+    outcome = evaluation.headline(records, config.eps)
     metrics = run.metrics()
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
@@ -112,12 +173,41 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
         name=name or config.method,
         config=config.to_mapping(),
         evaluation=outcome.summary(),
+        records=[record.summary() for record in records],
+        class_names=outcome.class_names,
         metrics=metrics,
         seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
         forward_equivalents=_forwards(run),
         implicit_share=sum(shares) / len(shares) if shares else None,
         examples=outcome.examples,
     )
+
+
+def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
+    """Gather what a record alone tells, of a model that was not trained here.
+
+    Args:
+        outcome: The record.
+        name: What to call the model.
+    """
+    summary = outcome.summary()
+    config = dict(outcome.about)
+    return RunSummary(
+        name,
+        config=config,
+        evaluation=summary,
+        records=[summary],
+        class_names=outcome.class_names,
+        metrics=(),
+        examples=outcome.examples,
+    )
+
+
+def _check_classes(attacks: Sequence[Attack], classes: int) -> None:
+    if classes < LEAST_CLASSES and any(isinstance(attack, StandardAutoAttack) for attack in attacks):
+        raise UserError(
+            f"AutoAttack compares {LEAST_CLASSES} logits, but the model has {classes} classes: add --no-autoattack."
+        )
 
 
 def _forwards(run: RunFolder) -> float:
@@ -131,10 +221,3 @@ def _forwards(run: RunFolder) -> float:
     method = create_method(config)
     batch = data.Batch(x, y, torch.arange(2))
     return bench.forward_equivalents(method, build_model(saved).train(), batch, Threat("linf", config.eps))
-
-
-def _own_version() -> str:
-    try:
-        return version("blo")
-    except PackageNotFoundError:  # used from a source tree that is not installed
-        return "not installed"

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from adv_train import checkpoint, models
+from adv_train import data, models
 from adv_train.checkpoint import Checkpoint
+from adv_train.checkpoint import load as read_checkpoint
+from adv_train.config import RunConfig
 from adv_train.errors import UserError, unknown
 from adv_train.records import RunFolder
 
 WHICH = ("best", "last")
+
+
+def load_data(
+    config: RunConfig,
+    split: Mapping[str, Any] | None,
+    *,
+    device: torch.device | str = "cpu",
+    root: str | None = None,
+    path: str | None = None,
+) -> data.Dataset:
+    """Load the data of a run.
+
+    Args:
+        config: Of the run.
+        split: What the run folder has recorded of the splits of an image folder.
+        device: Where the images are to be.
+        root: Folder of the data sets, where that is another one now.
+        path: Where an image folder is now.
+
+    Raises:
+        UserError: When the data are missing, unusable, or no longer those that were recorded.
+    """
+    return data.load(
+        config.data,
+        root=root or config.data_root,
+        limit=config.train_limit,
+        device=device,
+        path=path,
+        size=config.size,
+        augment=config.augment,
+        skip_unreadable=config.skip_unreadable,
+        split=None if split is None else data.SplitRecord.from_mapping(split),
+    )
 
 
 def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
@@ -29,7 +66,7 @@ def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
         raise unknown("checkpoint", which, WHICH)
     config = run.config()
     path = run.best if which == "best" else run.last
-    saved = checkpoint.load(path)
+    saved = read_checkpoint(path)
     differences = config.differences(saved.config)
     if differences:
         raise UserError(f"`{path}` belongs to another run than the config.yaml beside it: {', '.join(differences)}.")
@@ -57,8 +94,8 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     """Load a trained model.
 
     Args:
-        run: The run folder.
-        checkpoint: ``"best"`` on the validation split, or ``"last"``.
+        run: The run folder, or a checkpoint file of a run, wherever it lies.
+        checkpoint: ``"best"`` on the validation split, or ``"last"``; a file says it itself.
         device: Where the model is to be.
 
     Returns:
@@ -68,4 +105,8 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     Raises:
         UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
     """
-    return build_model(load_checkpoint(RunFolder(Path(run)), checkpoint)).to(device)
+    path = Path(run)
+    # A name such as run/best.pt is a file's also where the file is missing; the error then says so.
+    is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
+    saved = read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), checkpoint)
+    return build_model(saved).to(device)

@@ -36,6 +36,11 @@ class TrainingProgress:
     ) -> None:
         self._bar.close()
 
+    def say(self, text: str) -> None:
+        """Show a line, unless nothing is to be shown."""
+        if self._lines or not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
+
     def resume(self, epochs: int) -> None:
         """Count the epochs of an earlier process as done, and leave them out of the speed."""
         self._bar.initial = self._bar.n = epochs * self._steps

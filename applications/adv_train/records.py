@@ -54,6 +54,11 @@ class RunFolder:
         """One JSON object an epoch with wall-clock seconds, which no two runs share."""
         return self.path / "timing.jsonl"
 
+    @property
+    def split_file(self) -> Path:
+        """Which image of a folder is in which split, as JSON; only there for image folders."""
+        return self.path / "split.json"
+
     def config(self) -> RunConfig:
         """Read the configuration.
 
@@ -74,6 +79,24 @@ class RunFolder:
     def timing(self) -> list[dict[str, Any]]:
         """Read the seconds of each epoch; empty where there are none yet."""
         return _read_lines(self.timing_file)
+
+    def split(self) -> dict[str, Any] | None:
+        """Read the recorded splits of an image folder; None where there are none.
+
+        Raises:
+            UserError: When the record is damaged.
+        """
+        if not self.split_file.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(self.split_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"The record of the splits, `{self.split_file}`, is not JSON ({error}).") from error
+        return found
+
+    def write_split(self, record: Mapping[str, Any]) -> None:
+        """Record the splits of an image folder."""
+        replace_file(self.split_file, (json.dumps(record, indent=0) + "\n").encode())
 
     def holds_metrics(self, history: Iterable[Mapping[str, Any]]) -> bool:
         """Whether the metrics file holds exactly these records."""

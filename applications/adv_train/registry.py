@@ -1,8 +1,8 @@
-"""Names for the parts that can be chosen: one file a part, found by looking through the folder of its kind."""
+"""Names for the parts that can be chosen: one file a part, found by looking through the package of its kind."""
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 from adv_train.errors import UserError, unknown
 
 T = TypeVar("T")
-C = TypeVar("C", bound=type[Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
-    """The frozen dataclasses of one kind by name; their fields are the options that a user has.
+    """What makes the parts of one kind, by name. A parameter with a default is an option that a user has.
 
     Args:
         kind: What one is called in errors, such as `"method"`.
@@ -24,21 +24,21 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str, package: str) -> None:
         self._kind, self._package = kind, package
-        self._found: dict[str, type[T]] = {}
+        self._makers: dict[str, Callable[..., T]] = {}
         self._complete = False
 
-    def register(self, name: str) -> Callable[[C], C]:
-        """Give a class a name, as a decorator. The first line of its docstring describes it in lists.
+    def register(self, name: str) -> Callable[[F], F]:
+        """Give a class or function a name, as a decorator. The first line of its docstring describes it in lists.
 
         Raises:
-            ValueError: When another class has that name.
+            ValueError: When another has that name.
         """
 
-        def named(chosen: C) -> C:
-            taken = self._found.setdefault(name, chosen)
-            if taken is not chosen and taken.__qualname__ != chosen.__qualname__:
-                raise ValueError(f"{self._kind} {name!r} is {taken.__qualname__} already.")
-            return chosen
+        def named(maker: F) -> F:
+            taken = self._makers.setdefault(name, maker)
+            if taken is not maker and taken.__qualname__ != maker.__qualname__:
+                raise ValueError(f"Two are called {self._kind} {name!r}: {taken.__module__} and {maker.__module__}.")
+            return maker
 
         return named
 
@@ -49,29 +49,34 @@ class Registry(Generic[T]):
             for module in iter_modules(package.__path__):
                 import_module(f"{self._package}.{module.name}")
             self._complete = True
-        return list(self._found)
+        return list(self._makers)
 
-    def find(self, name: str) -> type[T]:
-        """Return the class of a name.
+    def find(self, name: str) -> Callable[..., T]:
+        """Return what makes the part of a name.
 
         Raises:
             UserError: For an unknown name, with the nearest one.
         """
         if name not in self.names():
             raise unknown(self._kind, name, self.names())
-        return self._found[name]
+        return self._makers[name]
 
     def describe(self, name: str) -> str:
         """Return one line on it."""
-        return (self.find(name).__doc__ or "").splitlines()[0]
+        return (inspect.getdoc(self.find(name)) or "").splitlines()[0]
 
     def options(self, name: str) -> dict[str, Any]:
         """Return its options with their defaults; None stands for a default that follows from the rest."""
-        chosen: Any = self.find(name)
-        return {field.name: _default(field) for field in dataclasses.fields(chosen)}
+        parameters = inspect.signature(self.find(name)).parameters.values()
+        return {found.name: found.default for found in parameters if found.default is not found.empty}
 
-    def create(self, name: str, **chosen: Any) -> T:
+    def create(self, name: str, *arguments: Any, **chosen: Any) -> T:
         """Return one with these options.
+
+        Args:
+            name: Of the part.
+            *arguments: What every part of the kind is made from.
+            **chosen: Options.
 
         Raises:
             UserError: For an unknown name, an option that it lacks, or a value that it cannot take.
@@ -82,9 +87,15 @@ class Registry(Generic[T]):
                 raise UserError(
                     f"{self._kind} {name!r} has no option `{option}`; it has {', '.join(known) or 'no options'}."
                 )
-        return self.find(name)(**chosen)
+        return self.find(name)(*arguments, **chosen)
 
+    def name_of(self, part: T) -> str:
+        """Return the name of the class of a part.
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    made = field.default_factory
-    return field.default if made is dataclasses.MISSING else made()
+        Raises:
+            UserError: When that class has none.
+        """
+        for name in self.names():
+            if type(part) is self._makers[name]:
+                return name
+        raise UserError(f"The {self._kind} {type(part).__name__} has no name: put `register(name)` above its class.")

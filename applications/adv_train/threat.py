@@ -19,7 +19,7 @@ NORMS: Final = tuple(_ORDERS)
 
 @dataclass(frozen=True)
 class Threat:
-    """The perturbations delta of an image x with `|delta| <= eps` and `low <= x + delta <= high`.
+    """Perturbations delta of an image x: `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
 
     Attributes:
         norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image.
@@ -49,7 +49,8 @@ class Threat:
         # Images lie in their range, so the set is never empty; validating it would make the host wait in every step.
         if self.norm == "linf":
             return PixelBox.around(x, self.eps, self.low, self.high, validate=False)
-        raise UserError(f"Training under `{self.norm}` is not there yet.")
+        ball = blo.L2Ball if self.norm == "l2" else blo.L1Ball
+        return ball(self.eps, low=self.low - x, high=self.high - x, validate=False)
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a perturbation of each image: uniform in the ball, then moved to the nearest one that is allowed.
@@ -58,8 +59,12 @@ class Threat:
             x: Images, shape `(batch, ...)`.
             generator: Source of randomness, on the images' device.
         """
-        noise = torch.zeros_like(x).uniform_(-self.eps, self.eps, generator=generator)
-        return self.set(x).project(noise)
+        if self.norm == "linf":
+            noise = torch.zeros_like(x).uniform_(-self.eps, self.eps, generator=generator)
+        else:
+            noise = self.eps * _in_unit_ball(x, _ORDERS[self.norm], generator)
+        projected: Tensor = self.set(x).project(noise)
+        return projected
 
     def distance(self, delta: Tensor) -> Tensor:
         """Return the norm of each perturbation, shape `(batch,)`, from `(batch, ...)`."""
@@ -77,3 +82,18 @@ class Threat:
         image = (x + delta).flatten(1)
         inside = (image >= self.low - slack) & (image <= self.high + slack)
         return (self.distance(delta) <= self.eps + slack) & inside.all(1)
+
+
+def _in_unit_ball(x: Tensor, order: float, generator: torch.Generator | None) -> Tensor:
+    """Draw a point of each lane uniformly in the ball of a p-norm.
+
+    Coordinates of density exp(-|t|^p) give a direction, and one more exponential variable the radius (Barthe et al.,
+    2005, "A probabilistic approach to the geometry of the l_p^n-ball").
+    """
+    if order == 2:
+        size = torch.zeros_like(x).normal_(std=0.5**0.5, generator=generator)
+    else:
+        sign = torch.zeros_like(x).bernoulli_(0.5, generator=generator) * 2 - 1
+        size = sign * torch.zeros_like(x).exponential_(generator=generator)
+    total = size.flatten(1).abs().pow(order).sum(1) + x.new_zeros(len(x)).exponential_(generator=generator)
+    return size / total.pow(1 / order).view(-1, *(1,) * (x.ndim - 1))

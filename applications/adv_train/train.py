@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from adv_train import checkpoint, data, values
+from adv_train import checkpoint, values
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
+from adv_train.loading import load_data
 from adv_train.methods import METHODS, Adversarial, Method, State
 from adv_train.objectives import OBJECTIVES, Objective
 from adv_train.progress import TrainingProgress
@@ -60,7 +61,7 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
     saved = _saved(run, config)
     if saved and saved.epoch == config.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
-    dataset = data.load(config.data, root=config.data_root, limit=config.train_limit, device=device)
+    dataset = load_data(config, run.split(), device=device)
     trainer = Trainer(config, method, dataset, device)
     state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     if saved:
@@ -72,8 +73,11 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
         suitable_threads(trainer.model, dataset.train.images),
         TrainingProgress(f"{config.method} on {config.data}", config.epochs, trainer.steps, progress) as shown,
     ):
+        if dataset.record and not run.split_file.exists():
+            run.write_split(dataset.record.to_mapping())
         if saved:
             _write_what_follows(run, saved)
+        shown.say(dataset.describe())
         shown.resume(state.epoch)
         while state.epoch < config.epochs:
             state = _next_epoch(trainer, state, run, shown)

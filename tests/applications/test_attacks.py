@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from adv_train.attacks import autoattack, pgd
+from adv_train import attacks
+from adv_train.attacks import ATTACKS, autoattack, pgd
 from adv_train.attacks.judging import suitable_threads
 from adv_train.errors import UserError
+from adv_train.evaluate import evaluate
+from adv_train.threat import Threat
 
 
 def random(seed: int) -> torch.Generator:
@@ -185,6 +189,138 @@ def test_a_gradient_that_is_not_a_number_stops_the_judge() -> None:
     x = torch.full((2, 1, 3, 4), 0.5)
     with pytest.raises(RuntimeError, match="not finite"):
         pgd(Kinked(), x, torch.tensor([0, 0]), eps=0.1, steps=1, restarts=1, generator=random(0))
+
+
+class Hidden(nn.Module):
+    """A linear model behind something that hides its gradient."""
+
+    def __init__(self, how: str, model: nn.Module) -> None:
+        super().__init__()
+        self.how, self.model = how, model
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "rounding":
+            return self.model((x * 15).round() / 15)
+        if self.how == "rounding all but a pixel":
+            return self.model(torch.cat([x[..., :1], (x[..., 1:] * 15).round() / 15], -1))
+        if self.how == "detach":
+            return self.model(x.detach())
+        if self.how == "no_grad":
+            with torch.no_grad():
+                return self.model(x)
+        if self.how == "saturation":
+            return 1e5 * self.model(x)
+        if self.how == "decision":
+            return nn.functional.one_hot(self.model(x).argmax(1), 4).float()
+        if self.how == "reversal":
+            return self.model(2 * x.detach() - x)
+        return self.model(x)
+
+
+def wide_case(how: str) -> tuple[nn.Module, Tensor, Tensor]:
+    generator = random(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.rand(40, 1, 2, 128, generator=generator)
+    return Hidden(how, model), x, model(x).argmax(1)
+
+
+@pytest.mark.parametrize(
+    "how", ["rounding", "rounding all but a pixel", "detach", "no_grad", "saturation", "decision", "reversal"]
+)
+def test_a_model_that_hides_its_gradient_is_not_called_robust_without_a_word(how: str) -> None:
+    model, x, y = wide_case(how)
+    with pytest.warns(RuntimeWarning, match="Masked gradients"):
+        robust, _ = pgd(model, x, y, eps=0.03, steps=5, restarts=1, generator=random(0))
+    bare, _ = pgd(model.model, x, y, eps=0.03, steps=5, restarts=1, generator=random(0))  # type: ignore[arg-type]
+    assert robust.sum() > bare.sum() + 10
+
+
+def test_a_gradient_that_is_there_raises_no_alarm() -> None:
+    for eps in (0.0, 1e-12, 1e-4, 0.03, 0.5):
+        pgd(*wide_case("nothing"), eps=eps, steps=5, restarts=1, generator=random(0))
+        pgd(*network_case(), eps=eps, steps=1, restarts=1, generator=random(0))
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(torch.float16, 2), (torch.bfloat16, 2), (torch.bfloat16, 4)])
+def test_a_model_in_half_precision_has_the_exact_robust_accuracy_of_its_weights(
+    dtype: torch.dtype, classes: int
+) -> None:
+    eps = 0.1
+    model, x, y = linear_case(0, classes=classes, n=60 if classes == 2 else 16, dtype=torch.float32)
+    half = model.to(dtype)
+    x = x.to(dtype).float()
+    margins = worst_margins(half, x, y, eps)
+    clear = margins.abs() > 0.2  # Wider than the rounding of images and logits in bfloat16.
+    for images in (x, x.to(dtype)) if classes == 2 else (x.to(dtype),):
+        if classes == 2:
+            robust, adversarial = pgd(half, images, y, eps=eps, steps=10, restarts=1, generator=random(0))
+        else:
+            robust, adversarial = autoattack(half, images, y, eps=eps, seed=0)
+        assert adversarial.dtype == torch.float32 and (adversarial - x).abs().max() <= eps + 1e-6
+        assert torch.equal(robust[clear], margins[clear] > 0)
+        assert robust[clear].any() and not robust[clear].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sure_model_in_half_precision_is_attacked_although_its_loss_underflows(dtype: torch.dtype) -> None:
+    model, x, y = linear_case(1, classes=3, n=30, dtype=torch.float32)
+    y = model(x).argmax(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(64)  # A power of two: the same decisions, with margins of 100.
+    robust, _ = pgd(model.to(dtype), x, y, eps=1.0, steps=10, restarts=1, generator=random(0))
+    assert not robust[worst_margins(model, x, y, 1.0) < -20].any()
+
+
+def test_a_model_that_converts_images_itself_gets_them_at_full_resolution() -> None:
+    class Converts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(12, 4, dtype=torch.bfloat16)
+            self.seen: set[torch.dtype] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add(x.dtype)
+            return self.linear(x.flatten(1).to(torch.bfloat16))
+
+    model = Converts()
+    pgd(model, torch.rand(3, 1, 3, 4), torch.zeros(3, dtype=torch.int64), eps=0.1, steps=1, generator=random(0))
+    assert model.seen == {torch.float32}
+
+
+# --- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_every_attack_is_made_by_its_name_and_says_what_it_is() -> None:
+    assert {"pgd", "autoattack"} <= set(ATTACKS.names())
+    for name in ATTACKS.names():
+        assert ATTACKS.describe(name) and ATTACKS.name_of(ATTACKS.create(name)) == name
+    assert ATTACKS.options("pgd") == {"steps": 50, "restarts": 10, "step": None}
+    assert ATTACKS.create("pgd", steps=3) == attacks.PGD(steps=3)
+    with pytest.raises(UserError, match="'pgd' has no option `step_s`; it has steps, restarts, step"):
+        ATTACKS.create("pgd", step_s=3)
+
+
+def test_a_new_attack_is_a_class_with_a_decorator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ATTACKS, "_makers", {name: ATTACKS.find(name) for name in ATTACKS.names()})
+
+    @ATTACKS.register("grey")
+    @dataclass(frozen=True)
+    class Grey(attacks.Attack):
+        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, **_: object) -> attacks.Verdicts:
+            grey = threat.eps * (0.5 - x).sign() + x
+            predicted = model(grey).argmax(1)
+            return attacks.Verdicts(predicted == y, grey, predicted, {"level": 0.5})
+
+    model, x, y = linear_case(0, classes=4, n=20, dtype=torch.float32)
+    found = evaluate(model, x, y, Threat("linf", 0.01), attacks=["grey", "pgd"])
+    assert list(found.attacks) == ["grey", "pgd"] and found.attacks["grey"].settings == {"level": 0.5}
+    assert found.summary()["ra"]["grey"] == found.attacks["grey"].accuracy
+    with pytest.raises(ValueError, match="Two are called attack 'pgd'"):
+        ATTACKS.register("pgd")(Grey)
 
 
 # --- both attacks ----------------------------------------------------------------------------------------------------

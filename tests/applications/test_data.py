@@ -70,7 +70,7 @@ def test_digits_statistics_are_those_of_the_training_split(digits: data.Dataset)
     assert digits.std == pytest.approx([pixels.std()], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", models.MODELS.names())
 def test_a_data_set_says_what_a_model_needs(digits: data.Dataset, name: str) -> None:
     arguments = json.loads(json.dumps(digits.model_arguments()))
     model = models.create(name, **arguments)

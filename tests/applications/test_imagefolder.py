@@ -328,11 +328,11 @@ def test_augmentation_is_a_choice_and_is_said(
 
 
 def test_options_of_image_folders_are_refused_elsewhere() -> None:
-    with pytest.raises(UserError, match="`size` is for image folders"):
+    with pytest.raises(UserError, match="'digits' has no option `size`"):
         data.load("digits", root="", size=16)
-    with pytest.raises(UserError, match="`path` is for image folders"):
+    with pytest.raises(UserError, match="'digits' has no option `path`"):
         data.load("digits", root="", path="photos")
-    with pytest.raises(UserError, match="`skip_unreadable` is for image folders"):
+    with pytest.raises(UserError, match="'digits' has no option `skip_unreadable`"):
         data.load("digits", root="", skip_unreadable=True)
     with pytest.raises(UserError, match=r"Unknown augmentation `flips`. Did you mean `flip`"):
         data.load("digits", root="", augment="flips")

@@ -57,7 +57,7 @@ class Remembering(FastAT):
 def registered() -> Iterator[None]:
     METHODS.register("remembering")(Remembering)
     yield
-    del METHODS._found["remembering"]  # what other tests list are the methods of the package
+    del METHODS._makers["remembering"]  # what other tests list are the methods of the package
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import re
 from functools import cache
@@ -17,7 +18,7 @@ import torch
 
 from adv_train.errors import UserError
 from adv_train.evaluation import Examples
-from adv_train.report import NextStep, RunSummary, markdown_table, render, write_report
+from adv_train.report import NextStep, RunSummary, render, results_table, write_report
 
 EVALUATION = {
     "sa": 0.975,
@@ -73,6 +74,10 @@ def run(name: str = "fast-bat", **changes: Any) -> RunSummary:
     return RunSummary(name, **(fields | changes))
 
 
+def per_class(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "n": 10, "sa": 0.9, "ra": {"pgd": 0.1 * i}} for i, name in enumerate(names)]
+
+
 def sections(html: str) -> dict[str, str]:
     return dict(re.findall(r"<section><h2>(.*?)</h2>(.*?)(?=<section><h2>|</main>)", html, flags=re.DOTALL))
 
@@ -87,7 +92,7 @@ def pictures(html: str) -> list[np.ndarray[Any, Any]]:
 
 def test_the_text_table_holds_what_was_measured() -> None:
     bare = run("plain", evaluation={}, seconds_per_epoch=None, forward_equivalents=None, implicit_share=None)
-    assert markdown_table([run(), bare]).splitlines() == [
+    assert results_table([run(), bare]).splitlines() == [
         "| method   |     SA | RA-PGD |  RA-AA | s/epoch | F/step | implicit share |",
         "| -------- | -----: | -----: | -----: | ------: | -----: | -------------: |",
         "| fast-bat | 97.5 % | 68.6 % | 65.8 % |    0.35 |   10.9 |          0.7 % |",
@@ -96,13 +101,26 @@ def test_the_text_table_holds_what_was_measured() -> None:
 
 
 def test_a_name_cannot_break_the_text_table() -> None:
-    lines = markdown_table([run("a|b\nc")]).splitlines()
+    lines = results_table([run("a|b\nc")]).splitlines()
     assert len(lines) == 3 and lines[2].startswith("| a\\|b c |")
 
 
+def test_every_form_of_the_table_is_read_back_by_its_own_reader() -> None:
+    runs = [run("a & b_1", evaluation=EVALUATION | {"ra": {"pgd": 0.686, "square": 0.5}}), run('x,"y"')]
+    rows = list(csv.DictReader(io.StringIO(results_table(runs, "csv"))))
+    assert [row["method"] for row in rows] == ["a & b_1", 'x,"y"']
+    assert float(rows[0]["RA-PGD"]) == 0.686 and float(rows[0]["RA-square"]) == 0.5 and rows[1]["RA-square"] == ""
+    latex = results_table(runs, "latex").splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrrr}" and latex[-1] == r"\end{tabular}"
+    assert latex[4].startswith(r"a \& b\_1 & 97.5 \% & 68.6 \% & 65.8 \% & 50.0 \% & 0.35 &")
+    assert latex[4].endswith(r" \\") and len(re.findall(r"(?<!\\)&", latex[5])) == 7
+    with pytest.raises(UserError, match="`latex`"):
+        results_table(runs, "latexx")
+
+
 def test_a_small_share_is_not_written_as_zero() -> None:
-    assert "< 0.1 %" in markdown_table([run(implicit_share=0.0004)])
-    assert " 0.0 %" in markdown_table([run(implicit_share=0.0)])
+    assert "< 0.1 %" in results_table([run(implicit_share=0.0004)])
+    assert " 0.0 %" in results_table([run(implicit_share=0.0)])
 
 
 # --- one file, safe --------------------------------------------------------------------------------------------------
@@ -134,7 +152,7 @@ def test_the_page_fetches_nothing_and_runs_nothing() -> None:
     assert policy and "default-src 'none'" in policy[0]
 
 
-@pytest.mark.parametrize("where", ["name", "title", "config", "step", "versions", "published"])
+@pytest.mark.parametrize("where", ["name", "title", "config", "step", "versions", "published", "class", "warning"])
 def test_hostile_text_stays_text(where: str) -> None:
     arguments: dict[str, Any] = {"title": "Digits", "versions": {"torch": "2"}}
     summary = run(HOSTILE) if where == "name" else run(metrics=[])
@@ -148,6 +166,10 @@ def test_hostile_text_stays_text(where: str) -> None:
         arguments["versions"] = {HOSTILE: HOSTILE}
     if where == "published":
         summary = run(published={HOSTILE: HOSTILE}, metrics=[])
+    if where == "class":
+        summary = run(class_names=[HOSTILE] * 3, evaluation=EVALUATION | {"per_class": per_class(HOSTILE)}, metrics=[])
+    if where == "warning":
+        summary = run(evaluation=EVALUATION | {"warnings": [HOSTILE], "checkpoint": HOSTILE}, metrics=[])
     page = Page(render([summary], **arguments))
     assert not page.all("script")
     assert all(image["src"].startswith("data:") for image in page.all("img"))
@@ -232,6 +254,32 @@ def test_the_gallery_counts_what_broke_and_marks_each_verdict() -> None:
     assert "2 of 3 broken" in part
     assert [part.count(mark) for mark in ("✓", "✗")] == [4, 2]
     assert "no class ✗" in part
+
+
+def test_classes_are_called_by_their_names() -> None:
+    shown = run(metrics=[], class_names=["cat", "dog", "owl"], evaluation=EVALUATION | {"per_class": per_class("cat")})
+    parts = sections(render([shown], title="x"))
+    assert "cat ✓" in parts["What the attack does"] and "owl ✗" in parts["What the attack does"]
+    assert "clean image of class dog" in parts["What the attack does"]
+    rows = re.findall(r'<th scope="row">(.*?)</th>', parts["Each class"])
+    assert rows == ["cat"] and "90.0 %" in parts["Each class"]
+
+
+def test_the_page_says_which_checkpoint_was_judged_and_what_makes_its_figures_doubtful() -> None:
+    said = {"checkpoint": "last.pt", "epoch": 7, "norm": "linf", "warnings": ["Masked gradients: all of it."]}
+    html = render([run(metrics=[], evaluation=EVALUATION | said)], title="x")
+    assert "judged last.pt (epoch 7), 360 images, linf, ε = 0.2" in sections(html)["Results"]
+    assert "Masked gradients: all of it." in html.partition("<section>")[0]
+    assert "All evaluations" not in sections(html)
+
+
+def test_all_evaluations_of_a_run_are_listed() -> None:
+    first = EVALUATION | {"checkpoint": "best.pt", "ra": {"pgd": 0.686, "autoattack": 0.658}}
+    second = first | {"checkpoint": "last.pt", "n": 10, "eps": 0.1, "ra": {"pgd": 0.5}}
+    part = sections(render([run(metrics=[], records=[first, second])], title="x"))["All evaluations"]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in part.split("<tr>")[2:]]
+    assert cells[0] == ["best.pt", "0.2", "360", "pgd 50 × 10", "97.5 %", "68.6 %", "65.8 %"]
+    assert cells[1] == ["last.pt", "0.1", "10", "pgd 50 × 10", "97.5 %", "50.0 %", "–"]
 
 
 def test_settings_that_differ_are_told_apart_from_those_that_do_not() -> None:

@@ -8,15 +8,102 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from adv_train.attacks.judging import check_budget, check_samples, frozen, predict, progress_bar, suitable_threads
+from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.judging import (
+    Forward,
+    adapted,
+    check_budget,
+    check_labels,
+    check_samples,
+    checked,
+    frozen,
+    full_resolution,
+    predict,
+    progress_bar,
+    suitable_threads,
+)
 from adv_train.errors import UserError
+from adv_train.threat import Threat
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+LEAST_CLASSES = 4
+"""Logits that the targeted DLR loss compares."""
+
+
+@ATTACKS.register("autoattack")
+@dataclass(frozen=True)
+class StandardAutoAttack(Attack):
+    """Standard AutoAttack: APGD-CE, APGD-T, FAB-T and Square (Croce and Hein, ICML 2020).
+
+    The standard version, which has no options: APGD-CE, targeted APGD-DLR, targeted FAB and Square, through the package `pyautoattack`; each
+    part sees the samples that the earlier ones left. Only the verdict is ours: each returned image is checked against
+    the budget and classified once more. Fewer than ten classes leave fewer than the standard nine target classes.
+
+    What costs the time is thousands of small passes in sequence (on 360 digits: 1 % clean checks, 30 % APGD, 40 %
+    FAB, 30 % Square), so the attack is made cheaper without being changed: large batches, constant parameters so
+    that FAB's backward passes compute no gradient in the weights, and one thread for small models.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image, in float32; the global random state is left as it was.
+
+        As in the original, random numbers depend on the batch size.
+
+        Warns:
+            RuntimeWarning: What AutoAttack's own checks find, such as a randomised model or vanished gradients.
+
+        Raises:
+            UserError: When an argument is out of range or shape, for other norms and ranges than L-infinity in
+                [0, 1], or when the model has fewer than 4 classes, for which the targeted DLR loss is not defined.
+            RuntimeError: When an image leaves the ball.
+        """
+        if (threat.norm, threat.low, threat.high) != ("linf", 0, 1):
+            raise UserError(
+                f"AutoAttack attacks in the norm linf and images in [0, 1] only, but the threat is {threat}. "
+                "Leave it out."
+            )
+        check_samples(x, y, threat)
+        said = {"version": "standard", "norm": "Linf", "pyautoattack": version("pyautoattack")}
+        settings = {**said, "batch_size": batch_size}
+        given, x = x, full_resolution(x)
+        with frozen(model), suitable_threads(model, x):
+            shown = adapted(model, given)
+            with torch.no_grad():
+                classes = checked(shown(x[:1]), 1).shape[1]
+            check_labels(y, classes)
+            before = predict(shown, x, batch_size)
+            clean = before == y
+            if classes < LEAST_CLASSES:
+                raise UserError(
+                    f"AutoAttack's targeted loss compares four logits, but the model has {classes} classes. "
+                    "Judge it by PGD alone."
+                )
+            if threat.eps == 0 or not clean.any():
+                return Verdicts(clean, x.clone(), before, settings)
+            found = _run(shown, x, y, threat.eps, seed, batch_size, (int(clean.sum()), classes), progress)
+            adversarial = found.to(x.dtype)
+            check_budget(adversarial, x, threat)
+            after = predict(shown, adversarial, batch_size)
+            return Verdicts(clean & (after == y), adversarial, after, settings)
 
 
 def autoattack(
@@ -29,65 +116,46 @@ def autoattack(
     batch_size: int = 512,
     progress: bool | None = False,
 ) -> tuple[Tensor, Tensor]:
-    """Run standard L-infinity AutoAttack: APGD-CE, targeted APGD-DLR, targeted FAB and Square.
-
-    Source: Croce and Hein (ICML 2020), through the package `pyautoattack`; each part sees the samples that the
-    earlier ones left. Only the verdict is ours: each returned image is checked against the budget and classified
-    once more. Fewer than ten classes leave fewer than the standard nine target classes.
-
-    What costs the time is thousands of small passes in sequence (on 360 digits: 1 % clean checks, 30 % APGD, 40 %
-    FAB, 30 % Square), so the attack is made cheaper without being changed: large batches, constant parameters so
-    that FAB's backward passes compute no gradient in the weights, and one thread for small models.
-
-    Args:
-        model: Maps images in [0, 1] to logits ``(batch, classes)``, with its normalisation inside.
-        x: Images ``(N, C, H, W)`` in [0, 1], on the model's device. The attack itself works in float32.
-        y: Labels ``(N,)``, int64.
-        eps: Radius in units of images in [0, 1].
-        seed: Of all random numbers of the attack; the global random state is left as it was.
-        batch_size: Images in a forward pass. As in the original, random numbers depend on it.
-        progress: Show a bar; ``None`` shows it on a terminal only.
+    """Run standard L-infinity AutoAttack in [0, 1]; see `StandardAutoAttack` for what it does and raises.
 
     Returns:
         Whether each sample is robust, ``(N,)`` bool, and images like x: for a broken sample the one that broke
         it, for a robust one x itself.
-
-    Warns:
-        RuntimeWarning: What AutoAttack's own checks find, such as a randomised model or vanished gradients.
-
-    Raises:
-        UserError: When an argument is out of range or shape, or when the model has fewer than 4 classes, for
-            which the targeted DLR loss is not defined.
-        RuntimeError: When an image leaves the ball.
     """
-    check_samples(x, y, eps)
-    with frozen(model), suitable_threads(model, x):
-        clean = predict(model, x, batch_size) == y
-        with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        if classes < 4:
-            raise UserError(
-                f"AutoAttack's targeted loss compares four logits, but the model has {classes} classes. "
-                "Judge it by PGD alone."
-            )
-        if eps == 0 or not clean.any():
-            return clean, x.clone()
+    threat = Threat("linf", eps)
+    found = StandardAutoAttack()(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+    return found.robust, found.images
 
-        def forward(z: Tensor) -> Tensor:
-            bar.update()
-            logits: Tensor = model(z.to(x.dtype))
-            return logits.float()
 
-        attack = AutoAttack(forward, eps=eps, seed=seed, device=x.device)
-        targets = min(9, classes - 1)
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
-        passes = {name: math.ceil(int(clean.sum()) / batch_size) * count for name, count in _passes(targets).items()}
-        bar = progress_bar("AutoAttack", sum(passes.values()), "pass", progress)
-        with bar, _narrated(attack.logger, _bar_mover(bar, passes)), _undisturbed(x.device):
-            found, _ = attack.run_standard_evaluation(x.float(), y, batch_size=batch_size)
-        adversarial = found.to(x.dtype)
-        check_budget(adversarial, x, eps)
-        return clean & (predict(model, adversarial, batch_size) == y), adversarial
+def _run(
+    model: Forward,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    seed: int,
+    batch_size: int,
+    size: tuple[int, int],
+    progress: bool | None,
+) -> Tensor:
+    """Run the package on all images; `size` is the number of correct ones and of classes."""
+    from pyautoattack import AutoAttack  # Not at the top: `import adv_train` works without it.
+
+    def forward(z: Tensor) -> Tensor:
+        bar.update()
+        logits = model(z.to(x.dtype))
+        if z.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)  # Without a graph the gradient is zero.
+        return logits.float()
+
+    correct, classes = size
+    attack = AutoAttack(forward, eps=eps, seed=seed, device=x.device)
+    targets = min(9, classes - 1)
+    attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+    passes = {name: math.ceil(correct / batch_size) * count for name, count in _passes(targets).items()}
+    bar = progress_bar("AutoAttack", sum(passes.values()), "pass", progress)
+    with bar, _narrated(attack.logger, _bar_mover(bar, passes)), _undisturbed(x.device):
+        found: Tensor = attack.run_standard_evaluation(x.float(), y, batch_size=batch_size)[0]
+    return found
 
 
 def _passes(targets: int) -> dict[str, int]:
@@ -99,7 +167,7 @@ def _passes(targets: int) -> dict[str, int]:
     return {"apgd-ce": 103, "apgd-t": 2 + 102 * targets, "fab-t": 2 + 203 * targets, "square": 5004}
 
 
-def _bar_mover(bar: tqdm[NoReturn], passes: dict[str, int]) -> Callable[[str], None]:
+def _bar_mover(bar: tqdm[Any], passes: dict[str, int]) -> Callable[[str], None]:
     """Make the listener that moves the bar to where a part begins, since samples that broke shorten the last one."""
     names = list(passes)
 

@@ -1,19 +1,24 @@
-"""What the judging attacks share: a frozen model, the verdict on a sample, and the check of the budget."""
+"""What the judging attacks share: a frozen model at its own precision, the verdict on a sample, the checks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from adv_train.errors import UserError
+from adv_train.threat import Threat
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Forward: TypeAlias = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-6
-"""By how much a float32 image may leave the eps ball or [0, 1]: a few roundings of numbers near 1."""
+"""By how much a float32 image may leave the eps ball or the range of images: a few roundings of numbers near 1."""
 
 _SMALL_MODEL = 1_000_000
 
@@ -60,13 +65,65 @@ def suitable_threads(model: nn.Module, x: Tensor) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def progress_bar(title: str, total: int, unit: str, shown: bool | None) -> tqdm[NoReturn]:
+def progress_bar(title: str, total: int, unit: str, shown: bool | None) -> tqdm[Any]:
     """Make a bar that leaves the screen when it is done; ``shown=None`` shows it on a terminal only."""
+    from tqdm import tqdm  # Not at the top: `import adv_train` works without the packages of the command line.
+
     return tqdm(total=total, desc=title, unit=unit, disable=None if shown is None else not shown, leave=False)
 
 
+def full_resolution(x: Tensor) -> Tensor:
+    """Give images in single precision or wider: half precision has 8 levels of an 8/255 budget, or fewer."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def adapted(model: nn.Module, x: Tensor) -> Forward:
+    """Make the function that shows images at full resolution to a model of any precision.
+
+    A model whose weights have the images' precision is called as it is, and so is one that takes full-resolution
+    images all the same, because it converts them itself. For any other, images are rounded to the precision of its
+    weights on the way in, as they are in use; gradients pass that rounding unchanged.
+
+    Args:
+        model: The model, frozen.
+        x: The images as the caller gave them ``(N, C, H, W)``: a model without weights gets their precision.
+    """
+    weights = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    wanted, z = next(weights, x.dtype), full_resolution(x[:1])
+    if wanted == z.dtype:
+        return model
+    try:
+        with torch.no_grad():
+            model(z)
+    except RuntimeError:  # "expected scalar type Half but found Float", in as many wordings as there are layers
+        return lambda images: model(images.to(wanted))
+    return model
+
+
+def checked(logits: object, n: int) -> Tensor:
+    """Refuse what cannot be the logits of a classifier.
+
+    Raises:
+        UserError: When they are not floating point of shape ``(n, classes)`` with at least two classes.
+    """
+    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
+        raise UserError(f"A model must return logits of shape ({n}, classes) for {n} images, but returns {found}.")
+    if logits.shape[1] < 2:
+        raise UserError(
+            f"A classifier needs at least 2 logits an image, but the model returns {found}: its largest logit is "
+            "always the first. A model with one logit z becomes one with two by `torch.cat([-z, z], 1)`."
+        )
+    return logits
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """Give the class of each row of logits, and -1 where a logit is not finite, which no label equals."""
+    return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
+
+
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+def predict(model: Forward, x: Tensor, batch_size: int) -> Tensor:
     """Give the predicted class of each image, and -1 where a logit is not finite, which no label equals.
 
     Args:
@@ -76,20 +133,19 @@ def predict(model: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 
     Returns:
         Classes ``(N,)``, int64.
-    """
-    predictions = []
-    for batch in x.split(batch_size):
-        logits = model(batch)
-        predictions.append(logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1))
-    return torch.cat(predictions)
-
-
-def check_samples(x: Tensor, y: Tensor, eps: float) -> None:
-    """Refuse images, labels or a budget that an attack in [0, 1] cannot take.
 
     Raises:
-        UserError: When images are not floats ``(N, C, H, W)`` in [0, 1] with N >= 1, when labels are not int64
-            ``(N,)``, or when eps is outside [0, 1].
+        UserError: When the model does not return logits of at least two classes.
+    """
+    return torch.cat([classes_of(checked(model(batch), len(batch))) for batch in x.split(batch_size)])
+
+
+def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
+    """Refuse images, labels or a budget that an attack cannot take.
+
+    Raises:
+        UserError: When images are not floats ``(N, C, H, W)`` in the threat's range with N >= 1, when labels are not
+            classes ``(N,)``, int64, or when the budget in the maximum norm exceeds the range.
     """
     if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError(
@@ -101,26 +157,39 @@ def check_samples(x: Tensor, y: Tensor, eps: float) -> None:
             f"An attack needs one int64 label an image, so shape ({len(x)},), but got {y.dtype} of shape "
             f"{tuple(y.shape)}."
         )
-    if not bool(((x >= 0) & (x <= 1)).all()):
+    if bool((y < 0).any()):
+        raise UserError(f"Labels are classes counted from 0, but the smallest is {int(y.min())}.")
+    span = f"[{threat.low:g}, {threat.high:g}]"
+    if not bool(((x >= threat.low) & (x <= threat.high)).all()):
         raise UserError(
-            f"An attack needs images in [0, 1], but their range is [{x.min().item():.3g}, {x.max().item():.3g}]. "
+            f"An attack needs images in {span}, but their range is [{x.min().item():.3g}, {x.max().item():.3g}]. "
             "Normalise inside the model, not before it."
         )
-    if not 0 <= eps <= 1:
-        raise UserError(f"`eps` must lie in [0, 1], the range of the images, but is {eps}. Try 8/255.")
+    if threat.norm == "linf" and threat.eps > threat.high - threat.low:
+        raise UserError(f"`eps` must not exceed the range of the images, {span}, but is {threat.eps}. Try 8/255.")
 
 
-def check_budget(adversarial: Tensor, x: Tensor, eps: float) -> None:
-    """Refuse to judge by images outside the eps ball or [0, 1], by more than `TOLERANCE`.
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels that name no logit.
+
+    Raises:
+        UserError: When a label is not below the number of classes.
+    """
+    if int(y.max()) >= classes:
+        raise UserError(f"The largest label is {int(y.max())}, but the model has {classes} logits, counted from 0.")
+
+
+def check_budget(adversarial: Tensor, x: Tensor, threat: Threat) -> None:
+    """Refuse to judge by images outside the budget or the range, by more than `TOLERANCE`.
 
     Raises:
         RuntimeError: When some image is outside or not finite: the attack is broken, and so is its verdict.
     """
-    moved = (adversarial - x).abs().flatten(1).amax(1)
-    inside = (moved <= eps + TOLERANCE) & ((adversarial - 0.5).abs().flatten(1).amax(1) <= 0.5 + TOLERANCE)
-    # Written so that NaN, for which every comparison is false, counts as outside.
+    inside = threat.contains(x, adversarial - x, TOLERANCE)
     if not bool(inside.all()):
+        farthest = threat.distance(adversarial - x).max().item()
         raise RuntimeError(
-            f"The attack left its budget: {int((~inside).sum())} of {len(x)} images are outside the ball of radius "
-            f"{eps:.6g} or outside [0, 1]; the farthest moved by {moved.max().item():.6g}."
+            f"The attack left its budget: {int((~inside).sum())} of {len(x)} images are outside the {threat.norm} ball "
+            f"of radius {threat.eps:.6g} or outside [{threat.low:g}, {threat.high:g}]; the farthest moved by "
+            f"{farthest:.6g}."
         )

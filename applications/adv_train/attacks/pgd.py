@@ -8,18 +8,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adv_train.attacks.judging import check_budget, check_samples, frozen, predict, progress_bar, suitable_threads
+from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.geometry import Geometry, geometry
+from adv_train.attacks.judging import (
+    Forward,
+    adapted,
+    check_budget,
+    check_labels,
+    check_samples,
+    checked,
+    classes_of,
+    frozen,
+    full_resolution,
+    progress_bar,
+    suitable_threads,
+)
+from adv_train.attacks.masking import LEAST_EPS, Progress
 from adv_train.errors import UserError
+from adv_train.threat import Threat
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
+@ATTACKS.register("pgd")
 @dataclass(frozen=True)
-class PGDSettings:
-    """How hard PGD tries. The default is PGD-50-10 of the published tables.
+class PGD(Attack):
+    """Projected gradient ascent on the cross-entropy, with random restarts (Madry et al., ICLR 2018).
+
+    The default is PGD-50-10 of the published tables.
 
     Attributes:
-        steps: Sign steps of each restart, at least 1.
+        steps: Steps of each restart, at least 1.
         restarts: Random starts, at least 1.
-        step: Length of a step in units of images in [0, 1]; ``None`` is eps / 4.
+        step: Length of a step in the threat's norm, in units of the images; ``None`` is eps / 4.
+
+    Raises:
+        UserError: When an option is out of its range.
     """
 
     steps: int = 50
@@ -31,6 +55,24 @@ class PGDSettings:
             raise UserError(f"PGD needs steps >= 1 and restarts >= 1, but got {self.steps} and {self.restarts}.")
         if self.step is not None and not self.step > 0:
             raise UserError(f"PGD needs a step above 0, but got {self.step}. Leave it out for eps / 4.")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image; the starts are drawn on the CPU, so they are the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return _attack(model, x, y, threat, self, generator=generator, batch_size=batch_size, progress=progress)
+
+
+PGDSettings = PGD  # The name that scripts know.
 
 
 def pgd(
@@ -46,17 +88,7 @@ def pgd(
     batch_size: int = 512,
     progress: bool | None = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attack every image in the L-infinity ball of radius eps intersected with [0, 1] (Madry et al., ICLR 2018).
-
-    The attack is the lower-level problem of the bilevel view, max over delta of the cross-entropy at x + delta.
-    It is written in plain torch all the same, independent of `blo`: a judge that shared code with the trained
-    methods would share their errors.
-
-    A sample is broken when the clean image is misclassified or when the last iterate of *any* restart is; keeping
-    only the restart of highest loss would overstate robustness, because a higher loss can be a correct class.
-    Broken samples leave the batch. The starts are drawn for all samples all the same, so that neither the batch
-    size nor another sample's fate changes what a sample meets. The model is judged in eval mode and handed back
-    as it was, with every mode, flag and ``.grad`` in place.
+    """Attack every image in the L-infinity ball of radius eps in [0, 1], from starts that a given generator draws.
 
     Args:
         model: Maps images in [0, 1] to logits ``(batch, classes)``, with its normalisation inside.
@@ -74,49 +106,120 @@ def pgd(
         Whether each sample is robust, ``(N,)`` bool, and images like x: for a broken sample the one that broke
         it (x itself where that was misclassified), for a robust one the last iterate of the last restart.
 
+    Warns:
+        RuntimeWarning: When the model gives PGD nothing to climb by (see `adv_train.attacks.masking`).
+
     Raises:
         UserError: When an argument is out of range or shape.
         RuntimeError: When a gradient is not finite, or an image leaves the ball.
     """
-    PGDSettings(steps, restarts, step)
-    check_samples(x, y, eps)
-    length = eps / 4 if step is None else step
-    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    settings, threat = PGD(steps, restarts, step), Threat("linf", eps)
+    found = _attack(model, x, y, threat, settings, generator=generator, batch_size=batch_size, progress=progress)
+    return found.robust, found.images
+
+
+def _attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    settings: PGD,
+    *,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: bool | None,
+) -> Verdicts:
+    """Maximise the cross-entropy at x + delta over delta.
+
+    It is written in plain torch, independent of `blo`: a judge that shared code with the trained methods would share
+    their errors.
+
+    A sample is broken when the clean image is misclassified or when the last iterate of *any* restart is; keeping
+    only the restart of highest loss would overstate robustness, because a higher loss can be a correct class.
+    Broken samples leave the batch. The starts are drawn for all samples all the same, so that neither the batch
+    size nor another sample's fate changes what a sample meets. The model is judged in eval mode and handed back
+    as it was, with every mode, flag and ``.grad`` in place.
+    """
+    shape = geometry(threat.norm)
+    check_samples(x, y, threat)
+    length = threat.eps / 4 if settings.step is None else settings.step
+    restarts = settings.restarts
+    given, x = x, full_resolution(x)
     adversarial = x.clone()
     bar = progress_bar("PGD", restarts * len(x), "img", progress)
+    watch = Progress()
     with frozen(model), suitable_threads(model, x), bar:
-        robust = predict(model, x, batch_size) == y
+        forward = adapted(model, given)
+        with torch.no_grad():
+            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(batch_size)])
+        check_labels(y, logits.shape[1])
+        predicted = classes_of(logits)
+        robust = predicted == y
         for restart in range(restarts):
-            noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
-            start = x + eps * noise.uniform_(-1, 1, generator=generator).to(x.device)
+            start = shape.start(x, threat, generator)
             for batch in robust.nonzero().squeeze(1).split(batch_size):
                 if len(batch) == 0:
                     continue
-                z = _ascend(model, start[batch], y[batch], low[batch], high[batch], length, steps)
-                adversarial[batch] = z
-                robust[batch] = predict(model, z, batch_size) == y[batch]
+                climb = _Climb(forward, shape, threat, length, settings.steps, watch if restart == 0 else None)
+                adversarial[batch], predicted[batch] = climb(start[batch], x[batch], y[batch])
+                robust[batch] = predicted[batch] == y[batch]
                 bar.update(len(batch))
             bar.update((restart + 1) * len(x) - bar.n)  # What was already broken is done without work.
             bar.set_postfix_str(f"robust {robust.double().mean().item():.1%}")
-    check_budget(adversarial, x, eps)
-    return robust, adversarial
+    check_budget(adversarial, x, threat)
+    if threat.eps >= LEAST_EPS * (threat.high - threat.low):
+        watch.warn()
+    said = {"steps": settings.steps, "restarts": restarts, "step": length, "loss": "cross-entropy"}
+    return Verdicts(robust, adversarial, predicted, said)
 
 
-def _ascend(model: nn.Module, start: Tensor, y: Tensor, low: Tensor, high: Tensor, length: float, steps: int) -> Tensor:
-    """Climb the cross-entropy by projected sign steps from `start`, which need not lie in the box."""
-    z = start.clamp(low, high)
-    finite = torch.ones((), dtype=torch.bool, device=z.device)
-    for _ in range(steps):
-        with torch.enable_grad():
-            z.requires_grad_()
-            # The sum, not the mean: the sign is the same and small gradients stay clear of underflow.
-            (gradient,) = torch.autograd.grad(cross_entropy(model(z), y, reduction="sum"), z)
-        finite &= gradient.isfinite().all()
-        z = (z.detach() + length * gradient.sign()).clamp(low, high)
-    # The sign of NaN is 0: the attack would stand still and call the sample robust.
-    if not finite:
-        raise RuntimeError(
-            "PGD cannot judge this model: the gradient of its loss in the image is not finite on a correctly "
-            "classified image. Look for sqrt, norm or log at 0 in the model, or for weights that overflow."
-        )
-    return z
+@dataclass(frozen=True)
+class _Climb:
+    """One restart: projected ascent steps on the cross-entropy from a start."""
+
+    forward: Forward
+    shape: Geometry
+    threat: Threat
+    length: float
+    steps: int
+    watch: Progress | None
+
+    def __call__(self, start: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the last iterate and its predicted classes."""
+        z = self.shape.project(start, x, self.threat)
+        finite = torch.ones((), dtype=torch.bool, device=z.device)
+        for step in range(self.steps):
+            with torch.enable_grad():
+                z.requires_grad_()
+                logits = self.forward(z)
+                gradient = _gradient(logits, y, z)
+            finite &= gradient.isfinite().all()
+            if step == 0 and self.watch is not None:
+                self.watch.begin(logits.detach(), y, gradient)
+            z = self.shape.project(z.detach() + self.length * self.shape.step(gradient), x, self.threat)
+        # The sign of NaN is 0: the attack would stand still and call the sample robust.
+        if not finite:
+            raise RuntimeError(
+                "PGD cannot judge this model: the gradient of its loss in the image is not finite on a correctly "
+                "classified image. Look for sqrt, norm or log at 0 in the model, or for weights that overflow."
+            )
+        with torch.no_grad():
+            logits = checked(self.forward(z), len(z))
+        if self.watch is not None:
+            self.watch.end(logits, y)
+        return z, classes_of(logits)
+
+
+def _gradient(logits: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Differentiate the cross-entropy in the images; where the model cuts the graph the gradient is zero."""
+    if logits.dtype in _HALF:
+        # (1 - p_y) times this is the gradient of the cross-entropy, so it has the same direction for each sample; and
+        # it does not underflow in half precision where the model is sure and 1 - p_y is below 6e-8.
+        logits = logits.float()
+        others = logits.scatter(1, y[:, None], -torch.inf)
+        loss = (others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)).sum()
+    else:
+        # The sum, not the mean: the sign is the same and small gradients stay clear of underflow.
+        loss = cross_entropy(logits, y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, z, allow_unused=True) if loss.requires_grad else (None,)
+    return torch.zeros_like(z) if gradient is None else gradient

@@ -21,7 +21,7 @@ from adv_train.evaluate_run import summarise
 from adv_train.files import make_folder
 from adv_train.recipes import resolve
 from adv_train.records import RunFolder
-from adv_train.report import NextStep, markdown_table, write_report
+from adv_train.report import NextStep, results_table, write_report
 
 METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")
 _NAMES = {"pgd-at": "pgd-at, 2 steps"}
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     first = summaries[0]
     title = f"Handwritten digits, eps {first.config['eps']}, {first.evaluation['n']} test images"
     write_report(out / "report.html", summaries, title=title, next_steps=_NEXT)
-    print(f"\n{title}\n\n{markdown_table(summaries)}\n")
+    print(f"\n{title}\n\n{results_table(summaries)}\n")
     print(
         "SA: accuracy on clean images. RA-PGD: under PGD, 50 steps, 10 restarts. RA-AA: under AutoAttack.\n"
         "F/step: cost of a training step in forward passes. Implicit share: |implicit| / |direct gradient|.\n"

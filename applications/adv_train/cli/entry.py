@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from adv_train.errors import Diverged, UserError
 
-_EXTRAS = {"torchvision", "pyautoattack", "sklearn", "yaml", "tqdm", "matplotlib", "PIL"}
+_EXTRAS = {"torchvision", "pyautoattack", "sklearn", "yaml", "tqdm", "matplotlib", "jinja2", "PIL"}
 
 
 def main(words: Sequence[str] | None = None) -> int:

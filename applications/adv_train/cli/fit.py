@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from adv_train.cli.flags import add_progress_flags
+from adv_train.data import AUGMENTATIONS
 from adv_train.config import SCHEDULES, SELECTIONS, RunConfig, check_values
 from adv_train.precision import PRECISIONS
 from adv_train.recipes import resolve
@@ -44,9 +45,12 @@ _CONFIG_FLAGS = {
     "precision": ("NAME", f"arithmetic of training: {', '.join(PRECISIONS)} (default: fp32)"),
     "data_root": ("FOLDER", "where the data sets are, or are downloaded to (default: data)"),
     "train_limit": ("N", "use only so many training images, for a quick look"),
+    "size": ("N", "for an image folder: resize the shorter side to N pixels and crop the centre"),
+    "augment": ("NAME", f"in place of the data set's own: {', '.join(AUGMENTATIONS)}"),
 }
 _SWITCHES = {
     "momentum_cycling": "lower the momentum by 0.1 where the learning rate peaks",
+    "skip_unreadable": "for an image folder: leave out files that cannot be read",
     "channels_last": "keep the weights in the memory layout that a GPU's matrix units prefer",
 }
 _OPTION_FLAGS = {

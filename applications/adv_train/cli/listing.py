@@ -1,4 +1,4 @@
-"""List the methods, presets, models and data sets.
+"""List the methods, presets, models, data sets and attacks.
 
 examples:
   adv-train list
@@ -9,21 +9,12 @@ from __future__ import annotations
 
 import argparse
 
-from adv_train import data, models
+from adv_train import data
+from adv_train.attacks import ATTACKS
 from adv_train.methods import METHODS
+from adv_train.models import MODELS
 from adv_train.objectives import OBJECTIVES
 from adv_train.recipes import PRESETS
-
-_MODELS = {
-    "preact-resnet-18": "pre-activation ResNet-18 of the published tables, for images of 32 x 32 and more",
-    "small-cnn": "three convolutions, for small images such as the digits",
-}
-_DATA = {
-    "cifar10": "60,000 colour images of 32 x 32 in 10 classes, downloaded by torchvision",
-    "cifar100": "the same in 100 classes",
-    "digits": "1,797 handwritten digits of 8 x 8 that come with scikit-learn",
-    "imagefolder:PATH": "your own images, one folder a class, with or without train/ and test/ above",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +38,9 @@ def _sections() -> dict[str, dict[str, str]]:
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset.about for name, preset in PRESETS.items()},
-        "models": {name: _MODELS.get(name, "") for name in models.names()},
-        "data": {name: _DATA.get(name, "") for name in data.names()},
+        "models": {name: MODELS.describe(name) for name in MODELS.names()},
+        "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
+        "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
     }
 
 

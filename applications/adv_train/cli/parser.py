@@ -32,7 +32,7 @@ COMMANDS = {
     "fit": ("fit", "train one model into a run folder, or go on where it was interrupted"),
     "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
-    "list": ("listing", "methods, presets, models, data sets"),
+    "list": ("listing", "methods, presets, models, data sets, attacks"),
 }
 
 

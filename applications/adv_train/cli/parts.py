@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from adv_train import evaluation
-from adv_train.attacks import PGDSettings
+from adv_train.attacks import PGD
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.records import RunFolder
@@ -56,13 +56,13 @@ class Part:
         """Whether it is trained and fully judged."""
         run = RunFolder(self.out)
         try:
-            outcome = evaluation.read(self.out)
+            outcome = evaluation.read(self.out, eps=self.config.eps)
             epochs = len(run.metrics())
         except UserError:
             return False
-        pgd, full = outcome.settings.get("pgd", {}), PGDSettings()
-        fully = (pgd.get("steps"), pgd.get("restarts")) == (full.steps, full.restarts)
-        return fully and outcome.autoattack is not None and outcome.n == self.images and epochs == self.config.epochs
+        pgd, full = outcome.attacks.get("pgd"), PGD()
+        fully = pgd is not None and (pgd.settings["steps"], pgd.settings["restarts"]) == (full.steps, full.restarts)
+        return fully and outcome.ra_aa is not None and outcome.n == self.images and epochs == self.config.epochs
 
 
 def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:

@@ -6,11 +6,12 @@ from adv_train.data.augment import AUGMENTATIONS, Augment
 from adv_train.data.batches import Batch, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.dataset import Dataset
 from adv_train.data.record import SplitRecord
-from adv_train.data.registry import load, names
+from adv_train.data.registry import DATASETS, load, names
 from adv_train.data.split import Split
 
 __all__ = [
     "AUGMENTATIONS",
+    "DATASETS",
     "Augment",
     "Batch",
     "Dataset",

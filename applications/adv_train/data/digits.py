@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from sklearn.datasets import load_digits
 
 from adv_train.data.dataset import Dataset
+from adv_train.data.registry import DATASETS
 from adv_train.data.split import Split
 from adv_train.data.statistics import channel_statistics
 from adv_train.data.stratified import limited, stratified_holdout
@@ -13,15 +15,20 @@ from adv_train.data.stratified import limited, stratified_holdout
 _TEST, _VALIDATION = 360, 180
 
 
-def load(limit: int | None) -> Dataset:
-    """Load 1,797 grey 8x8 digits: 1,257 to train on, 180 for validation, 360 to test.
+@DATASETS.register("digits")
+def load(name: str, root: Path, limit: int | None) -> Dataset:
+    """1,797 grey handwritten digits of 8x8 pixels that come with scikit-learn: 1,257 to train on, 180 and 360.
 
     The values are the multiples of 1/16 in [0, 1]. Source: Alpaydin and Kaynak (1998), "Optical recognition
     of handwritten digits", the test part of the UCI data set.
 
     Args:
+        name: Of the data set.
+        root: Not needed.
         limit: Most samples in the training split, and in the validation split.
     """
+    from sklearn.datasets import load_digits  # Not at the top: the names of all data sets are known without it.
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
     everything = Split(images, torch.from_numpy(bunch.target).long())
@@ -30,7 +37,7 @@ def load(limit: int | None) -> Dataset:
     train = everything.subset(limited(rest[kept], everything.labels, limit))
     mean, std = channel_statistics(train.images)
     return Dataset(
-        name="digits",
+        name=name,
         train=train,
         validation=everything.subset(limited(rest[validation], everything.labels, limit)),
         test=everything.subset(test),

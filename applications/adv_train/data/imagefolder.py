@@ -16,6 +16,7 @@ from adv_train.data.dataset import Dataset
 from adv_train.data.layout import find_layout, images_below, list_images
 from adv_train.data.read_images import named, read_images
 from adv_train.data.record import Entry, SplitRecord, digests
+from adv_train.data.registry import DATASETS
 from adv_train.data.split import SPLITS, Split, SplitName
 from adv_train.data.statistics import channel_statistics
 from adv_train.data.stratified import limited
@@ -34,16 +35,18 @@ class _Sample(NamedTuple):
 _Splits = Mapping[SplitName, Sequence[_Sample]]
 
 
+@DATASETS.register("imagefolder")
 def load(
     name: str,
-    folder: Path,
+    root: Path,
     limit: int | None,
     *,
+    path: Path | str | None = None,
     size: int | None = None,
     skip_unreadable: bool = False,
     split: SplitRecord | None = None,
 ) -> Dataset:
-    """Load square colour images of one size from a folder.
+    """Your own images, one folder a class, with or without train/, val/ and test/ above.
 
     `layout.find_layout` tells split folders from class folders. A split that has no folder is about a tenth of the
     training images: the test split first, the validation split of what is left. Which images those are follows from
@@ -51,9 +54,10 @@ def load(
     or test, nor from validation to test. Every class is in every split.
 
     Args:
-        name: What the data set is called.
-        folder: Where the images are.
+        name: What the data set is called, `imagefolder:` and its path.
+        root: Where the folder is looked for that is not at its path: by its path, and then by its last name.
         limit: Most samples in the training split, and in the validation split; others are not read.
+        path: Where the images are now, instead of the path in the name.
         size: Resize the shorter side of each image to so many pixels and crop the centre.
         skip_unreadable: Leave out files that cannot be read, with a warning that counts them.
         split: The recorded splits, instead of those that follow from the folder; other files are left out, with a
@@ -66,6 +70,8 @@ def load(
     """
     if size is not None and size < 1:
         raise UserError(f"`size` must be at least 1 pixel, but is {size}.")
+    written = Path(name.partition(":")[2]).expanduser()
+    folder = _find(written, root) if path is None else Path(path).expanduser()
     splits: _Splits
     if split is None:
         classes, splits = _splits_of_the_folder(folder)
@@ -98,6 +104,18 @@ def load(
         augment=Augment(),
         record=SplitRecord(classes, entries["train"], entries["validation"], entries["test"]),
     )
+
+
+def _find(written: Path, root: Path) -> Path:
+    """Look for an image folder at its path, then for one that was moved into ``root`` or is ``root`` itself."""
+    moved = [root / written.name, *([root] if root.name == written.name else [])]
+    if not written.is_absolute():
+        moved.insert(0, root / written)
+        if written.exists() and moved[0].exists() and not written.samefile(moved[0]):
+            raise UserError(
+                f"There is an image folder `{written}` and another `{moved[0]}`. Give the path of one in full."
+            )
+    return next((folder for folder in [written, *moved] if folder.exists()), written)
 
 
 def _splits_of_the_folder(folder: Path) -> tuple[tuple[str, ...], _Splits]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
 from adv_train.data.split import SplitName
 from adv_train.errors import UserError
 
@@ -80,6 +78,8 @@ def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple
     Raises:
         UserError: When a class has fewer than ``at_least``.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # Not at the top: it takes seconds.
+
     number = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
     pairs = [(Path(file), label) for file, label in found if not Path(file).name.startswith(".")]
@@ -96,6 +96,8 @@ def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple
 
 def images_below(folder: Path) -> list[Path]:
     """List every image file below a folder, hidden ones apart."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     return [
         path
         for path in folder.rglob("*")

@@ -11,13 +11,15 @@ from adv_train.data.augment import AUGMENTATIONS
 from adv_train.data.dataset import Dataset
 from adv_train.data.record import SplitRecord
 from adv_train.errors import UserError, unknown
+from adv_train.registry import Registry
 
-_FOLDER = "imagefolder"
+#: Each is called with the name in full, the folder of downloaded data sets and the limit, see `load`.
+DATASETS: Registry[Dataset] = Registry("data set", "adv_train.data")
 
 
 def names() -> tuple[str, ...]:
     """Every name that `load` knows; ``PATH`` stands for a folder."""
-    return ("cifar10", "cifar100", "digits", f"{_FOLDER}:PATH")
+    return tuple(f"{name}:PATH" if _has_path(name) else name for name in DATASETS.names())
 
 
 def load(
@@ -54,48 +56,20 @@ def load(
     """
     if limit is not None and limit < 2:
         raise UserError(f"The limit on training samples must be at least 2, but is {limit}.")
-    kind, _, written = name.partition(":")
-    if kind == _FOLDER and not written:
-        raise UserError(f"`{name}` does not say where the images are. Write `{_FOLDER}:PATH`.")
-    if kind != _FOLDER and name not in names():
+    kind, _, place = name.partition(":")
+    if kind not in DATASETS.names() or (place and not _has_path(kind)):
         raise unknown("data set", name, names())
+    if _has_path(kind) and not place:
+        raise UserError(f"`{name}` does not say where the images are. Write `{kind}:PATH`.")
     if augment is not None and augment not in AUGMENTATIONS:
         raise unknown("augmentation", augment, AUGMENTATIONS)
-    root = Path(root).expanduser()
-    if kind == _FOLDER:
-        from adv_train.data import imagefolder
-
-        folder = _find(Path(written).expanduser(), root) if path is None else Path(path).expanduser()
-        dataset = imagefolder.load(name, folder, limit, size=size, skip_unreadable=skip_unreadable, split=split)
-    else:
-        given = {"path": path, "size": size, "skip_unreadable": skip_unreadable or None, "split": split}
-        for argument, value in given.items():
-            if value is not None:
-                raise UserError(f"`{argument}` is for image folders, but the data set is `{name}`.")
-        dataset = _read(name, root, limit)
+    given = {"path": path, "size": size, "skip_unreadable": skip_unreadable or None, "split": split}
+    options = {option: value for option, value in given.items() if value is not None}
+    dataset = DATASETS.create(kind, name, Path(root).expanduser(), limit, **options)
     if augment is not None:
         dataset = replace(dataset, augment=AUGMENTATIONS[augment])
     return dataset.to(device)
 
 
-# Each reader is imported when it is asked for: digits need not wait the seconds that torchvision takes.
-def _read(name: str, root: Path, limit: int | None) -> Dataset:
-    if name == "digits":
-        from adv_train.data import digits
-
-        return digits.load(limit)
-    from adv_train.data import cifar
-
-    return (cifar.CIFAR_10 if name == "cifar10" else cifar.CIFAR_100).load(root, limit)
-
-
-def _find(written: Path, root: Path) -> Path:
-    """Look for an image folder at its path, then for one that was moved into ``root`` or is ``root`` itself."""
-    moved = [root / written.name, *([root] if root.name == written.name else [])]
-    if not written.is_absolute():
-        moved.insert(0, root / written)
-        if written.exists() and moved[0].exists() and not written.samefile(moved[0]):
-            raise UserError(
-                f"There is an image folder `{written}` and another `{moved[0]}`. Give the path of one in full."
-            )
-    return next((folder for folder in [written, *moved] if folder.exists()), written)
+def _has_path(kind: str) -> bool:
+    return "path" in DATASETS.options(kind)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from adv_train.models.registry import create, names
+from adv_train.models.registry import MODELS, create
 
-__all__ = ["create", "names"]
+__all__ = ["MODELS", "create"]

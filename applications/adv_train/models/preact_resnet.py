@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from adv_train.models.layers import Normalise, activation_factory
+from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
 
 
@@ -42,6 +43,7 @@ class PreActBlock(nn.Module):
         return residual + shortcut
 
 
+@MODELS.register("preact-resnet-18")
 class PreActResNet18(nn.Module):
     """Pre-activation ResNet-18 for small images: stride-1 stem, no max-pooling, final BatchNorm and ReLU.
 
@@ -63,12 +65,12 @@ class PreActResNet18(nn.Module):
 
     def __init__(
         self,
-        *,
         channels: int,
         classes: int,
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        *,
         activation: str = "relu",
     ) -> None:
         super().__init__()

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from adv_train.errors import UserError, unknown
-from adv_train.models.preact_resnet import PreActResNet18
-from adv_train.models.small_cnn import SmallCNN
+from adv_train.errors import UserError
+from adv_train.registry import Registry
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"preact-resnet-18": PreActResNet18, "small-cnn": SmallCNN}
+MODELS: Registry[nn.Module] = Registry("model", "adv_train.models")
 # More than the networks of this field have (WRN-34-10: 46 million). Without a limit, a dense layer on large images
 # makes the system kill the process.
 _MOST_PARAMETERS = 64_000_000
-_FROM_DATA = frozenset({"channels", "classes", "image_size", "mean", "std"})
-
-
-def names() -> tuple[str, ...]:
-    """Every name that `create` knows, in alphabetical order."""
-    return tuple(sorted(_BUILDERS))
 
 
 def create(
@@ -39,7 +31,7 @@ def create(
     """Build a model with fresh weights, on the CPU, in float32 and in train mode.
 
     Args:
-        name: One of `names`.
+        name: One of `MODELS.names()`.
         channels: Of the images: 1 for grey, 3 for colour.
         classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
@@ -57,22 +49,18 @@ def create(
         UserError: When the name or an option is unknown, a number is out of its range, or the model would have more
             than 64 million parameters.
     """
-    if name not in _BUILDERS:
-        raise unknown("model", name, _BUILDERS)
-    builder = _BUILDERS[name]
-    valid_options = set(inspect.signature(builder).parameters) - _FROM_DATA
-    for option in options:
-        if option not in valid_options:
-            raise unknown(f"option of model {name}", option, valid_options)
     _check_data(channels, classes, image_size, mean, std)
-    arguments = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
-    _check_parameters(name, image_size, lambda: builder(**arguments, **options))
+
+    def build() -> nn.Module:
+        return MODELS.create(name, channels, classes, image_size, mean, std, **options)
+
+    _check_parameters(name, image_size, build)
     if seed is None:
-        return builder(**arguments, **options)
+        return build()
     with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which would reseed every GPU too, for good.
         torch.default_generator.manual_seed(seed)
-        return builder(**arguments, **options)
+        return build()
 
 
 def _check_parameters(name: str, image_size: int, build: Callable[[], nn.Module]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from adv_train.models.layers import Normalise, activation_factory
+from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
 
 
+@MODELS.register("small-cnn")
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions of 16, 32 and 64 channels, the last two of stride 2, and a linear layer.
 
@@ -30,12 +32,12 @@ class SmallCNN(nn.Module):
 
     def __init__(
         self,
-        *,
         channels: int,
         classes: int,
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        *,
         activation: str = "relu",
     ) -> None:
         super().__init__()

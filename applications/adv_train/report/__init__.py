@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from adv_train.report.page import render, write_report
 from adv_train.report.sections import NextStep
-from adv_train.report.summary import RunSummary, markdown_table
+from adv_train.report.summary import RunSummary, class_rows, results_table
+from adv_train.report.tables import FORMATS, Figure, write_table
 
-__all__ = ["NextStep", "RunSummary", "markdown_table", "render", "write_report"]
+__all__ = [
+    "FORMATS",
+    "Figure",
+    "NextStep",
+    "RunSummary",
+    "class_rows",
+    "render",
+    "results_table",
+    "write_report",
+    "write_table",
+]

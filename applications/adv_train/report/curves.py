@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from adv_train.report.elements import node
 from adv_train.report.summary import RunSummary, percent
 
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
@@ -76,24 +76,25 @@ CURVES = (
 )
 
 
-def charts(runs: Sequence[RunSummary]) -> list[Element]:
+@dataclass(frozen=True)
+class Chart:
+    """A drawing for the page.
+
+    Attributes:
+        title: What it shows.
+        svg: The drawing, whose texts are escaped.
+    """
+
+    title: str
+    svg: Markup
+
+
+def charts(runs: Sequence[RunSummary]) -> list[Chart]:
     """Draw each curve that some run has; the colour and dash of a run follow its place in the list."""
-    return [figure for curve in CURVES if (figure := _chart(curve, runs)) is not None]
+    return [chart for curve in CURVES if (chart := _chart(curve, runs)) is not None]
 
 
-def legend(runs: Sequence[RunSummary]) -> Element:
-    """Name the lines, once for all charts."""
-    entries = []
-    for index, run in enumerate(runs):
-        dash = {"stroke_dasharray": dashes} if (dashes := DASHES[index % len(DASHES)]) else {}
-        stroke = f"var(--series-{index % COLOURS})"
-        line = node("line", x1="0", x2="34", y1="6", y2="6", style=f"stroke:{stroke}", stroke_width="2.5", **dash)
-        swatch = node("svg", line, width="34", height="12", aria_hidden="true")
-        entries.append(node("li", swatch, run.name))
-    return node("ul", *entries, class_="legend")
-
-
-def _chart(curve: Curve, runs: Sequence[RunSummary]) -> Element | None:
+def _chart(curve: Curve, runs: Sequence[RunSummary]) -> Chart | None:
     lines = {index: points for index, run in enumerate(runs) if (points := curve.points(run))}
     if not lines:
         return None
@@ -104,7 +105,8 @@ def _chart(curve: Curve, runs: Sequence[RunSummary]) -> Element | None:
     drawing = _draw(curve, lines)
     drawing.set("role", "img")
     drawing.set("aria-label", f"{curve.title} by epoch: {'; '.join(told)}.")
-    return node("figure", node("figcaption", curve.title), drawing, class_="chart")
+    # ElementTree escapes what it writes, and matplotlib drew nothing but numbers.
+    return Chart(curve.title, Markup(ElementTree.tostring(drawing, encoding="unicode", method="html")))
 
 
 def _draw(curve: Curve, lines: dict[int, list[tuple[float, float]]]) -> Element:

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
 from adv_train.files import replace_file
 from adv_train.report import sections
-from adv_train.report.elements import node, to_html
+from adv_train.report.curves import COLOURS, DASHES, charts
+from adv_train.report.pictures import gallery
 from adv_train.report.sections import NextStep
 from adv_train.report.summary import RunSummary
 
@@ -47,23 +51,35 @@ def render(
         next_steps: Shown at the end.
         versions: Software and machine behind the figures; by default those of this process.
     """
-    parts = {
-        "Results": sections.results(runs),
-        "Published figures": sections.published(runs),
-        "Training": sections.training(runs),
-        "What the attack does": sections.examples(runs),
-        "Configuration": sections.configuration(runs, sections.versions() if versions is None else versions),
-        "What to run next": sections.next_steps(next_steps),
-    }
-    head = node(
-        "head",
-        node("meta", charset="utf-8"),
-        node("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        node("meta", name="color-scheme", content="light dark"),
-        node("title", title),
-        node("style", files("adv_train.report").joinpath("style.css").read_text(encoding="utf-8")),
+    # Escaped by construction: every value is, but for the style and the drawings, which are marked as ours.
+    environment = Environment(
+        loader=PackageLoader("adv_train.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    header = node("header", node("h1", title), *sections.lead(runs))
-    shown = [node("section", node("h2", name), *content) for name, content in parts.items() if content]
-    return to_html(node("html", head, node("body", node("main", header, *shown)), lang="en"))
+    style = files("adv_train.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    drawn = charts(runs)
+    lines = [(run.name, index % COLOURS, DASHES[index % len(DASHES)]) for index, run in enumerate(runs)]
+    galleries = [
+        gallery(run.name, run.examples, run.evaluation["eps"], run.class_names)
+        for run in runs
+        if run.examples is not None
+    ]
+    return environment.get_template("page.html").render(
+        title=title,
+        policy=_POLICY,
+        style=Markup(style),
+        lead=sections.lead(runs),
+        alarms=sections.alarms(runs),
+        results=sections.results(runs),
+        classes=sections.classes(runs),
+        records=sections.records(runs),
+        published=sections.published(runs),
+        charts=drawn,
+        legend=lines if drawn else [],
+        galleries=galleries,
+        configuration=sections.configuration(runs, sections.versions() if versions is None else versions),
+        next_steps=next_steps,
+    )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from xml.etree.ElementTree import Element
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,39 +13,67 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 
 from adv_train.evaluation import Examples
-from adv_train.report.elements import Child, node, table
 
 Picture = npt.NDArray[np.floating]
 
 
-def gallery(name: str, examples: Examples, eps: float) -> Element:
+@dataclass(frozen=True)
+class Seen:
+    """What a model takes an image for: the name of the class, and whether it is the true one."""
+
+    name: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """One sample: its true class, three pictures as ``data:`` addresses, and what the model says before and after."""
+
+    label: str
+    clean: str
+    before: Seen
+    change: str
+    adversarial: str
+    after: Seen
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The samples of a run, and how many of those that were right were broken."""
+
+    name: str
+    broken: int
+    columns: Sequence[Column]
+
+
+def gallery(name: str, examples: Examples, eps: float, class_names: Sequence[str] = ()) -> Gallery:
     """Show each sample in a column: the clean image, what was added, and the sum, with the predicted classes."""
-    columns = range(len(examples.label))
-    broken = int(np.sum((examples.before == examples.label) & (examples.after != examples.label)))
-    rows: list[list[Child]] = [
-        ["clean", *(_shown(_image(examples.clean[i]), f"clean image of class {examples.label[i]}") for i in columns)],
-        ["seen as", *(_verdict(examples.before[i], examples.label[i]) for i in columns)],
-        ["perturbation", *(_shown(_change(examples, i, eps), "perturbation") for i in columns)],
-        [
-            "attacked",
-            *(_shown(_image(examples.adversarial[i]), f"attacked image of {examples.label[i]}") for i in columns),
-        ],
-        ["seen as", *(_verdict(examples.after[i], examples.label[i]) for i in columns)],
+
+    def called(label: np.int64) -> str:
+        if label < 0:
+            return "no class"
+        return class_names[int(label)] if label < len(class_names) else str(label)
+
+    def seen(predicted: np.int64, label: np.int64) -> Seen:
+        return Seen(called(predicted), bool(predicted == label))
+
+    columns = [
+        Column(
+            label=called(examples.label[i]),
+            clean=_address(_image(examples.clean[i])),
+            before=seen(examples.before[i], examples.label[i]),
+            change=_address(_change(examples, i, eps)),
+            adversarial=_address(_image(examples.adversarial[i])),
+            after=seen(examples.after[i], examples.label[i]),
+        )
+        for i in range(len(examples.label))
     ]
-    heading = node("h3", name, node("span", f"{broken} of {len(columns)} broken", class_="note"))
-    header = ["true class", *(str(examples.label[i]) for i in columns)]
-    return node("section", heading, table(header, rows, class_="gallery"))
+    broken = int(np.sum((examples.before == examples.label) & (examples.after != examples.label)))
+    return Gallery(name, broken, columns)
 
 
-def _verdict(predicted: np.int64, label: np.int64) -> Element:
-    # A mark as well as a colour, for those who do not see the colour.
-    right = predicted == label
-    said = "no class" if predicted < 0 else str(predicted)
-    return node("span", f"{said} {'✓' if right else '✗'}", class_="right" if right else "wrong")
-
-
-def _shown(png: bytes, alt: str) -> Element:
-    return node("img", src=f"data:image/png;base64,{base64.b64encode(png).decode()}", alt=alt)
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _change(examples: Examples, index: int, eps: float) -> bytes:

@@ -1,4 +1,4 @@
-"""The sections of the report; each is a list of elements, empty where there is nothing to show."""
+"""What each section of the report shows, in plain values for the templates; empty where there is nothing to show."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from xml.etree.ElementTree import Element
 
-from adv_train.report.curves import charts, legend
-from adv_train.report.elements import Child, node, table
-from adv_train.report.pictures import gallery
-from adv_train.report.summary import HEADER, RunSummary, percent
+from adv_train.report.summary import RunSummary, accuracy_title, class_rows, header, percent, row
+from adv_train.report.tables import Cell, Figure
 
 _PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
 _ACCURACIES = ("sa", "ra_pgd", "ra_aa")
@@ -32,28 +29,45 @@ class NextStep:
     command: str
 
 
-def lead(runs: Sequence[RunSummary]) -> list[Element]:
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes:
+        header: Title of each column.
+        rows: Cells; the first names its row.
+        bars: Columns whose figures are fractions, to be drawn as bars as well.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    bars: frozenset[int] = frozenset()
+
+
+def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
     """Say which run withstands most, where the runs can be compared at all."""
     judged = [run for run in runs if run.evaluation.get("ra_aa") is not None]
     if not judged or len({(run.evaluation["eps"], run.evaluation["n"]) for run in runs}) > 1:
-        return []
+        return None
     best = max(judged, key=lambda run: run.evaluation["ra_aa"])
-    strong = node("strong", f"{percent(best.evaluation['ra_aa'])} of {best.evaluation['n']} test images")
-    told = f" under every part of AutoAttack at ε = {best.evaluation['eps']:.4g}"
-    others = f", the most of {len(judged)} runs." if len(judged) > 1 else "."
-    return [
-        node("p", node("strong", best.name), " still classifies ", strong, " correctly", told, others, class_="lead")
-    ]
+    found = best.evaluation
+    return {
+        "name": best.name,
+        "share": percent(found["ra_aa"]),
+        "n": found["n"],
+        "eps": found["eps"],
+        "of": len(judged),
+    }
 
 
-def results(runs: Sequence[RunSummary]) -> list[Element]:
+def alarms(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
+    """List what makes figures doubtful, with the run it is about."""
+    return [(run.name, text) for run in runs for text in run.evaluation.get("warnings", [])]
+
+
+def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
     """Table what was measured here, and explain its columns."""
-    rows: list[list[Child]] = []
-    for run in runs:
-        name, *cells = run.cells()
-        fractions = [run.evaluation.get(key) for key in _ACCURACIES]
-        bars = [_bar(cell, fraction) for cell, fraction in zip(cells, fractions, strict=False)]
-        rows.append([name, *bars, *cells[len(bars) :]])
+    titles = header(runs)
     terms = {
         "SA": "standard accuracy: clean test images classified correctly.",
         "RA-PGD": f"robust accuracy: correct on the clean image and after each restart of {_pgd_name(runs)}.",
@@ -62,36 +76,50 @@ def results(runs: Sequence[RunSummary]) -> list[Element]:
         "F/step": "cost of a training step, in forward passes of the model.",
         "implicit share": "size of the implicit gradient next to the direct one, averaged over training.",
     }
-    pairs = [part for term, text in terms.items() for part in (node("dt", term), node("dd", text))]
-    return [table(HEADER, rows, class_="results"), *_spread(runs), node("dl", *pairs)]
+    bars = frozenset(range(1, titles.index("s/epoch")))
+    table = Table(titles, [row(run, runs) for run in runs], bars)
+    judged = [(run.name, run.judged) for run in runs if "checkpoint" in run.evaluation]
+    return {"table": table, "judged": judged, "spread": _spread(runs), "terms": terms}
 
 
-def published(runs: Sequence[RunSummary]) -> list[Element]:
+def classes(runs: Sequence[RunSummary]) -> list[tuple[str, Table]]:
+    """Table the accuracies of each class, run by run."""
+    found = [(run.name, *class_rows(run)) for run in runs]
+    return [(name, Table(titles, rows, frozenset(range(2, len(titles))))) for name, titles, rows in found if rows]
+
+
+def records(runs: Sequence[RunSummary]) -> Table | None:
+    """Table every evaluation of every run, where some run has more than the one in the results."""
+    if all(len(run.records) < 2 for run in runs):
+        return None
+    attacks = list(dict.fromkeys(name for run in runs for found in run.records for name in found.get("ra", {})))
+    rows: list[list[Cell]] = []
+    for run in runs:
+        for found in run.records:
+            accuracies = [found.get("sa"), *(found.get("ra", {}).get(name) for name in attacks)]
+            epoch = f", epoch {found['epoch']}" if "epoch" in found else ""
+            rows.append(
+                [
+                    run.name,
+                    f"{found.get('checkpoint', '–')}{epoch}",
+                    f"{found['eps']:.4g}",
+                    str(found["n"]),
+                    _effort(found.get("attacks", {})),
+                    *(Figure(accuracy, percent(accuracy)) for accuracy in accuracies),
+                ]
+            )
+    return Table(("run", "checkpoint", "ε", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
+
+
+def published(runs: Sequence[RunSummary]) -> Table | None:
     """Table the figures of the literature, apart from those measured here."""
     cited = [run for run in runs if run.published]
     columns = list(dict.fromkeys(column for run in cited for column in run.published))
     rows = [[run.name, *(run.published.get(column, "–") for column in columns)] for run in cited]
-    note = "As printed in the literature, on its authors' hardware and training schedule; nothing here was measured."
-    return [node("p", note), table(["method", *columns], rows)] if cited else []
+    return Table(["method", *columns], rows) if cited else None
 
 
-def training(runs: Sequence[RunSummary]) -> list[Element]:
-    """Draw the training curves."""
-    drawn = charts(runs)
-    return [legend(runs), node("div", *drawn, class_="charts")] if drawn else []
-
-
-def examples(runs: Sequence[RunSummary]) -> list[Element]:
-    """Show attacked samples of each run that has some."""
-    shown = [gallery(run.name, run.examples, run.evaluation["eps"]) for run in runs if run.examples is not None]
-    note = (
-        "The first test images that each model classifies correctly, chosen before the attack. "
-        "A perturbation is drawn on its whole range, from −ε to ε; where it is white nothing changed."
-    )
-    return [node("p", note), node("div", *shown, class_="galleries")] if shown else []
-
-
-def configuration(runs: Sequence[RunSummary], versions: Mapping[str, str]) -> list[Element]:
+def configuration(runs: Sequence[RunSummary], versions: Mapping[str, str]) -> dict[str, Table]:
     """Table every setting of every run, those in which the runs differ first, and the software."""
     flat = [dict(_flat(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
@@ -99,26 +127,14 @@ def configuration(runs: Sequence[RunSummary], versions: Mapping[str, str]) -> li
     differing = [key for key in keys if len(set(table_of[key])) > 1]
     common = [(key, table_of[key][0]) for key in keys if key not in differing]
     names = [run.name for run in runs]
-    parts = []
+    tables = {}
     if differing:
-        parts += [
-            node("h3", "Where the runs differ"),
-            table(["", *names], [[key, *table_of[key]] for key in differing]),
-        ]
+        tables["Where the runs differ"] = Table(["", *names], [[key, *table_of[key]] for key in differing])
     if common:
-        parts.append(_folded("Settings of every run" if len(runs) > 1 else "Settings", ["setting", "value"], common))
+        tables["Settings of every run" if len(runs) > 1 else "Settings"] = Table(["setting", "value"], common)
     if versions:
-        parts.append(_folded("Software and machine", ["", ""], list(versions.items())))
-    return parts
-
-
-def next_steps(steps: Sequence[NextStep]) -> list[Element]:
-    """List commands with their reasons."""
-    return (
-        [node("ol", *(node("li", step.why, node("pre", node("code", step.command))) for step in steps))]
-        if steps
-        else []
-    )
+        tables["Software and machine"] = Table(["", ""], list(versions.items()))
+    return tables
 
 
 def versions() -> dict[str, str]:
@@ -132,9 +148,13 @@ def versions() -> dict[str, str]:
     return {**found, "machine": f"{platform.system()} {platform.machine()}"}
 
 
-def _bar(text: str, fraction: float | None) -> Element:
-    fill = node("span", class_="fill", style=f"width:{100 * (fraction or 0):.1f}%")
-    return node("div", text, node("span", fill, class_="track", aria_hidden="true"), class_="bar")
+def _effort(attacks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Name attacks with how hard they tried: ``pgd 50 x 10, autoattack``."""
+    told = []
+    for name, settings in attacks.items():
+        tried = f" {settings['steps']} × {settings['restarts']}" if {"steps", "restarts"} <= settings.keys() else ""
+        told.append(f"{name}{tried}")
+    return ", ".join(told) or "none"
 
 
 def _pgd_name(runs: Sequence[RunSummary]) -> str:
@@ -143,7 +163,7 @@ def _pgd_name(runs: Sequence[RunSummary]) -> str:
     return names.pop() if len(names) == 1 else "PGD"
 
 
-def _spread(runs: Sequence[RunSummary]) -> list[Element]:
+def _spread(runs: Sequence[RunSummary]) -> str:
     """Say how far the choice of test images alone moves an accuracy: sqrt(p (1 - p) / n), at its worst."""
     errors = [
         math.sqrt(fraction * (1 - fraction) / run.evaluation["n"])
@@ -151,12 +171,7 @@ def _spread(runs: Sequence[RunSummary]) -> list[Element]:
         for key in _ACCURACIES
         if (fraction := run.evaluation.get(key)) is not None
     ]
-    if not errors:
-        return []
-    told = (
-        f"One run, one seed a row. The choice of test images alone moves an accuracy by up to ±{100 * max(errors):.1f}"
-    )
-    return [node("p", f"{told} points (standard error).", class_="note")]
+    return f"{100 * max(errors):.1f}" if errors else ""
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -167,7 +182,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
         else:
             pairs.append((f"{prefix}{key}", f"{value:.6g}" if isinstance(value, float) else str(value)))
     return pairs
-
-
-def _folded(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Element:
-    return node("details", node("summary", title), table(header, rows))

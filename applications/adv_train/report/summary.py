@@ -1,14 +1,15 @@
-"""What the report knows of a run, and the results table in text."""
+"""What the report knows of a run, and the results table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from adv_train.evaluation import Examples
+from adv_train.report.tables import Cell, Figure, write_table
 
-HEADER = ("method", "SA", "RA-PGD", "RA-AA", "s/epoch", "F/step", "implicit share")
+_TITLES: Final = {"pgd": "RA-PGD", "autoattack": "RA-AA"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,8 +19,11 @@ class RunSummary:
     Attributes:
         name: What the run is called in tables and legends, such as its method.
         config: Its configuration; nested mappings are shown with dotted names.
-        evaluation: Content of its ``eval.json``: ``sa``, ``ra_pgd``, ``ra_aa`` (fractions or None), ``n``, ``eps``.
+        evaluation: Figures of the evaluation that stands for it, as `Evaluation.summary` gives them: ``sa``,
+            ``ra_pgd``, ``ra_aa`` (fractions or None), ``n``, ``eps``, and what it may have besides.
         metrics: Rows of its ``metrics.jsonl``, one an epoch.
+        records: Figures of all its evaluations, likewise.
+        class_names: In the order of the labels; empty where they are not known.
         seconds_per_epoch: Training time of an epoch on this machine, validation left out.
         forward_equivalents: Cost of a training step in forward passes of its model.
         implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged over
@@ -33,22 +37,72 @@ class RunSummary:
     config: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]] = ()
+    class_names: Sequence[str] = ()
     seconds_per_epoch: float | None = None
     forward_equivalents: float | None = None
     implicit_share: float | None = None
     examples: Examples | None = None
     published: Mapping[str, str] = field(default_factory=dict)
 
-    def cells(self) -> tuple[str, ...]:
-        """Give the run's row of the results table, in the order of `HEADER`."""
-        accuracies = [percent(self.evaluation.get(key)) for key in ("sa", "ra_pgd", "ra_aa")]
-        return (
-            self.name,
-            *accuracies,
-            number(self.seconds_per_epoch, 2),
-            number(self.forward_equivalents, 1),
-            percent(self.implicit_share),
-        )
+    @property
+    def judged(self) -> str:
+        """Which checkpoint was judged on how many images: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
+        record = self.evaluation
+        epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
+        norm = f", {record['norm']}" if "norm" in record else ""
+        return f"{record['checkpoint']}{epoch}, {record['n']} images{norm}, ε = {record['eps']:.4g}"
+
+
+def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
+    """Give the columns of the results table: an attack beside PGD and AutoAttack has one if some run met it."""
+    further = (accuracy_title(name) for name in _further(runs))
+    return ("method", "SA", "RA-PGD", "RA-AA", *further, "s/epoch", "F/step", "implicit share")
+
+
+def row(run: RunSummary, runs: Sequence[RunSummary]) -> list[Cell]:
+    """Give a run's row of the results table, in the order of `header`."""
+    found = run.evaluation
+    accuracies = [found.get("sa"), found.get("ra_pgd"), found.get("ra_aa")]
+    accuracies += [found.get("ra", {}).get(name) for name in _further(runs)]
+    return [
+        run.name,
+        *(share(accuracy) for accuracy in accuracies),
+        Figure(run.seconds_per_epoch, number(run.seconds_per_epoch, 2)),
+        Figure(run.forward_equivalents, number(run.forward_equivalents, 1)),
+        share(run.implicit_share),
+    ]
+
+
+def results_table(runs: Sequence[RunSummary], form: str = "markdown") -> str:
+    """Lay out the measured results: ``markdown``, ``csv`` or ``latex``; see `write_table`."""
+    return write_table(header(runs), [row(run, runs) for run in runs], form)
+
+
+def class_rows(run: RunSummary) -> tuple[tuple[str, ...], list[list[Cell]]]:
+    """Give the header and rows of the accuracies of each class; no rows where they are not known."""
+    classes = run.evaluation.get("per_class", [])
+    attacks = list(dict.fromkeys(name for found in classes for name in found["ra"]))
+    rows: list[list[Cell]] = [
+        [
+            found["name"],
+            Figure(found["n"], str(found["n"])),
+            share(found["sa"]),
+            *(share(found["ra"].get(name)) for name in attacks),
+        ]
+        for found in classes
+    ]
+    return ("class", "images", "SA", *map(accuracy_title, attacks)), rows
+
+
+def accuracy_title(attack: str) -> str:
+    """Give the title of the accuracy under an attack."""
+    return _TITLES.get(attack, f"RA-{attack}")
+
+
+def share(fraction: float | None) -> Figure:
+    """Make the cell of a fraction."""
+    return Figure(fraction, percent(fraction))
 
 
 def percent(fraction: float | None) -> str:
@@ -63,28 +117,6 @@ def number(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def markdown_table(runs: Sequence[RunSummary]) -> str:
-    """Lay out the measured results as a Markdown table, padded so that it reads as well on a terminal.
-
-    Args:
-        runs: In the order of the rows.
-
-    Returns:
-        Lines without a trailing newline.
-    """
-    rows = [HEADER, *(tuple(_one_line(cell) for cell in run.cells()) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    # The colon sets numbers to the right where the Markdown is rendered.
-    rule = tuple("-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths))
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        padded = [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(f"| {' | '.join(padded)} |")
-    return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _further(runs: Sequence[RunSummary]) -> list[str]:
+    met = [name for run in runs for name in run.evaluation.get("ra", {}) if name not in _TITLES]
+    return list(dict.fromkeys(met))

@@ -1,0 +1,72 @@
+"""What an attack is to the judge: images and labels in, a verdict on each sample out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from adv_train.registry import Registry
+from adv_train.threat import Threat
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """What an attack made of N samples.
+
+    Attributes:
+        robust: Whether each sample is still classified correctly, bool ``(N,)``; a sample that is wrong on its clean
+            image is not robust.
+        images: For a broken sample an image that broke it, for a robust one the last that was tried, ``(N, C, H, W)``.
+        predicted: Class of each of these images ``(N,)``, -1 where the logits are not finite.
+        settings: How hard the attack tried, in plain values.
+    """
+
+    robust: Tensor
+    images: Tensor
+    predicted: Tensor
+    settings: Mapping[str, Any]
+
+
+class Attack(ABC):
+    """An attack with its options, which are the fields of a frozen dataclass.
+
+    Subclasses stand in files of their own in this package and are registered with `ATTACKS.register`.
+    """
+
+    @abstractmethod
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image within the threat, and hand the model back as it was.
+
+        Args:
+            model: Maps images to logits ``(batch, classes)``, with its normalisation inside.
+            x: Images ``(N, C, H, W)`` in the threat's range, on the model's device.
+            y: Labels ``(N,)``, int64.
+            threat: What may be done to an image.
+            seed: Of all random numbers of the attack.
+            batch_size: Images in a forward pass.
+            progress: Show a bar; ``None`` shows it on a terminal only.
+
+        Warns:
+            RuntimeWarning: When the attack itself finds that its verdict overstates robustness.
+
+        Raises:
+            UserError: When an argument is out of range or shape, or the attack does not know the norm.
+            RuntimeError: When an image leaves the budget.
+        """
+
+
+ATTACKS: Registry[Attack] = Registry("attack", "adv_train.attacks")

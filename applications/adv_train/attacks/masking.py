@@ -1,0 +1,81 @@
+"""Whether gradients led PGD anywhere: where they did not, a sample that withstood it is not robust for that.
+
+Rounding, sampling or saturation inside a model hides its gradient (Athalye et al., ICML 2018). PGD stands still then,
+and every correctly classified sample withstands it.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+_SEEING = 0.01
+"""Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
+
+_MANY = 0.1
+"""Share of the correctly classified samples from which on it is told; of smooth models it is zero for both counts."""
+
+_ENOUGH = 20
+"""Samples below which a margin that did not fall may be chance."""
+
+LEAST_EPS = 1e-5
+"""Budget as a share of the range of images below which rounding decides whether a margin fell."""
+
+
+class Progress:
+    """Counts, over one restart, the samples that gave no gradient and those whose margin did not fall.
+
+    Both come from what the attack computes anyway; the second is measured by logits, so that gradients which are
+    there but lead nowhere are found as well.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._blind: list[Tensor] = []
+        self._stuck: list[Tensor] = []
+        self._before = torch.empty(0)
+
+    def begin(self, logits: Tensor, y: Tensor, gradient: Tensor) -> None:
+        """Look at the start of a batch: its logits ``(batch, classes)`` and its gradient ``(batch, C, H, W)``."""
+        self.samples += len(y)
+        self._blind.append((gradient != 0).flatten(1).float().mean(1) <= _SEEING)
+        self._before = _margin(logits, y)
+
+    def end(self, logits: Tensor, y: Tensor) -> None:
+        """Look at the end of the same batch."""
+        # In half precision a margin that fell a little may read the same.
+        slack = 0.01 * self._before.abs() if logits.dtype in (torch.float16, torch.bfloat16) else 0.0
+        self._stuck.append(~(_margin(logits, y) < self._before + slack) & ~self._blind[-1])
+
+    def warn(self) -> None:
+        """Say so when there were many.
+
+        Warns:
+            RuntimeWarning: Names the share of the samples, and what to do about it.
+        """
+        if self.samples == 0:
+            return
+        blind, stuck = (float(torch.cat(found).double().mean()) for found in (self._blind, self._stuck))
+        if blind >= _MANY:
+            found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {self.samples}"
+        elif stuck >= _MANY and self.samples >= _ENOUGH:
+            found = f"PGD did not lower the margin of {stuck:.0%} of the {self.samples}"
+        else:
+            return
+        warnings.warn(
+            f"Masked gradients: {found} correctly classified images, so that they withstand it says nothing. Look for "
+            "rounding, sampling, detach() or saturation inside the model; judge it by an attack without gradients "
+            "(AutoAttack's Square), or with the rounding passed straight through.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Give the logit of the label minus the best other, ``(batch,)``, in single precision or wider."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    margin: Tensor = logits.gather(1, y[:, None]).squeeze(1) - others.amax(1)
+    return margin

@@ -1,0 +1,66 @@
+"""The images that a model is judged on, and what the record says of them and of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import nn
+
+from adv_train.data.dataset import Dataset
+from adv_train.data.stratified import stratified_head
+from adv_train.errors import UserError
+
+
+def cut(dataset: Dataset, limit: int | None, device: torch.device) -> Dataset:
+    """Give a data set whose test split is on the device, and cut to so many images of all classes in proportion."""
+    test = dataset.test
+    if limit is not None and limit < len(test):
+        test = test.subset(stratified_head(test.labels, limit))
+    return replace(dataset, test=test.to(device))
+
+
+def check_fits(dataset: Dataset, arguments: dict[str, Any], given: str) -> None:
+    """Refuse data of another kind than the model was trained on.
+
+    Raises:
+        UserError: When classes, channels or size differ.
+    """
+    found = dataset.model_arguments()
+    for key in ("classes", "channels", "image_size"):
+        if found[key] != arguments[key]:
+            what = key.replace("_", " ")
+            raise UserError(f"The model was trained on {arguments[key]} {what}, but `{given}` has {found[key]}.")
+
+
+def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, str]:
+    """Say what was judged on what: digests of weights and images, device and versions."""
+    images = [dataset.test.images, dataset.test.labels]
+    return {
+        "data": dataset.name,
+        "split": "test",
+        "weights": _digest(list(model.state_dict().values())),
+        "images": _digest(images),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "torch": torch.__version__,
+        "blo": _own_version(),
+    }
+
+
+def _digest(tensors: list[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        # As bytes: NumPy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _own_version() -> str:
+    try:
+        return version("torch-blo")
+    except PackageNotFoundError:  # used from a source tree that is not installed
+        return "not installed"

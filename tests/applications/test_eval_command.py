@@ -1,0 +1,266 @@
+"""`adv-train eval` from the words to the record: runs, moved images, and models that were not trained here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import adv_train
+from adv_train import data
+from adv_train.cli import main
+from adv_train.errors import UserError
+from adv_train.foreign import load_weights
+from adv_train.loading import load_model
+
+TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
+QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("digits") / "run"
+    assert main(["fit", "--data", "digits", "--eps", "0.2", "--lr", "0.05", "--out", str(run), *TRAIN]) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for file in trained.iterdir():
+        if file.is_file():
+            Path("run").mkdir(exist_ok=True)
+            (Path("run") / file.name).write_bytes(file.read_bytes())
+    return Path("run")
+
+
+def content(folder: Path | str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "eval.json").read_text())
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "Traceback" not in said.err
+    return said.err
+
+
+def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["eval", str(run), "--limit", "20", "--pgd-restarts", "2", "--device", "cpu", "--quiet", "--report"]) == 0
+    )
+    found, said = content(run), capsys.readouterr().out
+    assert (found["n"], found["checkpoint"], found["eps"]) == (20, "best.pt", 0.2)
+    assert found["attacks"]["pgd"]["steps"] == 50 and found["attacks"]["pgd"]["restarts"] == 2
+    with np.load(run / "outcomes.npz") as arrays:
+        test = data.load("digits", root="").test
+        assert np.array_equal(np.bincount(arrays["labels"]), [2] * 10)
+        for name, figure in (("clean", "sa"), ("pgd", "ra_pgd"), ("autoattack", "ra_aa")):
+            assert found[figure] == arrays[name].mean()
+            assert f"{100 * found[figure]:.1f} %" in said
+        assert np.array_equal(arrays["clean"], arrays["predicted"] == arrays["labels"])
+    assert found["ra_aa"] <= found["ra_pgd"] <= found["sa"] and len(test) == 360
+    assert "20 test images, best.pt" in said and "| class |" in said
+    page = (run / "report.html").read_text()
+    assert "judged best.pt (epoch 1), 20 images" in page
+
+
+def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--checkpoint", "last"], ["--eps", "8/255"], ["--limit", "50"], ["--no-pgd"], ["--seed", "1"]):
+        assert main(["eval", str(run), *QUICK, *words]) == 0
+    found = content(run)
+    assert len(found["records"]) == 6 == len(list((run / "evaluations").iterdir()))
+    assert (found["checkpoint"], found["n"], found["eps"]) == ("best.pt", 360, 0.2)
+    assert sorted(record["eps"] for record in found["records"])[0] == pytest.approx(8 / 255)
+    assert [record["checkpoint"] for record in found["records"]].count("last.pt") == 1
+
+
+def test_the_table_is_alone_on_the_output_in_forms_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["eval", str(run), *QUICK, "--limit", "30", "--table", "csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(row["SA"]) == content(run)["sa"] and row["RA-AA"] == ""
+
+
+def test_images_that_moved_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (Path("photos") / name).mkdir(parents=True)
+        for index in range(20):
+            pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(Path("photos") / name / f"{index}.png")
+    assert main(["fit", "--data", "imagefolder:photos", "--eps", "8/255", "--lr", "0.05", "--out", "run", *TRAIN]) == 0
+    assert main(["eval", "run", *QUICK]) == 0
+    before = content("run")
+    Path("elsewhere").mkdir()
+    Path("photos").rename("elsewhere/photos")
+    assert "photos" in refusal(capsys, "eval", "run", *QUICK)
+    for words in (
+        ["--data-root", "elsewhere"],
+        ["--data-root", "elsewhere/photos"],
+        ["--data", "imagefolder:elsewhere/photos"],
+    ):
+        assert main(["eval", "run", *QUICK, *words]) == 0
+    after = content("run")
+    assert len(after["records"]) == 1  # The same images and weights: the same record.
+    assert {key: after[key] for key in ("sa", "ra_pgd", "images")} == {
+        key: before[key] for key in ("sa", "ra_pgd", "images")
+    }
+    assert [row["name"] for row in after["per_class"]] == ["cat", "dog", "owl"]
+    Path("elsewhere/photos/owl").rename("owl")
+    assert "3 classes" in refusal(capsys, "eval", "run", *QUICK, "--data-root", "elsewhere")
+
+
+# --- models that were not trained here -------------------------------------------------------------------------------
+
+FACTORY = """
+import torch
+from torch import nn
+def linear(classes, width=64):
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, classes))
+def many(num_classes): return linear(num_classes)
+def broken(): raise ValueError("no such file")
+def number(): return 3
+class Net(nn.Sequential):
+    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("nets_of_mine.py").write_text(FACTORY)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    torch.save(model.state_dict(), "weights.pt")
+    return Path("weights.pt")
+
+
+FOREIGN = ["--data", "digits", "--eps", "0.1", "--limit", "50", *QUICK]
+
+
+@pytest.mark.parametrize("factory", ["linear", "many", "Net"])
+def test_weights_of_another_project_are_judged(weights: Path, factory: str) -> None:
+    words = ["eval", "--checkpoint-file", str(weights), "--model", f"nets_of_mine:{factory}", *FOREIGN]
+    assert main([*words, "--report"]) == 0
+    found = content("runs/weights-eval")
+    assert (found["checkpoint"], found["data"], found["n"], found["eps"]) == ("weights.pt", "digits", 50, 0.1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.load_state_dict(torch.load(weights))
+    with np.load("runs/weights-eval/outcomes.npz") as arrays:
+        assert arrays["clean"].mean() == found["sa"]
+        shown = torch.tensor(arrays["example_clean"])
+        assert np.array_equal(model(shown).argmax(1).numpy(), arrays["example_before"])
+    assert Path("runs/weights-eval/report.html").is_file()
+
+
+def test_weights_of_our_own_models_are_judged_by_the_models_name(run: Path) -> None:
+    torch.save({"state_dict": load_model(run).state_dict()}, "copy.pth")
+    words = ["eval", "--checkpoint-file", "copy.pth", "--model", "small-cnn", "--data", "digits", "--eps", "0.2"]
+    assert main([*words, *QUICK, "--out", "mine"]) == 0
+    assert main(["eval", str(run), *QUICK]) == 0
+    assert content("mine")["sa"] == content(run)["sa"] and content("mine")["ra_pgd"] == content(run)["ra_pgd"]
+    assert content("mine")["weights"] == content(run)["weights"]
+
+
+def prefixed(*prefixes: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda state: {f"{''.join(prefixes)}{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("_orig_mod.", "module."),
+        prefixed("module.", "_orig_mod."),
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"state_dict": prefixed("module.")(state)},
+    ],
+)
+def test_prefixes_and_wrappers_are_taken_off(weights: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    state = torch.load(weights)
+    torch.save(change(state), weights)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    load_weights(model, weights)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_part_of_the_model_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
+    model = nn.Module()
+    model.module = nn.Linear(2, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"1.weight": torch.zeros(10, 64)}, "it lacks 1.bias"),
+        ({"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10), "2.bias": torch.zeros(1)}, "lacks 2.bias"),
+        ({"1.weight": torch.zeros(9, 64), "1.bias": torch.zeros(10)}, r"1.weight \(9, 64\) instead of \(10, 64\)"),
+        ({"1.weight": torch.full((10, 64), torch.nan), "1.bias": torch.zeros(10)}, "not finite"),
+        ({"1.bias": torch.zeros(10), "module.1.bias": torch.zeros(10)}, "1.bias twice"),
+        ({"epoch": 3}, "holds no weights"),
+        (torch.zeros(3), "holds no weights"),
+        (nn.Linear(2, 2), "Nothing was loaded"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path: Path, saved: object, message: str) -> None:
+    torch.save(saved, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=message):
+        load_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "Give the RUN folder"),
+        (["--model", "small-cnn", *FOREIGN], "--checkpoint-file"),
+        (["--checkpoint-file", "no.pt", "--model", "small-cnn", *FOREIGN], "There is no weights file `no.pt`"),
+        (["--checkpoint-file", "weights.pt", "--model", "small-cn", *FOREIGN], "`small-cnn`"),
+        (["--checkpoint-file", "weights.pt", "--model", "small-cnn", *FOREIGN], "do not fit the model"),
+        (["--checkpoint-file", "weights.pt", "--model", "small-cnn", "--data", "digits"], "--eps"),
+        (["--checkpoint-file", "nets_of_mine.py", "--model", "nets_of_mine:Net", *FOREIGN], "nets_of_mine.py"),
+        (["--model", "nets_of_mine:linaer", *FOREIGN], "`linear`"),
+        (["--model", "no_such_module_here:net", *FOREIGN], "no module `no_such_module_here`"),
+        (["--model", "nets_of_mine:broken", *FOREIGN], "ValueError: no such file"),
+        (["--model", "nets_of_mine:number", *FOREIGN], "returns int"),
+        (["run", "--model", "small-cnn"], "leave out RUN"),
+        (["--checkpoint", "last", "--model", "nets_of_mine:Net", *FOREIGN], "--checkpoint-file"),
+        (["run", "--attacks", "pdg"], "`pgd`"),
+        (["run", "--table", "latx"], "`latex`"),
+    ],
+)
+def test_what_cannot_be_judged_is_told_in_one_line(
+    weights: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told in refusal(capsys, "eval", *words)
+    assert not Path("runs").exists()
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_file_is_loaded_as_its_folder_is(run: Path) -> None:
+    for name in ("best", "last"):
+        from_file, from_folder = load_model(run / f"{name}.pt"), load_model(run, checkpoint=name)
+        for key, value in from_folder.state_dict().items():
+            assert torch.equal(from_file.state_dict()[key], value)
+    (run / "best.pt").rename("taken-home.pt")
+    assert adv_train.load_model("taken-home.pt")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_model(run / "best.pt")
