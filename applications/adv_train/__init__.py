@@ -1,9 +1,31 @@
 """Adversarial training as bilevel optimisation."""
 
-from adv_train.api import training_gradient
-from adv_train.evaluate import evaluate
-from adv_train.loading import load_model
-from adv_train.methods import Step
-from adv_train.threat import Threat
+from __future__ import annotations
 
-__all__ = ["Step", "Threat", "evaluate", "load_model", "training_gradient"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adv_train.api import fit, training_gradient
+    from adv_train.evaluate import evaluate
+    from adv_train.loading import load_model
+    from adv_train.methods import Step
+    from adv_train.threat import Threat
+
+__all__ = ["Step", "Threat", "evaluate", "fit", "load_model", "training_gradient"]
+
+_HOMES = {
+    "Step": "methods",
+    "Threat": "threat",
+    "evaluate": "evaluate",
+    "fit": "api",
+    "load_model": "loading",
+    "training_gradient": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, so that a mistyped command need not wait for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'adv_train' has no attribute {name!r}")
+    return getattr(import_module(f"adv_train.{_HOMES[name]}"), name)

@@ -1,15 +1,44 @@
-"""The Python surface: load a trained model, and look at the gradient that a method hands to the optimiser."""
+"""The Python surface: train a run, and look at the gradient that a method hands to the optimiser."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adv_train import data, methods
+from adv_train import data, methods, train
+from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
 from adv_train.threat import Threat
+
+
+def fit(
+    config: RunConfig | Path | str | None = None, *, out: Path | str, progress: bool | None = None, **changes: Any
+) -> train.FitResult:
+    """Train a model into a run folder; a folder with part of the same run is continued exactly.
+
+    Args:
+        config: A preset's name, a YAML file (a `Path`, or text that ends in `.yaml`), a configuration, or None.
+        out: The run folder.
+        progress: True shows a bar, False nothing; None a bar on a terminal and a line an epoch elsewhere.
+        **changes: Values that win over it, by the names of the flags: `data="digits", method="fast-bat", eps=0.2`.
+
+    Returns:
+        `.best` is the record of the epoch in `best.pt`; `load_model(out)` gives the model.
+
+    Raises:
+        UserError: when a name or value is wrong, or the folder holds another run. Nothing is overwritten.
+        Diverged: when the loss or a weight is no longer finite. The last good checkpoint is kept.
+    """
+    if isinstance(config, RunConfig):
+        chosen = config.changed(changes)
+    elif isinstance(config, Path) or (config is not None and config.endswith((".yaml", ".yml"))):
+        chosen = resolve(changes, file=Path(config))
+    else:
+        chosen = resolve(changes, preset=config)
+    return train.fit(chosen, out, progress=progress)
 
 
 def training_gradient(

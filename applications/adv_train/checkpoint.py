@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -18,7 +19,7 @@ from adv_train.errors import UserError
 from adv_train.files import replace_file
 
 FORMAT: Final = "adv_train checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "best_epoch": checkpoint.best_epoch,
         "best_score": list(checkpoint.best_score),
     }
+    payload["digest"] = _digest(payload)
     # Through memory: PyTorch's own file writer reports a full disk as an error that does not say so.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -88,8 +90,8 @@ def load(path: Path) -> Checkpoint:
             "use the version that wrote it."
         )
     try:
-        return Checkpoint(
-            config=RunConfig(**payload["config"]),
+        found = Checkpoint(
+            config=RunConfig.of(payload["config"]),
             model_arguments=dict(payload["model_arguments"]),
             epoch=int(payload["epoch"]),
             model=_tensors(payload["model"]),
@@ -99,8 +101,34 @@ def load(path: Path) -> Checkpoint:
             best_epoch=int(payload["best_epoch"]),
             best_score=tuple(float(part) for part in payload["best_score"]),
         )
+        written = payload.pop("digest")
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"`{path}` is not a complete checkpoint of adv-train ({error}).") from error
+    if written != _digest(payload):
+        raise UserError(f"`{path}` is damaged: it does not hold what was saved.")
+    return found
+
+
+def _digest(payload: Any) -> str:
+    """Digest plain values and tensors: archives can lose a part and still pass their own checksums."""
+    digest = hashlib.sha256()
+
+    def take(value: Any) -> None:
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                digest.update(repr(key).encode())
+                take(part)
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                take(part)
+        else:
+            digest.update(repr(value).encode())
+
+    take(payload)
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -23,7 +23,6 @@ from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
 from adv_train.threat import Threat
-from adv_train.train import create_method
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -65,20 +64,20 @@ def evaluate_run(
     config = saved.config
     _check_classes(attacks, saved.model_arguments["classes"])
     where = find_device(device or "auto")
-    kind, _, place = (data_name or config.data).partition(":")
-    if kind != config.data.partition(":")[0]:
-        raise UserError(f"The run was trained on {config.data}, so it is not judged on {data_name}.")
+    kind, _, place = (data_name or config.data.name).partition(":")
+    if kind != config.data.name.partition(":")[0]:
+        raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
-    check_fits(dataset, dict(saved.model_arguments), data_name or config.data)
+    check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     dataset = cut(dataset, limit, where)
     model = build_model(saved).to(where)
     about = {
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
-        "method": config.method,
+        "method": config.method_name,
         **origin(model, dataset, where),
     }
-    threat = Threat("linf", config.eps if eps is None else eps)
+    threat = config.threat if eps is None else replace(config.threat, eps=eps)
     outcome = evaluate(
         model,
         dataset,
@@ -89,7 +88,7 @@ def evaluate_run(
         progress=progress,
     )
     outcome = replace(outcome, about=about)
-    evaluation.write(outcome, path, eps=config.eps)
+    evaluation.write(outcome, path, eps=config.threat.eps)
     return outcome
 
 
@@ -165,12 +164,12 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     run = RunFolder(path)
     config = run.config()
     records = evaluation.read_all(path)
-    outcome = evaluation.headline(records, config.eps)
+    outcome = evaluation.headline(records, config.threat.eps)
     metrics = run.metrics()
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
     return RunSummary(
-        name=name or config.method,
+        name=name or config.method_name,
         config=config.to_mapping(),
         evaluation=outcome.summary(),
         records=[record.summary() for record in records],
@@ -218,6 +217,5 @@ def _forwards(run: RunFolder) -> float:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     y = torch.zeros(2, dtype=torch.int64)
-    method = create_method(config)
     batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(method, build_model(saved).train(), batch, Threat("linf", config.eps))
+    return bench.forward_equivalents(config.method, build_model(saved).train(), batch, config.threat)

@@ -40,14 +40,14 @@ def load_data(
         UserError: When the data are missing, unusable, or no longer those that were recorded.
     """
     return data.load(
-        config.data,
-        root=root or config.data_root,
-        limit=config.train_limit,
+        config.data.name,
+        root=root or config.data.root,
+        limit=config.data.limit,
         device=device,
         path=path,
-        size=config.size,
-        augment=config.augment,
-        skip_unreadable=config.skip_unreadable,
+        size=config.data.size,
+        augment=config.data.augment,
+        skip_unreadable=config.data.skip_unreadable,
         split=None if split is None else data.SplitRecord.from_mapping(split),
     )
 
@@ -81,12 +81,12 @@ def build_model(saved: Checkpoint) -> nn.Module:
     """
     config = saved.config
     try:
-        model = models.create(config.model, **saved.model_arguments, activation=config.activation, seed=0)
+        model = models.create(config.model.name, **saved.model_arguments, **config.model.options, seed=0)
         model.load_state_dict(dict(saved.model))
-        if config.channels_last:
+        if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"The weights in the checkpoint do not fit the model `{config.model}`.") from error
+        raise UserError(f"The weights in the checkpoint do not fit the model `{config.model.name}`.") from error
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from adv_train.config import RunConfig, read_yaml, to_yaml
 from adv_train.errors import UserError
 from adv_train.files import make_folder, replace_file
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; two processes in one run folder are then the user's care.
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ class RunFolder:
         if not self.config_file.is_file():
             raise UserError(f"`{self.path}` is not a run folder: it has no config.yaml. `adv-train fit` makes one.")
         try:
-            return RunConfig(**read_yaml(self.config_file))
-        except TypeError as error:
-            raise UserError(f"The configuration `{self.config_file}` is incomplete ({error}).") from error
+            return RunConfig.of(read_yaml(self.config_file))
+        except UserError as error:
+            raise UserError(f"In the configuration `{self.config_file}`: {error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read the record of each epoch; empty where there is none yet."""
@@ -145,22 +143,22 @@ class RunFolder:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
+    lock = FileLock(path, blocking=False)
     try:
-        lock = path.open("a")
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another process is training in `{path.parent}`: wait for it, or use another folder."
+        ) from None
     except OSError as error:
-        raise UserError(f"Cannot write in the folder `{path.parent}`: {error.strerror}.") from error
-    with lock:
-        if fcntl is not None:
-            try:
-                # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"Another process is training in `{path.parent}`: wait for it, or use another folder."
-                ) from None
-            except OSError:
-                pass  # Some network file systems have no locks; then two processes are the user's care, as on Windows.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise UserError(f"Cannot write in the folder `{path.parent}`: {error.strerror}.") from error
+        # Some network file systems have no locks; then two processes are the user's care.
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
+from adv_train import values
 from adv_train.errors import UserError, unknown
+from adv_train.leaves import Leaf, leaves
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,18 +68,17 @@ class Registry(Generic[T]):
         """Return one line on it."""
         return (inspect.getdoc(self.find(name)) or "").splitlines()[0]
 
-    def options(self, name: str) -> dict[str, Any]:
-        """Return its options with their defaults; None stands for a default that follows from the rest."""
-        parameters = inspect.signature(self.find(name)).parameters.values()
-        return {found.name: found.default for found in parameters if found.default is not found.empty}
+    def options(self, name: str) -> dict[str, Leaf]:
+        """Return its options, by name; a default of None stands for one that follows from the rest."""
+        return {leaf.field: leaf for leaf in leaves(self.find(name)) if not leaf.required}
 
     def create(self, name: str, *arguments: Any, **chosen: Any) -> T:
-        """Return one with these options.
+        """Return one with these options, each read by the rule of its type.
 
         Args:
             name: Of the part.
             *arguments: What every part of the kind is made from.
-            **chosen: Options.
+            **chosen: Options, as text or as values.
 
         Raises:
             UserError: For an unknown name, an option that it lacks, or a value that it cannot take.
@@ -87,7 +89,33 @@ class Registry(Generic[T]):
                 raise UserError(
                     f"{self._kind} {name!r} has no option `{option}`; it has {', '.join(known) or 'no options'}."
                 )
-        return self.find(name)(*arguments, **chosen)
+        return self.find(name)(*arguments, **{option: known[option].read(value) for option, value in chosen.items()})
+
+    def read(self, text: object, name: str) -> T:
+        """Return what a text such as `pgd` or `pgd(steps=20, restarts=2)` stands for.
+
+        Args:
+            text: What was written.
+            name: What it was written for, for the error.
+
+        Raises:
+            UserError: When it is not of that form, or as in `create`.
+        """
+        found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
+        pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
+        if found is None or any(len(pair) != 2 for pair in pairs):
+            raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
+        return self.create(found[1].strip(), **{key.strip(): value.strip() for key, value in pairs})
+
+    def written(self, part: T) -> str:
+        """Return the text that `read` makes this part from."""
+        name = self.name_of(part)
+        told = [
+            f"{key}={getattr(part, key)}"
+            for key, leaf in self.options(name).items()
+            if getattr(part, key) != leaf.default
+        ]
+        return f"{name}({', '.join(told)})" if told else name
 
     def name_of(self, part: T) -> str:
         """Return the name of the class of a part.

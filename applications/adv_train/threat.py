@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 import blo
 from adv_train.errors import UserError, unknown
 from adv_train.pixels import PixelBox
+from adv_train.values import Range
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
 _ORDERS: Final[dict[str, float]] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -32,7 +33,7 @@ class Threat:
     """
 
     norm: Norm
-    eps: float
+    eps: Annotated[float, Range(0)]
     low: float = 0.0
     high: float = 1.0
 
@@ -41,6 +42,11 @@ class Threat:
             raise unknown("norm", str(self.norm), NORMS)
         if not 0 <= self.eps < float("inf"):
             raise UserError(f"`eps` must be a number of at least 0, but is {self.eps}.")
+        if self.norm == "linf" and self.eps > self.high - self.low:
+            raise UserError(
+                f"`eps` must not exceed the range of the images, [{self.low:g}, {self.high:g}], but is {self.eps}. "
+                "Try 8/255."
+            )
         if not self.low < self.high:
             raise UserError(f"Images need a range, but `low` is {self.low} and `high` is {self.high}.")
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 
-from adv_train import checkpoint, values
+from adv_train import checkpoint
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_data
-from adv_train.methods import METHODS, Adversarial, Method, State
-from adv_train.objectives import OBJECTIVES, Objective
+from adv_train.methods import State
 from adv_train.progress import TrainingProgress
 from adv_train.records import RunFolder
 from adv_train.trainer import Trainer
@@ -55,14 +54,13 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
         Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
     """
     run = RunFolder(Path(out))
-    method = create_method(config)
-    device = find_device(config.device)
+    device = find_device(config.compute.device)
     run.check(config)
     saved = _saved(run, config)
-    if saved and saved.epoch == config.epochs and run.holds_metrics(saved.history):
+    if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = load_data(config, run.split(), device=device)
-    trainer = Trainer(config, method, dataset, device)
+    trainer = Trainer(config, dataset, device)
     state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     if saved:
         _restore(trainer, saved, run)
@@ -71,7 +69,9 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
         run.claim(config),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         suitable_threads(trainer.model, dataset.train.images),
-        TrainingProgress(f"{config.method} on {config.data}", config.epochs, trainer.steps, progress) as shown,
+        TrainingProgress(
+            f"{config.method_name} on {config.data.name}", config.training.epochs, trainer.steps, progress
+        ) as shown,
     ):
         if dataset.record and not run.split_file.exists():
             run.write_split(dataset.record.to_mapping())
@@ -79,35 +79,9 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
             _write_what_follows(run, saved)
         shown.say(dataset.describe())
         shown.resume(state.epoch)
-        while state.epoch < config.epochs:
+        while state.epoch < config.training.epochs:
             state = _next_epoch(trainer, state, run, shown)
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
-
-
-def create_method(config: RunConfig) -> Method:
-    """Create the method of a configuration, whose options may have come from text.
-
-    Raises:
-        UserError: When the method is unknown, lacks an option, or an option is of another kind than its default.
-    """
-    defaults = METHODS.options(config.method)
-    options: dict[str, Any] = dict(config.options)
-    for name, value in config.options.items():
-        default = defaults.get(name)
-        if name not in defaults:
-            continue  # for the method to refuse
-        if isinstance(default, Objective):
-            options[name] = OBJECTIVES.create(values.text(value, name))
-        elif isinstance(default, str):
-            values.text(value, name)
-        elif isinstance(default, int):
-            values.whole(0)(value, name)
-        else:
-            values.number(-math.inf)(value, name)
-    method = METHODS.create(config.method, **options)
-    if config.eps == 0 and isinstance(method, Adversarial):
-        raise UserError(f"`eps` must be above 0 for {config.method}: an attack of radius 0 is --method standard.")
-    return method
 
 
 def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: TrainingProgress) -> Checkpoint:
@@ -119,7 +93,7 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: Trai
     middle = time.perf_counter()
     record = {"epoch": epoch, **trained, **trainer.validate()}
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
-    score = _score(trainer.config.select, record)
+    score = _score(trainer.config.training.select, record)
     improved = state.best_epoch == 0 or score > state.best_score
     state = replace(
         state,
@@ -152,7 +126,7 @@ def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
         return None
     saved = checkpoint.load(run.last)
     differences = config.differences(saved.config)
-    if differences or not 1 <= saved.epoch <= config.epochs or not saved.history:
+    if differences or not 1 <= saved.epoch <= config.training.epochs or not saved.history:
         raise UserError(
             f"`{run.last}` does not belong to the configuration beside it"
             f"{': it differs in ' + ', '.join(differences) if differences else ''}. Give --out another folder."
@@ -165,10 +139,10 @@ def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
         trainer.model.load_state_dict(saved.model)
         trainer.optimizer.load_state_dict(dict(saved.optimizer))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"`{run.last}` holds the weights of another model than {trainer.config.model}.") from error
+        raise UserError(f"`{run.last}` holds the weights of another model than {trainer.config.model.name}.") from error
     if _kinds(saved.memory) != _kinds(trainer.memory):
         raise UserError(
-            f"`{run.last}` holds what another method or data set made {trainer.config.method} remember: give --out "
+            f"`{run.last}` holds what another method or data set made {trainer.config.method_name} remember: give --out "
             "another folder."
         )
     trainer.memory = {name: value.to(trainer.device) for name, value in saved.memory.items()}

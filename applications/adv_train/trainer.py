@@ -12,10 +12,9 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Method, Moment, State
+from adv_train.methods import Moment, State
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
-from adv_train.threat import Threat
 
 _VALIDATION_BATCH = 500
 
@@ -25,26 +24,28 @@ class Trainer:
 
     Args:
         config: What to train.
-        method: Gives the gradient of one step.
         dataset: On the device that trains.
         device: That device.
     """
 
-    def __init__(self, config: RunConfig, method: Method, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
         self.config = config
-        self.method = method
-        self.threat = Threat("linf", config.eps)
         self.dataset = dataset
         self.device = device
         arguments: dict[str, Any] = dataset.model_arguments()
-        self.model = models.create(config.model, **arguments, seed=config.seed, activation=config.activation).to(device)
-        if config.channels_last:
+        self.model = models.create(
+            config.model.name, **arguments, seed=config.training.seed, **config.model.options
+        ).to(device)
+        if config.compute.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            self.model.parameters(),
+            lr=config.optimizer.lr,
+            momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay,
         )
-        self.steps = len(data.batch_bounds(len(dataset.train), config.batch_size))
-        self.memory: State = method.remember(self.model, len(dataset.train))
+        self.steps = len(data.batch_bounds(len(dataset.train), config.training.batch_size))
+        self.memory: State = config.method.remember(self.model, len(dataset.train))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.
@@ -56,7 +57,7 @@ class Trainer:
         Returns:
             Learning rate of the last step, mean loss, and mean share of the implicit gradient.
         """
-        generator = data.epoch_generator(self.config.seed, epoch, self.device)
+        generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model.train()
@@ -64,17 +65,17 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         share = torch.zeros((), device=self.device)
         batches = data.batches(
-            self.dataset.train, self.config.batch_size, generator=generator, augment=self.dataset.augment
+            self.dataset.train, self.config.training.batch_size, generator=generator, augment=self.dataset.augment
         )
         moment = Moment(*(torch.tensor(n, device=self.device) for n in (epoch * self.steps, self.total, epoch)))
         for index, batch in enumerate(batches):
             self._set_rates(epoch * self.steps + index)
-            with computed_in(self.config.precision, self.device):
-                step = self.method(
+            with computed_in(self.config.compute.precision, self.device):
+                step = self.config.method(
                     self.model,
                     parameters,
                     batch,
-                    self.threat,
+                    self.config.threat,
                     moment=moment,
                     state=self.memory,
                     generator=generator,
@@ -98,7 +99,7 @@ class Trainer:
     @property
     def total(self) -> int:
         """Steps of the whole run."""
-        return self.config.epochs * self.steps
+        return self.config.training.epochs * self.steps
 
     def is_finite(self) -> bool:
         """Whether every weight and every statistic of the model is a finite number."""
@@ -111,15 +112,15 @@ class Trainer:
         clean = torch.zeros((), dtype=torch.int64, device=self.device)
         robust = torch.zeros_like(clean)
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
-            with computed_in(self.config.precision, self.device):
+            with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
                     clean += (self.model(x).argmax(1) == y).sum()
                 survived, _ = attacks.pgd(
                     self.model,
                     x,
                     y,
-                    eps=self.config.eps,
-                    steps=self.config.validation_steps,
+                    eps=self.config.threat.eps,
+                    steps=self.config.training.validation_steps,
                     restarts=1,
                     generator=generator,
                 )
@@ -128,7 +129,7 @@ class Trainer:
         return {"val_sa": int(clean) / samples, "val_ra": int(robust) / samples}
 
     def _set_rates(self, step: int) -> None:
-        config, steps = self.config, self.total
+        config, steps = self.config.optimizer, self.total
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak=config.lr, schedule=config.schedule)
             if config.momentum_cycling:

@@ -1,16 +1,56 @@
-"""Reading single values as people write them; each reader takes a value and its name and gives back a checked value."""
+"""Reading single values as people write them, by their types; a reader gives back a checked value."""
 
 from __future__ import annotations
 
 import math
 import reprlib
+import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from adv_train.errors import UserError, unknown
 
-Option = int | float | str | bool
-Reader = Callable[[object, str], Any]
+Reader: TypeAlias = Callable[[object, str], Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a value may be, in `Annotated[float, Range(0, 1)]`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def reader(hint: Any) -> Reader:
+    """Make the reader of the values of a type: takes a value and its name, and gives back the checked value.
+
+    Numbers may be written as fractions. A class with a `read` of its own is read by it.
+
+    Args:
+        hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a mapping, a class with `read`, one of these or None,
+            or a number within `Annotated[..., Range(...)]`.
+    """
+    if get_origin(hint) is Annotated:
+        kind, limits = get_args(hint)
+        return _whole(limits) if kind is int else number(limits.low, limits.high)
+    if get_origin(hint) in (Union, types.UnionType):
+        (kind,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
+        return lambda value, name: None if value is None else reader(kind)(value, name)
+    if get_origin(hint) is Literal:
+        return one_of(get_args(hint))
+    if get_origin(hint) in (Mapping, dict):
+        return mapping
+    plain: dict[Any, Reader] = {
+        bool: flag,
+        int: _whole(Range()),
+        float: number(-math.inf),
+        str: text,
+        Path: lambda value, name: Path(text(str(value), name)),
+    }
+    found: Reader = plain[hint] if hint in plain else hint.read
+    return found
 
 
 def refused(name: str, rule: str, found: object) -> UserError:
@@ -47,19 +87,6 @@ def number(low: float, high: float = math.inf) -> Reader:
     return lambda value, name: parse_fraction(value, name, low=low, high=high)
 
 
-def whole(low: int) -> Reader:
-    """Make a reader of whole numbers of at least ``low``."""
-
-    def read(value: object, name: str) -> int:
-        number = _as_number(value)
-        if number is None or not math.isfinite(number) or number != int(number) or number < low:
-            raise refused(name, f"a whole number of at least {low}", value)
-        # An int passes unchanged: a seed beyond 2**53 would lose digits as a float.
-        return value if isinstance(value, int) else int(number)
-
-    return read
-
-
 def text(value: object, name: str) -> str:
     """Read one line of text that is not empty."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
@@ -85,25 +112,28 @@ def one_of(valid: tuple[str, ...]) -> Reader:
     return read
 
 
-def optional(read: Reader) -> Reader:
-    """Make a reader that lets ``None`` pass and leaves anything else to ``read``."""
-    return lambda value, name: None if value is None else read(value, name)
-
-
-def options(value: object, name: str) -> dict[str, Option]:
-    """Read a mapping of options: numbers and fractions become numbers, names stay text, dashes are underscores."""
+def mapping(value: object, name: str) -> dict[str, Any]:
+    """Read a mapping from names to anything."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise refused(name, "a mapping from option names to values", value)
-    return {key.replace("-", "_"): _option(found, key) for key, found in value.items()}
+        raise refused(name, "a mapping from names to values", value)
+    return dict(value)
 
 
-def _option(value: object, name: str) -> Option:
-    if isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, str) and value[:1].isalpha() and _as_number(value) is None:
-        return text(value, name)
-    number = parse_fraction(value, name, low=-math.inf, high=math.inf)
-    return int(number) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else number
+def _whole(limits: Range) -> Reader:
+    rule = "a whole number" + (f" of at least {limits.low:g}" if math.isfinite(limits.low) else "")
+
+    def read(value: object, name: str) -> int:
+        number = _as_number(value)
+        if number is None or not math.isfinite(number) or number != int(number) or number < limits.low:
+            raise refused(name, rule, value)
+        # An int passes unchanged: a seed beyond 2**53 would lose digits as a float.
+        return value if isinstance(value, int) else _exactly(value, number)
+
+    return read
+
+
+def _exactly(value: object, number: float) -> int:
+    return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdecimal() else int(number)
 
 
 def _as_number(value: object) -> float | None:

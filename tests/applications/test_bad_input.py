@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ([*DIGITS, "--eps", "nan"], "eps"),
         ([*DIGITS, "--epochs", "0"], "epochs"),
         ([*DIGITS, "--epochs", "1.5"], "epochs"),
-        ([*DIGITS, "--curvature", "3"], "has no option `curvature`; it has start, step"),
+        ([*DIGITS, "--curvature", "3"], "has no option `curvature` (but fast-bat has); it has start, "),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--method", "fast-at"], "--data"),
         (["--data", "imagefolder:missing", "--method", "fast-at"], "missing"),

@@ -13,14 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adv_train import data
-from adv_train.config import RunConfig, parse_fraction, read_yaml, to_yaml
+from adv_train.config import PRESETS, RECIPES, RunConfig, read_yaml, resolve, to_yaml
+from adv_train.config.sections import OptimizerConfig
 from adv_train.errors import UserError
-from adv_train.recipes import PRESETS, RECIPES, resolve
+from adv_train.methods.fast_at import FastAT
+from adv_train.methods.fast_bat import FastBAT
+from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.schedules import cycled_momentum, learning_rate
-from adv_train.values import format_fraction
+from adv_train.threat import Threat
+from adv_train.values import format_fraction, parse_fraction
 
-CONFIG = RunConfig(
-    data="digits", method="fast-bat", model="small-cnn", eps=0.2, epochs=3, batch_size=64, lr=0.1, options={"step": 5.0}
+CONFIG = RunConfig.of(
+    {
+        "data": "digits",
+        "method": {"name": "fast-bat", "step": 5.0},
+        "model": "small-cnn",
+        "eps": 0.2,
+        "epochs": 3,
+        "batch_size": 64,
+        "lr": 0.1,
+    }
 )
 
 
@@ -80,32 +92,33 @@ def test_anything_else_is_refused_in_one_line_that_says_what_is_allowed(found: o
         ("data", ""),
         ("data", "two\nlines"),
         ("train_limit", 0),
-        ("options", [1]),
-        ("options", {"step": None}),
-        ("options", {"step": math.nan}),
-        ("options", {1: 2}),
+        ("step", math.nan),
+        ("steps", 1.5),
+        ("direction", "up"),
+        ("threat", [1]),
+        ("threat", {"eps": 7}),
+        ("activation", 3),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_named(key: str, value: object) -> None:
-    named = next(iter(value)) if key == "options" and isinstance(value, dict) else key
-    with pytest.raises(UserError, match="step" if named == "step" else key) as error:
-        CONFIG.with_values({key: value})
+    with pytest.raises(UserError, match="eps" if isinstance(value, dict) else key) as error:
+        CONFIG.changed({key: value})
     assert "\n" not in str(error.value)
 
 
 def test_cycling_needs_momentum_to_take_from() -> None:
     with pytest.raises(UserError, match="momentum_cycling"):
-        CONFIG.with_values({"momentum_cycling": True, "momentum": 0.05})
+        CONFIG.changed({"momentum_cycling": True, "momentum": 0.05})
 
 
 def test_a_large_seed_keeps_all_its_digits() -> None:
-    assert CONFIG.with_values({"seed": 2**63 + 1}).seed == 2**63 + 1
+    assert CONFIG.changed({"seed": 2**63 + 1}).training.seed == 2**63 + 1
 
 
 def test_differences_name_the_keys_but_not_where_the_data_lie() -> None:
-    other = CONFIG.with_values({"eps": "16/255", "epochs": 4, "data_root": "elsewhere", "options": {"curvature": 1}})
+    other = CONFIG.changed({"eps": "16/255", "epochs": 4, "data_root": "elsewhere", "curvature": 1})
     differences = CONFIG.differences(other)
-    assert {text.split()[0] for text in differences} == {"eps", "epochs", "options.curvature"}
+    assert {text.split()[0] for text in differences} == {"eps", "epochs", "curvature"}
     assert "eps (0.2, not 16/255)" in differences
     assert CONFIG.differences(CONFIG) == ()
 
@@ -115,14 +128,13 @@ def test_differences_name_the_keys_but_not_where_the_data_lie() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    eps=st.floats(0, 1),
+    eps=st.floats(1e-9, 1),
     lr=st.floats(0, 1e6),
     seed=st.integers(0, 2**64),
-    limit=st.none() | st.integers(1, 10**6),
-    options=st.dictionaries(
-        st.sampled_from(["step", "steps", "curvature", "start"]),
-        st.integers(-9, 9) | st.floats(-1e9, 1e9) | st.sampled_from(["uniform", "zero"]),
-    ),
+    limit=st.none() | st.integers(2, 10**6),
+    weight=st.floats(-1e9, 1e9),
+    smoothing=st.floats(0, 1),
+    start=st.sampled_from(["uniform", "zero"]),
 )
 def test_yaml_gives_back_the_configuration_it_was_written_from(
     tmp_path_factory: pytest.TempPathFactory,
@@ -130,13 +142,16 @@ def test_yaml_gives_back_the_configuration_it_was_written_from(
     lr: float,
     seed: int,
     limit: int | None,
-    options: dict[str, object],
+    weight: float,
+    smoothing: float,
+    start: str,
 ) -> None:
-    config = CONFIG.with_values({"eps": eps, "lr": lr, "seed": seed, "train_limit": limit, "options": options})
+    method = {"ig_weight": weight, "start": start, "train_loss": CrossEntropy(smoothing=smoothing)}
+    config = CONFIG.changed({"eps": eps, "lr": lr, "seed": seed, "train_limit": limit, **method})
     file = tmp_path_factory.mktemp("yaml") / "config.yaml"
     file.write_text(to_yaml(config))
-    assert RunConfig(**read_yaml(file)) == config
-    assert yaml.safe_load(file.read_text())["seed"] == seed
+    assert RunConfig.of(read_yaml(file)) == config
+    assert yaml.safe_load(file.read_text())["training"]["seed"] == seed
 
 
 @pytest.mark.parametrize(
@@ -149,8 +164,10 @@ def test_yaml_gives_back_the_configuration_it_was_written_from(
         (b"epoch: 3\n", "Did you mean `epochs`"),
         (b"3: 3\n", "configuration key `3`"),
         (b"epochs: three\n", "`epochs` must be a whole number"),
-        (b"eps: -8/255\n", "`eps` must be a number between 0 and 1"),
-        (b"options: fast\n", "`options` must be a mapping"),
+        (b"eps: -8/255\n", "`eps` must be a number of at least 0"),
+        (b"eps: 2\n", "`eps` must not exceed the range of the images"),
+        (b"threat: fast\n", "`threat` must hold lines such as `norm: ...`"),
+        (b"curvature: 3\n", "method 'fast-at' has no option `curvature` (but fast-bat has)"),
         (b"!!python/object/apply:os.system ['touch hacked']\n", "not valid YAML"),
         (b"a: &a [x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b]\nlr: [*c,*c,*c,*c]\n", "key `a`"),
     ],
@@ -159,7 +176,7 @@ def test_a_malformed_file_is_told_in_one_line(tmp_path: Path, content: bytes, sa
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     with pytest.raises(UserError) as error:
-        read_yaml(file)
+        resolve({"data": "digits", "method": "fast-at"}, file=file)
     assert says in str(error.value) and "bad.yaml" in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
@@ -176,21 +193,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_flags_beat_the_file_which_beats_the_preset_which_beats_the_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("epochs: 7\nlr: 0.05\neps: 16/255\noptions: {curvature: 3, steps: 1}\n")
-    flags = {"lr": "0.01", "options": {"steps": "4"}}
-    config = resolve(flags, preset="cifar10-8-fast-bat", file=file)
-    assert config.lr == 0.01  # flag over file
-    assert config.epochs == 7  # file over recipe
-    assert config.eps == 16 / 255  # file over preset
-    assert config.data == "cifar10"  # preset
-    assert config.batch_size == 128  # recipe
-    assert config.options == {"curvature": 3, "steps": 4}  # each option by itself
+    file.write_text("epochs: 7\noptimizer: {lr: 0.05}\neps: 16/255\nmethod: {curvature: 3, steps: 1}\n")
+    config = resolve({"lr": "0.01", "steps": "4"}, preset="cifar10-8-fast-bat", file=file)
+    assert config.optimizer.lr == 0.01  # flag over file
+    assert config.training.epochs == 7  # file over recipe
+    assert config.threat == Threat("linf", 16 / 255)  # file over preset
+    assert config.data.name == "cifar10"  # preset
+    assert config.training.batch_size == 128  # recipe
+    assert config.method == FastBAT(curvature=3, steps=4)  # each option by itself
 
 
 def test_the_recipe_follows_the_data_and_method_that_won() -> None:
-    assert resolve({}, preset="digits-fast-bat").options == {"step": 5000 / 255}
-    assert resolve({"method": "fast-at"}, preset="digits-fast-bat").options == {}
-    assert resolve({"data": "cifar10"}, preset="digits-fast-bat").options == {}
+    assert resolve({}, preset="digits-fast-bat").method == FastBAT(step=5000 / 255)
+    assert resolve({"method": "fast-at"}, preset="digits-fast-bat").method == FastAT()
+    assert resolve({"data": "cifar10"}, preset="digits-fast-bat").method == FastBAT()
 
 
 @pytest.mark.parametrize("flags", [{}, {"data": "digits"}, {"method": "fast-at"}])
@@ -215,7 +231,7 @@ def test_unknown_names_are_answered_with_near_ones(flags: dict[str, str], preset
 
 def test_the_record_names_the_device_that_was_chosen() -> None:
     config = resolve({"data": "digits", "method": "fast-at"})
-    assert torch.device(config.device).type in ("cpu", "cuda", "mps")
+    assert torch.device(config.compute.device).type in ("cpu", "cuda", "mps")
 
 
 # --- published values, from ADVERSARIAL tables ------------------------------------------------------------------------
@@ -224,7 +240,7 @@ def test_the_record_names_the_device_that_was_chosen() -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_is_a_complete_configuration(name: str) -> None:
     config = resolve({}, preset=name)
-    assert name.startswith(config.data) and name.endswith(config.method)
+    assert name.startswith(config.data.name) and name.endswith(config.method_name)
 
 
 def test_every_data_set_has_a_recipe() -> None:
@@ -235,9 +251,10 @@ def test_every_data_set_has_a_recipe() -> None:
 @pytest.mark.parametrize("data_name", ["cifar10", "cifar100"])
 def test_published_cells_are_trained_as_published(data_name: str, levels: int) -> None:
     config = resolve({}, preset=f"{data_name}-{levels}-fast-bat")
-    assert (config.model, config.eps, config.epochs, config.batch_size) == ("preact-resnet-18", levels / 255, 20, 128)
-    assert (config.lr, config.schedule, config.weight_decay) == (0.2, "triangular", 5e-4)
-    assert (config.momentum, config.momentum_cycling) == (0.9, True)
+    assert (config.model.name, config.threat) == ("preact-resnet-18", Threat("linf", levels / 255))
+    assert (config.training.epochs, config.training.batch_size) == (20, 128)
+    published = OptimizerConfig(lr=0.2, schedule="triangular", weight_decay=5e-4, momentum=0.9, momentum_cycling=True)
+    assert config.optimizer == published
 
 
 # --- schedules, against PyTorch's own ---------------------------------------------------------------------------------

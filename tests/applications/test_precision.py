@@ -79,11 +79,13 @@ def test_bf16_gives_nearly_the_gradient_of_fp32_from_one_start(method: str) -> N
 def test_a_run_says_its_precision_and_resumes_with_it(tmp_path: Path) -> None:
     words: dict[str, Any] = {"data": "digits", "method": "fast-bat", "model": "small-cnn", "eps": 0.2, "batch_size": 64,
                              "lr": 0.1, "train_limit": 128, "precision": "bf16", "channels_last": True}  # fmt: skip
-    whole = fit(RunConfig(**words, epochs=2), tmp_path / "whole", progress=False)
+    whole = fit(RunConfig.of({**words, "epochs": 2}), tmp_path / "whole", progress=False)
     config = RunFolder(tmp_path / "whole").config()
-    assert (config.precision, config.channels_last) == ("bf16", True)
-    assert config.differences(RunConfig(**{**words, "precision": "fp32"}, epochs=2)) == ("precision (bf16, not fp32)",)
+    assert (config.compute.precision, config.compute.channels_last) == ("bf16", True)
+    assert config.differences(RunConfig.of({**words, "precision": "fp32", "epochs": 2})) == (
+        "precision (bf16, not fp32)",
+    )
     weights = torch.load(whole.run.last, weights_only=True)["model"]
-    single = fit(RunConfig(**{**words, "precision": "fp32"}, epochs=2), tmp_path / "single", progress=False)
+    single = fit(RunConfig.of({**words, "precision": "fp32", "epochs": 2}), tmp_path / "single", progress=False)
     other = torch.load(single.run.last, weights_only=True)["model"]
     assert any(not torch.equal(weights[name], other[name]) for name in weights)

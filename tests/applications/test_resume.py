@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from adv_train import checkpoint, records
-from adv_train.config import RunConfig, to_yaml
+from adv_train.config import RunConfig, resolve, to_yaml
 from adv_train.errors import UserError
-from adv_train.recipes import resolve
 from adv_train.train import fit
 
 EPOCHS = 4
@@ -122,7 +121,7 @@ import adv_train.train
 
 data.load("digits", root="")  # once for all children
 run, seed, quickest, slowest = Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
-config = RunConfig(**read_yaml(Path(sys.argv[1])))
+config = RunConfig.of(read_yaml(Path(sys.argv[1])))
 moments = random.Random(seed)
 kills = 0
 while True:
@@ -196,7 +195,7 @@ def test_a_damaged_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     fit(config(epochs=1), tmp_path / "run", progress=False)
     saved = checkpoint.load(tmp_path / "run" / "last.pt")
-    mixed = checkpoint.Checkpoint(**{**vars(saved), "config": saved.config.with_values(change)})
+    mixed = checkpoint.Checkpoint(**{**vars(saved), "config": saved.config.changed(change)})
     checkpoint.save(tmp_path / "run" / "last.pt", mixed)
     with pytest.raises(
         UserError, match=rf"does not belong to the configuration beside it: it differs in {next(iter(change))}"

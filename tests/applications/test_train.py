@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from adv_train import checkpoint, data, methods, models, train
-from adv_train.config import RunConfig
+from adv_train.config import RunConfig, resolve
 from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_model
 from adv_train.methods import Method, Moment, State, Step
-from adv_train.recipes import resolve
+from adv_train.methods.fast_at import FastAT
 from adv_train.records import RunFolder
 from adv_train.schedules import cycled_momentum, learning_rate
 from adv_train.threat import Threat
@@ -66,7 +66,7 @@ class Handed(Method):
 @pytest.fixture
 def hand_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[Handed], Handed]:
     def install(method: Handed) -> Handed:
-        monkeypatch.setattr(train.METHODS, "create", lambda *_, **__: method)
+        monkeypatch.setattr(FastAT, "__call__", lambda _, *arguments, **named: method(*arguments, **named))
         return method
 
     return install
@@ -124,9 +124,10 @@ def test_a_step_never_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.M
     def reads(batch_size: int) -> int:
         count = 0
         trainer = train.Trainer(
-            config(batch_size=batch_size), methods.METHODS.create("fast-bat"), data.load("digits", root="", limit=96),
+            config(method="fast-bat", batch_size=batch_size),
+            data.load("digits", root="", limit=96),
             torch.device("cpu"),
-        )  # fmt: skip
+        )
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
                 original = getattr(Tensor, name)
@@ -214,10 +215,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_another_configuration_is_refused_by_its_keys_and_changes_nothing(tmp_path: Path) -> None:
     fit(config(), tmp_path / "run", progress=False)
     before = folder(tmp_path / "run")
-    with pytest.raises(
-        UserError, match=r"differs in epochs \(3, not 2\), lr \(0.3, not 0.1\), options.step \(0.1, not unset\)"
-    ):
-        fit(config(epochs=3, lr=0.3, options={"step": 0.1}), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"differs in step \(0.1, not None\), epochs \(3, not 2\), lr \(0.3, not 0.1\)"):
+        fit(config(epochs=3, lr=0.3, step=0.1), tmp_path / "run", progress=False)
     assert folder(tmp_path / "run") == before
 
 
@@ -290,7 +289,7 @@ def test_a_learning_rate_out_of_all_reason_diverges_before_anything_is_saved(tmp
     [
         ("pgd-at", {"steps": "two"}, "`steps` must be a whole number"),
         ("pgd-at", {"steps": 1.5}, "`steps` must be a whole number"),
-        ("fast-at", {"start": 1}, "`start` must be"),
+        ("fast-at", {"start": 1}, "Unknown start `1`"),
         ("fast-at", {"start": "corner"}, "uniform, zero"),
         ("fast-bat", {"curvature": "flat"}, "`curvature` must be"),
         ("fast-bat", {"step": -1}, "`step` must be a positive number"),
@@ -302,7 +301,7 @@ def test_an_option_that_does_not_fit_the_method_is_named(
     tmp_path: Path, method: str, options: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        fit(config(method=method, options=options), tmp_path / "run", progress=False)
+        fit(config(method=method, **options), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 

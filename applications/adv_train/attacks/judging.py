@@ -141,11 +141,11 @@ def predict(model: Forward, x: Tensor, batch_size: int) -> Tensor:
 
 
 def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
-    """Refuse images, labels or a budget that an attack cannot take.
+    """Refuse images or labels that an attack cannot take.
 
     Raises:
         UserError: When images are not floats ``(N, C, H, W)`` in the threat's range with N >= 1, when labels are not
-            classes ``(N,)``, int64, or when the budget in the maximum norm exceeds the range.
+            classes ``(N,)``, int64.
     """
     if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError(
@@ -165,8 +165,6 @@ def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
             f"An attack needs images in {span}, but their range is [{x.min().item():.3g}, {x.max().item():.3g}]. "
             "Normalise inside the model, not before it."
         )
-    if threat.norm == "linf" and threat.eps > threat.high - threat.low:
-        raise UserError(f"`eps` must not exceed the range of the images, {span}, but is {threat.eps}. Try 8/255.")
 
 
 def check_labels(y: Tensor, classes: int) -> None:

@@ -7,51 +7,70 @@ examples:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from adv_train import bench, values
-from adv_train.cli.flags import add_progress_flags
+from adv_train import bench
+from adv_train.cli.command_line import Progress, options
 from adv_train.devices import find_device
 from adv_train.files import make_folder, replace_file
-from adv_train.precision import PRECISIONS
-
-_READERS = {
-    "batch_size": values.whole(2),
-    "image_size": values.whole(8),
-    "repeats": values.whole(1),
-    "eps": values.parse_fraction,
-    "precision": values.one_of(PRECISIONS),
-}
+from adv_train.values import Range
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--model", metavar="NAME", default="preact-resnet-18", help="network (see `adv-train list`)")
-    parser.add_argument("--batch-size", metavar="N", default="8", help="images a step (default: 8)")
-    parser.add_argument("--image-size", metavar="N", default="32", help="side of the random images (default: 32)")
-    parser.add_argument("--eps", metavar="BUDGET", default="8/255", help="radius of the attack (default: 8/255)")
-    parser.add_argument("--repeats", metavar="N", default="10", help="timed rounds (default: 10)")
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--precision", metavar="NAME", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
-    parser.add_argument("--channels-last", action="store_true", help="memory layout that a GPU's matrix units prefer")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="also write the figures as JSON")
-    add_progress_flags(parser)
+@dataclass(frozen=True, kw_only=True)
+class Bench(Progress):
+    """The benchmark.
+
+    Attributes:
+        model: Network (see `adv-train list`).
+        batch_size: Images a step.
+        image_size: Side of the random images.
+        eps: Radius of the attack.
+        repeats: Timed rounds.
+        device: auto, cpu, cuda, cuda:1, mps.
+        precision: Arithmetic of the steps.
+        channels_last: Memory layout that a GPU's matrix units prefer.
+        out: Also write the figures as JSON.
+    """
+
+    model: str = "preact-resnet-18"
+    batch_size: Annotated[int, Range(2)] = 8
+    image_size: Annotated[int, Range(8)] = 32
+    eps: Annotated[float, Range(0, 1)] = 8 / 255
+    repeats: Annotated[int, Range(1)] = 10
+    device: str = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    channels_last: bool = False
+    out: Path | None = None
 
 
-def run(arguments: argparse.Namespace) -> int:
+def read(words: Sequence[str]) -> Bench:
+    """Read the command line."""
+    return options(Bench, words, "adv-train bench", __doc__ or "")
+
+
+def run(words: Sequence[str]) -> int:
     """Measure, and print a table."""
-    found = {name: read(getattr(arguments, name), name.replace("_", "-")) for name, read in _READERS.items()}
-    device = find_device(arguments.device)
-    progress = sys.stderr.isatty() if arguments.progress is None else arguments.progress
-    found |= {"channels_last": arguments.channels_last}
-    rows = bench.run(model_name=arguments.model, device=device, progress=progress, **found)
+    command = read(words)
+    device = find_device(command.device)
+    shown = sys.stderr.isatty() if command.shown is None else command.shown
+    settings = {
+        "batch_size": command.batch_size,
+        "image_size": command.image_size,
+        "eps": command.eps,
+        "repeats": command.repeats,
+        "precision": command.precision,
+        "channels_last": command.channels_last,
+    }
+    rows = bench.run(model_name=command.model, device=device, progress=shown, **settings)
     print(bench.table(rows))
-    if arguments.out:
-        make_folder(arguments.out.parent)
-        record = bench.record(rows, model=arguments.model, device=str(device), **found)
-        replace_file(arguments.out, (json.dumps(record, indent=2) + "\n").encode())
-        print(f"Written to {arguments.out}")
+    if command.out:
+        make_folder(command.out.parent)
+        record = bench.record(rows, model=command.model, device=str(device), **settings)
+        replace_file(command.out, (json.dumps(record, indent=2) + "\n").encode())
+        print(f"Written to {command.out}")
     return 0

@@ -10,18 +10,20 @@ Does what these commands do, for standard, fast-at, pgd-at and fast-bat, and ski
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from adv_train import data, values
-from adv_train.cli.flags import add_progress_flags
+from adv_train import data
+from adv_train.cli.command_line import Progress, options
 from adv_train.cli.parts import Part, run_parts
+from adv_train.config import resolve
 from adv_train.evaluate_run import summarise
 from adv_train.files import make_folder
-from adv_train.recipes import resolve
 from adv_train.records import RunFolder
 from adv_train.report import NextStep, results_table, write_report
+from adv_train.values import Range
 
 METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")
 _NAMES = {"pgd-at": "pgd-at, 2 steps"}
@@ -34,29 +36,43 @@ _NEXT = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--seed", metavar="N", default="0", help="of training (default: 0)")
-    parser.add_argument("--epochs", metavar="N", default="30", help="fewer for a quick look (default: 30)")
-    parser.add_argument("--limit", metavar="N", help="attack only N of the 360 test images, for a quick look")
-    add_progress_flags(parser)
+@dataclass(frozen=True, kw_only=True)
+class Demo(Progress):
+    """The demonstration.
+
+    Attributes:
+        out: Folder of the runs and of the report.
+        seed: Of training.
+        epochs: Fewer for a quick look.
+        limit: Attack only so many of the 360 test images, for a quick look.
+    """
+
+    out: Path = Path("runs/demo")
+    seed: Annotated[int, Range(0)] = 0
+    epochs: Annotated[int, Range(1)] = 30
+    limit: Annotated[int, Range(1)] | None = None
 
 
-def run(arguments: argparse.Namespace) -> int:
+def read(words: Sequence[str]) -> Demo:
+    """Read the command line."""
+    return options(Demo, words, "adv-train demo", __doc__ or "")
+
+
+def run(words: Sequence[str]) -> int:
     """Train and judge what is not done yet, and show all of it."""
-    found = {name: values.whole(low)(getattr(arguments, name), name) for name, low in (("seed", 0), ("epochs", 1))}
+    command = read(words)
     images = len(data.load("digits", root="").test)
-    if arguments.limit is not None:
-        images = min(images, values.whole(1)(arguments.limit, "limit"))
-    out: Path = arguments.out
+    if command.limit is not None:
+        images = min(images, command.limit)
+    found = {"seed": command.seed, "epochs": command.epochs}
+    out = command.out
     make_folder(out)
     parts = [_part(method, out, images, found) for method in METHODS]
-    run_parts(parts, progress=arguments.progress)
+    run_parts(parts, progress=command.shown)
 
     summaries = [summarise(part.out, part.name) for part in parts]
     first = summaries[0]
-    title = f"Handwritten digits, eps {first.config['eps']}, {first.evaluation['n']} test images"
+    title = f"Handwritten digits, eps {first.config['threat']['eps']}, {first.evaluation['n']} test images"
     write_report(out / "report.html", summaries, title=title, next_steps=_NEXT)
     print(f"\n{title}\n\n{results_table(summaries)}\n")
     print(

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from adv_train.errors import Diverged, UserError
 
-_EXTRAS = {"torchvision", "pyautoattack", "sklearn", "yaml", "tqdm", "matplotlib", "jinja2", "PIL"}
+_EXTRAS = {
+    "docstring_parser",
+    "filelock",
+    "jinja2",
+    "matplotlib",
+    "PIL",
+    "pyautoattack",
+    "sklearn",
+    "torchvision",
+    "tqdm",
+    "tyro",
+    "yaml",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -22,10 +35,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     try:
         # Here and not above, so that a missing package is told in one line like any other error.
-        from adv_train.cli.parser import parse
+        from adv_train.cli.parser import run
 
-        arguments = parse(sys.argv[1:] if words is None else list(words))
-        status: int = arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = run(sys.argv[1:] if words is None else list(words))
         sys.stdout.flush()
         return status
     except (UserError, Diverged) as error:
@@ -49,6 +63,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return _fail("out of memory: choose a smaller --batch-size, or another --device", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning as a line of its own, without the source code around it."""
+    print(f"adv-train: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> int:

@@ -15,147 +15,159 @@ has its normalisation inside.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from adv_train import values
 from adv_train.attacks import ATTACKS, PGD, Attack
-from adv_train.cli.flags import add_progress_flags
+from adv_train.cli.command_line import Progress, options
 from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation
-from adv_train.loading import WHICH
-from adv_train.report import FORMATS, NextStep, RunSummary, class_rows, results_table, write_report, write_table
+from adv_train.report import NextStep, RunSummary, class_rows, results_table, write_report, write_table
+from adv_train.values import Range
 
-_READERS = {
-    "limit": values.whole(1),
-    "pgd_steps": values.whole(1),
-    "pgd_restarts": values.whole(1),
-    "seed": values.whole(0),
-    "batch_size": values.whole(1),
-    "eps": values.number(0, 1),
-    "checkpoint": values.one_of(WHICH),
-    "table": values.one_of(FORMATS),
-}
 _SHOWN_CLASSES = 12
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument(
-        "run_folder", metavar="RUN", type=Path, nargs="?", help="run folder, as given to `adv-train fit --out`"
-    )
-    parser.add_argument("--checkpoint", metavar="NAME", help="best (on validation, the default) or last")
-    parser.add_argument("--eps", metavar="BUDGET", help="radius of the attacks; by default that of training")
-    parser.add_argument("--no-pgd", dest="pgd", action="store_false", help="leave out PGD")
-    parser.add_argument("--no-autoattack", dest="autoattack", action="store_false", help="leave out AutoAttack")
-    known = ", ".join(ATTACKS.names())
-    parser.add_argument("--attacks", metavar="NAMES", default="pgd,autoattack", help=f"with commas between: {known}")
-    parser.add_argument("--limit", metavar="N", help="judge only N test images, of all classes in proportion")
-    parser.add_argument("--pgd-steps", metavar="N", default="50", help="steps of PGD (default: 50)")
-    parser.add_argument("--pgd-restarts", metavar="N", default="10", help="random starts of PGD (default: 10)")
-    parser.add_argument("--seed", metavar="N", default="0", help="of the attacks (default: 0)")
-    parser.add_argument("--batch-size", metavar="N", default="512", help="images in a forward pass (default: 512)")
-    parser.add_argument("--device", metavar="NAME", help="auto (default), cpu, cuda, cuda:1, mps")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where the data sets are, if no longer where they were")
-    parser.add_argument("--table", metavar="FORMAT", default="markdown", help=f"one of {', '.join(FORMATS)}")
-    parser.add_argument("--report", action="store_true", help="also write report.html beside eval.json")
-    foreign = parser.add_argument_group("a model that was not trained here, instead of RUN")
-    foreign.add_argument("--checkpoint-file", metavar="FILE", type=Path, help="its weights, as torch.save writes them")
-    foreign.add_argument("--model", metavar="NAME", help="a name of `adv-train list`, or package.module:factory")
-    foreign.add_argument("--data", metavar="NAME", help="what it is judged on; for RUN, where its images are now")
-    foreign.add_argument("--out", metavar="FOLDER", type=Path, help="where the record goes (default: runs/NAME-eval)")
-    add_progress_flags(parser)
+@dataclass(frozen=True, kw_only=True)
+class Eval(Progress):
+    """What to judge, by what.
+
+    Attributes:
+        run: Run folder, as given to `adv-train fit --out`.
+        checkpoint: Of the run: best on validation (the default), or last.
+        eps: Radius of the attacks; by default that of training.
+        attacks: Names with commas between (see `adv-train list attacks`).
+        pgd: Attack by PGD.
+        autoattack: Attack by AutoAttack.
+        limit: Judge only so many test images, of all classes in proportion.
+        pgd_steps: Steps of PGD.
+        pgd_restarts: Random starts of PGD.
+        seed: Of the attacks.
+        batch_size: Images in a forward pass.
+        device: auto, cpu, cuda, cuda:1, mps.
+        data_root: Where the data sets are, if no longer where they were.
+        table: Form of the table.
+        report: Also write report.html beside eval.json.
+        checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
+        model: What that model is: a name of `adv-train list`, or package.module:factory.
+        data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
+        out: Where the record of that model goes; by default runs/NAME-eval.
+    """
+
+    run: Path | None = None
+    checkpoint: Literal["best", "last"] | None = None
+    eps: Annotated[float, Range(0)] | None = None
+    attacks: str = "pgd,autoattack"
+    pgd: bool = True
+    autoattack: bool = True
+    limit: Annotated[int, Range(1)] | None = None
+    pgd_steps: Annotated[int, Range(1)] = 50
+    pgd_restarts: Annotated[int, Range(1)] = 10
+    seed: Annotated[int, Range(0)] = 0
+    batch_size: Annotated[int, Range(1)] = 512
+    device: str = "auto"
+    data_root: str | None = None
+    table: Literal["markdown", "csv", "latex"] = "markdown"
+    report: bool = False
+    checkpoint_file: Path | None = None
+    model: str | None = None
+    data: str | None = None
+    out: Path | None = None
 
 
-def run(arguments: argparse.Namespace) -> int:
+def read(words: Sequence[str]) -> Eval:
+    """Read the command line."""
+    return options(Eval, words, "adv-train eval", __doc__ or "", positional="run")
+
+
+def run(words: Sequence[str]) -> int:
     """Judge, and print a table."""
-    given = {name: getattr(arguments, name) for name in _READERS if getattr(arguments, name) is not None}
-    found = {name: _READERS[name](value, name.replace("_", "-")) for name, value in given.items()}
+    command = read(words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # The record has them, and they are shown with the figures.
-        outcome, folder, summary = (_foreign if arguments.run_folder is None else _run)(arguments, found)
+        outcome, folder, summary = _run(command, command.run) if command.run else _foreign(command)
     shown = RunSummary(**{**vars(summary), "evaluation": outcome.summary()})
-    print(results_table([shown], found["table"]))
-    if found["table"] == "markdown":
+    print(results_table([shown], command.table))
+    if command.table == "markdown":
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     about = f"{outcome.n} test images, {outcome.about['checkpoint']}; written to {folder / 'eval.json'}"
-    _say(about, found["table"])
-    if arguments.report:
+    _say(about, command.table)
+    if command.report:
         report = folder / "report.html"
-        again = [] if arguments.run_folder is None else [_again(folder)]
+        again = [_again(folder)] if command.run else []
         title = f"{summary.name} on {outcome.about['data']}"
         write_report(report, [summary], title=title, next_steps=again)
-        _say(f"The report is {report}", found["table"])
+        _say(f"The report is {report}", command.table)
     return 0
 
 
-def _run(arguments: argparse.Namespace, found: dict[str, Any]) -> tuple[Evaluation, Path, RunSummary]:
+def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
     for flag in ("checkpoint_file", "model", "out"):
-        if getattr(arguments, flag) is not None:
+        if getattr(command, flag) is not None:
             raise UserError(
                 f"--{flag.replace('_', '-')} is for a model that was not trained here: leave out RUN, or it."
             )
-    folder: Path = arguments.run_folder
     outcome = evaluate_run(
         folder,
-        which=found.get("checkpoint", "best"),
-        eps=found.get("eps"),
-        data_name=arguments.data,
-        data_root=arguments.data_root,
-        **_common(arguments, found),
+        which=command.checkpoint or "best",
+        eps=command.eps,
+        data_name=command.data,
+        data_root=command.data_root,
+        **_common(command),
     )
     return outcome, folder, summarise(folder)
 
 
-def _foreign(arguments: argparse.Namespace, found: dict[str, Any]) -> tuple[Evaluation, Path, RunSummary]:
-    needed = {"--model": arguments.model, "--data": arguments.data, "--eps": found.get("eps")}
+def _foreign(command: Eval) -> tuple[Evaluation, Path, RunSummary]:
+    needed = {"--model": command.model, "--data": command.data, "--eps": command.eps}
     missing = [flag for flag, value in needed.items() if value is None]
-    if missing:
+    if command.model is None or command.data is None or command.eps is None:
         raise UserError(
             f"Give the RUN folder to judge, or for a model that was not trained here also {', '.join(missing)} "
             "(`adv-train eval --help` has examples)."
         )
-    if arguments.checkpoint is not None:
+    if command.checkpoint is not None:
         raise UserError("--checkpoint chooses a checkpoint of RUN; a weights file is given by --checkpoint-file.")
-    weights: Path | None = arguments.checkpoint_file
-    if weights is None and ":" not in arguments.model:
-        raise UserError(f"`{arguments.model}` has no trained weights of its own: give them by --checkpoint-file.")
-    name = weights.stem if weights else arguments.model.replace(":", ".")
-    folder: Path = arguments.out or Path("runs") / f"{name}-eval"
+    weights = command.checkpoint_file
+    if weights is None and ":" not in command.model:
+        raise UserError(f"`{command.model}` has no trained weights of its own: give them by --checkpoint-file.")
+    name = weights.stem if weights else command.model.replace(":", ".")
+    folder = command.out or Path("runs") / f"{name}-eval"
     outcome = evaluate_weights(
-        arguments.model,
-        arguments.data,
+        command.model,
+        command.data,
         folder,
         weights=weights,
-        eps=found["eps"],
-        data_root=arguments.data_root or "data",
-        **_common(arguments, found),
+        eps=command.eps,
+        data_root=command.data_root or "data",
+        **_common(command),
     )
     return outcome, folder, summarise_record(outcome, name)
 
 
-def _common(arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+def _common(command: Eval) -> dict[str, Any]:
     return {
-        "attacks": _attacks(arguments, found),
-        "limit": found.get("limit"),
-        "seed": found["seed"],
-        "batch_size": found["batch_size"],
-        "device": arguments.device,
-        "progress": arguments.progress,
+        "attacks": _attacks(command),
+        "limit": command.limit,
+        "seed": command.seed,
+        "batch_size": command.batch_size,
+        "device": command.device,
+        "progress": command.shown,
     }
 
 
-def _attacks(arguments: argparse.Namespace, found: dict[str, Any]) -> list[Attack]:
-    names = [name.strip() for name in arguments.attacks.split(",") if name.strip()]
-    left_out = {name for name in ("pgd", "autoattack") if not getattr(arguments, name)}
+def _attacks(command: Eval) -> list[Attack]:
+    names = [name.strip() for name in command.attacks.split(",") if name.strip()]
+    left_out = {name for name in ("pgd", "autoattack") if not getattr(command, name)}
     return [
-        PGD(found["pgd_steps"], found["pgd_restarts"]) if name == "pgd" else ATTACKS.create(name)
+        PGD(command.pgd_steps, command.pgd_restarts) if name == "pgd" else ATTACKS.create(name)
         for name in names
         if name not in left_out
     ]

@@ -7,117 +7,147 @@ examples:
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
+  adv-train fit --method fast-bat --help                   (the options of a method, with their defaults)
 
-A configuration file is YAML with the same names: `data: digits`, `eps: 8/255`, `options: {steps: 2}`.
-RUN/config.yaml is one.
+A configuration file is YAML with the same names, flat (`eps: 8/255`) or by section (`threat: {eps: 8/255}`);
+RUN/config.yaml is one. Flags win over the file, the file over the preset, the preset over the recipe of the data set.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adv_train.cli.flags import add_progress_flags
-from adv_train.data import AUGMENTATIONS
-from adv_train.config import SCHEDULES, SELECTIONS, RunConfig, check_values
-from adv_train.precision import PRECISIONS
-from adv_train.recipes import resolve
+from adv_train.cli.command_line import Group, Progress, given, group_of
+from adv_train.config import PRESETS, RECIPES, SECTIONS, RunConfig, fields, flat, read_yaml, resolve, short
+from adv_train.leaves import Leaf
+from adv_train.methods import METHODS
+from adv_train.models import MODELS
 from adv_train.records import RunFolder
+from adv_train.registry import Registry
 from adv_train.train import fit
 
-_CONFIG_FLAGS = {
-    "data": ("NAME", "digits, cifar10, cifar100 or imagefolder:PATH (a folder of class folders)"),
-    "method": ("NAME", "training method (see `adv-train list`)"),
-    "model": ("NAME", "network (see `adv-train list`)"),
-    "activation": ("NAME", "non-linearity of the network: relu or silu"),
-    "eps": ("BUDGET", "radius of the attack, such as 8/255 or 0.03, for images in [0, 1]"),
-    "epochs": ("N", "passes over the training images"),
-    "batch_size": ("N", "images a step"),
-    "lr": ("X", "largest learning rate of the schedule"),
-    "schedule": ("NAME", f"shape of the learning rate: {', '.join(SCHEDULES)}"),
-    "momentum": ("X", "of SGD"),
-    "weight_decay": ("X", "of SGD"),
-    "select": ("NAME", f"what chooses best.pt on the validation images: {', '.join(SELECTIONS)}"),
-    "validation_steps": ("N", "PGD steps of the validation after each epoch"),
-    "seed": ("N", "fixes weights, order, augmentation and attack noise"),
-    "device": ("NAME", "auto (default), cpu, cuda, cuda:1, mps"),
-    "precision": ("NAME", f"arithmetic of training: {', '.join(PRECISIONS)} (default: fp32)"),
-    "data_root": ("FOLDER", "where the data sets are, or are downloaded to (default: data)"),
-    "train_limit": ("N", "use only so many training images, for a quick look"),
-    "size": ("N", "for an image folder: resize the shorter side to N pixels and crop the centre"),
-    "augment": ("NAME", f"in place of the data set's own: {', '.join(AUGMENTATIONS)}"),
-}
-_SWITCHES = {
-    "momentum_cycling": "lower the momentum by 0.1 where the learning rate peaks",
-    "skip_unreadable": "for an image folder: leave out files that cannot be read",
-    "channels_last": "keep the weights in the memory layout that a GPU's matrix units prefer",
-}
-_OPTION_FLAGS = {
-    "start": ("NAME", "where the attack starts: uniform or zero"),
-    "attack_loss": ("NAME", "what the attack maximises (see `adv-train list`)"),
-    "train_loss": ("NAME", "what training minimises"),
-    "steps": ("N", "attack steps (pgd-at, fast-bat)"),
-    "step": ("X", "size of an attack step, such as 10/255"),
-    "direction": ("NAME", "attack direction: gradient or sign (fast-bat)"),
-    "curvature": ("X", "curvature of the implicit gradient (fast-bat)"),
-    "ig_weight": ("X", "weight of the implicit gradient: 1 as published, 0 none, negative reversed (fast-bat)"),
-    "coefficient": ("X", "weight of the alignment term (fast-at-ga)"),
+_REGISTRIES: Mapping[str, Registry[Any]] = {"method": METHODS, "model": MODELS}
+_ABOUT = {
+    "data": "What to train on.",
+    "method": "How to train; the options are those of the method.",
+    "model": "What to train.",
+    "threat": "What the attack may do.",
+    "training": "How long, and what is kept of it.",
+    "optimizer": "SGD and its schedule.",
+    "compute": "What computes, and how exactly.",
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags; values stay text, because the configuration checks them whatever they come from."""
-    unset = argparse.SUPPRESS
-    parser.add_argument("--out", metavar="FOLDER", help="run folder (default: runs/ and a name made of the choices)")
-    parser.add_argument("--preset", metavar="NAME", help="a named cell of the published tables (see `adv-train list`)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="YAML file; beats the preset, flags beat it")
-    for name, (metavar, text) in _CONFIG_FLAGS.items():
-        parser.add_argument(_flag(name), metavar=metavar, help=text, default=unset)
-    for name, text in _SWITCHES.items():
-        parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, default=unset, help=text)
-    options = parser.add_argument_group("options of the methods")
-    for name, (metavar, text) in _OPTION_FLAGS.items():
-        options.add_argument(_flag(name), metavar=metavar, help=text, default=unset)
-    add_progress_flags(parser)
+@dataclass(frozen=True, kw_only=True)
+class Run(Progress):
+    """Where to, and where from.
+
+    Attributes:
+        out: Run folder; by default runs/ and a name made of the choices.
+        preset: A named cell of the published tables (see `adv-train list`).
+        config: YAML file; beats the preset, flags beat it.
+    """
+
+    out: Path | None = None
+    preset: str | None = None
+    config: Path | None = None
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(words: Sequence[str]) -> int:
     """Train, and say what came of it."""
-    config = configuration(arguments)
-    out = Path(arguments.out) if arguments.out else _default_folder(config)
-    result = fit(config, out, progress=arguments.progress)
-    if result.resumed_after == config.epochs:
-        print(f"{out} is already finished ({config.epochs} epochs); nothing was changed.")
+    command, flags = read(words)
+    config = configuration(command, flags)
+    out = command.out or _default_folder(config)
+    result = fit(config, out, progress=command.shown)
+    epochs = config.training.epochs
+    if result.resumed_after == epochs:
+        print(f"{out} is already finished ({epochs} epochs); nothing was changed.")
     else:
-        print(f"{out} is trained: {config.epochs} epochs of {config.method} on {config.data}.")
+        print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
     best = result.best
     print(
         f"best.pt is epoch {best['epoch']}: on the validation images SA {best['val_sa']:.1%}, "
-        f"RA (PGD-{config.validation_steps}) {best['val_ra']:.1%}."
+        f"RA (PGD-{config.training.validation_steps}) {best['val_ra']:.1%}."
     )
     print(f"Next: adv-train eval {out}")
     return 0
 
 
-def configuration(arguments: argparse.Namespace) -> RunConfig:
+def configuration(command: Run, flags: Mapping[str, Any]) -> RunConfig:
     """Make the configuration that the flags ask for; `--out` alone means the one that the run folder holds."""
-    given = vars(arguments)
-    flags: dict[str, Any] = {name: given[name] for name in (*_CONFIG_FLAGS, *_SWITCHES) if name in given}
-    options = {name: given[name] for name in _OPTION_FLAGS if name in given}
-    if options:
-        flags["options"] = options
-    folder = RunFolder(Path(arguments.out)) if arguments.out else None
-    complete_elsewhere = arguments.preset or arguments.config or "data" in flags or "method" in flags
+    folder = RunFolder(command.out) if command.out else None
+    complete_elsewhere = command.preset or command.config or "data" in flags or "method" in flags
     if folder and folder.config_file.is_file() and not complete_elsewhere:
-        return folder.config().with_values(check_values(flags))
-    return resolve(flags, preset=arguments.preset, file=arguments.config)
+        return folder.config().changed(flags)
+    return resolve(flags, preset=command.preset, file=command.config)
+
+
+def read(words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
+    """Read the flags; which options there are follows from the method and the model."""
+    own, chosen = group_of(Run), _chosen(words)
+    wants_help = any(word in ("-h", "--help") for word in words)
+    groups = [own]
+    about = (__doc__ or "") + ("" if chosen.get("method") else _table_of_options())
+    for section in SECTIONS:
+        leaves = {short(section, leaf.field): leaf for leaf in fields(section, chosen.get(section))}
+        if section in _REGISTRIES and not (wants_help and chosen.get(section)):
+            # Those that do not belong are refused with a word on whose they are.
+            leaves |= {name: leaf for name, leaf in _of_all(section).items() if name not in leaves}
+        shown = {name: replace(leaf, default=chosen.get(name, leaf.default)) for name, leaf in leaves.items()}
+        groups.append(Group(section, _ABOUT[section], {name.replace("_", "-"): leaf for name, leaf in shown.items()}))
+    found = {name.replace("-", "_"): value for name, value in given(words, groups, "adv-train fit", about).items()}
+    command = Run(**{name: found.pop(name) for name in [leaf.replace("-", "_") for leaf in own.flags] if name in found})
+    return command, found
+
+
+def _chosen(words: Sequence[str]) -> dict[str, Any]:
+    """Return what is known before the flags are read: what file, preset and recipe say, and the names on the line."""
+    named = {key: value for key in ("data", "method", "model") if (value := _word(words, key)) is not None}
+    preset, file, out = _word(words, "preset"), _word(words, "config"), _word(words, "out")
+    layers: list[Mapping[str, Any]] = []
+    if preset in PRESETS:
+        layers.append(PRESETS[preset])
+    if file is not None:
+        layers.append(read_yaml(Path(file)))
+    if not (preset or file or named) and out is not None and RunFolder(Path(out)).config_file.is_file():
+        layers.append(RunFolder(Path(out)).config().to_mapping())
+    chosen = flat(*layers, named)
+    recipe = RECIPES.get(str(chosen.get("data")).partition(":")[0], {})
+    return flat({key: value for key, value in recipe.items() if key != "methods"}, chosen)
+
+
+def _word(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag as it was written last."""
+    found = None
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == f"--{flag}":
+            found = value if equals else (words[position + 1] if position + 1 < len(words) else None)
+    return found
+
+
+def _of_all(section: str) -> dict[str, Leaf]:
+    """Return the options of all methods, or models, each with whose it is."""
+    registry = _REGISTRIES[section]
+    found: dict[str, Leaf] = {}
+    for name in registry.names():
+        for option, leaf in registry.options(name).items():
+            owners = ", ".join(other for other in registry.names() if option in registry.options(other))
+            found.setdefault(option, replace(leaf, default=None, help=f"{leaf.help} ({owners})"))
+    return found
+
+
+def _table_of_options() -> str:
+    lines = []
+    for method in METHODS.names():
+        told = [f"--{name.replace('_', '-')} {leaf.default}" for name, leaf in METHODS.options(method).items()]
+        lines.append(f"  {method:<12} {'  '.join(told)}")
+    return "\noptions of each method, with their defaults (None follows from the rest):\n" + "\n".join(lines)
 
 
 def _default_folder(config: RunConfig) -> Path:
-    data = Path(config.data.partition(":")[2]).name or config.data
-    return Path("runs") / f"{data}-{config.method}-eps{config.eps:.3g}-seed{config.seed}"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    data = Path(config.data.name.partition(":")[2]).name or config.data.name
+    return Path("runs") / f"{data}-{config.method_name}-eps{config.threat.eps:.3g}-seed{config.training.seed}"

@@ -7,25 +7,43 @@ examples:
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from adv_train import data
 from adv_train.attacks import ATTACKS
+from adv_train.cli.command_line import options
+from adv_train.config import PRESETS
+from adv_train.errors import unknown
 from adv_train.methods import METHODS
 from adv_train.models import MODELS
 from adv_train.objectives import OBJECTIVES
-from adv_train.recipes import PRESETS
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    parser.add_argument("section", nargs="?", choices=tuple(_sections()), help="list only these")
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What to list.
+
+    Attributes:
+        section: methods, objectives, presets, models, data or attacks; all without it.
+    """
+
+    section: str | None = None
 
 
-def run(arguments: argparse.Namespace) -> int:
+def read(words: Sequence[str]) -> Listing:
+    """Read the command line."""
+    return options(Listing, words, "adv-train list", __doc__ or "", positional="section")
+
+
+def run(words: Sequence[str]) -> int:
     """Print each name with a line about it."""
-    for title, lines in _sections().items():
-        if arguments.section in (None, title):
+    wanted = read(words).section
+    sections = _sections()
+    if wanted is not None and wanted not in sections:
+        raise unknown("section", wanted, sections)
+    for title, lines in sections.items():
+        if wanted in (None, title):
             print(f"{title}:")
             width = max(map(len, lines))
             for name, about in lines.items():
@@ -37,7 +55,7 @@ def _sections() -> dict[str, dict[str, str]]:
     return {
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
-        "presets": {name: preset.about for name, preset in PRESETS.items()},
+        "presets": {name: preset["about"] for name, preset in PRESETS.items()},
         "models": {name: MODELS.describe(name) for name in MODELS.names()},
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},

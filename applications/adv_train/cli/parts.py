@@ -56,13 +56,15 @@ class Part:
         """Whether it is trained and fully judged."""
         run = RunFolder(self.out)
         try:
-            outcome = evaluation.read(self.out, eps=self.config.eps)
+            outcome = evaluation.read(self.out, eps=self.config.threat.eps)
             epochs = len(run.metrics())
         except UserError:
             return False
         pgd, full = outcome.attacks.get("pgd"), PGD()
         fully = pgd is not None and (pgd.settings["steps"], pgd.settings["restarts"]) == (full.steps, full.restarts)
-        return fully and outcome.ra_aa is not None and outcome.n == self.images and epochs == self.config.epochs
+        return (
+            fully and outcome.ra_aa is not None and outcome.n == self.images and epochs == self.config.training.epochs
+        )
 
 
 def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:

@@ -23,6 +23,18 @@ class Objective(abc.ABC):
 
     looks_at_clean: ClassVar[bool] = False
 
+    @classmethod
+    def read(cls, value: object, name: str) -> Objective:
+        """Read an objective as it is written, such as `margin` or `cross-entropy(smoothing=0.1)`.
+
+        Raises:
+            UserError: When there is no such objective.
+        """
+        return value if isinstance(value, Objective) else OBJECTIVES.read(value, name)
+
+    def __str__(self) -> str:
+        return OBJECTIVES.written(self)
+
     @abc.abstractmethod
     def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
         """Return the loss.

@@ -1,0 +1,190 @@
+"""From the words of a command to values: dataclasses declare the flags, tyro reads and explains them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import tyro
+
+from adv_train.errors import UserError, unknown
+from adv_train.leaves import Leaf, leaves
+from adv_train.values import format_fraction
+
+T = TypeVar("T")
+_METAVARS: Final = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Flags that the help shows together.
+
+    Attributes:
+        title: One word for them.
+        about: A line on what they decide.
+        flags: Their names with dashes, and what they stand for.
+        switches: Those among them that can only be turned on: they have no `--no-` form.
+        positional: The one among them that is written without its name.
+    """
+
+    title: str
+    about: str
+    flags: Mapping[str, Leaf]
+    switches: frozenset[str] = frozenset()
+    positional: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What is shown on the way.
+
+    Attributes:
+        quiet: No progress on stderr.
+        progress: Bars even where stderr is no terminal.
+    """
+
+    quiet: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.progress:
+            raise UserError("--quiet and --progress exclude each other.")
+
+    @property
+    def shown(self) -> bool | None:
+        """True for bars, False for nothing, None for what suits the place that stderr goes to."""
+        return True if self.progress else False if self.quiet else None
+
+
+def group_of(kind: type[Any], *, positional: str | None = None) -> Group:
+    """Make the group of a dataclass; what is false by default becomes a switch."""
+    flags = {leaf.field.replace("_", "-"): leaf for leaf in leaves(kind)}
+    return Group(
+        "command",
+        (kind.__doc__ or "").partition("\n")[0],
+        flags,
+        frozenset(name for name, leaf in flags.items() if leaf.default is False),
+        positional,
+    )
+
+
+def options(kind: type[T], words: Sequence[str], command: str, about: str, *, positional: str | None = None) -> T:
+    """Read the flags of a command.
+
+    Args:
+        kind: A dataclass whose fields are the flags.
+        words: Of the command line, after the command.
+        command: As it is called, for the help and in errors.
+        about: A docstring: a description, and examples below a blank line.
+        positional: The field that is written without a flag.
+
+    Raises:
+        UserError: For a flag that does not exist, or a value that breaks its rule.
+        SystemExit: After `--help`.
+    """
+    found = given(words, [group_of(kind, positional=positional)], command, about)
+    return kind(**{name.replace("-", "_"): value for name, value in found.items()})
+
+
+def given(words: Sequence[str], groups: Iterable[Group], command: str, about: str) -> dict[str, Any]:
+    """Read the flags that were given, and only those, by name; see `options`."""
+    groups = list(groups)
+    description, _, examples = about.partition("\n\n")
+    flags = [flag for group in groups for flag in group.flags if flag != group.positional]
+    for word in words:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name not in ("--help", *_spellings(groups)):
+            raise unknown(f"argument of `{command}`", name, [f"--{flag}" for flag in flags])
+    # Every field of every group has a default of its own kind, so what is not one was given.
+    shapes = [(group.title, _shape(group)) for group in groups]
+    whole = dataclasses.make_dataclass("Flags", shapes, kw_only=True)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = tyro.cli(
+                whole, args=list(words), prog=command, description=description, config=(tyro.conf.OmitArgPrefixes,)
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            print(examples)
+            raise
+        raise UserError(f"{_first_lines(said.getvalue())} (`{command} --help` shows what there is)") from None
+    found: dict[str, Any] = {}
+    for (name, _), group in zip(shapes, groups, strict=True):
+        values = vars(getattr(parsed, name))
+        for flag in group.flags:
+            value = values[flag.replace("-", "_")]
+            if isinstance(value, _Given):
+                found[flag] = value.value
+            elif isinstance(value, bool) and _was_named(flag, words):
+                found[flag] = value
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    value: Any
+
+
+def _shape(group: Group) -> type[Any]:
+    fields = [(flag.replace("-", "_"), *_field(flag, leaf, group)) for flag, leaf in group.flags.items()]
+    return dataclasses.make_dataclass(group.title, fields, kw_only=True, namespace={"__doc__": group.about})
+
+
+def _field(flag: str, leaf: Leaf, group: Group) -> tuple[Any, Any]:
+    told = tyro.conf.arg(name=flag, help=leaf.help, help_behavior_hint=_default_hint(leaf))
+    if leaf.hint is bool:
+        kind: Any = Annotated[bool, told]
+        if flag in group.switches:
+            kind = Annotated[kind, tyro.conf.FlagCreatePairsOff]
+        return kind, dataclasses.field(default=bool(leaf.default))
+    spec = tyro.constructors.PrimitiveConstructorSpec[Any](
+        nargs=1,
+        metavar=flag.upper() if flag == group.positional else _metavar(leaf.hint),
+        instance_from_str=lambda words: _Given(leaf.read(words[0], flag.replace("-", "_"))),
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+    kind = Annotated[Any, spec, told]
+    return Annotated[kind, tyro.conf.Positional] if flag == group.positional else kind, dataclasses.field(default=None)
+
+
+def _default_hint(leaf: Leaf) -> str:
+    if leaf.required or leaf.default is None or leaf.default is False:
+        return ""
+    shown = format_fraction(leaf.default) if isinstance(leaf.default, float) else leaf.default
+    return f"(default: {shown})"
+
+
+def _metavar(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType, Annotated):
+        return _metavar(next(kind for kind in get_args(hint) if kind is not types.NoneType))
+    if get_origin(hint) is Literal:
+        return "{" + ",".join(get_args(hint)) + "}"
+    return _METAVARS.get(hint, "NAME")
+
+
+def _spellings(groups: Iterable[Group]) -> set[str]:
+    spelled = {f"--{flag}" for group in groups for flag in group.flags if flag != group.positional}
+    return spelled | {
+        f"--no-{flag}"
+        for group in groups
+        for flag, leaf in group.flags.items()
+        if leaf.hint is bool and flag not in group.switches
+    }
+
+
+def _was_named(flag: str, words: Sequence[str]) -> bool:
+    return any(word in (f"--{flag}", f"--no-{flag}") for word in words)
+
+
+def _first_lines(box: str) -> str:
+    """Take the message out of a box that is drawn around it and a hint."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
+    end = next((number for number, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
+    return " ".join(lines[:end]) or "The command line cannot be read."

@@ -1,0 +1,112 @@
+"""What a run uses where the user says nothing: a recipe for each data set and method, and presets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from adv_train.config.files import read_yaml
+from adv_train.config.run import RunConfig
+from adv_train.config.tree import check_names, flat
+from adv_train.data import DATASETS
+from adv_train.devices import find_device
+from adv_train.errors import UserError, unknown
+
+
+class Folder(Mapping[str, dict[str, Any]]):
+    """The YAML files of a folder of this package, by name; each is read when it is asked for.
+
+    Args:
+        name: Of the folder.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._path = Path(str(files("adv_train") / name))
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        if name not in self:
+            raise KeyError(name)
+        return read_yaml(self._path / f"{name}.yaml")
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == known for known in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(path.stem for path in self._path.glob("*.yaml")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+#: A name for one data set, method and budget, with a line `about` it; the recipe supplies the rest.
+PRESETS = Folder("presets")
+#: By data set: what it is trained with, and under `methods` what a method needs besides.
+RECIPES = Folder("recipes")
+
+
+def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path | None = None) -> RunConfig:
+    """Complete what the user said: flags win over the YAML file, the file over the preset, the preset over the recipe.
+
+    Args:
+        flags: Values given on the command line or from Python, as text or typed, by short name or section.
+        preset: One of `PRESETS`.
+        file: A YAML file with some or all keys of a configuration.
+
+    Raises:
+        UserError: When a name or value is wrong, or neither data nor method is given.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    named = {key: value for key, value in PRESETS[preset].items() if key != "about"} if preset else {}
+    written = read_yaml(file) if file else {}
+    try:
+        written = flat(written)
+        check_names(written)
+    except UserError as error:
+        raise UserError(f"In the configuration `{file}`: {error}") from None
+    chosen = flat(named, written, flags)
+    for key in ("data", "method"):
+        if chosen.get(key) is None:
+            raise UserError(
+                f"Nothing says which {key} to train with{f', not even `{file}`' if file else ''}: give --{key} NAME "
+                "or --preset NAME (`adv-train list` shows the names)."
+            )
+    recipe = defaults(str(chosen["data"]), str(chosen["method"]), chosen.get("eps"))
+    if file:
+        essential = {key: chosen[key] for key in ("data", "method")}
+        try:
+            RunConfig.of(flat(recipe, named, written, essential))
+        except UserError as error:
+            raise UserError(f"In the configuration `{file}`: {error}") from None
+    config = RunConfig.of(flat(recipe, named, written, flags))
+    # A record names the device that was used, not the rule that chose it.
+    return config.changed({"device": str(find_device(config.compute.device))})
+
+
+def defaults(data: str, method: str, eps: object = None) -> dict[str, Any]:
+    """Give the recipe of a data set for a method, by short names.
+
+    Args:
+        data: Name of the data set.
+        method: Name of the method; one that the recipe does not mention gets no options.
+        eps: Radius of the attack, where it is not the recipe's own.
+
+    Raises:
+        UserError: When there is no recipe for the data set.
+    """
+    kind = data.partition(":")[0]
+    if kind not in RECIPES:
+        raise unknown("data set", kind, DATASETS.names())
+    recipe = RECIPES[kind]
+    special = recipe.pop("methods", {}).get(method, {})
+    radius = recipe["eps"] if eps is None else eps
+    return {
+        **recipe,
+        "data": data,
+        "method": method,
+        # Standard training has no robust accuracy to choose by: its first, nearly random epoch would often win.
+        "select": "clean" if method == "standard" else "robust",
+        **{option: radius if value == "eps" else value for option, value in special.items()},
+    }

@@ -1,0 +1,101 @@
+"""What one training run is: a frozen record of checked parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.tree import fields, flat, nested, plain
+from adv_train.errors import UserError
+from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.threat import Threat
+from adv_train.values import format_fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the weights a run ends with.
+
+    Attributes:
+        data: What to train on.
+        model: What to train.
+        threat: What the attack may do.
+        method: How to train.
+        training: How long, and what is kept.
+        optimizer: SGD and its schedule.
+        compute: Device and arithmetic.
+
+    Raises:
+        UserError: When parts do not go together.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    threat: Threat
+    method: Method
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    compute: ComputeConfig
+
+    def __post_init__(self) -> None:
+        if self.threat.eps == 0 and isinstance(self.method, Adversarial):
+            raise UserError(
+                f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
+            )
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> RunConfig:
+        """Make a configuration from its values, nested or by their short names, as text or typed.
+
+        Raises:
+            UserError: For an unknown name, a value that breaks its rule, or one that is missing.
+        """
+        parts = nested(found)
+        method, model = parts["method"], parts["model"]
+        defaults = {leaf.field: leaf.default for leaf in fields("model", model["name"]) if not leaf.required}
+        options = {key: model.get(key, default) for key, default in defaults.items()}
+        try:
+            return cls(
+                data=DataConfig(**parts["data"]),
+                model=ModelConfig(name=model["name"], options=options),
+                threat=Threat(**{"norm": "linf", **parts["threat"]}),
+                method=METHODS.create(**method),
+                training=TrainingConfig(**parts["training"]),
+                optimizer=OptimizerConfig(**parts["optimizer"]),
+                compute=ComputeConfig(**parts["compute"]),
+            )
+        except TypeError as error:
+            raise UserError(f"The configuration is incomplete: {error}.") from error
+
+    @property
+    def method_name(self) -> str:
+        """The method as it is called in lists and tables."""
+        return METHODS.name_of(self.method)
+
+    def to_mapping(self) -> dict[str, dict[str, Any]]:
+        """Give nested plain values, as a checkpoint or YAML can hold them; `of` makes the configuration again."""
+        return plain(self)
+
+    def changed(self, found: Mapping[str, Any]) -> RunConfig:
+        """Give the configuration with other values for some keys; options that are not named stay, if the method does.
+
+        Raises:
+            UserError: As in `of`.
+        """
+        return RunConfig.of(flat(self.to_mapping(), found))
+
+    def differences(self, other: RunConfig) -> tuple[str, ...]:
+        """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``."""
+        ours, theirs = flat(self.to_mapping()), flat(other.to_mapping())
+        return tuple(
+            f"{key} ({_shown(ours, key)}, not {_shown(theirs, key)})"
+            for key in ours | theirs
+            if key != "data_root" and (key not in ours or key not in theirs or ours[key] != theirs[key])
+        )
+
+
+def _shown(found: Mapping[str, Any], key: str) -> Any:
+    value = found.get(key, "unset")
+    return format_fraction(value) if isinstance(value, float) else value

@@ -1,0 +1,118 @@
+"""The parts of a configuration: their fields are the flags of `adv-train fit` and the keys of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+
+from adv_train import values
+from adv_train.values import Range
+
+Positive: TypeAlias = Annotated[int, Range(1)]
+NonNegative: TypeAlias = Annotated[float, Range(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Values that are read by the rules of their types, wherever they come from.
+
+    Raises:
+        UserError: When a value breaks its rule.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            object.__setattr__(self, name, values.reader(hint)(getattr(self, name), name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """What to train on.
+
+    Attributes:
+        name: Data set, or `imagefolder:PATH` for your own images, one folder a class.
+        root: Folder that holds the data sets, or receives them; where data lie does not change a run.
+        limit: Use only so many training images, of all classes in proportion.
+        size: For an image folder: resize the shorter side to so many pixels and crop the centre.
+        augment: In place of the data set's own augmentation.
+        skip_unreadable: For an image folder: leave out the files that cannot be read, instead of refusing them.
+    """
+
+    name: str
+    root: str = "data"
+    limit: Annotated[int, Range(2)] | None = None
+    size: Positive | None = None
+    augment: Literal["none", "flip", "crop", "flip-crop"] | None = None
+    skip_unreadable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """What to train.
+
+    Attributes:
+        name: Network.
+        options: Its options.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Section):
+    """How long, and what is kept of it.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
+        validation_steps: Steps of PGD on the validation images after each epoch.
+        seed: Fixes weights, order, augmentation and attack noise.
+    """
+
+    epochs: Positive
+    batch_size: Positive
+    select: Literal["robust", "clean", "last"] = "robust"
+    validation_steps: Positive = 10
+    seed: Annotated[int, Range(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """SGD and its schedule.
+
+    Attributes:
+        lr: Largest learning rate of the schedule.
+        schedule: Shape of the learning rate over the steps.
+        momentum: Of SGD.
+        momentum_cycling: Lower the momentum by 0.1 where the learning rate is highest, and raise it again.
+        weight_decay: Of SGD, on every parameter.
+    """
+
+    lr: NonNegative
+    schedule: Literal["triangular", "cosine", "constant"] = "triangular"
+    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
+    momentum_cycling: bool = False
+    weight_decay: NonNegative = 5e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.momentum_cycling and self.momentum < 0.1:
+            raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Section):
+    """What computes, and how exactly.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        precision: Arithmetic of training and validation.
+        channels_last: Keep weights in the memory layout that a GPU's matrix units prefer.
+    """
+
+    device: str = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    channels_last: bool = False

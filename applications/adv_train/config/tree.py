@@ -1,0 +1,152 @@
+"""One configuration in its two forms: nested by section, and flat by the short names that flags have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from adv_train.config.sections import ComputeConfig, DataConfig, OptimizerConfig, TrainingConfig
+from adv_train.errors import UserError, unknown
+from adv_train.leaves import Leaf, leaves
+from adv_train.methods import METHODS
+from adv_train.models import MODELS
+from adv_train.threat import Threat
+
+#: The sections whose fields do not depend on what is chosen.
+_FIXED: Final = {
+    "data": DataConfig,
+    "threat": Threat,
+    "training": TrainingConfig,
+    "optimizer": OptimizerConfig,
+    "compute": ComputeConfig,
+}
+SECTIONS: Final = ("data", "method", "model", "threat", "training", "optimizer", "compute")
+#: Fields whose short name is not their own.
+_SHORT: Final = {
+    ("data", "name"): "data",
+    ("data", "root"): "data_root",
+    ("data", "limit"): "train_limit",
+    ("model", "name"): "model",
+    ("method", "name"): "method",
+}
+_RANGE_OF_IMAGES: Final = ("low", "high")
+
+
+def short(section: str, field: str) -> str:
+    """Return the short name of a field."""
+    return _SHORT.get((section, field), field)
+
+
+def fields(section: str, choice: str | None = None) -> list[Leaf]:
+    """Return the fields of a section.
+
+    Args:
+        section: One of `SECTIONS`.
+        choice: The method, or the model; None leaves out their options.
+
+    Raises:
+        UserError: When there is no such method or model.
+    """
+    if section in _FIXED:
+        return [leaf for leaf in leaves(_FIXED[section]) if leaf.field not in _RANGE_OF_IMAGES]
+    about = "How to train (see `adv-train list`)." if section == "method" else "Network (see `adv-train list`)."
+    name = Leaf("name", str, None, True, about)
+    if choice is None or (section == "model" and ":" in choice):  # a factory of the user's own
+        return [name]
+    registry: Any = METHODS if section == "method" else MODELS
+    return [name, *registry.options(choice).values()]
+
+
+def nested(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort values into their sections.
+
+    Args:
+        found: By section, by short name, or some of both.
+
+    Raises:
+        UserError: When a key is unknown, or neither method nor model is named.
+    """
+    given = flat(found)
+    for key in ("data", "method", "model"):
+        if not isinstance(given.get(key), str):
+            raise UserError(f"The configuration does not say which {key} it is about.")
+    sorted_: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    places = {
+        short(section, leaf.field): (section, leaf)
+        for section in SECTIONS
+        for leaf in fields(section, given.get(section))
+    }
+    for key in given:
+        if key not in places:
+            raise _misplaced(key, given["method"], places)
+    for key, value in given.items():
+        section, leaf = places[key]
+        sorted_[section][leaf.field] = leaf.read(value, key)
+    return sorted_
+
+
+def check_names(found: Mapping[str, Any]) -> None:
+    """Refuse short names that no configuration has, whatever its method and model.
+
+    Raises:
+        UserError: With the nearest name that there is.
+    """
+    known = {short(section, leaf.field) for section in SECTIONS for leaf in fields(section)}
+    known |= {
+        option for registry in (METHODS, MODELS) for name in registry.names() for option in registry.options(name)
+    }
+    for key in found:
+        if key not in known:
+            raise unknown("configuration key", key, known)
+
+
+def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge layers into values by short name; later layers win. Another method, or model, drops the options of the one before.
+
+    Raises:
+        UserError: When a section is not a mapping.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        given: dict[str, Any] = {}
+        for key, value in layer.items():
+            if key in SECTIONS and isinstance(value, Mapping):
+                given |= {short(key, str(field).replace("-", "_")): inner for field, inner in value.items()}
+            elif key in SECTIONS and key not in ("data", "method", "model"):
+                raise UserError(f"`{key}` must hold lines such as `{fields(key)[0].field}: ...`, but is {value!r}.")
+            else:
+                given[str(key).replace("-", "_")] = value
+        for section in ("method", "model"):
+            before, now = merged.get(section), given.get(section, merged.get(section))
+            if before is not None and now != before:
+                for leaf in fields(section, before):
+                    merged.pop(short(section, leaf.field), None)
+        merged |= given
+    return merged
+
+
+def plain(config: Any) -> dict[str, dict[str, Any]]:
+    """Give the nested plain values of a run's configuration."""
+    method = {leaf.field: getattr(config.method, leaf.field) for leaf in fields("method", config.method_name)[1:]}
+    parts: dict[str, dict[str, Any]] = {}
+    for section in SECTIONS:
+        part = getattr(config, section)
+        if section == "method":
+            parts[section] = {"name": config.method_name, **{key: _plain(value) for key, value in method.items()}}
+        elif section == "model":
+            parts[section] = {"name": part.name, **part.options}
+        else:
+            parts[section] = {leaf.field: getattr(part, leaf.field) for leaf in fields(section)}
+    return parts
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _misplaced(key: str, method: str, places: Mapping[str, Any]) -> UserError:
+    others = [name for name in METHODS.names() if key in METHODS.options(name)]
+    if others:
+        own = ", ".join(METHODS.options(method)) or "no options"
+        return UserError(f"method {method!r} has no option `{key}` (but {', '.join(others)} has); it has {own}.")
+    return unknown("configuration key", key, places)
