@@ -71,8 +71,8 @@ def evaluate(
             batches of images and labels, such as a `torch.utils.data.DataLoader`; these are moved to the model.
         labels: Shape ``(n,)``, int64, on the device of the images.
         threat: What the attacks may do: ``Threat("linf", 8 / 255)``.
-        attacks: Names of `adv_train.attacks.ATTACKS.names()`, or attacks with options such as ``PGD(steps=20)``; at most one of
-            a kind. An empty sequence measures clean accuracy alone.
+        attacks: Names of `adv_train.attacks.ATTACKS`, or attacks with options such as ``PGD(steps=20)``; at most one
+            of a kind. An empty sequence measures clean accuracy alone.
         class_names: In the order of the labels; by default those of the data set.
         files: File of each sample, for the record.
         seed: Of the attacks.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adv_train import bench, data, evaluation
+from adv_train import bench, data, evaluation, models
 from adv_train.attacks import PGD, Attack, StandardAutoAttack
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.devices import find_device
@@ -17,7 +17,6 @@ from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
 from adv_train.evaluation import Evaluation
 from adv_train.files import make_folder
-from adv_train.foreign import load_weights, make_model
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
@@ -128,9 +127,9 @@ def evaluate_weights(
     """
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
-    model = make_model(model_name, **dataset.model_arguments())
+    model = models.create(model_name, **dataset.model_arguments(), seed=0)
     if weights is not None:
-        load_weights(model, weights)
+        models.load_weights(model, weights)
     model = model.to(where).eval()
     about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     about |= origin(model, dataset, where)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_data
-from adv_train.methods import State
-from adv_train.progress import TrainingProgress
+from adv_train.observers import Observer, Progress
+from adv_train.observers.alarm import Alarm
 from adv_train.records import RunFolder
 from adv_train.trainer import Trainer
 
@@ -38,7 +40,9 @@ class FitResult:
     best: dict[str, Any]
 
 
-def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> FitResult:
+def fit(
+    config: RunConfig, out: Path | str, *, progress: bool | None = True, observers: Sequence[Observer] = ()
+) -> FitResult:
     """Train a model into a run folder; a folder with part of the same run is continued exactly.
 
     All randomness of an epoch follows from the seed and the epoch, and ``last.pt`` holds everything else, so on a CPU
@@ -48,6 +52,7 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
         config: What to train.
         out: The run folder; made where it does not exist.
         progress: Whether to show a bar on stderr; ``None`` shows it on a terminal and prints a line an epoch elsewhere.
+        observers: What else looks on, beside the bar and the alarm.
 
     Raises:
         UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
@@ -68,27 +73,27 @@ def fit(config: RunConfig, out: Path | str, *, progress: bool | None = True) -> 
     with (
         run.claim(config),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        suitable_threads(trainer.model, dataset.train.images),
-        TrainingProgress(
-            f"{config.method_name} on {config.data.name}", config.training.epochs, trainer.steps, progress
-        ) as shown,
+        suitable_threads(trainer.state.model, dataset.train.images),
+        ExitStack() as ends,
     ):
+        watching = [Progress(progress), Alarm(), *observers]
+        for observer in watching:
+            ends.callback(observer.close)
+            observer.start(config, dataset, run.path, steps=trainer.steps, done=state.epoch)
         if dataset.record and not run.split_file.exists():
             run.write_split(dataset.record.to_mapping())
         if saved:
             _write_what_follows(run, saved)
-        shown.say(dataset.describe())
-        shown.resume(state.epoch)
         while state.epoch < config.training.epochs:
-            state = _next_epoch(trainer, state, run, shown)
+            state = _next_epoch(trainer, state, run, watching)
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
 
 
-def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: TrainingProgress) -> Checkpoint:
+def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: Sequence[Observer]) -> Checkpoint:
     epoch = state.epoch + 1
     start = time.perf_counter()
-    trained = trainer.train_epoch(state.epoch, shown.step)
-    if not (math.isfinite(trained["loss"]) and trainer.is_finite()):
+    trained = trainer.train_epoch(state.epoch, lambda: [observer.step() for observer in watching])
+    if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()
     record = {"epoch": epoch, **trained, **trainer.validate()}
@@ -98,9 +103,7 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: Trai
     state = replace(
         state,
         epoch=epoch,
-        model=trainer.model.state_dict(),
-        optimizer=trainer.optimizer.state_dict(),
-        memory=trainer.memory,
+        **trainer.state.state_dict(),
         history=(*state.history, record),
         best_epoch=epoch if improved else state.best_epoch,
         best_score=score if improved else state.best_score,
@@ -109,7 +112,8 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, shown: Trai
     run.write_timing([*(line for line in run.timing() if line["epoch"] < epoch), seconds])
     checkpoint.save(run.last, state)
     _write_what_follows(run, state)
-    shown.epoch(record, middle - start)
+    for observer in watching:
+        observer.epoch(record, middle - start)
     return state
 
 
@@ -136,20 +140,11 @@ def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
 
 def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
     try:
-        trainer.model.load_state_dict(saved.model)
-        trainer.optimizer.load_state_dict(dict(saved.optimizer))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(f"`{run.last}` holds the weights of another model than {trainer.config.model.name}.") from error
-    if _kinds(saved.memory) != _kinds(trainer.memory):
+        trainer.state.load_state_dict({"model": saved.model, "optimizer": saved.optimizer, "memory": saved.memory})
+    except UserError as error:
         raise UserError(
-            f"`{run.last}` holds what another method or data set made {trainer.config.method_name} remember: give --out "
-            "another folder."
-        )
-    trainer.memory = {name: value.to(trainer.device) for name, value in saved.memory.items()}
-
-
-def _kinds(memory: State) -> dict[str, object]:
-    return {name: (value.shape, value.dtype) for name, value in memory.items()}
+            f"`{run.last}` does not fit the configuration beside it: {error}. Give --out another folder."
+        ) from error
 
 
 def _score(select: str, record: dict[str, Any]) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Moment, State
+from adv_train.methods import Moment
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.state import TrainingState
 
 _VALIDATION_BATCH = 500
 
@@ -33,19 +35,21 @@ class Trainer:
         self.dataset = dataset
         self.device = device
         arguments: dict[str, Any] = dataset.model_arguments()
-        self.model = models.create(
-            config.model.name, **arguments, seed=config.training.seed, **config.model.options
-        ).to(device)
+        model = models.create(config.model.name, **arguments, seed=config.training.seed, **config.model.options)
+        if config.model.init is not None:
+            models.load_weights(model, Path(config.model.init))
+        model = model.to(device)
         if config.compute.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
+            model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
             lr=config.optimizer.lr,
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
         )
-        self.steps = len(data.batch_bounds(len(dataset.train), config.training.batch_size))
-        self.memory: State = config.method.remember(self.model, len(dataset.train))
+        self.replays = config.method.replays()
+        self.steps = self.replays * len(data.batch_bounds(len(dataset.train), config.training.batch_size))
+        self.state = TrainingState(model, optimizer, config.method.remember(model, len(dataset.train)))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.
@@ -59,8 +63,8 @@ class Trainer:
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
-        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
-        self.model.train()
+        parameters: dict[str, Tensor] = dict(self.state.model.named_parameters())
+        self.state.model.train()
         # Sums stay on the device: reading one number a step would make the host wait for the device every time.
         loss = torch.zeros((), device=self.device)
         share = torch.zeros((), device=self.device)
@@ -68,30 +72,31 @@ class Trainer:
             self.dataset.train, self.config.training.batch_size, generator=generator, augment=self.dataset.augment
         )
         moment = Moment(*(torch.tensor(n, device=self.device) for n in (epoch * self.steps, self.total, epoch)))
-        for index, batch in enumerate(batches):
+        replayed = (batch for batch in batches for _ in range(self.replays))
+        for index, batch in enumerate(replayed):
             self._set_rates(epoch * self.steps + index)
             with computed_in(self.config.compute.precision, self.device):
                 step = self.config.method(
-                    self.model,
+                    self.state.model,
                     parameters,
                     batch,
                     self.config.threat,
                     moment=moment,
-                    state=self.memory,
+                    state=self.state.memory,
                     generator=generator,
                 )
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
-            self.optimizer.step()
-            self.memory = step.state
+            self.state.optimizer.step()
+            self.state.memory = step.state
             moment.step.add_(1)
             loss += step.loss.detach() * len(batch.y)
             share += step.implicit_share.detach()
             count_step()
         mean_share = float(share) / self.steps
         return {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss": float(loss) / len(self.dataset.train),
+            "lr": self.state.optimizer.param_groups[0]["lr"],
+            "loss": float(loss) / (self.replays * len(self.dataset.train)),
             # 0/0 where the direct part vanishes: JSON has no NaN.
             "implicit_share": mean_share if math.isfinite(mean_share) else None,
         }
@@ -101,22 +106,18 @@ class Trainer:
         """Steps of the whole run."""
         return self.config.training.epochs * self.steps
 
-    def is_finite(self) -> bool:
-        """Whether every weight and every statistic of the model is a finite number."""
-        return bool(torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all())
-
     def validate(self) -> dict[str, float]:
         """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch."""
-        self.model.eval()
+        self.state.model.eval()
         generator = torch.Generator(self.device).manual_seed(0)
         clean = torch.zeros((), dtype=torch.int64, device=self.device)
         robust = torch.zeros_like(clean)
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
-                    clean += (self.model(x).argmax(1) == y).sum()
+                    clean += (self.state.model(x).argmax(1) == y).sum()
                 survived, _ = attacks.pgd(
-                    self.model,
+                    self.state.model,
                     x,
                     y,
                     eps=self.config.threat.eps,
@@ -130,7 +131,7 @@ class Trainer:
 
     def _set_rates(self, step: int) -> None:
         config, steps = self.config.optimizer, self.total
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak=config.lr, schedule=config.schedule)
             if config.momentum_cycling:
                 group["momentum"] = cycled_momentum(step, steps, momentum=config.momentum)

@@ -49,8 +49,8 @@ def reader(hint: Any) -> Reader:
         str: text,
         Path: lambda value, name: Path(text(str(value), name)),
     }
-    found: Reader = plain[hint] if hint in plain else hint.read
-    return found
+    found: Reader | None = plain.get(hint)
+    return found or hint.read  # type: ignore[no-any-return]
 
 
 def refused(name: str, rule: str, found: object) -> UserError:

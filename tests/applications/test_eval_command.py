@@ -19,8 +19,8 @@ import adv_train
 from adv_train import data
 from adv_train.cli import main
 from adv_train.errors import UserError
-from adv_train.foreign import load_weights
 from adv_train.loading import load_model
+from adv_train.models import load_weights
 
 TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
 QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]

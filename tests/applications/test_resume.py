@@ -104,7 +104,7 @@ def test_stopping_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, unin
                 if left == 0:
                     raise Stopped
 
-            patch.setattr("adv_train.progress.TrainingProgress.step", update)
+            patch.setattr("adv_train.observers.progress.Progress.step", update)
             with pytest.raises(Stopped):
                 fit(config(), run, progress=False)
         fit(config(), run, progress=False)

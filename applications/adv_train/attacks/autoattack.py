@@ -44,9 +44,9 @@ LEAST_CLASSES = 4
 class StandardAutoAttack(Attack):
     """Standard AutoAttack: APGD-CE, APGD-T, FAB-T and Square (Croce and Hein, ICML 2020).
 
-    The standard version, which has no options: APGD-CE, targeted APGD-DLR, targeted FAB and Square, through the package `pyautoattack`; each
-    part sees the samples that the earlier ones left. Only the verdict is ours: each returned image is checked against
-    the budget and classified once more. Fewer than ten classes leave fewer than the standard nine target classes.
+    The standard version, which has no options, through the package `pyautoattack`: each part sees the samples that
+    the earlier ones left. Only the verdict is ours: each returned image is checked against the budget and classified
+    once more. Fewer than ten classes leave fewer than the standard nine target classes.
 
     What costs the time is thousands of small passes in sequence (on 360 digits: 1 % clean checks, 30 % APGD, 40 %
     FAB, 30 % Square), so the attack is made cheaper without being changed: large batches, constant parameters so

@@ -25,6 +25,7 @@ from adv_train.config import PRESETS, RECIPES, SECTIONS, RunConfig, fields, flat
 from adv_train.leaves import Leaf
 from adv_train.methods import METHODS
 from adv_train.models import MODELS
+from adv_train.observers import OBSERVERS, Observer
 from adv_train.records import RunFolder
 from adv_train.registry import Registry
 from adv_train.train import fit
@@ -49,11 +50,13 @@ class Run(Progress):
         out: Run folder; by default runs/ and a name made of the choices.
         preset: A named cell of the published tables (see `adv-train list`).
         config: YAML file; beats the preset, flags beat it.
+        observe: What else looks on, with commas between (see `adv-train list observers`).
     """
 
     out: Path | None = None
     preset: str | None = None
     config: Path | None = None
+    observe: str | None = None
 
 
 def run(words: Sequence[str]) -> int:
@@ -61,7 +64,7 @@ def run(words: Sequence[str]) -> int:
     command, flags = read(words)
     config = configuration(command, flags)
     out = command.out or _default_folder(config)
-    result = fit(config, out, progress=command.shown)
+    result = fit(config, out, progress=command.shown, observers=_observers(command.observe))
     epochs = config.training.epochs
     if result.resumed_after == epochs:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")
@@ -146,6 +149,10 @@ def _table_of_options() -> str:
         told = [f"--{name.replace('_', '-')} {leaf.default}" for name, leaf in METHODS.options(method).items()]
         lines.append(f"  {method:<12} {'  '.join(told)}")
     return "\noptions of each method, with their defaults (None follows from the rest):\n" + "\n".join(lines)
+
+
+def _observers(names: str | None) -> list[Observer]:
+    return [OBSERVERS.create(name.strip()) for name in (names or "").split(",") if name.strip()]
 
 
 def _default_folder(config: RunConfig) -> Path:

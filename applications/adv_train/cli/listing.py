@@ -18,6 +18,7 @@ from adv_train.errors import unknown
 from adv_train.methods import METHODS
 from adv_train.models import MODELS
 from adv_train.objectives import OBJECTIVES
+from adv_train.observers import OBSERVERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, objectives, presets, models, data or attacks; all without it.
+        section: methods, objectives, presets, models, data, observers or attacks; all without it.
     """
 
     section: str | None = None
@@ -58,6 +59,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
         "models": {name: MODELS.describe(name) for name in MODELS.names()},
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
+        "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
     }
 

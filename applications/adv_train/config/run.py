@@ -54,12 +54,12 @@ class RunConfig:
         """
         parts = nested(found)
         method, model = parts["method"], parts["model"]
-        defaults = {leaf.field: leaf.default for leaf in fields("model", model["name"]) if not leaf.required}
-        options = {key: model.get(key, default) for key, default in defaults.items()}
+        own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", "init")]
+        options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
         try:
             return cls(
                 data=DataConfig(**parts["data"]),
-                model=ModelConfig(name=model["name"], options=options),
+                model=ModelConfig(name=model["name"], init=model.get("init"), options=options),
                 threat=Threat(**{"norm": "linf", **parts["threat"]}),
                 method=METHODS.create(**method),
                 training=TrainingConfig(**parts["training"]),

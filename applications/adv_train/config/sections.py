@@ -53,10 +53,12 @@ class ModelConfig(Section):
 
     Attributes:
         name: Network.
+        init: File of weights to start from, such as best.pt of another run.
         options: Its options.
     """
 
     name: str
+    init: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

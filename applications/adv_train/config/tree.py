@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from adv_train.config.sections import ComputeConfig, DataConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
 from adv_train.methods import METHODS
@@ -51,10 +51,12 @@ def fields(section: str, choice: str | None = None) -> list[Leaf]:
         return [leaf for leaf in leaves(_FIXED[section]) if leaf.field not in _RANGE_OF_IMAGES]
     about = "How to train (see `adv-train list`)." if section == "method" else "Network (see `adv-train list`)."
     name = Leaf("name", str, None, True, about)
-    if choice is None or (section == "model" and ":" in choice):  # a factory of the user's own
-        return [name]
-    registry: Any = METHODS if section == "method" else MODELS
-    return [name, *registry.options(choice).values()]
+    if section == "method":
+        return [name] if choice is None else [name, *METHODS.options(choice).values()]
+    always = [name, next(leaf for leaf in leaves(ModelConfig) if leaf.field == "init")]
+    if choice is None or ":" in choice:  # a factory of the user's own has options that nobody knows
+        return always
+    return [*always, *MODELS.options(choice).values()]
 
 
 def nested(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -101,7 +103,9 @@ def check_names(found: Mapping[str, Any]) -> None:
 
 
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge layers into values by short name; later layers win. Another method, or model, drops the options of the one before.
+    """Merge layers into values by short name; later layers win.
+
+    Another method, or model, drops the options of the one before.
 
     Raises:
         UserError: When a section is not a mapping.
@@ -134,7 +138,7 @@ def plain(config: Any) -> dict[str, dict[str, Any]]:
         if section == "method":
             parts[section] = {"name": config.method_name, **{key: _plain(value) for key, value in method.items()}}
         elif section == "model":
-            parts[section] = {"name": part.name, **part.options}
+            parts[section] = {"name": part.name, "init": part.init, **part.options}
         else:
             parts[section] = {leaf.field: getattr(part, leaf.field) for leaf in fields(section)}
     return parts

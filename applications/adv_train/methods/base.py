@@ -83,6 +83,10 @@ class Method(abc.ABC):
         """
         return {}
 
+    def replays(self) -> int:
+        """Return how many optimiser steps are made on one batch, each from a call of its own."""
+        return 1
+
     @abc.abstractmethod
     def __call__(
         self,

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from adv_train.models.registry import MODELS, create
+from adv_train.models.weights import load_weights
 
-__all__ = ["MODELS", "create"]
+__all__ = ["MODELS", "create", "load_weights"]

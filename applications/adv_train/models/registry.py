@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adv_train.errors import UserError
+from adv_train.models import factory
 from adv_train.registry import Registry
 
 MODELS: Registry[nn.Module] = Registry("model", "adv_train.models")
@@ -31,7 +32,7 @@ def create(
     """Build a model with fresh weights, on the CPU, in float32 and in train mode.
 
     Args:
-        name: One of `MODELS.names()`.
+        name: One of `MODELS.names()`, or ``package.module:factory`` for one of the user's own.
         channels: Of the images: 1 for grey, 3 for colour.
         classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
@@ -52,9 +53,13 @@ def create(
     _check_data(channels, classes, image_size, mean, std)
 
     def build() -> nn.Module:
+        if ":" in name:
+            described = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
+            return factory.make(name, options, **described)
         return MODELS.create(name, channels, classes, image_size, mean, std, **options)
 
-    _check_parameters(name, image_size, build)
+    if ":" not in name:
+        _check_parameters(name, image_size, build)
     if seed is None:
         return build()
     with torch.random.fork_rng(devices=[]):

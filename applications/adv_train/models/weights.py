@@ -1,77 +1,19 @@
-"""Models and weights that were not trained here."""
+"""Weights that were not trained here."""
 
 from __future__ import annotations
 
-import inspect
 import pickle
-import sys
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adv_train import models
-from adv_train.errors import UserError, unknown
+from adv_train.errors import UserError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-def make_model(name: str, **data: Any) -> nn.Module:
-    """Build a model by the name of one of ours, or by ``package.module:factory``.
-
-    Args:
-        name: A name of `adv_train.models.MODELS.names()`, or where a function or class is that makes the model. A factory is
-            given those of `data` that it has parameters for; its class count may also be called ``num_classes``.
-        **data: ``channels``, ``classes``, ``image_size``, ``mean`` and ``std``, as for `adv_train.models.create`.
-
-    Raises:
-        UserError: When the name is unknown, or the factory is missing, fails, or makes no model.
-    """
-    place, colon, factory_name = name.partition(":")
-    if not colon:
-        if name not in models.MODELS.names():
-            raise unknown("model", name, [*models.MODELS.names(), "package.module:factory"])
-        return models.create(name, **data, seed=0)
-    factory = _find(place, factory_name, name)
-    offered = {**data, "num_classes": data.get("classes")}
-    try:
-        wanted = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a callable written in C has none
-        wanted = {}  # type: ignore[assignment]
-    try:
-        model = factory(**{key: value for key, value in offered.items() if key in wanted})
-    except Exception as error:  # the code of others may fail in any way
-        raise UserError(f"`{name}` could not make a model ({type(error).__name__}: {error}).") from error
-    if not isinstance(model, nn.Module):
-        raise UserError(f"`{name}` must return a torch.nn.Module, but returns {type(model).__name__}.")
-    return model
-
-
-def _find(place: str, factory_name: str, name: str) -> Any:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)  # As `python -m` has it, so that a file in this folder is found.
-    try:
-        module = import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
-            raise UserError(f"Importing `{place}` failed: the package {error.name} is missing.") from error
-        raise UserError(f"There is no module `{place}` to take the model `{name}` from.") from error
-    except Exception as error:  # the code of others may fail in any way
-        raise UserError(f"Importing `{place}` failed ({type(error).__name__}: {error}).") from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown(f"factory in module {place}", factory_name, public)
-    return factory
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -1,0 +1,8 @@
+"""What looks on while a model trains, one file each."""
+
+from __future__ import annotations
+
+from adv_train.observers.base import OBSERVERS, Observer
+from adv_train.observers.progress import Progress
+
+__all__ = ["OBSERVERS", "Observer", "Progress"]
