@@ -127,7 +127,8 @@ def evaluate_weights(
     """
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
-    model = models.create(model_name, **dataset.model_arguments(), seed=0)
+    arguments: dict[str, Any] = dataset.model_arguments()
+    model = models.create(model_name, **arguments, seed=0)
     if weights is not None:
         models.load_weights(model, weights)
     model = model.to(where).eval()

@@ -46,7 +46,7 @@ def leaves(maker: Callable[..., Any]) -> list[Leaf]:
     """Return the parameters of a class or function, in their order."""
     # Of a dataclass the class knows the types of inherited fields, which its own module need not know.
     plain_class = inspect.isclass(maker) and not is_dataclass(maker)
-    hints = get_type_hints(maker.__init__ if plain_class else maker, include_extras=True)  # type: ignore[misc]
+    hints = get_type_hints(maker.__init__ if plain_class else maker, include_extras=True)
     told = _told(maker)
     return [
         Leaf(name, hints.get(name), found.default, found.default is found.empty, told.get(name, ""))

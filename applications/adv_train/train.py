@@ -92,7 +92,12 @@ def fit(
 def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: Sequence[Observer]) -> Checkpoint:
     epoch = state.epoch + 1
     start = time.perf_counter()
-    trained = trainer.train_epoch(state.epoch, lambda: [observer.step() for observer in watching])
+
+    def count_step() -> None:
+        for observer in watching:
+            observer.step()
+
+    trained = trainer.train_epoch(state.epoch, count_step)
     if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()

@@ -50,7 +50,7 @@ def reader(hint: Any) -> Reader:
         Path: lambda value, name: Path(text(str(value), name)),
     }
     found: Reader | None = plain.get(hint)
-    return found or hint.read  # type: ignore[no-any-return]
+    return found or hint.read
 
 
 def refused(name: str, rule: str, found: object) -> UserError:

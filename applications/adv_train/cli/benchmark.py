@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from adv_train import bench
 from adv_train.cli.command_line import Progress, options
@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
     command = read(words)
     device = find_device(command.device)
     shown = sys.stderr.isatty() if command.shown is None else command.shown
-    settings = {
+    settings: dict[str, Any] = {
         "batch_size": command.batch_size,
         "image_size": command.image_size,
         "eps": command.eps,

@@ -106,7 +106,7 @@ def given(words: Sequence[str], groups: Iterable[Group], command: str, about: st
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
+            parsed: Any = tyro.cli(
                 whole, args=list(words), prog=command, description=description, config=(tyro.conf.OmitArgPrefixes,)
             )
     except SystemExit as stop:

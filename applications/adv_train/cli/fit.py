@@ -111,7 +111,7 @@ def _chosen(words: Sequence[str]) -> dict[str, Any]:
     named = {key: value for key in ("data", "method", "model") if (value := _word(words, key)) is not None}
     preset, file, out = _word(words, "preset"), _word(words, "config"), _word(words, "out")
     layers: list[Mapping[str, Any]] = []
-    if preset in PRESETS:
+    if preset is not None and preset in PRESETS:
         layers.append(PRESETS[preset])
     if file is not None:
         layers.append(read_yaml(Path(file)))

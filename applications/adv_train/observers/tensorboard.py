@@ -25,17 +25,17 @@ class TensorBoard(Observer):
         """Open the log; what an earlier process wrote of epochs that are done again is dropped."""
         from torch.utils.tensorboard import SummaryWriter  # Not at the top: it is an extra.
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
         """Write the figures of an epoch."""
         assert self._writer is not None
         for name, value in {**record, "train_seconds": seconds}.items():
             if name != "epoch" and value is not None:
-                self._writer.add_scalar(name, value, record["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
 
     def close(self) -> None:
         """Close the log."""
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
