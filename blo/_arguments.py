@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from blo.errors import StructureError
@@ -28,6 +29,8 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
     if not callable(given) or isinstance(given, type):
         found = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
         raise StructureError(f"`{name}` must be a function of {wanted}, but is {found}.")
+    if torch.compiler.is_compiling():  # not every compiler traces signatures
+        return
     called = given.forward if isinstance(given, nn.Module) else given
     try:
         signature = inspect.signature(called, follow_wrapped=False)  # a wrapper may turn arguments round

@@ -49,8 +49,8 @@ def reader(hint: Any) -> Reader:
         str: text,
         Path: lambda value, name: Path(text(str(value), name)),
     }
-    found: Reader | None = plain.get(hint)
-    return found or hint.read
+    found: Reader = plain.get(hint) or getattr(hint, "read", None) or _instance_of(hint)
+    return found
 
 
 def refused(name: str, rule: str, found: object) -> UserError:
@@ -107,6 +107,15 @@ def one_of(valid: tuple[str, ...]) -> Reader:
     def read(value: object, name: str) -> str:
         if not isinstance(value, str) or value not in valid:
             raise unknown(name, reprlib.repr(value).strip("'"), valid)
+        return value
+
+    return read
+
+
+def _instance_of(kind: type[Any]) -> Reader:
+    def read(value: object, name: str) -> Any:
+        if not isinstance(value, kind):
+            raise refused(name, f"a {kind.__name__}", value)
         return value
 
     return read

@@ -298,7 +298,8 @@ def test_every_attack_is_made_by_its_name_and_says_what_it_is() -> None:
     assert {"pgd", "autoattack"} <= set(ATTACKS.names())
     for name in ATTACKS.names():
         assert ATTACKS.describe(name) and ATTACKS.name_of(ATTACKS.create(name)) == name
-    assert ATTACKS.options("pgd") == {"steps": 50, "restarts": 10, "step": None}
+    defaults = {name: leaf.default for name, leaf in ATTACKS.options("pgd").items()}
+    assert defaults == {"steps": 50, "restarts": 10, "step": None}
     assert ATTACKS.create("pgd", steps=3) == attacks.PGD(steps=3)
     with pytest.raises(UserError, match="'pgd' has no option `step_s`; it has steps, restarts, step"):
         ATTACKS.create("pgd", step_s=3)

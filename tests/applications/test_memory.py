@@ -102,5 +102,5 @@ def test_a_memory_that_does_not_fit_is_refused(whole: Path, tmp_path: Path, monk
         return {"delta": torch.zeros(images, 3)}
 
     monkeypatch.setattr(Remembering, "remember", other)
-    with pytest.raises(UserError, match="another method or data set made remembering remember"):
+    with pytest.raises(UserError, match="what the method remembers is that of another method or data set"):
         fit(config(method="remembering"), run, progress=False)

@@ -226,7 +226,7 @@ def test_a_dense_layer_on_large_images_is_refused_before_it_is_allocated(size: i
     [
         ("smal-cnn", {}, r"Unknown model `smal-cnn`. Did you mean `small-cnn`"),
         ("preact-resnet-18", {"activation": "gelu"}, "Unknown activation `gelu`.* relu, silu"),
-        ("small-cnn", {"activatoin": "silu"}, "Unknown option of model small-cnn `activatoin`.*`activation`"),
+        ("small-cnn", {"activatoin": "silu"}, "model 'small-cnn' has no option `activatoin`; it has activation"),
         ("small-cnn", {"classes": 1}, "at least 2 classes"),
         ("small-cnn", {"image_size": 0}, "3 x 0 x 0"),
         ("small-cnn", {"mean": [0.5]}, "each of the 3 channels.*1 and 3"),

@@ -157,7 +157,7 @@ def test_the_command_killed_and_given_again_goes_on(tmp_path: Path, uninterrupte
     words += f"--epochs {EPOCHS} --train-limit 96 --batch-size 32 --device cpu --validation-steps 2".split()
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    first = process.stderr.readline()  # one line an epoch where stderr is no terminal
+    first = process.stderr.readline() + process.stderr.readline()  # the data, then a line an epoch
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert "epoch 1/4" in first
@@ -209,5 +209,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     smaller = {name: value for name, value in saved.model.items() if "weight" in name}
     mixed = checkpoint.Checkpoint(**{**vars(saved), "model": smaller, "epoch": 1, "history": saved.history[:1]})
     checkpoint.save(tmp_path / "run" / "last.pt", mixed)
-    with pytest.raises(UserError, match="holds the weights of another model than small-cnn"):
+    with pytest.raises(
+        UserError, match="does not fit the configuration beside it: the weights are those of another model"
+    ):
         fit(config(epochs=2), tmp_path / "run", progress=False)

@@ -211,5 +211,5 @@ def test_data_sets_whose_split_is_fixed_take_no_record(tmp_path: Path) -> None:
     digits = data.load("digits", root="")
     assert digits.record is None and digits.test.names is None
     data.load("digits", root="", split=digits.record)
-    with pytest.raises(UserError, match="`split` is for image folders, but the data set is `digits`"):
+    with pytest.raises(UserError, match="data set 'digits' has no option `split`"):
         data.load("digits", root="", split=load(tmp_path).record)

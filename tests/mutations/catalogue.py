@@ -394,7 +394,7 @@ MUTATIONS = (
     Mutation(
         "an objective that is no function is taken for one",
         (Patch("blo/solvers/_stopping.py", "return ~(drift > _REPEATED *", "return ~(drift > torch.inf *"),),
-        (WHOLE + "test_random_objectives.py",),
+        (WHOLE + "test_random_objectives.py::test_draws_from_the_global_generator_are_named",),
     ),
     Mutation(
         "no curvature is looked for beyond the largest",

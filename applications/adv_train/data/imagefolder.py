@@ -41,7 +41,7 @@ def load(
     root: Path,
     limit: int | None,
     *,
-    path: Path | str | None = None,
+    path: Path | None = None,
     size: int | None = None,
     skip_unreadable: bool = False,
     split: SplitRecord | None = None,
@@ -71,7 +71,7 @@ def load(
     if size is not None and size < 1:
         raise UserError(f"`size` must be at least 1 pixel, but is {size}.")
     written = Path(name.partition(":")[2]).expanduser()
-    folder = _find(written, root) if path is None else Path(path).expanduser()
+    folder = _find(written, root) if path is None else path.expanduser()
     splits: _Splits
     if split is None:
         classes, splits = _splits_of_the_folder(folder)
