@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train import data, methods, train
+from adv_train.attacks.judging import check_samples
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
 from adv_train.threat import Threat
@@ -69,16 +70,26 @@ def training_gradient(
         **options: the method's options, such as `step`, `curvature` or `ig_weight`.
 
     Returns:
-        `step.grads` by parameter name, `step.delta`, `step.loss` and `step.implicit_share`.
+        `step.grads` by name of each parameter that requires grad, `step.delta`, `step.loss` and `step.implicit_share`.
 
     Raises:
-        UserError: for an unknown method, an option it lacks, or a start that does not fit.
+        UserError: for an unknown method, an option it lacks, a start that does not fit, images outside [0, 1] or of
+            another dtype than the parameters, labels that are no classes, a budget above 1, a model without trainable
+            parameters or wrapped for data parallelism.
     """
+    check_samples(x, y, Threat("linf", eps))
+    params: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(f"`model` is wrapped in {type(model).__name__}: pass its `.module`.")
+    if not params:
+        raise UserError("No parameter of `model` requires grad, so there is nothing to train.")
+    other = next((name for name, value in params.items() if value.dtype != x.dtype), None)
+    if other is not None:
+        raise UserError(f"The images are {x.dtype}, but the parameter `{other}` is {params[other].dtype}: convert one.")
     if isinstance(start, str):
         options["start"], start = start, None
     if start is not None and start.shape != x.shape:
         raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
     chosen = methods.METHODS.create(method, **options)
     batch = data.Batch(x, y, torch.arange(len(x), device=x.device))
-    params: dict[str, Tensor] = dict(model.named_parameters())
     return chosen(model, params, batch, Threat("linf", eps), start=start, generator=generator)

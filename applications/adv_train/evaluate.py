@@ -26,7 +26,7 @@ from adv_train.data.dataset import Dataset
 from adv_train.data.split import Split
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation, Examples, Outcome, collapse, read, read_all, write
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
 
 __all__ = [
     "Evaluation",
@@ -51,6 +51,8 @@ def evaluate(
     labels: Tensor | None = None,
     threat: Threat | None = None,
     *,
+    eps: float | None = None,
+    norm: Norm = "linf",
     attacks: Sequence[Attack | str] = ("pgd", "autoattack"),
     class_names: Sequence[str] = (),
     files: Sequence[str] = (),
@@ -71,6 +73,8 @@ def evaluate(
             batches of images and labels, such as a `torch.utils.data.DataLoader`; these are moved to the model.
         labels: Shape ``(n,)``, int64, on the device of the images.
         threat: What the attacks may do: ``Threat("linf", 8 / 255)``.
+        eps: Instead of a threat, its budget for images in [0, 1].
+        norm: With ``eps``, the norm.
         attacks: Names of `adv_train.attacks.ATTACKS`, or attacks with options such as ``PGD(steps=20)``; at most one
             of a kind. An empty sequence measures clean accuracy alone.
         class_names: In the order of the labels; by default those of the data set.
@@ -92,8 +96,10 @@ def evaluate(
         UserError: When an argument is out of range or shape.
         RuntimeError: When an attack leaves its budget.
     """
+    if (threat is None) == (eps is None):
+        raise UserError("Say what the attacks may do, by `threat` or by `eps`: `eps=8 / 255`, for one.")
     if threat is None:
-        raise UserError('`threat` says what the attacks may do, and is missing. Try `Threat("linf", 8 / 255)`.')
+        threat = Threat(norm, eps or 0.0)
     chosen = _named(attacks)
     x, y, known, paths = _samples(model, images, labels)
     files = tuple(files) or paths

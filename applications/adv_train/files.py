@@ -48,7 +48,10 @@ def make_folder(path: Path) -> None:
 
 def _sync_folder(path: Path) -> None:
     # The new name is an entry of the folder, which has to reach the disk as well.
-    folder = os.open(path, os.O_RDONLY)
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders, and keeps their entries safe itself.
     try:
         os.fsync(folder)
     finally:

@@ -126,6 +126,19 @@ class RunFolder:
                 "Give --out another folder."
             )
 
+    def extended(self, config: RunConfig) -> RunConfig:
+        """Give the configuration with what it extends, where the folder holds a finished run of fewer epochs."""
+        if not self.config_file.is_file():
+            return config
+        there = self.config().training
+        finished = len(self.metrics()) >= there.epochs
+        for epochs in (there.extended_from, there.epochs if finished else None):
+            if epochs is not None and epochs < config.training.epochs:
+                longer = config.changed({"extended_from": epochs})
+                if not longer.differences(self.config()):
+                    return longer
+        return config
+
     @contextmanager
     def claim(self, config: RunConfig) -> Iterator[None]:
         """Hold the folder for one process, making it and its ``config.yaml`` where they do not exist.
@@ -136,7 +149,7 @@ class RunFolder:
         self.check(config)
         make_folder(self.path)
         with _locked(self.path / ".lock"):
-            if not self.config_file.exists():
+            if not self.config_file.exists() or self.config().training != config.training:
                 replace_file(self.config_file, to_yaml(config).encode())
             yield
 

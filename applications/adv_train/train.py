@@ -48,6 +48,8 @@ def fit(
     All randomness of an epoch follows from the seed and the epoch, and ``last.pt`` holds everything else, so on a CPU
     the weights and records of a run do not depend on where it was interrupted.
 
+    A finished run goes on where it is given more epochs; its learning rate is from there on that of the longer run.
+
     Args:
         config: What to train.
         out: The run folder; made where it does not exist.
@@ -60,6 +62,7 @@ def fit(
     """
     run = RunFolder(Path(out))
     device = find_device(config.compute.device)
+    config = run.extended(config)
     run.check(config)
     saved = _saved(run, config)
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):

@@ -63,7 +63,9 @@ class Trainer:
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
-        parameters: dict[str, Tensor] = dict(self.state.model.named_parameters())
+        parameters: dict[str, Tensor] = {
+            name: value for name, value in self.state.model.named_parameters() if value.requires_grad
+        }
         self.state.model.train()
         # Sums stay on the device: reading one number a step would make the host wait for the device every time.
         loss = torch.zeros((), device=self.device)

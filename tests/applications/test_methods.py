@@ -260,3 +260,52 @@ def _implicit_by_hand(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps
     names, params = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad((slope * u.detach()).sum() / len(x), params, materialize_grads=True, allow_unused=True)
     return dict(zip(names, found, strict=True))
+
+
+# --- modes, and what training_gradient refuses ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fast-at", "pgd-at", "fast-bat", "fast-at-ga", "n-fgsm"])
+def test_the_attack_can_see_the_model_as_after_training(method: str) -> None:
+    model, x, y, start = case(4, name="preact-resnet-18", batch=4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0  # so that the statistics stay and two models can be compared
+    options: dict[str, Any] = {"method": method, "eps": 0.05, "start": 0.05 * start}
+    found = training_gradient(model, x, y, attack_mode="eval", **options)
+    assert all(module.training for module in model.modules())
+    as_after = training_gradient(model.eval(), x, y, **options)
+    # The attack is that on the model in eval mode; the loss on what it found is that of training.
+    assert torch.equal(found.delta, as_after.delta)
+    assert not torch.equal(found.delta, training_gradient(model.train(), x, y, **options).delta)
+    if method != "fast-at-ga":
+        assert torch.equal(found.loss, F.cross_entropy(model(x + found.delta), y))
+
+
+def test_frozen_parameters_are_constants() -> None:
+    model, x, y, start = case(0)
+    every = training_gradient(model, x, y, method="fast-bat", eps=0.1, start=0.1 * start).grads
+    frozen = next(iter(every))
+    model.get_parameter(frozen).requires_grad_(False)
+    for method in ("standard", "fast-at", "fast-bat"):
+        assert frozen not in training_gradient(model, x, y, method=method, eps=0.1, start=0.1 * start).grads
+    found = training_gradient(model, x, y, method="fast-bat", eps=0.1, start=0.1 * start).grads
+    assert_close(found, {name: value for name, value in every.items() if name != frozen}, 0.0)
+
+
+def test_training_gradient_names_what_it_cannot_use() -> None:
+    model, x, y, _ = case(0)
+    for images, labels, eps, says in (
+        (255 * x, y, 0.1, r"needs images in \[0, 1\]"),
+        ((x - 0.5) / 0.25, y, 0.1, r"needs images in \[0, 1\]"),
+        ((255 * x).byte(), y, 0.1, "Divide uint8 images by 255"),
+        (x, y, 8, "`eps` must not exceed"),
+        (x, y.float(), 0.1, "one int64 label an image"),
+        (x.float(), y, 0.1, "The images are torch.float32, but the parameter `.*` is torch.float64"),
+    ):
+        with pytest.raises(UserError, match=says):
+            training_gradient(model, images, labels, method="fast-at", eps=eps)
+    with pytest.raises(UserError, match=r"pass its `\.module`"):
+        training_gradient(nn.DataParallel(model), x, y, method="fast-at", eps=0.1)
+    with pytest.raises(UserError, match="nothing to train"):
+        training_gradient(model.requires_grad_(False), x, y, method="fast-at", eps=0.1)

@@ -16,6 +16,7 @@ import torch
 from adv_train import checkpoint, records
 from adv_train.config import RunConfig, resolve, to_yaml
 from adv_train.errors import UserError
+from adv_train.loading import load_model
 from adv_train.train import fit
 
 EPOCHS = 4
@@ -213,3 +214,45 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         UserError, match="does not fit the configuration beside it: the weights are those of another model"
     ):
         fit(config(epochs=2), tmp_path / "run", progress=False)
+
+
+# --- more epochs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_goes_on_where_it_is_given_more_epochs(tmp_path: Path) -> None:
+    # With a constant rate the longer run is the run that was longer from the start.
+    whole = fit(config(schedule="constant"), tmp_path / "whole", progress=False).run
+    run = fit(config(schedule="constant", epochs=2), tmp_path / "run", progress=False).run
+    first = (run.best.read_bytes(), run.metrics())
+    longer = fit(config(schedule="constant"), run.path, progress=False)
+    assert longer.resumed_after == 2 and run.config().training.extended_from == 2
+    assert run.metrics() == whole.metrics() and run.metrics()[:2] == first[1]
+    found, truth = checkpoint.load(run.last).model, checkpoint.load(whole.last).model
+    assert all(torch.equal(found[name], value) for name, value in truth.items())
+    load_model(run.path)  # the best epoch may be one of the shorter run
+    assert fit(config(schedule="constant"), run.path, progress=False).resumed_after == EPOCHS  # nothing left to do
+    again = fit(config(schedule="constant", epochs=EPOCHS + 1), run.path, progress=False)
+    assert again.resumed_after == EPOCHS and run.config().training.extended_from == EPOCHS
+
+
+def test_an_extension_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
+    fit(config(epochs=2), tmp_path / "whole", progress=False)
+    fit(config(epochs=2), tmp_path / "run", progress=False)
+    fit(config(), tmp_path / "whole", progress=False)
+    for stop in (1, 2, 3):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            stop_at_write(patch, stop, after=True)
+            fit(config(), tmp_path / "run", progress=False)
+    fit(config(), tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_unfinished_run_and_a_shorter_one_are_other_configurations(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        stop_at_write(patch, 4, after=True)
+        fit(config(), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"differs in epochs \(5, not 4\)"):
+        fit(config(epochs=5), tmp_path / "run", progress=False)
+    fit(config(), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"differs in epochs \(3, not 4\)"):
+        fit(config(epochs=3), tmp_path / "run", progress=False)

@@ -58,9 +58,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{place}", 2)
     except (MemoryError, RuntimeError) as error:
         # By its name: importing PyTorch for its exception may be the very thing that failed.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+        if not isinstance(error, MemoryError) and not out_of_memory:
             raise
-        return _fail("out of memory: choose a smaller --batch-size, or another --device", 2)
+        return _fail("out of memory: choose a smaller --batch-size or --size, or another --device", 2)
     except KeyboardInterrupt:
         return _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
 

@@ -99,7 +99,11 @@ def read(words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
         if section in _REGISTRIES and not (wants_help and chosen.get(section)):
             # Those that do not belong are refused with a word on whose they are.
             leaves |= {name: leaf for name, leaf in _of_all(section).items() if name not in leaves}
-        shown = {name: replace(leaf, default=chosen.get(name, leaf.default)) for name, leaf in leaves.items()}
+        shown = {
+            name: replace(leaf, default=chosen.get(name, leaf.default))
+            for name, leaf in leaves.items()
+            if name != "extended_from"
+        }
         groups.append(Group(section, _ABOUT[section], {name.replace("_", "-"): leaf for name, leaf in shown.items()}))
     found = {name.replace("-", "_"): value for name, value in given(words, groups, "adv-train fit", about).items()}
     command = Run(**{name: found.pop(name) for name in [leaf.replace("-", "_") for leaf in own.flags] if name in found})

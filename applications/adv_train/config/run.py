@@ -87,12 +87,18 @@ class RunConfig:
         return RunConfig.of(flat(self.to_mapping(), found))
 
     def differences(self, other: RunConfig) -> tuple[str, ...]:
-        """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``."""
+        """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``.
+
+        A run that extends the other does not differ from it in its length.
+        """
+        free = {"data_root"}
+        if self.training.extended_from == other.training.epochs:
+            free |= {"epochs", "extended_from"}
         ours, theirs = flat(self.to_mapping()), flat(other.to_mapping())
         return tuple(
             f"{key} ({_shown(ours, key)}, not {_shown(theirs, key)})"
             for key in ours | theirs
-            if key != "data_root" and (key not in ours or key not in theirs or ours[key] != theirs[key])
+            if key not in free and (key not in ours or key not in theirs or ours[key] != theirs[key])
         )
 
 

@@ -72,6 +72,8 @@ class TrainingConfig(Section):
         select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
         validation_steps: Steps of PGD on the validation images after each epoch.
         seed: Fixes weights, order, augmentation and attack noise.
+        extended_from: Set by `fit` where a finished run of so many epochs was given more: the schedule is that of the
+            longer run from there on.
     """
 
     epochs: Positive
@@ -79,6 +81,7 @@ class TrainingConfig(Section):
     select: Literal["robust", "clean", "last"] = "robust"
     validation_steps: Positive = 10
     seed: Annotated[int, Range(0)] = 0
+    extended_from: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

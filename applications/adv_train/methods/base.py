@@ -21,6 +21,7 @@ from adv_train.registry import Registry
 from adv_train.threat import Threat
 
 Start: TypeAlias = Literal["uniform", "zero"]
+Mode: TypeAlias = Literal["train", "eval"]
 #: What a method remembers from step to step: tensors by name, saved with the run.
 State: TypeAlias = Mapping[str, Tensor]
 
@@ -123,16 +124,27 @@ class Adversarial(Method):
 
     Attributes:
         start: `"uniform"` in the threat's ball, cut to images, or `"zero"`.
+        attack_mode: mode of BatchNorm and dropout in the attack: `"train"`, as they are in training, or `"eval"`.
         attack_loss: what the attack maximises.
         train_loss: what training minimises.
     """
 
     start: Start = "uniform"
+    attack_mode: Mode = "train"
     attack_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
     train_loss: Objective = CrossEntropy()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         one_of("start", self.start, ("uniform", "zero"))
+        one_of("attack_mode", self.attack_mode, ("train", "eval"))
+
+    def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
+        """Return the set that the attack stays in: the threat's."""
+        return threat.set(x)
+
+    def draw(self, x: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+        """Return where the attack starts."""
+        return threat.sample(x, generator) if self.start == "uniform" else torch.zeros_like(x)
 
     @abc.abstractmethod
     def solve(
@@ -154,9 +166,17 @@ class Adversarial(Method):
     ) -> Step:
         x, y = batch.x, batch.y
         if start is None:
-            start = threat.sample(x, generator) if self.start == "uniform" else torch.zeros_like(x)
-        losses = Losses(model, x, y, attack=self.attack_loss, train=self.train_loss, generator=generator)
-        attack = blo.LowerProblem(losses.attack, threat.set(x), batched=True)
+            start = self.draw(x, threat, generator)
+        losses = Losses(
+            model,
+            x,
+            y,
+            attack=self.attack_loss,
+            train=self.train_loss,
+            as_trained=self.attack_mode == "train",
+            generator=generator,
+        )
+        attack = blo.LowerProblem(losses.attack, self.allowed(x, threat), batched=True)
         out = self.solve(attack, losses, params, start, threat)
         implicit = [part for part in out.report.implicit_parts if part is not None]
         return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, state or {})
@@ -180,3 +200,13 @@ def positive(name: str, value: float | None) -> None:
     """
     if value is not None and not 0 < value < float("inf"):
         raise UserError(f"`{name}` must be a positive number, but is {value}.")
+
+
+def not_negative(name: str, value: float) -> None:
+    """Refuse what is no number of at least 0.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not 0 <= value < float("inf"):
+        raise UserError(f"`{name}` must be a number of at least 0, but is {value}.")

@@ -30,13 +30,16 @@ class FastAT(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        step = 1.25 * threat.eps if self.step is None else self.step
         return blo.value_and_hypergrad(
             losses.train,
             attack,
             params,
             start,
-            solver=blo.OneStep(step, direction="sign"),
+            solver=blo.OneStep(self.length(threat), direction="sign"),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
+
+    def length(self, threat: Threat) -> float:
+        """Return the length of the step in pixels."""
+        return 1.25 * threat.eps if self.step is None else self.step

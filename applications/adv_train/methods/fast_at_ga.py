@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blo
-from adv_train.errors import UserError
-from adv_train.methods.base import METHODS, Adversarial, Start, positive
+from adv_train.methods.base import METHODS, Adversarial, Start, not_negative, positive
 from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
 
@@ -38,8 +37,8 @@ class FastATGA(Adversarial):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("step", self.step)
-        if self.coefficient is not None and not 0 <= self.coefficient < float("inf"):
-            raise UserError(f"`coefficient` must be a number >= 0, but is {self.coefficient}.")
+        if self.coefficient is not None:
+            not_negative("coefficient", self.coefficient)
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +29,12 @@ class Losses:
         *,
         attack: Objective,
         train: Objective,
+        as_trained: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         self.x, self.y, self.generator = x, y, generator
         self._model, self._attack, self._train = model, attack, train
+        self._as_trained = as_trained
         self.logits = x.new_empty(0)
         self._clean: Tensor | None = None
 
@@ -41,7 +46,8 @@ class Losses:
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
-        return -self._attack(self.forward(params, delta), self.y, self._clean_logits(params))
+        with nullcontext() if self._as_trained else in_eval_mode(self._model):
+            return -self._attack(self.forward(params, delta), self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return the mean of the training objective, shape `()`: what training minimises."""
@@ -60,3 +66,16 @@ class Losses:
             with torch.no_grad():
                 self._clean = self.forward(params, None)
         return self._clean
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluate as after training: BatchNorm uses its running statistics and leaves them alone, dropout does nothing."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

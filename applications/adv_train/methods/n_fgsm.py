@@ -1,0 +1,40 @@
+"""N-FGSM: one sign step from wide noise, nothing of which is cut off (de Jorge et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import blo
+from adv_train.methods.base import METHODS, not_negative
+from adv_train.methods.fast_at import FastAT
+from adv_train.threat import Threat
+
+
+@METHODS.register("n-fgsm")
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(FastAT):
+    """One sign step from noise wider than the budget; images stay images, but neither is cut back to the ball.
+
+    Attributes:
+        width: The noise is uniform in width * eps; 2 as published.
+        step: step size in pixels; eps by default.
+    """
+
+    width: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        not_negative("width", self.width)
+
+    def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
+        return blo.Box(threat.low - x, threat.high - x, validate=False)
+
+    def draw(self, x: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+        wide = self.width * threat.eps if self.start == "uniform" else 0.0
+        return self.allowed(x, threat).project(torch.zeros_like(x).uniform_(-wide, wide, generator=generator))
+
+    def length(self, threat: Threat) -> float:
+        return threat.eps if self.step is None else self.step
