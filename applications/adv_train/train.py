@@ -69,7 +69,8 @@ def fit(
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = load_data(config, run.split(), device=device)
     trainer = Trainer(config, dataset, device)
-    state = saved or Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
+    fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
+    state = replace(saved, config=config) if saved else fresh
     if saved:
         _restore(trainer, saved, run)
     # Only now is anything written: what cannot be trained must not occupy the folder.

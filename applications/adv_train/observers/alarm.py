@@ -12,13 +12,13 @@ from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.observers.base import OBSERVERS, Observer
 
-_EPOCHS = 3
-_NEAR = 0.01
+_EPOCHS = 5
+_NEAR = 0.005
 
 
 @OBSERVERS.register("alarm")
 class Alarm(Observer):
-    """Warns, once, when the loss has stayed at ln K for three epochs: the model knows nothing of its K classes."""
+    """Warns, once, when the loss has stayed at ln K for five epochs: the model knows nothing of its K classes."""
 
     def __init__(self) -> None:
         self._chance, self._flat, self._told = 0.0, 0, False
