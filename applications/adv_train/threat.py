@@ -69,8 +69,16 @@ class Threat:
             noise = torch.zeros_like(x).uniform_(-self.eps, self.eps, generator=generator)
         else:
             noise = self.eps * _in_unit_ball(x, _ORDERS[self.norm], generator)
-        projected: Tensor = self.set(x).project(noise)
-        return projected
+        return self.project(x, noise)
+
+    def project(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Return the nearest perturbation of each image that is allowed.
+
+        Args:
+            x: Images, shape `(batch, ...)`.
+            delta: Of the same shape.
+        """
+        return self.set(x.flatten(1)).project(delta.flatten(1)).view_as(x)
 
     def distance(self, delta: Tensor) -> Tensor:
         """Return the norm of each perturbation, shape `(batch,)`, from `(batch, ...)`."""

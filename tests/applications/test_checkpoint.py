@@ -256,3 +256,21 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     for target in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match=r"Cannot make the folder `.*file"):
             files.make_folder(target)
+
+
+def test_where_folders_cannot_be_opened_files_are_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.open
+
+    def as_on_windows(path: Any, *arguments: Any, **named: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied")
+        return original(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", as_on_windows)
+    file = tmp_path / "last.pt"
+    for epoch in (1, 2):
+        checkpoint.save(file, make(epoch))
+        assert checkpoint.load(file).epoch == epoch
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]

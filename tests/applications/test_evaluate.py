@@ -429,3 +429,14 @@ def test_samples_that_cannot_be_judged_are_refused() -> None:
     model, x, y = linear_case()
     with pytest.raises(UserError, match=r"in \[0, 1\]"):
         evaluate_model(model, x * 255, y, eps=0.05, pgd=None, autoattack=False)
+
+
+def test_a_budget_stands_for_the_threat() -> None:
+    x, y = torch.rand(20, 4, 1, 1), torch.arange(20) % 4
+    model = nn.Flatten()  # the class of the largest pixel
+    by_threat = evaluate(model, x, y, Threat("linf", 0.1), attacks=[PGDAttack(steps=2, restarts=1)])
+    by_eps = evaluate(model, x, y, eps=0.1, norm="linf", attacks=[PGDAttack(steps=2, restarts=1)])
+    assert by_eps.threat == by_threat.threat and by_eps.ra_pgd == by_threat.ra_pgd
+    for said in ({}, {"threat": Threat("linf", 0.1), "eps": 0.1}):
+        with pytest.raises(UserError, match="by `threat` or by `eps`"):
+            evaluate(model, x, y, **said)  # type: ignore[arg-type]

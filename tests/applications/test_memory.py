@@ -104,3 +104,20 @@ def test_a_memory_that_does_not_fit_is_refused(whole: Path, tmp_path: Path, monk
     monkeypatch.setattr(Remembering, "remember", other)
     with pytest.raises(UserError, match="what the method remembers is that of another method or data set"):
         fit(config(method="remembering"), run, progress=False)
+
+
+def test_a_method_may_make_several_steps_on_one_batch(tmp_path: Path) -> None:
+    @METHODS.register("replaying")
+    @dataclass(frozen=True, kw_only=True)
+    class Replaying(Remembering):
+        def replays(self) -> int:
+            return 3
+
+    try:
+        MOMENTS.clear()
+        saved = checkpoint.load(fit(config(method="replaying", epochs=1), tmp_path / "run", progress=False).run.last)
+        assert [moment[:2] for moment in MOMENTS] == [(step, 9) for step in range(9)]
+        assert (saved.memory["seen"] == 3).all()
+        assert saved.optimizer["param_groups"][0]["lr"] > 0
+    finally:
+        del METHODS._makers["replaying"]

@@ -40,6 +40,8 @@ class RunConfig:
     compute: ComputeConfig
 
     def __post_init__(self) -> None:
+        if self.threat.norm != "linf":  # the sets are there, but neither the steps nor the attack on validation images
+            raise UserError(f"Training is in the norm linf so far, not in {self.threat.norm}.")
         if self.threat.eps == 0 and isinstance(self.method, Adversarial):
             raise UserError(
                 f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
