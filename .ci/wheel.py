@@ -43,7 +43,7 @@ def main() -> None:
         run(folder, *install, wheel)
         run(folder, bare / "python", "-W", "error", "-c", HYPERGRADIENT.format(root=str(ROOT)))
 
-        assert "fast-bat" in run(folder, bare / "adv-train", "list")  # needs none of the extra's packages
+        assert "adv-train fit" in run(folder, bare / "adv-train", "--help")  # needs none of the extra's packages
 
         # The command says how to install what it lacks, and that is enough to train a network.
         train = (bare / "adv-train", "fit", "--data", "digits", "--method", "fast-bat", "--epochs", "1", "--out", "run")
@@ -52,6 +52,7 @@ def main() -> None:
         assert advice and advice[1] == f"{distribution}[adv-train]", said
         run(folder, *install, advice[1])
         assert "is trained" in run(folder, *train, "--train-limit", "64")
+        assert "cifar10-16-fast-bat" in run(folder, bare / "adv-train", "list")  # presets are in the wheel
         print(f"{wheel.name}: built, installed and used, without and with its extra")
 
 

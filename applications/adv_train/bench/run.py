@@ -16,6 +16,7 @@ from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.timing import interleaved, ratio
 from adv_train.precision import computed_in
+from adv_train.tables import Figure, write_table
 from adv_train.threat import Threat
 
 #: What is measured: a name to print, the method and its options.
@@ -129,19 +130,25 @@ def record(rows: Sequence[Row], **settings: Any) -> dict[str, Any]:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     head = ("method", "forwards a step", "ms a step", "images/s", "over standard", "over by hand", "peak MiB")
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for row in rows:
-        cells = (
-            row.name,
-            f"{row.forwards:.2f}",
-            f"{row.milliseconds:.1f}",
-            f"{row.images_per_second:.1f}",
-            f"{row.over_standard:.2f}",
-            "" if row.over_by_hand is None else f"{row.over_by_hand:.3f}",
-            "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return write_table(
+        head,
+        [
+            [
+                row.name,
+                _figure(row.forwards, 2),
+                _figure(row.milliseconds, 1),
+                _figure(row.images_per_second, 1),
+                _figure(row.over_standard, 2),
+                _figure(row.over_by_hand, 3),
+                _figure(row.peak_mib, 0),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _figure(value: float | None, decimals: int) -> Figure:
+    return Figure(value, "" if value is None else f"{value:.{decimals}f}")
 
 
 def _step(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from adv_train.report.page import render, write_report
 from adv_train.report.sections import NextStep
 from adv_train.report.summary import RunSummary, class_rows, results_table
-from adv_train.report.tables import FORMATS, Figure, write_table
+from adv_train.tables import FORMATS, Figure, write_table
 
 __all__ = [
     "FORMATS",

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adv_train.report.summary import RunSummary, accuracy_title, class_rows, header, percent, row
-from adv_train.report.tables import Cell, Figure
+from adv_train.tables import Cell, Figure
 
 _PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
 _ACCURACIES = ("sa", "ra_pgd", "ra_aa")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adv_train.evaluation import Examples
-from adv_train.report.tables import Cell, Figure, write_table
+from adv_train.tables import Cell, Figure, write_table
 
 _TITLES: Final = {"pgd": "RA-PGD", "autoattack": "RA-AA"}
 
