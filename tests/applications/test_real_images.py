@@ -11,7 +11,7 @@ import torch
 import adv_train
 from adv_train.cli import main
 from tests.applications.image_files import write_digit_photos
-from tests.applications.real_images import unpack_cifar10_jpeg
+from tests.applications.real_images import write_real_images
 
 
 def test_an_epoch_on_pictures_of_every_format(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_an_epoch_on_pictures_of_every_format(tmp_path: Path) -> None:
 
 def test_an_epoch_of_fast_bat_on_256_real_images_with_the_published_network(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    unpack_cifar10_jpeg(images, train=30, test=2)
+    write_real_images(images, train=30, test=2)
     run = tmp_path / "run"
     command = ["fit", "--data", f"imagefolder:{images}", "--method", "fast-bat", "--eps", "8/255", "--epochs", "1"]
     assert main([*command, "--train-limit", "256", "--out", str(run), "--quiet"]) == 0
