@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def judge(folder: Path, plan: dict[str, dict[str, Any]]) -> None:
-    """Write into the run's folder how many of each slice of the test images are classified correctly, clean and attacked.
+    """Write into the run's folder how many images of each slice are classified correctly, clean and attacked.
 
     The slices of an attack cut the images chosen, of all classes in proportion, in the order of the data set. Each is
     judged by the attack with the slice's number as the seed, so the sum over slices is the figure on all images.

@@ -32,11 +32,12 @@ def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row
     """
     with tempfile.TemporaryDirectory() as folder, _deterministic():
         found = [Path(folder, name) for name in ("alone", "again", "killed")]
-        child = subprocess.run([sys.executable, "-c", _CHILD, method, device.type, precision, str(found[2])])
-        if child.returncode != -signal.SIGKILL:
-            raise RuntimeError(f"the run to be killed ended with status {child.returncode}")
-        for run in found:
-            resumed_after = _train(method, device.type, precision, run)
+        child = subprocess.Popen([sys.executable, "-c", _CHILD, method, device.type, precision, str(found[2])])
+        for run in found[:2]:
+            _train(method, device.type, precision, run)
+        if (status := child.wait()) != -signal.SIGKILL:
+            raise RuntimeError(f"the run to be killed ended with status {status}")
+        resumed_after = _train(method, device.type, precision, found[2])
         alone, again, killed = (checkpoint.load(run / "last.pt") for run in found)
         error, twin = _apart(killed, alone), _apart(again, alone)
     same = killed.history == alone.history
@@ -62,7 +63,10 @@ class _Killer(Observer):
     def step(self) -> None:
         self.steps += 1
         if self.steps == _KILLED_IN_STEP:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.kill()
+
+    def kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _train(method: str, device: str, precision: str, out: Path, *observers: Observer) -> int:

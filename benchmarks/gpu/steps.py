@@ -60,7 +60,8 @@ def prepared(
     if by_hand:
         return lambda: STEPS[title](network, x, y, start, EPS)
     method, options = METHODS[title]
-    chosen, params = methods.METHODS.create(method, **options), dict(network.named_parameters())
+    chosen = methods.METHODS.create(method, **options)
+    params: dict[str, Tensor] = dict(network.named_parameters())
     images, threat = data.Batch(x, y, torch.arange(batch, device=device)), Threat("linf", EPS)
     moment = Moment(*(torch.tensor(n, device=device) for n in (3, 100, 1)))
     memory = chosen.remember(network, batch)

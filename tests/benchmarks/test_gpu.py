@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,22 @@ def test_numbers_are_the_same_whoever_draws_them() -> None:
 
 def test_a_run_that_went_elsewhere_after_a_kill_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = resumed.checkpoint.load
+
+    class Child:
+        """In place of a process, which takes seconds to start."""
+
+        def __init__(self, command: list[str]) -> None:
+            with pytest.raises(KeyboardInterrupt):
+                resumed._train(*command[-4:-1], Path(command[-1]), Stopper())
+
+        def wait(self) -> int:
+            return -signal.SIGKILL
+
+    class Stopper(resumed._Killer):
+        def kill(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resumed.subprocess, "Popen", Child)
 
     def dishonest(path: Path) -> Any:
         saved = honest(path)
