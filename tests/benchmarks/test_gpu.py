@@ -37,8 +37,14 @@ def run(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Three processes import torch: where nothing compiled is kept, each would spend most of its time on compiling it.
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
     found = run(tmp_path, "--data", "digits")
     printed = capsys.readouterr()
     assert set(found) == {"gpu-right", "gpu-fast", "gpu-true"}
