@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
+from adv_train.precision import computed_in
 
 #: Gives a tensor of the data set's numbers on the device and in the dtype of a run.
 Draw: TypeAlias = Callable[..., Tensor]
@@ -42,6 +44,9 @@ TERMS: dict[str, Callable[[Draw], Any]] = {
     "NonNegative": lambda draw: blo.NonNegative(),
     "L2Ball": lambda draw: blo.L2Ball(0.5),
     "L1Ball": lambda draw: blo.L1Ball(0.7),
+    "L2Ball, cut": lambda draw: blo.L2Ball(0.5, low=-0.2, high=0.3),
+    "L1Ball, cut": lambda draw: blo.L1Ball(0.7, low=-0.2, high=0.3),
+    "Product": lambda draw: blo.Product(blo.Box(-0.3, 0.4), blo.L2Ball(0.5)),
     "Simplex": lambda draw: blo.Simplex(),
     "Affine": lambda draw: blo.Affine(draw(2, UNKNOWNS), draw(2)),
     "Halfspaces": lambda draw: blo.Halfspaces(draw(3, UNKNOWNS), draw(3).square() + 0.1),
@@ -56,20 +61,25 @@ LINEAR: dict[str, blo.linsolve.LinearSolver] = {
     "Auto": blo.Auto(),
     "Direct": blo.Direct(),
     "CG": blo.CG(),
+    "CG, preconditioned": blo.CG(preconditioner=blo.Nystrom(rank=2)),
     "MINRES": blo.MINRES(),
     "GMRES": blo.GMRES(),
     "Neumann": blo.Neumann(200),
     "Nystrom": blo.Nystrom(rank=UNKNOWNS),
+    "Identity": blo.Identity(2.0),
 }
 SOLVERS: dict[str, blo.solvers.Solver] = {
     "OneStep": blo.OneStep(0.05),
     "OneStep, sign": blo.OneStep(0.05, "sign"),
+    "OneStep, normalized": blo.OneStep(0.05, "normalized"),
+    "OneStep, coordinate": blo.OneStep(0.05, "coordinate"),
     "ProjectedGradient": blo.ProjectedGradient(),
     "FISTA": blo.FISTA(),
     "LBFGS": blo.LBFGS(),
     "Newton": blo.Newton(),
     "FixedPoint": blo.FixedPoint(0.1, max_steps=2000),
     "TorchOptim": blo.TorchOptim(lambda params: torch.optim.SGD(params, lr=0.1), steps=50),
+    "External": blo.External(lambda theta, z0: 0.3 * theta.tanh().expand_as(z0), tol=math.inf),
 }
 MARCH = blo.ProjectedGradient(0.1, 50, tol=None)
 UNROLLED: dict[str, blo.gradients.Strategy] = {
@@ -107,8 +117,17 @@ def cases() -> Iterator[Case]:
             yield Case(f"Box, {name}, {shape}", TERMS["Box"], gradient=gradient, batched=batched)
 
 
-def hypergradient(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the lower solution and the hypergradient of a case, on the device; the same data for every device."""
+def hypergradient(
+    case: Case, device: torch.device, dtype: torch.dtype, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Return the lower solution and the hypergradient of a case; the same data for every device.
+
+    Args:
+        case: what to differentiate.
+        device: where.
+        dtype: of the tensors.
+        precision: of the products inside the objectives, see `adv_train.precision`.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -131,7 +150,18 @@ def hypergradient(case: Case, device: torch.device, dtype: torch.dtype) -> tuple
         if isinstance(term, blo.penalties.Penalty)
         else blo.LowerProblem(lower, term, batched=case.batched)
     )
+    start: Any = z0
+    if isinstance(term, blo.Product):  # holds the two halves of z
+        problem = blo.LowerProblem(lambda t, z: lower(t, torch.cat(z, -1)), term, batched=case.batched)
+        start = z0.chunk(2, -1)
     options: dict[str, Any] = {"solver": case.solver} if case.solver is not None else {}
     options |= {"gradient": case.gradient} if case.gradient is not None else {}
-    out = blo.value_and_hypergrad(upper, problem, theta, z0, on_failure="ignore", **options)
-    return out.z, out.grad
+    with computed_in(precision, device):
+        out = blo.value_and_hypergrad(
+            lambda t, z: upper(t, _joined(z)), problem, theta, start, on_failure="ignore", **options
+        )
+    return _joined(out.z), out.grad
+
+
+def _joined(z: Any) -> Tensor:
+    return z if isinstance(z, Tensor) else torch.cat(z, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import traceback
@@ -16,6 +17,13 @@ from benchmarks import record
 from benchmarks.registry import Setting, stderr
 
 Row: TypeAlias = dict[str, Any]
+
+#: A row that failed so often is left alone: it would take the time of all that comes after it in every call.
+_TRIES = 3
+
+
+class OutOfTime(Exception):
+    """The call ends before the row is made: it is no failure, and the next call makes it."""
 
 
 @dataclass
@@ -42,21 +50,27 @@ class Stage:
         path: The record. A row in it that succeeded is not made again.
         device: Recorded with the versions.
         quick: Sizes of a test; its rows never count as done for another size.
+        same_code: Whether a row counts as done only where `blo` and `adv_train` are what they were then.
     """
 
-    def __init__(self, path: Path, device: torch.device, *, quick: bool) -> None:
+    def __init__(self, path: Path, device: torch.device, *, quick: bool, same_code: bool = False) -> None:
         self.path = path
         now = record.environment(Setting(device=device, quick=quick))
         self.environment = {"machine": now["machine"], "versions": now["versions"], "quick": quick}
+        self._code, self._same_code = code(), same_code
         self.rows: dict[str, Row] = {}
         if path.exists():
             old = json.loads(path.read_text(encoding="utf-8"))
             if old["quick"] == quick:
-                self.rows = old["rows"]
+                # Rows did not always say which commit they are of; until then it was that of the record.
+                self.rows = {name: {"commit": old["versions"]["commit"], **row} for name, row in old["rows"].items()}
 
-    def is_done(self, name: str) -> bool:
-        """Whether the record holds the row, made without an error."""
-        return name in self.rows and "failure" not in self.rows[name]
+    def is_done(self, name: str, part: str | None = None) -> bool:
+        """Whether the record holds the row, made without an error, and with a part where one is named."""
+        row = self.rows.get(name)
+        if row is None or (self._same_code and row.get("code") != self._code):
+            return False
+        return row["tries"] >= _TRIES if "tries" in row else "failure" not in row and (part is None or part in row)
 
     def do(self, name: str, clock: Clock, make: Callable[[], Row]) -> None:
         """Make a row and write the record, unless the row is done or the time is over."""
@@ -64,17 +78,31 @@ class Stage:
             return
         try:
             row = make()
+        except OutOfTime:
+            return
         except Exception as error:
             traceback.print_exc()
             row = {"failure": f"{type(error).__name__}: {error}"[:500]}
         self.keep(name, row)
 
     def keep(self, name: str, row: Row) -> None:
-        """Put a row into the record and write it. Each row says which machine and versions it is from."""
-        self.rows[name] = {**row, "on": self.environment["machine"]["gpu"] or self.environment["machine"]["cpu"],
-                           "torch": self.environment["versions"]["torch"]}  # fmt: skip
+        """Put a row into the record and write it. Each row says on what it was made, and of which code."""
+        if "failure" in row:
+            row = {**row, "tries": self.rows.get(name, {}).get("tries", 0) + 1}
+        machine, versions = self.environment["machine"], self.environment["versions"]
+        on = {"on": machine["gpu"] or machine["cpu"], "torch": versions["torch"], "commit": versions["commit"]}
+        self.rows[name] = {**row, **on, "code": self._code}
         record.write({**self.environment, "rows": self.rows}, self.path)
         stderr(f"{self.path.stem}: {name}: {_shown(row)}")
+
+
+def code() -> str:
+    """Return a digest of the sources of `blo` and `adv_train`."""
+    digest = hashlib.sha256()
+    for package in ("blo", "applications"):
+        for file in sorted((record.ROOT / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _shown(row: Row) -> str:

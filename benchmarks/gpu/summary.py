@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from benchmarks.gpu.stages import Row, Stage
+from benchmarks.gpu.published import TABLE_1
+from benchmarks.gpu.stages import Row
 
 
-def of(stages: Mapping[str, Stage]) -> str:
+class Rows(Protocol):
+    """What has rows by name: a stage."""
+
+    rows: dict[str, Row]
+
+
+def of(stages: Mapping[str, Rows]) -> str:
     """Return the summary of the stages' records as Markdown."""
     parts = [_right(stages["right"].rows), _fast(stages["fast"].rows), _true(stages["true"].rows)]
     return "\n\n".join(part for part in parts if part)
@@ -19,14 +27,32 @@ def _right(rows: Mapping[str, Row]) -> str:
     if not rows:
         return ""
     judged = {name: row for name, row in rows.items() if "failure" in row or "met" in row}
-    missed = [f"* {name}: {_why(row)}" for name, row in judged.items() if "failure" in row or not row["met"]]
-    agree = f"## Right: {len(judged) - len(missed)} of {len(judged)} cases agree with the CPU"
-    rounded = [
+    missed = {name: row for name, row in judged.items() if "failure" in row or not row["met"]}
+    lines = [f"## Right: {len(judged) - len(missed)} of {len(judged)} cases agree with the CPU", *_origin(rows), ""]
+    lines += ["| compared | agree | largest error | allowed |", "|---|---:|---:|---:|"]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, row in judged.items():
+        before, _, after = name.partition(": ")
+        kind = "a step's gradient, " if "cosine" in row else "after a kill, " if before.startswith("killed") else ""
+        groups[f"{kind}{after}" if kind else f"hypergradients, {before}"].append(name)
+    for group, names in groups.items():
+        made = [rows[name] for name in names if "failure" not in rows[name]]
+        errors = f"{max(row['error'] for row in made):.2g} | {max(row['goal'] for row in made):.2g}" if made else "–|–"
+        lines.append(f"| {group} | {sum(name not in missed for name in names)} of {len(names)} | {errors} |")
+    lines += ["", *(f"* {name}: {_why(row)}" for name, row in missed.items())]
+    lines += [
         f"* {name}: cosine {row['cosine']:.4f} with the gradient in float64"
         for name, row in rows.items()
         if "cosine" in row and "met" not in row
     ]
-    return "\n".join([agree, *missed, *rounded])
+    return "\n".join(lines).rstrip()
+
+
+def _origin(rows: Mapping[str, Row]) -> list[str]:
+    made = sorted(
+        {f"{row['on']}, torch {row['torch']}, commit {row.get('commit', 'not noted')}" for row in rows.values()}
+    )
+    return ["", f"Made on: {'; '.join(made)}."]
 
 
 def _why(row: Row) -> str:
@@ -40,7 +66,8 @@ def _fast(rows: Mapping[str, Row]) -> str:
             lines.append(f"* {name}: {row['failure']}")
         elif "methods" in row:
             cells = (
-                f"{method['name']} {method['milliseconds']:.1f} ms, {method['epoch_seconds']:.1f} s/epoch"
+                f"{method['name']} {method['milliseconds']:.1f} ms, {method['images_per_second']:.0f} images/s, "
+                f"{method['epoch_seconds']:.1f} s/epoch"
                 + (f", {method['over_by_hand']:.3f} of by hand" if method["over_by_hand"] else "")
                 for method in row["methods"]
             )
@@ -49,42 +76,51 @@ def _fast(rows: Mapping[str, Row]) -> str:
             lines.append(
                 f"* {name}: {row['milliseconds']:.1f} ms, {row['epoch_seconds']:.2f} s/epoch, off {row['apart']:.1g}"
             )
+        elif "capturable" in row:
+            held = ", ".join(row["obstacles"]) or "nothing found that a graph cannot hold"
+            lines.append(f"* {name}: not timed without CUDA; {held}")
         else:
             lines += [
                 f"* {name}: {goal['what']} {goal['found']} ({'met' if goal['met'] else 'MISSED'}, {goal['limit']})"
                 for goal in row["goals"]
             ]
-    return "\n".join(["## Fast", *lines]) if lines else ""
+    return "\n".join(["## Fast", *_origin(rows), "", *lines]) if lines else ""
 
 
 def _true(rows: Mapping[str, Row]) -> str:
-    groups: dict[str, list[Row]] = defaultdict(list)
-    failures = []
-    for name, row in rows.items():
-        if "failure" in row:
-            failures.append(f"* {name}: {row['failure']}")
-        else:
-            groups[name.rpartition(", seed")[0]].append(row)
     if not rows:
         return ""
-    lines = [
-        "## True",
-        "",
-        "| cell | seeds | SA | RA-PGD | train s/epoch | implicit share |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for name, row in rows.items():
+        if "failure" not in row:
+            groups[name.rpartition(", seed")[0]].append(row)
+    heads = ("cell", "seeds", "SA", "published", "RA-PGD", "published", "RA-AA", "published", "train s/epoch",
+             "implicit share, first to last epoch")  # fmt: skip
+    lines = ["## True", *_origin(rows), "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, found in groups.items():
-        share = _mean([line["implicit_share"] or 0.0 for row in found for line in row["metrics"]])
-        pace = _mean([row["train_seconds"] / row["epochs"] for row in found])
-        accuracies = " | ".join(_spread([row[key] for row in found]) for key in ("sa", "ra_pgd"))
-        lines.append(f"| {name} | {len(found)} | {accuracies} | {pace:.1f} | {100 * share:.2f} % |")
-    return "\n".join([*lines, *failures])
+        published = TABLE_1.get(name, (None, None, None))
+        cells = [name, str(len(found))]
+        for key, figure in zip(("sa", "ra_pgd", "ra_aa"), published, strict=True):
+            # Records of the time before AutoAttack was run here have no such figure.
+            measured = [100 * row[key] for row in found if row.get(key) is not None]
+            cells += [_spread(measured), f"{figure[0]:.2f} ± {figure[1]:.2f}" if figure else "–"]
+        cells.append(f"{statistics.fmean(row['train_seconds'] / row['epochs'] for row in found):.1f}")
+        lines.append(f"| {' | '.join(cells)} | {_shares(found)} |")
+    counts = sorted({(row["n"], row["n_aa"]) for row in rows.values() if "n_aa" in row})
+    lines += [f"\nPGD on {n} test images and AutoAttack on {few}; published: both on all 10,000." for n, few in counts]
+    return "\n".join([*lines, *(f"* {name}: {row['failure']}" for name, row in rows.items() if "failure" in row)])
 
 
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values)
+def _shares(found: Sequence[Row]) -> str:
+    """Return the share of the implicit gradient in the first, the middle and the last epoch, over the seeds."""
+    epochs = min(len(row["metrics"]) for row in found)
+    places = sorted({0, epochs // 2, epochs - 1})
+    means = [statistics.fmean(row["metrics"][k]["implicit_share"] or 0.0 for row in found) for k in places]
+    return ", ".join(f"{100 * mean:.2f}" for mean in means) + " %" if any(means) else "0"
 
 
-def _spread(values: list[float]) -> str:
-    mean = 100 * statistics.fmean(values)
-    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    mean = statistics.fmean(values)
+    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"

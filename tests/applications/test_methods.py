@@ -46,12 +46,14 @@ def assert_same_bits(found: methods.Step, other: methods.Step) -> None:
 
 
 @pytest.mark.parametrize("name", ["small-cnn", "preact-resnet-18"])
-@pytest.mark.parametrize("method", ["fast-at", "pgd-at", "fast-bat"])
+@pytest.mark.parametrize("method", list(by_hand.STEPS))
 @pytest.mark.parametrize("eps", [8 / 255, 16 / 255])
 def test_gradient_is_that_of_the_published_steps_written_by_hand(name: str, method: str, eps: float) -> None:
     # The last stage sees one pixel an image: batch norm over three numbers would multiply rounding by 1e5.
     model, x, y, start = case(1, name=name, batch=6)
+    torch.manual_seed(0)  # gradient alignment draws a point
     truth = by_hand.STEPS[method](model, x, y, eps * start, eps)
+    torch.manual_seed(0)
     assert_close(training_gradient(model, x, y, method=method, eps=eps, start=eps * start).grads, truth)
 
 

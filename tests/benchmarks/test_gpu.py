@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.gpu import cli, right
+from adv_train import methods
+from adv_train.bench.by_hand import STEPS
+from adv_train.bench.run import CASES
+from adv_train.config import resolve
+from adv_train.data.stratified import stratified_head
+from adv_train.loading import load_data, load_model
+from adv_train.train import fit
+from benchmarks.gpu import cell, cli, graph, requirements, resumed, right, stages, steps, summary
 from benchmarks.gpu.catalogue import cases
-from benchmarks.gpu.stages import Clock, Stage
+from benchmarks.gpu.draws import DrawnOnCPU
+from benchmarks.gpu.stages import Clock, OutOfTime, Stage
+from benchmarks.record import ROOT
+from tests.accelerator import DEVICE
 
 CPU = torch.device("cpu")
 
@@ -24,8 +37,14 @@ def run(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Three processes import torch: where nothing compiled is kept, each would spend most of its time on compiling it.
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
     found = run(tmp_path, "--data", "digits")
     printed = capsys.readouterr()
     assert set(found) == {"gpu-right", "gpu-fast", "gpu-true"}
@@ -34,8 +53,12 @@ def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
     (steps,) = (row for row in found["gpu-fast"]["rows"].values() if "methods" in row)
     assert {row["name"] for row in steps["methods"]} >= {"fast-at", "fast-bat"}
     (trained,) = found["gpu-true"]["rows"].values()
-    assert trained["n"] == 20 and trained["epochs"] == len(trained["metrics"]) == 1
-    assert (trained["config"]["precision"], trained["config"]["channels_last"]) == ("bf16", True)
+    assert (trained["n"], trained["n_aa"]) == (20, 4)
+    assert trained["epochs"] == len(trained["metrics"]) == 1
+    compute = trained["config"]["compute"]
+    assert (compute["precision"], compute["channels_last"]) == ("bf16", True)
+    killed = found["gpu-right"]["rows"]["killed and resumed, fast-bat: fp32"]
+    assert killed["met"] and killed["same_records"] and killed["goal"] == 0  # to the bit, on a CPU
     for record in found.values():
         assert {row["torch"] for row in record["rows"].values()} == {record["versions"]["torch"]}
     for heading in ("## Right", "## Fast", "## True", "fast-at, 8/255"):
@@ -74,9 +97,160 @@ def test_an_error_of_the_device_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
         return z, grad * (1 + 1e-3 * (len(calls) % 2 == 0))  # every second call is that on the device
 
     monkeypatch.setattr(right, "hypergradient", dishonest)
+    monkeypatch.setattr(right, "_training", lambda *_: {})
+    monkeypatch.setattr(right.resumed, "killed_and_resumed", lambda *_: {"met": True, "error": 0.0, "goal": 0.0})
     found = run(tmp_path, "--stages", "right")["gpu-right"]["rows"]
     wrong = [row["met"] for name, row in found.items() if name.startswith("float64: ") and "single" in name]
     assert wrong and not any(wrong)
+
+
+def test_a_row_that_fails_every_time_is_given_up(tmp_path: Path) -> None:
+    calls = []
+
+    def fails() -> dict[str, Any]:
+        calls.append(1)
+        raise RuntimeError("on purpose")
+
+    for _ in range(5):
+        Stage(tmp_path / "gpu-x.json", CPU, quick=True).do("a", Clock(60), fails)
+    assert len(calls) == 3
+
+
+def test_a_row_that_ran_out_of_time_is_no_failure(tmp_path: Path) -> None:
+    def late() -> dict[str, Any]:
+        raise OutOfTime
+
+    stage = Stage(tmp_path / "gpu-x.json", CPU, quick=True)
+    stage.do("a", Clock(60), late)
+    assert not stage.rows and not stage.path.exists()
+
+
+def test_agreement_is_proved_again_for_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "gpu-x.json"
+    Stage(path, CPU, quick=True).keep("a", {"met": True})
+    assert Stage(path, CPU, quick=True, same_code=True).is_done("a")
+    monkeypatch.setattr(stages, "code", lambda: "other")
+    assert not Stage(path, CPU, quick=True, same_code=True).is_done("a")
+    assert Stage(path, CPU, quick=True).is_done("a")
+
+
+def test_a_row_keeps_the_commit_that_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "gpu-x.json"
+    old = {"versions": {"commit": "old"}, "quick": True, "rows": {"a": {"met": True}}}
+    path.write_text(json.dumps(old), encoding="utf-8")
+    Stage(path, CPU, quick=True).keep("b", {"met": True})
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert rows["a"]["commit"] == "old" and rows["b"]["commit"] != "old"
+
+
+@pytest.mark.parametrize("title", steps.METHODS)
+def test_a_step_of_every_method_holds_nothing_that_a_graph_cannot(title: str) -> None:
+    assert graph.obstacles(steps.prepared("small-cnn", title, DEVICE, batch=4)) == []
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        lambda: torch.ones(3).sum().item(),
+        lambda: torch.ones(3).nonzero(),
+        lambda: torch.ones(3)[torch.tensor([True, False, True])],
+        lambda: torch.ones(3).to(DEVICE),
+        lambda: torch.empty(3, device=DEVICE).copy_(torch.ones(3)),
+        lambda: torch.tensor(1.0, device=DEVICE),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_found(obstacle: Callable[[], object]) -> None:
+    assert len(graph.obstacles(obstacle)) == 1
+
+
+def test_every_method_is_compared_timed_and_killed() -> None:
+    names = set(methods.METHODS.names())
+    assert {method for method, _ in steps.METHODS.values()} == {method for _, method, _ in CASES} == names
+    assert set(STEPS) == names
+
+
+def test_numbers_are_the_same_whoever_draws_them() -> None:
+    def draw(seed: int, dtype: torch.dtype) -> torch.Tensor:
+        with DrawnOnCPU(seed):
+            made = torch.empty(5, dtype=dtype).uniform_(-1, 1, generator=torch.Generator())
+            return torch.stack([made, torch.zeros(5, dtype=dtype).normal_(std=2.0)])
+
+    single, double = draw(0, torch.float32), draw(0, torch.float64)
+    assert torch.equal(single, double.float()) and not torch.equal(double, draw(1, torch.float64))
+    assert double[0].abs().max() <= 1 < double.abs().max()
+
+
+def test_a_run_that_went_elsewhere_after_a_kill_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = resumed.checkpoint.load
+
+    class Child:
+        """In place of a process, which takes seconds to start."""
+
+        def __init__(self, command: list[str]) -> None:
+            with pytest.raises(KeyboardInterrupt):
+                resumed._train(*command[-4:-1], Path(command[-1]), Stopper())
+
+        def wait(self) -> int:
+            return -signal.SIGKILL
+
+    class Stopper(resumed._Killer):
+        def kill(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resumed.subprocess, "Popen", Child)
+
+    def dishonest(path: Path) -> Any:
+        saved = honest(path)
+        if path.parent.name == "killed":
+            saved.optimizer["state"][0]["momentum_buffer"][0] += 1e-6
+        return saved
+
+    monkeypatch.setattr(resumed.checkpoint, "load", dishonest)
+    row = resumed.killed_and_resumed("standard", CPU, "fp32")
+    assert not row["met"] and 0 < row["error"] < 1e-3
+
+
+def test_judging_goes_on_after_the_slices_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"data": "digits", "method": "standard", "device": "cpu", "epochs": 1, "train_limit": 64}
+    fit(resolve(config), tmp_path, progress=False)
+    plan = {"pgd": {"images": 30, "slice": 10, "steps": 1, "restarts": 1}, "autoattack": {"images": 4, "slice": 4}}
+    honest, sizes = cell.evaluate, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        sizes.append(len(arguments[1]))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(cell, "evaluate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        cell.judge(tmp_path, plan)
+    cell.judge(tmp_path, plan)
+    assert sizes == [10, 10, 10, 10, 4]
+    found = cell.figures(tmp_path)
+    images = load_data(resolve(config), None).test
+    chosen = images.subset(stratified_head(images.labels, 30))
+    with torch.no_grad():
+        right_ones = (
+            load_model(tmp_path, checkpoint="last")(chosen.images.float() / 255).argmax(1) == chosen.labels
+        ).sum()
+    assert (found["n"], found["n_aa"]) == (30, 4)
+    assert found["sa"] == int(right_ones) / 30 >= found["ra_pgd"]
+
+
+def test_what_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.setitem(sys.modules, "docstring_parser", None)
+    first, second = requirements.unusable()
+    assert first.startswith("tyro>=") and second.startswith("docstring-parser>=")
+
+
+def test_the_records_of_the_project_can_be_read() -> None:
+    found = {name: Stage(ROOT / "results" / f"gpu-{name}.json", CPU, quick=False) for name in ("right", "fast", "true")}
+    page = summary.of(found)
+    assert all(f"## {heading}" in page for heading in ("Right", "Fast", "True"))
+    # Figures of others have columns of their own.
+    assert "| fast-bat, 8/255 |" in page and "48.83 ± 0.17" in page
 
 
 def test_every_term_solver_and_strategy_of_the_catalogue_has_a_case_of_each_shape() -> None:

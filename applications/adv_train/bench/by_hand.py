@@ -16,6 +16,11 @@ from torch import Tensor, nn
 HandStep: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, float], dict[str, Tensor]]
 
 
+def standard(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """Standard training on the images at `start`."""
+    return _sign_steps(model, x, y, start, eps, [])
+
+
 def fast_at(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
     """Fast-AT: one sign step of 1.25 eps."""
     return _sign_steps(model, x, y, start, eps, [1.25 * eps])
@@ -24,6 +29,25 @@ def fast_at(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -
 def pgd_2(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
     """PGD-2-AT: two sign steps of eps/2."""
     return _sign_steps(model, x, y, start, eps, [eps / 2, eps / 2])
+
+
+def fast_at_ga(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """Fast-AT-GA: one sign step of 1.25 eps, and the published weight of alignment at 8/255 or 16/255."""
+    params: dict[str, Tensor] = dict(model.named_parameters())
+
+    def slope(weights: dict[str, Tensor], at: Tensor, create_graph: bool) -> Tensor:
+        at = at.detach().requires_grad_()
+        output: Tensor = torch.func.functional_call(model, weights, (x + at,))
+        return torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), at, create_graph=create_graph)[0]
+
+    fixed = slope({name: value.detach() for name, value in params.items()}, start, False)
+    delta = (start + 1.25 * eps * fixed.sign()).clamp((-x).clamp(min=-eps), (1 - x).clamp(max=eps))
+    elsewhere = torch.empty_like(x).uniform_(-eps, eps)
+    loss = F.cross_entropy(model(x + delta), y)
+    moving = slope(params, elsewhere, True)
+    cosine = F.cosine_similarity(fixed.flatten(1), moving.flatten(1), dim=1)
+    loss = loss + (0.2 if eps <= 8 / 255 + 1e-9 else 2.0) * (1 - cosine).mean()
+    return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
 
 
 def fast_bat(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
@@ -69,4 +93,10 @@ def _sign_steps(
 
 
 #: By method name.
-STEPS: dict[str, HandStep] = {"fast-at": fast_at, "pgd-at": pgd_2, "fast-bat": fast_bat}
+STEPS: dict[str, HandStep] = {
+    "standard": standard,
+    "fast-at": fast_at,
+    "pgd-at": pgd_2,
+    "fast-bat": fast_bat,
+    "fast-at-ga": fast_at_ga,
+}

@@ -1,0 +1,76 @@
+"""One training step of a method on images drawn on the CPU: the same data on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adv_train import data, methods, models
+from adv_train.bench.by_hand import STEPS
+from adv_train.bench.run import CASES
+from adv_train.methods import Moment
+from adv_train.precision import computed_in
+from adv_train.threat import Threat
+from benchmarks.gpu.draws import DrawnOnCPU
+
+EPS = 8 / 255
+#: By title: method and options. A method that was added has its own name for a title.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in methods.METHODS.names() if name not in {method for _, method, _ in CASES}},
+    **{title: (method, options) for title, method, options in CASES},
+    "fast-bat, reversed IG": ("fast-bat", {"ig_weight": -1.0}),
+}
+
+
+def prepared(
+    model: str,
+    title: str,
+    device: torch.device,
+    *,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    by_hand: bool = False,
+) -> Callable[[], dict[str, Tensor]]:
+    """Return a function that takes a training step and returns its gradients by parameter name.
+
+    Everything that changes from step to step in a run is a tensor, as a captured step needs it. Random numbers come
+    from the default generator, which a CUDA graph knows.
+
+    Args:
+        model: a name from `adv-train list`.
+        title: one of `METHODS`; with `by_hand` one of `adv_train.bench.by_hand.STEPS`.
+        device: where.
+        batch: images.
+        dtype: of weights and images.
+        channels_last: keep both in that memory layout.
+        by_hand: the plain step in place of the library's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    described: dict[str, Any] = {"channels": 3, "classes": 10, "image_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    network = models.create(model, **described, seed=0).to(device, dtype).to(memory_format=layout).train()
+    drawn = torch.rand(2, batch, 3, 32, 32, generator=generator, dtype=torch.float64)
+    x = drawn[0].to(device, dtype, memory_format=layout)
+    y = torch.randint(10, (batch,), generator=generator).to(device)
+    start = (EPS * (2 * drawn[1] - 1)).to(device, dtype).clamp(-x, 1 - x)
+    if by_hand:
+        return lambda: STEPS[title](network, x, y, start, EPS)
+    method, options = METHODS[title]
+    chosen = methods.METHODS.create(method, **options)
+    params: dict[str, Tensor] = dict(network.named_parameters())
+    images, threat = data.Batch(x, y, torch.arange(batch, device=device)), Threat("linf", EPS)
+    moment = Moment(*(torch.tensor(n, device=device) for n in (3, 100, 1)))
+    memory = chosen.remember(network, batch)
+    return lambda: chosen(network, params, images, threat, moment=moment, state=memory, start=start).grads
+
+
+def gradient(model: str, title: str, device: torch.device, dtype: torch.dtype, precision: str) -> Tensor:
+    """Return the gradient of one step on 16 images, flattened, in double precision on the CPU."""
+    step = prepared(model, title, device, batch=16, dtype=dtype)
+    with computed_in(precision, device), DrawnOnCPU(seed=1):
+        grads = step()
+    return torch.cat([grad.detach().cpu().double().flatten() for grad in grads.values()])
