@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -26,7 +26,8 @@ _COPIED = ("blo", "applications", "benchmarks", "docs", "tests", ".ci", "Makefil
 #: Runs pytest in a fork for each folder, so that torch is imported once. Each fork makes sure that it is the copy that
 #: is tested, and so do the processes that a test starts. A fork leads a process group, which is ended with it.
 #: Hypothesis draws the same examples each time, and does not look for the smallest that fails. A test beyond the limit
-#: ends its fork by SIGALRM, whatever code it is in. Writes a line with index, exit status and seconds for each fork.
+#: ends its fork by SIGALRM, whatever code it is in; imports have a minute more. Writes a line with index, exit
+#: status and seconds for each fork.
 _SERVER = """
 import json, os, pathlib, signal, sys, time, traceback
 import numpy, pytest, scipy.optimize, torch
@@ -42,6 +43,9 @@ class Fixed:
     def pytest_runtest_logstart(self):
         signal.alarm(limit)
 
+    def pytest_runtest_logfinish(self):
+        signal.alarm(limit and limit + 60)
+
 def work(folder, arguments):
     os.chdir(folder)
     with open("output.txt", "w") as out:
@@ -50,7 +54,7 @@ def work(folder, arguments):
     roots = [root for root in (folder, os.path.join(folder, "applications")) if os.path.isdir(root)]
     sys.path[:0] = roots
     os.environ["PYTHONPATH"] = os.pathsep.join(roots)
-    signal.alarm(limit)
+    signal.alarm(limit and limit + 60)
     for root, name in zip(roots, ("blo", "adv_train")):
         found = __import__(name).__file__
         assert pathlib.Path(found).is_relative_to(root), found
@@ -156,7 +160,7 @@ def run(jobs: Sequence[tuple[Mutation | None, Sequence[str]]], workers: int = 2)
 
 def stream(
     jobs: Sequence[tuple[Edit | None, Sequence[str]]], *, root: Path = ROOT, workers: int = 2, limit: int = 0
-) -> Iterator[tuple[int, Outcome]]:
+) -> Generator[tuple[int, Outcome], None, None]:
     """Run tests against copies of a checkout; gives the index of a job and its outcome whenever one has ended.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -85,20 +86,23 @@ def sample(
     Raises:
         RuntimeError: When a test fails on the code as it is: then a failure on a mutant says nothing.
     """
+    if not mutants:
+        return []  # else pytest, given no files, would run them all
     orders = {mutant: selected(mutant.path, root) for mutant in mutants}
     control = sorted({test for tests in orders.values() for test in tests})
     jobs = [(None, control), *((mutant.apply, orders[mutant]) for mutant in mutants)]
     outcomes: dict[int, Outcome] = {}
-    for index, outcome in stream(jobs, root=root, workers=workers, limit=limit):
-        if index == 0:
-            if outcome.code != 0:
-                raise RuntimeError(f"the tests fail without a mutant:\n{outcome.output}")
-            tell(f"[     ] {outcome.seconds:5.0f} s  all tests pass without a mutant")
-            continue
-        outcomes[index] = outcome
-        mutant = mutants[index - 1]
-        said = verdict(outcome) or "NOT NOTICED"
-        tell(f"[{len(outcomes):2}/{len(mutants)}] {outcome.seconds:5.0f} s  {mutant.path}:{mutant.line}  {said}")
+    with contextlib.closing(stream(jobs, root=root, workers=workers, limit=limit)) as running:
+        for index, outcome in running:
+            if index == 0:
+                if outcome.code != 0:
+                    raise RuntimeError(f"the tests fail without a mutant:\n{outcome.output}")
+                tell(f"[     ] {outcome.seconds:5.0f} s  all tests pass without a mutant")
+                continue
+            outcomes[index] = outcome
+            mutant = mutants[index - 1]
+            said = verdict(outcome) or "NOT NOTICED"
+            tell(f"[{len(outcomes):2}/{len(mutants)}] {outcome.seconds:5.0f} s  {mutant.path}:{mutant.line}  {said}")
     return [(mutant, outcomes[index]) for index, mutant in enumerate(mutants, 1)]
 
 
