@@ -2,7 +2,7 @@
 # The stamp files in them say what has been installed: they are renewed when pyproject.toml changes.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest wheel docs bench gpu lint format clean
+.PHONY: help demo test test-oldest mutants wheel docs bench gpu lint format clean
 
 BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --python $(BIN)/python
@@ -23,6 +23,12 @@ test: lint ## check format, lint, types and imports, then run the tests
 
 test-oldest: test .venv-oldest/.stamp-test ## `make test`, then the tests on the oldest releases that pyproject.toml admits
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest --numprocesses auto --dist worksteal
+
+N ?= 40
+SEED ?= 1
+mutants: .venv/.stamp-test ## list random defects that no test notices; N=40 SEED=1 PARTS='blo adv_train' OUT=PATH
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations.sample $(N) --seed $(SEED) \
+	    $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 wheel: .venv/.stamp-test ## build the wheel, install it into empty environments and use it
 	$(BIN)/python .ci/wheel.py

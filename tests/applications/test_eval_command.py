@@ -19,8 +19,10 @@ import adv_train
 from adv_train import data
 from adv_train.cli import main
 from adv_train.errors import UserError
+from adv_train.evaluate_run import summarise
 from adv_train.loading import load_model
 from adv_train.models import load_weights
+from adv_train.records import RunFolder
 
 TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
 QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
@@ -84,6 +86,23 @@ def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys:
     assert (found["checkpoint"], found["n"], found["eps"]) == ("best.pt", 360, 0.2)
     assert sorted(record["eps"] for record in found["records"])[0] == pytest.approx(8 / 255)
     assert [record["checkpoint"] for record in found["records"]].count("last.pt") == 1
+    assert not (run / "report.html").exists()
+
+
+def test_each_checkpoint_is_judged_under_its_own_name(run: Path) -> None:
+    main(["eval", str(run), *QUICK, "--checkpoint", "last"])
+    last = content(run)
+    main(["eval", str(run), *QUICK])
+    assert (last["checkpoint"], content(run)["checkpoint"]) == ("last.pt", "best.pt")
+
+
+def test_cost_and_implicit_share_are_means_over_the_epochs(run: Path) -> None:
+    assert main(["eval", str(run), *QUICK, "--limit", "10"]) == 0
+    folder = RunFolder(run)
+    folder.write_timing([{"epoch": epoch, "train_seconds": taken} for epoch, taken in ((1, 1.0), (2, 2.0), (3, 6.0))])
+    folder.write_metrics([{**folder.metrics()[0], "implicit_share": share} for share in (0.0, 0.1, 0.3)])
+    summary = summarise(run)
+    assert summary.seconds_per_epoch == 3.0 and summary.implicit_share == pytest.approx(0.2)
 
 
 def test_the_table_is_alone_on_the_output_in_forms_for_programs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +186,22 @@ def test_weights_of_another_project_are_judged(weights: Path, factory: str) -> N
         shown = torch.tensor(arrays["example_clean"])
         assert np.array_equal(model(shown).argmax(1).numpy(), arrays["example_before"])
     assert Path("runs/weights-eval/report.html").is_file()
+
+
+@pytest.mark.parametrize(("words", "root"), [([], "data"), (["--data-root", "elsewhere"], "elsewhere")])
+def test_the_data_of_foreign_weights_are_sought_where_the_flag_says(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], root: str
+) -> None:
+    asked: list[str] = []
+    load = data.load
+
+    def recorded(name: str, *, root: str) -> data.Dataset:
+        asked.append(root)
+        return load(name, root=root)
+
+    monkeypatch.setattr(data, "load", recorded)
+    assert main(["eval", "--checkpoint-file", str(weights), "--model", "nets_of_mine:Net", *FOREIGN, *words]) == 0
+    assert asked == [root]
 
 
 def test_weights_of_our_own_models_are_judged_by_the_models_name(run: Path) -> None:

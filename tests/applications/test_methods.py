@@ -57,6 +57,34 @@ def test_gradient_is_that_of_the_published_steps_written_by_hand(name: str, meth
     assert_close(training_gradient(model, x, y, method=method, eps=eps, start=eps * start).grads, truth)
 
 
+@pytest.mark.parametrize(
+    ("levels", "coefficient"),
+    [
+        # The table of the published code.
+        *((2, 0.036), (4, 0.063), (6, 0.112), (8, 0.2), (10, 0.356), (12, 0.632), (14, 1.124), (16, 2.0)),
+        # In between, that of the nearest radius.
+        *((1, 0.036), (8.98, 0.2), (9.02, 0.356), (40, 2.0)),
+    ],
+)
+def test_gradient_alignment_has_the_published_coefficient(levels: float, coefficient: float) -> None:
+    model, x, y, _ = case(2, dtype=torch.float32)
+
+    def step(**options: float) -> methods.Step:
+        generator = torch.Generator().manual_seed(0)
+        return training_gradient(
+            model,
+            x,
+            y,
+            method="fast-at-ga",
+            eps=levels / 255,
+            start=torch.zeros_like(x),
+            generator=generator,
+            **options,
+        )
+
+    assert_same_bits(step(), step(coefficient=coefficient))
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31), weight=st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3))
 def test_implicit_part_alone_is_the_published_one_times_its_signed_weight(seed: int, weight: float) -> None:

@@ -8,20 +8,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.mutations.catalogue import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
 
+#: What is done to a copy of the checkout.
+Edit: TypeAlias = Callable[[Path], None]
+
+#: What a copy of the checkout holds, where there is such a thing.
+_COPIED = ("blo", "applications", "benchmarks", "docs", "tests", ".ci", "Makefile", "README.md", "pyproject.toml")
+
 #: Runs pytest in a fork for each folder, so that torch is imported once. Each fork makes sure that it is the copy that
-#: is tested. Hypothesis draws the same examples each time, and does not look for the smallest that fails.
+#: is tested, and so do the processes that a test starts. A fork leads a process group, which is ended with it.
+#: Hypothesis draws the same examples each time, and does not look for the smallest that fails. A test beyond the limit
+#: ends its fork by SIGALRM, whatever code it is in; imports have a minute more. Writes a line with index, exit
+#: status and seconds for each fork.
 _SERVER = """
-import json, os, pathlib, sys, traceback
+import json, os, pathlib, signal, sys, time, traceback
 import numpy, pytest, scipy.optimize, torch
 torch.set_num_threads(1)
+jobs, workers, limit = json.load(sys.stdin)
 
 class Fixed:
     def pytest_configure(self):
@@ -29,40 +40,63 @@ class Fixed:
         settings.register_profile("fixed", derandomize=True, database=None, phases=[Phase.generate])
         settings.load_profile("fixed")
 
+    def pytest_runtest_logstart(self):
+        signal.alarm(limit)
+
+    def pytest_runtest_logfinish(self):
+        signal.alarm(limit and limit + 60)
+
 def work(folder, arguments):
     os.chdir(folder)
     with open("output.txt", "w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-    sys.path.insert(0, folder)
-    import blo
-    assert pathlib.Path(blo.__file__).is_relative_to(folder), blo.__file__
+    roots = [root for root in (folder, os.path.join(folder, "applications")) if os.path.isdir(root)]
+    sys.path[:0] = roots
+    os.environ["PYTHONPATH"] = os.pathsep.join(roots)
+    signal.alarm(limit and limit + 60)
+    for root, name in zip(roots, ("blo", "adv_train")):
+        found = __import__(name).__file__
+        assert pathlib.Path(found).is_relative_to(root), found
     return int(pytest.main(arguments, plugins=[Fixed()]))
+
+def end(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 def finish():
     pid, status = os.wait()
-    codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+    end(pid)
+    index, begin = running.pop(pid)
+    print(json.dumps((index, os.waitstatus_to_exitcode(status), time.monotonic() - begin)), flush=True)
 
-jobs, workers = json.load(sys.stdin)
-running, codes = {}, {}
-for folder, arguments in jobs:
-    if len(running) == workers:
+running = {}
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+try:
+    for index, (folder, arguments) in enumerate(jobs):
+        if len(running) == workers:
+            finish()
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                os.setpgid(0, 0)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                code = work(folder, arguments)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        running[pid] = index, time.monotonic()
+    while running:
         finish()
-    pid = os.fork()
-    if pid == 0:
-        code = 70
-        try:
-            code = work(folder, arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    running[pid] = folder
-while running:
-    finish()
-json.dump([codes[folder] for folder, _ in jobs], sys.stdout)
+finally:
+    for pid in running:
+        end(pid)
 """
 
 
@@ -71,14 +105,17 @@ class Outcome:
     """What the tests said of one copy.
 
     Attributes:
-        code: pytest's exit status: 0 all passed, 1 some failed, else it did not get that far.
-        failed: the tests that failed, with the first line of the reason.
+        code: pytest's exit status: 0 all passed, 1 some failed, 2 a test file could not be imported; 70 the package
+            could not; negative: ended by that signal.
+        failed: the tests that failed and the files that could not be imported, with the first line of the reason.
         output: all that was printed.
+        seconds: how long it took.
     """
 
     code: int
     failed: tuple[str, ...]
     output: str
+    seconds: float
 
     @property
     def killed(self) -> bool:
@@ -113,29 +150,60 @@ def run(jobs: Sequence[tuple[Mutation | None, Sequence[str]]], workers: int = 2)
     Raises:
         LookupError: if a mutation does not fit the code.
     """
+
+    def edited(mutation: Mutation | None) -> Edit | None:
+        return None if mutation is None else lambda folder: mutate(folder, mutation)
+
+    outcomes = dict(stream([(edited(mutation), tests) for mutation, tests in jobs], workers=workers))
+    return [outcomes[index] for index in range(len(jobs))]
+
+
+def stream(
+    jobs: Sequence[tuple[Edit | None, Sequence[str]]], *, root: Path = ROOT, workers: int = 2, limit: int = 0
+) -> Generator[tuple[int, Outcome], None, None]:
+    """Run tests against copies of a checkout; gives the index of a job and its outcome whenever one has ended.
+
+    Args:
+        jobs: what to do to a copy, or None, and the tests; an edited copy stops at the first failure.
+        root: the checkout.
+        workers: how many run at a time.
+        limit: seconds that a test may take before its copy is ended; 0 for as long as it likes.
+    """
     with tempfile.TemporaryDirectory() as name:
         orders = []
-        for index, (mutation, tests) in enumerate(jobs):
+        for index, (edit, tests) in enumerate(jobs):
             folder = Path(name).resolve() / str(index)
-            for part in ("blo", "tests"):
-                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copy(ROOT / "pyproject.toml", folder)
-            if mutation is not None:
-                mutate(folder, mutation)
-            options = ["-q", "-rf", "--tb=no", "-p", "no:cacheprovider", *([] if mutation is None else ["-x"])]
+            _copy(root, folder)
+            if edit is not None:
+                edit(folder)
+            options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *([] if edit is None else ["-x"])]
             orders.append((str(folder), [*options, *tests]))
-        server = subprocess.run(
-            [sys.executable, "-c", _SERVER],
-            input=json.dumps((orders, workers)),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
+        server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        outputs = [Path(folder, "output.txt").read_text(encoding="utf-8") for folder, _ in orders]
-    return [
-        Outcome(code, tuple(re.findall(r"^FAILED (.+)$", output, re.MULTILINE)), output)
-        for code, output in zip(json.loads(server.stdout), outputs, strict=True)
-    ]
+        with server:
+            assert server.stdin is not None and server.stdout is not None
+            try:
+                json.dump((orders, workers, limit), server.stdin)
+                server.stdin.close()
+                for line in server.stdout:
+                    index, code, seconds = json.loads(line)
+                    output = Path(orders[index][0], "output.txt").read_text(encoding="utf-8", errors="replace")
+                    failed = tuple(re.findall(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE))
+                    yield index, Outcome(code, failed, output, seconds)
+            finally:
+                server.terminate()
+        if server.returncode != 0:
+            raise RuntimeError(f"the process that runs the tests ended with status {server.returncode}")
+
+
+def _copy(root: Path, folder: Path) -> None:
+    folder.mkdir()
+    for part in _COPIED:
+        if (root / part).is_dir():
+            shutil.copytree(root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (root / part).is_file():
+            shutil.copy(root / part, folder)
 
 
 def run_all() -> tuple[Outcome, dict[str, Outcome]]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -84,16 +85,19 @@ def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:
     shown = sys.stderr.isatty() if progress is None else progress
     lines = {part.name: _line(row, shown) for row, part in enumerate(waiting)}
     processes: list[subprocess.Popen[bytes]] = []
+    stopping = threading.Event()
     pool = ThreadPoolExecutor(_processors())
     try:
         futures = {
-            pool.submit(_run_part, part, processes, _writer(part.name, lines[part.name])): part for part in waiting
+            pool.submit(_run_part, part, processes, stopping, _writer(part.name, lines[part.name])): part
+            for part in waiting
         }
         for future in as_completed(futures):
             future.result()
             if progress is None and not shown:
                 print(f"{futures[future].name}: trained and judged", file=sys.stderr, flush=True)
     finally:
+        stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()  # does nothing to one that has ended
@@ -102,7 +106,9 @@ def run_parts(parts: Sequence[Part], *, progress: bool | None) -> None:
             line.close()
 
 
-def _run_part(part: Part, processes: list[subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
+def _run_part(
+    part: Part, processes: list[subprocess.Popen[bytes]], stopping: threading.Event, tell: Callable[[str], None]
+) -> None:
     tell("starting")
     fit = ["fit", *part.fit, "--out", str(part.out), "--progress"]
     judge = ["eval", str(part.out), "--limit", str(part.images), "--progress"]
@@ -113,6 +119,8 @@ def _run_part(part: Part, processes: list[subprocess.Popen[bytes]], tell: Callab
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     processes.append(process)
+    if stopping.is_set():  # The thread of a part that failed takes the next one before that can be cancelled.
+        process.terminate()
     last = _follow(process, tell)
     if process.returncode != 0:
         raise UserError(f"{part.name}: {last.removeprefix('adv-train: error: ') or 'its process was killed'}")
