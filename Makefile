@@ -82,14 +82,16 @@ $(BIN)/python:
 	$(INSTALL) --editable '.[adv-train]'
 	@touch $@
 
+# Compiled once: the tests start about a hundred processes, and not every system lets Python keep what it compiles.
 .venv/.stamp-test: .venv/.stamp-uv pyproject.toml
-	$(INSTALL) --editable '.[adv-train,test]'
+	$(INSTALL) --compile-bytecode --editable '.[adv-train,test]'
 	@touch $@
 
 # Lowest bounds for what pyproject.toml names, the newest that goes with them for the rest.
 .venv-oldest/.stamp-test: .venv/.stamp-uv pyproject.toml
 	$(BIN)/uv venv --quiet --clear --python 3.11 .venv-oldest
-	$(BIN)/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[adv-train,test]'
+	$(BIN)/uv pip install --python .venv-oldest/bin/python --resolution lowest-direct \
+	    --compile-bytecode --editable '.[adv-train,test]'
 	@touch $@
 
 .venv/.stamp-docs: .venv/.stamp-uv pyproject.toml
