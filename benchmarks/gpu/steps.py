@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adv_train import data, methods, models
 from adv_train.bench.by_hand import STEPS
-from adv_train.bench.run import CASES
+from adv_train.bench.run import cases
 from adv_train.methods import Moment
 from adv_train.precision import computed_in
 from adv_train.threat import Threat
@@ -19,8 +19,7 @@ from benchmarks.gpu.draws import DrawnOnCPU
 EPS = 8 / 255
 #: By title: method and options. A method that was added has its own name for a title.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in methods.METHODS.names() if name not in {method for _, method, _ in CASES}},
-    **{title: (method, options) for title, method, options in CASES},
+    **{title: (method, options) for title, method, options in cases()},
     "fast-bat, reversed IG": ("fast-bat", {"ig_weight": -1.0}),
 }
 

@@ -14,7 +14,7 @@ import torch
 
 from adv_train import methods
 from adv_train.bench.by_hand import STEPS
-from adv_train.bench.run import CASES
+from adv_train.bench.run import cases as bench_cases
 from adv_train.config import resolve
 from adv_train.data.stratified import stratified_head
 from adv_train.loading import load_data, load_model
@@ -165,7 +165,7 @@ def test_what_a_graph_cannot_hold_is_found(obstacle: Callable[[], object]) -> No
 
 def test_every_method_is_compared_timed_and_killed() -> None:
     names = set(methods.METHODS.names())
-    assert {method for method, _ in steps.METHODS.values()} == {method for _, method, _ in CASES} == names
+    assert {method for method, _ in steps.METHODS.values()} == {method for _, method, _ in bench_cases()} == names
     assert set(STEPS) == names
 
 

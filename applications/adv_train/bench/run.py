@@ -19,15 +19,14 @@ from adv_train.precision import computed_in
 from adv_train.tables import Figure, write_table
 from adv_train.threat import Threat
 
-#: What is measured: a name to print, the method and its options.
-CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("standard", "standard", {}),
-    ("fast-at", "fast-at", {}),
-    ("pgd-at, 2 steps", "pgd-at", {}),
-    ("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),
-    ("fast-bat", "fast-bat", {}),
-    ("fast-at-ga", "fast-at-ga", {}),
-)
+#: Besides every method as it is: a name to print, the method and its options.
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),)
+
+
+def cases() -> list[tuple[str, str, dict[str, Any]]]:
+    """Return what is measured, standard training first, since the others are compared with it."""
+    names = ["standard", *(name for name in methods.METHODS.names() if name != "standard")]
+    return [*((name, name, {}) for name in names), *VARIANTS]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ def run(
     y = torch.randint(10, (batch_size,), generator=generator).to(device)
     start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
 
-    built = [methods.METHODS.create(method, **options) for _, method, options in CASES]
+    chosen = cases()
+    built = [methods.METHODS.create(method, **options) for _, method, options in chosen]
     threat = Threat("linf", eps)
     batch = data.Batch(x, y, torch.arange(len(x), device=device))
     steps = [_step(method, model, batch, threat, start) for method in built]
@@ -98,7 +98,7 @@ def run(
     by_hand = dict(zip(hand, seconds[len(steps) :], strict=True))
 
     rows = []
-    for (name, kind, options), method, step, taken in zip(CASES, built, steps, seconds, strict=False):
+    for (name, kind, options), method, step, taken in zip(chosen, built, steps, seconds, strict=False):
         median = statistics.median(taken)
         rows.append(
             Row(
