@@ -166,7 +166,7 @@ def test_what_a_graph_cannot_hold_is_found(obstacle: Callable[[], object]) -> No
 def test_every_method_is_compared_timed_and_killed() -> None:
     names = set(methods.METHODS.names())
     assert {method for method, _ in steps.METHODS.values()} == {method for _, method, _ in bench_cases()} == names
-    assert set(STEPS) == names
+    assert set(STEPS) <= names  # a new method needs no hand-written step to be measured
 
 
 def test_numbers_are_the_same_whoever_draws_them() -> None:
