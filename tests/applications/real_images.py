@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-_ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 _SIDE = 32
 
 
@@ -22,10 +22,10 @@ def write_real_images(into: Path, *, train: int, test: int) -> None:
         test: Images of each class to test on.
     """
     keep = {"train": train, "test": test}
-    if not _ARCHIVE.is_file():
+    if not ARCHIVE.is_file():
         _cut_photographs(into, keep)
         return
-    with tarfile.open(_ARCHIVE) as archive:
+    with tarfile.open(ARCHIVE) as archive:
         for member in archive:
             path = Path(member.name)
             if member.isfile() and int(path.stem) < keep[path.parts[0]]:

@@ -13,7 +13,7 @@ from adv_train import data
 from adv_train.data import Augment, Dataset, Split
 from adv_train.errors import UserError
 from tests.applications.image_files import write_digit_photos
-from tests.applications.real_images import write_real_images
+from tests.applications.real_images import ARCHIVE, write_real_images
 
 
 def write(folder: Path, numbers: range, mode: str = "RGB", size: tuple[int, int] = (6, 6)) -> None:
@@ -342,6 +342,7 @@ def test_options_of_image_folders_are_refused_elsewhere() -> None:
 # --- real images ---
 
 
+@pytest.mark.skipif(not ARCHIVE.is_file(), reason=f"the archive of real images is not there: {ARCHIVE.name}")
 def test_real_images_are_read(tmp_path: Path) -> None:
     write_real_images(tmp_path, train=30, test=5)
     dataset = load(tmp_path)
