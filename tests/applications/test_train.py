@@ -294,7 +294,7 @@ def test_a_learning_rate_out_of_all_reason_diverges_before_anything_is_saved(tmp
         ("fast-bat", {"curvature": "flat"}, "`curvature` must be"),
         ("fast-bat", {"step": -1}, "`step` must be a positive number"),
         ("standard", {"step": 1}, "has no option `step`"),
-        ("fast-at", {"curvature": 1}, "it has start, attack_loss, train_loss, step"),
+        ("fast-at", {"curvature": 1}, "it has start, attack_mode, attack_loss, train_loss, step"),
     ],
 )
 def test_an_option_that_does_not_fit_the_method_is_named(
