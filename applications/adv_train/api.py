@@ -70,7 +70,8 @@ def training_gradient(
         **options: the method's options, such as `step`, `curvature` or `ig_weight`.
 
     Returns:
-        `step.grads` by name of each parameter that requires grad, `step.delta`, `step.loss` and `step.implicit_share`.
+        `step.grads`, by the name of each parameter that requires grad; `step.delta`; `step.loss`;
+        `step.implicit_share`.
 
     Raises:
         UserError: for an unknown method, an option it lacks, a start that does not fit, images outside [0, 1] or of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import zipfile
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adv_train.config import RunConfig
+from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.files import replace_file
 
@@ -68,7 +68,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "best_epoch": checkpoint.best_epoch,
         "best_score": list(checkpoint.best_score),
     }
-    payload["digest"] = _digest(payload)
+    # Archives can lose a part and still pass their own checksums.
+    payload["digest"] = digest(payload)
     # Through memory: PyTorch's own file writer reports a full disk as an error that does not say so.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
@@ -104,31 +105,9 @@ def load(path: Path) -> Checkpoint:
         written = payload.pop("digest")
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"`{path}` is not a complete checkpoint of adv-train ({error}).") from error
-    if written != _digest(payload):
+    if written != digest(payload):
         raise UserError(f"`{path}` is damaged: it does not hold what was saved.")
     return found
-
-
-def _digest(payload: Any) -> str:
-    """Digest plain values and tensors: archives can lose a part and still pass their own checksums."""
-    digest = hashlib.sha256()
-
-    def take(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, Mapping):
-            for key, part in value.items():
-                digest.update(repr(key).encode())
-                take(part)
-        elif isinstance(value, (list, tuple)):
-            for part in value:
-                take(part)
-        else:
-            digest.update(repr(value).encode())
-
-    take(payload)
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:

@@ -168,7 +168,7 @@ def evaluate_model(
 
 
 def _named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
-    """Build the attacks given by name, and name those given as objects."""
+    """Return the attacks by name; texts become attacks with default options."""
     if isinstance(attacks, str):
         attacks = [attacks]
     built = [ATTACKS.create(attack) if isinstance(attack, str) else attack for attack in attacks]

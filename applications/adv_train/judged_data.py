@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from torch import nn
 
 from adv_train.data.dataset import Dataset
 from adv_train.data.stratified import stratified_head
+from adv_train.digests import digest
 from adv_train.errors import UserError
 
 
@@ -43,20 +43,12 @@ def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str
     return {
         "data": dataset.name,
         "split": "test",
-        "weights": _digest(list(model.state_dict().values())),
-        "images": _digest(images),
+        "weights": digest(model.state_dict())[:16],
+        "images": digest(images)[:16],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
         "blo": _own_version(),
     }
-
-
-def _digest(tensors: list[torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        # As bytes: NumPy has no bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _own_version() -> str:

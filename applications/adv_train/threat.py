@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 import blo
-from adv_train.errors import UserError, unknown
+from adv_train.errors import UserError
 from adv_train.pixels import PixelBox
-from adv_train.values import Range
+from adv_train.values import Checked, NotNegative
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
 _ORDERS: Final[dict[str, float]] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
@@ -19,7 +19,7 @@ NORMS: Final = tuple(_ORDERS)
 
 
 @dataclass(frozen=True)
-class Threat:
+class Threat(Checked):
     """Perturbations delta of an image x: `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
 
     Attributes:
@@ -33,15 +33,12 @@ class Threat:
     """
 
     norm: Norm
-    eps: Annotated[float, Range(0)]
+    eps: NotNegative
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in _ORDERS:
-            raise unknown("norm", str(self.norm), NORMS)
-        if not 0 <= self.eps < float("inf"):
-            raise UserError(f"`eps` must be a number of at least 0, but is {self.eps}.")
+        super().__post_init__()
         if self.norm == "linf" and self.eps > self.high - self.low:
             raise UserError(
                 f"`eps` must not exceed the range of the images, [{self.low:g}, {self.high:g}], but is {self.eps}. "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import reprlib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from adv_train.errors import UserError, unknown
 
@@ -21,6 +22,26 @@ class Range:
 
     low: float = -math.inf
     high: float = math.inf
+    open: bool = False  # without `low` itself
+
+
+Count: TypeAlias = Annotated[int, Range(1)]
+NotNegative: TypeAlias = Annotated[float, Range(0)]
+Positive: TypeAlias = Annotated[float, Range(0, open=True)]
+
+
+class Checked:
+    """A dataclass whose fields are read by the rules of their types when it is made; see `reader`.
+
+    Raises:
+        UserError: When a value breaks its rule.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = reader(hints[field.name])(getattr(self, field.name), field.name)
+            object.__setattr__(self, field.name, value)
 
 
 def reader(hint: Any) -> Reader:
@@ -34,7 +55,7 @@ def reader(hint: Any) -> Reader:
     """
     if get_origin(hint) is Annotated:
         kind, limits = get_args(hint)
-        return _whole(limits) if kind is int else number(limits.low, limits.high)
+        return _whole(limits) if kind is int else _number(limits)
     if get_origin(hint) in (Union, types.UnionType):
         (kind,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
         return lambda value, name: None if value is None else reader(kind)(value, name)
@@ -45,7 +66,7 @@ def reader(hint: Any) -> Reader:
     plain: dict[Any, Reader] = {
         bool: flag,
         int: _whole(Range()),
-        float: number(-math.inf),
+        float: _number(Range()),
         str: text,
         Path: lambda value, name: Path(text(str(value), name)),
     }
@@ -58,21 +79,21 @@ def refused(name: str, rule: str, found: object) -> UserError:
     return UserError(f"`{name}` must be {rule}, but is {reprlib.repr(found)}.")
 
 
-def parse_fraction(value: object, name: str = "eps", *, low: float = 0.0, high: float = 1.0) -> float:
+def parse_fraction(value: object, name: str = "eps", limits: Range = Range(0, 1)) -> float:
     """Read a number written as people write budgets: ``8/255``, ``0.03``, ``1``.
 
     Args:
         value: Text, or a number as YAML reads it.
         name: What the number is, for the error.
-        low: Smallest value allowed.
-        high: Largest value allowed.
+        limits: What it may be.
 
     Raises:
-        UserError: When it is neither a number nor a fraction, is not finite, or lies outside ``[low, high]``.
+        UserError: When it is neither a number nor a fraction, is not finite, or lies outside the limits.
     """
     number = _as_number(value)
-    if number is None or not (math.isfinite(number) and low <= number <= high):
-        raise refused(name, f"a number {_interval(low, high)}, written like 8/255 or 0.03", value)
+    inside = number is not None and math.isfinite(number) and limits.low <= number <= limits.high
+    if number is None or not inside or (limits.open and number == limits.low):
+        raise refused(name, f"a number {_interval(limits)}, written like 8/255 or 0.03", value)
     return number
 
 
@@ -80,11 +101,6 @@ def format_fraction(number: float) -> str | float:
     """Write a budget the way people read it: ``0.2``, and ``8/255`` where the decimals would be long."""
     levels = round(number * 255)
     return f"{levels}/255" if levels / 255 == number and len(repr(number)) > 6 else number
-
-
-def number(low: float, high: float = math.inf) -> Reader:
-    """Make a reader of numbers and fractions in ``[low, high]``."""
-    return lambda value, name: parse_fraction(value, name, low=low, high=high)
 
 
 def text(value: object, name: str) -> str:
@@ -128,6 +144,10 @@ def mapping(value: object, name: str) -> dict[str, Any]:
     return dict(value)
 
 
+def _number(limits: Range) -> Reader:
+    return lambda value, name: parse_fraction(value, name, limits)
+
+
 def _whole(limits: Range) -> Reader:
     rule = "a whole number" + (f" of at least {limits.low:g}" if math.isfinite(limits.low) else "")
 
@@ -155,7 +175,9 @@ def _as_number(value: object) -> float | None:
         return None
 
 
-def _interval(low: float, high: float) -> str:
-    if math.isinf(high):
-        return "that is finite" if math.isinf(low) else f"of at least {low:g}"
-    return f"between {low:g} and {high:g}"
+def _interval(limits: Range) -> str:
+    if math.isfinite(limits.high):
+        return f"between {limits.low:g} and {limits.high:g}"
+    if math.isinf(limits.low):
+        return "that is finite"
+    return f"above {limits.low:g}" if limits.open else f"of at least {limits.low:g}"

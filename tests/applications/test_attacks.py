@@ -431,7 +431,7 @@ def test_a_budget_outside_the_unit_range_is_refused(attack: Attack, eps: float) 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"restarts": 0}, {"step": 0.0}, {"step": float("nan")}])
 def test_pgd_refuses_settings_that_are_no_attack(bad: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="PGD needs"):
+    with pytest.raises(UserError, match=f"`{next(iter(bad))}` must be a .*number"):
         pgd(*network_case(), eps=0.1, generator=random(0), **bad)  # type: ignore[arg-type]
 
 

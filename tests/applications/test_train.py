@@ -292,7 +292,7 @@ def test_a_learning_rate_out_of_all_reason_diverges_before_anything_is_saved(tmp
         ("fast-at", {"start": 1}, "Unknown start `1`"),
         ("fast-at", {"start": "corner"}, "uniform, zero"),
         ("fast-bat", {"curvature": "flat"}, "`curvature` must be"),
-        ("fast-bat", {"step": -1}, "`step` must be a positive number"),
+        ("fast-bat", {"step": -1}, "`step` must be a number above 0"),
         ("standard", {"step": 1}, "has no option `step`"),
         ("fast-at", {"curvature": 1}, "it has start, attack_mode, attack_loss, train_loss, step"),
     ],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adv_train.registry import Registry
 from adv_train.threat import Threat
+from adv_train.values import Checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Verdicts:
     settings: Mapping[str, Any]
 
 
-class Attack(ABC):
+class Attack(Checked, ABC):
     """An attack with its options, which are the fields of a frozen dataclass.
 
     Subclasses stand in files of their own in this package and are registered with `ATTACKS.register`.

@@ -15,7 +15,7 @@ _SEEING = 0.01
 """Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
 
 _MANY = 0.1
-"""Share of the correctly classified samples from which on it is told; of smooth models it is zero for both counts."""
+"""The attack warns when this share of the correctly classified samples is masked; in smooth models none is."""
 
 _ENOUGH = 20
 """Samples below which a margin that did not fall may be chance."""

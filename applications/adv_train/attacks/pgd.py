@@ -24,8 +24,8 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.masking import LEAST_EPS, Progress
-from adv_train.errors import UserError
 from adv_train.threat import Threat
+from adv_train.values import Count, Positive
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -46,15 +46,9 @@ class PGD(Attack):
         UserError: When an option is out of its range.
     """
 
-    steps: int = 50
-    restarts: int = 10
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise UserError(f"PGD needs steps >= 1 and restarts >= 1, but got {self.steps} and {self.restarts}.")
-        if self.step is not None and not self.step > 0:
-            raise UserError(f"PGD needs a step above 0, but got {self.step}. Leave it out for eps / 4.")
+    steps: Count = 50
+    restarts: Count = 10
+    step: Positive | None = None
 
     def __call__(
         self,

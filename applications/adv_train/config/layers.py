@@ -1,4 +1,4 @@
-"""What a run uses where the user says nothing: a recipe for each data set and method, and presets by name."""
+"""Defaults: each data set has a recipe, each preset a name; flags and files override both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adv_train.errors import UserError, unknown
 
 
 class Folder(Mapping[str, dict[str, Any]]):
-    """The YAML files of a folder of this package, by name; each is read when it is asked for.
+    """The YAML files of a folder of this package, by name. A file is read on access.
 
     Args:
         name: Of the folder.

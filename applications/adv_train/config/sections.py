@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import Annotated, Any, Literal
 
 from adv_train import values
-from adv_train.values import Range
-
-Positive: TypeAlias = Annotated[int, Range(1)]
-NonNegative: TypeAlias = Annotated[float, Range(0)]
+from adv_train.values import Checked, Count, NotNegative, Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """Values that are read by the rules of their types, wherever they come from.
-
-    Raises:
-        UserError: When a value breaks its rule.
-    """
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            object.__setattr__(self, name, values.reader(hint)(getattr(self, name), name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
+class DataConfig(Checked):
     """What to train on.
 
     Attributes:
@@ -42,13 +26,13 @@ class DataConfig(Section):
     name: str
     root: str = "data"
     limit: Annotated[int, Range(2)] | None = None
-    size: Positive | None = None
+    size: Count | None = None
     augment: Literal["none", "flip", "crop", "flip-crop"] | None = None
     skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(Section):
+class ModelConfig(Checked):
     """What to train.
 
     Attributes:
@@ -63,7 +47,7 @@ class ModelConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(Section):
+class TrainingConfig(Checked):
     """How long, and what is kept of it.
 
     Attributes:
@@ -76,16 +60,16 @@ class TrainingConfig(Section):
             longer run from there on.
     """
 
-    epochs: Positive
-    batch_size: Positive
+    epochs: Count
+    batch_size: Count
     select: Literal["robust", "clean", "last"] = "robust"
-    validation_steps: Positive = 10
+    validation_steps: Count = 10
     seed: Annotated[int, Range(0)] = 0
-    extended_from: Positive | None = None
+    extended_from: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Section):
+class OptimizerConfig(Checked):
     """SGD and its schedule.
 
     Attributes:
@@ -96,11 +80,11 @@ class OptimizerConfig(Section):
         weight_decay: Of SGD, on every parameter.
     """
 
-    lr: NonNegative
+    lr: NotNegative
     schedule: Literal["triangular", "cosine", "constant"] = "triangular"
     momentum: Annotated[float, Range(0, 0.9999)] = 0.9
     momentum_cycling: bool = False
-    weight_decay: NonNegative = 5e-4
+    weight_decay: NotNegative = 5e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +93,7 @@ class OptimizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig(Section):
+class ComputeConfig(Checked):
     """What computes, and how exactly.
 
     Attributes:

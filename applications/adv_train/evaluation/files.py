@@ -73,7 +73,7 @@ def read_all(run_folder: Path) -> list[Evaluation]:
     """Read every record of a run.
 
     Raises:
-        UserError: When there is none, or one is damaged or of a format that this version does not know.
+        UserError: When the folder has no record, or a record is damaged or has an unknown format.
     """
     records = [_read_file(file) for file in _files(run_folder)]
     earlier = _first_format(run_folder)

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import blo
 from adv_train.data import Batch
-from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.registry import Registry
 from adv_train.threat import Threat
+from adv_train.values import Checked
 
 Start: TypeAlias = Literal["uniform", "zero"]
 Mode: TypeAlias = Literal["train", "eval"]
-#: What a method remembers from step to step: tensors by name, saved with the run.
+#: Tensors by name that a method keeps from step to step. They are saved with the run.
 State: TypeAlias = Mapping[str, Tensor]
 
 
@@ -72,7 +72,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
+class Method(Checked, abc.ABC):
     """A training method; its fields are its options."""
 
     def remember(self, model: nn.Module, images: int) -> State:
@@ -134,10 +134,6 @@ class Adversarial(Method):
     attack_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
     train_loss: Objective = CrossEntropy()  # noqa: RUF009
 
-    def __post_init__(self) -> None:
-        one_of("start", self.start, ("uniform", "zero"))
-        one_of("attack_mode", self.attack_mode, ("train", "eval"))
-
     def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
         """Return the set that the attack stays in: the threat's."""
         return threat.set(x)
@@ -180,33 +176,3 @@ class Adversarial(Method):
         out = self.solve(attack, losses, params, start, threat)
         implicit = [part for part in out.report.implicit_parts if part is not None]
         return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, state or {})
-
-
-def one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
-    """Refuse a choice that does not exist.
-
-    Raises:
-        UserError: naming the option and the choices.
-    """
-    if value not in valid:
-        raise UserError(f"`{name}` must be one of {', '.join(valid)}, but is {value!r}.")
-
-
-def positive(name: str, value: float | None) -> None:
-    """Refuse what is not a positive number; None is left to a default.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if value is not None and not 0 < value < float("inf"):
-        raise UserError(f"`{name}` must be a positive number, but is {value}.")
-
-
-def not_negative(name: str, value: float) -> None:
-    """Refuse what is no number of at least 0.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not 0 <= value < float("inf"):
-        raise UserError(f"`{name}` must be a number of at least 0, but is {value}.")

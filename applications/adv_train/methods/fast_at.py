@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import blo
-from adv_train.methods.base import METHODS, Adversarial, positive
+from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
+from adv_train.values import Positive
 
 
 @METHODS.register("fast-at")
@@ -21,11 +22,7 @@ class FastAT(Adversarial):
         step: step size in pixels; 1.25 eps by default.
     """
 
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("step", self.step)
+    step: Positive | None = None
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blo
-from adv_train.methods.base import METHODS, Adversarial, Start, not_negative, positive
+from adv_train.methods.base import METHODS, Adversarial, Start
 from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
+from adv_train.values import NotNegative, Positive
 
 # Coefficients of the published code by eps in units of 1/255.
 PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}
@@ -31,14 +32,8 @@ class FastATGA(Adversarial):
     """
 
     start: Start = "zero"
-    step: float | None = None
-    coefficient: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("step", self.step)
-        if self.coefficient is not None:
-            not_negative("coefficient", self.coefficient)
+    step: Positive | None = None
+    coefficient: NotNegative | None = None
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat

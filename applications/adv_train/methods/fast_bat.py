@@ -8,10 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 import blo
-from adv_train.errors import UserError
-from adv_train.methods.base import METHODS, Adversarial, one_of, positive
+from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
+from adv_train.values import Count, Positive
 
 
 @METHODS.register("fast-bat")
@@ -31,21 +31,11 @@ class FastBAT(Adversarial):
         ig_weight: weight of the implicit gradient: 1 as published, 0 leaves it out, -1 reverses it.
     """
 
-    steps: int = 2
-    step: float | None = None
+    steps: Count = 2
+    step: Positive | None = None
     direction: Literal["gradient", "sign"] = "gradient"
-    curvature: float = 10.0
+    curvature: Positive = 10.0
     ig_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("direction", self.direction, ("gradient", "sign"))
-        positive("curvature", self.curvature)
-        positive("step", self.step)
-        if self.steps < 1:
-            raise UserError(f"`steps` must be at least 1, but is {self.steps}.")
-        if not abs(self.ig_weight) < float("inf"):
-            raise UserError(f"`ig_weight` must be a finite number, but is {self.ig_weight}.")
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import blo
-from adv_train.methods.base import METHODS, not_negative
+from adv_train.methods.base import METHODS
 from adv_train.methods.fast_at import FastAT
 from adv_train.threat import Threat
+from adv_train.values import NotNegative
 
 
 @METHODS.register("n-fgsm")
@@ -23,11 +24,7 @@ class NFGSM(FastAT):
         step: step size in pixels; eps by default.
     """
 
-    width: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        not_negative("width", self.width)
+    width: NotNegative = 2.0
 
     def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
         return blo.Box(threat.low - x, threat.high - x, validate=False)

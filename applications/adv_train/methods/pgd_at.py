@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 import blo
-from adv_train.errors import UserError
-from adv_train.methods.base import METHODS, Adversarial, positive
+from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
+from adv_train.values import Count, Positive
 
 
 @METHODS.register("pgd-at")
@@ -23,14 +23,8 @@ class PGDAT(Adversarial):
         step: step size in pixels; by default eps/2 up to 4 steps and 2/255 above, as published for 2 and for 10.
     """
 
-    steps: int = 2
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise UserError(f"`steps` must be at least 1, but is {self.steps}.")
-        positive("step", self.step)
+    steps: Count = 2
+    step: Positive | None = None
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal, TypeAlias
 from torch import Tensor
 
 from adv_train.registry import Registry
+from adv_train.values import Checked
 
 Reduction: TypeAlias = Literal["none", "mean"]
 
 
 @dataclass(frozen=True)
-class Objective(abc.ABC):
+class Objective(Checked, abc.ABC):
     """A loss that grows as the perturbed image is classified worse.
 
     Attributes:
