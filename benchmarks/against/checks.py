@@ -1,0 +1,115 @@
+"""What the checks cost: the share of a hypergradient, solve included, that is spent in each of them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+
+import blo
+from benchmarks.boxed import boxed
+from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
+from benchmarks.smooth import ridge
+from blo._arguments import require_function
+from blo._draws import may_draw
+from blo._failures import Checks
+from blo._findings import Findings
+from blo._look import _misleads
+from blo._watch import versions
+from blo.gradients._strained import strained
+
+_MOST = 0.02
+#: By what a reader calls it. The residual that confirms a solution is part of solving, and not among them.
+_CHECKS: dict[str, list[Callable[..., Any]]] = {
+    "arguments are functions of theta and z": [require_function],
+    "the objective holds something to draw from": [may_draw],
+    "torch differentiates it rightly": [_misleads],
+    "it writes to its arguments": [versions],
+    "constraints depend on each other": [strained],
+    "the solve has converged": [Checks.lower, Checks.stationary, Checks.fixed_steps, Checks.repeated],
+    "the data are those of the solve": [Checks.changed],
+    "the linear system is solved": [Checks.linear, Checks.adjoint],
+    "active constraints are clear, values finite": [Findings.degenerate, Findings.implicit, Findings.gradients],
+}
+
+
+@benchmark("checks", "the share of a hypergradient that each check takes; the goal is 2 %")
+def run(setting: Setting) -> Outcome:
+    """Time each check within whole hypergradients, from cold starts, with the default solver and strategy."""
+    smooth = ridge(setting, 60, 20) if setting.quick else ridge(setting)
+    boxes = boxed(setting, 4, 8) if setting.quick else boxed(setting)
+    problems = {
+        "ridge, 2,000 x 500": (smooth, blo.LowerProblem(smooth.inner)),
+        "128 boxes of 64": (boxes, blo.LowerProblem(boxes.inner, blo.Box(-1.0, 1.0), batched=True)),
+    }
+    shares = {}
+    for title, (problem, lower) in problems.items():
+        setting.log(f"  {title}")
+
+        def call(problem: Any = problem, lower: blo.LowerProblem = lower) -> object:
+            return blo.value_and_hypergrad(problem.outer, lower, problem.theta, torch.zeros_like(problem.z))
+
+        call()
+        with _timed() as spent:
+            shares[title] = [_shares(call, spent) for _ in range(setting.rounds)]
+    middle = {title: {name: median(one[name] for one in found) for name in _CHECKS} for title, found in shares.items()}
+    rows: list[list[Cell]] = [[name, *(middle[title][name] for title in problems)] for name in _CHECKS]
+    rows.append(["all", *(sum(middle[title].values()) for title in problems)])
+    largest = max(share for found in middle.values() for share in found.values())
+    return Outcome(
+        [Table("Share of the time", ["check", *problems], rows)],
+        [Goal("the largest share of a check", largest, _MOST)],
+    )
+
+
+def _shares(call: Callable[[], object], spent: dict[str, float]) -> dict[str, float]:
+    spent.update(dict.fromkeys(_CHECKS, 0.0))
+    start = time.perf_counter()
+    call()
+    whole = time.perf_counter() - start
+    return {name: seconds / whole for name, seconds in spent.items()}
+
+
+@contextmanager
+def _timed() -> Iterator[dict[str, float]]:
+    """Time the checks wherever blo calls them; what a check calls of others counts for it alone."""
+    spent = dict.fromkeys(_CHECKS, 0.0)
+    inside = False
+
+    def timed(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(check)
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return check(*arguments, **named)
+            inside, start = True, time.perf_counter()
+            try:
+                return check(*arguments, **named)
+            finally:
+                spent[name] += time.perf_counter() - start
+                inside = False
+
+        return call
+
+    homes = [module for name, module in sys.modules.items() if name.partition(".")[0] == "blo"]
+    places = [
+        (home, key, check, timed(name, check))
+        for name, checks in _CHECKS.items()
+        for check in checks
+        for home in (*homes, Checks, Findings)
+        for key, value in list(vars(home).items())
+        if value is check
+    ]
+    try:
+        for home, key, _, replaced in places:
+            setattr(home, key, replaced)
+        yield spent
+    finally:
+        for home, key, check, _ in places:
+            setattr(home, key, check)
