@@ -109,15 +109,19 @@ class Trainer:
         return self.config.training.epochs * self.steps
 
     def validate(self) -> dict[str, float]:
-        """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch."""
+        """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch.
+
+        Returns:
+            ``val_sa`` and ``val_ra``, and ``val_top_class``: the share of the images that get the most frequent answer.
+        """
         self.state.model.eval()
         generator = torch.Generator(self.device).manual_seed(0)
-        clean = torch.zeros((), dtype=torch.int64, device=self.device)
-        robust = torch.zeros_like(clean)
+        robust = torch.zeros((), dtype=torch.int64, device=self.device)
+        answers: list[Tensor] = []
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
-                    clean += (self.state.model(x).argmax(1) == y).sum()
+                    answers.append(self.state.model(x).argmax(1))
                 survived, _ = attacks.pgd(
                     self.state.model,
                     x,
@@ -128,8 +132,13 @@ class Trainer:
                     generator=generator,
                 )
             robust += survived.sum()
-        samples = len(self.dataset.validation)
-        return {"val_sa": int(clean) / samples, "val_ra": int(robust) / samples}
+        samples, predicted = len(self.dataset.validation), torch.cat(answers)
+        clean = (predicted == self.dataset.validation.labels).sum()
+        return {
+            "val_sa": int(clean) / samples,
+            "val_ra": int(robust) / samples,
+            "val_top_class": int(predicted.bincount().max()) / samples,
+        }
 
     def _set_rates(self, step: int) -> None:
         config, steps = self.config.optimizer, self.total

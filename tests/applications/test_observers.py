@@ -6,9 +6,11 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adv_train.cli import main
@@ -68,23 +70,57 @@ def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
     )
 
 
-def test_the_alarm_rings_once_when_the_loss_stays_at_that_of_guessing(tmp_path: Path) -> None:
-    class Classes:
-        classes = 10
-
+def alarm_of(labels: list[int], folder: Path) -> Observer:
+    """Start an alarm for 10 classes and these validation labels."""
+    dataset = SimpleNamespace(classes=10, validation=SimpleNamespace(labels=torch.tensor(labels)))
     alarm = OBSERVERS.create("alarm")
-    alarm.start(config(), Classes(), tmp_path, steps=1, done=0)  # type: ignore[arg-type]
-    flat = [{"epoch": 1, "loss": math.log(10) * 1.001}] * 5
+    alarm.start(config(), dataset, folder, steps=1, done=0)  # type: ignore[arg-type]
+    return alarm
+
+
+GOOD = {"loss": 2.0, "val_top_class": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (GOOD | {"loss": math.log(10) * 1.001}, r"stayed at 2\.305, that of guessing among all classes \(2\.303\)"),
+        (GOOD | {"val_top_class": 0.995}, r"puts 99\.5% of the validation images in one class"),
+    ],
+)
+def test_the_alarm_rings_once_when_nothing_is_learnt_for_five_epochs(
+    tmp_path: Path, bad: dict[str, float], said: str
+) -> None:
+    alarm = alarm_of([0, 1, 2], tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for record in [*flat[:4], {"epoch": 5, "loss": 2.0}, *flat[:4]]:
+        for record in [*[bad] * 4, GOOD, *[bad] * 4]:
             alarm.epoch(record, 1.0)
-    with pytest.warns(UserWarning, match=r"stayed at 2\.305, that of guessing among all classes \(2\.303\)"):
-        alarm.epoch(flat[0], 1.0)
+    with pytest.warns(UserWarning, match=said):
+        alarm.epoch(bad, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for record in [{"epoch": 11, "loss": 2.0}, *flat]:
+        for record in [GOOD, *[bad] * 5]:
             alarm.epoch(record, 1.0)
+
+
+def test_one_class_among_the_validation_images_is_no_collapse(tmp_path: Path) -> None:
+    alarm = alarm_of([3, 3, 3], tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            alarm.epoch(GOOD | {"val_top_class": 1.0}, 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:Masked gradients")
+@pytest.mark.filterwarnings("always:For 5 epochs")
+def test_a_constant_classifier_rings_the_alarm_from_the_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "fast-at", "--start", "zero", "--eps", "0.4", "--step", "0.6", "--epochs", "5", "--lr", "0.3"]
+    out = ["--batch-size", "32", "--schedule", "constant", "--quiet", "--out", str(tmp_path / "flat")]
+    assert main(["fit", "--data", "digits", "--device", "cpu", *words, *out]) == 0
+    assert "puts 100.0% of the validation images in one class" in capsys.readouterr().err
 
 
 def test_an_observer_that_does_not_exist_is_named() -> None:

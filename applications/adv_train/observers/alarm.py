@@ -14,26 +14,47 @@ from adv_train.observers.base import OBSERVERS, Observer
 
 _EPOCHS = 5
 _NEAR = 0.005
+_ONE_CLASS = 0.99
 
 
 @OBSERVERS.register("alarm")
 class Alarm(Observer):
-    """Warns, once, when the loss has stayed at ln K for five epochs: the model knows nothing of its K classes."""
+    """Warns when the model has learnt nothing for five epochs, once of each kind.
+
+    Either the loss stays at ln K, that of guessing among K classes, or the model puts (nearly) all validation images in
+    one class.
+    """
 
     def __init__(self) -> None:
-        self._chance, self._flat, self._told = 0.0, 0, False
+        self._chance, self._many = 0.0, True
+        self._epochs = {"loss": 0, "class": 0}
+        self._warned: set[str] = set()
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Take note of the number of classes."""
-        self._chance, self._flat, self._told = math.log(dataset.classes), 0, False
+        """Take note of the classes."""
+        self._epochs, self._warned = dict.fromkeys(self._epochs, 0), set()
+        self._chance = math.log(dataset.classes)
+        labels = dataset.validation.labels
+        self._many = int(labels.bincount().max()) < _ONE_CLASS * len(labels)
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
-        """Look at the loss."""
-        self._flat = self._flat + 1 if abs(record["loss"] - self._chance) < _NEAR * self._chance else 0
-        if self._flat == _EPOCHS and not self._told:
-            self._told = True
+        """Look at the loss and at the answers."""
+        self._see(
+            "loss",
+            abs(record["loss"] - self._chance) < _NEAR * self._chance,
+            f"the loss has stayed at {record['loss']:.3f}, that of guessing among all classes ({self._chance:.3f})",
+        )
+        top = record["val_top_class"]
+        self._see(
+            "class",
+            self._many and top >= _ONE_CLASS,
+            f"the predictions have collapsed: the model puts {top:.1%} of the validation images in one class",
+        )
+
+    def _see(self, kind: str, is_so: bool, what: str) -> None:
+        self._epochs[kind] = self._epochs[kind] + 1 if is_so else 0
+        if self._epochs[kind] == _EPOCHS and kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(
-                f"For {_EPOCHS} epochs the loss has stayed at {record['loss']:.3f}, that of guessing among all classes "
-                f"({self._chance:.3f}): the model learns nothing. Try a smaller --eps or --lr.",
-                stacklevel=2,
+                f"For {_EPOCHS} epochs {what}. The model learns nothing: try a smaller --eps or --lr.", stacklevel=3
             )

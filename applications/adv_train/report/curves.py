@@ -71,6 +71,7 @@ class Curve:
 CURVES = (
     Curve("val_ra", "Robust accuracy on the validation images", percent, is_share=True),
     Curve("val_sa", "Clean accuracy on the validation images", percent, is_share=True),
+    Curve("val_top_class", "Share of the validation images in the most frequent class", percent, is_share=True),
     Curve("loss", "Training loss, each method under its own attack", lambda value: f"{value:.2f}", is_share=False),
     Curve("implicit_share", "Share of the implicit gradient", percent, is_share=True, needs_variation=True),
 )
