@@ -184,19 +184,22 @@ def pullback(
         return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True))
 
 
-@contextlib.contextmanager
-def differentiated_twice() -> Iterator[None]:
+class differentiated_twice(contextlib.ContextDecorator):  # entered for each product: a generator costs ten times more
     """Say what to do where an operation has no second derivative.
 
     Raises:
         DerivativeError: in place of torch's own error.
     """
-    try:
-        yield
-    except RuntimeError as error:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, DerivativeError) or not isinstance(error, RuntimeError):
+            return
         reason = str(error).split("\n")[0].rstrip(".")
-        if isinstance(error, DerivativeError) or not _ONCE.search(reason):
-            raise
+        if not _ONCE.search(reason):
+            return
         raise DerivativeError(
             f"this strategy needs second derivatives, but torch has none of an operation in the objective: {reason}. "
             "Use products='finite-difference', as in Implicit(products='finite-difference'), which needs first "

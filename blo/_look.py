@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class Looked:
         self._function, self._name = function, name
         self._seen: set[bool] = set()
         self._by_formulas = False
+        self._theta: Any = None
 
     def __call__(self, theta: Any, z: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -40,9 +42,12 @@ class Looked:
         if self._by_formulas:
             with _Formulas():
                 return self._function(theta, z)
+        if (theta is self._theta and self._seen) or not torch.is_grad_enabled():  # a solver passes one theta again
+            return self._function(theta, z)
         given = [leaf for leaf in tree.leaves((theta, z)) if isinstance(leaf, Tensor)]
         live = any(leaf.requires_grad for leaf in tree.leaves(theta) if isinstance(leaf, Tensor))
-        if live in self._seen or not torch.is_grad_enabled():
+        self._theta = theta
+        if live in self._seen:
             return self._function(theta, z)
         before = versions(given)
         value = self._function(theta, z)
@@ -68,17 +73,21 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        name = type(node).__name__
-        if name.startswith("WeightNormInterface"):
-            return True
-        if "linear_cross_entropy" in name and getattr(node, "allow_retain_graph", False):
-            return True
-        if name.startswith("Embedding") and (
-            getattr(node, "_saved_scale_grad_by_freq", False) or getattr(node, "_saved_sparse", False)
-        ):
+        suspect = _suspect(type(node).__name__)
+        if suspect is not None and any(getattr(node, flag, False) for flag in suspect):
             return True
         nodes += [before for before, _ in node.next_functions]
     return False
+
+
+@cache
+def _suspect(name: str) -> tuple[str, ...] | None:
+    """Return which attributes of a node of that name, when true, make its derivative another; None: it has none."""
+    if name.startswith("WeightNormInterface"):
+        return ("next_functions",)  # always
+    if "linear_cross_entropy" in name:
+        return ("allow_retain_graph",)
+    return ("_saved_scale_grad_by_freq", "_saved_sparse") if name.startswith("Embedding") else None
 
 
 class _Formulas(TorchFunctionMode):

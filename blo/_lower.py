@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import FixedPoint, Linearized
+from blo._objective import FixedPoint, Linearized, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -110,3 +112,10 @@ class LowerProblem:
         require_positive(curvature, "curvature", "Otherwise the model has no minimiser.")
         model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
         return replace(self, objective=model, strong_convexity=float(curvature))
+
+
+def wrapped(lower: LowerProblem, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> LowerProblem:
+    """Return the problem with the function of its objective wrapped: a copy that is not checked again."""
+    other = copy(lower)
+    object.__setattr__(other, "objective", around(lower.objective, wrap))
+    return other

@@ -13,8 +13,8 @@ from blo._autocast import Autocast, Under
 from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
-from blo._lower import LowerProblem
-from blo._objective import FixedPoint, PlainSlice, Slice, around, slice_at
+from blo._lower import LowerProblem, wrapped
+from blo._objective import FixedPoint, PlainSlice, Slice, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -46,7 +46,7 @@ class FlatProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
-        lower = replace(lower, objective=around(lower.objective, Looked))
+        lower = wrapped(lower, Looked)
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
@@ -55,7 +55,7 @@ class FlatProblem:
 
     def under(self, autocast: Autocast) -> FlatProblem:
         """Return the problem with its objective evaluated under a state of autocast, wherever that happens."""
-        lower = replace(self.lower, objective=around(self.lower.objective, lambda f: Under(f, autocast)))
+        lower = wrapped(self.lower, lambda f: Under(f, autocast))
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
 
     def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:

@@ -111,6 +111,8 @@ def test_stochastic_objectives_are_looked_at_as_well(given: Any, found: str) -> 
         (torch.nn.functional.mse_loss, 1.0),
         (lambda *both: distance(*both), 1.0),
         (lambda a, b, *, scale=2.0: distance(scale * a, b), 2.0),
+        (lambda a, b, scale=2.0: distance(scale * a, b), 2.0),
+        (lambda z, b: distance(z, b), 1.0),
         (functools.partial(lambda scale, theta, z: distance(scale * theta, z), 2.0), 2.0),
         (functools.wraps(swapped)(lambda *both: swapped(both[1], both[0])), 2.0),  # what it wraps is not asked
     ],
