@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
     if torch.compiler.is_compiling():  # not every compiler traces signatures
         return
     called = given.forward if isinstance(given, nn.Module) else given
-    if isinstance(called, FunctionType) and _plainly_takes(called, len(arguments)):
+    if _plainly_takes(called, len(arguments)):
         return
     try:
         signature = inspect.signature(called, follow_wrapped=False)  # a wrapper may turn arguments round
@@ -56,11 +56,15 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
         )
 
 
-def _plainly_takes(function: FunctionType, count: int) -> bool:
-    """Tell whether a function takes so many arguments, none of them named like the lower variable in the first place.
+def _plainly_takes(called: Any, count: int) -> bool:
+    """Tell whether it is a function that takes so many arguments, the first of them not named like the lower variable.
 
-    A signature takes 50 microseconds to build, as long as ten tensor operations; this takes one.
+    A signature takes 50 microseconds to build, as long as ten tensor operations; this takes two.
     """
-    code = function.__code__
+    bound = isinstance(called, MethodType)
+    function = called.__func__ if bound else called
+    if not isinstance(function, FunctionType):
+        return False
+    code, count = function.__code__, count + bound
     most, least = code.co_argcount, code.co_argcount - len(function.__defaults__ or ())
-    return least <= count <= most and not code.co_kwonlyargcount and code.co_varnames[0] not in _LOWER
+    return least <= count <= most and not code.co_kwonlyargcount and code.co_varnames[bound] not in _LOWER

@@ -14,7 +14,8 @@ from blo import tree
 from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._curvature import Place
-from blo._failures import LOOK, SMALLER, Checks, unasked
+from blo._failures import SMALLER, Checks, unasked
+from blo._remedies import ASTRAY
 from blo._replay import generators
 from blo.errors import StructureError
 from blo.gradients import Strategy, Unrolled, Zero
@@ -166,7 +167,7 @@ class Solving:
                 f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of the "
                 "set the gradients of constraints may vanish or depend on each other."
             )
-        return SMALLER if hasattr(self.solver, "step") else LOOK
+        return SMALLER if hasattr(self.solver, "step") else ASTRAY
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None

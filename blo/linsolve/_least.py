@@ -10,7 +10,7 @@ from blo._torch import functorch
 
 #: How many iterates are compared at once, and how many numbers they may hold. To compare each with the best before
 #: would cost a small problem a tenth of an iteration.
-_ITERATES, _NUMBERS = 16, 2**20
+_ITERATES, _NUMBERS = 128, 2**20
 
 
 class Least:
@@ -34,13 +34,18 @@ class Least:
 
     def least(self) -> Tensor:
         """Return the square of the least residual of each lane."""
-        return torch.stack([rr for _, rr in self._kept]).amin(0)
+        return self._sizes().amin(0)
 
     def iterate(self) -> Tensor:
-        """Return the iterate that had it."""
-        best, least = self._kept[0]
-        if least.dim() == 0 and least.device.type == "cpu" and not functorch.is_functorch_wrapped_tensor(least):
-            return min(self._kept, key=lambda each: each[1].item())[0]
-        for x, rr in self._kept[1:]:
-            best, least = torch.where(rr < least, x, best), torch.minimum(least, rr)
+        """Return the iterate that had it, the first of several."""
+        first = self._sizes().argmin(0)
+        known = first.device.type == "cpu" and not functorch.is_functorch_wrapped_tensor(first)
+        start, *others = first.unique().tolist() if known else range(len(self._kept))
+        best = self._kept[start][0]
+        for index in others:
+            best = torch.where(first == index, self._kept[index][0], best)
         return best
+
+    def _sizes(self) -> Tensor:
+        sizes = torch.stack([rr for _, rr in self._kept])
+        return torch.where(sizes.isnan(), torch.inf, sizes)
