@@ -34,20 +34,17 @@ class Looked:
         self._function, self._name = function, name
         self._seen: set[bool] = set()
         self._by_formulas = False
-        self._theta: Any = None
+        self._passed: Any = object()  # the theta with which the function was found to be in order
 
     def __call__(self, theta: Any, z: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if theta is self._passed or torch.compiler.is_compiling():  # a solver calls with one theta again and again
             return self._function(theta, z)
         if self._by_formulas:
             with _Formulas():
                 return self._function(theta, z)
-        if (theta is self._theta and self._seen) or not torch.is_grad_enabled():  # a solver passes one theta again
-            return self._function(theta, z)
         given = [leaf for leaf in tree.leaves((theta, z)) if isinstance(leaf, Tensor)]
         live = any(leaf.requires_grad for leaf in tree.leaves(theta) if isinstance(leaf, Tensor))
-        self._theta = theta
-        if live in self._seen:
+        if live in self._seen or not torch.is_grad_enabled():
             return self._function(theta, z)
         before = versions(given)
         value = self._function(theta, z)
@@ -59,8 +56,9 @@ class Looked:
                 "records; for a module use blo.functionalize."
             )
         if _misleads([leaf for leaf in tree.leaves(value) if isinstance(leaf, Tensor)], given):
-            self._by_formulas = True
+            self._by_formulas, self._passed = True, object()
             return self(theta, z)
+        self._passed = theta
         return value
 
 
