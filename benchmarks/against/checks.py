@@ -7,16 +7,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
 import blo
+from benchmarks.against import logistic
+from benchmarks.answers._digits import digits
 from benchmarks.boxed import boxed
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 from benchmarks.smooth import ridge
 from blo._arguments import require_function
+from blo._curvature import bend
 from blo._draws import may_draw
 from blo._failures import Checks
 from blo._findings import Findings
@@ -25,13 +29,14 @@ from blo._watch import versions
 from blo.gradients._strained import strained
 
 _MOST = 0.02
-#: By what a reader calls it. The residual that confirms a solution is part of solving, and not among them.
+#: By what a reader calls it.
 _CHECKS: dict[str, list[Callable[..., Any]]] = {
     "arguments are functions of theta and z": [require_function],
     "the objective holds something to draw from": [may_draw],
     "torch differentiates it rightly": [_misleads],
     "it writes to its arguments": [versions],
     "constraints depend on each other": [strained],
+    "the residual hides no large error": [bend],
     "the solve has converged": [Checks.lower, Checks.stationary, Checks.fixed_steps, Checks.repeated],
     "the data are those of the solve": [Checks.changed],
     "the linear system is solved": [Checks.linear, Checks.adjoint],
@@ -41,31 +46,34 @@ _CHECKS: dict[str, list[Callable[..., Any]]] = {
 
 @benchmark("checks", "the share of a hypergradient that each check takes; the goal is 2 %")
 def run(setting: Setting) -> Outcome:
-    """Time each check within whole hypergradients, from cold starts, with the default solver and strategy."""
+    """Time each check within whole hypergradients from cold starts, and within a fit by Newton-CG with warm ones."""
     smooth = ridge(setting, 60, 20) if setting.quick else ridge(setting)
     boxes = boxed(setting, 4, 8) if setting.quick else boxed(setting)
-    problems = {
-        "ridge, 2,000 x 500": (smooth, blo.LowerProblem(smooth.inner)),
-        "128 boxes of 64": (boxes, blo.LowerProblem(boxes.inner, blo.Box(-1.0, 1.0), batched=True)),
+    train, held = digits((100, 100) if setting.quick else (1200, 597), setting.seed)
+    digital = logistic.Problem(train, held, setting)
+    calls: dict[str, Callable[[], object]] = {
+        "ridge, 2,000 x 500": partial(_cold, smooth, blo.LowerProblem(smooth.inner)),
+        "128 boxes of 64": partial(_cold, boxes, blo.LowerProblem(boxes.inner, blo.Box(-1.0, 1.0), batched=True)),
+        "logistic, Newton-CG": partial(logistic.ours, digital, 6, on_failure=None, **logistic.NEWTON_CG),
     }
     shares = {}
-    for title, (problem, lower) in problems.items():
+    for title, call in calls.items():
         setting.log(f"  {title}")
-
-        def call(problem: Any = problem, lower: blo.LowerProblem = lower) -> object:
-            return blo.value_and_hypergrad(problem.outer, lower, problem.theta, torch.zeros_like(problem.z))
-
         call()
         with _timed() as spent:
             shares[title] = [_shares(call, spent) for _ in range(setting.rounds)]
     middle = {title: {name: median(one[name] for one in found) for name in _CHECKS} for title, found in shares.items()}
-    rows: list[list[Cell]] = [[name, *(middle[title][name] for title in problems)] for name in _CHECKS]
-    rows.append(["all", *(sum(middle[title].values()) for title in problems)])
+    rows: list[list[Cell]] = [[name, *(middle[title][name] for title in calls)] for name in _CHECKS]
+    rows.append(["all", *(sum(middle[title].values()) for title in calls)])
     largest = max(share for found in middle.values() for share in found.values())
     return Outcome(
-        [Table("Share of the time", ["check", *problems], rows)],
+        [Table("Share of the time", ["check", *calls], rows)],
         [Goal("the largest share of a check", largest, _MOST)],
     )
+
+
+def _cold(problem: Any, lower: blo.LowerProblem) -> object:
+    return blo.value_and_hypergrad(problem.outer, lower, problem.theta, torch.zeros_like(problem.z))
 
 
 def _shares(call: Callable[[], object], spent: dict[str, float]) -> dict[str, float]:

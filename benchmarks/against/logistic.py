@@ -92,32 +92,32 @@ def descend(problem: Problem, theta: Tensor, z: Tensor) -> Tensor:
     return z.detach()
 
 
+def ours(problem: Problem, steps: int, *, on_failure: Any = "ignore", **options: Any) -> Tensor:
+    """Return theta after as many outer steps of blo."""
+    found = blo.fit(
+        problem.outer,
+        blo.LowerProblem(problem.inner),
+        problem.theta,
+        problem.z0,
+        optimizer=RPROP,
+        steps=steps,
+        on_failure=on_failure,
+        **options,
+    )
+    theta: Tensor = found.theta
+    return theta
+
+
 @benchmark("logistic", "softmax regression on digits: a penalty chosen in 20 outer steps with warm starts")
 def run(setting: Setting) -> Outcome:
     """Race blo against Newton-CG and gradient descent, both written by hand."""
     train, held = digits((100, 100) if setting.quick else (1200, 597), setting.seed)
     problem, steps = Problem(train, held, setting), 6 if setting.quick else STEPS
-    lower = blo.LowerProblem(problem.inner)
-
-    def ours(**options: Any) -> Tensor:
-        found = blo.fit(
-            problem.outer,
-            lower,
-            problem.theta,
-            problem.z0,
-            optimizer=RPROP,
-            steps=steps,
-            on_failure="ignore",
-            **options,
-        )
-        theta: Tensor = found.theta
-        return theta
-
     newton = partial(newton_cg, problem.inner, tol=TOL)
     contestants: dict[str, Callable[[], Tensor]] = {
         "Newton-CG, by hand": lambda: by_hand(problem, steps, newton, tol=TOL, most=1000),
-        "blo, Newton and CG": lambda: ours(**NEWTON_CG),
-        "blo, defaults": ours,
+        "blo, Newton and CG": lambda: ours(problem, steps, **NEWTON_CG),
+        "blo, defaults": lambda: ours(problem, steps),
         "100 gradient steps and 20 of CG, by hand": lambda: by_hand(
             problem, steps, partial(descend, problem), tol=0.0, most=20
         ),
