@@ -10,7 +10,7 @@ from blo._torch import functorch
 
 #: How many iterates are compared at once, and how many numbers they may hold. To compare each with the best before
 #: would cost a small problem a tenth of an iteration.
-_ITERATES, _NUMBERS = 128, 2**20
+_ITERATES, _NUMBERS = 128, 2**18
 
 
 class Least:
