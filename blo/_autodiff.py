@@ -195,7 +195,7 @@ class differentiated_twice(contextlib.ContextDecorator):  # entered for each pro
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, DerivativeError) or not isinstance(error, RuntimeError):
+        if not isinstance(error, RuntimeError) or isinstance(error, DerivativeError):
             return
         reason = str(error).split("\n")[0].rstrip(".")
         if not _ONCE.search(reason):

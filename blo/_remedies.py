@@ -4,8 +4,8 @@ LOOK = "Look at the objective with torch.autograd.detect_anomaly."
 SMALLER = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
 #: For a solver that chooses its steps, after a start where everything is finite.
 ASTRAY = (
-    "The start is in order, so the objective falls without bound, or its gradient is not finite on the way: bound z by "
-    "a constraint, or look at the objective with torch.autograd.detect_anomaly."
+    "Theta, the start and the gradient there are finite, so the objective falls without bound, or its gradient is not "
+    "finite on the way: bound z by a constraint, or look at the objective with torch.autograd.detect_anomaly."
 )
 #: What to do about a derivative that is not finite although what is differentiated is.
 STEEP = (

@@ -14,8 +14,8 @@ from blo import tree
 from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._curvature import Place
-from blo._failures import SMALLER, Checks, unasked
-from blo._remedies import ASTRAY
+from blo._failures import Checks, unasked
+from blo._remedies import ASTRAY, SMALLER
 from blo._replay import generators
 from blo.errors import StructureError
 from blo.gradients import Strategy, Unrolled, Zero

@@ -168,7 +168,7 @@ def evaluate_model(
 
 
 def _named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
-    """Return the attacks by name; texts become attacks with default options."""
+    """Map names to attacks. An attack given by its name has default options."""
     if isinstance(attacks, str):
         attacks = [attacks]
     built = [ATTACKS.create(attack) if isinstance(attack, str) else attack for attack in attacks]

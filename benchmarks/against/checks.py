@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from statistics import median
 from typing import Any
 
@@ -91,7 +90,7 @@ def _timed() -> Iterator[dict[str, float]]:
     inside = False
 
     def timed(name: str, check: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(check)
+        @wraps(check)
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal inside
             if inside:

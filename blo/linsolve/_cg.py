@@ -88,7 +88,7 @@ class CG(LinearSolver):
         goal = floor_of(self.tol, b) ** 2 * bb
         p = r if inverse is None else inverse(r)
         rr = _dot(r, r)
-        least = Least(x, rr)
+        met = Least(x, rr)
         rz = rr if inverse is None else _dot(r, p)
         running = ~zero & (rr > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
@@ -118,13 +118,13 @@ class CG(LinearSolver):
                 together += 1
             else:
                 iterations = iterations + running
-            least.see(x, rr)
+            met.see(x, rr)
             whole = whole and _exceeds(rr, goal)
             running = running if whole else running & (rr > goal)
         # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
         textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
-        bound = _RISE**2 * least.least()
-        bound = bound if textbook else torch.minimum(bb, bound)
+        least = met.least()
+        bound = _RISE**2 * least if textbook else torch.minimum(bb, _RISE**2 * least)
         lost = indefinite | (rr > bound)
         if surely(running & ~lost & (rr > _FAR**2 * bb)) and surely(_cosine(p, q) <= _ROUGH):
             residual = (rr / bb).sqrt().squeeze(-1)
@@ -134,8 +134,8 @@ class CG(LinearSolver):
                 image = rhs - r
                 length = _dot(image, image)
                 share = _dot(rhs, image) / torch.where(length > 0, length, 1.0)
-                shortened = bb - share * share * length < least.least()
-                x = torch.where(lost, torch.where(shortened, share * x, least.iterate()), x)
+                shortened = bb - share * share * length < least
+                x = torch.where(lost, torch.where(shortened, share * x, met.iterate()), x)
             residual = relative_residual(operator, x, rhs, self.damping)
             # There the recursion has lost touch with the true residual.
             worse = (residual > 1) & (lost | (rr <= bb)).squeeze(-1) & ~zero.squeeze(-1)

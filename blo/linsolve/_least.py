@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._autodiff import surely
 from blo._torch import functorch
 
 #: How many iterates are compared at once, and how many numbers they may hold. To compare each with the best before
@@ -29,8 +28,7 @@ class Least:
         """Take note of an iterate."""
         self._kept.append((x, rr))
         if len(self._kept) >= self._most:
-            least = self.least()
-            self._kept = [(x, rr)] if surely(rr <= least) else [(self.iterate(), least)]
+            self._kept = [(self.iterate(), self.least())]
 
     def least(self) -> Tensor:
         """Return the square of the least residual of each lane."""
@@ -40,7 +38,7 @@ class Least:
         """Return the iterate that had it, the first of several."""
         first = self._sizes().argmin(0)
         known = first.device.type == "cpu" and not functorch.is_functorch_wrapped_tensor(first)
-        start, *others = first.unique().tolist() if known else range(len(self._kept))
+        start, *others = (first.unique().tolist() if known else range(len(self._kept))) or [0]  # there may be no lane
         best = self._kept[start][0]
         for index in others:
             best = torch.where(first == index, self._kept[index][0], best)

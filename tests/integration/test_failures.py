@@ -624,11 +624,6 @@ def test_nothing_is_measured_when_failures_are_ignored() -> None:
 
 
 def test_an_objective_without_a_minimum_is_named_as_one() -> None:
-    remedy, theta = r"falls without bound.*bound z by a constraint", vector(1.0, 2.0)
-    with pytest.warns(blo.ConvergenceWarning, match=remedy), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the curvature is not positive")
-        falling = blo.LowerProblem(lambda theta, z: -squares(theta, z))
-        evaluate(falling, theta, 1e100 * theta, solver=blo.LBFGS(max_steps=3))
-    steeper = blo.LowerProblem(lambda theta, z: -squares(theta, z).exp())
-    with pytest.raises(blo.NonFiniteError, match=remedy):
-        evaluate(steeper, theta)
+    falling = blo.LowerProblem(lambda theta, z: -squares(theta, z).exp())
+    with pytest.raises(blo.NonFiniteError, match=r"falls without bound.*bound z by a constraint"):
+        evaluate(falling, vector(1.0, 2.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from blo.linsolve import _least
 from blo.linsolve._least import Least
 
-LANES = {"none": (), "three": (3,), "two by two": (2, 2)}
+LANES = {"none": (), "three": (3,), "two by two": (2, 2), "not one": (0,)}
 
 
 def drawn(lanes: tuple[int, ...], steps: int, seed: int) -> tuple[Tensor, Tensor]:

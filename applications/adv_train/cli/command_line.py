@@ -92,7 +92,7 @@ def options(kind: type[T], words: Sequence[str], command: str, about: str, *, po
 
 
 def given(words: Sequence[str], groups: Iterable[Group], command: str, about: str) -> dict[str, Any]:
-    """Return the values of the flags on the command line, by name, without those left out; see `options`."""
+    """Map each flag that the command line holds to its value; see `options`."""
     groups = list(groups)
     description, _, examples = about.partition("\n\n")
     flags = [flag for group in groups for flag in group.flags if flag != group.positional]

@@ -16,7 +16,7 @@ from adv_train.errors import UserError, unknown
 
 
 class Folder(Mapping[str, dict[str, Any]]):
-    """The YAML files of a folder of this package, by name. A file is read on access.
+    """Maps names to the contents of YAML files in a folder of this package, each read on access.
 
     Args:
         name: Of the folder.

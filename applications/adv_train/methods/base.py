@@ -22,7 +22,7 @@ from adv_train.values import Checked
 
 Start: TypeAlias = Literal["uniform", "zero"]
 Mode: TypeAlias = Literal["train", "eval"]
-#: Tensors by name that a method keeps from step to step. They are saved with the run.
+#: Maps names to the tensors that a method keeps between steps. A run saves them.
 State: TypeAlias = Mapping[str, Tensor]
 
 
