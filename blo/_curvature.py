@@ -13,7 +13,7 @@ from blo._term import Term
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
 #: Most steps from which the curvatures that make up a residual are read off.
-_LOOKS = 6
+_LOOKS = 2
 #: The part of a Newton step, in units of z, that hides no error along curvatures far smaller than those looked at.
 HIDDEN = 3e-10
 #: How often a step that shows no curvature is made longer, and how much.
@@ -86,15 +86,13 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
     unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
     left = problem.natural(at.z, at.slope, unit)
+    noise = drowned(at.slope)
     while looks:
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
-        least = drowned(at.slope)
-        if problem.term.rounds:
-            least = torch.maximum(least, drowned(unit * aside))
-        lost = (size > 0) & (length(turned) <= least)
-        if longer and not (known or all_true(~lost)):
+        least = torch.maximum(noise, drowned(unit * aside)) if problem.term.rounds else noise
+        if longer and not known and not all_true(~(lost := (size > 0) & (length(turned) <= least))):
             # The solver may have made no way at all, which says nothing about the unit of z.
             step, longer = torch.where(lost, _LONG * step, step), longer - 1
             unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))

@@ -398,7 +398,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no curvature is looked for beyond the largest",
-        (Patch("blo/_curvature.py", "_LOOKS = 6", "_LOOKS = 1"),),
+        (Patch("blo/_curvature.py", "_LOOKS = 2", "_LOOKS = 1"),),
         (WHOLE + "test_units.py::test_a_residual_within_tolerance_hides_no_error",),
     ),
     Mutation(
