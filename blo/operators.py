@@ -194,7 +194,7 @@ class Restricted(Operator):
         if inside is v:
             return image
         image = tangent.project(image)
-        return image + self.beside * (v - inside) if self.beside else image
+        return torch.add(image, v - inside, alpha=self.beside) if self.beside else image
 
     def dense(self, like: Tensor) -> Tensor:
         matrix = super().dense(like)
