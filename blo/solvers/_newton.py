@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import surely
 from blo._settings import require_budget
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver, loosened
@@ -75,7 +76,9 @@ class Newton(Iterative):
         limits = bounds(problem.term, state.z, "Newton")
         free = None if limits is None else _line.free(state.z, state.slope, *limits, _margin(problem, state))
         slope = state.slope if free is None else state.slope * free
-        hessian = Sum(Hessian(problem.hessian(state.z)), ScaledIdentity(state.shift))
+        hessian: Operator = Hessian(problem.hessian(state.z))
+        if not surely(state.shift == 0):
+            hessian = Sum(hessian, ScaledIdentity(state.shift))
         found = loosened(self.linear_solver, state.forcing).solve(_restricted(hessian, free), slope)
         step = found.x if free is None else torch.where(free, found.x, state.slope)
         descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
