@@ -92,7 +92,8 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
         least = torch.maximum(noise, drowned(unit * aside)) if problem.term.rounds else noise
-        if longer and not known and not all_true(~(lost := (size > 0) & (length(turned) <= least))):
+        lost = (size > 0) & (length(turned) <= least)
+        if longer and not (known or all_true(~lost)):
             # The solver may have made no way at all, which says nothing about the unit of z.
             step, longer = torch.where(lost, _LONG * step, step), longer - 1
             unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))
