@@ -107,12 +107,12 @@ class CG(LinearSolver):
                 running = running & (bend > 0)
             mask = None if whole else running
             step = _ratio(rz, bend, mask)
-            x = _move(x, torch.addcmul(x, step, p), mask)
-            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
+            x = torch.addcmul(x, step, p)
+            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)  # where a lane rests, q may be infinite
             rr = _dot(r, r)
             z = r if inverse is None else inverse(r)
             rz_next = rr if inverse is None else _dot(r, z)
-            p = _move(p, torch.addcmul(z, _ratio(rz_next, rz, mask), p), mask)
+            p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
             rz = rz_next
             if whole:
                 together += 1
@@ -161,7 +161,9 @@ def _exceeds(value: Tensor, bound: Tensor | float) -> bool:
 
 
 def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:
-    return above / (below if mask is None else torch.where(mask, below, 1.0))
+    """Return the quotient in the lanes of the mask, in all of them without one, and zero elsewhere."""
+    ratio = above / below
+    return ratio if mask is None else torch.where(mask, ratio, 0.0)
 
 
 def _move(old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
