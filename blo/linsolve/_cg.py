@@ -107,8 +107,9 @@ class CG(LinearSolver):
                 running = running & (bend > 0)
             mask = None if whole else running
             step = _ratio(rz, bend, mask)
-            x = torch.addcmul(x, step, p)
-            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)  # where a lane rests, q may be infinite
+            # Where a lane rests, p and q may be infinite.
+            x = _move(x, torch.addcmul(x, step, p), mask)
+            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
             rr = _dot(r, r)
             z = r if inverse is None else inverse(r)
             rz_next = rr if inverse is None else _dot(r, z)

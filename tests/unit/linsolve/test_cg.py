@@ -58,6 +58,15 @@ def test_a_solved_lane_rests_while_others_go_on() -> None:
     assert both.iterations[0] == 1 < both.iterations[1]
 
 
+def test_a_lane_whose_preconditioner_is_infinite_stays_at_zero() -> None:
+    matrix, b = spd(0, (2,), 4, 10.0), normal(1, 2, 4)
+    inverse = torch.tensor([1.0, torch.inf], dtype=torch.float64)[:, None]
+    found = CG(preconditioner=lambda v: inverse * v).solve(Dense(matrix, symmetric=True), b)
+    np.testing.assert_allclose(found.x[0], np.linalg.solve(matrix[0], b[0]), rtol=1e-8)
+    assert torch.equal(found.x[1], torch.zeros_like(b[1]))
+    assert found.residual[1] == 1
+
+
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e6])
 @pytest.mark.parametrize("extra", [0, 1000])
 def test_steps_beyond_convergence_do_no_harm_in_single_precision(condition: float, extra: int) -> None:
