@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from adv_train import attacks, data, models
 from adv_train.attacks import PGD
 from adv_train.bench import timing
 from adv_train.bench.run import cases
-from adv_train.cli import evaluation, main
+from adv_train.cli import evaluation, main, parser
 from adv_train.config import PRESETS
 from adv_train.evaluate import evaluate_model
 from adv_train.methods import METHODS
@@ -40,6 +42,23 @@ def test_the_benchmark_prints_and_writes_the_cost_of_every_method(
     assert found["rows"][0]["over_standard"] == 1.0
     by_hand = {row["name"]: row["over_by_hand"] is not None for row in found["rows"]}
     assert by_hand["fast-bat"] and not by_hand["fast-bat, no IG"] and not by_hand["n-fgsm"]
+
+
+@pytest.mark.parametrize(("missing", "named"), [("tyro", "tyro"), ("sklearn.datasets", "sklearn")])
+def test_a_missing_package_of_ours_is_named_and_how_to_install_it(
+    missing: str, named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parser, "import_module", lambda _: import_module(missing))
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["list"]) == 2
+    message = f"the package {named} is missing; install it with: pip install 'torch-blo[adv-train]'"
+    assert capsys.readouterr().err == f"adv-train: error: {message}\n"
+
+
+def test_a_missing_package_that_is_not_ours_is_not_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parser, "import_module", lambda _: import_module("nobody_has_this"))
+    with pytest.raises(ModuleNotFoundError, match="nobody_has_this"):
+        main(["list"])
 
 
 def test_without_a_file_the_benchmark_writes_none(
