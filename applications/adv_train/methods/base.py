@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import blo
 from adv_train.data import Batch
 from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.registry import Registry
@@ -22,22 +23,6 @@ from adv_train.values import Checked
 
 Start: TypeAlias = Literal["uniform", "zero"]
 Mode: TypeAlias = Literal["train", "eval"]
-#: Maps names to the tensors that a method keeps between steps. A run saves them.
-State: TypeAlias = Mapping[str, Tensor]
-
-
-class Moment(NamedTuple):
-    """When in training a step is made, as tensors of shape `()` on the device, so that a captured step sees it move.
-
-    Attributes:
-        step: Number of the step, from 0.
-        steps: Steps of the whole run.
-        epoch: Number of the epoch, from 0.
-    """
-
-    step: Tensor
-    steps: Tensor
-    epoch: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,15 +123,20 @@ class Adversarial(Method):
         """Return the set that the attack stays in: the threat's."""
         return threat.set(x)
 
-    def draw(self, x: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
         """Return where the attack starts."""
-        return threat.sample(x, generator) if self.start == "uniform" else torch.zeros_like(x)
+        if self.start == "zero":
+            return torch.zeros_like(losses.x)
+        return threat.sample(losses.x, losses.generator)
 
     @abc.abstractmethod
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        """Solve the bilevel problem of one batch whose attack maximises the summed loss."""
+        """Solve the bilevel problem of one batch, whose attack minimises the sum of `losses.attack`.
+
+        A method that remembers puts its new memory into `losses.state`.
+        """
 
     def __call__(
         self,
@@ -160,19 +150,19 @@ class Adversarial(Method):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        x, y = batch.x, batch.y
-        if start is None:
-            start = self.draw(x, threat, generator)
         losses = Losses(
             model,
-            x,
-            y,
+            batch,
             attack=self.attack_loss,
             train=self.train_loss,
             as_trained=self.attack_mode == "train",
+            moment=moment,
+            state=state,
             generator=generator,
         )
-        attack = blo.LowerProblem(losses.attack, self.allowed(x, threat), batched=True)
+        if start is None:
+            start = self.draw(losses, threat)
+        attack = blo.LowerProblem(losses.attack, self.allowed(batch.x, threat), batched=True)
         out = self.solve(attack, losses, params, start, threat)
         implicit = [part for part in out.report.implicit_parts if part is not None]
-        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, state or {})
+        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, losses.state)

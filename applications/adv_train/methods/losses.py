@@ -1,4 +1,4 @@
-"""The two objectives of adversarial training, on one batch."""
+"""The two objectives of adversarial training on one batch, and all that a method may look at in a step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from adv_train.data import Batch
+from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 
 
@@ -17,6 +19,9 @@ class Losses:
     Attributes:
         x: Images, shape `(batch, channels, height, width)`.
         y: Labels, shape `(batch,)`.
+        index: Position of each image in the training split, shape `(batch,)`.
+        moment: When in training; None outside a run.
+        state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
         logits: The model's output when `train` was last called, detached.
     """
@@ -24,18 +29,20 @@ class Losses:
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        batch: Batch,
         *,
         attack: Objective,
         train: Objective,
         as_trained: bool = True,
+        moment: Moment | None = None,
+        state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.x, self.y, self.generator = x, y, generator
+        self.x, self.y, self.index, self.generator = batch.x, batch.y, batch.index, generator
+        self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
-        self.logits = x.new_empty(0)
+        self.logits = batch.x.new_empty(0)
         self._clean: Tensor | None = None
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:

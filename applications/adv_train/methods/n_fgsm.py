@@ -10,6 +10,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS
 from adv_train.methods.fast_at import FastAT
+from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
 from adv_train.values import NotNegative
 
@@ -29,9 +30,10 @@ class NFGSM(FastAT):
     def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
-    def draw(self, x: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
         wide = self.width * threat.eps if self.start == "uniform" else 0.0
-        return self.allowed(x, threat).project(torch.zeros_like(x).uniform_(-wide, wide, generator=generator))
+        noise = torch.zeros_like(losses.x).uniform_(-wide, wide, generator=losses.generator)
+        return self.allowed(losses.x, threat).project(noise)
 
     def length(self, threat: Threat) -> float:
         return threat.eps if self.step is None else self.step

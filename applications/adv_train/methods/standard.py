@@ -38,9 +38,8 @@ class Standard(Method):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        x, y = batch.x, batch.y
-        losses = Losses(model, x, y, attack=self.train_loss, train=self.train_loss)
-        delta = torch.zeros_like(x) if start is None else start
+        losses = Losses(model, batch, attack=self.train_loss, train=self.train_loss)
+        delta = torch.zeros_like(batch.x) if start is None else start
         loss = losses.train(params, delta)
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.

@@ -1,0 +1,25 @@
+"""When in training a step is made, and what a method keeps between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
+
+#: Maps names to the tensors that a method keeps between steps. A run saves them.
+State: TypeAlias = Mapping[str, Tensor]
+
+
+class Moment(NamedTuple):
+    """When in training a step is made, as tensors of shape `()` on the device, so that a captured step sees it move.
+
+    Attributes:
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+        epoch: Number of the epoch, from 0.
+    """
+
+    step: Tensor
+    steps: Tensor
+    epoch: Tensor
