@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.data import Batch
-from adv_train.methods.base import METHODS, Method, Moment, State, Step
+from adv_train.methods.base import METHODS, Method, Step
 from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.threat import Threat
