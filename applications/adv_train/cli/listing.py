@@ -37,6 +37,13 @@ def read(words: Sequence[str]) -> Listing:
     return options(Listing, words, "adv-train list", __doc__ or "", positional="section")
 
 
+#: Models without a name of their own.
+MORE_MODELS = {
+    "torchvision:NAME": "Any classifier of torchvision, such as torchvision:resnet18; most are made for large images.",
+    "package.module:factory": "A model that code of your own makes.",
+}
+
+
 def run(words: Sequence[str]) -> int:
     """Print each name with a line about it."""
     wanted = read(words).section
@@ -57,7 +64,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
-        "models": {name: MODELS.describe(name) for name in MODELS.names()},
+        "models": {name: MODELS.describe(name) for name in MODELS.names()} | MORE_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
