@@ -20,6 +20,7 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
+from adv_train.registry import split
 from adv_train.report import RunSummary
 from adv_train.threat import Threat
 
@@ -109,7 +110,8 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, which may be followed by options as in
+            ``wrn-28-10(raw=true)``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
@@ -128,7 +130,8 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    model = models.create(model_name, **arguments, seed=0)
+    name, options = split(model_name, "model")
+    model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
         models.load_weights(model, weights)
     model = model.to(where).eval()

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import adv_train
-from adv_train import data
+from adv_train import data, models
 from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.evaluate_run import summarise
@@ -211,6 +211,19 @@ def test_weights_of_our_own_models_are_judged_by_the_models_name(run: Path) -> N
     assert main(["eval", str(run), *QUICK]) == 0
     assert content("mine")["sa"] == content(run)["sa"] and content("mine")["ra_pgd"] == content(run)["ra_pgd"]
     assert content("mine")["weights"] == content(run)["weights"]
+
+
+def test_a_model_may_have_options(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, digits = load_model(run), data.load("digits", root="")
+    torch.save(trained.state_dict(), "w.pt")
+    words = ["--checkpoint-file", "w.pt", "--data", "digits", "--eps", "0.2", *QUICK, "--out", "smooth"]
+    assert main(["eval", "--model", "small-cnn(activation=silu)", *words]) == 0
+    smooth = models.create("small-cnn", **digits.model_arguments(), activation="silu").eval()
+    smooth.load_state_dict(trained.state_dict())
+    images, labels = next(data.ordered_batches(digits.test, 360))
+    accuracies = [float((model(images).argmax(1) == labels).double().mean()) for model in (smooth, trained)]
+    assert content("smooth")["sa"] == accuracies[0] != accuracies[1]
+    assert "no option `depth`" in refusal(capsys, "eval", "--model", "small-cnn(depth=3)", *words)
 
 
 def prefixed(*prefixes: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
