@@ -27,13 +27,6 @@ def test_a_tilted_solve_that_stops_early() -> None:
         blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, theta, **options)
 
 
-def test_an_infinite_cross_term_on_the_way_back() -> None:
-    theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    z = blo.argmin(blo.LowerProblem(lambda t, z: squares(t.sqrt(), z)), theta, torch.zeros(1, dtype=torch.float64))
-    with pytest.raises(blo.NonFiniteError, match="the implicit part"):
-        z.sum().backward()
-
-
 def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it() -> None:
     theta = torch.tensor([0.5, -1.0], dtype=torch.float64)
     lower = blo.LowerProblem(lambda t, z: squares(t.exp(), z), strong_convexity=1.0)

@@ -378,19 +378,6 @@ def test_parameters_are_leaves_of_their_own_tied_once_frozen_never() -> None:
     assert f.parameters["encoder.bias"].data_ptr() != module.encoder.bias.data_ptr()  # type: ignore[union-attr]
 
 
-def test_tied_parameters_collect_every_use() -> None:
-    module, x = built(Tied), randn(6, 4)
-    f = blo.functionalize(module, square)
-
-    def by_hand(p: dict[str, Tensor]) -> Tensor:
-        y = F.linear(F.linear(x, p["encoder.weight"], p["encoder.bias"]).tanh(), p["encoder.weight"], p["again.bias"])
-        return square(y @ p["encoder.weight"])
-
-    parameters = moved(f.parameters)
-    found, truth = torch.func.grad(f)(parameters, x), torch.func.grad(by_hand)(parameters)
-    assert all((found[name] - truth[name]).abs().max() <= 1e-14 for name in truth)
-
-
 def test_frozen_parameters_are_used_and_may_be_given() -> None:
     module, x = built(network), randn(6, 4)
     module[0].requires_grad_(False)  # type: ignore[index]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-import blo
 from blo import Affine, InfeasibleError, StructureError
 from blo._layout import Layout
 from tests.strategies import normal
@@ -62,22 +60,6 @@ def test_columns_follow_the_leaves_of_z() -> None:
     near = layout.unravel(Affine(A, 5.0).fit(layout).project(layout.ravel(tree)))
     first = next(iter(near))
     assert near[first].flatten()[0] == 5.0 and sum(float(leaf.sum()) for leaf in near.values()) == 5.0
-
-
-def test_an_equality_constrained_quadratic_by_its_kkt_matrix() -> None:
-    rng = np.random.default_rng(0)
-    root, A, b, c = rng.normal(size=(5, 5)), rng.normal(size=(2, 5)), rng.normal(size=2), rng.normal(size=5)
-    H = root @ root.T + np.eye(5)
-    system = np.block([[H, A.T], [A, np.zeros((2, 2))]])
-    truth = np.linalg.solve(system, np.concatenate([-c, b]))[:5]
-    Ht, ct = torch.as_tensor(H), torch.as_tensor(c)
-    lower = blo.LowerProblem(
-        lambda t, z: 0.5 * z @ Ht @ z + t * (ct @ z), Affine(torch.as_tensor(A), torch.as_tensor(b))
-    )
-    solver = blo.ProjectedGradient(tol=1e-11, max_steps=20_000)
-    z0 = torch.zeros(5, dtype=torch.float64)
-    z = blo.argmin(lower, torch.ones((), dtype=torch.float64, requires_grad=True), z0, solver=solver).detach()
-    np.testing.assert_allclose(z, truth, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

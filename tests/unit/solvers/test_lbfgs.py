@@ -219,18 +219,6 @@ def test_a_fixed_point_is_refused() -> None:
         solve(blo.LowerProblem.fixed_point(lambda t, z: z.cos()), torch.ones(2), blo.LBFGS())
 
 
-def test_single_precision_stays_single() -> None:
-    matrix, b = (part.float() for part in quadratic(0, 10, 10.0))
-    found = minimise(lambda z: 0.5 * z @ matrix @ z - b @ z, torch.zeros(10), blo.LBFGS(tol=1e-5, max_steps=100))
-    assert found.z.dtype == torch.float32 and found.residual is not None and found.residual <= 1e-5
-
-
-def test_the_start_is_not_changed() -> None:
-    z0 = torch.full((2,), 3.0).double()
-    found = minimise(lambda z: z.square().sum(), z0, blo.LBFGS(), blo.Box(-1.0, 1.0))
-    assert torch.equal(z0, torch.full((2,), 3.0).double()) and not found.z.any()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

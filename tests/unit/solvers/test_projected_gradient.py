@@ -159,19 +159,6 @@ def test_each_step_takes_one_gradient_and_a_tolerance_one_more_for_the_last_resi
     assert (calls, found.steps) == (1, 0)
 
 
-def test_one_step_of_one_step() -> None:
-    _, found = calls_of(blo.ProjectedGradient(0.25, max_steps=1, tol=None), 1.0)
-    assert found.z.item() == 0.75
-
-
-def test_the_start_is_not_changed_and_kept_when_it_solves() -> None:
-    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
-    z0 = torch.ones(2).double()
-    assert torch.equal(solve(lower, torch.tensor(1.0), z0, blo.ProjectedGradient()).z, z0)
-    solve(lower, torch.tensor(3.0), z0, blo.ProjectedGradient())
-    assert torch.equal(z0, torch.ones(2).double())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

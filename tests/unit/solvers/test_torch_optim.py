@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
-from tests.lower import THETA, Counted, minimise, quadratic, rosenbrock, solve
+from tests.lower import THETA, Counted, minimise, quadratic, solve
 from tests.oracles import Array
 from tests.strategies import normal
 
@@ -63,17 +63,6 @@ def test_it_stops_at_the_solution(factory: Factory) -> None:
     np.testing.assert_allclose(found.z, np.linalg.solve(matrix.numpy(), b.numpy()), atol=1e-5)
     residual = (matrix @ found.z - b).norm()
     torch.testing.assert_close(found.residual, residual, rtol=1e-8, atol=1e-12)
-
-
-def test_an_optimiser_that_evaluates_by_itself_gets_its_closure() -> None:
-    solver = blo.TorchOptim(
-        lambda p: torch.optim.LBFGS(
-            p, max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
-        ),
-        steps=3,
-    )
-    found = minimise(rosenbrock, torch.full((2,), -1.2).double(), solver)
-    torch.testing.assert_close(found.z, torch.ones(2).double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("tol", "calls"), [(None, 6), (1e-12, 7)])
