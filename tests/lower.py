@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,3 +88,17 @@ class Counted:
     def __call__(self, z: Tensor) -> Tensor:
         self.calls += 1
         return self.function(z)
+
+
+def assert_lanes_rest(solved: Callable[[int], blo.solvers.Solution], budgets: Sequence[int], tol: float) -> None:
+    """Solve three lanes with ever more steps: what has arrived does not move any more."""
+    done: dict[int, Tensor] = {}
+    for steps in budgets:
+        found = solved(steps)
+        assert found.residual is not None
+        for lane in range(3):
+            if lane in done:
+                assert torch.equal(found.z[lane], done[lane])
+            elif found.residual[lane] <= tol:
+                done[lane] = found.z[lane]
+    assert len(done) == 3

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adv_train.cli import main
+from tests.applications.test_checkpoint import Hostile
 
 DIGITS = ["--data", "digits", "--method", "fast-at"]
 
@@ -57,16 +57,11 @@ def test_a_word_that_is_wrong_is_named(words: list[str], told: str, capsys: pyte
     assert not Path("run").exists()
 
 
-class Hostile:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("ran"),)
-
-
 def test_checkpoints_that_are_no_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *DIGITS, "--epochs", "1", "--train-limit", "20", "--out", "run", "--quiet"]) == 0
     best = Path("run/best.pt")
     whole = best.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"nonsense", pickle.dumps(Hostile())):
+    for content in (whole[: len(whole) // 2], b"", b"nonsense", pickle.dumps(Hostile(Path("ran")))):
         best.write_bytes(content)
         assert "best.pt" in refusal(capsys, "eval", "run")
         assert best.read_bytes() == content

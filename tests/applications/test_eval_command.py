@@ -23,6 +23,7 @@ from adv_train.evaluate_run import summarise
 from adv_train.loading import load_model
 from adv_train.models import load_weights
 from adv_train.records import RunFolder
+from tests.applications.test_bad_input import refusal
 
 TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
 QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
@@ -48,14 +49,6 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def content(folder: Path | str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((Path(folder) / "eval.json").read_text())
     return found
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    capsys.readouterr()
-    assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "Traceback" not in said.err
-    return said.err
 
 
 def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from adv_train.evaluate import Evaluation, PGDSettings, evaluate, evaluate_model
 from adv_train.evaluation import collapse
 from adv_train.evaluation import files as evaluation_files
 from adv_train.threat import Threat
+from tests.applications.test_checkpoint import Hostile
 
 PGD = PGDSettings(steps=4, restarts=3)
 
@@ -414,12 +415,8 @@ def test_a_damaged_record_is_named_and_one_of_a_newer_version_too(judged: Evalua
 
 
 def test_a_hostile_pickle_in_a_record_is_not_loaded(judged: Evaluation, tmp_path: Path) -> None:
-    class Hostile:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
-
     path = write(judged, tmp_path)
-    np.savez(path, clean=np.array([Hostile()], dtype=object))
+    np.savez(path, clean=np.array([Hostile(tmp_path / "ran")], dtype=object))
     with pytest.raises(UserError, match="damaged"):
         read(tmp_path)
     assert not (tmp_path / "ran").exists()

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import blo
+from tests.accelerator import Recorder
 
 Make = Callable[[], nn.Module]
 SEED = 11
@@ -318,18 +318,6 @@ def test_masks_depend_on_the_shape_alone_also_after_an_evaluation_that_drew_none
         assert torch.equal(f({}, x), mask)
         assert torch.equal(f({}, x.T.contiguous().T), mask)
         assert torch.equal(torch.vmap(lambda x: f({}, x))(torch.stack([x, x]))[1], mask)
-
-
-class Recorder(TorchDispatchMode):
-    """Records the operations that reach the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
 
 
 def test_fused_dropout_is_taken_apart() -> None:

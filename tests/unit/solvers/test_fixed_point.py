@@ -13,19 +13,13 @@ from scipy.optimize import fsolve
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
 from blo.solvers._iterative import run
 from tests import oracles
+from tests.lower import THETA, bind, project, solve
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
 quick = settings(deadline=None, max_examples=15)
-THETA = torch.zeros(1, dtype=torch.float64)
-
-
-def solve(lower: blo.LowerProblem, z0: Tensor, solver: blo.FixedPoint, theta: Tensor = THETA) -> blo.solvers.Solution:
-    problem, start, leaves = FlatProblem.of(lower, theta, z0)
-    return solver.solve(problem.bind(leaves).detach(), start)
 
 
 def of(function: Callable[[Tensor], Tensor], *, batched: bool = False) -> blo.LowerProblem:
@@ -50,19 +44,12 @@ def squash(matrix: Array, shift: Array) -> Callable[[Tensor], Tensor]:
 def test_without_memory_the_steps_are_those_of_a_loop_in_numpy(
     relaxation: float, case: QuadraticCase, seed: int
 ) -> None:
-    def project(z: Array) -> Array:
-        if case.kind == "simplex":
-            return oracles.project_simplex(z, case.size + float(case.size_slope @ case.theta))
-        if case.kind == "box":
-            return np.clip(z, case.low + case.low_slope @ case.theta, case.high + case.high_slope @ case.theta)
-        return z
-
     z0 = normal(seed, len(case.c))
     solver = blo.FixedPoint(0.2, relaxation, memory=0, max_steps=5, tol=None)
     z = origin = z0.numpy()
     for _ in range(5):
         origin = (1 - relaxation) * origin + relaxation * (z - 0.2 * case.gradient(case.theta, z))
-        z = project(origin)
+        z = project(case, origin)
     found = solve(case.lower(), z0, solver, case.start())
     np.testing.assert_allclose(found.z, z, rtol=1e-10, atol=1e-10)
     assert (found.residual, found.tol, found.steps) == (None, None, 5)
@@ -127,9 +114,9 @@ def test_a_step_that_leads_further_away_is_taken_back() -> None:
         tried.append(abs(z.item()))
         return z - z.atan()
 
-    problem, start, leaves = FlatProblem.of(of(function), THETA, torch.tensor([10.0]).double())
+    problem, start = bind(of(function), torch.tensor([10.0]).double())
     solver = blo.FixedPoint(memory=3, tol=1e-12, max_steps=60)
-    found = run(solver, problem.bind(leaves), start, lambda step, running: kept.append(abs(running.state.z.item())))
+    found = run(solver, problem, start, lambda step, running: kept.append(abs(running.state.z.item())))
     assert found.residual is not None and found.residual <= 1e-12
     assert max(tried) > 50 and max(kept) <= 10.0
     # `tried` begins with the start, `kept` with the state before the first step: the last of a pair was taken back.

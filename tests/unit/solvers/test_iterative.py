@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
 from blo.solvers import Solver
+from tests.lower import solve
 
 SOLVERS = (
     blo.ProjectedGradient(),
@@ -30,8 +30,7 @@ def test_a_lane_without_a_gradient_stops_after_one_step_and_shows_it(solver: Sol
 
     for lanes in ([1], [0, 1]):
         lower = blo.LowerProblem(squares, batched=True)
-        problem, start, leaves = FlatProblem.of(lower, theta[lanes], torch.zeros(len(lanes), 1, dtype=torch.float64))
-        found = solver.solve(problem.bind(leaves).detach(), start)
+        found = solve(lower, torch.zeros(len(lanes), 1, dtype=torch.float64), solver, theta[lanes])
         assert found.residual is not None and found.residual[-1].isnan()
         assert found.steps <= (1 if lanes == [1] else 60)
         if lanes == [0, 1]:
@@ -45,8 +44,7 @@ def test_a_solve_that_uses_its_very_last_step_is_confirmed_too(solver: type[Solv
     lower = blo.LowerProblem(lambda theta, z: (z.exp() - theta * z).sum())
     theta, z0 = torch.tensor([2.0], dtype=torch.float64), torch.tensor([30.0], dtype=torch.float64)
     for max_steps in range(1, 60):
-        problem, start, leaves = FlatProblem.of(lower, theta, z0)
-        found = solver(max_steps=max_steps, tol=1e-8).solve(problem.bind(leaves).detach(), start)  # type: ignore[call-arg]
+        found = solve(lower, z0, solver(max_steps=max_steps, tol=1e-8), theta)  # type: ignore[call-arg]
         assert found.residual is not None and found.tol is not None
         slope = float(found.z.exp() - 2)
         if bool(found.residual <= found.tol):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blo
-from blo._problem import FlatProblem
+from tests.lower import solve
 from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -29,8 +29,7 @@ def test_a_step_is_the_clipped_point_of_numpy(case: QuadraticCase, seed: int, st
         "sign": np.sign(slope),
         "normalized": slope / np.linalg.norm(slope),
     }.items():
-        problem, start, leaves = FlatProblem.of(case.lower(), case.start(), z0)
-        found = blo.OneStep(step, direction).solve(problem.bind(leaves), start)
+        found = solve(case.lower(), z0, blo.OneStep(step, direction), case.start())
         np.testing.assert_allclose(found.z, np.clip(z0.numpy() - step * move, low, high), rtol=1e-12, atol=1e-12)
         assert (found.residual, found.tol, found.steps) == (None, None, 1)
 

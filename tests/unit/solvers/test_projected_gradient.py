@@ -11,29 +11,11 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
-from tests import oracles
-from tests.lower import minimise
-from tests.oracles import Array, QuadraticCase
+from tests.lower import assert_lanes_rest, minimise, project, solve
+from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
 quick = settings(deadline=None, max_examples=20)
-
-
-def solve(lower: blo.LowerProblem, theta: Tensor, z0: Tensor, solver: blo.ProjectedGradient) -> blo.solvers.Solution:
-    problem, start, leaves = FlatProblem.of(lower, theta, z0)
-    return solver.solve(problem.bind(leaves).detach(), start)
-
-
-def project(case: QuadraticCase, z: Array) -> Array:
-    if case.kind == "simplex":
-        return oracles.project_simplex(z, case.size + float(case.size_slope @ case.theta))
-    if case.kind == "box":
-        return np.clip(z, case.low + case.low_slope @ case.theta, case.high + case.high_slope @ case.theta)
-    if case.kind == "ball":
-        center, radius = case.center + case.center_slope @ case.theta, case.size + case.size_slope @ case.theta
-        return center + (z - center) * min(1.0, radius / np.linalg.norm(z - center))
-    return z
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])
@@ -51,7 +33,7 @@ def test_the_steps_are_those_of_a_loop_in_numpy(
         scaled = {"gradient": slope, "sign": np.sign(slope), "normalized": slope / np.linalg.norm(slope)}[direction]
         velocity = momentum * velocity + scaled
         z = project(case, z - 0.1 * velocity)
-    found = solve(case.lower(), case.start(), z0, solver)
+    found = solve(case.lower(), z0, solver, case.start())
     np.testing.assert_allclose(found.z, z, rtol=1e-10, atol=1e-10)
     assert (found.residual, found.tol, found.steps) == (None, None, 6)
 
@@ -60,7 +42,7 @@ def test_the_steps_are_those_of_a_loop_in_numpy(
 @given(quadratic_cases(), SEEDS)
 def test_it_stops_at_the_solution_from_anywhere_with_a_step_of_its_own_finding(case: QuadraticCase, seed: int) -> None:
     z0 = normal(seed, len(case.c), scale=10.0)
-    found = solve(case.lower(), case.start(), z0, blo.ProjectedGradient(tol=1e-11, max_steps=5000))
+    found = solve(case.lower(), z0, blo.ProjectedGradient(tol=1e-11, max_steps=5000), case.start())
     np.testing.assert_allclose(found.z, case.solution(case.theta), rtol=1e-9, atol=1e-9)
     slope = case.gradient(case.theta, found.z.numpy())
     residual = np.linalg.norm(found.z.numpy() - project(case, found.z.numpy() - slope))
@@ -73,7 +55,7 @@ def test_the_found_step_suits_every_curvature(scale: float) -> None:
     curvature = scale * torch.tensor([1.0, 4.0, 10.0], dtype=torch.float64)
     lower = blo.LowerProblem(lambda t, z: 0.5 * (curvature * (z - t).square()).sum())
     target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    found = solve(lower, target, torch.zeros(3).double(), blo.ProjectedGradient(tol=1e-9 * scale, max_steps=1000))
+    found = solve(lower, torch.zeros(3).double(), blo.ProjectedGradient(tol=1e-9 * scale, max_steps=1000), target)
     assert found.steps < 1000
     torch.testing.assert_close(found.z, target, rtol=1e-8, atol=1e-8)
 
@@ -87,7 +69,7 @@ def test_the_found_step_survives_a_region_without_values() -> None:
         return (z.pow(1.5) / 1.5 - theta * z).sum()
 
     theta, z0 = torch.tensor(0.5).double(), torch.full((1,), 1000.0).double()
-    found = solve(blo.LowerProblem(objective), theta, z0, blo.ProjectedGradient(tol=1e-9))
+    found = solve(blo.LowerProblem(objective), z0, blo.ProjectedGradient(tol=1e-9), theta)
     assert min(visited) < 0
     torch.testing.assert_close(found.z, theta.square().reshape(1), rtol=1e-8, atol=1e-8)
 
@@ -114,27 +96,21 @@ def lanes(theta: Tensor, z: Tensor) -> Tensor:
 def test_a_lane_that_is_done_does_not_move_while_others_go_on(step: float | None) -> None:
     lower = blo.LowerProblem(lanes, blo.L2Ball(5.0), batched=True)
     theta, z0 = normal(0, 2), normal(1, 3, 2)
-    done: dict[int, Tensor] = {}
-    solver_steps = [1, 5, 20, 60, 200, 900, 5000]
-    for max_steps in solver_steps:
-        found = solve(lower, theta, z0, blo.ProjectedGradient(step, max_steps, tol=1e-9))
-        assert found.residual is not None
-        for lane in range(3):
-            if lane in done:
-                assert torch.equal(found.z[lane], done[lane])
-            elif found.residual[lane] <= 1e-9:
-                done[lane] = found.z[lane]
-    assert len(done) == 3
-    assert solver_steps[0] < found.steps < solver_steps[-1]
+
+    def solved(steps: int) -> blo.solvers.Solution:
+        return solve(lower, z0, blo.ProjectedGradient(step, steps, tol=1e-9), theta)
+
+    assert_lanes_rest(solved, [1, 5, 20, 60, 200, 900, 5000], 1e-9)
+    assert 1 < solved(5000).steps < 5000
 
 
 @pytest.mark.parametrize("step", [0.9, None])
 def test_a_lane_takes_the_steps_it_would_take_alone(step: float | None) -> None:
     theta, z0 = normal(0, 2), normal(1, 3, 2)
     solver = blo.ProjectedGradient(step, 5000, tol=1e-9)
-    together = solve(blo.LowerProblem(lanes, batched=True), theta, z0, solver)
+    together = solve(blo.LowerProblem(lanes, batched=True), z0, solver, theta)
     for lane in range(3):
-        alone = solve(blo.LowerProblem(lambda t, z, lane=lane: lanes(t, z)[lane]), theta, z0[lane], solver)
+        alone = solve(blo.LowerProblem(lambda t, z, lane=lane: lanes(t, z)[lane]), z0[lane], solver, theta)
         torch.testing.assert_close(together.z[lane], alone.z, rtol=1e-14, atol=1e-14)
         assert alone.steps <= together.steps
 
@@ -146,7 +122,7 @@ def calls_of(solver: blo.ProjectedGradient, z0: float) -> tuple[int, blo.solvers
         calls.append(1)
         return 0.5 * (z - theta).square().sum()
 
-    found = solve(blo.LowerProblem(objective), torch.tensor(0.0), torch.tensor([z0]), solver)
+    found = solve(blo.LowerProblem(objective), torch.tensor([z0]), solver, torch.tensor(0.0))
     return len(calls), found
 
 
@@ -190,7 +166,7 @@ def test_it_stops_at_the_rounding_of_the_gradients_and_is_judged_by_what_was_ask
     weights = torch.tensor([1.0, scale], dtype=torch.float64)
     lower = blo.LowerProblem(lambda t, z: 0.5 * weights * (z - t).square().sum(-1), batched=True)
     theta = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) / 3
-    found = solve(lower, theta, torch.zeros(2, 3).double(), blo.ProjectedGradient(0.9 / scale, tol=1e-14, max_steps=50))
+    found = solve(lower, torch.zeros(2, 3).double(), blo.ProjectedGradient(0.9 / scale, tol=1e-14, max_steps=50), theta)
     tol = torch.as_tensor(found.tol)
     assert found.residual is not None and tol.min() == 1e-14
     assert found.residual[1] <= tol[1] <= 1e-14 * scale

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import blo
 from tests import oracles
-from tests.lower import Counted, minimise, quadratic, solve
+from tests.lower import Counted, assert_lanes_rest, minimise, quadratic, solve
 from tests.oracles import Array
 from tests.strategies import SEEDS, normal
 
@@ -115,16 +115,10 @@ def test_a_lane_that_is_done_rests(optimizer: Any) -> None:
     def function(z: Tensor) -> Tensor:
         return 0.5 * (curvature * (z - 1).square()).sum(-1)
 
-    done: dict[int, Tensor] = {}
-    for steps in (1, 50, 200, 500, 1000, 2000):
-        found = minimise(function, normal(1, 3, 2), blo.TorchOpt(optimizer, steps, tol=1e-4), batched=True)
-        assert found.residual is not None
-        for lane in range(3):
-            if lane in done:
-                assert torch.equal(found.z[lane], done[lane])
-            elif found.residual[lane] <= 1e-4:
-                done[lane] = found.z[lane]
-    assert len(done) == 3
+    def solved(steps: int) -> blo.solvers.Solution:
+        return minimise(function, normal(1, 3, 2), blo.TorchOpt(optimizer, steps, tol=1e-4), batched=True)
+
+    assert_lanes_rest(solved, [1, 50, 200, 500, 1000, 2000], 1e-4)
 
 
 @pytest.mark.parametrize(("tol", "calls"), [(None, 6), (1e-12, 8)])

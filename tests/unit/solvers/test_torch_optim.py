@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
-from tests.lower import THETA, Counted, minimise, quadratic, solve
+from tests.lower import THETA, Counted, assert_lanes_rest, minimise, quadratic, solve
 from tests.oracles import Array
 from tests.strategies import normal
 
@@ -78,16 +78,10 @@ def test_a_lane_that_is_done_rests() -> None:
     def function(z: Tensor) -> Tensor:
         return 0.5 * (curvature * (z - 1).square()).sum(-1)
 
-    done: dict[int, Tensor] = {}
-    for steps in (5, 50, 500, 3000):
-        found = minimise(function, normal(1, 3, 2), blo.TorchOptim(sgd(0.5), steps, tol=1e-8), batched=True)
-        assert found.residual is not None
-        for lane in range(3):
-            if lane in done:
-                assert torch.equal(found.z[lane], done[lane])
-            elif found.residual[lane] <= 1e-8:
-                done[lane] = found.z[lane]
-    assert len(done) == 3
+    def solved(steps: int) -> blo.solvers.Solution:
+        return minimise(function, normal(1, 3, 2), blo.TorchOptim(sgd(0.5), steps, tol=1e-8), batched=True)
+
+    assert_lanes_rest(solved, [5, 50, 500, 3000], 1e-8)
 
 
 def test_the_hypergradient_is_implicit_and_theta_stays_untouched() -> None:
