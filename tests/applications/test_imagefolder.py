@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,20 +148,16 @@ def test_an_image_that_is_not_square_is_named(tmp_path: Path) -> None:
     assert "6x8" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes) -> None:
-    write(tmp_path / "a", range(4))
-    write(tmp_path / "b", range(4))
+@pytest.mark.parametrize(
+    "content",
+    [lambda png: b"", lambda png: b"not an image", lambda png: png[:8] + b"\0" * 40, lambda png: png[:-40]],
+    ids=["empty", "text", "the first bytes of a PNG", "truncated"],
+)
+def test_an_unreadable_image_is_named(tmp_path: Path, content: Callable[[bytes], bytes]) -> None:
+    for name in "ab":
+        write(tmp_path / name, range(4), size=(64, 64))
     bad = tmp_path / "b" / "002.png"
-    bad.write_bytes(content)
-    assert f"`{bad}` cannot be read as an image" in refused(tmp_path)
-
-
-def test_a_truncated_image_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "a", range(4), size=(64, 64))
-    write(tmp_path / "b", range(4), size=(64, 64))
-    bad = tmp_path / "a" / "003.png"
-    bad.write_bytes(bad.read_bytes()[:-40])
+    bad.write_bytes(content(bad.read_bytes()))
     assert f"`{bad}` cannot be read as an image" in refused(tmp_path)
 
 

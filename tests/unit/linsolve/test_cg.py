@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from blo.linsolve import CG, GMRES, MINRES, Auto
+from blo.linsolve import CG
 from blo.operators import Dense, Hessian
 from tests.strategies import System, normal, spd, spd_systems
 from tests.unit.linsolve.krylov import Counted
@@ -103,13 +103,6 @@ def test_where_it_is_indefinite_the_best_it_met_is_returned(lanes: int, iteratio
             assert bool(found.indefinite.reshape(-1)[lane]) == bent
             assert float(found.residual.reshape(-1)[lane]) <= 1
     assert rose or iterations == 2  # the cases that matter are among these
-
-
-@pytest.mark.parametrize(("field", "value"), [("max_iter", 0), ("max_iter", 2.5), ("tol", -1.0), ("tol", float("nan"))])
-@pytest.mark.parametrize("make", [CG, MINRES, GMRES, Auto])
-def test_settings_out_of_range_are_named(make: type, field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{make.__name__}\.{field}"):
-        make(**{field: value})
 
 
 @pytest.mark.parametrize("iterations", [3, 60])

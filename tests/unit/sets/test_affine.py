@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from blo import Affine, InfeasibleError, StructureError
+from blo import Affine, Halfspaces, InfeasibleError, StructureError
 from blo._layout import Layout
 from tests.strategies import normal
 
@@ -62,17 +64,18 @@ def test_columns_follow_the_leaves_of_z() -> None:
     assert near[first].flatten()[0] == 5.0 and sum(float(leaf.sum()) for leaf in near.values()) == 5.0
 
 
+@pytest.mark.parametrize("kind", [Affine, Halfspaces])
 @pytest.mark.parametrize(
     ("A", "b", "message"),
     [
-        (torch.ones(2, 4), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
-        (torch.ones(5, 2, 3), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
-        (torch.ones(2, 3).long(), 0.0, r"`Affine\.A` must be a floating point tensor"),
-        (torch.ones(3), 0.0, r"`Affine\.A` must be a floating point tensor"),
-        (torch.ones(2, 3), torch.ones(3), r"`Affine\.b` must have one entry for each of the 2 rows"),
-        (torch.ones(2, 3), torch.ones(4, 2), r"`Affine\.b` must have shape"),
+        (torch.ones(2, 4), 0.0, r"A` must have shape \(k, 3\)"),
+        (torch.ones(5, 2, 3), 0.0, r"A` must have shape \(k, 3\)"),
+        (torch.ones(2, 3).long(), 0.0, "A` must be a floating point tensor"),
+        (torch.ones(3), 0.0, "A` must be a floating point tensor"),
+        (torch.ones(2, 3), torch.ones(3), "b` must have one entry for each of the 2 rows"),
+        (torch.ones(2, 3), torch.ones(4, 2), "b` must have shape"),
     ],
 )
-def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
-    with pytest.raises(StructureError, match=message):
-        Affine(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
+def test_what_does_not_fit_is_named(kind: Any, A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
+    with pytest.raises(StructureError, match=rf"`{kind.__name__}\.{message}"):
+        kind(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import blo
-from blo import Halfspaces, InfeasibleError, StructureError
+from blo import Halfspaces, InfeasibleError
 from blo._layout import Layout
 from tests import oracles
 from tests.strategies import SEEDS, normal
@@ -139,19 +139,6 @@ def test_many_rows_in_both_precisions(dtype: torch.dtype, scale: float) -> None:
         norms = np.linalg.norm(A.double().numpy(), axis=1)
         held = (A.double().numpy() @ truth - halves.b[0].double().numpy()) / norms > -1e-9 * scale
         assert active == held.sum()
-
-
-@pytest.mark.parametrize(
-    ("A", "b", "message"),
-    [
-        (torch.ones(2, 4), 0.0, r"`Halfspaces\.A` must have shape \(k, 3\)"),
-        (torch.ones(3), 0.0, r"`Halfspaces\.A` must be a floating point tensor"),
-        (torch.ones(2, 3), torch.ones(3), r"`Halfspaces\.b` must have one entry for each of the 2 rows"),
-    ],
-)
-def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
-    with pytest.raises(StructureError, match=message):
-        Halfspaces(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
 
 
 REPEATED = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,7 @@ from torch import Tensor
 
 import blo
 from blo.solvers._iterative import run
-from tests import oracles
-from tests.lower import THETA, bind, project, solve
+from tests.lower import THETA, assert_unrolls, bind, project, solve
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -157,20 +155,8 @@ def test_unrolled_is_autodiff_through_central_differences(memory: int) -> None:
     """Of four steps, far from the solution, so that only the derivative of these steps agrees."""
     matrix, shift = draw(5, 3, 0.8)
     solver = blo.FixedPoint(relaxation=0.8, memory=memory, max_steps=4, tol=None)
-
-    def final(theta: Tensor, gradient: Any) -> Tensor:
-        lower = blo.LowerProblem.fixed_point(lambda t, z: torch.tanh(torch.as_tensor(matrix) @ z + t))
-        z: Tensor = blo.argmin(lower, theta, torch.zeros(3).double(), solver=solver, gradient=gradient)
-        return z
-
-    truth = oracles.central_difference(lambda t: final(torch.as_tensor(t), blo.Zero()).numpy(), shift, step=1e-3)
-    theta = torch.as_tensor(shift)
-    found = torch.autograd.functional.jacobian(lambda t: final(t, blo.Unrolled()), theta)
-    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-8)
-    found = torch.func.jacrev(lambda t: final(t, blo.Unrolled()))(theta)
-    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-8)
-    each = torch.vmap(lambda t: final(t, blo.Unrolled()))(torch.stack([theta, 2 * theta]))
-    torch.testing.assert_close(each[1], final(2 * theta, blo.Zero()), rtol=1e-13, atol=1e-13)
+    lower = blo.LowerProblem.fixed_point(lambda t, z: torch.tanh(torch.as_tensor(matrix) @ z + t))
+    assert_unrolls(lower, torch.as_tensor(shift), torch.zeros(3).double(), solver, step=1e-3)
 
 
 def test_a_diverging_iteration_is_reported() -> None:
@@ -184,21 +170,3 @@ def test_single_precision_stays_single() -> None:
     found = solve(of(torch.cos), torch.ones(2), blo.FixedPoint(tol=1e-6))
     assert found.z.dtype == torch.float32 and found.residual <= 1e-6
     np.testing.assert_allclose(found.z, 0.7390851332151607, rtol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"step": 0.0}, "`step` must be positive"),
-        ({"relaxation": 0.0}, "`relaxation` must lie in"),
-        ({"relaxation": 1.1}, "`relaxation` must lie in"),
-        ({"relaxation": float("nan")}, "`relaxation` must lie in"),
-        ({"memory": -1}, "`memory` must be at least 0"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1"),
-        ({"tol": 0.0}, "`tol` must be positive"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.FixedPoint(**options)

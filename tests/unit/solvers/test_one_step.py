@@ -50,15 +50,3 @@ def test_each_lane_is_normalised_by_its_own_length() -> None:
     theta = torch.tensor([[3.0, 4.0], [-30.0, 40.0]], dtype=torch.float64)
     z = blo.argmin(lower, theta, torch.zeros(2, 2).double(), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
     torch.testing.assert_close(z, torch.tensor([[-0.6, -0.8], [0.6, -0.8]], dtype=torch.float64), rtol=1e-15, atol=0)
-
-
-@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
-def test_a_step_that_is_not_positive_is_refused(step: float) -> None:
-    with pytest.raises(ValueError, match=f"`step` must be positive, but is {step}"):
-        blo.OneStep(step)
-
-
-@pytest.mark.parametrize("direction", ["Sign", "", "newton", None])
-def test_an_unknown_direction_is_refused(direction: Any) -> None:
-    with pytest.raises(ValueError, match="`direction` must be 'gradient', 'sign', 'normalized' or 'coordinate'"):
-        blo.OneStep(0.1, direction)

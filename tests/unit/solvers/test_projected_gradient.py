@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import blo
-from tests.lower import assert_lanes_rest, minimise, project, solve
+from tests.lower import assert_lanes_rest, project, solve
 from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -36,55 +36,6 @@ def test_the_steps_are_those_of_a_loop_in_numpy(
     found = solve(case.lower(), z0, solver, case.start())
     np.testing.assert_allclose(found.z, z, rtol=1e-10, atol=1e-10)
     assert (found.residual, found.tol, found.steps) == (None, None, 6)
-
-
-@quick
-@given(quadratic_cases(), SEEDS)
-def test_it_stops_at_the_solution_from_anywhere_with_a_step_of_its_own_finding(case: QuadraticCase, seed: int) -> None:
-    z0 = normal(seed, len(case.c), scale=10.0)
-    found = solve(case.lower(), z0, blo.ProjectedGradient(tol=1e-11, max_steps=5000), case.start())
-    np.testing.assert_allclose(found.z, case.solution(case.theta), rtol=1e-9, atol=1e-9)
-    slope = case.gradient(case.theta, found.z.numpy())
-    residual = np.linalg.norm(found.z.numpy() - project(case, found.z.numpy() - slope))
-    assert abs(float(found.residual) - residual) < 1e-14
-    assert found.residual <= 1e-11 and found.steps < 5000
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e4, 1e8])
-def test_the_found_step_suits_every_curvature(scale: float) -> None:
-    curvature = scale * torch.tensor([1.0, 4.0, 10.0], dtype=torch.float64)
-    lower = blo.LowerProblem(lambda t, z: 0.5 * (curvature * (z - t).square()).sum())
-    target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    found = solve(lower, torch.zeros(3).double(), blo.ProjectedGradient(tol=1e-9 * scale, max_steps=1000), target)
-    assert found.steps < 1000
-    torch.testing.assert_close(found.z, target, rtol=1e-8, atol=1e-8)
-
-
-def test_the_found_step_survives_a_region_without_values() -> None:
-    """The slope `sqrt(z) - t` is NaN left of zero, where growing steps land on their way to `t^2`."""
-    visited: list[float] = []
-
-    def objective(theta: Tensor, z: Tensor) -> Tensor:
-        visited.append(z.item())
-        return (z.pow(1.5) / 1.5 - theta * z).sum()
-
-    theta, z0 = torch.tensor(0.5).double(), torch.full((1,), 1000.0).double()
-    found = solve(blo.LowerProblem(objective), z0, blo.ProjectedGradient(tol=1e-9), theta)
-    assert min(visited) < 0
-    torch.testing.assert_close(found.z, theta.square().reshape(1), rtol=1e-8, atol=1e-8)
-
-
-def test_the_found_step_stays_where_the_objective_has_values() -> None:
-    """`z - t log z`: left of zero it has a slope and no value, and decreases for ever."""
-    tried: list[float] = []
-
-    def barrier(z: Tensor) -> Tensor:
-        tried.append(z.min().item())
-        return (z - 0.1 * z.log()).sum()
-
-    found = minimise(barrier, torch.tensor([2.0, 0.5]).double(), blo.ProjectedGradient(tol=1e-10))
-    assert min(tried) < 0
-    torch.testing.assert_close(found.z, torch.full((2,), 0.1).double(), rtol=1e-7, atol=1e-9)
 
 
 def lanes(theta: Tensor, z: Tensor) -> Tensor:
@@ -133,31 +84,6 @@ def test_each_step_takes_one_gradient_and_a_tolerance_one_more_for_the_last_resi
     torch.testing.assert_close(found.residual, torch.tensor(0.9**7))
     calls, found = calls_of(blo.ProjectedGradient(0.1, max_steps=7, tol=1e-9), 0.0)
     assert (calls, found.steps) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"step": 0.0}, "`step` must be positive"),
-        ({"step": -0.1}, "`step` must be positive"),
-        ({"step": float("nan")}, "`step` must be positive"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1"),
-        ({"max_steps": -3}, "`max_steps` must be at least 1"),
-        ({"momentum": 1.0, "step": 0.1}, "`momentum` must lie in"),
-        ({"momentum": -0.1, "step": 0.1}, "`momentum` must lie in"),
-        ({"momentum": float("nan"), "step": 0.1}, "`momentum` must lie in"),
-        ({"tol": 0.0}, "`tol` must be positive"),
-        ({"tol": -1e-6}, "`tol` must be positive"),
-        ({"tol": float("nan")}, "`tol` must be positive"),
-        ({"direction": "up", "step": 0.1}, "`direction` must be"),
-        ({"direction": "sign"}, "give `step` as a number"),
-        ({"momentum": 0.5}, "give `step` as a number"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.ProjectedGradient(**options)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e8])

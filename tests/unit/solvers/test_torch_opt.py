@@ -13,7 +13,7 @@ from torch import Tensor
 
 import blo
 from tests import oracles
-from tests.lower import Counted, assert_lanes_rest, minimise, quadratic, solve
+from tests.lower import Counted, assert_lanes_rest, minimise, quadratic
 from tests.oracles import Array
 from tests.strategies import SEEDS, normal
 
@@ -130,26 +130,10 @@ def test_a_step_takes_one_evaluation_and_a_tolerance_that_is_not_reached_two_mor
     assert loss.calls == calls
 
 
-def test_a_penalty_is_refused() -> None:
-    lower = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1))
-    with pytest.raises(blo.StructureError, match="`TorchOpt` projects on a constraint set"):
-        solve(lower, torch.ones(2), blo.TorchOpt(torchopt.sgd(0.1), 3))
-
-
 def test_something_else_is_refused() -> None:
     optimizer: Any = torch.optim.SGD([torch.ones(1)], lr=0.1)
     with pytest.raises(blo.StructureError, match="`optimizer` must have the functions"):
         blo.TorchOpt(optimizer, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"steps": 0}, "`steps` must be at least 1"), ({"steps": 1, "tol": 0.0}, "`tol` must be positive")],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.TorchOpt(torchopt.sgd(0.1), **options)
 
 
 RELATIVES = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
-from tests.lower import THETA, Counted, assert_lanes_rest, minimise, quadratic, solve
+from tests.lower import THETA, Counted, assert_lanes_rest, minimise, quadratic
 from tests.oracles import Array
 from tests.strategies import normal
 
@@ -127,17 +127,6 @@ def test_it_cannot_be_unrolled() -> None:
         blo.argmin(lower, theta, torch.zeros(2), solver=blo.TorchOptim(adam(), 3), gradient=blo.Unrolled())
 
 
-def test_a_penalty_is_refused() -> None:
-    lower = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1))
-    with pytest.raises(blo.StructureError, match="`TorchOptim` projects on a constraint set"):
-        solve(lower, torch.ones(2), blo.TorchOptim(adam(), 3))
-
-
-def test_a_fixed_point_is_refused() -> None:
-    with pytest.raises(blo.StructureError, match="no objective"):
-        solve(blo.LowerProblem.fixed_point(lambda t, z: z.cos()), torch.ones(2), blo.TorchOptim(adam(), 3))
-
-
 def test_factories_that_make_something_else_are_refused() -> None:
     def elsewhere(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
@@ -155,13 +144,3 @@ def test_divergence_is_reported() -> None:
     solver = blo.TorchOptim(sgd(0.9), 5, tol=1e-6)
     with pytest.warns(blo.ConvergenceWarning, match="has not converged"):
         blo.argmin(lower, THETA, torch.ones(1).double(), solver=solver, gradient=blo.Zero())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"steps": 0}, "`steps` must be at least 1"), ({"steps": 1, "tol": 0.0}, "`tol` must be positive")],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.TorchOptim(adam(), **options)

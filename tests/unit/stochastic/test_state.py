@@ -138,25 +138,13 @@ def test_single_precision_stays_single(algorithm: Algorithm) -> None:
 
 
 def test_steps_can_be_made_without_grad_mode() -> None:
-    algorithm = ALGORITHMS[0]
+    def ran() -> dict[str, Any]:
+        draws = sources(ALGORITHMS[0], torch.Generator().manual_seed(0))
+        return run(ALGORITHMS[0], ALGORITHMS[0].init(*start()), quadratic.upper, quadratic.lower, steps=2, **draws)
+
     with torch.no_grad():
-        state = run(
-            algorithm,
-            algorithm.init(*start()),
-            quadratic.upper,
-            quadratic.lower,
-            steps=2,
-            **sources(algorithm, torch.Generator().manual_seed(0)),
-        )
-    again = run(
-        algorithm,
-        algorithm.init(*start()),
-        quadratic.upper,
-        quadratic.lower,
-        steps=2,
-        **sources(algorithm, torch.Generator().manual_seed(0)),
-    )
-    assert_identical(state, again)
+        state = ran()
+    assert_identical(state, ran())
 
 
 @pytest.mark.parametrize("wrap", [list, torch.utils.data.DataLoader], ids=["list", "loader"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ STEPS = 4
 CASE = Quadratic.draw(1)
 #: Falling steps, so that each value is asked for at the right step.
 RHO, GAMMA = Power(0.2, -0.5), Power(0.1, -0.4)
-
-Numpy = Callable[[int, Array, Array, dict[str, Any], Source, Source], tuple[Array, Array, dict[str, Any]]]
 
 
 def rho(k: int) -> float:
