@@ -126,23 +126,17 @@ def test_with_the_steps_own_curvature_the_gradient_is_autodiff_through_the_last_
     assert torch.equal(found.delta, delta.detach())
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("fast-bat", {"direction": "sign", "steps": 1}), ("pgd-at", {"steps": 1})]
+)
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31), step=st.floats(0.01, 0.5))
-def test_fast_bat_with_one_sign_step_is_fast_at_bit_for_bit(seed: int, step: float) -> None:
+def test_one_sign_step_is_fast_at_bit_for_bit(method: str, options: dict[str, Any], seed: int, step: float) -> None:
     model, x, y, start = case(seed, dtype=torch.float32)
     same: dict[str, Any] = {"eps": 0.2, "start": 0.2 * start, "step": step}
-    bat = training_gradient(model, x, y, method="fast-bat", direction="sign", steps=1, **same)
-    assert_same_bits(bat, training_gradient(model, x, y, method="fast-at", **same))
-    assert float(bat.implicit_share) == 0
-
-
-@settings(deadline=None, max_examples=10)
-@given(seed=st.integers(0, 2**31), step=st.floats(0.01, 0.5))
-def test_pgd_with_one_step_is_fast_at_bit_for_bit(seed: int, step: float) -> None:
-    model, x, y, start = case(seed, dtype=torch.float32)
-    same: dict[str, Any] = {"eps": 0.2, "start": 0.2 * start, "step": step}
-    pgd = training_gradient(model, x, y, method="pgd-at", steps=1, **same)
-    assert_same_bits(pgd, training_gradient(model, x, y, method="fast-at", **same))
+    found = training_gradient(model, x, y, method=method, **options, **same)
+    assert_same_bits(found, training_gradient(model, x, y, method="fast-at", **same))
+    assert float(found.implicit_share) == 0
 
 
 @settings(deadline=None, max_examples=10)

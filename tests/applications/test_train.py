@@ -285,27 +285,6 @@ def test_a_learning_rate_out_of_all_reason_diverges_before_anything_is_saved(tmp
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "options", "says"),
-    [
-        ("pgd-at", {"steps": "two"}, "`steps` must be a whole number"),
-        ("pgd-at", {"steps": 1.5}, "`steps` must be a whole number"),
-        ("fast-at", {"start": 1}, "Unknown start `1`"),
-        ("fast-at", {"start": "corner"}, "uniform, zero"),
-        ("fast-bat", {"curvature": "flat"}, "`curvature` must be"),
-        ("fast-bat", {"step": -1}, "`step` must be a number above 0"),
-        ("standard", {"step": 1}, "has no option `step`"),
-        ("fast-at", {"curvature": 1}, "it has start, attack_mode, attack_loss, train_loss, step"),
-    ],
-)
-def test_an_option_that_does_not_fit_the_method_is_named(
-    tmp_path: Path, method: str, options: dict[str, Any], says: str
-) -> None:
-    with pytest.raises(UserError, match=says):
-        fit(config(method=method, **options), tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_radius_of_zero_is_for_standard_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an attack of radius 0 is --method standard"):
         fit(config(eps=0), tmp_path / "run", progress=False)
