@@ -269,6 +269,31 @@ def test_more_images_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 40 * 3 - 1, "SC_PAGE_SIZE": 4096}[name])
     assert "40 images of 64x64 pixels" in refused(tmp_path)
     data.load(f"imagefolder:{tmp_path}", root="", size=32)
+    monkeypatch.setattr("adv_train.data.imagefolder.digests", lambda files: pytest.fail("the files were read"))
+    assert "40 images of 64x64 pixels" in refused(tmp_path)
+
+
+def test_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
+    """A folder for each WordNet id; among its JPEG files are pictures of any shape, some in CMYK, and a PNG."""
+    for split, first in (("train", 0), ("val", 100)):
+        for wnid in ("n01440764", "n01443537"):
+            folder = tmp_path / split / wnid
+            folder.mkdir(parents=True)
+            for number in range(first, first + 4):
+                picture = Image.new("RGB", (50 + number, 70), (number, 100, 200))
+                picture = picture.convert("CMYK") if number % 4 == 1 else picture
+                picture.save(folder / f"{wnid}_{number}.JPEG", "PNG" if number % 4 == 2 else "JPEG")
+    dataset = data.load(f"imagefolder:{tmp_path}", root="", size=32)
+    assert dataset.class_names == ("n01440764", "n01443537") and dataset.image_size == 32
+    assert dataset.validation.names is not None and len(dataset.train) + len(dataset.test) == 8
+    assert {name.split("/")[0] for name in dataset.validation.names} == {"val"}
+    # Where val/ is called test/, here by links, the figures are those of the images that others report on.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "train").symlink_to(tmp_path / "train")
+    (linked / "test").symlink_to(tmp_path / "val")
+    reported = data.load(f"imagefolder:{linked}", root="", size=32)
+    assert torch.equal(reported.test.images, dataset.validation.images) and len(reported.test) == 8
 
 
 # --- where the folder is, and what its images go through ---
