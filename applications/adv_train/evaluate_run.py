@@ -221,4 +221,4 @@ def _forwards(run: RunFolder) -> float:
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     y = torch.zeros(2, dtype=torch.int64)
     batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(config.method, build_model(saved).train(), batch, config.threat)
+    return bench.forward_equivalents(config.full_method, build_model(saved).train(), batch, config.threat)

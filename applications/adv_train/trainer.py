@@ -13,7 +13,7 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Moment
+from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
 from adv_train.state import TrainingState
@@ -47,9 +47,12 @@ class Trainer:
             momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay,
         )
-        self.replays = config.method.replays()
-        self.steps = self.replays * len(data.batch_bounds(len(dataset.train), config.training.batch_size))
-        self.state = TrainingState(model, optimizer, config.method.remember(model, len(dataset.train)))
+        self.method = config.full_method
+        self.replays = self.method.replays()
+        bounds = data.batch_bounds(len(dataset.train), config.training.batch_size)
+        self.steps = self.replays * len(bounds)
+        sizes = Sizes(dataset.train.images.shape, dataset.classes, max(stop - start for start, stop in bounds))
+        self.state = TrainingState(model, optimizer, self.method.remember(model, sizes))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.
@@ -78,7 +81,7 @@ class Trainer:
         for index, batch in enumerate(replayed):
             self._set_rates(epoch * self.steps + index)
             with computed_in(self.config.compute.precision, self.device):
-                step = self.config.method(
+                step = self.method(
                     self.state.model,
                     parameters,
                     batch,

@@ -56,6 +56,8 @@ class TrainingConfig(Checked):
         select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
         validation_steps: Steps of PGD on the validation images after each epoch.
         seed: Fixes weights, order, augmentation and attack noise.
+        weight_perturbation: Train at weights moved against the loss, each tensor by so much of its norm (AWP); 0.005 to
+            0.01 are published.
         extended_from: Set by `fit` where a finished run of so many epochs was given more: the schedule is that of the
             longer run from there on.
     """
@@ -65,6 +67,7 @@ class TrainingConfig(Checked):
     select: Literal["robust", "clean", "last"] = "robust"
     validation_steps: Count = 10
     seed: Annotated[int, Range(0)] = 0
+    weight_perturbation: NotNegative = 0.0
     extended_from: Count | None = None
 
 

@@ -51,6 +51,7 @@ class FastATGA(Adversarial):
                 slope, _input_gradient(losses, theta, elsewhere, create_graph=True)
             )
 
+        losses.upper = upper
         return blo.value_and_hypergrad(
             upper,
             blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
+
+#: Maps parameters and a perturbation to a loss of shape `()`.
+Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 class Losses:
@@ -24,6 +29,7 @@ class Losses:
         state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
         logits: The model's output when `train` was last called, detached.
+        upper: What training minimises in this step where that is more than `train`; a method sets it.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Losses:
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
         self.logits = batch.x.new_empty(0)
+        self.upper: Upper | None = None
         self._clean: Tensor | None = None
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
@@ -62,6 +69,13 @@ class Losses:
         logits = self.forward(params, delta)
         self.logits = logits.detach()
         return self._train(logits, self.y, clean, "mean")
+
+    def repeated(self, times: int) -> Losses:
+        """Return the losses of a batch that holds these samples several times, one whole batch after another."""
+        other = copy(self)
+        other.x = self.x.repeat(times, *(1,) * (self.x.ndim - 1))
+        other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
+        return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
         """Return the clean logits where the attack looks at them: a function of the parameters where these are live."""
