@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adv_train import data
 from adv_train.config import PRESETS, RECIPES, RunConfig, read_yaml, resolve, to_yaml
-from adv_train.config.sections import OptimizerConfig
+from adv_train.config.optimizer import OptimizerConfig
 from adv_train.errors import UserError
 from adv_train.methods.fast_at import FastAT
 from adv_train.methods.fast_bat import FastBAT
@@ -297,5 +297,5 @@ def test_cosine_schedule_is_that_of_pytorch(steps: int) -> None:
 
 def test_a_constant_schedule_stays_and_an_unknown_one_is_refused() -> None:
     assert {learning_rate(step, 9, peak=0.3, schedule="constant") for step in range(9)} == {0.3}
-    with pytest.raises(ValueError, match="triangular, cosine or constant"):
+    with pytest.raises(ValueError, match="multistep, cosine or constant"):
         learning_rate(0, 9, peak=0.3, schedule="linear")
