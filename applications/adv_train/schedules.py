@@ -61,7 +61,9 @@ def learning_rate(
     raise ValueError(f"`schedule` must be triangular, one-cycle, multistep, cosine or constant, but is {schedule!r}.")
 
 
-def cycled_momentum(step: int, steps: int, *, momentum: float, schedule: str, peak_at: float | None = None) -> float:
+def cycled_momentum(
+    step: int, steps: int, *, momentum: float, schedule: str = "triangular", peak_at: float | None = None
+) -> float:
     """Give the momentum of one step: `CYCLE_DEPTH` below ``momentum`` where the learning rate peaks.
 
     It moves along one-cycle's half cosines, and for every other schedule along the triangle.
