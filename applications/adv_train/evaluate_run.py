@@ -68,6 +68,7 @@ def evaluate_run(
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     dataset = cut(dataset, limit, where)
     model = build_model(saved).to(where)
@@ -75,6 +76,7 @@ def evaluate_run(
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
         "method": config.method_name,
+        **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
     threat = config.threat if eps is None else replace(config.threat, eps=eps)

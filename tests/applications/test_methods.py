@@ -333,3 +333,22 @@ def test_training_gradient_names_what_it_cannot_use() -> None:
         training_gradient(nn.DataParallel(model), x, y, method="fast-at", eps=0.1)
     with pytest.raises(UserError, match="nothing to train"):
         training_gradient(model.requires_grad_(False), x, y, method="fast-at", eps=0.1)
+
+
+@pytest.mark.parametrize("method", ["standard", "fast-at", "pgd-at", "n-fgsm"])
+def test_label_smoothing_is_applied_once_and_not_in_the_attack(method: str) -> None:
+    model, x, y, _ = case(5)
+
+    def step(**options: str) -> methods.Step:
+        return training_gradient(
+            model, x, y, method=method, eps=0.1, generator=torch.Generator().manual_seed(1), **options
+        )
+
+    found = step(train_loss="cross-entropy(smoothing=0.4)")
+    assert torch.equal(found.delta, step().delta)
+    wanted = torch.full((len(y), 10), 0.04, dtype=x.dtype)
+    wanted[torch.arange(len(y)), y] += 0.6
+    params = dict(model.named_parameters())
+    loss = -(wanted * model(x + found.delta).log_softmax(1)).sum(1).mean()
+    assert abs(float(found.loss) - float(loss.detach())) < 1e-12
+    assert_close(found.grads, dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True)))

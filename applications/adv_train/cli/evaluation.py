@@ -98,7 +98,8 @@ def run(words: Sequence[str]) -> int:
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}; written to {folder / 'eval.json'}"
+    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
         report = folder / "report.html"

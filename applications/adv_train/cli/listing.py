@@ -1,4 +1,4 @@
-"""List the methods, presets, models, data sets and attacks.
+"""List the methods, presets, models, data sets, optimizers and attacks.
 
 examples:
   adv-train list
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adv_train import data
+from adv_train import data, optimizers
 from adv_train.attacks import ATTACKS
 from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
@@ -26,7 +26,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, objectives, presets, models, data, observers or attacks; all without it.
+        section: methods, objectives, presets, models, data, optimizers, observers or attacks; all without it.
     """
 
     section: str | None = None
@@ -66,6 +66,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
         "models": {name: MODELS.describe(name) for name in MODELS.names()} | MORE_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
+        "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
     }

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.optimizer import OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import fields, flat, nested, plain
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Adversarial, Method
@@ -25,7 +26,7 @@ class RunConfig:
         threat: What the attack may do.
         method: How to train.
         training: How long, and what is kept.
-        optimizer: SGD and its schedule.
+        optimizer: Optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:

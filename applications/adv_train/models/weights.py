@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from adv_train.errors import UserError
 from adv_train.models.published_names import UNUSED, our_names
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+_WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put weights from a file into a model, every one of them; nothing in the file is run.
 
-    The file holds a state dict, alone or under one of the usual names. The prefixes that `DataParallel` and
-    `torch.compile` put before names are taken off where the model does not have them, and the names of RobustBench's
-    networks are understood.
+    The file holds a state dict, alone or under one of the usual names; of a checkpoint with averaged weights these are
+    taken. The prefixes that `DataParallel` and `torch.compile` put before names are taken off where the model does not
+    have them, and the names of RobustBench's networks are understood.
 
     Raises:
         UserError: When the file is missing, holds no weights, or these do not fit the model.
@@ -63,7 +63,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # damaged files fail in any way
         raise UserError(f"`{path}` is not a weights file that PyTorch can read, or is damaged.") from error
     for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
