@@ -42,7 +42,7 @@ def batch_of(images: int, seed: int = 6) -> tuple[nn.Module, Tensor, Tensor, Ten
 @pytest.mark.parametrize("follow", [False, True])
 def test_it_is_the_loss_and_a_penalty_on_the_images_whose_loss_fell(method: str, follow: bool) -> None:
     model, x, y, start = batch_of(12)
-    options: dict[str, Any] = {"share": 0.7, "fall": 1.3, "variation": 2.0}
+    options: dict[str, Any] = {"penalty": 0.7, "fall": 1.3, "variation": 2.0}
     found = training_gradient(model, x, y, method=method, eps=EPS, start=start, follow_fall=follow, **options)
     base = training_gradient(model, x, y, method=BASES[method], eps=EPS, start=start)
     assert torch.equal(found.delta, base.delta)
@@ -69,7 +69,7 @@ def test_without_abnormal_images_it_is_its_base(method: str) -> None:
     model, x, y, start = case(2)
     small: dict[str, Any] = {"eps": 1e-4, "start": (1e-4 * start).clamp(-x, 1 - x)}
     assert_same_bits(
-        training_gradient(model, x, y, method=method, share=9.0, **small),
+        training_gradient(model, x, y, method=method, penalty=9.0, **small),
         training_gradient(model, x, y, method=BASES[method], **small),
     )
 

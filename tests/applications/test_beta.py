@@ -26,8 +26,8 @@ def margins(model: nn.Module, image: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("rivals", [None, 20, 9, 3, 1])
-def test_it_trains_at_the_largest_margin_of_any_rival(steps: int, rivals: int | None) -> None:
+@pytest.mark.parametrize("rivals", [20, 9, 3, 1])
+def test_it_trains_at_the_largest_margin_of_any_rival(steps: int, rivals: int) -> None:
     model, x, y, start = case(2, batch=6)
     start = (EPS * start).clamp(-x, 1 - x)
     found = training_gradient(model, x, y, method="beta", eps=EPS, start=start, steps=steps, step=0.2, rivals=rivals)
@@ -36,7 +36,7 @@ def test_it_trains_at_the_largest_margin_of_any_rival(steps: int, rivals: int | 
     order = [[int(k) for k in row if k != label] for row, label in zip(ranked, y, strict=True)]
     best = torch.full((6,), -torch.inf, dtype=x.dtype)
     delta = torch.zeros_like(x)
-    for rank in range(min(rivals or 9, 9)):
+    for rank in range(min(rivals, 9)):
         rival = torch.tensor([classes[rank] for classes in order])
         point = start
         for _ in range(steps):
@@ -61,8 +61,8 @@ def test_one_step_towards_the_runner_up_is_fast_at_on_the_margin() -> None:
     assert_same_bits(cheap, training_gradient(model, x, y, method="fast-at", **same))
 
 
-@pytest.mark.parametrize(("steps", "rivals", "cost"), [(2, 1, 7), (3, 1, 9), (1, 3, 12), (2, 3, 18), (2, None, 48)])
-def test_cost_in_forward_passes(steps: int, rivals: int | None, cost: float) -> None:
+@pytest.mark.parametrize(("steps", "rivals", "cost"), [(2, 1, 7), (3, 1, 9), (1, 3, 12), (2, 3, 18), (2, 9, 48)])
+def test_cost_in_forward_passes(steps: int, rivals: int, cost: float) -> None:
     model, x, y, _ = case(0, name="preact-resnet-18", dtype=torch.float32)
     batch, threat = Batch(x, y, torch.arange(len(y))), Threat("linf", EPS)
     assert round(forward_equivalents(BETA(steps=steps, rivals=rivals), model, batch, threat), 1) == cost

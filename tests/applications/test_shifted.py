@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ def test_it_errs_by_the_square_of_the_shift_from_the_implicit_gradient_at_the_so
         errors.append(gap(found.grads, {name: plain.grads[name] + value for name, value in implicit.items()}))
         sizes.append(gap(implicit, {name: torch.zeros_like(value) for name, value in implicit.items()}))
     assert errors[0] < 0.3 * sizes[0]  # it follows the implicit part, which is not small here
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(4, rel=0.1)
 
 
@@ -98,7 +99,7 @@ def test_it_nears_the_published_gradient_as_the_anchor_nears_the_solution(seed: 
         share = float(exact.implicit_share) * gap(exact.grads, {k: torch.zeros_like(v) for k, v in exact.grads.items()})
         errors.append(gap(shifted.grads, exact.grads) / share)
     assert errors[0] < 0.1
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2, rel=0.1)
 
 

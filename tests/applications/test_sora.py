@@ -47,7 +47,7 @@ def test_a_linear_loss_keeps_an_alignment_of_one() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
     x, y = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1, 0])
-    method = SORA(attack_loss=Margin(), train_loss=Margin(), alignment=0.5, rate=1.0)
+    method = SORA(attack_loss=Margin(), train_loss=Margin(), alignment=0.5, alignment_rate=1.0)
     step = method(model, dict(model.named_parameters()), Batch(x, y, torch.arange(6)), THREAT)
     assert float(step.state["alignment"]) == pytest.approx(1.0, abs=1e-12)
 
@@ -66,7 +66,7 @@ class Square(nn.Module):
 
 def test_the_alignment_of_a_batch_is_cut_to_1() -> None:
     x, y = torch.full((4, 1, 2, 2), 0.4, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
-    method, model = SORA(attack_loss=Margin(), train_loss=Margin(), alignment=0.5, rate=1.0), Square()
+    method, model = SORA(attack_loss=Margin(), train_loss=Margin(), alignment=0.5, alignment_rate=1.0), Square()
     step = method(model, dict(model.named_parameters()), Batch(x, y, torch.arange(4)), THREAT)
     assert (step.delta > 0).any() and float(step.state["alignment"]) == 1.0
 

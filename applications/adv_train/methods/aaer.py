@@ -28,14 +28,14 @@ class Regularised(FastAT):
     An image is abnormal if its cross-entropy falls along the attack's step. With d the mean fall of the abnormal ones
     and V(.) the mean of `|f(x + delta) - f(x + start)|^2` over a group, the penalty is
 
-        share * (abnormal / batch) * (fall * d + variation * max(0, V(abnormal) - V(normal))),
+        penalty * (abnormal / batch) * (fall * d + variation * max(0, V(abnormal) - V(normal))),
 
     and zero where one group is empty. As in the published code only V(abnormal) is differentiated, and in it only the
     logits at x + delta, so `fall` moves the loss that is reported and no weight, unless `follow_fall`. The logits at
     the start are those of the attack: the penalty costs no pass.
 
     Attributes:
-        share: weight of the penalty.
+        penalty: weight of the penalty.
         fall: weight of the mean fall; by default that published for the nearest eps on CIFAR-10.
         variation: weight of the excess variation, by default likewise.
         follow_fall: differentiate the fall too, at x + delta.
@@ -44,7 +44,7 @@ class Regularised(FastAT):
     #: `fall` and `variation` of the published runs on CIFAR-10 by eps in units of 1/255.
     published: ClassVar[Table]
 
-    share: NotNegative = 1.0
+    penalty: NotNegative = 1.0
     fall: NotNegative | None = None
     variation: NotNegative | None = None
     follow_fall: bool = False
@@ -62,7 +62,7 @@ class Regularised(FastAT):
             clean = losses.forward(theta, None) if self.train_loss.looks_at_clean else None
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
-            return self.train_loss(logits, losses.y, clean, "mean") + self.share * self._penalty(
+            return self.train_loss(logits, losses.y, clean, "mean") + self.penalty * self._abnormality(
                 losses.attacked, logits, losses.y, fall, variation
             )
 
@@ -76,7 +76,7 @@ class Regularised(FastAT):
             on_failure="ignore",
         )
 
-    def _penalty(self, before: Tensor, after: Tensor, y: Tensor, fall: float, variation: float) -> Tensor:
+    def _abnormality(self, before: Tensor, after: Tensor, y: Tensor, fall: float, variation: float) -> Tensor:
         """Return the penalty but for its weight, shape `()`, from logits of shape `(batch, classes)`."""
         falls = F.cross_entropy(before, y, reduction="none") - F.cross_entropy(after, y, reduction="none")
         abnormal = falls.detach() > 0

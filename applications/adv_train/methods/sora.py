@@ -33,12 +33,12 @@ class SORA(Adversarial):
     Attributes:
         longest: longest step of a pixel where the loss is linear; 2 eps by default.
         alignment: v at the start.
-        rate: weight of a new batch in v.
+        alignment_rate: weight of a new batch in v.
     """
 
     longest: Positive | None = None
     alignment: Annotated[float, Range(-1, 1)] = 0.99
-    rate: Annotated[float, Range(0, 1)] = 0.05
+    alignment_rate: Annotated[float, Range(0, 1)] = 0.05
 
     def remember(self, model: nn.Module, images: int) -> State:
         return {"alignment": next(model.parameters()).new_full((), self.alignment)}
@@ -66,7 +66,7 @@ class SORA(Adversarial):
         )
         after = len(start) * out.direct["offset"]  # of the summed loss, as the slope is
         found = (slope.sign() * after).flatten(1).sum(1) / slope.flatten(1).abs().sum(1).clamp(min=1e-12)
-        losses.state = {"alignment": torch.lerp(before, found.mean().clamp(-1, 1).to(before.dtype), self.rate)}
+        losses.state = {"alignment": torch.lerp(before, found.mean().clamp(-1, 1).to(before.dtype), self.alignment_rate)}
         report = replace(out.report, direct_parts=list(out.direct["weights"].values()))
         return replace(out, grad=out.grad["weights"], direct=out.direct["weights"], report=report)
 
