@@ -66,7 +66,8 @@ class SORA(Adversarial):
         )
         after = len(start) * out.direct["offset"]  # of the summed loss, as the slope is
         found = (slope.sign() * after).flatten(1).sum(1) / slope.flatten(1).abs().sum(1).clamp(min=1e-12)
-        losses.state = {"alignment": torch.lerp(before, found.mean().clamp(-1, 1).to(before.dtype), self.alignment_rate)}
+        alignment = found.mean().clamp(-1, 1).to(before.dtype)
+        losses.state = {"alignment": torch.lerp(before, alignment, self.alignment_rate)}
         report = replace(out.report, direct_parts=list(out.direct["weights"].values()))
         return replace(out, grad=out.grad["weights"], direct=out.direct["weights"], report=report)
 
