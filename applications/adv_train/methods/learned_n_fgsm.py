@@ -25,19 +25,21 @@ class LearnedNFGSM(Adversarial):
 
     The vector phi holds the logarithms of the width and of the step, both over eps, the step at `knots` confidences
     from 0 to 1 with straight lines between; a confidence is the true class's probability at the noisy image. Beside
-    the weights, each training step moves phi by Adam along the hypergradient of a bilevel problem in three levels:
+    the weights, each training step moves phi by Adam along the hypergradient of a bilevel problem:
 
         minimise over phi   the loss of w'(phi) under PGD on the held-out part of the batch, where
         w'(phi) = w - unrolled_lr * (gradient of the loss on the rest of the batch, attacked with phi).
 
     The last line is a linearised lower problem in the weights, which one step solves, so its implicit gradient is the
-    derivative of that step. Signs of gradients count as constants in phi. The held-out images are left out of w' alone:
-    the weights' own gradient is that of N-FGSM with the present phi on the whole batch.
+    derivative of that step. Signs of gradients are constants in phi. The held-out images are left out of w' alone: the
+    weights' own gradient is that of N-FGSM with the present phi on the whole batch. A training step costs about 14
+    forward passes.
 
     Attributes:
         width: first half width of the noise over eps; 2 as in N-FGSM.
         length: first step over eps; 1 as in N-FGSM.
         knots: confidences at which the step is learnt; 1 learns one step for all images.
+        reach: largest factor by which width and step leave their first values.
         attack_lr: Adam's learning rate of phi; 0 is N-FGSM.
         held_out: share of a batch that judges phi.
         unrolled_lr: learning rate of the one unrolled step of the weights.
@@ -48,11 +50,12 @@ class LearnedNFGSM(Adversarial):
     width: Positive = 2.0
     length: Positive = 1.0
     knots: Count = 1
+    reach: Annotated[float, Range(1)] = 4.0
     attack_lr: NotNegative = 0.01
     held_out: Annotated[float, Range(0, 1)] = 0.25
     unrolled_lr: Positive = 0.1
     judge_steps: Count = 5
-    products: Literal["reverse", "forward", "finite-difference"] = "reverse"
+    products: Literal["reverse", "finite-difference"] = "reverse"
 
     def remember(self, model: nn.Module, images: int) -> State:
         return self._fresh(next(model.parameters()))
@@ -77,10 +80,10 @@ class LearnedNFGSM(Adversarial):
         places = torch.arange(self.knots, device=phi.device)
         shares = (1 - (confidence * (self.knots - 1) - places).abs()).clamp(min=0)  # of each knot in an image's step
 
-        def perturbation(phi_: Tensor, rows: slice) -> Tensor:
+        def perturbation(trial: Tensor, rows: slice) -> Tensor:
             allowed = self.allowed(losses.x[rows], threat)
-            noisy = allowed.project(start[rows] * (phi_[0] - phi[0]).exp())
-            steps = threat.eps * (shares[rows] * phi_[1:]).sum(1).exp()
+            noisy = allowed.project(start[rows] * (trial[0] - phi[0]).exp())
+            steps = threat.eps * (shares[rows] * trial[1:]).sum(1).exp()
             return allowed.project(noisy + steps.view(-1, *(1,) * (start.ndim - 1)) * signs[rows])
 
         held, rest = self._split(len(start))
@@ -90,7 +93,7 @@ class LearnedNFGSM(Adversarial):
             still = {name: value.detach() for name, value in weights.items()}
             return judge.train(weights, self._worst(judge, still, threat))
 
-        lower = blo.LowerProblem(lambda phi_, weights: student.train(weights, perturbation(phi_, rest)))
+        lower = blo.LowerProblem(lambda trial, weights: student.train(weights, perturbation(trial, rest)))
         found = blo.value_and_hypergrad(
             upper,
             lower.linearize(params, curvature=1 / self.unrolled_lr),
@@ -100,15 +103,20 @@ class LearnedNFGSM(Adversarial):
             gradient=blo.HessianFree(1 / self.unrolled_lr, products=self.products),
             on_failure="ignore",
         )
-        losses.state = _adam(state, found.grad, self.attack_lr)
+        moved, first, reach = _adam(state, found.grad, self.attack_lr), self._first(phi), math.log(self.reach)
+        losses.state = {**moved, "phi": first + (moved["phi"] - first).clamp(-reach, reach)}
         return train_at(losses, params, perturbation(phi, slice(None)))
 
-    def _fresh(self, like: Tensor) -> State:
-        """Return the memory before the first step, on the device and in the dtype of a tensor."""
+    def _first(self, like: Tensor) -> Tensor:
+        """Return phi before the first step, on the device and in the dtype of a tensor."""
         phi = like.new_full((1 + self.knots,), math.log(self.length))
         phi[0].fill_(math.log(self.width))
-        none = torch.zeros_like(phi)
-        return {"phi": phi.detach(), "mean": none, "square": none.clone(), "step": like.new_zeros(()).detach()}
+        return phi
+
+    def _fresh(self, like: Tensor) -> State:
+        """Return the memory before the first step, likewise."""
+        phi = self._first(like)
+        return {"phi": phi, "mean": torch.zeros_like(phi), "square": torch.zeros_like(phi), "step": like.new_zeros(())}
 
     def _split(self, batch: int) -> tuple[slice, slice]:
         """Return the rows that judge and the rest; at least two each, for BatchNorm, which a tiny batch shares."""
