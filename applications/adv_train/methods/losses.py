@@ -30,6 +30,7 @@ class Losses:
         generator: Source of random numbers, on the images' device.
         logits: The model's output when `train` was last called, detached.
         upper: What training minimises in this step where that is more than `train`; a method sets it.
+        attacked: The model's output when `attack` was last called, detached.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Losses:
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
-        self.logits = batch.x.new_empty(0)
+        self.logits = self.attacked = batch.x.new_empty(0)
         self.upper: Upper | None = None
         self._clean: Tensor | None = None
 
@@ -61,7 +62,9 @@ class Losses:
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
         with nullcontext() if self._as_trained else in_eval_mode(self._model):
-            return -self._attack(self.forward(params, delta), self.y, self._clean_logits(params))
+            logits = self.forward(params, delta)
+            self.attacked = logits.detach()
+            return -self._attack(logits, self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return the mean of the training objective, shape `()`: what training minimises."""
@@ -70,11 +73,36 @@ class Losses:
         self.logits = logits.detach()
         return self._train(logits, self.y, clean, "mean")
 
+    def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return the gradient of the attack's objective, sample by sample, in the perturbation; shape of x.
+
+        It is a constant, or with `create_graph` a function of the parameters.
+        """
+        live = params if create_graph else {name: value.detach() for name, value in params.items()}
+        with torch.enable_grad():
+            point = delta.detach().requires_grad_()
+            total = -self.attack(live, point).sum()
+            (found,) = torch.autograd.grad(total, point, create_graph=create_graph)
+        return found
+
+    def attacking(self, objective: Objective) -> Losses:
+        """Return the losses of an attack with another objective."""
+        other = copy(self)
+        other._attack = objective
+        return other
+
     def repeated(self, times: int) -> Losses:
         """Return the losses of a batch that holds these samples several times, one whole batch after another."""
         other = copy(self)
         other.x = self.x.repeat(times, *(1,) * (self.x.ndim - 1))
         other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
+        return other
+
+    def part(self, chosen: slice) -> Losses:
+        """Return the losses of some of the samples."""
+        other = copy(self)
+        other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
+        other._clean = None
         return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
