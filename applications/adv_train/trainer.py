@@ -13,7 +13,7 @@ from torch import Tensor
 from adv_train import attacks, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Moment
+from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate
 from adv_train.state import TrainingState
@@ -48,8 +48,10 @@ class Trainer:
             weight_decay=config.optimizer.weight_decay,
         )
         self.replays = config.method.replays()
-        self.steps = self.replays * len(data.batch_bounds(len(dataset.train), config.training.batch_size))
-        self.state = TrainingState(model, optimizer, config.method.remember(model, len(dataset.train)))
+        bounds = data.batch_bounds(len(dataset.train), config.training.batch_size)
+        self.steps = self.replays * len(bounds)
+        sizes = Sizes(dataset.train.images.shape, dataset.classes, max(stop - start for start, stop in bounds))
+        self.state = TrainingState(model, optimizer, config.method.remember(model, sizes))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.

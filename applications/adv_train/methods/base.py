@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import blo
 from adv_train.data import Batch
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Moment, State
+from adv_train.methods.moment import Moment, Sizes, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.registry import Registry
@@ -60,12 +60,12 @@ class Step:
 class Method(Checked, abc.ABC):
     """A training method; its fields are its options."""
 
-    def remember(self, model: nn.Module, images: int) -> State:
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
         """Return what the method remembers before the first step; nothing, if it does not say otherwise.
 
         Args:
             model: On its device, with its first weights.
-            images: Number of images in the training split.
+            sizes: Of the training images and of the batches.
         """
         return {}
 
@@ -94,7 +94,7 @@ class Method(Checked, abc.ABC):
             batch: what to train on.
             threat: what the attack may do.
             moment: when in training; None outside a run.
-            state: what `remember` or the last step returned; None outside a run.
+            state: what `remember` or the last step returned, whose tensors a step may overwrite; None outside a run.
             start: where the attack starts, of x's shape; None draws the method's own start.
             generator: source of random starts, on x's device.
         """
