@@ -98,7 +98,7 @@ class Method(Checked, abc.ABC):
             batch: what to train on.
             threat: what the attack may do.
             moment: when in training; None outside a run.
-            state: what `remember` or the last step returned; None outside a run.
+            state: what `remember` or the last step returned, whose tensors a step may overwrite; None outside a run.
             start: where the attack starts, of x's shape; None draws the method's own start.
             generator: source of random starts, on x's device.
         """

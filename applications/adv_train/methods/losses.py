@@ -25,6 +25,7 @@ class Losses:
         x: Images, shape `(batch, channels, height, width)`.
         y: Labels, shape `(batch,)`.
         index: Position of each image in the training split, shape `(batch,)`.
+        motion: How augmentation moved the images from where they lie in the split.
         moment: When in training; None outside a run.
         state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
@@ -45,7 +46,8 @@ class Losses:
         state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.x, self.y, self.index, self.generator = batch.x, batch.y, batch.index, generator
+        self.x, self.y, self.index, self.motion = batch.x, batch.y, batch.index, batch.motion
+        self.generator = generator
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
@@ -55,23 +57,43 @@ class Losses:
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
         """Return the model's output at x + delta, at x for None, with these parameters; shape `(batch, classes)`."""
-        seen = self.x if delta is None else self.x + delta
-        logits: Tensor = torch.func.functional_call(self._model, params, (seen,))
-        return logits
+        return self._output(params, self.x if delta is None else self.x + delta)
+
+    def attack_forward(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
+        """Return the same with BatchNorm and dropout in the mode of the attack."""
+        with nullcontext() if self._as_trained else in_eval_mode(self._model):
+            return self.forward(params, delta)
+
+    def eval_forward(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Return the output at any images with BatchNorm and dropout as after training."""
+        with in_eval_mode(self._model):
+            return self._output(params, images)
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
+        logits = self.attack_forward(params, delta)
+        self.attacked = logits.detach()
+        return -self.attack_objective(params, logits)
+
+    def attack_objective(self, params: dict[str, Tensor], logits: Tensor) -> Tensor:
+        """Return the attack's objective of each sample, shape `(batch,)`, from the output of `attack_forward`."""
         with nullcontext() if self._as_trained else in_eval_mode(self._model):
-            logits = self.forward(params, delta)
-            self.attacked = logits.detach()
-            return -self._attack(logits, self.y, self._clean_logits(params))
+            return self._attack(logits, self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return the mean of the training objective, shape `()`: what training minimises."""
+        return self.train_and_logits(params, delta)[0]
+
+    def train_and_logits(self, params: dict[str, Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same and the output at x + delta that it was computed from, both functions of the parameters."""
         clean = self.forward(params, None) if self._train.looks_at_clean else None
         logits = self.forward(params, delta)
         self.logits = logits.detach()
-        return self._train(logits, self.y, clean, "mean")
+        return self._train(logits, self.y, clean, "mean"), logits
+
+    def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(self._model, params, (images,))
+        return logits
 
     def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
         """Return the gradient of the attack's objective, sample by sample, in the perturbation; shape of x.
