@@ -61,16 +61,17 @@ def create(
     Raises:
         UserError: When torch refuses a value, or the optimiser cannot step on dense gradients alone.
     """
-    named = {"lr": lr, "weight_decay": weight_decay, **chosen}
-    named = {key: value for key, value in named.items() if key in _parameters(name)}
+    named = {"lr": lr, **chosen}
+    if "weight_decay" in _parameters(name):
+        named["weight_decay"] = weight_decay
     kind: Any = _KINDS[name]
     parameters = list(parameters)
     try:
+        made: torch.optim.Optimizer = kind(parameters, **named)
         # Some refuse only when they are to step: one needs a closure, another sparse gradients.
         probe = torch.zeros_like(parameters[0], requires_grad=True)
         probe.grad = torch.zeros_like(probe)
         kind([probe], **named).step()
-        made: torch.optim.Optimizer = kind(parameters, **named)
     except (TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The optimizer `{name}` cannot train with these options: {reason}") from error

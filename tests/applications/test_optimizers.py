@@ -216,17 +216,17 @@ def test_the_command_line_takes_and_explains_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = "fit --data digits --method fast-at --train-limit 60 --epochs 3 --validation-steps 1 --device cpu --quiet"
+    asked = ["fit", "--data", "digits", "--method", "fast-at"]
+    small = "--train-limit 60 --batch-size 30 --epochs 3 --validation-steps 1 --device cpu --quiet"
     chosen = "--optimizer adamw --lr 0.001 --schedule multistep --milestones 1,2 --decay 0.5 --clip 1 --ema 0.9"
     options = ["--optimizer-options", "betas=[0.8,0.9],eps=1e-6", "--eps-warmup", "1", "--out", "run"]
-    assert main([*words.split(), *chosen.split(), *options]) == 0
+    assert main([*asked, *small.split(), *chosen.split(), *options]) == 0
     assert re.search(r"best\.pt is epoch \d \(averaged weights, ema 0\.9\)", capsys.readouterr().out)
     assert main(["fit", "--out", "run", "--epochs", "4", "--quiet"]) == 0
     found = checkpoint.load(Path("run/last.pt"))
     assert found.config.optimizer.milestones == (1, 2) and found.config.optimizer.options["eps"] == 1e-6
     assert [record["lr"] for record in found.history] == pytest.approx([1e-3, 5e-4, 2.5e-4, 2.5e-4])
     capsys.readouterr()
-    asked = ["fit", "--data", "digits", "--method", "fast-at"]
     assert main([*asked, "--optimizer", "adamw", "--momentum", "0.9", "--out", "other"]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not Path("other").exists()
     with pytest.raises(SystemExit):

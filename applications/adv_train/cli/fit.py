@@ -5,6 +5,7 @@ examples:
   adv-train fit --preset cifar10-8-fast-bat --out runs/b
   adv-train fit --preset cifar10-16-pgd-at --steps 3 --seed 1 --out runs/c
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
+  adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
   adv-train fit --method fast-bat --help                   (the options of a method, with their defaults)
