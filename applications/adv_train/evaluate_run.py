@@ -20,6 +20,7 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
+from adv_train.registry import split
 from adv_train.report import RunSummary
 from adv_train.threat import Threat
 
@@ -67,6 +68,7 @@ def evaluate_run(
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     dataset = cut(dataset, limit, where)
     model = build_model(saved).to(where)
@@ -74,6 +76,7 @@ def evaluate_run(
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
         "method": config.method_name,
+        **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
     threat = config.threat if eps is None else replace(config.threat, eps=eps)
@@ -109,7 +112,8 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, which may be followed by options as in
+            ``wrn-28-10(raw=true)``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
@@ -128,7 +132,8 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    model = models.create(model_name, **arguments, seed=0)
+    name, options = split(model_name, "model")
+    model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
         models.load_weights(model, weights)
     model = model.to(where).eval()
@@ -218,4 +223,4 @@ def _forwards(run: RunFolder) -> float:
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     y = torch.zeros(2, dtype=torch.int64)
     batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(config.method, build_model(saved).train(), batch, config.threat)
+    return bench.forward_equivalents(config.full_method, build_model(saved).train(), batch, config.threat)

@@ -101,11 +101,8 @@ class Registry(Generic[T]):
         Raises:
             UserError: When it is not of that form, or as in `create`.
         """
-        found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
-        pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
-        if found is None or any(len(pair) != 2 for pair in pairs):
-            raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
-        return self.create(found[1].strip(), **{key.strip(): value.strip() for key, value in pairs})
+        part, options = split(text, name)
+        return self.create(part, **options)
 
     def written(self, part: T) -> str:
         """Return the text that `read` makes this part from."""
@@ -127,3 +124,20 @@ class Registry(Generic[T]):
             if type(part) is self._makers[name]:
                 return name
         raise UserError(f"The {self._kind} {type(part).__name__} has no name: put `register(name)` above its class.")
+
+
+def split(text: object, name: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the options in a text such as `pgd(steps=20, restarts=2)`.
+
+    Args:
+        text: What was written.
+        name: What it was written for, for the error.
+
+    Raises:
+        UserError: When it is not of that form.
+    """
+    found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
+    pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
+    if found is None or any(len(pair) != 2 for pair in pairs):
+        raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
+    return found[1].strip(), {key.strip(): value.strip() for key, value in pairs}

@@ -54,7 +54,8 @@ class Eval(Progress):
         table: Form of the table.
         report: Also write report.html beside eval.json.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
-        model: What that model is: a name of `adv-train list`, or package.module:factory.
+        model: What that model is: a name of `adv-train list`, with options as in wrn-28-10(raw=true) where it has
+            some, or package.module:factory.
         data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
         out: Where the record of that model goes; by default runs/NAME-eval.
     """
@@ -97,7 +98,8 @@ def run(words: Sequence[str]) -> int:
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}; written to {folder / 'eval.json'}"
+    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
         report = folder / "report.html"

@@ -37,7 +37,7 @@ _ABOUT = {
     "model": "What to train.",
     "threat": "What the attack may do.",
     "training": "How long, and what is kept of it.",
-    "optimizer": "SGD and its schedule.",
+    "optimizer": "How a gradient moves the weights, and how far.",
     "compute": "What computes, and how exactly.",
 }
 
@@ -71,8 +71,10 @@ def run(words: Sequence[str]) -> int:
     else:
         print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
     best = result.best
+    averaged = config.training.average_after(best["epoch"])
+    told = f" (averaged weights, {averaged})" if averaged else ""
     print(
-        f"best.pt is epoch {best['epoch']}: on the validation images SA {best['val_sa']:.1%}, "
+        f"best.pt is epoch {best['epoch']}{told}: on the validation images SA {best['val_sa']:.1%}, "
         f"RA (PGD-{config.training.validation_steps}) {best['val_ra']:.1%}."
     )
     print(f"Next: adv-train eval {out}")

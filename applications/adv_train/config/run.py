@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.optimizer import OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import fields, flat, nested, plain
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.methods.weight_perturbation import WeightPerturbed
 from adv_train.threat import Threat
 from adv_train.values import format_fraction
 
@@ -24,7 +26,7 @@ class RunConfig:
         threat: What the attack may do.
         method: How to train.
         training: How long, and what is kept.
-        optimizer: SGD and its schedule.
+        optimizer: Optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:
@@ -75,6 +77,11 @@ class RunConfig:
     def method_name(self) -> str:
         """The method as it is called in lists and tables."""
         return METHODS.name_of(self.method)
+
+    @property
+    def full_method(self) -> Method:
+        """The method as it trains, with what the other sections put around it."""
+        return WeightPerturbed(base=self.method, gamma=self.training.weight_perturbation)
 
     def to_mapping(self) -> dict[str, dict[str, Any]]:
         """Give nested plain values, as a checkpoint or YAML can hold them; `of` makes the configuration again."""

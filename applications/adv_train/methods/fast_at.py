@@ -28,7 +28,7 @@ class FastAT(Adversarial):
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
         return blo.value_and_hypergrad(
-            losses.train,
+            losses.upper or losses.train,
             attack,
             params,
             start,

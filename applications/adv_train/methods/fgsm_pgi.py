@@ -74,8 +74,11 @@ class FGSMPGI(Adversarial):
             loss, logits = losses.train_and_logits(theta, delta)
             return loss + self.coefficient * F.mse_loss(logits, near)
 
+        def share(theta: dict[str, Tensor]) -> Tensor:
+            return losses.attack_forward(theta, start)
+
         allowed, length = self.allowed(losses.x, threat), self._length(threat)
-        out = value_and_gradient(upper, lower, allowed, near, params, start, length)
+        out = value_and_gradient(losses, share, upper, lower, allowed, near, params, start, length)
         if losses.state and self.memory == "ep":
             per_image.keep(losses, delta=out.z)
         elif losses.state:

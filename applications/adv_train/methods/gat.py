@@ -66,9 +66,11 @@ class Guided(Adversarial):
             losses.logits = logits.detach()
             return self.train_loss(clean, losses.y, clean, "mean") + weight * self.distance(logits, clean).mean()
 
-        clean = losses.forward(params, None)
-        length = threat.eps if self.step is None else self.step
-        return value_and_gradient(upper, lower, self.allowed(losses.x, threat), clean, params, start, length)
+        def share(theta: dict[str, Tensor]) -> Tensor:
+            return losses.forward(theta, None)
+
+        allowed, length = self.allowed(losses.x, threat), threat.eps if self.step is None else self.step
+        return value_and_gradient(losses, share, upper, lower, allowed, share(params), params, start, length)
 
 
 @METHODS.register("gat")

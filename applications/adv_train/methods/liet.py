@@ -111,7 +111,11 @@ class LIET(Adversarial):
             smoothed = kept * loss + chosen.smoothing * _spread(logits, others).mean()
             return smoothed + weight * _jensen_shannon(near, logits)
 
-        out = value_and_gradient(upper, lower, self.allowed(losses.x, threat), near, params, start, threat.eps)
+        def share(theta: dict[str, Tensor]) -> Tensor:
+            return losses.attack_forward(theta, start)
+
+        allowed = self.allowed(losses.x, threat)
+        out = value_and_gradient(losses, share, upper, lower, allowed, near, params, start, threat.eps)
         if losses.state and losses.moment is not None:
             losses.state = {"class_signs": self._renewed(losses, losses.moment.step, params, chosen.smoothing)}
         return out

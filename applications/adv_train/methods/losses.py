@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
+
+#: Maps parameters and a perturbation to a loss of shape `()`.
+Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 class Losses:
@@ -25,6 +30,8 @@ class Losses:
         state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
         logits: The model's output when `train` was last called, detached.
+        upper: What training minimises in this step where that is more than `train`; a method sets it.
+        attacked: The model's output when `attack` was last called, detached.
     """
 
     def __init__(
@@ -44,7 +51,8 @@ class Losses:
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
-        self.logits = batch.x.new_empty(0)
+        self.logits = self.attacked = batch.x.new_empty(0)
+        self.upper: Upper | None = None
         self._clean: Tensor | None = None
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
@@ -63,7 +71,9 @@ class Losses:
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
-        return -self.attack_objective(params, self.attack_forward(params, delta))
+        logits = self.attack_forward(params, delta)
+        self.attacked = logits.detach()
+        return -self.attack_objective(params, logits)
 
     def attack_objective(self, params: dict[str, Tensor], logits: Tensor) -> Tensor:
         """Return the attack's objective of each sample, shape `(batch,)`, from the output of `attack_forward`."""
@@ -84,6 +94,38 @@ class Losses:
     def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = torch.func.functional_call(self._model, params, (images,))
         return logits
+
+    def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return the gradient of the attack's objective, sample by sample, in the perturbation; shape of x.
+
+        It is a constant, or with `create_graph` a function of the parameters.
+        """
+        live = params if create_graph else {name: value.detach() for name, value in params.items()}
+        with torch.enable_grad():
+            point = delta.detach().requires_grad_()
+            total = -self.attack(live, point).sum()
+            (found,) = torch.autograd.grad(total, point, create_graph=create_graph)
+        return found
+
+    def attacking(self, objective: Objective) -> Losses:
+        """Return the losses of an attack with another objective."""
+        other = copy(self)
+        other._attack = objective
+        return other
+
+    def repeated(self, times: int) -> Losses:
+        """Return the losses of a batch that holds these samples several times, one whole batch after another."""
+        other = copy(self)
+        other.x = self.x.repeat(times, *(1,) * (self.x.ndim - 1))
+        other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
+        return other
+
+    def part(self, chosen: slice) -> Losses:
+        """Return the losses of some of the samples."""
+        other = copy(self)
+        other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
+        other._clean = None
+        return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
         """Return the clean logits where the attack looks at them: a function of the parameters where these are live."""

@@ -31,7 +31,9 @@ class NFGSM(FastAT):
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
-        wide = self.width * threat.eps if self.start == "uniform" else 0.0
+        if self.start != "uniform":
+            return super().draw(losses, threat)
+        wide = self.width * threat.eps
         noise = torch.zeros_like(losses.x).uniform_(-wide, wide, generator=losses.generator)
         return self.allowed(losses.x, threat).project(noise)
 

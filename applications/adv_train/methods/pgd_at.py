@@ -29,14 +29,18 @@ class PGDAT(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        published = threat.eps / 2 if self.steps <= 4 else 2 / 255
-        step = published if self.step is None else self.step
         return blo.value_and_hypergrad(
             losses.train,
             attack,
             params,
             start,
-            solver=blo.ProjectedGradient(step, max_steps=self.steps, tol=None, direction="sign"),
+            solver=blo.ProjectedGradient(self.length(threat), max_steps=self.steps, tol=None, direction="sign"),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
+
+    def length(self, threat: Threat) -> float:
+        """Return the length of a step in pixels."""
+        if self.step is not None:
+            return self.step
+        return threat.eps / 2 if self.steps <= 4 else 2 / 255

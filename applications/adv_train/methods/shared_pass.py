@@ -17,6 +17,8 @@ Objective: TypeAlias = Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]
 
 
 def value_and_gradient(
+    losses: Losses,
+    share: Callable[[dict[str, Tensor]], Tensor],
     upper: Objective,
     lower: Objective,
     allowed: blo.sets.Set,
@@ -31,14 +33,17 @@ def value_and_gradient(
     computed them, completes that in the parameters: two forward passes in place of the three of a pass of its own.
 
     Args:
+        losses: of the batch.
+        share: maps parameters to the shared logits.
         upper: what training minimises.
         lower: what the attack minimises.
         allowed: the set that the attack stays in.
-        shared: logits as a function of `params`, whose graph is used up.
+        shared: what `share` gives at `params`, with its graph, which is used up.
         params: the parameters by name.
         start: where the attack starts.
         step: length of the step in pixels.
     """
+    losses.upper = lambda theta, delta: upper(theta, delta, share(theta))
     out = blo.value_and_hypergrad(
         lambda theta, delta: upper(theta["weights"], delta, theta["shared"]),
         blo.LowerProblem(lambda theta, delta: lower(theta["weights"], delta, theta["shared"]), allowed, batched=True),

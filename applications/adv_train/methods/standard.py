@@ -45,4 +45,11 @@ class Standard(Method):
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.
         grads = {name: slope.detach() for name, slope in zip(params, found, strict=True)}
-        return Step(grads, delta, loss.detach(), losses.logits, state=state or {})
+        return Step(
+            grads,
+            delta,
+            loss.detach(),
+            losses.logits,
+            state=state or {},
+            objective=lambda theta: losses.train(theta, delta),
+        )

@@ -50,8 +50,9 @@ class RunSummary:
         """Which checkpoint was judged on how many images: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
+        averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
         norm = f", {record['norm']}" if "norm" in record else ""
-        return f"{record['checkpoint']}{epoch}, {record['n']} images{norm}, ε = {record['eps']:.4g}"
+        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images{norm}, ε = {record['eps']:.4g}"
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
