@@ -125,11 +125,11 @@ class LIET(Adversarial):
         signs = losses.state["class_signs"]
         count = math.ceil(len(signs) / self.refresh)
         classes = (step * count + torch.arange(count, device=signs.device)) % len(signs)
-        grey = torch.full_like(signs[:count], 0.5).requires_grad_()
-        logits = losses.eval_forward({name: value.detach() for name, value in params.items()}, grey)
+        change = torch.zeros_like(signs[:count]).requires_grad_()
+        logits = losses.eval_forward({name: value.detach() for name, value in params.items()}, 0.5 + change)
         spread = _spread(logits, _others(logits, classes, losses.generator))
         loss = (1 - smoothing) * F.cross_entropy(logits, classes, reduction="none") + smoothing * spread
-        (slope,) = torch.autograd.grad(loss.sum(), grey)
+        (slope,) = torch.autograd.grad(loss.sum(), change)
         return signs.index_copy(0, classes, slope.sign())
 
     def _settings(self, threat: Threat) -> Settings:
