@@ -21,7 +21,7 @@ from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -31,6 +31,7 @@ def evaluate_run(
     *,
     which: str = "best",
     attacks: Sequence[Attack] = STANDARD,
+    norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -46,7 +47,8 @@ def evaluate_run(
         path: The run folder.
         which: Which checkpoint, ``"best"`` or ``"last"``.
         attacks: Those to run.
-        eps: Budget in the maximum norm; by default that of training.
+        norm: Of the attacks; by default that of training.
+        eps: Budget in the norm; by default that of training, if the norm is.
         limit: Judge only so many test images, of all classes in proportion.
         seed: Of the attacks.
         batch_size: Images in a forward pass.
@@ -62,6 +64,7 @@ def evaluate_run(
     saved = load_checkpoint(run, which)
     config = saved.config
     _check_classes(attacks, saved.model_arguments["classes"])
+    threat = _threat(config.threat, norm, eps)
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
@@ -76,7 +79,6 @@ def evaluate_run(
         "method": config.method_name,
         **origin(model, dataset, where),
     }
-    threat = config.threat if eps is None else replace(config.threat, eps=eps)
     outcome = evaluate(
         model,
         dataset,
@@ -87,7 +89,7 @@ def evaluate_run(
         progress=progress,
     )
     outcome = replace(outcome, about=about)
-    evaluation.write(outcome, path, eps=config.threat.eps)
+    evaluation.write(outcome, path, threat=config.threat)
     return outcome
 
 
@@ -97,6 +99,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    norm: Norm = "linf",
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
@@ -113,7 +116,8 @@ def evaluate_weights(
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
-        eps: Budget in the maximum norm.
+        norm: Of the attacks.
+        eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
         seed: Of the attacks.
@@ -137,7 +141,7 @@ def evaluate_weights(
     outcome = evaluate(
         model,
         dataset,
-        threat=Threat("linf", eps),
+        threat=Threat(norm, eps),
         attacks=attacks,
         seed=seed,
         batch_size=batch_size,
@@ -164,7 +168,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     run = RunFolder(path)
     config = run.config()
     records = evaluation.read_all(path)
-    outcome = evaluation.headline(records, config.threat.eps)
+    outcome = evaluation.headline(records, config.threat)
     metrics = run.metrics()
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
@@ -200,6 +204,13 @@ def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
         metrics=(),
         examples=outcome.examples,
     )
+
+
+def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
+    """Return what the attacks may do: what they might in training, if nothing else is said."""
+    if norm not in (None, trained.norm) and eps is None:
+        raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to judge it in {norm}.")
+    return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
 def _check_classes(attacks: Sequence[Attack], classes: int) -> None:

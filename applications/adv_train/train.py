@@ -68,6 +68,7 @@ def fit(
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = load_data(config, run.split(), device=device)
+    config.threat.check_images(dataset.train.images.shape[1:])
     trainer = Trainer(config, dataset, device)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     state = replace(saved, config=config) if saved else fresh

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from blo.sets._norm import euclidean_norm
 from blo.solvers._base import Problem
 
 Direction: TypeAlias = Literal["gradient", "sign", "normalized", "coordinate"]
@@ -36,7 +37,7 @@ def scaled(problem: Problem, z: Tensor, gradient: Tensor, direction: Direction, 
         return gradient.sign()
     if direction == "coordinate":
         return _coordinates(gradient, problem.term.room(z, gradient), step)
-    norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    norm = euclidean_norm(gradient)
     # A lane whose gradient is zero is stationary: it stays, and its derivative stays finite.
     return gradient / torch.where(norm > 0, norm, torch.ones_like(norm))
 

@@ -105,7 +105,7 @@ def check_names(found: Mapping[str, Any]) -> None:
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers win.
 
-    Another method, or model, drops the options of the one before.
+    Another method, or model, drops the options of the one before, and another norm its eps.
 
     Raises:
         UserError: When a section is not a mapping.
@@ -125,6 +125,9 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if before is not None and now != before:
                 for leaf in fields(section, before):
                     merged.pop(short(section, leaf.field), None)
+        norm = merged.get("norm", "linf")
+        if given.get("norm", norm) != norm:
+            merged.pop("eps", None)
         merged |= given
     return merged
 

@@ -23,12 +23,15 @@ PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.1
 class FastATGA(Adversarial):
     """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
 
+    In l2 and l1 the step is that of steepest ascent in the norm.
+
     The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
     neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
 
     Attributes:
-        step: step size in pixels; 1.25 eps by default.
-        coefficient: weight of the alignment term; by default that published for the nearest eps.
+        step: step size in the norm; 1.25 eps by default.
+        coefficient: weight of the alignment term; by default that published for the nearest eps in linf, and 0.2 in l2
+            and l1, for which none is published.
     """
 
     start: Start = "zero"
@@ -41,7 +44,7 @@ class FastATGA(Adversarial):
         fixed = {name: value.detach() for name, value in params.items()}
         slope = _input_gradient(losses, fixed, start, create_graph=False)
         coefficient = self._coefficient(threat)
-        elsewhere = torch.empty_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
+        elsewhere = threat.noise(losses.x, generator=losses.generator)
 
         def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
             loss = losses.train(theta, delta)
@@ -56,7 +59,7 @@ class FastATGA(Adversarial):
             blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),
             params,
             start,
-            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction="sign"),
+            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction=threat.direction),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
@@ -64,6 +67,8 @@ class FastATGA(Adversarial):
     def _coefficient(self, threat: Threat) -> float:
         if self.coefficient is not None:
             return self.coefficient
+        if threat.norm != "linf":
+            return 0.2
         return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
 
 

@@ -20,7 +20,8 @@ class FastBAT(Adversarial):
     """Linearise the attack's objective at an anchor, solve it in one step, follow its implicit gradient.
 
     The published update uses two different lambdas: 1/step solves the lower problem, `curvature` weighs the implicit
-    gradient. `curvature = 1/step` is the theory's single lambda.
+    gradient. `curvature = 1/step` is the theory's single lambda. In l2 and l1 the steps are projected onto the ball cut
+    by the range of images, and the implicit gradient moves along its boundary.
 
     Attributes:
         steps: attack steps in all; the last one is the linearised problem, those before find its anchor.
