@@ -76,9 +76,9 @@ def training_gradient(
         `step.implicit_share`.
 
     Raises:
-        UserError: for an unknown method, an option it lacks, a start that does not fit, images outside [0, 1] or of
-            another dtype than the parameters, labels that are no classes, a budget that reaches every image, a model
-            without trainable parameters or wrapped for data parallelism.
+        UserError: for an unknown method, an option it lacks, a norm it is not defined for, a start that does not fit,
+            images outside [0, 1] or of another dtype than the parameters, labels that are no classes, a budget that
+            reaches every image, a model without trainable parameters or wrapped for data parallelism.
     """
     threat = Threat(norm, eps)
     check_samples(x, y, threat)
@@ -95,5 +95,6 @@ def training_gradient(
     if start is not None and start.shape != x.shape:
         raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
     chosen = methods.METHODS.create(method, **options)
+    chosen.check_norm(norm)
     batch = data.Batch(x, y, torch.arange(len(x), device=x.device))
     return chosen(model, params, batch, threat, start=start, generator=generator)

@@ -43,7 +43,7 @@ class Folder(Mapping[str, dict[str, Any]]):
 
 #: A name for one data set, method and budget, with a line `about` it; the recipe supplies the rest.
 PRESETS = Folder("presets")
-#: By data set: what it is trained with; under `methods` what a method needs besides, under `budgets` eps in other norms.
+#: By data set: what it is trained with; `methods` has what a method needs besides, `budgets` eps in other norms.
 RECIPES = Folder("recipes")
 
 

@@ -40,6 +40,7 @@ class RunConfig:
     compute: ComputeConfig
 
     def __post_init__(self) -> None:
+        self.method.check_norm(self.threat.norm)
         if self.threat.eps == 0 and isinstance(self.method, Adversarial):
             raise UserError(
                 f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."

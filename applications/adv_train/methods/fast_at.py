@@ -9,7 +9,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import Positive
 
 
@@ -24,6 +24,7 @@ class FastAT(Adversarial):
         step: step size in the norm; 1.25 eps by default.
     """
 
+    norms = NORMS
     step: Positive | None = None
 
     def solve(

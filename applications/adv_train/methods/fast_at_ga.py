@@ -11,7 +11,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS, Adversarial, Start
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
 
 # Coefficients of the published code by eps in units of 1/255.
@@ -34,6 +34,7 @@ class FastATGA(Adversarial):
             and l1, for which none is published.
     """
 
+    norms = NORMS
     start: Start = "zero"
     step: Positive | None = None
     coefficient: NotNegative | None = None

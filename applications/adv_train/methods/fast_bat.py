@@ -10,7 +10,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import Count, Positive
 
 
@@ -32,6 +32,7 @@ class FastBAT(Adversarial):
         ig_weight: weight of the implicit gradient: 1 as published, 0 leaves it out, -1 reverses it.
     """
 
+    norms = NORMS
     steps: Count = 2
     step: Positive | None = None
     direction: Literal["gradient", "sign"] = "gradient"
@@ -48,13 +49,18 @@ class FastBAT(Adversarial):
             anchor = blo.argmin(attack, params, start, solver=walk, gradient=blo.Zero(), on_failure="ignore")
         # The derivative of a sign is zero, so a sign step has no implicit gradient.
         without = self.ig_weight == 0 or self.direction == "sign"
+
+        def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
+            # The implicit part is linear in this slope; a weight in its curvature would also weigh that of a ball.
+            return losses.train(theta, delta.detach() + self.ig_weight * (delta - delta.detach()))
+
         return blo.value_and_hypergrad(
-            losses.train,
+            upper,
             attack.linearize(anchor, curvature=1 / step),
             params,
             anchor,
             solver=blo.OneStep(step, self.direction),
-            gradient=blo.Zero() if without else blo.HessianFree(self.curvature / self.ig_weight),
+            gradient=blo.Zero() if without else blo.HessianFree(self.curvature),
             on_failure="ignore",
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import Count, Positive
 
 
@@ -26,6 +26,7 @@ class PGDAT(Adversarial):
             for 10, and 2.5 eps / steps in l2 and l1.
     """
 
+    norms = NORMS
     steps: Count = 2
     step: Positive | None = None
 
