@@ -22,7 +22,7 @@ from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.registry import split
 from adv_train.report import RunSummary
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -32,6 +32,7 @@ def evaluate_run(
     *,
     which: str = "best",
     attacks: Sequence[Attack] = STANDARD,
+    norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -47,7 +48,8 @@ def evaluate_run(
         path: The run folder.
         which: Which checkpoint, ``"best"`` or ``"last"``.
         attacks: Those to run.
-        eps: Budget in the maximum norm; by default that of training.
+        norm: Of the attacks; by default that of training.
+        eps: Budget in the norm; by default that of training, if the norm is.
         limit: Judge only so many test images, of all classes in proportion.
         seed: Of the attacks.
         batch_size: Images in a forward pass.
@@ -63,6 +65,7 @@ def evaluate_run(
     saved = load_checkpoint(run, which)
     config = saved.config
     _check_classes(attacks, saved.model_arguments["classes"])
+    threat = _threat(config.threat, norm, eps)
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
@@ -79,7 +82,6 @@ def evaluate_run(
         **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
-    threat = config.threat if eps is None else replace(config.threat, eps=eps)
     outcome = evaluate(
         model,
         dataset,
@@ -90,7 +92,7 @@ def evaluate_run(
         progress=progress,
     )
     outcome = replace(outcome, about=about)
-    evaluation.write(outcome, path, eps=config.threat.eps)
+    evaluation.write(outcome, path, threat=config.threat)
     return outcome
 
 
@@ -100,6 +102,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    norm: Norm = "linf",
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
@@ -117,7 +120,8 @@ def evaluate_weights(
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
-        eps: Budget in the maximum norm.
+        norm: Of the attacks.
+        eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
         seed: Of the attacks.
@@ -142,7 +146,7 @@ def evaluate_weights(
     outcome = evaluate(
         model,
         dataset,
-        threat=Threat("linf", eps),
+        threat=Threat(norm, eps),
         attacks=attacks,
         seed=seed,
         batch_size=batch_size,
@@ -169,7 +173,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     run = RunFolder(path)
     config = run.config()
     records = evaluation.read_all(path)
-    outcome = evaluation.headline(records, config.threat.eps)
+    outcome = evaluation.headline(records, config.threat)
     metrics = run.metrics()
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
@@ -205,6 +209,13 @@ def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
         metrics=(),
         examples=outcome.examples,
     )
+
+
+def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
+    """Return what the attacks may do: what they might in training, if nothing else is said."""
+    if norm not in (None, trained.norm) and eps is None:
+        raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to judge it in {norm}.")
+    return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
 def _check_classes(attacks: Sequence[Attack], classes: int) -> None:

@@ -70,6 +70,7 @@ def fit(
     dataset = load_data(config, run.split(), device=device)
     if saved:
         run.check_split(dataset)
+    config.threat.check_images(dataset.train.images.shape[1:])
     trainer = Trainer(config, dataset, device)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     state = replace(saved, config=config) if saved else fresh

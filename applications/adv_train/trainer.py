@@ -142,6 +142,7 @@ class Trainer:
                     x,
                     y,
                     eps=self.config.threat.eps,
+                    norm=self.config.threat.norm,
                     steps=self.config.training.validation_steps,
                     restarts=1,
                     generator=generator,

@@ -4,6 +4,7 @@ examples:
   adv-train fit --data digits --method fast-bat --eps 0.2 --out runs/a
   adv-train fit --preset cifar10-8-fast-bat --out runs/b
   adv-train fit --preset cifar10-16-pgd-at --steps 3 --seed 1 --out runs/c
+  adv-train fit --data cifar10 --method fast-at --norm l2 --out runs/f
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
   adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
@@ -115,7 +116,7 @@ def read(words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
 
 def _chosen(words: Sequence[str]) -> dict[str, Any]:
     """Return what is known before the flags are read: what file, preset and recipe say, and the names on the line."""
-    named = {key: value for key in ("data", "method", "model") if (value := _word(words, key)) is not None}
+    named = {key: value for key in ("data", "method", "model", "norm") if (value := _word(words, key)) is not None}
     preset, file, out = _word(words, "preset"), _word(words, "config"), _word(words, "out")
     layers: list[Mapping[str, Any]] = []
     if preset is not None and preset in PRESETS:
@@ -126,7 +127,7 @@ def _chosen(words: Sequence[str]) -> dict[str, Any]:
         layers.append(RunFolder(Path(out)).config().to_mapping())
     chosen = flat(*layers, named)
     recipe = RECIPES.get(str(chosen.get("data")).partition(":")[0], {})
-    return flat({key: value for key, value in recipe.items() if key != "methods"}, chosen)
+    return flat({key: value for key, value in recipe.items() if key not in ("methods", "budgets")}, chosen)
 
 
 def _word(words: Sequence[str], flag: str) -> str | None:
@@ -164,4 +165,5 @@ def _observers(names: str | None) -> list[Observer]:
 
 def _default_folder(config: RunConfig) -> Path:
     data = Path(config.data.name.partition(":")[2]).name or config.data.name
-    return Path("runs") / f"{data}-{config.method_name}-eps{config.threat.eps:.3g}-seed{config.training.seed}"
+    norm = "" if config.threat.norm == "linf" else f"-{config.threat.norm}"
+    return Path("runs") / f"{data}-{config.method_name}{norm}-eps{config.threat.eps:.3g}-seed{config.training.seed}"

@@ -1,4 +1,4 @@
-"""List the methods, presets, models, data sets, optimizers and attacks.
+"""List the methods, norms, presets, models, data sets, optimizers and attacks.
 
 examples:
   adv-train list
@@ -19,6 +19,7 @@ from adv_train.methods import METHODS
 from adv_train.models import MODELS
 from adv_train.objectives import OBJECTIVES
 from adv_train.observers import OBSERVERS
+from adv_train.threat import NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, objectives, presets, models, data, optimizers, observers or attacks; all without it.
+        section: methods, norms, objectives, presets, models, data, optimizers, observers or attacks; all without it.
     """
 
     section: str | None = None
@@ -62,6 +63,7 @@ def run(words: Sequence[str]) -> int:
 def _sections() -> dict[str, dict[str, str]]:
     return {
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
+        "norms": dict(NORMS),
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
         "models": {name: MODELS.describe(name) for name in MODELS.names()} | MORE_MODELS,

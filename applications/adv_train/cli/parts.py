@@ -57,7 +57,7 @@ class Part:
         """Whether it is trained and fully judged."""
         run = RunFolder(self.out)
         try:
-            outcome = evaluation.read(self.out, eps=self.config.threat.eps)
+            outcome = evaluation.read(self.out, threat=self.config.threat)
             epochs = len(run.metrics())
         except UserError:
             return False

@@ -42,8 +42,7 @@ class RunConfig:
     compute: ComputeConfig
 
     def __post_init__(self) -> None:
-        if self.threat.norm != "linf":  # the sets are there, but neither the steps nor the attack on validation images
-            raise UserError(f"Training is in the norm linf so far, not in {self.threat.norm}.")
+        self.method.check_norm(self.threat.norm)
         if self.threat.eps == 0 and isinstance(self.method, Adversarial):
             raise UserError(
                 f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
@@ -57,6 +56,9 @@ class RunConfig:
             UserError: For an unknown name, a value that breaks its rule, or one that is missing.
         """
         parts = nested(found)
+        threat = {"norm": "linf", **parts["threat"]}
+        if "eps" not in threat:
+            raise UserError(f"Say how far the attack may go, by --eps NUMBER in {threat['norm']}.")
         method, model = parts["method"], parts["model"]
         own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", "init")]
         options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
@@ -64,7 +66,7 @@ class RunConfig:
             return cls(
                 data=DataConfig(**parts["data"]),
                 model=ModelConfig(name=model["name"], init=model.get("init"), options=options),
-                threat=Threat(**{"norm": "linf", **parts["threat"]}),
+                threat=Threat(**threat),
                 method=METHODS.create(**method),
                 training=TrainingConfig(**parts["training"]),
                 optimizer=OptimizerConfig(**parts["optimizer"]),

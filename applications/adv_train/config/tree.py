@@ -48,6 +48,7 @@ def _belonging(choice: str) -> list[str]:
 _DROPS: Final = {
     "optimizer": (OptimizerConfig.name, ["optimizer_options", *_belonging("name")]),
     "schedule": (OptimizerConfig.schedule, _belonging("schedule")),
+    "norm": ("linf", ["eps"]),
 }
 
 
@@ -119,7 +120,7 @@ def check_names(found: Mapping[str, Any]) -> None:
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers win.
 
-    Another method, model, optimizer or schedule drops the options of the one before.
+    Another method, model, optimizer or schedule drops the options of the one before, and another norm its eps.
 
     Raises:
         UserError: When a section is not a mapping.

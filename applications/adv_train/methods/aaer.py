@@ -41,6 +41,7 @@ class Regularised(FastAT):
         follow_fall: differentiate the fall too, at x + delta.
     """
 
+    norms = ("linf",)
     #: `fall` and `variation` of the published runs on CIFAR-10 by eps in units of 1/255.
     published: ClassVar[Table]
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 import blo
 from adv_train.data import Batch
+from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Moment, Sizes, State
 from adv_train.objectives import Objective
@@ -62,7 +63,23 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Checked, abc.ABC):
-    """A training method; its fields are its options."""
+    """A training method; its fields are its options.
+
+    Attributes:
+        norms: norms of the threats that it is defined for.
+    """
+
+    norms: ClassVar[Collection[str]] = ("linf",)
+
+    def check_norm(self, norm: str) -> None:
+        """Refuse a threat's norm that the method is not defined for.
+
+        Raises:
+            UserError: naming the norms that it is defined for.
+        """
+        if norm not in self.norms:
+            name = METHODS.name_of(self)
+            raise UserError(f"`norm` must be {' or '.join(self.norms)} for {name}, but is {norm}.")
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         """Return what the method remembers before the first step; nothing, if it does not say otherwise.

@@ -33,6 +33,8 @@ class ELLE(FastAT):
             published for CIFAR-10.
     """
 
+    norms = ("linf",)
+
     start: Start = "zero"
     coefficient: NotNegative | None = None
 

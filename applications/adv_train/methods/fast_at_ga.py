@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +11,7 @@ import blo
 from adv_train.methods.base import METHODS, Adversarial, Start
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
 
 # Coefficients of the published code by eps in units of 1/255.
@@ -24,14 +23,18 @@ PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.1
 class FastATGA(Adversarial):
     """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
 
+    In l2 and l1 the step is that of steepest ascent in the norm.
+
     The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
     neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
 
     Attributes:
-        step: step size in pixels; 1.25 eps by default.
-        coefficient: weight of the alignment term; by default that published for the nearest eps.
+        step: step size in the norm; 1.25 eps by default.
+        coefficient: weight of the alignment term; by default that published for the nearest eps in linf, and 0.2 in l2
+            and l1, for which none is published.
     """
 
+    norms = NORMS
     start: Start = "zero"
     step: Positive | None = None
     coefficient: NotNegative | None = None
@@ -41,7 +44,7 @@ class FastATGA(Adversarial):
     ) -> blo.Hypergradient:
         slope = losses.slope(params, start)
         coefficient = self._coefficient(threat)
-        elsewhere = torch.empty_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
+        elsewhere = threat.noise(losses.x, generator=losses.generator)
 
         def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
             loss = losses.train(theta, delta)
@@ -55,7 +58,7 @@ class FastATGA(Adversarial):
             along(slope, self.allowed(losses.x, threat)),
             params,
             start,
-            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction="sign"),
+            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction=threat.direction),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
@@ -63,6 +66,8 @@ class FastATGA(Adversarial):
     def _coefficient(self, threat: Threat) -> float:
         if self.coefficient is not None:
             return self.coefficient
+        if threat.norm != "linf":
+            return 0.2
         return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
 
 

@@ -12,7 +12,7 @@ from adv_train import values
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import train_at
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import Count, Positive
 
 
@@ -22,7 +22,8 @@ class FastBAT(Adversarial):
     """Linearise the attack's objective at an anchor, solve it in one step, follow its implicit gradient.
 
     The published update uses two different lambdas: 1/step solves the lower problem, `curvature` weighs the implicit
-    gradient. `curvature = 1/step` is the theory's single lambda.
+    gradient. `curvature = 1/step` is the theory's single lambda. In l2 and l1 the steps are projected onto the ball cut
+    by the range of images, and the implicit gradient moves along its boundary.
 
     With L the summed loss that both levels share, delta* the solution and P the projector on its free pixels, the
     implicit gradient is that of `<dL/dz at the anchor, u>` in the parameters, for the constant `u = ig_weight *
@@ -42,6 +43,7 @@ class FastBAT(Adversarial):
         implicit: `"exact"` differentiates twice; `"shifted"` trains at a shifted point, where both levels share a loss.
     """
 
+    norms = NORMS
     steps: Count = 2
     step: Positive | None = None
     direction: Literal["gradient", "sign"] = "gradient"
@@ -66,11 +68,16 @@ class FastBAT(Adversarial):
             anchor = blo.argmin(attack, params, start, solver=walk, gradient=blo.Zero(), on_failure="ignore")
         # The derivative of a sign is zero, so a sign step has no implicit gradient.
         without = self.ig_weight == 0 or self.direction == "sign"
-        strategy = blo.Zero() if without else blo.HessianFree(self.curvature / self.ig_weight)
         solver = blo.OneStep(step, self.direction)
+        strategy = blo.Zero() if without else blo.HessianFree(self.curvature)
         if without or self.implicit == "exact":
+
+            def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
+                # The implicit part is linear in this slope; a weight in its curvature would also weigh that of a ball.
+                return losses.train(theta, delta.detach() + self.ig_weight * (delta - delta.detach()))
+
             return blo.value_and_hypergrad(
-                losses.train,
+                upper,
                 attack.linearize(anchor, curvature=1 / step),
                 params,
                 anchor,
@@ -90,7 +97,7 @@ class FastBAT(Adversarial):
             gradient=strategy,
             on_failure="ignore",
         )
-        return train_at(losses, params, found.z + found.state["q"].view_as(found.z))
+        return train_at(losses, params, found.z + self.ig_weight * found.state["q"].view_as(found.z))
 
     def _step(self, threat: Threat) -> float:
         if self.step is not None:

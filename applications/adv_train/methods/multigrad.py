@@ -29,6 +29,8 @@ class MultiGrad(FastAT):
         step: step size in pixels; 2 eps by default, which the ball cuts to eps.
     """
 
+    norms = ("linf",)
+
     start: Start = "zero"
     points: Count = 3
 

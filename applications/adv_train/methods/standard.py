@@ -13,7 +13,7 @@ from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 
 
 @METHODS.register("standard")
@@ -25,6 +25,7 @@ class Standard(Method):
         train_loss: what training minimises.
     """
 
+    norms = NORMS
     train_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
 
     def __call__(

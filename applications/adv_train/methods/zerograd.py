@@ -31,6 +31,8 @@ class ZeroGrad(FastAT):
         step: step size in pixels; 2 eps by default.
     """
 
+    norms = ("linf",)
+
     quantile: Annotated[float, Range(0, 1)] = 0.35
 
     def solve(
