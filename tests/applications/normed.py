@@ -45,12 +45,17 @@ def take(
     start: Tensor | None = None,
     seed: int = 0,
 ) -> Step:
-    """Take a step of a method, on a copy of the model that is left as it was."""
+    """Take a step of a method, on a copy of the model that is left as it was; its objective has its gradient."""
     copied, threat = copy.deepcopy(model), Threat("linf", eps)
     params: dict[str, Tensor] = dict(copied.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     step = method(copied, params, batch, threat, moment=at, state=state, start=start, generator=generator)
-    step.__dict__["buffers"] = dict(copied.named_buffers())  # what the passes left behind, for `assert_step`
+    # What the passes left behind, for `assert_step`.
+    step.__dict__["buffers"] = {name: value.clone() for name, value in copied.named_buffers()}
+    assert step.objective is not None
+    again = torch.autograd.grad(step.objective(params), list(params.values()))
+    for found, value in zip(step.grads.values(), again, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-10, atol=1e-12)
     return step
 
 

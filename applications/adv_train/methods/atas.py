@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import blo
 from adv_train.methods import per_image
 from adv_train.methods.base import METHODS, Adversarial, Mode
+from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
 from adv_train.threat import Threat
@@ -67,13 +68,12 @@ class ATAS(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        point, fixed = start.detach().requires_grad_(), {name: value.detach() for name, value in params.items()}
-        (slope,) = torch.autograd.grad(-losses.attack(fixed, point).sum(), point)
+        slope = losses.slope(params, start)
         lengths = self._lengths(slope.flatten(1).square().sum(1), losses, threat)
         move = lengths.view(-1, *(1,) * (slope.ndim - 1)) * slope.sign()
         out = blo.value_and_hypergrad(
             losses.train,
-            blo.LowerProblem(lambda _, delta: -(move * delta).flatten(1).sum(1), attack.constraint, batched=True),
+            along(move, self.allowed(losses.x, threat)),
             params,
             start,
             solver=blo.OneStep(1.0),

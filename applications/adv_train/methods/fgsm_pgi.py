@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import blo
 from adv_train.methods import per_image
 from adv_train.methods.base import METHODS, Adversarial
+from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
-from adv_train.methods.shared_pass import logits_and_slope, value_and_gradient
+from adv_train.methods.shared_pass import start_pass
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Positive
 
@@ -65,20 +66,14 @@ class FGSMPGI(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        near, slope = logits_and_slope(losses, params, start, lambda logits: losses.attack_objective(params, logits))
-
-        def lower(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
-            return -(slope * delta).flatten(1).sum(1)
+        shared, slope = start_pass(losses, params, start, lambda logits: losses.attack_objective(params, logits))
 
         def upper(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
             loss, logits = losses.train_and_logits(theta, delta)
             return loss + self.coefficient * F.mse_loss(logits, near)
 
-        def share(theta: dict[str, Tensor]) -> Tensor:
-            return losses.attack_forward(theta, start)
-
-        allowed, length = self.allowed(losses.x, threat), self._length(threat)
-        out = value_and_gradient(losses, share, upper, lower, allowed, near, params, start, length)
+        length = self._length(threat)
+        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, length)
         if losses.state and self.memory == "ep":
             per_image.keep(losses, delta=out.z)
         elif losses.state:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from adv_train.methods.base import METHODS, Adversarial, Mode
 from adv_train.methods.coefficients import Coefficient, on_odd_steps, stepped
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Moment
-from adv_train.methods.shared_pass import value_and_gradient
+from adv_train.methods.shared_pass import clean_pass
 from adv_train.threat import Threat
 from adv_train.values import NotNegative, Positive, Range
 
@@ -57,20 +57,19 @@ class Guided(Adversarial):
         weight = self.weight(losses.moment)
         attack_weight = on_odd_steps(weight, losses.moment)
 
-        def lower(theta: dict[str, Tensor], delta: Tensor, clean: Tensor) -> Tensor:
-            logits = losses.attack_forward(theta, delta)
-            return -losses.attack_objective(theta, logits) - attack_weight * self.distance(logits, clean)
+        def lower(theta: dict[str, Any], delta: Tensor) -> Tensor:
+            logits = losses.attack_forward(theta["weights"], delta)
+            apart = attack_weight * self.distance(logits, theta["logits"])
+            return -losses.attack_objective(theta["weights"], logits) - apart
 
         def upper(theta: dict[str, Tensor], delta: Tensor, clean: Tensor) -> Tensor:
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
             return self.train_loss(clean, losses.y, clean, "mean") + weight * self.distance(logits, clean).mean()
 
-        def share(theta: dict[str, Tensor]) -> Tensor:
-            return losses.forward(theta, None)
-
-        allowed, length = self.allowed(losses.x, threat), threat.eps if self.step is None else self.step
-        return value_and_gradient(losses, share, upper, lower, allowed, share(params), params, start, length)
+        guided = blo.LowerProblem(lower, attack.constraint, batched=True)
+        length = threat.eps if self.step is None else self.step
+        return clean_pass(losses, params).solve(upper, guided, start, length)
 
 
 @METHODS.register("gat")

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import blo
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.coefficients import rising
+from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
-from adv_train.methods.shared_pass import logits_and_slope, value_and_gradient
+from adv_train.methods.shared_pass import start_pass
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Range
 
@@ -100,22 +101,15 @@ class LIET(Adversarial):
             spread = _spread(logits, _others(logits, losses.y, losses.generator))
             return kept * losses.attack_objective(params, logits) + chosen.smoothing * spread
 
-        near, slope = logits_and_slope(losses, params, start, attacked)
-        others = _others(near, losses.y, losses.generator)
-
-        def lower(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
-            return -(slope * delta).flatten(1).sum(1)
+        shared, slope = start_pass(losses, params, start, attacked)
+        others = _others(shared.logits, losses.y, losses.generator)
 
         def upper(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
             loss, logits = losses.train_and_logits(theta, delta)
             smoothed = kept * loss + chosen.smoothing * _spread(logits, others).mean()
             return smoothed + weight * _jensen_shannon(near, logits)
 
-        def share(theta: dict[str, Tensor]) -> Tensor:
-            return losses.attack_forward(theta, start)
-
-        allowed = self.allowed(losses.x, threat)
-        out = value_and_gradient(losses, share, upper, lower, allowed, near, params, start, threat.eps)
+        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, threat.eps)
         if losses.state and losses.moment is not None:
             losses.state = {"class_signs": self._renewed(losses, losses.moment.step, params, chosen.smoothing)}
         return out
