@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adv_train import bench, data, evaluation, models
+from adv_train import data, evaluation, models
 from adv_train.attacks import PGD, Attack, StandardAutoAttack
 from adv_train.attacks.autoattack import LEAST_CLASSES
+from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
@@ -61,7 +60,7 @@ def evaluate_run(
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
     config = saved.config
-    _check_classes(attacks, saved.model_arguments["classes"])
+    check_classes(attacks, saved.model_arguments["classes"])
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
@@ -166,6 +165,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     records = evaluation.read_all(path)
     outcome = evaluation.headline(records, config.threat.eps)
     metrics = run.metrics()
+    saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
     return RunSummary(
@@ -176,7 +176,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
         class_names=outcome.class_names,
         metrics=metrics,
         seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
-        forward_equivalents=_forwards(run),
+        forward_equivalents=step_cost(saved.config, saved.model_arguments),
         implicit_share=sum(shares) / len(shares) if shares else None,
         examples=outcome.examples,
     )
@@ -202,20 +202,13 @@ def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
     )
 
 
-def _check_classes(attacks: Sequence[Attack], classes: int) -> None:
+def check_classes(attacks: Sequence[Attack], classes: int) -> None:
+    """Refuse an attack that cannot judge so few classes.
+
+    Raises:
+        UserError: When AutoAttack would.
+    """
     if classes < LEAST_CLASSES and any(isinstance(attack, StandardAutoAttack) for attack in attacks):
         raise UserError(
             f"AutoAttack compares {LEAST_CLASSES} logits, but the model has {classes} classes: add --no-autoattack."
         )
-
-
-def _forwards(run: RunFolder) -> float:
-    """Count the cost of a step on the run's own network; two images suffice, since all costs grow with the batch."""
-    saved = load_checkpoint(run)
-    arguments, config = saved.model_arguments, saved.config
-    side = arguments["image_size"]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, arguments["channels"], side, side, generator=generator)
-    y = torch.zeros(2, dtype=torch.int64)
-    batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(config.method, build_model(saved).train(), batch, config.threat)

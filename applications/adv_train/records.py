@@ -78,6 +78,11 @@ class RunFolder:
         """Read the seconds of each epoch; empty where there are none yet."""
         return _read_lines(self.timing_file)
 
+    def best_epoch(self) -> int | None:
+        """Return the epoch in ``best.pt``, as the records of the epochs tell it; None before the first is done."""
+        select, metrics = self.config().training.select, self.metrics()
+        return max(metrics, key=lambda record: score(select, record))["epoch"] if metrics else None
+
     def split(self) -> dict[str, Any] | None:
         """Read the recorded splits of an image folder; None where there are none.
 
@@ -152,6 +157,21 @@ class RunFolder:
             if not self.config_file.exists() or self.config().training != config.training:
                 replace_file(self.config_file, to_yaml(config).encode())
             yield
+
+
+def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return what the best epoch is chosen by, largest first.
+
+    Args:
+        select: ``"robust"``, ``"clean"`` or ``"last"``, as in `adv_train.config.TrainingConfig`.
+        record: Of an epoch.
+    """
+    scores: dict[str, tuple[float, ...]] = {
+        "robust": (record["val_ra"], record["val_sa"]),
+        "clean": (record["val_sa"], record["val_ra"]),
+        "last": (record["epoch"],),
+    }
+    return scores[select]
 
 
 @contextmanager

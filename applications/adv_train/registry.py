@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
-from adv_train import values
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
+from adv_train.written import name_and_options
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,11 +100,8 @@ class Registry(Generic[T]):
         Raises:
             UserError: When it is not of that form, or as in `create`.
         """
-        found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
-        pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
-        if found is None or any(len(pair) != 2 for pair in pairs):
-            raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
-        return self.create(found[1].strip(), **{key.strip(): value.strip() for key, value in pairs})
+        found, options = name_and_options(text, name)
+        return self.create(found, **options)
 
     def written(self, part: T) -> str:
         """Return the text that `read` makes this part from."""

@@ -62,6 +62,7 @@ class Trainer:
             Learning rate of the last step, mean loss, and mean share of the implicit gradient.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
+        noise = data.epoch_generator(self.config.training.seed, epoch, self.device, purpose="method")
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
         parameters: dict[str, Tensor] = {
             name: value for name, value in self.state.model.named_parameters() if value.requires_grad
@@ -85,7 +86,7 @@ class Trainer:
                     self.config.threat,
                     moment=moment,
                     state=self.state.memory,
-                    generator=generator,
+                    generator=noise,
                 )
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
