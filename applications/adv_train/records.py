@@ -78,11 +78,6 @@ class RunFolder:
         """Read the seconds of each epoch; empty where there are none yet."""
         return _read_lines(self.timing_file)
 
-    def best_epoch(self) -> int | None:
-        """Return the epoch in ``best.pt``, as the records of the epochs tell it; None before the first is done."""
-        select, metrics = self.config().training.select, self.metrics()
-        return max(metrics, key=lambda record: score(select, record))["epoch"] if metrics else None
-
     def split(self) -> dict[str, Any] | None:
         """Read the recorded splits of an image folder; None where there are none.
 

@@ -27,7 +27,7 @@ from adv_train.cli.configured import configured
 from adv_train.cli.evaluation import named_attacks
 from adv_train.cli.processes import run_cells
 from adv_train.comparison import Comparison, Plan, contenders, plan
-from adv_train.config import SECTIONS
+from adv_train.config import SECTIONS, read_yaml
 from adv_train.errors import UserError, unknown
 from adv_train.evaluate_run import summarise
 from adv_train.report import number, write_report, write_table
@@ -91,7 +91,7 @@ def run(words: Sequence[str]) -> int:
         out=command.out,
         seeds=range(first, first + command.seeds),
         attacks=attacks,
-        file=command.config,
+        common={} if command.config is None else read_yaml(command.config),
         cost=None if command.cost is None else _forwards(command.cost),
         limit=command.limit,
     )
@@ -99,14 +99,13 @@ def run(words: Sequence[str]) -> int:
         print(_cells(planned))
         return 0
     failed: dict[str, str] = {}
-    shown = Comparison(planned, baseline, failed)
-    shown.write(command.out)
     with closing(run_cells(planned.cells(), progress=command.shown, workers=command.workers)) as ended:
         for cell, failure in ended:
             if failure is not None:
                 failed[cell.name] = failure
-            shown = Comparison(planned, baseline, dict(failed))
-            shown.write(command.out)
+            Comparison(planned, baseline, failed).write(command.out)
+    shown = Comparison(planned, baseline, failed)
+    shown.write(command.out)
     _report(planned, shown, command.out)
     print(shown.text(command.table))
     for name, failure in failed.items():

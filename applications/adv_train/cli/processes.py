@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import queue
 import re
 import shutil
@@ -19,11 +19,11 @@ from tqdm import tqdm
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
-#: Runs several commands in one process: importing PyTorch takes as long as training a small network for some epochs.
-COMMANDS_IN_TURN = """
-import json, sys
+#: Runs the commands of a cell in one process: importing PyTorch takes as long as training a small network.
+WORK = """
+import pickle, sys
 from adv_train.cli import main
-for words in json.loads(sys.argv[1]):
+for words in pickle.load(sys.stdin.buffer).commands():
     if status := main(words):
         sys.exit(status)
 """
@@ -91,17 +91,21 @@ class _Processes:
         """Do what is left to do for a cell, and return why it failed, if it did."""
         tell("starting")
         try:
-            with cell.run.claim(cell.config):  # puts the configuration where `adv-train fit` finds it
-                words = json.dumps(cell.commands())
+            with cell.run.claim(cell.config):
+                pass  # puts the configuration where `adv-train fit` finds it
         except UserError as error:
             return str(error)
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMANDS_IN_TURN, words],
+            [sys.executable, "-c", WORK],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=self._environment,
         )
         self._running.append(process)
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(pickle.dumps(cell))  # less than a pipe holds, so this does not wait
         if self._stopping.is_set():  # A thread takes the next cell before that can be cancelled.
             process.terminate()
         last = _follow(process, tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from adv_train.attacks import ATTACKS, PGD, Attack
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
-from adv_train.records import RunFolder
+from adv_train.records import RunFolder, score
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class Judgement:
                 words += ["--pgd-steps", str(attack.steps), "--pgd-restarts", str(attack.restarts)]
         return [*words, "--progress"]
 
-    def made(self, record: Evaluation, epoch: int, config: RunConfig) -> bool:
-        """Whether a record is of this judgement, on the checkpoint of an epoch."""
-        about = (record.about.get("checkpoint"), record.about.get("epoch"), record.n, record.seed, record.threat)
-        if about != (f"{self.checkpoint}.pt", epoch, self.images, 0, config.threat):
+    def is_in(self, record: Evaluation, epoch: int, config: RunConfig) -> bool:
+        """Whether a record judges the weights of an epoch so; `best.pt` and `last.pt` may be of the same epoch."""
+        if (record.about.get("epoch"), record.n, record.seed, record.threat) != (epoch, self.images, 0, config.threat):
             return False
         for attack in self.attacks:
             found = record.attacks.get(ATTACKS.name_of(attack))
@@ -78,26 +78,39 @@ class Cell:
         """
         return len(self.run.metrics())
 
+    def is_trained(self) -> bool:
+        """Whether it is trained to the end, as intact records say."""
+        try:
+            return self.epochs_done() == self.config.training.epochs
+        except UserError:
+            return False
+
     def evaluations(self) -> list[Evaluation | None]:
         """Return the record of each judgement; None where it is missing, or the run is not trained to the end."""
+        if not self.is_trained():
+            return [None] * len(self.judgements)
+        metrics, select = self.run.metrics(), self.config.training.select
+        epochs = {"best": max(metrics, key=lambda line: score(select, line))["epoch"], "last": len(metrics)}
         try:
-            last, best = self.epochs_done(), self.run.best_epoch()
             records = evaluation.read_all(self.out)
         except UserError:
-            return [None] * len(self.judgements)
-        if last != self.config.training.epochs or best is None:
-            return [None] * len(self.judgements)
+            records = []
         return [
-            next((r for r in records if j.made(r, best if j.checkpoint == "best" else last, self.config)), None)
-            for j in self.judgements
+            next((record for record in records if each.is_in(record, epochs[each.checkpoint], self.config)), None)
+            for each in self.judgements
         ]
 
     def is_done(self) -> bool:
         """Whether it is trained and judged."""
         return None not in self.evaluations()
 
-    def commands(self) -> list[list[str]]:
-        """Return the words after ``adv-train`` that do what is left to do; the folder holds the configuration."""
-        left = [j for j, found in zip(self.judgements, self.evaluations(), strict=True) if found is None]
-        fit = ["fit", "--out", str(self.out), "--progress"]
-        return [fit, *(judgement.command(self.config, self.out) for judgement in left)] if left else []
+    def commands(self) -> Iterator[list[str]]:
+        """Yield the words after ``adv-train`` of what is left to do when the ones before have been run.
+
+        The folder holds the configuration already.
+        """
+        if not self.is_trained():
+            yield ["fit", "--out", str(self.out), "--progress"]
+        for place, judgement in enumerate(self.judgements):
+            if self.evaluations()[place] is None:
+                yield judgement.command(self.config, self.out)

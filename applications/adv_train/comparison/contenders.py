@@ -54,18 +54,18 @@ class Contender:
         """Its name without what shells and file systems do not like."""
         return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-")
 
-    def config(self, flags: Mapping[str, Any], *, file: Path | None, seed: int) -> RunConfig:
-        """Return what it trains with a seed: its options win over the flags, these over its base, that over the file.
+    def config(self, common: Mapping[str, Any], flags: Mapping[str, Any], seed: int) -> RunConfig:
+        """Return what it trains with a seed: its options win over flags, these over its base, that over the common.
 
         Args:
-            flags: Given for all methods, by short name.
-            file: A YAML file for all methods.
+            common: Values of a file for all methods, by short name or section.
+            flags: Values of the command line for all methods, by short name.
             seed: Of the run.
 
         Raises:
             UserError: When a name or value is wrong, or nothing says which data to train on.
         """
-        return resolve(flat(self.base, flags, self.options, {"seed": seed}), file=file)
+        return resolve(flat(common, self.base, flags, self.options, {"seed": seed}))
 
 
 def contenders(text: str) -> list[Contender]:

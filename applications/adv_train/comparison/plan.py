@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from adv_train.attacks import Attack
@@ -71,7 +72,7 @@ def plan(
     out: Path,
     seeds: Sequence[int],
     attacks: Sequence[Attack],
-    file: Path | None = None,
+    common: Mapping[str, Any] = MappingProxyType({}),
     cost: float | None = None,
     limit: int | None = None,
 ) -> Plan:
@@ -79,11 +80,11 @@ def plan(
 
     Args:
         chosen: The methods.
-        flags: Values for all of them, by short name.
+        flags: Values for all of them that win over what a method says of itself, but for its options.
         out: Folder of the run folders.
         seeds: Of every method.
         attacks: To judge by.
-        file: A YAML file with values for all of them.
+        common: Values for all of them that what a method says of itself wins over, such as those of a file.
         cost: Forward passes a batch: a method that spends F gets `round(epochs * cost / F)` epochs.
         limit: Judge by so many test images, of all classes in proportion.
 
@@ -91,7 +92,7 @@ def plan(
         UserError: When a configuration or the cost is not usable, the methods are not judged on the same images under
             the same threat, or a folder holds another run.
     """
-    configs = {contender.name: contender.config(flags, file=file, seed=seeds[0]) for contender in chosen}
+    configs = {contender.name: contender.config(common, flags, seeds[0]) for contender in chosen}
     _check_shared(configs)
     dataset = load_data(next(iter(configs.values())), None)
     check_classes(attacks, dataset.classes)
@@ -103,7 +104,7 @@ def plan(
     judgements = tuple(Judgement(checkpoint, tuple(attacks), images) for checkpoint in CHECKPOINTS)
 
     def cell(contender: Contender, seed: int) -> Cell:
-        config, name = contender.config(flags, file=file, seed=seed), f"{contender.folder}-seed{seed}"
+        config, name = contender.config(common, flags, seed), f"{contender.folder}-seed{seed}"
         if cost is not None:
             config = config.changed({"epochs": _scaled(config, contender.name, cost / forwards[contender.name])})
         made = Cell(name, out / name, config, judgements)

@@ -69,8 +69,11 @@ class Comparison:
         made = [Section("Accuracy", tables.accuracies(found, measured), notes)]
         if len(found) > 1:
             told = "Percentage points, paired by seed: mean [95 % interval] and p-value of a paired t-test."
+            told += " The p-values are not corrected for their number."
+            if len(self.plan.seeds) == 1:
+                told = "Percentage points. One seed gives no interval and no p-value."
             title, table = f"Difference to {self.baseline}", tables.differences(found, measured, baseline)
-            made.append(Section(title, table, [f"{told} The p-values are not corrected for their number."]))
+            made.append(Section(title, table, [told]))
         return made
 
     def text(self, form: str = "markdown") -> str:

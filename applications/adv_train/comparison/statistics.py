@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import stats
 
 LEVEL: Final = 0.95
 
@@ -54,6 +53,8 @@ class Difference:
     @classmethod
     def of(cls, values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
         """Compare values by seed."""
+        from scipy import stats  # Not at the top: it would double the time until a run of a small network starts.
+
         seeds = sorted(values.keys() & baseline.keys())
         ours, theirs = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
         n, mean = len(seeds), float(np.mean(ours - theirs)) if seeds else None
