@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from adv_train import bench, data, evaluation, models
+from adv_train import data, evaluation, models
 from adv_train.attacks import PGD, Attack, StandardAutoAttack
 from adv_train.attacks.autoattack import LEAST_CLASSES
+from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
@@ -20,9 +19,9 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
-from adv_train.registry import split
 from adv_train.report import RunSummary
 from adv_train.threat import Norm, Threat
+from adv_train.written import name_and_options
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -64,7 +63,7 @@ def evaluate_run(
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
     config = saved.config
-    _check_classes(attacks, saved.model_arguments["classes"])
+    check_classes(attacks, saved.model_arguments["classes"])
     threat = _threat(config.threat, norm, eps)
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
@@ -136,8 +135,8 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    name, options = split(model_name, "model")
-    model = models.create(name, **arguments, seed=0, **options)
+    name, options = name_and_options(model_name, "model")
+    model = models.create(name, **{**options, **arguments}, seed=0)
     if weights is not None:
         models.load_weights(model, weights)
     model = model.to(where).eval()
@@ -175,6 +174,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     records = evaluation.read_all(path)
     outcome = evaluation.headline(records, config.threat)
     metrics = run.metrics()
+    saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
     return RunSummary(
@@ -185,7 +185,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
         class_names=outcome.class_names,
         metrics=metrics,
         seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
-        forward_equivalents=_forwards(run),
+        forward_equivalents=step_cost(saved.config, saved.model_arguments),
         implicit_share=sum(shares) / len(shares) if shares else None,
         examples=outcome.examples,
     )
@@ -218,20 +218,13 @@ def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
     return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
-def _check_classes(attacks: Sequence[Attack], classes: int) -> None:
+def check_classes(attacks: Sequence[Attack], classes: int) -> None:
+    """Refuse an attack that cannot judge so few classes.
+
+    Raises:
+        UserError: When AutoAttack would.
+    """
     if classes < LEAST_CLASSES and any(isinstance(attack, StandardAutoAttack) for attack in attacks):
         raise UserError(
             f"AutoAttack compares {LEAST_CLASSES} logits, but the model has {classes} classes: add --no-autoattack."
         )
-
-
-def _forwards(run: RunFolder) -> float:
-    """Count the cost of a step on the run's own network; two images suffice, since all costs grow with the batch."""
-    saved = load_checkpoint(run)
-    arguments, config = saved.model_arguments, saved.config
-    side = arguments["image_size"]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, arguments["channels"], side, side, generator=generator)
-    y = torch.zeros(2, dtype=torch.int64)
-    batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(config.full_method, build_model(saved).train(), batch, config.threat)

@@ -168,6 +168,21 @@ class RunFolder:
             yield
 
 
+def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return what the best epoch is chosen by, largest first.
+
+    Args:
+        select: ``"robust"``, ``"clean"`` or ``"last"``, as in `adv_train.config.TrainingConfig`.
+        record: Of an epoch.
+    """
+    scores: dict[str, tuple[float, ...]] = {
+        "robust": (record["val_ra"], record["val_sa"]),
+        "clean": (record["val_sa"], record["val_ra"]),
+        "last": (record["epoch"],),
+    }
+    return scores[select]
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.

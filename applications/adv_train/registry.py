@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
-from adv_train import values
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
+from adv_train.written import name_and_options
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,8 +100,8 @@ class Registry(Generic[T]):
         Raises:
             UserError: When it is not of that form, or as in `create`.
         """
-        part, options = split(text, name)
-        return self.create(part, **options)
+        found, options = name_and_options(text, name)
+        return self.create(found, **options)
 
     def written(self, part: T) -> str:
         """Return the text that `read` makes this part from."""
@@ -124,20 +123,3 @@ class Registry(Generic[T]):
             if type(part) is self._makers[name]:
                 return name
         raise UserError(f"The {self._kind} {type(part).__name__} has no name: put `register(name)` above its class.")
-
-
-def split(text: object, name: str) -> tuple[str, dict[str, Any]]:
-    """Return the name and the options in a text such as `pgd(steps=20, restarts=2)`.
-
-    Args:
-        text: What was written.
-        name: What it was written for, for the error.
-
-    Raises:
-        UserError: When it is not of that form.
-    """
-    found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
-    pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
-    if found is None or any(len(pair) != 2 for pair in pairs):
-        raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
-    return found[1].strip(), {key.strip(): value.strip() for key, value in pairs}

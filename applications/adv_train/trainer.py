@@ -68,6 +68,7 @@ class Trainer:
             eps also the epoch's eps.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
+        noise = data.epoch_generator(self.config.training.seed, epoch, self.device, purpose="method")
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
         parameters: dict[str, Tensor] = {
             name: value for name, value in self.state.model.named_parameters() if value.requires_grad
@@ -94,7 +95,7 @@ class Trainer:
                     threat,
                     moment=moment,
                     state=self.state.memory,
-                    generator=generator,
+                    generator=noise,
                 )
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]

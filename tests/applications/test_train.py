@@ -119,6 +119,28 @@ def test_every_epoch_shows_each_sample_once_in_an_order_of_its_own(
     assert not torch.equal(*epochs)
 
 
+def test_methods_that_draw_differently_see_the_same_augmented_images_in_the_same_order(
+    tmp_path: Path, hand_over: Callable[[Handed], Handed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, drawn = [], []
+    for draws in (0, 3):
+        method = hand_over(Handed(lambda _, __, value: torch.zeros_like(value)))
+        call = FastAT.__call__
+
+        def drawing(*arguments: Any, draws: int = draws, call: Any = call, **named: Any) -> Step:
+            drawn.append(torch.rand(draws, generator=named["generator"]))
+            return call(*arguments, **named)
+
+        monkeypatch.setattr(FastAT, "__call__", drawing)
+        fit(config(augment="crop"), tmp_path / str(draws), progress=False)
+        seen.append(method.seen)
+    few, many = seen
+    assert len(few) == len(many) > 2
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(few, many, strict=True))
+    noise = [tuple(numbers.tolist()) for numbers in drawn if len(numbers)]
+    assert len(set(noise)) == len(noise)  # fresh in each step of each epoch
+
+
 def test_a_step_never_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # On an accelerator each of these makes the host wait; their number may not grow with the steps of an epoch.
     def reads(batch_size: int) -> int:

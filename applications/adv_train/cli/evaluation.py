@@ -171,14 +171,20 @@ def _common(command: Eval) -> dict[str, Any]:
     }
 
 
+def named_attacks(names: str, *, steps: int, restarts: int) -> list[Attack]:
+    """Make the attacks of a list of names, PGD with so many steps and restarts.
+
+    Raises:
+        UserError: When a name is unknown.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    return [PGD(steps, restarts) if name == "pgd" else ATTACKS.create(name) for name in chosen]
+
+
 def _attacks(command: Eval) -> list[Attack]:
-    names = [name.strip() for name in command.attacks.split(",") if name.strip()]
     left_out = {name for name in ("pgd", "autoattack") if not getattr(command, name)}
-    return [
-        PGD(command.pgd_steps, command.pgd_restarts) if name == "pgd" else ATTACKS.create(name)
-        for name in names
-        if name not in left_out
-    ]
+    found = named_attacks(command.attacks, steps=command.pgd_steps, restarts=command.pgd_restarts)
+    return [attack for attack in found if ATTACKS.name_of(attack) not in left_out]
 
 
 def _print_classes(summary: RunSummary) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,18 +33,23 @@ class Batch:
     motion: Motion = field(default_factory=Motion)
 
 
-def epoch_generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
+def epoch_generator(
+    seed: int, epoch: int, device: torch.device | str = "cpu", *, purpose: Literal["data", "method"] = "data"
+) -> torch.Generator:
     """Make the generator of one epoch, a function of its arguments alone.
 
     An epoch that starts from it does not depend on the epochs before, so a run that was interrupted goes on
-    exactly. The two numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
+    exactly. The numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
 
     Args:
         seed: Of the run, from 0.
         epoch: Number of the epoch, from 0.
         device: Where the random numbers are drawn.
+        purpose: What they are for. Order and augmentation have a generator of their own, so that two methods see the
+            same images, however many numbers each draws.
     """
-    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    key = {"data": (), "method": (1,)}[purpose]
+    (mixed,) = np.random.SeedSequence([seed, epoch], spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
 
 
