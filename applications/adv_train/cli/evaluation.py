@@ -28,7 +28,7 @@ from adv_train.cli.command_line import Progress, options
 from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation
-from adv_train.report import NextStep, RunSummary, class_rows, results_table, write_report, write_table
+from adv_train.report import NextStep, RunSummary, budget, class_rows, results_table, write_report, write_table
 from adv_train.threat import Norm
 from adv_train.values import Range
 
@@ -101,7 +101,8 @@ def run(words: Sequence[str]) -> int:
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}; written to {folder / 'eval.json'}"
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}, {budget(shown.evaluation)}"
+    about += f"; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
         report = folder / "report.html"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adv_train.report.page import render, write_report
 from adv_train.report.sections import NextStep
-from adv_train.report.summary import RunSummary, class_rows, results_table
+from adv_train.report.summary import RunSummary, budget, class_rows, results_table
 from adv_train.tables import FORMATS, Figure, write_table
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Figure",
     "NextStep",
     "RunSummary",
+    "budget",
     "class_rows",
     "render",
     "results_table",

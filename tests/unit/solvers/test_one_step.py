@@ -53,6 +53,14 @@ def test_each_lane_is_normalised_by_its_own_length() -> None:
     torch.testing.assert_close(z, torch.tensor([[-0.6, -0.8], [0.6, -0.8]], dtype=torch.float64), rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_gradient_whose_squares_underflow_or_overflow_is_normalised_all_the_same(scale: float) -> None:
+    lower = blo.LowerProblem(lambda t, z: (t * z).sum(-1))
+    theta = scale * torch.tensor([3.0, 4.0])
+    z = blo.argmin(lower, theta, torch.zeros(2), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
+    torch.testing.assert_close(z, torch.tensor([-0.6, -0.8]), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
 def test_a_step_that_is_not_positive_is_refused(step: float) -> None:
     with pytest.raises(ValueError, match=f"`step` must be positive, but is {step}"):
