@@ -28,7 +28,7 @@ from adv_train.cli.command_line import Progress, options
 from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation
-from adv_train.report import NextStep, RunSummary, class_rows, results_table, write_report, write_table
+from adv_train.report import NextStep, RunSummary, budget, class_rows, results_table, write_report, write_table
 from adv_train.threat import Norm
 from adv_train.values import Range
 
@@ -103,7 +103,8 @@ def run(words: Sequence[str]) -> int:
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}; written to {folder / 'eval.json'}"
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(shown.evaluation)}"
+    about += f"; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
         report = folder / "report.html"
