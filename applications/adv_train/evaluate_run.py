@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -97,6 +97,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    normalisation: Literal["data", "none"] | None = None,
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
@@ -109,10 +110,12 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, with options where they are wanted, such as
+            ``wrn-28-10(activation=silu)``; ``torchvision:NETWORK``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
+        normalisation: For weights without mean and standard deviation, as in `adv_train.models.load_weights`.
         eps: Budget in the maximum norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
@@ -128,9 +131,10 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    model = models.create(model_name, **arguments, seed=0)
+    name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
+    model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
-        models.load_weights(model, weights)
+        models.load_weights(model, weights, normalisation)
     model = model.to(where).eval()
     about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     about |= origin(model, dataset, where)

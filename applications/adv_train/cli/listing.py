@@ -16,9 +16,14 @@ from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
 from adv_train.errors import unknown
 from adv_train.methods import METHODS
-from adv_train.models import MODELS
+from adv_train.models import MODELS, TORCHVISION
 from adv_train.objectives import OBJECTIVES
 from adv_train.observers import OBSERVERS
+
+_OTHER_MODELS = {
+    f"{TORCHVISION}NETWORK": "A classification network of torchvision, by the name that it has for it.",
+    "MODULE:FACTORY": "A network of your own: the function or class that makes it.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
-        "models": {name: MODELS.describe(name) for name in MODELS.names()},
+        "models": {name: MODELS.describe(name) for name in MODELS.names()} | _OTHER_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
