@@ -87,7 +87,7 @@ def make(
     try:
         model = TorchvisionModel(get_model(network, weights=None, num_classes=classes, **chosen), mean, std)
         _apply_to_shapes(model, torch.empty(1, channels, image_size, image_size, device="meta"))
-    except Exception as error:  # each network refuses images in its own way
+    except (RuntimeError, ValueError, AssertionError) as error:  # each network refuses images in its own way
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"`{name}` does not take images of {image_size}x{image_size} pixels ({reason}). Resize the images (`size`, "

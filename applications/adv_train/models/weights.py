@@ -40,7 +40,19 @@ def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | No
     state = _renamed(_state(path), expected.keys(), path)
     check_padding(model, state, path)
     state = _translated(state, expected, path)
-    state = _with_normalisation(state, expected, normalisation, path)
+    silent = set(NORMALISATION) <= expected.keys() and not state.keys() & set(NORMALISATION)
+    _check_fit(state, {key: value for key, value in expected.items() if not (silent and key in NORMALISATION)}, path)
+    if silent:
+        state |= _normalisation(expected, normalisation, path)
+    elif normalisation is not None:
+        raise UserError(
+            f"`normalisation` is for weights that do not say how images were normalised, but those in `{path}` do, or "
+            "the model does not normalise."
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -58,7 +70,6 @@ def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | No
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise UserError(f"The weights in `{path}` are not finite, in {broken[0]} for one.")
-    model.load_state_dict(state, strict=True)
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:
@@ -117,14 +128,9 @@ def _translated(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pat
     return ours if counts.keys() & ours.keys() else counts | ours
 
 
-def _with_normalisation(
-    state: dict[str, Tensor], expected: Mapping[str, Tensor], normalisation: Normalisation | None, path: Path
+def _normalisation(
+    expected: Mapping[str, Tensor], normalisation: Normalisation | None, path: Path
 ) -> dict[str, Tensor]:
-    lacks_only_that = expected.keys() - state.keys() == set(NORMALISATION)
-    if normalisation is not None and not lacks_only_that:
-        raise UserError(f"`normalisation` is for weights that lack nothing else, but those in `{path}` do not.")
-    if not lacks_only_that:
-        return state
     if normalisation is None:
         raise UserError(
             f"The weights in `{path}` do not say how images were normalised: choose the normalisation `data` (mean and "
@@ -133,4 +139,4 @@ def _with_normalisation(
         )
     mean, std = (expected[name] for name in NORMALISATION)
     chosen = (mean, std) if normalisation == "data" else (torch.zeros_like(mean), torch.ones_like(std))
-    return state | dict(zip(NORMALISATION, chosen, strict=True))
+    return dict(zip(NORMALISATION, chosen, strict=True))
