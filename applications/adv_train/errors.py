@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+_MANY: Final = 40
 
 
 class UserError(Exception):
@@ -23,10 +26,12 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
         valid: Every name that would have been accepted.
 
     Returns:
-        An error to raise; it names the nearest valid names, where any is near, and then all of them.
+        An error to raise; it names the nearest valid names, where any is near, and then all of them, unless these are
+        many and one is near.
     """
     names = sorted(valid)
     lower_to_name = {valid_name.lower(): valid_name for valid_name in names}
     near = [lower_to_name[match] for match in get_close_matches(name.lower(), lower_to_name, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(f'`{match}`' for match in near)}?" if near else ""
-    return UserError(f"Unknown {kind} `{name}`.{hint} Valid names: {', '.join(names)}.")
+    everything = "" if near and len(names) > _MANY else f" Valid names: {', '.join(names)}."
+    return UserError(f"Unknown {kind} `{name}`.{hint}{everything}")

@@ -16,3 +16,9 @@ def test_the_nearest_names_come_first_and_all_names_follow() -> None:
 
 def test_nothing_is_suggested_when_nothing_is_near() -> None:
     assert str(unknown("model", "zzzz", ["small-cnn"])) == "Unknown model `zzzz`. Valid names: small-cnn."
+
+
+def test_many_names_are_not_all_told_where_one_is_near() -> None:
+    many = [f"network-{number}" for number in range(41)]
+    assert str(unknown("model", "network_7", many)).endswith("`?")
+    assert "Valid names: network-0, " in str(unknown("model", "zzzz", many))

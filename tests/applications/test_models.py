@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import adv_train
 from adv_train import models
+from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.models import size as model_size
 from adv_train.models.wide_resnet import WideResNet
@@ -343,6 +345,26 @@ def test_memory_is_what_the_machine_and_the_container_leave(
     moved = [(str(tmp_path / Path(path).name), pattern, unit) for path, pattern, unit in model_size._SOURCES]
     monkeypatch.setattr(model_size, "_SOURCES", moved)
     assert model_size.available_memory() == expected
+
+
+def test_options_of_a_model_reach_it_through_the_command_line(tmp_path: Path) -> None:
+    words = [
+        "--data",
+        "digits",
+        "--method",
+        "fast-at",
+        "--model",
+        "wrn-16-8",
+        "--dropout",
+        "0.1",
+        "--activation",
+        "silu",
+    ]
+    small = ["--train-limit", "16", "--epochs", "1", "--validation-steps", "1", "--device", "cpu", "--quiet"]
+    assert main(["fit", *words, *small, "--out", str(tmp_path / "run")]) == 0
+    found = adv_train.load_model(tmp_path / "run")
+    assert {module.p for module in found.modules() if isinstance(module, nn.Dropout)} == {0.1}
+    assert any(isinstance(module, nn.SiLU) for module in found.modules())
 
 
 # --- bad input ---
