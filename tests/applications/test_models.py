@@ -348,20 +348,10 @@ def test_memory_is_what_the_machine_and_the_container_leave(
 
 
 def test_options_of_a_model_reach_it_through_the_command_line(tmp_path: Path) -> None:
-    words = [
-        "--data",
-        "digits",
-        "--method",
-        "fast-at",
-        "--model",
-        "wrn-16-8",
-        "--dropout",
-        "0.1",
-        "--activation",
-        "silu",
-    ]
+    words = ["--data", "digits", "--method", "fast-at", "--model", "wrn-16-8"]
+    chosen = ["--dropout", "0.1", "--activation", "silu"]
     small = ["--train-limit", "16", "--epochs", "1", "--validation-steps", "1", "--device", "cpu", "--quiet"]
-    assert main(["fit", *words, *small, "--out", str(tmp_path / "run")]) == 0
+    assert main(["fit", *words, *chosen, *small, "--out", str(tmp_path / "run")]) == 0
     found = adv_train.load_model(tmp_path / "run")
     assert {module.p for module in found.modules() if isinstance(module, nn.Dropout)} == {0.1}
     assert any(isinstance(module, nn.SiLU) for module in found.modules())
