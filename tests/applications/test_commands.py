@@ -100,7 +100,7 @@ def test_everything_that_can_be_named_is_listed(capsys: pytest.CaptureFixture[st
     ]
     listed = {line.split()[0] for line in said if line.startswith(" ")}
     assert listed >= {*METHODS.names(), *PRESETS, *models.MODELS.names(), *data.names(), *attacks.ATTACKS.names()}
-    assert "torchvision:NAME" in listed
+    assert "torchvision:NETWORK" in listed
     (line,) = [line for line in said if line.split()[0] == "fast-at-ga"]
     assert "Options: start, attack_mode, attack_loss, train_loss, step, coefficient" in line
 
