@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from adv_train.models.layers import Normalise, activation_factory
 from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
+from adv_train.values import Count
 
 
 class PreActBlock(nn.Module):
@@ -58,6 +59,7 @@ class PreActResNet18(nn.Module):
         mean: Of each channel, for the normalisation inside.
         std: Of each channel, for the normalisation inside.
         activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        base_width: Channels of the first stage; 64 as published, fewer where a processor trains.
 
     Raises:
         UserError: When there is no such activation.
@@ -72,14 +74,16 @@ class PreActResNet18(nn.Module):
         std: Sequence[float],
         *,
         activation: str = "relu",
+        base_width: Count = 64,
     ) -> None:
         super().__init__()
         act = activation_factory(activation)
         self.normalise = Normalise(mean, std)
-        self.stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(channels, base_width, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
-        width_in = 64
-        for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        width_in = base_width
+        for times, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
+            width = times * base_width
             blocks += [PreActBlock(width_in, width, stride, act), PreActBlock(width, width, 1, act)]
             width_in = width
         self.blocks = nn.Sequential(*blocks)
