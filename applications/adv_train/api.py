@@ -12,7 +12,7 @@ from adv_train import data, methods, train
 from adv_train.attacks.judging import check_samples
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
 
 
 def fit(
@@ -49,6 +49,7 @@ def training_gradient(
     *,
     method: str,
     eps: float,
+    norm: Norm = "linf",
     start: Tensor | str | None = None,
     generator: torch.Generator | None = None,
     **options: Any,
@@ -63,7 +64,8 @@ def training_gradient(
         x: images in [0, 1], shape `(batch, channels, height, width)`.
         y: labels, shape `(batch,)`.
         method: a name from `adv-train list`.
-        eps: largest change of a pixel; `8 / 255`, say.
+        eps: budget of the attack in the norm; `8 / 255`, say, the largest change of a pixel in linf.
+        norm: `"linf"`, `"l2"` or `"l1"`.
         start: where the attack starts: a tensor of x's shape, used as given, or the method's option of that name;
             None draws the method's default.
         generator: source of randomness, on x's device.
@@ -74,11 +76,12 @@ def training_gradient(
         `step.implicit_share`.
 
     Raises:
-        UserError: for an unknown method, an option it lacks, a start that does not fit, images outside [0, 1] or of
-            another dtype than the parameters, labels that are no classes, a budget above 1, a model without trainable
-            parameters or wrapped for data parallelism.
+        UserError: for an unknown method, an option it lacks, a norm it is not defined for, a start that does not fit,
+            images outside [0, 1] or of another dtype than the parameters, labels that are no classes, a budget that
+            reaches every image, a model without trainable parameters or wrapped for data parallelism.
     """
-    check_samples(x, y, Threat("linf", eps))
+    threat = Threat(norm, eps)
+    check_samples(x, y, threat)
     params: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(f"`model` is wrapped in {type(model).__name__}: pass its `.module`.")
@@ -92,5 +95,6 @@ def training_gradient(
     if start is not None and start.shape != x.shape:
         raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
     chosen = methods.METHODS.create(method, **options)
+    chosen.check_norm(norm)
     batch = data.Batch(x, y, torch.arange(len(x), device=x.device))
-    return chosen(model, params, batch, Threat("linf", eps), start=start, generator=generator)
+    return chosen(model, params, batch, threat, start=start, generator=generator)

@@ -20,7 +20,8 @@ from adv_train.judged_data import check_fits, cut, origin
 from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
+from adv_train.written import name_and_options
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -30,6 +31,7 @@ def evaluate_run(
     *,
     which: str = "best",
     attacks: Sequence[Attack] = STANDARD,
+    norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -45,7 +47,8 @@ def evaluate_run(
         path: The run folder.
         which: Which checkpoint, ``"best"`` or ``"last"``.
         attacks: Those to run.
-        eps: Budget in the maximum norm; by default that of training.
+        norm: Of the attacks; by default that of training.
+        eps: Budget in the norm; by default that of training, if the norm is.
         limit: Judge only so many test images, of all classes in proportion.
         seed: Of the attacks.
         batch_size: Images in a forward pass.
@@ -61,11 +64,13 @@ def evaluate_run(
     saved = load_checkpoint(run, which)
     config = saved.config
     check_classes(attacks, saved.model_arguments["classes"])
+    threat = _threat(config.threat, norm, eps)
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     dataset = cut(dataset, limit, where)
     model = build_model(saved).to(where)
@@ -73,9 +78,9 @@ def evaluate_run(
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
         "method": config.method_name,
+        **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
-    threat = config.threat if eps is None else replace(config.threat, eps=eps)
     outcome = evaluate(
         model,
         dataset,
@@ -86,7 +91,7 @@ def evaluate_run(
         progress=progress,
     )
     outcome = replace(outcome, about=about)
-    evaluation.write(outcome, path, eps=config.threat.eps)
+    evaluation.write(outcome, path, threat=config.threat)
     return outcome
 
 
@@ -96,6 +101,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    norm: Norm = "linf",
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
@@ -108,11 +114,13 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, which may be followed by options as in
+            ``wrn-28-10(raw=true)``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
-        eps: Budget in the maximum norm.
+        norm: Of the attacks.
+        eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
         seed: Of the attacks.
@@ -127,7 +135,8 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    model = models.create(model_name, **arguments, seed=0)
+    name, options = name_and_options(model_name, "model")
+    model = models.create(name, **{**options, **arguments}, seed=0)
     if weights is not None:
         models.load_weights(model, weights)
     model = model.to(where).eval()
@@ -136,7 +145,7 @@ def evaluate_weights(
     outcome = evaluate(
         model,
         dataset,
-        threat=Threat("linf", eps),
+        threat=Threat(norm, eps),
         attacks=attacks,
         seed=seed,
         batch_size=batch_size,
@@ -163,7 +172,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     run = RunFolder(path)
     config = run.config()
     records = evaluation.read_all(path)
-    outcome = evaluation.headline(records, config.threat.eps)
+    outcome = evaluation.headline(records, config.threat)
     metrics = run.metrics()
     saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
@@ -200,6 +209,13 @@ def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
         metrics=(),
         examples=outcome.examples,
     )
+
+
+def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
+    """Return what the attacks may do: what they might in training, if nothing else is said."""
+    if norm not in (None, trained.norm) and eps is None:
+        raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to judge it in {norm}.")
+    return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
 def check_classes(attacks: Sequence[Attack], classes: int) -> None:

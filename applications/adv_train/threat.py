@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -14,8 +16,14 @@ from adv_train.pixels import PixelBox
 from adv_train.values import Checked, NotNegative
 
 Norm: TypeAlias = Literal["linf", "l2", "l1"]
+Direction: TypeAlias = Literal["sign", "normalized", "coordinate"]
 _ORDERS: Final[dict[str, float]] = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
-NORMS: Final = tuple(_ORDERS)
+_STEEPEST: Final[dict[str, Direction]] = {"linf": "sign", "l2": "normalized", "l1": "coordinate"}
+NORMS: Final[Mapping[str, str]] = {
+    "linf": "The largest change of a pixel; 8/255 is usual for CIFAR.",
+    "l2": "The Euclidean length of the change; 128/255 is usual for CIFAR.",
+    "l1": "The sum of the changes of all pixels; 12 is usual for CIFAR.",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Threat(Checked):
     """Perturbations delta of an image x: `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
 
     Attributes:
-        norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image.
+        norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image; see `NORMS`.
         eps: Budget in that norm, in the unit of the images.
         low: Smallest value of a pixel.
         high: Largest value of a pixel.
@@ -47,6 +55,28 @@ class Threat(Checked):
         if not self.low < self.high:
             raise UserError(f"Images need a range, but `low` is {self.low} and `high` is {self.high}.")
 
+    @property
+    def direction(self) -> Direction:
+        """Steepest ascent in the norm, by its name in `blo`."""
+        return _STEEPEST[self.norm]
+
+    def check_images(self, shape: Sequence[int]) -> None:
+        """Refuse a budget within which every image of this shape can become any other.
+
+        Args:
+            shape: Of one image, `(channels, height, width)`.
+
+        Raises:
+            UserError: With the distance between the two images that are farthest apart.
+        """
+        farthest = self.largest(shape, self.high - self.low)
+        if self.eps > farthest:
+            size = " x ".join(map(str, shape))
+            raise UserError(
+                f"`eps` must not exceed {farthest:.4g} in {self.norm}, the distance between a black and a white image "
+                f"of size {size}, but is {self.eps:.4g}. {NORMS[self.norm]}"
+            )
+
     def set(self, x: Tensor) -> blo.sets.Set:
         """Return the set of the perturbations of these images, one problem an image; nothing waits for the device."""
         # Images lie in their range, so the set is never empty; validating it would make the host wait in every step.
@@ -55,6 +85,19 @@ class Threat(Checked):
         ball = blo.L2Ball if self.norm == "l2" else blo.L1Ball
         return ball(self.eps, low=self.low - x, high=self.high - x, validate=False)
 
+    def noise(self, x: Tensor, width: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a perturbation of each image uniformly in the ball, whatever the range of images.
+
+        Args:
+            x: Images, shape `(batch, ...)`.
+            width: Radius of the ball, in units of eps.
+            generator: Source of randomness, on the images' device.
+        """
+        radius = width * self.eps
+        if self.norm == "linf":
+            return torch.zeros_like(x).uniform_(-radius, radius, generator=generator)
+        return radius * _in_unit_ball(x, _ORDERS[self.norm], generator)
+
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a perturbation of each image: uniform in the ball, then moved to the nearest one that is allowed.
 
@@ -62,11 +105,7 @@ class Threat(Checked):
             x: Images, shape `(batch, ...)`.
             generator: Source of randomness, on the images' device.
         """
-        if self.norm == "linf":
-            noise = torch.zeros_like(x).uniform_(-self.eps, self.eps, generator=generator)
-        else:
-            noise = self.eps * _in_unit_ball(x, _ORDERS[self.norm], generator)
-        return self.project(x, noise)
+        return self.project(x, self.noise(x, generator=generator))
 
     def project(self, x: Tensor, delta: Tensor) -> Tensor:
         """Return the nearest perturbation of each image that is allowed.
@@ -81,6 +120,10 @@ class Threat(Checked):
         """Return the norm of each perturbation, shape `(batch,)`, from `(batch, ...)`."""
         size: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=_ORDERS[self.norm], dim=1)
         return size
+
+    def largest(self, shape: Sequence[int], change: float) -> float:
+        """Return the norm of a perturbation that changes every pixel of an image of this shape by as much."""
+        return change * math.pow(math.prod(shape), 1 / _ORDERS[self.norm])
 
     def contains(self, x: Tensor, delta: Tensor, slack: float = 0.0) -> Tensor:
         """Tell which perturbations are allowed, booleans of shape `(batch,)`; NaN is not.

@@ -68,6 +68,9 @@ def fit(
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = load_data(config, run.split(), device=device)
+    if saved:
+        run.check_split(dataset)
+    config.threat.check_images(dataset.train.images.shape[1:])
     trainer = Trainer(config, dataset, device)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     state = replace(saved, config=config) if saved else fresh
@@ -130,7 +133,7 @@ def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:
     # last.pt is the one source of truth and is written first. A process killed before these two files agree with it
     # is put right by the next one, which calls this again; metrics.jsonl comes last and so says that both are done.
     if state.best_epoch == state.epoch:
-        checkpoint.save(run.best, replace(state, optimizer={}, memory={}, history=()))
+        checkpoint.save(run.best, state.for_evaluation())
     run.write_metrics(state.history)
 
 
@@ -149,7 +152,7 @@ def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
 
 def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
     try:
-        trainer.state.load_state_dict({"model": saved.model, "optimizer": saved.optimizer, "memory": saved.memory})
+        trainer.state.load_state_dict(vars(saved))
     except UserError as error:
         raise UserError(
             f"`{run.last}` does not fit the configuration beside it: {error}. Give --out another folder."

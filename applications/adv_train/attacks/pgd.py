@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
-from adv_train.attacks.geometry import Geometry, geometry
+from adv_train.attacks.geometry import GEOMETRIES, Geometry
 from adv_train.attacks.judging import (
     Forward,
     adapted,
@@ -24,7 +25,7 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.masking import LEAST_EPS, Progress
-from adv_train.threat import Threat
+from adv_train.threat import Norm, Threat
 from adv_train.values import Count, Positive
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,12 +36,14 @@ _HALF = (torch.float16, torch.bfloat16)
 class PGD(Attack):
     """Projected gradient ascent on the cross-entropy, with random restarts (Madry et al., ICLR 2018).
 
-    The default is PGD-50-10 of the published tables.
+    The default is PGD-50-10 of the published tables. In linf steps follow the sign of the gradient, in l2 and l1 the
+    gradient; in l1 the ball shrinks from 3 eps to eps on the way.
 
     Attributes:
         steps: Steps of each restart, at least 1.
         restarts: Random starts, at least 1.
-        step: Length of a step in the threat's norm, in units of the images; ``None`` is eps / 4.
+        step: Largest change of a pixel in a step in linf, its Euclidean length in l2 and l1; ``None`` is a quarter of
+            the ball's radius.
 
     Raises:
         UserError: When an option is out of its range.
@@ -75,6 +78,7 @@ def pgd(
     y: Tensor,
     *,
     eps: float,
+    norm: Norm = "linf",
     steps: int = 50,
     restarts: int = 10,
     step: float | None = None,
@@ -82,16 +86,17 @@ def pgd(
     batch_size: int = 512,
     progress: bool | None = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attack every image in the L-infinity ball of radius eps in [0, 1], from starts that a given generator draws.
+    """Attack every image in the ball of radius eps in [0, 1], from starts that a given generator draws.
 
     Args:
         model: Maps images in [0, 1] to logits ``(batch, classes)``, with its normalisation inside.
         x: Images ``(N, C, H, W)`` in [0, 1], on the model's device.
         y: Labels ``(N,)``, int64.
         eps: Radius in units of images in [0, 1].
-        steps: Sign steps of each restart.
+        norm: Of the ball.
+        steps: Steps of each restart.
         restarts: Random starts, uniform in the ball.
-        step: Length of a step; ``None`` is eps / 4.
+        step: Length of a step; ``None`` is a quarter of the radius.
         generator: Draws the starts, on its own device.
         batch_size: Images in a forward pass; it does not change the result beyond rounding.
         progress: Show a bar; ``None`` shows it on a terminal only.
@@ -107,7 +112,7 @@ def pgd(
         UserError: When an argument is out of range or shape.
         RuntimeError: When a gradient is not finite, or an image leaves the ball.
     """
-    settings, threat = PGD(steps, restarts, step), Threat("linf", eps)
+    settings, threat = PGD(steps, restarts, step), Threat(norm, eps)
     found = _attack(model, x, y, threat, settings, generator=generator, batch_size=batch_size, progress=progress)
     return found.robust, found.images
 
@@ -134,9 +139,8 @@ def _attack(
     size nor another sample's fate changes what a sample meets. The model is judged in eval mode and handed back
     as it was, with every mode, flag and ``.grad`` in place.
     """
-    shape = geometry(threat.norm)
+    shape = GEOMETRIES[threat.norm]
     check_samples(x, y, threat)
-    length = threat.eps / 4 if settings.step is None else settings.step
     restarts = settings.restarts
     given, x = x, full_resolution(x)
     adversarial = x.clone()
@@ -150,11 +154,11 @@ def _attack(
         predicted = classes_of(logits)
         robust = predicted == y
         for restart in range(restarts):
-            start = shape.start(x, threat, generator)
+            start = shape.start(x, _wider(threat, shape.radii[0]), generator)
             for batch in robust.nonzero().squeeze(1).split(batch_size):
                 if len(batch) == 0:
                     continue
-                climb = _Climb(forward, shape, threat, length, settings.steps, watch if restart == 0 else None)
+                climb = _Climb(forward, shape, threat, settings, watch if restart == 0 else None)
                 adversarial[batch], predicted[batch] = climb(start[batch], x[batch], y[batch])
                 robust[batch] = predicted[batch] == y[batch]
                 bar.update(len(batch))
@@ -163,8 +167,19 @@ def _attack(
     check_budget(adversarial, x, threat)
     if threat.eps >= LEAST_EPS * (threat.high - threat.low):
         watch.warn()
-    said = {"steps": settings.steps, "restarts": restarts, "step": length, "loss": "cross-entropy"}
+    said = {"steps": settings.steps, "restarts": restarts, "step": _length(threat, settings), "loss": "cross-entropy"}
+    if len(shape.radii) > 1:
+        said["radii"] = [radius * threat.eps for radius in shape.radii]
     return Verdicts(robust, adversarial, predicted, said)
+
+
+def _length(threat: Threat, settings: PGD) -> float:
+    return threat.eps / 4 if settings.step is None else settings.step
+
+
+def _wider(threat: Threat, radius: float) -> Threat:
+    """Give the threat whose ball has another radius, in units of the threat's own."""
+    return threat if radius == 1 else replace(threat, eps=radius * threat.eps)
 
 
 @dataclass(frozen=True)
@@ -174,15 +189,15 @@ class _Climb:
     forward: Forward
     shape: Geometry
     threat: Threat
-    length: float
-    steps: int
+    settings: PGD
     watch: Progress | None
 
     def __call__(self, start: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Give the last iterate and its predicted classes."""
-        z = self.shape.project(start, x, self.threat)
+        balls = self._balls()
+        z = self.shape.project(start, x, balls[0])
         finite = torch.ones((), dtype=torch.bool, device=z.device)
-        for step in range(self.steps):
+        for step, (ball, following) in enumerate(pairwise(balls)):
             with torch.enable_grad():
                 z.requires_grad_()
                 logits = self.forward(z)
@@ -190,7 +205,8 @@ class _Climb:
             finite &= gradient.isfinite().all()
             if step == 0 and self.watch is not None:
                 self.watch.begin(logits.detach(), y, gradient)
-            z = self.shape.project(z.detach() + self.length * self.shape.step(gradient), x, self.threat)
+            z = z.detach() + _length(ball, self.settings) * self.shape.step(gradient)
+            z = self.shape.project(z, x, following)
         # The sign of NaN is 0: the attack would stand still and call the sample robust.
         if not finite:
             raise RuntimeError(
@@ -202,6 +218,13 @@ class _Climb:
         if self.watch is not None:
             self.watch.end(logits, y)
         return z, classes_of(logits)
+
+    def _balls(self) -> list[Threat]:
+        """Give the ball in which each step begins, and the threat's own, in which the last one ends."""
+        *wide, _ = self.shape.radii
+        steps = self.settings.steps
+        first = [_wider(self.threat, radius) for radius in wide for _ in range(steps // len(self.shape.radii))]
+        return first + [self.threat] * (steps + 1 - len(first))
 
 
 def _gradient(logits: Tensor, y: Tensor, z: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
     side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
     x = torch.rand(2, arguments["channels"], side, side, generator=generator)
     batch = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    return forward_equivalents(config.method, model.train(), batch, config.threat)
+    return forward_equivalents(config.full_method, model.train(), batch, config.threat)
 
 
 def flops(function: Callable[[], Any]) -> int:

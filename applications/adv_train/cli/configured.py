@@ -23,7 +23,7 @@ _ABOUT = {
     "model": "What to train.",
     "threat": "What the attack may do.",
     "training": "How long, and what is kept of it.",
-    "optimizer": "SGD and its schedule.",
+    "optimizer": "How a gradient moves the weights, and how far.",
     "compute": "What computes, and how exactly.",
 }
 
@@ -67,7 +67,7 @@ def configured(
 
 def chosen(words: Sequence[str]) -> dict[str, Any]:
     """Return what is known before the flags are read: what file, preset and recipe say, and the names on the line."""
-    named = {key: value for key in ("data", "method", "model") if (value := _word(words, key)) is not None}
+    named = {key: value for key in ("data", "method", "model", "norm") if (value := _word(words, key)) is not None}
     preset, file, out = _word(words, "preset"), _word(words, "config"), _word(words, "out")
     layers: list[Mapping[str, Any]] = []
     if preset is not None and preset in PRESETS:
@@ -78,7 +78,7 @@ def chosen(words: Sequence[str]) -> dict[str, Any]:
         layers.append(RunFolder(Path(out)).config().to_mapping())
     said = flat(*layers, named)
     recipe = RECIPES.get(str(said.get("data")).partition(":")[0], {})
-    return flat({key: value for key, value in recipe.items() if key != "methods"}, said)
+    return flat({key: value for key, value in recipe.items() if key not in ("methods", "budgets")}, said)
 
 
 def _word(words: Sequence[str], flag: str) -> str | None:

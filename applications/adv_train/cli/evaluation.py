@@ -5,6 +5,7 @@ examples:
   adv-train eval runs/a --checkpoint last --report
   adv-train eval runs/a --no-autoattack --limit 1000     (a quick look)
   adv-train eval runs/a --eps 16/255 --table latex
+  adv-train eval runs/a --norm l2 --eps 128/255
   adv-train eval --checkpoint-file weights.pt --model preact-resnet-18 --data cifar10 --eps 8/255
   adv-train eval --model my_package.nets:resnet --data cifar10 --eps 8/255
 
@@ -28,6 +29,7 @@ from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation
 from adv_train.report import NextStep, RunSummary, class_rows, results_table, write_report, write_table
+from adv_train.threat import Norm
 from adv_train.values import Range
 
 _SHOWN_CLASSES = 12
@@ -40,6 +42,7 @@ class Eval(Progress):
     Attributes:
         run: Run folder, as given to `adv-train fit --out`.
         checkpoint: Of the run: best on validation (the default), or last.
+        norm: Of the attacks: linf, l2 or l1; by default that of training, and linf for a model not trained here.
         eps: Radius of the attacks; by default that of training.
         attacks: Names with commas between (see `adv-train list attacks`).
         pgd: Attack by PGD.
@@ -54,13 +57,15 @@ class Eval(Progress):
         table: Form of the table.
         report: Also write report.html beside eval.json.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
-        model: What that model is: a name of `adv-train list`, or package.module:factory.
+        model: What that model is: a name of `adv-train list`, with options as in wrn-28-10(raw=true) where it has
+            some, or package.module:factory.
         data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
         out: Where the record of that model goes; by default runs/NAME-eval.
     """
 
     run: Path | None = None
     checkpoint: Literal["best", "last"] | None = None
+    norm: Norm | None = None
     eps: Annotated[float, Range(0)] | None = None
     attacks: str = "pgd,autoattack"
     pgd: bool = True
@@ -97,7 +102,8 @@ def run(words: Sequence[str]) -> int:
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}; written to {folder / 'eval.json'}"
+    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
         report = folder / "report.html"
@@ -117,6 +123,7 @@ def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
     outcome = evaluate_run(
         folder,
         which=command.checkpoint or "best",
+        norm=command.norm,
         eps=command.eps,
         data_name=command.data,
         data_root=command.data_root,
@@ -145,6 +152,7 @@ def _foreign(command: Eval) -> tuple[Evaluation, Path, RunSummary]:
         command.data,
         folder,
         weights=weights,
+        norm=command.norm or "linf",
         eps=command.eps,
         data_root=command.data_root or "data",
         **_common(command),

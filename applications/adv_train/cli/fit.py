@@ -4,7 +4,9 @@ examples:
   adv-train fit --data digits --method fast-bat --eps 0.2 --out runs/a
   adv-train fit --preset cifar10-8-fast-bat --out runs/b
   adv-train fit --preset cifar10-16-pgd-at --steps 3 --seed 1 --out runs/c
+  adv-train fit --data cifar10 --method fast-at --norm l2 --out runs/f
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
+  adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
   adv-train fit --method fast-bat --help                   (the options of a method, with their defaults)
@@ -58,8 +60,10 @@ def run(words: Sequence[str]) -> int:
     else:
         print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
     best = result.best
+    averaged = config.training.average_after(best["epoch"])
+    told = f" (averaged weights, {averaged})" if averaged else ""
     print(
-        f"best.pt is epoch {best['epoch']}: on the validation images SA {best['val_sa']:.1%}, "
+        f"best.pt is epoch {best['epoch']}{told}: on the validation images SA {best['val_sa']:.1%}, "
         f"RA (PGD-{config.training.validation_steps}) {best['val_ra']:.1%}."
     )
     print(f"Next: adv-train eval {out}")
@@ -95,4 +99,5 @@ def _observers(names: str | None) -> list[Observer]:
 
 def _default_folder(config: RunConfig) -> Path:
     data = Path(config.data.name.partition(":")[2]).name or config.data.name
-    return Path("runs") / f"{data}-{config.method_name}-eps{config.threat.eps:.3g}-seed{config.training.seed}"
+    norm = "" if config.threat.norm == "linf" else f"-{config.threat.norm}"
+    return Path("runs") / f"{data}-{config.method_name}{norm}-eps{config.threat.eps:.3g}-seed{config.training.seed}"

@@ -1,4 +1,4 @@
-"""List the methods, presets, models, data sets and attacks.
+"""List the methods, norms, presets, models, data sets, optimizers and attacks.
 
 examples:
   adv-train list
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adv_train import data
+from adv_train import data, optimizers
 from adv_train.attacks import ATTACKS
 from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
@@ -19,6 +19,7 @@ from adv_train.methods import METHODS
 from adv_train.models import MODELS
 from adv_train.objectives import OBJECTIVES
 from adv_train.observers import OBSERVERS
+from adv_train.threat import NORMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, objectives, presets, models, data, observers or attacks; all without it.
+        section: methods, norms, objectives, presets, models, data, optimizers, observers or attacks; all without it.
     """
 
     section: str | None = None
@@ -35,6 +36,13 @@ class Listing:
 def read(words: Sequence[str]) -> Listing:
     """Read the command line."""
     return options(Listing, words, "adv-train list", __doc__ or "", positional="section")
+
+
+#: Models without a name of their own.
+MORE_MODELS = {
+    "torchvision:NAME": "Any classifier of torchvision, such as torchvision:resnet18; most are made for large images.",
+    "package.module:factory": "A model that code of your own makes.",
+}
 
 
 def run(words: Sequence[str]) -> int:
@@ -55,10 +63,12 @@ def run(words: Sequence[str]) -> int:
 def _sections() -> dict[str, dict[str, str]]:
     return {
         "methods": {name: f"{METHODS.describe(name)} Options: {_options(name)}" for name in METHODS.names()},
+        "norms": dict(NORMS),
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
-        "models": {name: MODELS.describe(name) for name in MODELS.names()},
+        "models": {name: MODELS.describe(name) for name in MODELS.names()} | MORE_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
+        "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
     }

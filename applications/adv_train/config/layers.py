@@ -13,6 +13,7 @@ from adv_train.config.tree import check_names, flat
 from adv_train.data import DATASETS
 from adv_train.devices import find_device
 from adv_train.errors import UserError, unknown
+from adv_train.threat import NORMS
 
 
 class Folder(Mapping[str, dict[str, Any]]):
@@ -42,7 +43,7 @@ class Folder(Mapping[str, dict[str, Any]]):
 
 #: A name for one data set, method and budget, with a line `about` it; the recipe supplies the rest.
 PRESETS = Folder("presets")
-#: By data set: what it is trained with, and under `methods` what a method needs besides.
+#: By data set: what it is trained with; `methods` has what a method needs besides, `budgets` eps in other norms.
 RECIPES = Folder("recipes")
 
 
@@ -73,37 +74,44 @@ def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path |
                 f"Nothing says which {key} to train with{f', not even `{file}`' if file else ''}: give --{key} NAME "
                 "or --preset NAME (`adv-train list` shows the names)."
             )
-    recipe = defaults(str(chosen["data"]), str(chosen["method"]), chosen.get("eps"))
+    recipe = defaults(str(chosen["data"]), str(chosen["method"]), chosen.get("norm", "linf"), chosen.get("eps"))
     if file:
         essential = {key: chosen[key] for key in ("data", "method")}
         try:
             RunConfig.of(flat(recipe, named, written, essential))
         except UserError as error:
             raise UserError(f"In the configuration `{file}`: {error}") from None
-    config = RunConfig.of(flat(recipe, named, written, flags))
+    threat = {key: recipe[key] for key in ("norm", "eps")}  # a layer's eps is in the norm of its own layer or below
+    config = RunConfig.of({**flat(recipe, named, written, flags), **threat})
     # A record names the device that was used, not the rule that chose it.
     return config.changed({"device": str(find_device(config.compute.device))})
 
 
-def defaults(data: str, method: str, eps: object = None) -> dict[str, Any]:
+def defaults(data: str, method: str, norm: str = "linf", eps: object = None) -> dict[str, Any]:
     """Give the recipe of a data set for a method, by short names.
 
     Args:
         data: Name of the data set.
         method: Name of the method; one that the recipe does not mention gets no options.
+        norm: Of the attack.
         eps: Radius of the attack, where it is not the recipe's own.
 
     Raises:
-        UserError: When there is no recipe for the data set.
+        UserError: When there is no recipe for the data set, or it knows no radius in the norm and none is given.
     """
     kind = data.partition(":")[0]
     if kind not in RECIPES:
         raise unknown("data set", kind, DATASETS.names())
     recipe = RECIPES[kind]
     special = recipe.pop("methods", {}).get(method, {})
-    radius = recipe["eps"] if eps is None else eps
+    budgets = {"linf": recipe.pop("eps"), **recipe.pop("budgets", {})}
+    if eps is None and norm in NORMS and norm not in budgets:
+        raise UserError(f"The recipe of {kind} has no radius in {norm}: give --eps NUMBER. {NORMS[norm]}")
+    radius = budgets.get(norm) if eps is None else eps
     return {
         **recipe,
+        "norm": norm,
+        "eps": radius,
         "data": data,
         "method": method,
         # Standard training has no robust accuracy to choose by: its first, nearly random epoch would often win.

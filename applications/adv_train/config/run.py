@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.optimizer import OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import fields, flat, nested, plain
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.methods.weight_perturbation import WeightPerturbed
 from adv_train.threat import Threat
 from adv_train.values import format_fraction
 
@@ -24,7 +26,7 @@ class RunConfig:
         threat: What the attack may do.
         method: How to train.
         training: How long, and what is kept.
-        optimizer: SGD and its schedule.
+        optimizer: Optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:
@@ -40,8 +42,7 @@ class RunConfig:
     compute: ComputeConfig
 
     def __post_init__(self) -> None:
-        if self.threat.norm != "linf":  # the sets are there, but neither the steps nor the attack on validation images
-            raise UserError(f"Training is in the norm linf so far, not in {self.threat.norm}.")
+        self.method.check_norm(self.threat.norm)
         if self.threat.eps == 0 and isinstance(self.method, Adversarial):
             raise UserError(
                 f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
@@ -55,6 +56,9 @@ class RunConfig:
             UserError: For an unknown name, a value that breaks its rule, or one that is missing.
         """
         parts = nested(found)
+        threat = {"norm": "linf", **parts["threat"]}
+        if "eps" not in threat:
+            raise UserError(f"Say how far the attack may go, by --eps NUMBER in {threat['norm']}.")
         method, model = parts["method"], parts["model"]
         own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", "init")]
         options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
@@ -62,7 +66,7 @@ class RunConfig:
             return cls(
                 data=DataConfig(**parts["data"]),
                 model=ModelConfig(name=model["name"], init=model.get("init"), options=options),
-                threat=Threat(**{"norm": "linf", **parts["threat"]}),
+                threat=Threat(**threat),
                 method=METHODS.create(**method),
                 training=TrainingConfig(**parts["training"]),
                 optimizer=OptimizerConfig(**parts["optimizer"]),
@@ -75,6 +79,11 @@ class RunConfig:
     def method_name(self) -> str:
         """The method as it is called in lists and tables."""
         return METHODS.name_of(self.method)
+
+    @property
+    def full_method(self) -> Method:
+        """The method as it trains, with what the other sections put around it."""
+        return WeightPerturbed(base=self.method, gamma=self.training.weight_perturbation)
 
     def to_mapping(self) -> dict[str, dict[str, Any]]:
         """Give nested plain values, as a checkpoint or YAML can hold them; `of` makes the configuration again."""

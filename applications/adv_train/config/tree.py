@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.optimizer import BELONGS, OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
 from adv_train.methods import METHODS
@@ -28,6 +29,8 @@ _SHORT: Final = {
     ("data", "limit"): "train_limit",
     ("model", "name"): "model",
     ("method", "name"): "method",
+    ("optimizer", "name"): "optimizer",
+    ("optimizer", "options"): "optimizer_options",
 }
 _RANGE_OF_IMAGES: Final = ("low", "high")
 
@@ -35,6 +38,18 @@ _RANGE_OF_IMAGES: Final = ("low", "high")
 def short(section: str, field: str) -> str:
     """Return the short name of a field."""
     return _SHORT.get((section, field), field)
+
+
+def _belonging(choice: str) -> list[str]:
+    return [short("optimizer", field) for field, (of, _) in BELONGS.items() if of == choice]
+
+
+#: By short name: what is chosen where nothing says so, and the fields that another choice drops.
+_DROPS: Final = {
+    "optimizer": (OptimizerConfig.name, ["optimizer_options", *_belonging("name")]),
+    "schedule": (OptimizerConfig.schedule, _belonging("schedule")),
+    "norm": ("linf", ["eps"]),
+}
 
 
 def fields(section: str, choice: str | None = None) -> list[Leaf]:
@@ -105,7 +120,7 @@ def check_names(found: Mapping[str, Any]) -> None:
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers win.
 
-    Another method, or model, drops the options of the one before.
+    Another method, model, optimizer or schedule drops the options of the one before, and another norm its eps.
 
     Raises:
         UserError: When a section is not a mapping.
@@ -116,7 +131,7 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in layer.items():
             if key in SECTIONS and isinstance(value, Mapping):
                 given |= {short(key, str(field).replace("-", "_")): inner for field, inner in value.items()}
-            elif key in SECTIONS and key not in ("data", "method", "model"):
+            elif key in SECTIONS and key not in ("data", "method", "model", "optimizer"):
                 raise UserError(f"`{key}` must hold lines such as `{fields(key)[0].field}: ...`, but is {value!r}.")
             else:
                 given[str(key).replace("-", "_")] = value
@@ -125,6 +140,11 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if before is not None and now != before:
                 for leaf in fields(section, before):
                     merged.pop(short(section, leaf.field), None)
+        for choice, (usual, dependent) in _DROPS.items():
+            before = merged.get(choice, usual)
+            if given.get(choice, before) != before:
+                for name in dependent:
+                    merged.pop(name, None)
         merged |= given
     return merged
 

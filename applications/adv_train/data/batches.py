@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adv_train.data.augment import Augment
+from adv_train.data.motion import Motion
 from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
 
@@ -23,11 +24,13 @@ class Batch:
         x: Images, shape ``(batch, channels, height, width)``, in [0, 1].
         y: Labels, shape ``(batch,)``, int64.
         index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
+        motion: How augmentation moved the images from where they lie in the split.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    motion: Motion = field(default_factory=Motion)
 
 
 def epoch_generator(
@@ -89,8 +92,8 @@ def batches(
     for start, stop in batch_bounds(len(split), batch_size):
         chosen = order[start:stop]
         images = split.images[chosen]
-        x = augment(images, generator) if augment else to_unit_range(images)
-        yield Batch(x, split.labels[chosen], chosen)
+        motion = augment.draw(images, generator) if augment else Motion()
+        yield Batch(to_unit_range(motion.apply(images)), split.labels[chosen], chosen, motion)
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

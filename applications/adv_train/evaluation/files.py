@@ -32,7 +32,7 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFErro
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def write(evaluation: Evaluation, run_folder: Path, *, eps: float | None = None) -> Path:
+def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = None) -> Path:
     """Write a record beside those that are there, and then ``outcomes.npz`` and ``eval.json``, each in one piece.
 
     A record takes the place of another only when it judges the same weights in the same way.
@@ -40,7 +40,7 @@ def write(evaluation: Evaluation, run_folder: Path, *, eps: float | None = None)
     Args:
         evaluation: What to write.
         run_folder: An existing folder.
-        eps: Budget that the run was trained for; records of it come first.
+        threat: What the run was trained for; records of it come first.
 
     Returns:
         The file of the record.
@@ -59,7 +59,7 @@ def write(evaluation: Evaluation, run_folder: Path, *, eps: float | None = None)
     replace_file(path, _pack(evaluation))
     files = _files(run_folder)
     records = [_read_file(file) for file in files]
-    best = headline(records, eps)
+    best = headline(records, threat)
     names = [f"{RECORDS_FOLDER}/{file.name}" for file in files]
     listed = [{"file": name, **_brief(record)} for name, record in zip(names, records, strict=True)]
     replace_file(run_folder / OUTCOMES_FILE, files[records.index(best)].read_bytes())
@@ -83,20 +83,20 @@ def read_all(run_folder: Path) -> list[Evaluation]:
     return records
 
 
-def read(run_folder: Path, *, eps: float | None = None) -> Evaluation:
+def read(run_folder: Path, *, threat: Threat | None = None) -> Evaluation:
     """Read the record that stands for a run: see `headline`.
 
     Raises:
         UserError: As `read_all` does.
     """
-    return headline(read_all(run_folder), eps)
+    return headline(read_all(run_folder), threat)
 
 
-def headline(records: Sequence[Evaluation], eps: float | None = None) -> Evaluation:
+def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Evaluation:
     """Choose the record that stands for a run: of the best checkpoint, and of these the fullest.
 
-    First comes ``best.pt``, in its latest epoch; then the budget of training; then records with AutoAttack, with PGD,
-    with more samples, and with more steps of PGD.
+    First comes ``best.pt``, in its latest epoch; then norm and budget of training; then records with AutoAttack, with
+    PGD, with more samples, and with more steps of PGD.
     """
 
     def rank(record: Evaluation) -> tuple[Any, ...]:
@@ -104,7 +104,7 @@ def headline(records: Sequence[Evaluation], eps: float | None = None) -> Evaluat
         return (
             record.about.get("checkpoint") == "best.pt",
             record.about.get("epoch", 0),
-            record.threat.norm == "linf" and (eps is None or abs(record.eps - eps) < 1e-9),
+            threat is None or (record.threat.norm == threat.norm and abs(record.eps - threat.eps) < 1e-9),
             "autoattack" in record.attacks,
             "pgd" in record.attacks,
             record.n,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import blo
 from adv_train.methods.base import METHODS, Adversarial, Start
+from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
 
 # Coefficients of the published code by eps in units of 1/255.
@@ -23,14 +23,18 @@ PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.1
 class FastATGA(Adversarial):
     """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
 
+    In l2 and l1 the step is that of steepest ascent in the norm.
+
     The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
     neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
 
     Attributes:
-        step: step size in pixels; 1.25 eps by default.
-        coefficient: weight of the alignment term; by default that published for the nearest eps.
+        step: step size in the norm; 1.25 eps by default.
+        coefficient: weight of the alignment term; by default that published for the nearest eps in linf, and 0.2 in l2
+            and l1, for which none is published.
     """
 
+    norms = NORMS
     start: Start = "zero"
     step: Positive | None = None
     coefficient: NotNegative | None = None
@@ -38,25 +42,23 @@ class FastATGA(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        fixed = {name: value.detach() for name, value in params.items()}
-        slope = _input_gradient(losses, fixed, start, create_graph=False)
+        slope = losses.slope(params, start)
         coefficient = self._coefficient(threat)
-        elsewhere = torch.empty_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
+        elsewhere = threat.noise(losses.x, generator=losses.generator)
 
         def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
             loss = losses.train(theta, delta)
             if coefficient == 0:
                 return loss
-            return loss + coefficient * _misalignment(
-                slope, _input_gradient(losses, theta, elsewhere, create_graph=True)
-            )
+            return loss + coefficient * _misalignment(slope, losses.slope(theta, elsewhere, create_graph=True))
 
+        losses.upper = upper
         return blo.value_and_hypergrad(
             upper,
-            blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),
+            along(slope, self.allowed(losses.x, threat)),
             params,
             start,
-            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction="sign"),
+            solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction=threat.direction),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
@@ -64,16 +66,9 @@ class FastATGA(Adversarial):
     def _coefficient(self, threat: Threat) -> float:
         if self.coefficient is not None:
             return self.coefficient
+        if threat.norm != "linf":
+            return 0.2
         return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
-
-
-def _input_gradient(losses: Losses, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool) -> Tensor:
-    """Return the gradient of the summed cross-entropy in the perturbation."""
-    with torch.enable_grad():
-        point = delta.detach().requires_grad_()
-        total = -losses.attack(params, point).sum()
-        (gradient,) = torch.autograd.grad(total, point, create_graph=create_graph)
-    return gradient
 
 
 def _misalignment(fixed: Tensor, moving: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 import blo
@@ -21,8 +20,8 @@ class NFGSM(FastAT):
     """One sign step from noise wider than the budget; images stay images, but neither is cut back to the ball.
 
     Attributes:
-        width: The noise is uniform in width * eps; 2 as published.
-        step: step size in pixels; eps by default.
+        width: The noise is uniform in the ball of radius width * eps; 2 as published.
+        step: step size in the norm; eps by default.
     """
 
     width: NotNegative = 2.0
@@ -31,8 +30,9 @@ class NFGSM(FastAT):
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
-        wide = self.width * threat.eps if self.start == "uniform" else 0.0
-        noise = torch.zeros_like(losses.x).uniform_(-wide, wide, generator=losses.generator)
+        if self.start != "uniform":
+            return super().draw(losses, threat)
+        noise = threat.noise(losses.x, self.width, losses.generator)
         return self.allowed(losses.x, threat).project(noise)
 
     def length(self, threat: Threat) -> float:

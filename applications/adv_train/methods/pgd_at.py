@@ -1,4 +1,4 @@
-"""PGD-AT: several sign steps, no implicit gradient (Madry et al., ICLR 2018)."""
+"""PGD-AT: several steps of steepest ascent, no implicit gradient (Madry et al., ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 import blo
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.losses import Losses
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 from adv_train.values import Count, Positive
 
 
@@ -18,25 +18,37 @@ from adv_train.values import Count, Positive
 class PGDAT(Adversarial):
     """The min-max problem with an attack of several sign steps.
 
+    In l2 and l1 the steps are those of steepest ascent in the norm.
+
     Attributes:
         steps: number of steps, 2 by default.
-        step: step size in pixels; by default eps/2 up to 4 steps and 2/255 above, as published for 2 and for 10.
+        step: step size in the norm; by default eps/2 up to 4 steps, and above 2/255 in linf, as published for 2 and
+            for 10, and 2.5 eps / steps in l2 and l1.
     """
 
+    norms = NORMS
     steps: Count = 2
     step: Positive | None = None
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        published = threat.eps / 2 if self.steps <= 4 else 2 / 255
-        step = published if self.step is None else self.step
         return blo.value_and_hypergrad(
             losses.train,
             attack,
             params,
             start,
-            solver=blo.ProjectedGradient(step, max_steps=self.steps, tol=None, direction="sign"),
+            solver=blo.ProjectedGradient(
+                self.length(threat), max_steps=self.steps, tol=None, direction=threat.direction
+            ),
             gradient=blo.Zero(),
             on_failure="ignore",
         )
+
+    def length(self, threat: Threat) -> float:
+        """Return the length of a step in the norm."""
+        if self.step is not None:
+            return self.step
+        if self.steps <= 4:
+            return threat.eps / 2
+        return 2 / 255 if threat.norm == "linf" else 2.5 * threat.eps / self.steps

@@ -13,7 +13,7 @@ from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
-from adv_train.threat import Threat
+from adv_train.threat import NORMS, Threat
 
 
 @METHODS.register("standard")
@@ -25,6 +25,7 @@ class Standard(Method):
         train_loss: what training minimises.
     """
 
+    norms = NORMS
     train_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
 
     def __call__(
@@ -45,4 +46,11 @@ class Standard(Method):
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.
         grads = {name: slope.detach() for name, slope in zip(params, found, strict=True)}
-        return Step(grads, delta, loss.detach(), losses.logits, state=state or {})
+        return Step(
+            grads,
+            delta,
+            loss.detach(),
+            losses.logits,
+            state=state or {},
+            objective=lambda theta: losses.train(theta, delta),
+        )

@@ -45,3 +45,27 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalise images of shape ``(batch, channels, height, width)``."""
         return (images - self.mean) / self.std
+
+
+def stages(
+    block: type[nn.Module], activation: Callable[[], nn.Module], width_in: int, expansion: int, depths: Sequence[int]
+) -> tuple[nn.Sequential, int]:
+    """Make the residual blocks of a ResNet: from stage to stage twice as wide, and half as large but for the first.
+
+    Args:
+        block: Of input channels, output channels, stride and `activation`.
+        activation: Makes a non-linearity.
+        width_in: Channels that come in.
+        expansion: Channels that leave the first stage, over 64.
+        depths: Blocks of each stage.
+
+    Returns:
+        The blocks, and the channels that come out.
+    """
+    blocks: list[nn.Module] = []
+    for stage, depth in enumerate(depths):
+        width = 64 * expansion * 2**stage
+        for index in range(depth):
+            blocks.append(block(width_in, width, 2 if stage and not index else 1, activation))
+            width_in = width
+    return nn.Sequential(*blocks), width_in

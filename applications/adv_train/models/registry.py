@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from adv_train.errors import UserError
-from adv_train.models import factory
+from adv_train.models import factory, of_torchvision
 from adv_train.registry import Registry
 
 MODELS: Registry[nn.Module] = Registry("model", "adv_train.models")
-# More than the networks of this field have (WRN-34-10: 46 million). Without a limit, a dense layer on large images
-# makes the system kill the process.
+# Of networks that grow with the images. Without a limit, a dense layer on large images makes the system kill the
+# process.
 _MOST_PARAMETERS = 64_000_000
 
 
@@ -32,7 +32,7 @@ def create(
     """Build a model with fresh weights, on the CPU, in float32 and in train mode.
 
     Args:
-        name: One of `MODELS.names()`, or ``package.module:factory`` for one of the user's own.
+        name: One of `MODELS.names()`, ``torchvision:NAME``, or ``package.module:factory`` for one of the user's own.
         channels: Of the images: 1 for grey, 3 for colour.
         classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
@@ -47,16 +47,24 @@ def create(
         A module from images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
 
     Raises:
-        UserError: When the name or an option is unknown, a number is out of its range, or the model would have more
-            than 64 million parameters.
+        UserError: When the name or an option is unknown, a number is out of its range, or the images are so large
+            that the model would have more than 64 million parameters.
     """
     _check_data(channels, classes, image_size, mean, std)
 
-    def build() -> nn.Module:
+    def build(size: int = image_size) -> nn.Module:
+        described: dict[str, Any] = {
+            "channels": channels,
+            "classes": classes,
+            "image_size": size,
+            "mean": mean,
+            "std": std,
+        }
+        if name.startswith(of_torchvision.PREFIX):
+            return of_torchvision.make(name, options, **described)
         if ":" in name:
-            described = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
             return factory.make(name, options, **described)
-        return MODELS.create(name, channels, classes, image_size, mean, std, **options)
+        return MODELS.create(name, channels, classes, size, mean, std, **options)
 
     if ":" not in name:
         _check_parameters(name, image_size, build)
@@ -68,14 +76,18 @@ def create(
         return build()
 
 
-def _check_parameters(name: str, image_size: int, build: Callable[[], nn.Module]) -> None:
-    with torch.device("meta"):  # shapes only: nothing is allocated and no random number is drawn
-        count = sum(parameter.numel() for parameter in build().parameters())
-    if count > _MOST_PARAMETERS:
+def _check_parameters(name: str, image_size: int, build: Callable[[int], nn.Module]) -> None:
+    count = _parameters(build, image_size)
+    if count > _MOST_PARAMETERS and count > _parameters(build, 1):
         raise UserError(
             f"Model `{name}` would have {count:,} parameters for images of {image_size}x{image_size} pixels; at most "
             f"{_MOST_PARAMETERS:,} are allowed. Resize the images (`size`, such as size=224)."
         )
+
+
+def _parameters(build: Callable[[int], nn.Module], image_size: int) -> int:
+    with torch.device("meta"):  # shapes only: nothing is allocated and no random number is drawn
+        return sum(parameter.numel() for parameter in build(image_size).parameters())
 
 
 def _check_data(channels: int, classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adv_train.errors import UserError
+from adv_train.models.published_names import UNUSED, our_names
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Put weights from a file into a model, every one of them; nothing in the file is run.
 
-    The file holds a state dict, alone or under one of the usual names. The prefixes that `DataParallel` and
-    `torch.compile` put before names are taken off where the model does not have them.
+    The file holds a state dict, alone or under one of the usual names; of a checkpoint with averaged weights these are
+    taken. The prefixes that `DataParallel` and `torch.compile` put before names are taken off where the model does not
+    have them, and the names of RobustBench's networks are understood.
 
     Raises:
         UserError: When the file is missing, holds no weights, or these do not fit the model.
     """
-    state = _renamed(_state(path), model.state_dict().keys(), path)
     expected = model.state_dict()
+    state = _renamed(_state(path), expected, path)
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -62,7 +63,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # damaged files fail in any way
         raise UserError(f"`{path}` is not a weights file that PyTorch can read, or is damaged.") from error
     for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
@@ -73,15 +74,24 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     return {str(key): value for key, value in found.items()}
 
 
-def _renamed(state: Mapping[str, Tensor], wanted: Any, path: Path) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    plain = {key: _without_prefixes(key, expected) for key in state}
+    known = our_names(plain.values(), expected)
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():
-        plain = key
-        while plain not in wanted and plain.startswith(_PREFIXES):
-            plain = plain.partition(".")[2]
-        if plain not in wanted:
-            plain = plain.replace("._orig_mod.", ".")  # a part of the model that was compiled by itself
-        if plain in renamed:
-            raise UserError(f"The weights in `{path}` hold {plain} twice, once with a prefix.")
-        renamed[plain] = value
+        name = known.get(plain[key], plain[key])
+        if name in renamed:
+            raise UserError(f"The weights in `{path}` hold {name} twice, under two names.")
+        if name.startswith(UNUSED) and name not in expected:
+            continue
+        if name.startswith("normalise.") and name in expected and value.numel() == expected[name].numel():
+            value = value.reshape(expected[name].shape)
+        renamed[name] = value
     return renamed
+
+
+def _without_prefixes(key: str, expected: Mapping[str, Tensor]) -> str:
+    while key not in expected and key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
+    # A part of the model may have been compiled by itself.
+    return key if key in expected else key.replace("._orig_mod.", ".")

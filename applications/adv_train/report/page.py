@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -66,7 +67,7 @@ def render(
     drawn = charts(runs)
     lines = [(run.name, index % COLOURS, DASHES[index % len(DASHES)]) for index, run in enumerate(runs)]
     galleries = [
-        gallery(run.name, run.examples, run.evaluation["eps"], run.class_names)
+        gallery(run.name, run.examples, _span(run.evaluation), run.class_names)
         for run in runs
         if run.examples is not None
     ]
@@ -87,3 +88,9 @@ def render(
         configuration=sections.configuration(runs, sections.versions() if versions is None else versions),
         next_steps=next_steps,
     )
+
+
+def _span(record: Mapping[str, Any]) -> float | None:
+    """Give the largest change of a pixel that the attacks may make; None where the norm does not say it."""
+    span: float | None = record["eps"] if record.get("norm", "linf") == "linf" else None
+    return span

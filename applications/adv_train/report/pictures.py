@@ -46,8 +46,15 @@ class Gallery:
     columns: Sequence[Column]
 
 
-def gallery(name: str, examples: Examples, eps: float, class_names: Sequence[str] = ()) -> Gallery:
-    """Show each sample in a column: the clean image, what was added, and the sum, with the predicted classes."""
+def gallery(name: str, examples: Examples, span: float | None = None, class_names: Sequence[str] = ()) -> Gallery:
+    """Show each sample in a column: the clean image, what was added, and the sum, with the predicted classes.
+
+    Args:
+        name: Of the run.
+        examples: The samples.
+        span: The largest change of a pixel that is drawn; by default that of the sample.
+        class_names: In the order of the labels.
+    """
 
     def called(label: np.int64) -> str:
         if label < 0:
@@ -62,7 +69,7 @@ def gallery(name: str, examples: Examples, eps: float, class_names: Sequence[str
             label=called(examples.label[i]),
             clean=_address(_image(examples.clean[i])),
             before=seen(examples.before[i], examples.label[i]),
-            change=_address(_change(examples, i, eps)),
+            change=_address(_change(examples, i, span)),
             adversarial=_address(_image(examples.adversarial[i])),
             after=seen(examples.after[i], examples.label[i]),
         )
@@ -76,9 +83,11 @@ def _address(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _change(examples: Examples, index: int, eps: float) -> bytes:
-    """Draw a perturbation on its whole range -eps to eps: in grey images red is darker and blue is brighter."""
-    change = (examples.adversarial[index] - examples.clean[index]) / (2 * eps if eps > 0 else 1) + 0.5
+def _change(examples: Examples, index: int, span: float | None) -> bytes:
+    """Draw a perturbation on its whole range: in grey images red is darker and blue is brighter."""
+    change = examples.adversarial[index] - examples.clean[index]
+    span = float(abs(change).max()) if span is None else span
+    change = change / (2 * span if span > 0 else 1) + 0.5
     if len(change) == 3:
         return _image(change)
     return _image(colormaps["RdBu"](change.mean(0))[..., :3].transpose(2, 0, 1))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adv_train.report.summary import RunSummary, accuracy_title, class_rows, header, percent, row
+from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, percent, row
 from adv_train.tables import Cell, Figure
 
 _PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
@@ -62,7 +62,7 @@ class Section:
 def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
     """Say which run withstands most, where the runs can be compared at all."""
     judged = [run for run in runs if run.evaluation.get("ra_aa") is not None]
-    if not judged or len({(run.evaluation["eps"], run.evaluation["n"]) for run in runs}) > 1:
+    if not judged or len({(budget(run.evaluation), run.evaluation["n"]) for run in runs}) > 1:
         return None
     best = max(judged, key=lambda run: run.evaluation["ra_aa"])
     found = best.evaluation
@@ -70,7 +70,7 @@ def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
         "name": best.name,
         "share": percent(found["ra_aa"]),
         "n": found["n"],
-        "eps": found["eps"],
+        "budget": budget(found),
         "of": len(judged),
     }
 
@@ -117,13 +117,13 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
                 [
                     run.name,
                     f"{found.get('checkpoint', '–')}{epoch}",
-                    f"{found['eps']:.4g}",
+                    budget(found),
                     str(found["n"]),
                     _effort(found.get("attacks", {})),
                     *(Figure(accuracy, percent(accuracy)) for accuracy in accuracies),
                 ]
             )
-    return Table(("run", "checkpoint", "ε", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
+    return Table(("run", "checkpoint", "budget", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
 
 
 def published(runs: Sequence[RunSummary]) -> Table | None:

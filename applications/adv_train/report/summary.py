@@ -50,8 +50,8 @@ class RunSummary:
         """Which checkpoint was judged on how many images: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
-        norm = f", {record['norm']}" if "norm" in record else ""
-        return f"{record['checkpoint']}{epoch}, {record['n']} images{norm}, ε = {record['eps']:.4g}"
+        averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
+        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}"
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
@@ -98,6 +98,11 @@ def class_rows(run: RunSummary) -> tuple[tuple[str, ...], list[list[Cell]]]:
 def accuracy_title(attack: str) -> str:
     """Give the title of the accuracy under an attack."""
     return _TITLES.get(attack, f"RA-{attack}")
+
+
+def budget(record: Mapping[str, Any]) -> str:
+    """Write what the attacks of a record may do: ``linf, ε = 0.2``."""
+    return f"{record.get('norm', 'linf')}, ε = {record['eps']:.4g}"
 
 
 def share(fraction: float | None) -> Figure:
