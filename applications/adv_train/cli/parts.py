@@ -64,7 +64,11 @@ class Part:
         pgd, full = outcome.attacks.get("pgd"), PGD()
         fully = pgd is not None and (pgd.settings["steps"], pgd.settings["restarts"]) == (full.steps, full.restarts)
         return (
-            fully and outcome.ra_aa is not None and outcome.n == self.images and epochs == self.config.training.epochs
+            fully
+            and outcome.threat.matches(self.config.threat)
+            and outcome.ra_aa is not None
+            and outcome.n == self.images
+            and epochs == self.config.training.epochs
         )
 
 
