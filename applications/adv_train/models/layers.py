@@ -56,15 +56,16 @@ def stages(
         block: Of input channels, output channels, stride and `activation`.
         activation: Makes a non-linearity.
         width_in: Channels that come in.
-        expansion: Channels that leave the first stage, over 64.
+        expansion: Channels that leave the first stage, over those that come in.
         depths: Blocks of each stage.
 
     Returns:
         The blocks, and the channels that come out.
     """
     blocks: list[nn.Module] = []
+    first = expansion * width_in
     for stage, depth in enumerate(depths):
-        width = 64 * expansion * 2**stage
+        width = first * 2**stage
         for index in range(depth):
             blocks.append(block(width_in, width, 2 if stage and not index else 1, activation))
             width_in = width
