@@ -152,10 +152,10 @@ class Term(ABC):
         """Return `z - prox(z - move, step)`, shape `(*lanes, n)`."""
         return z - self.prox(z - move, step)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        """Return how far a step against the gradient can move each coordinate before a bound stops it.
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        """Return which coordinates a step against the gradient cannot move, since they are at a bound.
 
-        Of z's shape, at least 0; None where there are no bounds on coordinates.
+        Booleans of z's shape; None where there are no bounds on coordinates.
         """
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adv_train import data, evaluation, models
 from adv_train.attacks import PGD, Attack, StandardAutoAttack
@@ -21,7 +21,6 @@ from adv_train.loading import build_model, load_checkpoint, load_data
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
 from adv_train.threat import Norm, Threat
-from adv_train.written import name_and_options
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
 
@@ -101,6 +100,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    normalisation: Literal["data", "none"] | None = None,
     norm: Norm = "linf",
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
@@ -114,11 +114,12 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, which may be followed by options as in
-            ``wrn-28-10(raw=true)``, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, with options where they are wanted, such as
+            ``wrn-28-10(activation=silu)``; ``torchvision:NETWORK``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
+        normalisation: For weights without mean and standard deviation, as in `adv_train.models.load_weights`.
         norm: Of the attacks.
         eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
@@ -135,10 +136,10 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    name, options = name_and_options(model_name, "model")
-    model = models.create(name, **{**options, **arguments}, seed=0)
+    name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
+    model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
-        models.load_weights(model, weights)
+        models.load_weights(model, weights, normalisation)
     model = model.to(where).eval()
     about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     about |= origin(model, dataset, where)

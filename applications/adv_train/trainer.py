@@ -39,7 +39,7 @@ class Trainer:
         arguments: dict[str, Any] = dataset.model_arguments()
         model = models.create(config.model.name, **arguments, seed=config.training.seed, **config.model.options)
         if config.model.init is not None:
-            models.load_weights(model, Path(config.model.init))
+            models.load_weights(model, Path(config.model.init), config.model.init_normalisation)
         model = model.to(device)
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)

@@ -116,7 +116,8 @@ def text(value: object, name: str) -> str:
 
 
 def flag(value: object, name: str) -> bool:
-    """Read true or false."""
+    """Read true or false, as a value or as a word."""
+    value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, bool):
         raise refused(name, "true or false", value)
     return value

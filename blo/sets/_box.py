@@ -96,8 +96,9 @@ class Box(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        return torch.where(gradient > 0, z - self.low, self.high - z).clamp(min=0.0)
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        stopped: Tensor = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0))
+        return stopped
 
     def free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""

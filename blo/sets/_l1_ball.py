@@ -78,8 +78,8 @@ class L1Ball(Set):
         face = Simplex(self.radius, validate=False).project(offset.abs())
         return torch.where(outside, self.center + offset.sign() * face, z)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        return Cut.of(self).box.room(z, gradient) if is_cut(self) else None
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if is_cut(self):

@@ -77,8 +77,8 @@ class L2Ball(Set):
         outside = norm > radius
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        return Cut.of(self).box.room(z, gradient) if is_cut(self) else None
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return Cut.of(self).box.blocked(z, gradient) if is_cut(self) else None
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if is_cut(self):

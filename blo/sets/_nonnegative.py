@@ -37,8 +37,8 @@ class NonNegative(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         return self.box.retreat(z, move, step)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        return self.box.room(z, gradient)
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        return self.box.blocked(z, gradient)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         return self.box.tangent(z, gradient)

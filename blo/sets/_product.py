@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, cast
@@ -89,12 +88,13 @@ class Product(Set):
         parts = zip(self.sets, self._split(z), self._split(move), strict=True)
         return torch.cat([part.retreat(block, along, step) for part, block, along in parts], dim=-1)
 
-    def room(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         triples = zip(self.sets, self._split(z), self._split(gradient), strict=True)
-        found = [part.room(block, slope) for part, block, slope in triples]
+        found = [part.blocked(block, slope) for part, block, slope in triples]
         if all(part is None for part in found):
             return None
-        pairs = zip(found, self._split(torch.full_like(z, math.inf)), strict=True)
+        none = torch.zeros_like(z, dtype=torch.bool)
+        pairs = zip(found, self._split(none), strict=True)
         return torch.cat([block if part is None else part for part, block in pairs], dim=-1)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:

@@ -24,42 +24,35 @@ def check(direction: str) -> None:
         raise ValueError(f"`direction` must be {', '.join(names)} or {last}, but is {direction!r}.")
 
 
-def scaled(problem: Problem, z: Tensor, gradient: Tensor, direction: Direction, step: Tensor | float) -> Tensor:
+def scaled(problem: Problem, z: Tensor, gradient: Tensor, direction: Direction) -> Tensor:
     """Return the negative of a descent direction at z, each lane by itself.
 
-    It is the gradient itself, or of norm one the one along which a linear objective falls fastest: in the max-norm its
-    sign, in the 2-norm a multiple of it, in the 1-norm its largest coordinates, each as far as its bound. All lead
-    nowhere where the gradient is zero.
+    It is the gradient itself, or of norm one the one along which the objective falls fastest: in the max-norm its
+    sign, in the 2-norm a multiple of it, in the 1-norm its largest coordinate alone. All lead nowhere where the
+    gradient is zero.
     """
     if direction == "gradient":
         return gradient
     if direction == "sign":
         return gradient.sign()
     if direction == "coordinate":
-        return _coordinates(gradient, problem.term.room(z, gradient), step)
+        return _coordinate(gradient, problem.term.blocked(z, gradient))
     norm = euclidean_norm(gradient)
     # A lane whose gradient is zero is stationary: it stays, and its derivative stays finite.
     return gradient / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
-def _coordinates(gradient: Tensor, room: Tensor | None, step: Tensor | float) -> Tensor:
-    """Return the steepest descent of a step of this length in the 1-norm within bounds, divided by the step.
+def _coordinate(gradient: Tensor, blocked: Tensor | None) -> Tensor:
+    """Return the signs of the largest coordinates, of sum one: those that are equal share the step.
 
-    Coordinates move to their bounds, the largest gradient first, until the step is used up; where nothing bounds
-    them, the largest moves alone. Those of equal gradient share what is left in proportion to their room.
+    Coordinates that a bound stops are left out. A step along one of them would lead nowhere, and so would all that
+    follow; in the other directions the rest of the coordinates still moves.
 
-    Source: Boyd and Vandenberghe (2004), Convex optimization, 9.4.2; within the range of images Croce and Hein
-    (ICML 2021), Mind the box: l1-APGD for sparse adversarial attacks on image classifiers.
+    Source: Boyd and Vandenberghe (2004), Convex optimization, 9.4.2. Attacks leave coordinates out for the same reason:
+    Tramèr and Boneh (NeurIPS 2019), Adversarial training and robustness for multiple perturbations.
     """
-    size = gradient.detach().abs()
-    room = torch.zeros_like(size) + step if room is None else room.clamp(max=step)
-    falling, order = size.sort(dim=-1, descending=True)
-    # The gradient of the coordinates at which the step is used up; the smallest, where the bounds leave less room.
-    used = room.detach().gather(-1, order).cumsum(-1)
-    last = (used < step).sum(-1, keepdim=True).clamp(max=size.shape[-1] - 1)
-    marginal = falling.gather(-1, last)
-    full, partly = room * (size > marginal), room * (size == marginal)
-    left, wanted = step - full.sum(-1, keepdim=True), partly.sum(-1, keepdim=True)
-    share = (left / torch.where(wanted > 0, wanted, 1.0)).clamp(0.0, 1.0)
-    move = gradient.sign() * (full + share * partly) / step
-    return torch.where(falling[..., :1].isnan(), torch.nan, move)  # a NaN has the sign 0 and would be hidden
+    size, sign = gradient.detach().abs(), gradient.sign()
+    if blocked is not None:
+        size, sign = torch.where(blocked, 0.0, size), torch.where(blocked, 0.0, sign)
+    largest = size == size.amax(-1, keepdim=True)
+    return sign * largest / largest.sum(-1, keepdim=True)  # of a NaN none is the largest: it stays visible

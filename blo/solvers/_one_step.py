@@ -21,7 +21,7 @@ class OneStep(Solver):
     Args:
         step: step size; in units of z for every direction but `gradient`.
         direction: `"gradient"`, `"sign"`, `"normalized"` (each lane by its own 2-norm) or `"coordinate"` (the largest
-            coordinates of each lane, each as far as its bound).
+            coordinate of each lane alone that no bound stops).
 
     Raises:
         ValueError: for a step that is not positive or an unknown direction.
@@ -36,5 +36,5 @@ class OneStep(Solver):
         require_positive(self.step, "step")
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
-        slope = _direction.scaled(problem, z0, problem.gradient(z0), self.direction, self.step)
+        slope = _direction.scaled(problem, z0, problem.gradient(z0), self.direction)
         return Solution(problem.prox(z0 - self.step * slope, self.step), residual=None, tol=None, steps=1)

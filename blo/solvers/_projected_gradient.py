@@ -30,7 +30,7 @@ class ProjectedGradient(Iterative):
         tol: residual at which a lane stops; a smaller one where the curvature is small. None makes exactly `max_steps`
             steps, measures nothing and never waits for the device.
         direction: `"gradient"`, or that of steepest descent in the max-norm `"sign"`, the 2-norm `"normalized"` or the
-            1-norm `"coordinate"`: along the largest coordinates, each as far as its bound.
+            1-norm `"coordinate"`: along the largest coordinate that no bound stops.
         momentum: heavy-ball weight in [0, 1).
 
     Raises:
@@ -64,8 +64,7 @@ class ProjectedGradient(Iterative):
         return _State(z0, slope, z0, probe.limited(step), velocity, probe)
 
     def move(self, problem: Problem, state: _State) -> _State:
-        step = state.step if self.step is None else self.step
-        move = _direction.scaled(problem, state.z, state.slope, self.direction, step)
+        move = _direction.scaled(problem, state.z, state.slope, self.direction)
         velocity = torch.add(move, state.velocity, alpha=self.momentum) if self.momentum else state.velocity
         along = velocity if self.momentum else move
         # One operation for a step that is a number: `Unrolled` differentiates through every one of them.

@@ -18,7 +18,7 @@ from tests.applications.normed import EPS, assert_step, case, cut, moment, sizes
 def test_it_is_its_definition_at_each_visit_of_an_image() -> None:
     """Four epochs of two batches: one of warm-up, and a new start before the third."""
     model, x, y = case(1, batch=6)
-    method = ATAS(warmup=1, reset=2, softness=0.1, shortest=EPS / 2, longest=1.75 * EPS)
+    method = ATAS(warmup_epochs=1, reset_epochs=2, softness=0.1, shortest=EPS / 2, longest=1.75 * EPS)
     state = method.remember(model, sizes(6))
     starts, sharpness, lengths = torch.zeros_like(x), torch.zeros(6, dtype=torch.float64), []
     for visit in range(8):

@@ -43,7 +43,7 @@ SMOOTHED = {"attack_loss": "cross-entropy(smoothing=0.3)", "train_loss": "cross-
 def test_it_is_its_definition_at_each_visit_of_an_image(memory: str) -> None:
     """Three epochs of two batches; from the third on every image starts anew."""
     model, x, y = case(1, batch=6)
-    method = FGSMPGI(memory=memory, reset=2, **SMOOTHED)  # type: ignore[arg-type]
+    method = FGSMPGI(memory=memory, reset_epochs=2, **SMOOTHED)  # type: ignore[arg-type]
     state = method.remember(model, sizes(6))
     starts, momenta = torch.zeros_like(x), torch.zeros_like(x)
     for visit in range(6):

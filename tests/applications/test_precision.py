@@ -34,7 +34,7 @@ def test_the_switches_are_put_back(precision: str) -> None:
     assert flags() == before
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "preact-resnet-18"])
+@pytest.mark.parametrize("name", ["small-cnn", "preact-resnet-18", "resnet-18", "wrn-16-8"])
 def test_the_perturbation_the_first_layer_and_the_logits_keep_single_precision_in_bf16(name: str) -> None:
     model = models.create(name, **DESCRIBED, seed=0).eval()
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]

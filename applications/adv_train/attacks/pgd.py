@@ -159,7 +159,7 @@ def _attack(
                 if len(batch) == 0:
                     continue
                 climb = _Climb(forward, shape, threat, settings, watch if restart == 0 else None)
-                adversarial[batch], predicted[batch] = climb(start[batch], x[batch], y[batch])
+                adversarial[batch], predicted[batch] = climb(start[batch], x[batch], y[batch], logits[batch])
                 robust[batch] = predicted[batch] == y[batch]
                 bar.update(len(batch))
             bar.update((restart + 1) * len(x) - bar.n)  # What was already broken is done without work.
@@ -192,8 +192,8 @@ class _Climb:
     settings: PGD
     watch: Progress | None
 
-    def __call__(self, start: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the last iterate and its predicted classes."""
+    def __call__(self, start: Tensor, x: Tensor, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the last iterate and its predicted classes; `clean` are the logits of the images."""
         balls = self._balls()
         z = self.shape.project(start, x, balls[0])
         finite = torch.ones((), dtype=torch.bool, device=z.device)
@@ -204,7 +204,8 @@ class _Climb:
                 gradient = _gradient(logits, y, z)
             finite &= gradient.isfinite().all()
             if step == 0 and self.watch is not None:
-                self.watch.begin(logits.detach(), y, gradient)
+                # A start in a wider ball is no measure of what the ball of the end allows.
+                self.watch.begin(logits.detach() if len(self.shape.radii) == 1 else clean, y, gradient)
             z = z.detach() + _length(ball, self.settings) * self.shape.step(gradient)
             z = self.shape.project(z, x, following)
         # The sign of NaN is 0: the attack would stand still and call the sample robust.

@@ -16,10 +16,15 @@ from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
 from adv_train.errors import unknown
 from adv_train.methods import METHODS
-from adv_train.models import MODELS
+from adv_train.models import MODELS, TORCHVISION
 from adv_train.objectives import OBJECTIVES
 from adv_train.observers import OBSERVERS
 from adv_train.threat import NORMS
+
+_OTHER_MODELS = {
+    f"{TORCHVISION}NETWORK": "A classification network of torchvision, by the name that it has for it.",
+    "MODULE:FACTORY": "A network of your own: the function or class that makes it.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +41,6 @@ class Listing:
 def read(words: Sequence[str]) -> Listing:
     """Read the command line."""
     return options(Listing, words, "adv-train list", __doc__ or "", positional="section")
-
-
-#: Models without a name of their own.
-MORE_MODELS = {
-    "torchvision:NAME": "Any classifier of torchvision, such as torchvision:resnet18; most are made for large images.",
-    "package.module:factory": "A model that code of your own makes.",
-}
 
 
 def run(words: Sequence[str]) -> int:
@@ -66,7 +64,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "norms": dict(NORMS),
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
-        "models": {name: MODELS.describe(name) for name in MODELS.names()} | MORE_MODELS,
+        "models": {name: MODELS.describe(name) for name in MODELS.names()} | _OTHER_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
         "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},

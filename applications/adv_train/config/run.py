@@ -8,7 +8,7 @@ from typing import Any
 
 from adv_train.config.optimizer import OptimizerConfig
 from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
-from adv_train.config.tree import fields, flat, nested, plain
+from adv_train.config.tree import INIT, fields, flat, nested, plain
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Adversarial, Method
 from adv_train.methods.weight_perturbation import WeightPerturbed
@@ -60,12 +60,12 @@ class RunConfig:
         if "eps" not in threat:
             raise UserError(f"Say how far the attack may go, by --eps NUMBER in {threat['norm']}.")
         method, model = parts["method"], parts["model"]
-        own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", "init")]
+        own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", *INIT)]
         options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
         try:
             return cls(
                 data=DataConfig(**parts["data"]),
-                model=ModelConfig(name=model["name"], init=model.get("init"), options=options),
+                model=ModelConfig(name=model["name"], options=options, **{key: model.get(key) for key in INIT}),
                 threat=Threat(**threat),
                 method=METHODS.create(**method),
                 training=TrainingConfig(**parts["training"]),

@@ -39,12 +39,19 @@ class ModelConfig(Checked):
     Attributes:
         name: Network.
         init: File of weights to start from, such as best.pt of another run.
+        init_normalisation: For a file without mean and standard deviation: those of the data, or none.
         options: Its options.
     """
 
     name: str
     init: str | None = None
+    init_normalisation: Literal["data", "none"] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_normalisation is not None and self.init is None:
+            raise values.refused("init_normalisation", "left out where no `init` is given", self.init_normalisation)
 
 
 @dataclass(frozen=True, kw_only=True)

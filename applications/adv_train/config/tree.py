@@ -32,6 +32,8 @@ _SHORT: Final = {
     ("optimizer", "name"): "optimizer",
     ("optimizer", "options"): "optimizer_options",
 }
+#: Fields of the model that are not options of one network.
+INIT: Final = ("init", "init_normalisation")
 _RANGE_OF_IMAGES: Final = ("low", "high")
 
 
@@ -68,7 +70,7 @@ def fields(section: str, choice: str | None = None) -> list[Leaf]:
     name = Leaf("name", str, None, True, about)
     if section == "method":
         return [name] if choice is None else [name, *METHODS.options(choice).values()]
-    always = [name, next(leaf for leaf in leaves(ModelConfig) if leaf.field == "init")]
+    always = [name, *(leaf for leaf in leaves(ModelConfig) if leaf.field in INIT)]
     if choice is None or ":" in choice:  # a factory of the user's own has options that nobody knows
         return always
     return [*always, *MODELS.options(choice).values()]
@@ -158,7 +160,7 @@ def plain(config: Any) -> dict[str, dict[str, Any]]:
         if section == "method":
             parts[section] = {"name": config.method_name, **{key: _plain(value) for key, value in method.items()}}
         elif section == "model":
-            parts[section] = {"name": part.name, "init": part.init, **part.options}
+            parts[section] = {"name": part.name, **{key: getattr(part, key) for key in INIT}, **part.options}
         else:
             parts[section] = {leaf.field: getattr(part, leaf.field) for leaf in fields(section)}
     return parts

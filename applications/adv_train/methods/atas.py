@@ -23,8 +23,8 @@ from adv_train.values import Count, Positive, Range
 class ATAS(Adversarial):
     """One sign step from where the last attack on an image ended, shorter on images whose gradients are large.
 
-    With g the gradient of an image's loss, its memory is `v <- rate v + (1 - rate) |g|^2`, and its step is
-    `step / (1 + sqrt(v) / softness)`, cut to [shortest, longest]. The first epochs take steps of eps and leave v alone.
+    With g the gradient of an image's loss, its v becomes `decay v + (1 - decay) |g|^2` for the `memory_decay`, and its
+    step `step / (1 + sqrt(v) / softness)`, cut to [shortest, longest]. The first epochs take steps of eps and leave v.
     As published, the attack sees the model in eval mode. The published gradient is that of the mean over a batch of 128
     with a softness of 0.01, hence 1.28 here.
 
@@ -37,9 +37,9 @@ class ATAS(Adversarial):
         shortest: shortest step; eps/2 by default.
         longest: longest step; 1.75 eps by default.
         softness: root of v that halves the step.
-        rate: weight of the old v.
-        warmup: epochs with steps of eps.
-        reset: epochs after which every image starts anew.
+        memory_decay: weight of the old v.
+        warmup_epochs: epochs with steps of eps.
+        reset_epochs: epochs after which every image starts anew.
     """
 
     attack_mode: Mode = "eval"
@@ -47,9 +47,9 @@ class ATAS(Adversarial):
     shortest: Positive | None = None
     longest: Positive | None = None
     softness: Positive = 1.28
-    rate: Annotated[float, Range(0, 1)] = 0.5
-    warmup: Annotated[int, Range(0)] = 5
-    reset: Count = 10
+    memory_decay: Annotated[float, Range(0, 1)] = 0.5
+    warmup_epochs: Annotated[int, Range(0)] = 5
+    reset_epochs: Count = 10
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         sharpness = next(model.parameters()).new_zeros(sizes.images[0])
@@ -61,7 +61,7 @@ class ATAS(Adversarial):
         else:
             fresh = super().draw(losses, threat)
         if losses.state:
-            per_image.renew(losses, self.reset, delta=fresh)
+            per_image.renew(losses, self.reset_epochs, delta=fresh)
             fresh = per_image.recall(losses, "delta")
         return threat.project(losses.x, fresh)
 
@@ -91,10 +91,10 @@ class ATAS(Adversarial):
         longest = 1.75 * threat.eps if self.longest is None else self.longest
         memory = losses.state.get("sharpness")
         old = torch.zeros_like(found) if memory is None else memory[losses.index]
-        new = self.rate * old + (1 - self.rate) * found
+        new = self.memory_decay * old + (1 - self.memory_decay) * found
         lengths = (full / (1 + new.sqrt() / self.softness)).clamp(shortest, longest)
         if losses.moment is not None:
-            warm = losses.moment.epoch < self.warmup
+            warm = losses.moment.epoch < self.warmup_epochs
             lengths, new = torch.where(warm, threat.eps, lengths), torch.where(warm, old, new)
         if memory is not None:
             memory.index_copy_(0, losses.index, new)

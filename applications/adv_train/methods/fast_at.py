@@ -1,4 +1,4 @@
-"""Fast-AT: one step of steepest ascent, no implicit gradient (Wong et al., ICLR 2020)."""
+"""Fast-AT: one sign step, no implicit gradient (Wong et al., ICLR 2020)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from adv_train.values import Positive
 class FastAT(Adversarial):
     """The bilevel problem whose attack is one sign step from a random start, without implicit gradient.
 
-    In l2 and l1 the step is that of steepest ascent in the norm.
+    In l2 and l1 the step follows the gradient itself; its size is the Euclidean length.
 
     Attributes:
-        step: step size in the norm; 1.25 eps by default.
+        step: step size in pixels; 1.25 eps by default.
     """
 
     norms: ClassVar[Collection[str]] = NORMS
@@ -43,5 +43,5 @@ class FastAT(Adversarial):
         )
 
     def length(self, threat: Threat) -> float:
-        """Return the length of the step in the norm."""
+        """Return the length of the step in pixels."""
         return 1.25 * threat.eps if self.step is None else self.step

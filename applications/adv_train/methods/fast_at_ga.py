@@ -23,13 +23,13 @@ PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.1
 class FastATGA(Adversarial):
     """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
 
-    In l2 and l1 the step is that of steepest ascent in the norm.
+    In l2 and l1 the step follows the gradient itself; its size is the Euclidean length.
 
     The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
     neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
 
     Attributes:
-        step: step size in the norm; 1.25 eps by default.
+        step: step size in pixels; 1.25 eps by default.
         coefficient: weight of the alignment term; by default that published for the nearest eps in linf, and 0.2 in l2
             and l1, for which none is published.
     """

@@ -25,10 +25,10 @@ from adv_train.values import Count, NotNegative, Positive
 class FGSMPGI(Adversarial):
     """One sign step from a start remembered for each image; training also keeps the outputs at both ends together.
 
-    With g the input gradient of a batch at the start z0, the momentum of each image becomes `decay * m + g / |g|_1`,
-    with |g|_1 over the batch, and its next start is `z0 + step * sign(m)`, cut to the threat (MEP), or the perturbation
-    trained on (EP). Training minimises `train_loss(x + z) + coefficient * MSE(f(x + z), f(x + z0))`. The published runs
-    smooth the labels of both losses.
+    With g the input gradient of a batch at the start z0, the momentum m of each image becomes `decay m + g / |g|_1` for
+    the `memory_decay`, with |g|_1 over the batch. Its next start is `z0 + step sign(m)`, cut to the threat (MEP), or
+    the perturbation trained on (EP). Training minimises `train_loss(x + z) + coefficient * MSE(f(x + z), f(x + z0))`.
+    The published runs smooth the labels of both losses.
 
     The memory moves with the augmentation; the published code leaves it where it is. It takes the space of the training
     images in single precision, twice for MEP, in every checkpoint of a run that can be resumed.
@@ -36,15 +36,15 @@ class FGSMPGI(Adversarial):
     Attributes:
         start: of the first attack on an image: `"uniform"` stands for +-step, a coin a pixel, cut to the threat.
         memory: `"mep"`, along the momentum, or `"ep"`, the last perturbation.
-        decay: factor of the old momentum.
-        reset: epochs after which every image starts anew.
+        memory_decay: factor of the old momentum.
+        reset_epochs: epochs after which every image starts anew.
         coefficient: weight of the squared distance of the outputs, a mean over images and classes.
         step: step size in pixels; eps by default.
     """
 
     memory: Literal["mep", "ep"] = "mep"
-    decay: NotNegative = 0.3
-    reset: Count = 40
+    memory_decay: NotNegative = 0.3
+    reset_epochs: Count = 40
     coefficient: NotNegative = 10.0
     step: Positive | None = None
 
@@ -59,7 +59,7 @@ class FGSMPGI(Adversarial):
             fresh = super().draw(losses, threat)
         if losses.state:
             momentum = {"momentum": torch.zeros_like(fresh)} if self.memory == "mep" else {}
-            per_image.renew(losses, self.reset, delta=fresh, **momentum)
+            per_image.renew(losses, self.reset_epochs, delta=fresh, **momentum)
             fresh = per_image.recall(losses, "delta")
         return threat.project(losses.x, fresh)
 
@@ -78,7 +78,7 @@ class FGSMPGI(Adversarial):
             per_image.keep(losses, delta=out.z)
         elif losses.state:
             size = slope.abs().sum().clamp(min=torch.finfo(slope.dtype).tiny)
-            momentum = self.decay * per_image.recall(losses, "momentum") + slope / size
+            momentum = self.memory_decay * per_image.recall(losses, "momentum") + slope / size
             ahead = threat.project(losses.x, start + length * momentum.sign())
             per_image.keep(losses, delta=ahead, momentum=momentum)
         return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,20 +19,29 @@ from adv_train.values import NotNegative
 class NFGSM(FastAT):
     """One sign step from noise wider than the budget; images stay images, but neither is cut back to the ball.
 
+    In l1, where a step along the gradient has no size of its own, the ball of noise and step together holds it.
+
     Attributes:
         width: The noise is uniform in the ball of radius width * eps; 2 as published.
-        step: step size in the norm; eps by default.
+        step: step size in pixels; eps by default.
     """
 
     width: NotNegative = 2.0
 
+    @property
+    def noise_width(self) -> float:
+        """Radius of the noise in units of eps."""
+        return self.width if self.start == "uniform" else 0.0
+
     def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
+        if threat.norm == "l1":
+            return replace(threat, eps=self.noise_width * threat.eps + self.length(threat)).set(x)
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
         if self.start != "uniform":
             return super().draw(losses, threat)
-        noise = threat.noise(losses.x, self.width, losses.generator)
+        noise = threat.noise(losses.x, self.noise_width, losses.generator)
         return self.allowed(losses.x, threat).project(noise)
 
     def length(self, threat: Threat) -> float:

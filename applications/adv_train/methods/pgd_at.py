@@ -1,4 +1,4 @@
-"""PGD-AT: several steps of steepest ascent, no implicit gradient (Madry et al., ICLR 2018)."""
+"""PGD-AT: several sign steps, no implicit gradient (Madry et al., ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from adv_train.values import Count, Positive
 class PGDAT(Adversarial):
     """The min-max problem with an attack of several sign steps.
 
-    In l2 and l1 the steps are those of steepest ascent in the norm.
+    In l2 and l1 the steps follow the gradient itself; their size is the Euclidean length.
 
     Attributes:
         steps: number of steps, 2 by default.
-        step: step size in the norm; by default eps/2 up to 4 steps, and above 2/255 in linf, as published for 2 and
+        step: step size in pixels; by default eps/2 up to 4 steps, and above 2/255 in linf, as published for 2 and
             for 10, and 2.5 eps / steps in l2 and l1.
     """
 
@@ -46,7 +46,7 @@ class PGDAT(Adversarial):
         )
 
     def length(self, threat: Threat) -> float:
-        """Return the length of a step in the norm."""
+        """Return the length of a step in pixels."""
         if self.step is not None:
             return self.step
         if self.steps <= 4:

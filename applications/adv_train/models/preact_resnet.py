@@ -1,129 +1,56 @@
-"""Pre-activation ResNets, those of the published tables among them."""
+"""Pre-activation ResNets for small images, among them the ResNet-18 of the published tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from adv_train.models.layers import Normalise, activation_factory, stages
+from adv_train.models.layers import RESNET_STAGES, Normalise, activation_factory, stack
+from adv_train.models.preact_blocks import PreActBlock, PreActBottleneck, Shortcut
 from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
 from adv_train.values import Count
 
 
-class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and the non-linearity, added to a shortcut.
-
-    Where the shape changes, the shortcut is a 1x1 convolution of the *raw* block input. He et al. (2016,
-    "Identity mappings in deep residual networks") and many re-implementations feed it the activated input
-    instead; the networks behind the published robust accuracies do not.
-
-    Args:
-        width_in: Channels of the input.
-        width: Channels of the output.
-        stride: Of the first convolution and of the shortcut.
-        activation: Makes a non-linearity.
-    """
-
-    def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.act = activation()
-        same_shape = stride == 1 and width_in == width
-        self.shortcut = nn.Identity() if same_shape else nn.Conv2d(width_in, width, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        residual: Tensor = self.conv1(self.act(self.bn1(x)))
-        residual = self.conv2(self.act(self.bn2(residual)))
-        shortcut: Tensor = self.shortcut(x)
-        return residual + shortcut
-
-
-class PreActBottleneck(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1 pixels, each after BatchNorm and the non-linearity, added to a shortcut.
-
-    The shortcut is that of `PreActBlock`.
-
-    Args:
-        width_in: Channels of the input.
-        width: Channels of the output, four times those in between.
-        stride: Of the 3x3 convolution and of the shortcut.
-        activation: Makes a non-linearity.
-    """
-
-    def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[], nn.Module]) -> None:
-        super().__init__()
-        narrow = width // 4
-        self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, narrow, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(narrow)
-        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=stride, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(narrow)
-        self.conv3 = nn.Conv2d(narrow, width, 1, bias=False)
-        self.act = activation()
-        same_shape = stride == 1 and width_in == width
-        self.shortcut = nn.Identity() if same_shape else nn.Conv2d(width_in, width, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        residual: Tensor = self.conv1(self.act(self.bn1(x)))
-        residual = self.conv2(self.act(self.bn2(residual)))
-        residual = self.conv3(self.act(self.bn3(residual)))
-        shortcut: Tensor = self.shortcut(x)
-        return residual + shortcut
-
-
-class PreActResNet(nn.Module):
-    """A pre-activation ResNet for small images: stride-1 stem, no max-pooling, final BatchNorm and ReLU.
-
-    Source: He et al. (2016), with the details of Rice, Wong and Kolter (2020, "Overfitting in adversarially
-    robust deep learning") that Zhang et al. (ICML 2022) trained with.
+class PreActNetwork(nn.Module):
+    """A 3x3 stem of stride 1, pre-activation blocks, BatchNorm and the non-linearity, a mean over the image, a head.
 
     Args:
         channels: Of the images.
         classes: Number of logits.
-        image_size: Side of the images in pixels; any size works, since the features are averaged over the
-            image.
         mean: Of each channel, for the normalisation inside.
         std: Of each channel, for the normalisation inside.
-        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
-        raw: Leave the normalisation out, for weights that were trained without.
-        base_width: Channels of the stem; 64 as published, fewer for a network that a processor trains in minutes.
-
-    Raises:
-        UserError: When there is no such activation.
+        stem: Channels of the stem.
+        stages: Width, number of blocks, and stride of the first block of each stage.
+        block: Makes a block from the channels that come in, its width and its stride.
+        expansion: Channels that a block gives for each channel of its width.
+        activation: Makes a non-linearity.
+        final_norm: Whether BatchNorm and the non-linearity come before the head.
     """
-
-    #: Blocks of each stage, their class, and how many times wider than the stage's 64 to 512 channels they end.
-    depths: ClassVar[tuple[int, ...]]
-    block: ClassVar[type[nn.Module]] = PreActBlock
-    expansion: ClassVar[int] = 1
 
     def __init__(
         self,
         channels: int,
         classes: int,
-        image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
         *,
-        activation: str = "relu",
-        raw: bool = False,
-        base_width: Count = 64,
+        stem: int,
+        stages: Iterable[tuple[int, int, int]],
+        block: Callable[[int, int, int], nn.Module],
+        expansion: int,
+        activation: Callable[[], nn.Module],
+        final_norm: bool,
     ) -> None:
         super().__init__()
-        act = activation_factory(activation)
-        self.normalise = nn.Identity() if raw else Normalise(mean, std)
-        self.stem = nn.Conv2d(channels, base_width, 3, padding=1, bias=False)
-        self.blocks, width = stages(self.block, act, base_width, self.expansion, self.depths)
-        self.bn = nn.BatchNorm2d(width)
-        self.act = act()
+        self.normalise = Normalise(mean, std)
+        self.stem = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
+        self.blocks, width = stack(block, stem, stages, expansion)
+        self.bn = nn.BatchNorm2d(width) if final_norm else nn.Identity()
+        self.act = activation() if final_norm else nn.Identity()
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -136,22 +63,80 @@ class PreActResNet(nn.Module):
         return at_full_resolution(self.head, pooled)
 
 
+class PreActResNet(PreActNetwork):
+    """A pre-activation ResNet for small images: stride-1 stem, no max-pooling.
+
+    Source: He et al. (2016, "Identity mappings in deep residual networks"), with the details of Rice, Wong and Kolter
+    (2020, "Overfitting in adversarially robust deep learning") that Zhang et al. (ICML 2022) trained with.
+
+    Args:
+        channels: Of the images.
+        classes: Number of logits.
+        image_size: Side of the images in pixels; any size works, since the features are averaged over the
+            image.
+        mean: Of each channel, for the normalisation inside.
+        std: Of each channel, for the normalisation inside.
+        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        shortcut: What the 1x1 convolutions of shortcuts see: the raw or the activated input of the block. By default
+            as in the code of Zhang et al.: raw in ResNet-18 and 34, activated in ResNet-50.
+        final_norm: BatchNorm and the non-linearity before the last layer.
+        base_width: Channels of the stem and width of the first stage; 64 as published, fewer where a processor trains.
+
+    Raises:
+        UserError: When there is no such activation.
+    """
+
+    block: ClassVar[Callable[..., nn.Module]] = PreActBlock
+    expansion: ClassVar[int] = PreActBlock.expansion
+    depths: ClassVar[tuple[int, ...]]
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        activation: str = "relu",
+        shortcut: Shortcut | None = None,
+        final_norm: bool = True,
+        base_width: Count = 64,
+    ) -> None:
+        act = activation_factory(activation)
+        widths = [(width * base_width // 64, stride) for width, stride in RESNET_STAGES]
+        chosen: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
+        super().__init__(
+            channels,
+            classes,
+            mean,
+            std,
+            stem=base_width,
+            stages=[(width, n, stride) for (width, stride), n in zip(widths, self.depths, strict=True)],
+            block=partial(type(self).block, activation=act, **chosen),
+            expansion=self.expansion,
+            activation=act,
+            final_norm=final_norm,
+        )
+
+
 @MODELS.register("preact-resnet-18")
 class PreActResNet18(PreActResNet):
-    """Pre-activation ResNet-18 for small images; 11.2 million parameters."""
+    """Pre-activation ResNet-18 for small images: stride-1 stem, no max-pooling, final BatchNorm and ReLU."""
 
     depths = (2, 2, 2, 2)
 
 
 @MODELS.register("preact-resnet-34")
 class PreActResNet34(PreActResNet):
-    """Pre-activation ResNet-34 for small images; 21.3 million parameters."""
+    """Pre-activation ResNet-34 for small images."""
 
     depths = (3, 4, 6, 3)
 
 
 @MODELS.register("preact-resnet-50")
 class PreActResNet50(PreActResNet):
-    """Pre-activation ResNet-50 for small images; 23.5 million parameters."""
+    """Pre-activation ResNet-50 for small images, of bottleneck blocks."""
 
-    depths, block, expansion = (3, 4, 6, 3), PreActBottleneck, 4
+    block, expansion = PreActBottleneck, PreActBottleneck.expansion
+    depths = (3, 4, 6, 3)

@@ -1,19 +1,20 @@
-"""ResNets for small images."""
+"""ResNets for small images, with BatchNorm and the non-linearity after each convolution."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Final
 
 from torch import Tensor, nn
 
-from adv_train.models.layers import Normalise, activation_factory, stages
+from adv_train.models.layers import RESNET_STAGES, Normalise, activation_factory, stack
 from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions, each before BatchNorm, added to a shortcut; a non-linearity between and after.
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, added to a shortcut; where the shape changes, that is a 1x1 convolution with BatchNorm.
 
     Args:
         width_in: Channels of the input.
@@ -22,6 +23,8 @@ class Block(nn.Module):
         activation: Makes a non-linearity.
     """
 
+    expansion: Final = 1
+
     def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
@@ -29,47 +32,52 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.act = activation()
-        self.shortcut = _shortcut(width_in, width, stride)
+        self.shortcut = _projection(width_in, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        residual = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        out: Tensor = self.act(residual + self.shortcut(x))
-        return out
+        residual: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        output: Tensor = self.act(residual + self.shortcut(x))
+        return output
 
 
 class Bottleneck(nn.Module):
-    """Convolutions of 1x1, 3x3 and 1x1 pixels, each before BatchNorm, added to a shortcut.
+    """Convolutions of 1x1, 3x3 (which has the stride) and 1x1, to four times the width, added to a shortcut.
 
-    Args:
-        width_in: Channels of the input.
-        width: Channels of the output, four times those in between.
-        stride: Of the 3x3 convolution and of the shortcut.
-        activation: Makes a non-linearity.
+    The arguments are those of `BasicBlock`.
     """
+
+    expansion: Final = 4
 
     def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
-        narrow = width // 4
-        self.conv1 = nn.Conv2d(width_in, narrow, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(narrow)
-        self.conv2 = nn.Conv2d(narrow, narrow, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(narrow)
-        self.conv3 = nn.Conv2d(narrow, width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(width_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, self.expansion * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(self.expansion * width)
         self.act = activation()
-        self.shortcut = _shortcut(width_in, width, stride)
+        self.shortcut = _projection(width_in, self.expansion * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        residual = self.act(self.bn1(self.conv1(x)))
-        residual = self.bn3(self.conv3(self.act(self.bn2(self.conv2(residual)))))
-        out: Tensor = self.act(residual + self.shortcut(x))
-        return out
+        """Map ``(batch, width_in, h, w)`` to ``(batch, 4 width, h / stride, w / stride)``."""
+        residual: Tensor = self.act(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
+        output: Tensor = self.act(self.bn3(self.conv3(residual)) + self.shortcut(x))
+        return output
+
+
+def _projection(width_in: int, width_out: int, stride: int) -> nn.Module:
+    if stride == 1 and width_in == width_out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False), nn.BatchNorm2d(width_out))
 
 
 class ResNet(nn.Module):
-    """A ResNet (He et al., CVPR 2016) for small images: stem of 3x3 pixels and stride 1, no max-pooling.
+    """A ResNet for small images: a 3x3 stem of stride 1, no max-pooling.
+
+    Source: He et al. (CVPR 2016, "Deep residual learning for image recognition"), with the stem that is usual for
+    images of 32 pixels.
 
     Args:
         channels: Of the images.
@@ -77,17 +85,15 @@ class ResNet(nn.Module):
         image_size: Side of the images in pixels; any size works, since the features are averaged over the image.
         mean: Of each channel, for the normalisation inside.
         std: Of each channel, for the normalisation inside.
-        activation: ``"relu"``, or ``"silu"`` where a smooth network is wanted.
-        raw: Leave the normalisation out, for weights that were trained without.
+        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
 
     Raises:
         UserError: When there is no such activation.
     """
 
-    #: As those of `adv_train.models.preact_resnet.PreActResNet`.
+    block: ClassVar[Callable[..., nn.Module]] = BasicBlock
+    expansion: ClassVar[int] = BasicBlock.expansion
     depths: ClassVar[tuple[int, ...]]
-    block: ClassVar[type[nn.Module]] = Block
-    expansion: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -98,15 +104,15 @@ class ResNet(nn.Module):
         std: Sequence[float],
         *,
         activation: str = "relu",
-        raw: bool = False,
     ) -> None:
         super().__init__()
         act = activation_factory(activation)
-        self.normalise = nn.Identity() if raw else Normalise(mean, std)
+        self.normalise = Normalise(mean, std)
         self.stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(64)
         self.act = act()
-        self.blocks, width = stages(self.block, act, 64, self.expansion, self.depths)
+        stages = [(width, n, stride) for (width, stride), n in zip(RESNET_STAGES, self.depths, strict=True)]
+        self.blocks, width = stack(partial(type(self).block, activation=act), 64, stages, self.expansion)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,26 +124,21 @@ class ResNet(nn.Module):
 
 @MODELS.register("resnet-18")
 class ResNet18(ResNet):
-    """ResNet-18 for small images; 11.2 million parameters."""
+    """ResNet-18 for small images: stride-1 stem, no max-pooling."""
 
     depths = (2, 2, 2, 2)
 
 
 @MODELS.register("resnet-34")
 class ResNet34(ResNet):
-    """ResNet-34 for small images; 21.3 million parameters."""
+    """ResNet-34 for small images."""
 
     depths = (3, 4, 6, 3)
 
 
 @MODELS.register("resnet-50")
 class ResNet50(ResNet):
-    """ResNet-50 for small images; 23.5 million parameters."""
+    """ResNet-50 for small images, of bottleneck blocks."""
 
-    depths, block, expansion = (3, 4, 6, 3), Bottleneck, 4
-
-
-def _shortcut(width_in: int, width: int, stride: int) -> nn.Module:
-    if stride == 1 and width_in == width:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(width_in, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width))
+    block, expansion = Bottleneck, Bottleneck.expansion
+    depths = (3, 4, 6, 3)

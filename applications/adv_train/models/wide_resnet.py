@@ -1,64 +1,27 @@
-"""Wide ResNets."""
+"""Wide ResNets: pre-activation ResNets of three stages, many times as wide as the first networks of that form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from adv_train.errors import UserError
-from adv_train.models.layers import Normalise, activation_factory
+from adv_train.models.layers import activation_factory
+from adv_train.models.preact_blocks import Padding, PreActBlock
+from adv_train.models.preact_resnet import PreActNetwork
 from adv_train.models.registry import MODELS
-from adv_train.precision import at_full_resolution
+from adv_train.values import Range
 
 
-class WideBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and the non-linearity, with dropout between, added to a shortcut.
+class WideResNet(PreActNetwork):
+    """WRN-depth-factor: a stem of 16 channels, then three stages of (depth - 4) / 6 blocks.
 
-    Where the width changes, the shortcut is a 1x1 convolution of the input after BatchNorm and the non-linearity.
+    Convolutions start from He's normal distribution by the channels that go out, the bias of the last layer from zero.
 
-    Args:
-        width_in: Channels of the input.
-        width: Channels of the output.
-        stride: Of the first convolution and of the shortcut.
-        activation: Makes a non-linearity.
-        dropout: Share of the channels' pixels that are left out.
-        one_sided: Pad the input of a convolution of stride 2 below and to the right alone.
-    """
-
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        stride: int,
-        activation: Callable[[], nn.Module],
-        *,
-        dropout: float,
-        one_sided: bool,
-    ) -> None:
-        super().__init__()
-        self.pads = one_sided and stride == 2
-        self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=0 if self.pads else 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.act = activation()
-        self.shortcut = None if width_in == width else nn.Conv2d(width_in, width, 1, stride=stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        active: Tensor = self.act(self.bn1(x))
-        shortcut: Tensor = x if self.shortcut is None else self.shortcut(active)
-        residual = self.conv1(F.pad(active, (0, 1, 0, 1)) if self.pads else active)
-        out: Tensor = shortcut + self.conv2(self.dropout(self.act(self.bn2(residual))))
-        return out
-
-
-class WideResNet(nn.Module):
-    """A Wide ResNet (Zagoruyko and Komodakis, BMVC 2016).
+    Source: Zagoruyko and Komodakis (BMVC 2016, "Wide residual networks").
 
     Args:
         channels: Of the images.
@@ -66,19 +29,17 @@ class WideResNet(nn.Module):
         image_size: Side of the images in pixels; any size works, since the features are averaged over the image.
         mean: Of each channel, for the normalisation inside.
         std: Of each channel, for the normalisation inside.
-        activation: ``"relu"``, or ``"silu"`` as in the networks of Gowal et al. (2020).
-        raw: Leave the normalisation out, for weights that were trained without.
-        dropout: Share of what passes between the convolutions of a block that is left out in training.
-        one_sided: Pad the inputs of convolutions of stride 2 below and to the right alone, as the networks of Gowal
-            et al. (2020) do.
+        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        dropout: Probability of a zero between the two convolutions of a block, in train mode.
+        padding: Of convolutions of stride 2: even on all sides as published, or one pixel at the end of rows and
+            columns, as in the networks of Gowal et al. (2020, "Uncovering the limits of adversarial training").
 
     Raises:
-        UserError: When there is no such activation, or dropout is no share.
+        UserError: When there is no such activation, or padding at the end meets images whose side 4 does not divide.
     """
 
-    #: Layers in all, and how many times 16, 32 and 64 channels the three groups of blocks have.
     depth: ClassVar[int]
-    width: ClassVar[int]
+    factor: ClassVar[int]
 
     def __init__(
         self,
@@ -89,64 +50,62 @@ class WideResNet(nn.Module):
         std: Sequence[float],
         *,
         activation: str = "relu",
-        raw: bool = False,
-        dropout: float = 0.0,
-        one_sided: bool = False,
+        dropout: Annotated[float, Range(0, 0.99)] = 0.0,
+        padding: Padding = "even",
     ) -> None:
-        super().__init__()
-        if not 0 <= dropout < 1:
-            raise UserError(f"`dropout` must be at least 0 and below 1, but is {dropout}.")
+        if padding == "end" and image_size % 4:
+            raise UserError(f"padding=end needs images whose side is divisible by 4, but it is {image_size} pixels.")
         act = activation_factory(activation)
-        self.normalise = nn.Identity() if raw else Normalise(mean, std)
-        self.stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        blocks: list[nn.Module] = []
-        width_in = 16
-        for group in range(3):
-            width = self.width * 16 * 2**group
-            for index in range((self.depth - 4) // 6):
-                stride = 2 if group and not index else 1
-                blocks.append(WideBlock(width_in, width, stride, act, dropout=dropout, one_sided=one_sided))
-                width_in = width
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(width_in)
-        self.act = act()
-        self.head = nn.Linear(width_in, classes)
+        blocks = (self.depth - 4) // 6
+        super().__init__(
+            channels,
+            classes,
+            mean,
+            std,
+            stem=16,
+            stages=[(16 * self.factor, blocks, 1), (32 * self.factor, blocks, 2), (64 * self.factor, blocks, 2)],
+            block=partial(PreActBlock, activation=act, shortcut="activated", dropout=dropout, padding=padding),
+            expansion=PreActBlock.expansion,
+            activation=act,
+            final_norm=True,
+        )
+        self.padding = padding
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
-        stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
-        features: Tensor = self.blocks(stem)
-        pooled = self.act(self.bn(features)).mean(dim=(2, 3))
-        return at_full_resolution(self.head, pooled)
-
 
 @MODELS.register("wrn-16-8")
 class WRN16x8(WideResNet):
-    """Wide ResNet of 16 layers, 8 times as wide; 11 million parameters."""
+    """Wide ResNet of 16 layers and widening factor 8 (11 million parameters)."""
 
-    depth, width = 16, 8
+    depth, factor = 16, 8
+
+
+@MODELS.register("wrn-22-8")
+class WRN22x8(WideResNet):
+    """Wide ResNet of 22 layers and factor 8 (17 million): the code of Zhang et al. (ICML 2022) for their WRN-16-8."""
+
+    depth, factor = 22, 8
 
 
 @MODELS.register("wrn-28-10")
 class WRN28x10(WideResNet):
-    """Wide ResNet of 28 layers, 10 times as wide; 36.5 million parameters."""
+    """Wide ResNet of 28 layers and widening factor 10 (36 million parameters)."""
 
-    depth, width = 28, 10
+    depth, factor = 28, 10
 
 
 @MODELS.register("wrn-34-10")
 class WRN34x10(WideResNet):
-    """Wide ResNet of 34 layers, 10 times as wide; 46.2 million parameters."""
+    """Wide ResNet of 34 layers and widening factor 10 (46 million parameters)."""
 
-    depth, width = 34, 10
+    depth, factor = 34, 10
 
 
 @MODELS.register("wrn-70-16")
 class WRN70x16(WideResNet):
-    """Wide ResNet of 70 layers, 16 times as wide; 266.8 million parameters."""
+    """Wide ResNet of 70 layers and widening factor 16 (267 million parameters)."""
 
-    depth, width = 70, 16
+    depth, factor = 70, 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adv_train.report.page import render, write_report
 from adv_train.report.sections import NextStep, Section, Table
-from adv_train.report.summary import RunSummary, accuracy_title, class_rows, number, percent, results_table
+from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, number, percent, results_table
 from adv_train.tables import FORMATS, Figure, write_table
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Section",
     "Table",
     "accuracy_title",
+    "budget",
     "class_rows",
     "number",
     "percent",

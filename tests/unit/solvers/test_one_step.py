@@ -50,3 +50,11 @@ def test_each_lane_is_normalised_by_its_own_length() -> None:
     theta = torch.tensor([[3.0, 4.0], [-30.0, 40.0]], dtype=torch.float64)
     z = blo.argmin(lower, theta, torch.zeros(2, 2).double(), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
     torch.testing.assert_close(z, torch.tensor([[-0.6, -0.8], [0.6, -0.8]], dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_gradient_whose_squares_underflow_or_overflow_is_normalised_all_the_same(scale: float) -> None:
+    lower = blo.LowerProblem(lambda t, z: (t * z).sum(-1))
+    theta = scale * torch.tensor([3.0, 4.0])
+    z = blo.argmin(lower, theta, torch.zeros(2), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
+    torch.testing.assert_close(z, torch.tensor([-0.6, -0.8]), rtol=1e-6, atol=0)
