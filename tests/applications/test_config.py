@@ -118,6 +118,27 @@ def test_cycling_needs_momentum_to_take_from() -> None:
         CONFIG.changed({"momentum_cycling": True, "momentum": 0.05})
 
 
+@pytest.mark.parametrize(
+    ("factor", "epochs", "milestones", "warmup", "average"), [(1.4, 28, (7, 25), 4, 14), (0.1, 2, (1, 2), 0, 1)]
+)
+def test_a_run_is_stretched_with_all_that_is_counted_in_epochs(
+    factor: float, epochs: int, milestones: tuple[int, ...], warmup: int, average: int
+) -> None:
+    said = {"schedule": "multistep", "milestones": "5,18", "eps_warmup": 3, "average_from": 10}
+    config = CONFIG.changed({**said, "epochs": 20})
+    longer = config.stretched(factor)
+    assert (longer.training.epochs, longer.optimizer.milestones) == (epochs, milestones)
+    assert (longer.training.eps_warmup, longer.training.average_from) == (warmup, average)
+    changed = {"epochs", "milestones", "eps_warmup", "average_from"}
+    assert {text.split()[0] for text in longer.differences(config)} == changed
+    assert not config.stretched(1).differences(config)
+
+
+def test_a_run_without_an_epoch_is_refused() -> None:
+    with pytest.raises(UserError, match="`epochs`"):
+        CONFIG.stretched(0.1)
+
+
 def test_a_large_seed_keeps_all_its_digits() -> None:
     assert CONFIG.changed({"seed": 2**63 + 1}).training.seed == 2**63 + 1
 

@@ -64,21 +64,22 @@ def preact_resnet_by_hand(model: nn.Module, x: Tensor, train: bool) -> Tensor:
     mean, std = torch.tensor(CIFAR["mean"]), torch.tensor(CIFAR["std"])
     x = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
     x = F.conv2d(x, next(weights), padding=1)
-    width_in = 64
-    for width, stride in STAGES:
+    first_width = width_before = x.shape[1]
+    for width, stride in ((width * first_width // 64, stride) for width, stride in STAGES):
         first, conv1 = (next(weights), next(weights)), next(weights)
         second, conv2 = (next(weights), next(weights)), next(weights)
-        shortcut = x if width == width_in else F.conv2d(x, next(weights), stride=stride)
+        shortcut = x if width == width_before else F.conv2d(x, next(weights), stride=stride)
         y = F.conv2d(bn_relu(x, *first, next(statistics), next(statistics)), conv1, stride=stride, padding=1)
         y = F.conv2d(bn_relu(y, *second, next(statistics), next(statistics)), conv2, padding=1)
-        x, width_in = y + shortcut, width
+        x, width_before = y + shortcut, width
     x = bn_relu(x, next(weights), next(weights), next(statistics), next(statistics))
     return x.mean((2, 3)) @ next(weights).T + next(weights)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_preact_resnet_is_the_published_network(train: bool) -> None:
-    model = create("preact-resnet-18").train(train)
+@pytest.mark.parametrize(("train", "options"), [(False, {}), (True, {}), (True, {"base_width": 6})])
+def test_preact_resnet_is_the_published_network_or_a_narrow_one(train: bool, options: dict[str, int]) -> None:
+    model = create("preact-resnet-18", **options).train(train)
+    assert model.get_submodule("stem").out_channels == options.get("base_width", 64)
     x = images(3, 3, 16, 16)
     expected = preact_resnet_by_hand(model, x, train)
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)

@@ -37,7 +37,7 @@ def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: 
 def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
     """Return the forward passes that a step of a run costs, on the run's own network.
 
-    Two images suffice, since all costs grow with the batch.
+    Eight images are enough, since all costs grow with the batch, and a method may set a quarter of it apart.
 
     Args:
         config: Of the run.
@@ -45,8 +45,8 @@ def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
     """
     model = models.create(config.model.name, **arguments, seed=0, **config.model.options)
     side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
-    x = torch.rand(2, arguments["channels"], side, side, generator=generator)
-    batch = Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    x = torch.rand(8, arguments["channels"], side, side, generator=generator)
+    batch = Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8))
     return forward_equivalents(config.full_method, model.train(), batch, config.threat)
 
 

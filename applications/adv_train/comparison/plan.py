@@ -97,7 +97,7 @@ def plan(
     dataset = load_data(next(iter(configs.values())), None)
     check_classes(attacks, dataset.classes)
     arguments = dataset.model_arguments()
-    forwards = {name: config.method.replays() * step_cost(config, arguments) for name, config in configs.items()}
+    forwards = {name: config.full_method.replays() * step_cost(config, arguments) for name, config in configs.items()}
     if cost is not None:
         _check_cost(cost, forwards)
     images = len(dataset.test) if limit is None else min(limit, len(dataset.test))
@@ -106,7 +106,7 @@ def plan(
     def cell(contender: Contender, seed: int) -> Cell:
         config, name = contender.config(common, flags, seed), f"{contender.folder}-seed{seed}"
         if cost is not None:
-            config = config.changed({"epochs": _scaled(config, contender.name, cost / forwards[contender.name])})
+            config = _stretched(config, contender.name, cost / forwards[contender.name])
         made = Cell(name, out / name, config, judgements)
         made.run.check(config)
         return made
@@ -135,13 +135,11 @@ def _shown(value: Any) -> Any:
     return format_fraction(value) if isinstance(value, float) else value
 
 
-def _scaled(config: RunConfig, name: str, factor: float) -> int:
-    epochs = round(factor * config.training.epochs)
-    if epochs == 0:
-        raise UserError(
-            f"At this `cost` {name} would get {factor * config.training.epochs:.2f} epochs: raise `epochs`."
-        )
-    return epochs
+def _stretched(config: RunConfig, name: str, factor: float) -> RunConfig:
+    epochs = factor * config.training.epochs
+    if round(epochs) == 0:
+        raise UserError(f"At this `cost` {name} would get {epochs:.2f} epochs: raise `epochs`.")
+    return config.stretched(factor)
 
 
 def _check_cost(cost: float, forwards: Mapping[str, float]) -> None:

@@ -97,6 +97,18 @@ class RunConfig:
         """
         return RunConfig.of(flat(self.to_mapping(), found))
 
+    def stretched(self, factor: float) -> RunConfig:
+        """Give the run over `factor` times as many epochs, rounded; all that a schedule counts in epochs moves along.
+
+        Raises:
+            UserError: When no epoch is left.
+        """
+        training, epochs = self.training, round(factor * self.training.epochs)
+        counted = {"eps_warmup": training.eps_warmup, "average_from": training.average_from}
+        moved = {key: min(round(factor * count), epochs - 1) for key, count in counted.items() if count}
+        milestones = tuple(max(1, round(factor * milestone)) for milestone in self.optimizer.milestones)
+        return self.changed({"epochs": epochs, "milestones": milestones, **moved})
+
     def differences(self, other: RunConfig) -> tuple[str, ...]:
         """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``.
 

@@ -79,6 +79,7 @@ class PreActResNet(PreActNetwork):
         shortcut: What the 1x1 convolutions of shortcuts see: the raw or the activated input of the block. By default
             as in the code of Zhang et al.: raw in ResNet-18 and 34, activated in ResNet-50.
         final_norm: BatchNorm and the non-linearity before the last layer.
+        base_width: Channels of the stem and width of the first stage; 64 as published, fewer where a processor trains.
 
     Raises:
         UserError: When there is no such activation.
@@ -99,16 +100,18 @@ class PreActResNet(PreActNetwork):
         activation: str = "relu",
         shortcut: Shortcut | None = None,
         final_norm: bool = True,
+        base_width: Count = 64,
     ) -> None:
         act = activation_factory(activation)
+        widths = [(width * base_width // 64, stride) for width, stride in RESNET_STAGES]
         chosen: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
         super().__init__(
             channels,
             classes,
             mean,
             std,
-            stem=64,
-            stages=[(width, n, stride) for (width, stride), n in zip(RESNET_STAGES, self.depths, strict=True)],
+            stem=base_width,
+            stages=[(width, n, stride) for (width, stride), n in zip(widths, self.depths, strict=True)],
             block=partial(type(self).block, activation=act, **chosen),
             expansion=self.expansion,
             activation=act,
