@@ -62,6 +62,11 @@ class Threat(Checked):
         """
         return "sign" if self.norm == "linf" else "normalized"
 
+    def matches(self, other: Threat) -> bool:
+        """Tell whether both allow the same, up to the rounding of a budget that was written as text."""
+        same = (self.norm, self.low, self.high) == (other.norm, other.low, other.high)
+        return same and abs(self.eps - other.eps) < 1e-9
+
     def check_images(self, shape: Sequence[int]) -> None:
         """Refuse a budget within which every image of this shape can become any other.
 

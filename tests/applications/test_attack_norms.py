@@ -203,17 +203,21 @@ def test_a_gradient_that_is_there_raises_no_alarm(norm: Norm) -> None:
 # --- AutoAttack -------------------------------------------------------------------------------------------------------
 
 
-@EACH
-def test_autoattack_finds_the_exact_robust_accuracy_of_a_linear_model(
-    norm: Norm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAB and Square cut short: where APGD finds everything they take most of the time."""
     standard = AutoAttack._set_version
 
     def shorter(attack: AutoAttack, version: str) -> None:
         standard(attack, version)
-        attack.square.n_queries, attack.fab.n_iter = 50, 5  # nothing is left for them to find
+        attack.square.n_queries, attack.fab.n_iter = 50, 5
 
     monkeypatch.setattr(AutoAttack, "_set_version", shorter)
+
+
+@EACH
+@pytest.mark.usefixtures("short_autoattack")
+def test_autoattack_finds_the_exact_robust_accuracy_of_a_linear_model(norm: Norm) -> None:
     eps = RADII[norm] / 3
     model, x, y = wide_linear_case(0, classes=4, n=24)
     robust, adversarial = autoattack(model, x, y, eps=eps, norm=norm, seed=3)

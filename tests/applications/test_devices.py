@@ -22,7 +22,9 @@ def test_a_training_step_stays_on_the_device_and_does_not_wait(model: str, metho
     params, batch = dict(network.named_parameters()), Batch(x, y, torch.arange(4, device=DEVICE))
     with Accelerator() as accelerator:
         # Not through `training_gradient`, which looks at its images.
-        step = methods.METHODS.create(method)(network, params, batch, Threat("linf", 8 / 255))
+        made = methods.METHODS.create(method)
+        steps = [made(network, params, batch, Threat(norm, 8 / 255)) for norm in made.norms]  # type: ignore[arg-type]
     assert accelerator.waits == 0
-    assert {grad.device for grad in step.grads.values()} == {DEVICE}
-    assert step.loss.device == step.delta.device == DEVICE
+    for step in steps:
+        assert {grad.device for grad in step.grads.values()} == {DEVICE}
+        assert step.loss.device == step.delta.device == DEVICE

@@ -211,9 +211,12 @@ def test_a_data_set_a_split_and_batches_are_judged_as_their_images() -> None:
         ({"images": [(torch.rand(2, 1, 3, 4), torch.tensor([0, 1]))]}, "leave `labels` out"),
         ({"attacks": ["pdg"]}, "`pgd`"),
         ({"attacks": ["pgd", PGDAttack(steps=1)]}, "given twice"),
-        ({"threat": Threat("l2", 0.5)}, "norm `l2`"),
-        ({"threat": Threat("l2", 0.5), "attacks": ["autoattack"]}, "AutoAttack attacks in the norm linf"),
-        ({"threat": Threat("linf", 0.5, -1, 1), "attacks": ["autoattack"]}, "AutoAttack attacks in the norm linf"),
+        ({"threat": Threat("l2", 3.5)}, "must not exceed 3.464 in l2"),
+        ({"threat": Threat("l2", 0.5), "attacks": ["autoattack"]}, "AutoAttack in l2 needs images of at least 5 x 5"),
+        (
+            {"threat": Threat("linf", 0.5, -1, 1), "attacks": ["autoattack"]},
+            r"AutoAttack attacks images in \[0, 1\] only",
+        ),
         ({"class_names": ["a"]}, "`class_names`"),
         ({"files": ["a"]}, "`files`"),
         ({"labels": torch.full((40,), 4)}, "4 logits"),
@@ -303,18 +306,18 @@ def test_no_record_overwrites_another_and_the_fullest_of_the_best_checkpoint_sta
         replace(judged, about={**best, "weights": "other"}),
     ]
     for count, record in enumerate(kept, start=1):
-        write(record, tmp_path, eps=0.05)
+        write(record, tmp_path, threat=Threat("linf", 0.05))
         assert len(records(tmp_path)) == count
     content = json.loads((tmp_path / "eval.json").read_text())
     assert (content["checkpoint"], content["n"], content["eps"]) == ("best.pt", 40, 0.05)
     assert content["ra_aa"] == judged.ra_aa
     assert [record["file"].partition("/")[2] for record in content["records"]] == records(tmp_path)
     assert sorted(record["n"] for record in content["records"]) == [20, 40, 40, 40, 40, 40]
-    write(kept[0], tmp_path, eps=0.05)  # The same again is the same record.
+    write(kept[0], tmp_path, threat=Threat("linf", 0.05))  # The same again is the same record.
     assert len(records(tmp_path)) == 6
-    assert read(tmp_path, eps=0.1).summary() == kept[3].summary()
+    assert read(tmp_path, threat=Threat("linf", 0.1)).summary() == kept[3].summary()
     later = replace(quick, about={"checkpoint": "best.pt", "epoch": 5})
-    write(later, tmp_path, eps=0.05)  # Training went on: the weights of epoch 2 are gone.
+    write(later, tmp_path, threat=Threat("linf", 0.05))  # Training went on: the weights of epoch 2 are gone.
     assert json.loads((tmp_path / "eval.json").read_text())["epoch"] == 5
 
 

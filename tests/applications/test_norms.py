@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adv_train import methods, training_gradient
+from adv_train.bench.count import forward_equivalents
+from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.threat import Threat
 from tests.applications.test_methods import assert_close, assert_same_bits, case
@@ -131,6 +133,15 @@ def test_pgd_with_one_step_is_fast_at(norm: str) -> None:
     once = training_gradient(model, x, y, method="fast-at", **same)
     assert (pgd.delta - once.delta).abs().max() <= 1e-14
     assert_close(pgd.grads, once.grads, 1e-12)
+
+
+@pytest.mark.parametrize(("name", "cost"), [("fast-at", 5), ("n-fgsm", 5), ("pgd-at", 7), ("fast-bat", 11)])
+def test_the_cost_is_that_of_linf(name: str, cost: float) -> None:
+    model, x, y, _ = case(0, name="preact-resnet-18", dtype=torch.float32)
+    batch, method = Batch(x, y, torch.arange(len(y))), methods.METHODS.create(name)
+    for norm, eps in BUDGETS.items():
+        found = forward_equivalents(method, model, batch, Threat(norm, eps))  # type: ignore[arg-type]
+        assert found == pytest.approx(cost, abs=0.2)
 
 
 @pytest.mark.parametrize("norm", ["linf", *BUDGETS])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adv_train.threat import Threat
 
-_HALVINGS = 60
-"""Of an interval: what is left of it is below the rounding of double precision."""
+_HALVINGS = 50
+"""Of an interval of length 1: what is left of it is about the rounding of double precision."""
 
 
 class Geometry(Protocol):

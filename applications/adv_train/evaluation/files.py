@@ -104,7 +104,7 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
         return (
             record.about.get("checkpoint") == "best.pt",
             record.about.get("epoch", 0),
-            threat is None or (record.threat.norm == threat.norm and abs(record.eps - threat.eps) < 1e-9),
+            threat is None or record.threat.matches(threat),
             "autoattack" in record.attacks,
             "pgd" in record.attacks,
             record.n,

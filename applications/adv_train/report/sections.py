@@ -113,17 +113,18 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
         for found in run.records:
             accuracies = [found.get("sa"), *(found.get("ra", {}).get(name) for name in attacks)]
             epoch = f", epoch {found['epoch']}" if "epoch" in found else ""
+            norm = found.get("norm", "linf")
             rows.append(
                 [
                     run.name,
                     f"{found.get('checkpoint', '–')}{epoch}",
-                    budget(found),
+                    f"{found['eps']:.4g}{'' if norm == 'linf' else f' in {norm}'}",
                     str(found["n"]),
                     _effort(found.get("attacks", {})),
                     *(Figure(accuracy, percent(accuracy)) for accuracy in accuracies),
                 ]
             )
-    return Table(("run", "checkpoint", "budget", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
+    return Table(("run", "checkpoint", "ε", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
 
 
 def published(runs: Sequence[RunSummary]) -> Table | None:
