@@ -12,6 +12,7 @@ from adv_train.models.layers import RESNET_STAGES, Normalise, activation_factory
 from adv_train.models.preact_blocks import PreActBlock, PreActBottleneck, Shortcut
 from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
+from adv_train.values import Count
 
 
 class PreActNetwork(nn.Module):
