@@ -139,6 +139,17 @@ def test_a_run_without_an_epoch_is_refused() -> None:
         CONFIG.stretched(0.1)
 
 
+def test_no_two_sections_have_a_key_of_one_name() -> None:
+    named = {"method": METHODS.names(), "model": MODELS.names()}
+    keys = {
+        section: {
+            short(section, leaf.field) for choice in named.get(section, [None]) for leaf in fields(section, choice)
+        }
+        for section in SECTIONS
+    }
+    assert sum(map(len, keys.values())) == len(set().union(*keys.values()))
+
+
 def test_a_large_seed_keeps_all_its_digits() -> None:
     assert CONFIG.changed({"seed": 2**63 + 1}).training.seed == 2**63 + 1
 
