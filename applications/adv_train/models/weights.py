@@ -88,7 +88,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # damaged files fail in any way
         raise UserError(f"`{path}` is not a weights file that PyTorch can read, or is damaged.") from error
     for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
