@@ -9,7 +9,6 @@ from blo import tree
 from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
-from blo._draws import may_draw
 from blo._entrance import outside_compile, with_numbers
 from blo._failures import Checks
 from blo._hoist import hoist
@@ -106,7 +105,7 @@ def _argmin(
         checks.held()
     if wanted:
         checks.fixed(lower.term)
-    solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, drawing=may_draw(lower.objective))
+    solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, objective=lower.objective)
     found = problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():

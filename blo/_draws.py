@@ -29,7 +29,7 @@ def may_draw(function: Any) -> bool:
 
 def _may_draw(values: Iterable[Any], depth: int, seen: set[int]) -> bool:
     for value in values:
-        if id(value) in seen:
+        if isinstance(value, torch.Tensor) or id(value) in seen:
             continue
         seen.add(id(value))
         owner = value.__self__ if isinstance(value, MethodType | BuiltinMethodType) else None

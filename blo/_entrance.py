@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from blo import tree
 from blo._autodiff import transforms_active
@@ -70,7 +69,7 @@ def with_numbers(function: F) -> F:
         try:
             return function(*arguments, **options)
         except (RuntimeError, NotImplementedError) as error:
-            given = [leaf for leaf in tree.leaves((arguments, options)) if isinstance(leaf, Tensor) and leaf.is_meta]
+            given = [leaf for leaf in tree.tensors((arguments, options)) if leaf.is_meta]
             if not given or isinstance(error, StructureError):
                 raise
             raise StructureError(

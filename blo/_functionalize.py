@@ -138,7 +138,7 @@ class Functional:
             raise StructureError(f"targets need a loss, but {len(targets)} came without. Use `functionalize(m, loss)`.")
         moving = [name for name in self._layers.moving() if name not in self._held]
         if moving:
-            if transforms_active() and lanes_of(_tensors((parameters, inputs, keywords))):
+            if transforms_active() and lanes_of(tree.tensors((parameters, inputs, keywords))):
                 raise StructureError(
                     f"one evaluation must find the singular vectors {moving} of spectral norms, but inside `vmap` each "
                     "lane has its own. Evaluate once outside `vmap` before, or use the module in evaluation mode."
@@ -164,7 +164,7 @@ class Functional:
             iterate: let spectral norms make their power iterations, instead of those vectors that are held.
         """
         state = self._state(parameters)
-        given = _tensors((inputs, keywords))
+        given = tree.tensors((inputs, keywords))
         if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()):
             refuse_reentrant()
         live = tuple(tensor.requires_grad for tensor in (*parameters.values(), *given))
@@ -181,7 +181,7 @@ class Functional:
             copies = {name: _copy(tensor) for name, tensor in {**self._own(), **parameters}.items()}
             state.update(self._state(copies))
             moving = (*parameters, *(name for name in copies if copies[name].requires_grad))
-            inner = _tensors((inputs, keywords))
+            inner = tree.tensors((inputs, keywords))
             live_inputs = [tensor for tensor in inner if tensor.requires_grad]
             stale = Stale(
                 [*(copies[name] for name in moving), *live_inputs], {k: state[k] for k in self._buffers.names}
@@ -342,10 +342,6 @@ def _require_fit(module: nn.Module, arguments: tuple[Any, ...], keywords: Mappin
 
 def _copy(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _tensors(given: Any) -> list[Tensor]:
-    return [leaf for leaf in tree.leaves(given) if isinstance(leaf, Tensor)]
 
 
 def _draw(generator: torch.Generator) -> int:

@@ -87,7 +87,7 @@ class _Finder(TorchFunctionMode):
         kwargs = kwargs or {}
         self.note((args, kwargs))
         result = function(*args, **kwargs)
-        self._known.update({id(leaf): leaf for leaf in tree.leaves(result) if isinstance(leaf, Tensor)})
+        self._known.update({id(leaf): leaf for leaf in tree.tensors(result)})
         return result
 
 

@@ -14,7 +14,6 @@ from blo import _bounds
 from blo._arguments import require_function
 from blo._autocast import without
 from blo._checkpoints import sound_checkpoints
-from blo._draws import may_draw
 from blo._entrance import outside_compile, outside_transforms, with_numbers
 from blo._failures import Checks
 from blo._layout import Layout
@@ -111,9 +110,7 @@ def value_and_hypergrad(
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver, problem = equipped(problem, given, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
-    solving = Solving(
-        solver, checks, gradient, defer=isinstance(gradient, Stationary), drawing=may_draw(lower.objective)
-    )
+    solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary), objective=lower.objective)
 
     # Copies: an optimiser moves theta in place, and the report, read after its step, is one of theta as it was here.
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]

@@ -42,13 +42,14 @@ class Looked:
         if self._by_formulas:
             with _Formulas():
                 return self._function(theta, z)
-        given = [leaf for leaf in tree.leaves((theta, z)) if isinstance(leaf, Tensor)]
-        live = any(leaf.requires_grad for leaf in tree.leaves(theta) if isinstance(leaf, Tensor))
         if not torch.is_grad_enabled():
             return self._function(theta, z)
+        upper = tree.tensors(theta)
+        live = any(leaf.requires_grad for leaf in upper)
         if live in self._seen:
             self._passed = theta
             return self._function(theta, z)
+        given = [*upper, *tree.tensors(z)]
         before = versions(given)
         value = self._function(theta, z)
         self._seen.add(live)
@@ -58,7 +59,7 @@ class Looked:
                 "derivative would not be that of the value. Compute what is changed by operations that autograd "
                 "records; for a module use blo.functionalize."
             )
-        if _misleads([leaf for leaf in tree.leaves(value) if isinstance(leaf, Tensor)], given):
+        if _misleads(tree.tensors(value), given):
             self._by_formulas, self._passed = True, object()
             return self(theta, z)
         self._passed = theta
@@ -74,7 +75,7 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        suspect = _suspect(type(node).__name__)
+        suspect = _suspect(type(node))
         if suspect is not None and any(getattr(node, flag, False) for flag in suspect):
             return True
         nodes += [before for before, _ in node.next_functions]
@@ -82,8 +83,9 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
 
 
 @cache
-def _suspect(name: str) -> tuple[str, ...] | None:
-    """Return which attributes of a node of that name, when true, make its derivative another; None: it has none."""
+def _suspect(kind: type) -> tuple[str, ...] | None:
+    """Return which attributes of a node of that class, when true, make its derivative another; None: it has none."""
+    name = kind.__name__
     if name.startswith("WeightNormInterface"):
         return ("next_functions",)  # always
     if "linear_cross_entropy" in name:

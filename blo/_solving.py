@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from blo import tree
 from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._curvature import Place
+from blo._draws import may_draw
 from blo._failures import Checks, unasked
 from blo._remedies import ASTRAY, SMALLER
 from blo._replay import generators
@@ -33,7 +35,7 @@ class Solving:
         gradient: what is made of the solution.
         hoisted: theta holds the captured tensors beside the caller's theta; the solver gets the latter alone.
         defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
-        drawing: the objective holds something that it may draw from besides the generators of torch.
+        objective: the caller's objective, searched for what it may draw from besides the generators of torch.
     """
 
     solver: Solver
@@ -41,7 +43,7 @@ class Solving:
     gradient: Strategy
     hoisted: bool = False
     defer: bool = False
-    drawing: bool = False
+    objective: Any = None
     last: Solution | None = field(default=None, init=False)
     start: Tensor | None = field(default=None, init=False)
 
@@ -119,7 +121,7 @@ class Solving:
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
             found = solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
-        drawn = watched and self.drawing
+        drawn = watched and self._may_draw
         if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found
         # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver. Noise may
@@ -129,6 +131,10 @@ class Solving:
             slope = rest.gradient(place).detach()
             lanes = lanes | ~repeats(rest, Place(place, slope, place, slope))
         return replace(found, random=lanes if found.random is None else found.random | lanes)
+
+    @cached_property
+    def _may_draw(self) -> bool:
+        return may_draw(self.objective)
 
     @property
     def _samples(self) -> bool:

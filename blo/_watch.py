@@ -70,7 +70,7 @@ class Watch(DispatchMode):
                 "not. Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
             )
         result = function(*args, **kwargs)
-        self._stale.see(_tensors((args, kwargs)), _tensors(result), writes)
+        self._stale.see(tree.tensors((args, kwargs)), tree.tensors(result), writes)
         return result
 
 
@@ -99,10 +99,6 @@ def refuse_reentrant() -> None:
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """Return counts of the writes to tensors that torch saw."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree.leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int | None]:

@@ -41,7 +41,12 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
 
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves, whatever they are."""
-    return pytree.tree_leaves(tree)
+    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """Return the leaves that are tensors."""
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:

@@ -33,6 +33,18 @@ class Accelerator(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+class Recorder(TorchDispatchMode):
+    """Records the operations that reach the device."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
 def there(*shape: int) -> Tensor:
     """Return a tensor of doubles on the device."""
     return torch.empty(shape, dtype=torch.float64, device=DEVICE)

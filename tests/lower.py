@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ from blo._bound import Bound
 from blo._problem import FlatProblem
 from tests import oracles
 from tests.oracles import Array, QuadraticCase
+from tests.strategies import normal
 
 THETA = torch.zeros(1, dtype=torch.float64)
+_BOWL = 0.4 * normal(3, 4, 3)
 
 
 def bind(lower: blo.LowerProblem, z0: Tensor, theta: Tensor = THETA) -> tuple[Bound, Tensor]:
@@ -69,6 +71,11 @@ def rosenbrock(z: Tensor) -> Tensor:
     return (100 * (z[..., 1:] - z[..., :-1] ** 2) ** 2 + (1 - z[..., :-1]) ** 2).sum(-1)
 
 
+def bowl(theta: Tensor, z: Tensor) -> Tensor:
+    """Return `sum log cosh(W z + theta) + |z|^2 / 20` for three unknowns and four parameters."""
+    return (_BOWL @ z + theta).cosh().log().sum() + 0.05 * z @ z
+
+
 def logistic(seed: int, samples: int = 60, n: int = 8, ridge: float = 1e-3) -> Callable[[Tensor], Tensor]:
     """Return the mean logistic loss of random data with a ridge penalty."""
     rng = np.random.default_rng(seed)
@@ -88,3 +95,39 @@ class Counted:
     def __call__(self, z: Tensor) -> Tensor:
         self.calls += 1
         return self.function(z)
+
+
+def assert_lanes_rest(solved: Callable[[int], blo.solvers.Solution], budgets: Sequence[int], tol: float) -> None:
+    """Solve three lanes with ever more steps: what has arrived does not move any more."""
+    done: dict[int, Tensor] = {}
+    for steps in budgets:
+        found = solved(steps)
+        assert found.residual is not None
+        for lane in range(3):
+            if lane in done:
+                assert torch.equal(found.z[lane], done[lane])
+            elif found.residual[lane] <= tol:
+                done[lane] = found.z[lane]
+    assert len(done) == 3
+
+
+def assert_unrolls(
+    lower: blo.LowerProblem, theta: Tensor, z0: Tensor, solver: blo.solvers.Solver, step: float = 1e-4
+) -> None:
+    """Compare the derivative of a solver's steps with central differences: backward, `jacrev` and `vmap`."""
+
+    def final(theta: Tensor, gradient: blo.gradients.Strategy) -> Tensor:
+        z: Tensor = blo.argmin(lower, theta, z0, solver=solver, gradient=gradient)
+        return z
+
+    def unrolled(theta: Tensor) -> Tensor:
+        return final(theta, blo.Unrolled())
+
+    truth = oracles.central_difference(
+        lambda t: final(torch.as_tensor(t), blo.Zero()).numpy(), theta.numpy(), step=step
+    )
+    assert np.abs(truth).max() > 0.01  # there is something to compare
+    for found in (torch.autograd.functional.jacobian(unrolled, theta), torch.func.jacrev(unrolled)(theta)):
+        np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-8)
+    each = torch.vmap(unrolled)(torch.stack([theta, 2 * theta]))
+    torch.testing.assert_close(each[1], final(2 * theta, blo.Zero()), rtol=1e-12, atol=1e-12)

@@ -6,7 +6,7 @@ import io
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +30,10 @@ class Checkpoint:
         config: Of the run.
         model_arguments: What `adv_train.models.create` needs beside the model's name: image shape, classes, statistics.
         epoch: Epochs completed.
-        model: The model's state.
+        model: The model's state, as the next step would move it; where the file is only for evaluation, what is judged.
         optimizer: The optimiser's state; empty where the file is only for evaluation.
         memory: What the method remembers; empty where it remembers nothing, or the file is only for evaluation.
+        average: The state of the averaged model; empty where there is none, or the file is only for evaluation.
         history: The records of the epochs so far, as in ``metrics.jsonl``.
         best_epoch: Epoch that ``best.pt`` holds, counted from 1.
         best_score: What it was chosen by, largest first.
@@ -44,9 +45,24 @@ class Checkpoint:
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    average: Mapping[str, Tensor] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     best_epoch: int = 0
     best_score: tuple[float, ...] = ()
+
+    @property
+    def judged(self) -> Mapping[str, Tensor]:
+        """The weights that stand for the run after this epoch: their average, where there is one."""
+        return self.average or self.model
+
+    @property
+    def averaged(self) -> str | None:
+        """Which average they are: `ema 0.9995`; None where they are the weights themselves."""
+        return self.config.training.average_after(self.epoch)
+
+    def for_evaluation(self) -> Checkpoint:
+        """Give what is left without all that only training needs."""
+        return replace(self, model=self.judged, optimizer={}, memory={}, average={}, history=())
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -64,6 +80,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "model": dict(checkpoint.model),
         "optimizer": dict(checkpoint.optimizer),
         "memory": dict(checkpoint.memory),
+        "average": dict(checkpoint.average),
         "history": [dict(record) for record in checkpoint.history],
         "best_epoch": checkpoint.best_epoch,
         "best_score": list(checkpoint.best_score),
@@ -98,6 +115,7 @@ def load(path: Path) -> Checkpoint:
             model=_tensors(payload["model"]),
             optimizer=dict(payload["optimizer"]),
             memory=_tensors(payload.get("memory", {})),
+            average=_tensors(payload.get("average", {})),
             history=tuple(dict(record) for record in payload["history"]),
             best_epoch=int(payload["best_epoch"]),
             best_score=tuple(float(part) for part in payload["best_score"]),

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+#: Names that an error lists.
+_MOST = 30
+
 
 class UserError(Exception):
     """Something the user can put right, told in one line: the command prints it and exits with status 2."""
@@ -23,10 +26,11 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
         valid: Every name that would have been accepted.
 
     Returns:
-        An error to raise; it names the nearest valid names, where any is near, and then all of them.
+        An error to raise; it names the nearest valid names, where any is near, and then all of them, or the first few.
     """
     names = sorted(valid)
     lower_to_name = {valid_name.lower(): valid_name for valid_name in names}
     near = [lower_to_name[match] for match in get_close_matches(name.lower(), lower_to_name, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(f'`{match}`' for match in near)}?" if near else ""
-    return UserError(f"Unknown {kind} `{name}`.{hint} Valid names: {', '.join(names)}.")
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return UserError(f"Unknown {kind} `{name}`.{hint} Valid names: {', '.join(names[:_MOST])}{more}.")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from adv_train import bench, data, evaluation, models
+from adv_train import data, evaluation, models
 from adv_train.attacks import PGD, Attack, StandardAutoAttack
 from adv_train.attacks.autoattack import LEAST_CLASSES
+from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
@@ -63,13 +62,14 @@ def evaluate_run(
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
     config = saved.config
-    _check_classes(attacks, saved.model_arguments["classes"])
+    check_classes(attacks, saved.model_arguments["classes"])
     threat = _threat(config.threat, norm, eps)
     where = find_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     dataset = cut(dataset, limit, where)
     model = build_model(saved).to(where)
@@ -77,6 +77,7 @@ def evaluate_run(
         "checkpoint": run.best.name if which == "best" else run.last.name,
         "epoch": saved.epoch,
         "method": config.method_name,
+        **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
     outcome = evaluate(
@@ -99,6 +100,7 @@ def evaluate_weights(
     out: Path,
     *,
     weights: Path | None = None,
+    normalisation: Literal["data", "none"] | None = None,
     norm: Norm = "linf",
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
@@ -112,10 +114,12 @@ def evaluate_weights(
     """Judge a model that was not trained here, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, or ``package.module:factory``.
+        model_name: A name of `adv_train.models.MODELS.names()`, with options where they are wanted, such as
+            ``wrn-28-10(activation=silu)``; ``torchvision:NETWORK``, or ``package.module:factory``.
         data_name: The data set whose test split it is judged on.
         out: Folder of the record; made where it does not exist.
         weights: File of the weights; None where the factory brings them.
+        normalisation: For weights without mean and standard deviation, as in `adv_train.models.load_weights`.
         norm: Of the attacks.
         eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
@@ -132,9 +136,10 @@ def evaluate_weights(
     where = find_device(device or "auto")
     dataset = cut(data.load(data_name, root=data_root), limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
-    model = models.create(model_name, **arguments, seed=0)
+    name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
+    model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
-        models.load_weights(model, weights)
+        models.load_weights(model, weights, normalisation)
     model = model.to(where).eval()
     about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     about |= origin(model, dataset, where)
@@ -170,6 +175,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     records = evaluation.read_all(path)
     outcome = evaluation.headline(records, config.threat)
     metrics = run.metrics()
+    saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
     return RunSummary(
@@ -180,7 +186,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
         class_names=outcome.class_names,
         metrics=metrics,
         seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
-        forward_equivalents=_forwards(run),
+        forward_equivalents=step_cost(saved.config, saved.model_arguments),
         implicit_share=sum(shares) / len(shares) if shares else None,
         examples=outcome.examples,
     )
@@ -213,20 +219,13 @@ def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
     return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
-def _check_classes(attacks: Sequence[Attack], classes: int) -> None:
+def check_classes(attacks: Sequence[Attack], classes: int) -> None:
+    """Refuse an attack that cannot judge so few classes.
+
+    Raises:
+        UserError: When AutoAttack would.
+    """
     if classes < LEAST_CLASSES and any(isinstance(attack, StandardAutoAttack) for attack in attacks):
         raise UserError(
             f"AutoAttack compares {LEAST_CLASSES} logits, but the model has {classes} classes: add --no-autoattack."
         )
-
-
-def _forwards(run: RunFolder) -> float:
-    """Count the cost of a step on the run's own network; two images suffice, since all costs grow with the batch."""
-    saved = load_checkpoint(run)
-    arguments, config = saved.model_arguments, saved.config
-    side = arguments["image_size"]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, arguments["channels"], side, side, generator=generator)
-    y = torch.zeros(2, dtype=torch.int64)
-    batch = data.Batch(x, y, torch.arange(2))
-    return bench.forward_equivalents(config.method, build_model(saved).train(), batch, config.threat)

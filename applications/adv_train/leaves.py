@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from adv_train import values
@@ -44,15 +45,20 @@ class Leaf:
 
 def leaves(maker: Callable[..., Any]) -> list[Leaf]:
     """Return the parameters of a class or function, in their order."""
+    return list(_leaves(maker))
+
+
+@cache  # reading types and docstrings takes a millisecond, and a command asks for those of each method many times
+def _leaves(maker: Callable[..., Any]) -> tuple[Leaf, ...]:
     # Of a dataclass the class knows the types of inherited fields, which its own module need not know.
     plain_class = inspect.isclass(maker) and not is_dataclass(maker)
     hints = get_type_hints(maker.__init__ if plain_class else maker, include_extras=True)
     told = _told(maker)
-    return [
+    return tuple(
         Leaf(name, hints.get(name), found.default, found.default is found.empty, told.get(name, ""))
         for name, found in inspect.signature(maker).parameters.items()
         if found.kind is not found.VAR_KEYWORD
-    ]
+    )
 
 
 def _told(maker: Callable[..., Any]) -> dict[str, str]:

@@ -82,7 +82,7 @@ def build_model(saved: Checkpoint) -> nn.Module:
     config = saved.config
     try:
         model = models.create(config.model.name, **saved.model_arguments, **config.model.options, seed=0)
-        model.load_state_dict(dict(saved.model))
+        model.load_state_dict(dict(saved.judged))
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)
     except (RuntimeError, TypeError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from adv_train.config import RunConfig, read_yaml, to_yaml
+from adv_train.data import Dataset
 from adv_train.errors import UserError
 from adv_train.files import make_folder, replace_file
 
@@ -92,6 +93,19 @@ class RunFolder:
             raise UserError(f"The record of the splits, `{self.split_file}`, is not JSON ({error}).") from error
         return found
 
+    def check_split(self, dataset: Dataset) -> None:
+        """Make sure that the split which a trained model has seen is known.
+
+        Raises:
+            UserError: When it was recorded, and the record is gone. A split made again may test on images that were
+                trained on.
+        """
+        if dataset.record is not None and not self.split_file.exists():
+            raise UserError(
+                f"`{self.split_file}` is gone, and without it nobody knows which images the run was trained on: "
+                "put it back, or train into another folder."
+            )
+
     def write_split(self, record: Mapping[str, Any]) -> None:
         """Record the splits of an image folder."""
         replace_file(self.split_file, (json.dumps(record, indent=0) + "\n").encode())
@@ -152,6 +166,21 @@ class RunFolder:
             if not self.config_file.exists() or self.config().training != config.training:
                 replace_file(self.config_file, to_yaml(config).encode())
             yield
+
+
+def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return what the best epoch is chosen by, largest first.
+
+    Args:
+        select: ``"robust"``, ``"clean"`` or ``"last"``, as in `adv_train.config.TrainingConfig`.
+        record: Of an epoch.
+    """
+    scores: dict[str, tuple[float, ...]] = {
+        "robust": (record["val_ra"], record["val_sa"]),
+        "clean": (record["val_sa"], record["val_ra"]),
+        "last": (record["epoch"],),
+    }
+    return scores[select]
 
 
 @contextmanager

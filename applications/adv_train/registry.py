@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
-from adv_train import values
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
+from adv_train.written import name_and_options
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -83,13 +82,7 @@ class Registry(Generic[T]):
         Raises:
             UserError: For an unknown name, an option that it lacks, or a value that it cannot take.
         """
-        known = self.options(name)
-        for option in chosen:
-            if option not in known:
-                raise UserError(
-                    f"{self._kind} {name!r} has no option `{option}`; it has {', '.join(known) or 'no options'}."
-                )
-        return self.find(name)(*arguments, **{option: known[option].read(value) for option, value in chosen.items()})
+        return self.find(name)(*arguments, **self._checked(name, chosen))
 
     def read(self, text: object, name: str) -> T:
         """Return what a text such as `pgd` or `pgd(steps=20, restarts=2)` stands for.
@@ -101,11 +94,21 @@ class Registry(Generic[T]):
         Raises:
             UserError: When it is not of that form, or as in `create`.
         """
-        found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text) if isinstance(text, str) else None
-        pairs = [pair.split("=") for pair in (found[2] or "").split(",") if pair.strip()] if found else [[]]
-        if found is None or any(len(pair) != 2 for pair in pairs):
-            raise values.refused(name, "a name, or a name with options such as `name(option=1)`", text)
-        return self.create(found[1].strip(), **{key.strip(): value.strip() for key, value in pairs})
+        part, options = self.parsed(text, name)
+        return self.find(part)(**options)
+
+    def parsed(self, text: object, name: str) -> tuple[str, dict[str, Any]]:
+        """Take such a text apart into the name of the part and its options, read by their types.
+
+        Args:
+            text: What was written.
+            name: What it was written for, for the error.
+
+        Raises:
+            UserError: When it is not of that form, or as in `create`.
+        """
+        part, options = name_and_options(text, name)
+        return part, self._checked(part, options)
 
     def written(self, part: T) -> str:
         """Return the text that `read` makes this part from."""
@@ -127,3 +130,12 @@ class Registry(Generic[T]):
             if type(part) is self._makers[name]:
                 return name
         raise UserError(f"The {self._kind} {type(part).__name__} has no name: put `register(name)` above its class.")
+
+    def _checked(self, name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        known = self.options(name)
+        for option in chosen:
+            if option not in known:
+                raise UserError(
+                    f"{self._kind} {name!r} has no option `{option}`; it has {', '.join(known) or 'no options'}."
+                )
+        return {option: known[option].read(value) for option, value in chosen.items()}

@@ -22,11 +22,18 @@ class TrainingState:
         model: On the device that trains.
         optimizer: Of its parameters.
         memory: What the method remembers.
+        average: A copy of the model that holds an average of its weights; None where there is none.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     memory: State
+    average: nn.Module | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated, selected and judged: the average, where there is one."""
+        return self.model if self.average is None else self.average
 
     def state_dict(self) -> dict[str, Any]:
         """Give all of it as tensors and plain values; they share memory with the state."""
@@ -34,6 +41,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "memory": dict(self.memory),
+            "average": {} if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
@@ -45,6 +53,8 @@ class TrainingState:
         try:
             self.model.load_state_dict(found["model"])
             self.optimizer.load_state_dict(dict(found["optimizer"]))
+            if self.average is not None:
+                self.average.load_state_dict(found["average"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError("the weights are those of another model") from error
         if _kinds(found["memory"]) != _kinds(self.memory):

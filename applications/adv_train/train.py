@@ -21,7 +21,7 @@ from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_data
 from adv_train.observers import Observer, Progress
 from adv_train.observers.alarm import Alarm
-from adv_train.records import RunFolder
+from adv_train.records import RunFolder, score
 from adv_train.trainer import Trainer
 
 
@@ -68,6 +68,8 @@ def fit(
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     dataset = load_data(config, run.split(), device=device)
+    if saved:
+        run.check_split(dataset)
     config.threat.check_images(dataset.train.images.shape[1:])
     trainer = Trainer(config, dataset, device)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
@@ -108,15 +110,15 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: S
     middle = time.perf_counter()
     record = {"epoch": epoch, **trained, **trainer.validate()}
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
-    score = _score(trainer.config.training.select, record)
-    improved = state.best_epoch == 0 or score > state.best_score
+    reached = score(trainer.config.training.select, record)
+    improved = state.best_epoch == 0 or reached > state.best_score
     state = replace(
         state,
         epoch=epoch,
         **trainer.state.state_dict(),
         history=(*state.history, record),
         best_epoch=epoch if improved else state.best_epoch,
-        best_score=score if improved else state.best_score,
+        best_score=reached if improved else state.best_score,
     )
     # Before the checkpoint: killed in between, the epoch is done again and replaces its line.
     run.write_timing([*(line for line in run.timing() if line["epoch"] < epoch), seconds])
@@ -131,7 +133,7 @@ def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:
     # last.pt is the one source of truth and is written first. A process killed before these two files agree with it
     # is put right by the next one, which calls this again; metrics.jsonl comes last and so says that both are done.
     if state.best_epoch == state.epoch:
-        checkpoint.save(run.best, replace(state, optimizer={}, memory={}, history=()))
+        checkpoint.save(run.best, state.for_evaluation())
     run.write_metrics(state.history)
 
 
@@ -150,20 +152,11 @@ def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
 
 def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
     try:
-        trainer.state.load_state_dict({"model": saved.model, "optimizer": saved.optimizer, "memory": saved.memory})
+        trainer.state.load_state_dict(vars(saved))
     except UserError as error:
         raise UserError(
             f"`{run.last}` does not fit the configuration beside it: {error}. Give --out another folder."
         ) from error
-
-
-def _score(select: str, record: dict[str, Any]) -> tuple[float, ...]:
-    scores: dict[str, tuple[float, ...]] = {
-        "robust": (record["val_ra"], record["val_sa"]),
-        "clean": (record["val_sa"], record["val_ra"]),
-        "last": (record["epoch"],),
-    }
-    return scores[select]
 
 
 def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:

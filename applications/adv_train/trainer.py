@@ -1,21 +1,23 @@
-"""One epoch: steps of a method with SGD, then clean and robust accuracy on the validation split."""
+"""One epoch: steps of a method with an optimiser, then clean and robust accuracy on the validation split."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from adv_train import attacks, data, models
+from adv_train import attacks, averaging, data, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.methods import Moment
+from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
-from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.schedules import cycled_momentum, learning_rate, warmed_up
 from adv_train.state import TrainingState
 
 _VALIDATION_BATCH = 500
@@ -37,19 +39,22 @@ class Trainer:
         arguments: dict[str, Any] = dataset.model_arguments()
         model = models.create(config.model.name, **arguments, seed=config.training.seed, **config.model.options)
         if config.model.init is not None:
-            models.load_weights(model, Path(config.model.init))
+            models.load_weights(model, Path(config.model.init), config.model.init_normalisation)
         model = model.to(device)
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=config.optimizer.lr,
-            momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay,
+        self.method = config.full_method
+        self.replays = self.method.replays()
+        bounds = data.batch_bounds(len(dataset.train), config.training.batch_size)
+        self.steps = self.replays * len(bounds)
+        sizes = Sizes(dataset.train.images.shape, dataset.classes, max(stop - start for start, stop in bounds))
+        averages = config.training.ema is not None or config.training.average_from is not None
+        self.state = TrainingState(
+            model,
+            config.optimizer.create(model.parameters()),
+            self.method.remember(model, sizes),
+            copy.deepcopy(model).eval().requires_grad_(False) if averages else None,
         )
-        self.replays = config.method.replays()
-        self.steps = self.replays * len(data.batch_bounds(len(dataset.train), config.training.batch_size))
-        self.state = TrainingState(model, optimizer, config.method.remember(model, len(dataset.train)))
 
     def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
         """Go once through the training split.
@@ -59,14 +64,18 @@ class Trainer:
             count_step: Called after every step.
 
         Returns:
-            Learning rate of the last step, mean loss, and mean share of the implicit gradient.
+            Learning rate of the last step, mean loss, and mean share of the implicit gradient; during the warm-up of
+            eps also the epoch's eps.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
+        noise = data.epoch_generator(self.config.training.seed, epoch, self.device, purpose="method")
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
         parameters: dict[str, Tensor] = {
             name: value for name, value in self.state.model.named_parameters() if value.requires_grad
         }
         self.state.model.train()
+        eps = warmed_up(self.config.threat.eps, epoch, self.config.training.eps_warmup)
+        threat = replace(self.config.threat, eps=eps)
         # Sums stay on the device: reading one number a step would make the host wait for the device every time.
         loss = torch.zeros((), device=self.device)
         share = torch.zeros((), device=self.device)
@@ -76,20 +85,24 @@ class Trainer:
         moment = Moment(*(torch.tensor(n, device=self.device) for n in (epoch * self.steps, self.total, epoch)))
         replayed = (batch for batch in batches for _ in range(self.replays))
         for index, batch in enumerate(replayed):
-            self._set_rates(epoch * self.steps + index)
+            number = epoch * self.steps + index
+            self._set_rates(number)
             with computed_in(self.config.compute.precision, self.device):
-                step = self.config.method(
+                step = self.method(
                     self.state.model,
                     parameters,
                     batch,
-                    self.config.threat,
+                    threat,
                     moment=moment,
                     state=self.state.memory,
-                    generator=generator,
+                    generator=noise,
                 )
             for name, parameter in parameters.items():
                 parameter.grad = step.grads[name]
+            if self.config.optimizer.clip is not None:
+                nn.utils.clip_grad_norm_(parameters.values(), self.config.optimizer.clip)
             self.state.optimizer.step()
+            self._average(number)
             self.state.memory = step.state
             moment.step.add_(1)
             loss += step.loss.detach() * len(batch.y)
@@ -101,6 +114,7 @@ class Trainer:
             "loss": float(loss) / (self.replays * len(self.dataset.train)),
             # 0/0 where the direct part vanishes: JSON has no NaN.
             "implicit_share": mean_share if math.isfinite(mean_share) else None,
+            **({"eps": eps} if epoch < self.config.training.eps_warmup else {}),
         }
 
     @property
@@ -111,19 +125,21 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch.
 
+        The model is the average of the weights, where there is one.
+
         Returns:
             ``val_sa`` and ``val_ra``, and ``val_top_class``: the share of the images that get the most frequent answer.
         """
-        self.state.model.eval()
+        model = self.state.judged.eval()
         generator = torch.Generator(self.device).manual_seed(0)
         robust = torch.zeros((), dtype=torch.int64, device=self.device)
         answers: list[Tensor] = []
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
-                    answers.append(self.state.model(x).argmax(1))
+                    answers.append(model(x).argmax(1))
                 survived, _ = attacks.pgd(
-                    self.state.model,
+                    model,
                     x,
                     y,
                     eps=self.config.threat.eps,
@@ -143,7 +159,16 @@ class Trainer:
 
     def _set_rates(self, step: int) -> None:
         config, steps = self.config.optimizer, self.total
+        shape: dict[str, Any] = {"schedule": config.schedule, "peak_at": config.peak_at}
+        milestones = [epochs * self.steps for epochs in config.milestones]
         for group in self.state.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak=config.lr, schedule=config.schedule)
-            if config.momentum_cycling:
-                group["momentum"] = cycled_momentum(step, steps, momentum=config.momentum)
+            group["lr"] = learning_rate(step, steps, peak=config.lr, milestones=milestones, decay=config.decay, **shape)
+            if config.momentum_cycling and config.momentum is not None:
+                group["momentum"] = cycled_momentum(step, steps, momentum=config.momentum, **shape)
+
+    def _average(self, step: int) -> None:
+        if self.state.average is not None:
+            config = self.config.training
+            first = (config.average_from or 0) * self.steps
+            share = averaging.share_of_latest(step, ema=config.ema, first=first)
+            averaging.move(self.state.average, self.state.model, share)

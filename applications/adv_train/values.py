@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 import types
 from collections.abc import Callable, Mapping
@@ -47,18 +48,22 @@ class Checked:
 def reader(hint: Any) -> Reader:
     """Make the reader of the values of a type: takes a value and its name, and gives back the checked value.
 
-    Numbers may be written as fractions. A class with a `read` of its own is read by it.
+    Numbers may be written as fractions, and a number that may be None as `none`. A class with a `read` of its own is
+    read by it.
 
     Args:
         hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a mapping, a class with `read`, one of these or None,
-            or a number within `Annotated[..., Range(...)]`.
+            a number within `Annotated[..., Range(...)]`, or a `tuple[..., ...]` of one of these.
     """
     if get_origin(hint) is Annotated:
         kind, limits = get_args(hint)
         return _whole(limits) if kind is int else _number(limits)
     if get_origin(hint) in (Union, types.UnionType):
         (kind,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
-        return lambda value, name: None if value is None else reader(kind)(value, name)
+        nothing = (None, "none") if get_origin(kind) is Annotated or kind in (int, float) else (None,)
+        return lambda value, name: None if value in nothing else reader(kind)(value, name)
+    if get_origin(hint) is tuple:
+        return _several(reader(get_args(hint)[0]))
     if get_origin(hint) is Literal:
         return one_of(get_args(hint))
     if get_origin(hint) in (Mapping, dict):
@@ -111,7 +116,8 @@ def text(value: object, name: str) -> str:
 
 
 def flag(value: object, name: str) -> bool:
-    """Read true or false."""
+    """Read true or false, as a value or as a word."""
+    value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
     if not isinstance(value, bool):
         raise refused(name, "true or false", value)
     return value
@@ -138,10 +144,33 @@ def _instance_of(kind: type[Any]) -> Reader:
 
 
 def mapping(value: object, name: str) -> dict[str, Any]:
-    """Read a mapping from names to anything."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise refused(name, "a mapping from names to values", value)
-    return dict(value)
+    """Read a mapping from names to anything; as text, `eps=1e-6, betas=[0.9, 0.95]`."""
+    found = _pairs(value) if isinstance(value, str) else value
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise refused(name, "a mapping from names to values, on the command line like eps=1e-6,betas=[0.9,0.95]", value)
+    return dict(found)
+
+
+def _pairs(text: str) -> dict[str, Any] | None:
+    import yaml  # Not at the top: `import adv_train` works without the packages that only the command line needs.
+
+    pairs = [pair.partition("=") for pair in re.split(r",(?![^\[]*\])", text) if pair.strip()]
+    try:
+        return (
+            {key.strip(): yaml.safe_load(value) for key, _, value in pairs} if all(pair[1] for pair in pairs) else None
+        )
+    except yaml.YAMLError:
+        return None
+
+
+def _several(read: Reader) -> Reader:
+    def read_all(value: object, name: str) -> tuple[Any, ...]:
+        parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(parts, (list, tuple)):
+            raise refused(name, "a list, written like 70,85", value)
+        return tuple(read(part, name) for part in parts)
+
+    return read_all
 
 
 def _number(limits: Range) -> Reader:

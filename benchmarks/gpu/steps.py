@@ -11,7 +11,7 @@ from torch import Tensor
 from adv_train import data, methods, models
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.run import cases
-from adv_train.methods import Moment
+from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
 from adv_train.threat import Threat
 from benchmarks.gpu.draws import DrawnOnCPU
@@ -63,7 +63,7 @@ def prepared(
     params: dict[str, Tensor] = dict(network.named_parameters())
     images, threat = data.Batch(x, y, torch.arange(batch, device=device)), Threat("linf", EPS)
     moment = Moment(*(torch.tensor(n, device=device) for n in (3, 100, 1)))
-    memory = chosen.remember(network, batch)
+    memory = chosen.remember(network, Sizes(x.shape, 10, batch))
     return lambda: chosen(network, params, images, threat, moment=moment, state=memory, start=start).grads
 
 

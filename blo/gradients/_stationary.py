@@ -81,6 +81,8 @@ class Stationary(Strategy):
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
+        if tangent.project(v) is v:  # nothing is held
+            return replace(self.invert(system, v, guess), noise=at.noise)
         # In units of v: parts of a tiny vector would be lost in the underflow.
         size, _ = largest(v)
         guess = None if guess is None else tangent.project(guess / size)
@@ -91,8 +93,6 @@ class Stationary(Strategy):
 def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
     """Return P v, and zero where that is nothing but rounding: another projection takes most of it away."""
     once = tangent.project(v)
-    if once is v:
-        return v
     twice = tangent.project(once)
     length, left = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (once, twice))
     return torch.where(left < 0.5 * length, 0.0, twice)

@@ -45,5 +45,4 @@ class Least:
         return best
 
     def _sizes(self) -> Tensor:
-        sizes = torch.stack([rr for _, rr in self._kept])
-        return torch.where(sizes.isnan(), torch.inf, sizes)
+        return torch.stack([rr for _, rr in self._kept]).nan_to_num(torch.inf, torch.inf)

@@ -66,7 +66,7 @@ class Suite:
 
     def untouched(self, name: str, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Call a function and require that it leaves the tensors among its arguments as they were."""
-        given = [leaf for leaf in tree.leaves(tuple(arguments)) if isinstance(leaf, Tensor)]
+        given = tree.tensors(tuple(arguments))
         before = [leaf.detach().clone() for leaf in given]
         result = call(*arguments)
         same = all(torch.equal(a, b) for a, b in zip(before, given, strict=True))

@@ -10,6 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 ARCHIVE = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
+#: Ten of Tiny-ImageNet's classes, likewise.
+TINY_IMAGENET = ARCHIVE.with_name("tiny-imagenet-10.tar.xz")
 _SIDE = 32
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from adv_train.data import Augment
-from adv_train.data.augment import rotate, shift_and_flip
+from adv_train.data.motion import rotate, shift_and_flip
 
 
 def generator(seed: int = 0) -> torch.Generator:

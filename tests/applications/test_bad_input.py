@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from adv_train.cli import main
+from tests.applications.test_checkpoint import Hostile
 
 DIGITS = ["--data", "digits", "--method", "fast-at"]
 
@@ -30,10 +28,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert said.err.count("\n") == 1
     assert "Traceback" not in said.err
     return said.err
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -63,43 +57,11 @@ def test_a_word_that_is_wrong_is_named(words: list[str], told: str, capsys: pyte
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("text", ["data: [digits\n", "- digits\n", "data: digits\nmethdo: fast-at\n", "epochs: many\n"])
-def test_a_configuration_that_is_malformed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bad.yaml").write_text(text)
-    assert "bad.yaml" in refusal(capsys, "fit", "--config", "bad.yaml", "--out", "run")
-
-
-def test_an_empty_image_folder_and_one_of_mixed_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("images").mkdir()
-    words = ["fit", "--data", "imagefolder:images", "--method", "fast-at", "--out", "run"]
-    assert "images" in refusal(capsys, *words)
-    for name in ("cat", "dog"):
-        (Path("images") / name).mkdir()
-        for index, side in enumerate((8, 8, 8, 8, 9)):
-            pixels = np.full((side, side, 3), index, np.uint8)
-            Image.fromarray(pixels).save(f"images/{name}/{index}.png")
-    message = refusal(capsys, *words)
-    assert "8" in message and "9" in message
-
-
-def test_a_run_of_another_configuration_is_left_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", *DIGITS, "--epochs", "1", "--train-limit", "20", "--out", "run", "--quiet"]) == 0
-    before = contents(Path("run"))
-    words = ["fit", *DIGITS, "--epochs", "1", "--train-limit", "20", "--seed", "1", "--out", "run"]
-    assert "seed" in refusal(capsys, *words)
-    assert contents(Path("run")) == before
-
-
-class Hostile:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("ran"),)
-
-
 def test_checkpoints_that_are_no_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *DIGITS, "--epochs", "1", "--train-limit", "20", "--out", "run", "--quiet"]) == 0
     best = Path("run/best.pt")
     whole = best.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"nonsense", pickle.dumps(Hostile())):
+    for content in (whole[: len(whole) // 2], b"", b"nonsense", pickle.dumps(Hostile(Path("ran")))):
         best.write_bytes(content)
         assert "best.pt" in refusal(capsys, "eval", "run")
         assert best.read_bytes() == content

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adv_train import data
 from adv_train.data import Augment
 from adv_train.errors import UserError
+from tests.applications.test_checkpoint import Hostile
 
 TRAIN, TEST = 5_100, 60
 Pixels = NDArray[np.uint8]
@@ -119,16 +120,6 @@ def test_offline_the_message_says_where_the_files_go(
     for part in (name, str(tmp_path), archive, f"https://www.cs.toronto.edu/~kriz/{archive}", folder):
         assert part in message
     assert "Name or service not known" in message
-
-
-class Hostile:
-    """Unpickling it makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.path),)
 
 
 def test_files_with_another_checksum_are_never_opened(tmp_path: Path, no_network: None) -> None:

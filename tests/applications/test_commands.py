@@ -87,9 +87,20 @@ def test_everything_that_can_be_named_is_listed(capsys: pytest.CaptureFixture[st
     assert main(["list"]) == 0
     said = capsys.readouterr().out.splitlines()
     titles = [line.removesuffix(":") for line in said if not line.startswith(" ")]
-    assert titles == ["methods", "objectives", "presets", "models", "data", "observers", "attacks"]
+    assert titles == [
+        "methods",
+        "norms",
+        "objectives",
+        "presets",
+        "models",
+        "data",
+        "optimizers",
+        "observers",
+        "attacks",
+    ]
     listed = {line.split()[0] for line in said if line.startswith(" ")}
     assert listed >= {*METHODS.names(), *PRESETS, *models.MODELS.names(), *data.names(), *attacks.ATTACKS.names()}
+    assert "torchvision:NETWORK" in listed
     (line,) = [line for line in said if line.split()[0] == "fast-at-ga"]
     assert "Options: start, attack_mode, attack_loss, train_loss, step, coefficient" in line
 

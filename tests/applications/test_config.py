@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adv_train import data
-from adv_train.config import PRESETS, RECIPES, RunConfig, read_yaml, resolve, to_yaml
-from adv_train.config.sections import OptimizerConfig
+from adv_train.config import PRESETS, RECIPES, SECTIONS, RunConfig, fields, read_yaml, resolve, short, to_yaml
+from adv_train.config.optimizer import OptimizerConfig
 from adv_train.errors import UserError
+from adv_train.methods import METHODS
 from adv_train.methods.fast_at import FastAT
 from adv_train.methods.fast_bat import FastBAT
+from adv_train.models import MODELS
 from adv_train.objectives.cross_entropy import CrossEntropy
-from adv_train.schedules import cycled_momentum, learning_rate
+from adv_train.schedules import cycled_momentum, learning_rate, warmed_up
 from adv_train.threat import Threat
 from adv_train.values import format_fraction, parse_fraction
 
@@ -93,7 +96,11 @@ def test_anything_else_is_refused_in_one_line_that_says_what_is_allowed(found: o
         ("data", "two\nlines"),
         ("train_limit", 0),
         ("step", math.nan),
+        ("step", -1),
         ("steps", 1.5),
+        ("steps", "two"),
+        ("start", 1),
+        ("curvature", "flat"),
         ("direction", "up"),
         ("threat", [1]),
         ("threat", {"eps": 7}),
@@ -109,6 +116,38 @@ def test_a_value_that_breaks_its_rule_is_named(key: str, value: object) -> None:
 def test_cycling_needs_momentum_to_take_from() -> None:
     with pytest.raises(UserError, match="momentum_cycling"):
         CONFIG.changed({"momentum_cycling": True, "momentum": 0.05})
+
+
+@pytest.mark.parametrize(
+    ("factor", "epochs", "milestones", "warmup", "average"), [(1.4, 28, (7, 25), 4, 14), (0.1, 2, (1, 2), 0, 1)]
+)
+def test_a_run_is_stretched_with_all_that_is_counted_in_epochs(
+    factor: float, epochs: int, milestones: tuple[int, ...], warmup: int, average: int
+) -> None:
+    said = {"schedule": "multistep", "milestones": "5,18", "eps_warmup": 3, "average_from": 10}
+    config = CONFIG.changed({**said, "epochs": 20})
+    longer = config.stretched(factor)
+    assert (longer.training.epochs, longer.optimizer.milestones) == (epochs, milestones)
+    assert (longer.training.eps_warmup, longer.training.average_from) == (warmup, average)
+    changed = {"epochs", "milestones", "eps_warmup", "average_from"}
+    assert {text.split()[0] for text in longer.differences(config)} == changed
+    assert not config.stretched(1).differences(config)
+
+
+def test_a_run_without_an_epoch_is_refused() -> None:
+    with pytest.raises(UserError, match="`epochs`"):
+        CONFIG.stretched(0.1)
+
+
+def test_no_two_sections_have_a_key_of_one_name() -> None:
+    named = {"method": METHODS.names(), "model": MODELS.names()}
+    keys = {
+        section: {
+            short(section, leaf.field) for choice in named.get(section, [None]) for leaf in fields(section, choice)
+        }
+        for section in SECTIONS
+    }
+    assert sum(map(len, keys.values())) == len(set().union(*keys.values()))
 
 
 def test_a_large_seed_keeps_all_its_digits() -> None:
@@ -178,7 +217,7 @@ def test_a_malformed_file_is_told_in_one_line(tmp_path: Path, content: bytes, sa
     with pytest.raises(UserError) as error:
         resolve({"data": "digits", "method": "fast-at"}, file=file)
     assert says in str(error.value) and "bad.yaml" in str(error.value)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1500  # it names every key
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -240,7 +279,8 @@ def test_the_record_names_the_device_that_was_chosen() -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_is_a_complete_configuration(name: str) -> None:
     config = resolve({}, preset=name)
-    assert name.startswith(config.data.name) and name.endswith(config.method_name)
+    # What follows the method names a variant: `n-fgsm-qub`.
+    assert name.startswith(config.data.name) and f"-{config.method_name}-" in f"{name}-"
 
 
 def test_every_data_set_has_a_recipe() -> None:
@@ -297,5 +337,58 @@ def test_cosine_schedule_is_that_of_pytorch(steps: int) -> None:
 
 def test_a_constant_schedule_stays_and_an_unknown_one_is_refused() -> None:
     assert {learning_rate(step, 9, peak=0.3, schedule="constant") for step in range(9)} == {0.3}
-    with pytest.raises(ValueError, match="triangular, cosine or constant"):
+    with pytest.raises(ValueError, match="multistep, cosine or constant"):
         learning_rate(0, 9, peak=0.3, schedule="linear")
+
+
+def test_a_triangle_may_peak_anywhere() -> None:
+    for top in (0.0, 0.25, 0.4, 0.99):
+        for step in range(200):
+            expected = np.interp(step / 200, [0, top, 1], [0, 1, 0]) if top else 1 - step / 200
+            rate = learning_rate(step, 200, peak=0.1, schedule="triangular", peak_at=top)
+            assert rate == pytest.approx(0.1 * expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 301])
+@pytest.mark.parametrize("peak_at", [None, 0.45])
+def test_one_cycle_and_its_momentum_are_those_of_pytorch(steps: int, peak_at: float | None) -> None:
+    expected = _torch_rates(
+        torch.optim.lr_scheduler.OneCycleLR,
+        steps - 1,  # its last step comes from the scheduler's last move, which `_torch_rates` makes beyond the end
+        max_lr=0.2,
+        total_steps=steps,
+        max_momentum=0.9,
+        base_momentum=0.8,
+        **({} if peak_at is None else {"pct_start": peak_at}),
+    )
+    for step, (rate, momentum) in enumerate(expected):
+        found = learning_rate(step, steps, peak=0.2, schedule="one-cycle", peak_at=peak_at)
+        assert found == pytest.approx(rate, abs=1e-12)
+        found = cycled_momentum(step, steps, momentum=0.9, schedule="one-cycle", peak_at=peak_at)
+        assert found == pytest.approx(momentum, abs=1e-12)
+    assert learning_rate(steps - 1, steps, peak=0.2, schedule="one-cycle") == pytest.approx(0.2 / 25e4, abs=1e-12)
+
+
+@pytest.mark.parametrize("decay", [None, 0.3])
+def test_multistep_is_that_of_pytorch(decay: float | None) -> None:
+    gamma = 0.1 if decay is None else decay
+    expected = _torch_rates(torch.optim.lr_scheduler.MultiStepLR, 60, milestones=[20, 45], gamma=gamma)
+    for step, (rate, _) in enumerate(expected):
+        found = learning_rate(step, 60, peak=0.2, schedule="multistep", milestones=[20, 45], decay=decay)
+        assert found == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_each_epoch_of_a_warm_up_has_the_mean_of_its_stretch_of_the_line(epochs: int) -> None:
+    for epoch in range(8):
+        line = np.interp(np.linspace(epoch, epoch + 1, 10_001), [0, epochs], [0, 0.2])
+        mean = np.trapezoid(line, dx=1e-4)
+        assert warmed_up(0.2, epoch, epochs) == pytest.approx(mean, abs=1e-9)
+    assert warmed_up(0.2, 0, 0) == warmed_up(0.2, 9, epochs) == 0.2
+
+
+def test_no_option_of_a_method_or_model_takes_the_name_of_a_field() -> None:
+    taken = {short(section, leaf.field) for section in SECTIONS for leaf in fields(section)}
+    for registry in (METHODS, MODELS):
+        for name in registry.names():
+            assert not taken & registry.options(name).keys(), name

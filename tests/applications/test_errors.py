@@ -16,3 +16,5 @@ def test_the_nearest_names_come_first_and_all_names_follow() -> None:
 
 def test_nothing_is_suggested_when_nothing_is_near() -> None:
     assert str(unknown("model", "zzzz", ["small-cnn"])) == "Unknown model `zzzz`. Valid names: small-cnn."
+    many = str(unknown("key", "zzzz", [f"key{number}" for number in range(40)]))
+    assert many.count("key") == 31 and many.endswith(" and 10 more.")

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import nn
 
 import adv_train
-from adv_train import data
+from adv_train import data, models
 from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.evaluate_run import summarise
 from adv_train.loading import load_model
 from adv_train.models import load_weights
 from adv_train.records import RunFolder
+from tests.applications.test_bad_input import refusal
 
 TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
 QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
@@ -50,14 +51,6 @@ def content(folder: Path | str) -> dict[str, Any]:
     return found
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    capsys.readouterr()
-    assert main(words) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "Traceback" not in said.err
-    return said.err
-
-
 def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["eval", str(run), "--limit", "20", "--pgd-restarts", "2", "--device", "cpu", "--quiet", "--report"]) == 0
@@ -79,7 +72,9 @@ def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.
 
 
 def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["--checkpoint", "last"], ["--eps", "8/255"], ["--limit", "50"], ["--no-pgd"], ["--seed", "1"]):
+    assert main(["eval", str(run), *QUICK, "--checkpoint", "last"]) == 0
+    assert content(run)["checkpoint"] == "last.pt"
+    for words in ([], ["--eps", "8/255"], ["--limit", "50"], ["--no-pgd"], ["--seed", "1"]):
         assert main(["eval", str(run), *QUICK, *words]) == 0
     found = content(run)
     assert len(found["records"]) == 6 == len(list((run / "evaluations").iterdir()))
@@ -87,13 +82,6 @@ def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys:
     assert sorted(record["eps"] for record in found["records"])[0] == pytest.approx(8 / 255)
     assert [record["checkpoint"] for record in found["records"]].count("last.pt") == 1
     assert not (run / "report.html").exists()
-
-
-def test_each_checkpoint_is_judged_under_its_own_name(run: Path) -> None:
-    main(["eval", str(run), *QUICK, "--checkpoint", "last"])
-    last = content(run)
-    main(["eval", str(run), *QUICK])
-    assert (last["checkpoint"], content(run)["checkpoint"]) == ("last.pt", "best.pt")
 
 
 def test_cost_and_implicit_share_are_means_over_the_epochs(run: Path) -> None:
@@ -211,6 +199,19 @@ def test_weights_of_our_own_models_are_judged_by_the_models_name(run: Path) -> N
     assert main(["eval", str(run), *QUICK]) == 0
     assert content("mine")["sa"] == content(run)["sa"] and content("mine")["ra_pgd"] == content(run)["ra_pgd"]
     assert content("mine")["weights"] == content(run)["weights"]
+
+
+def test_a_model_may_have_options(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained, digits = load_model(run), data.load("digits", root="")
+    torch.save(trained.state_dict(), "w.pt")
+    words = ["--checkpoint-file", "w.pt", "--data", "digits", "--eps", "0.2", *QUICK, "--out", "smooth"]
+    assert main(["eval", "--model", "small-cnn(activation=silu)", *words]) == 0
+    smooth = models.create("small-cnn", **digits.model_arguments(), activation="silu").eval()
+    smooth.load_state_dict(trained.state_dict())
+    images, labels = next(data.ordered_batches(digits.test, 360))
+    accuracies = [float((model(images).argmax(1) == labels).double().mean()) for model in (smooth, trained)]
+    assert content("smooth")["sa"] == accuracies[0] != accuracies[1]
+    assert "no option `depth`" in refusal(capsys, "eval", "--model", "small-cnn(depth=3)", *words)
 
 
 def prefixed(*prefixes: str) -> Callable[[dict[str, Any]], dict[str, Any]]:

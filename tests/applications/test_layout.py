@@ -97,6 +97,7 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
         (("val/a", "val/b", "Test/a", "Test/b"), "no `train/`"),
         (("Train/a", "Train/b"), "no `test/`"),
         (("train/a", "train/b", "val/a", "val/c"), "`b/` is in one of them only"),
+        (("train/a", "train/b", "test/a", "test/c"), "`b/` is in one of them only"),
         (("a/train", "a/test", "b/train", "b/test"), "Splits come first"),
         (("train/train/a", "train/test/a", "test/train/a", "test/test/a"), "holds splits"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adv_train import checkpoint, data
 from adv_train.errors import UserError
-from adv_train.methods import METHODS, Moment, State, Step
+from adv_train.methods import METHODS, Moment, Sizes, State, Step
 from adv_train.methods.fast_at import FastAT
 from adv_train.threat import Threat
 from adv_train.train import fit
@@ -26,8 +26,9 @@ MOMENTS: list[tuple[int, ...]] = []
 class Remembering(FastAT):
     """Fast-AT that starts where it ended on an image the last time."""
 
-    def remember(self, model: nn.Module, images: int) -> State:
-        return {"delta": torch.zeros(images, 1, 8, 8), "seen": torch.zeros(images, dtype=torch.int64)}
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        assert sizes == ((96, 1, 8, 8), 10, 32)
+        return {"delta": torch.zeros(sizes.images), "seen": torch.zeros(sizes.images[0], dtype=torch.int64)}
 
     def __call__(
         self,
@@ -98,8 +99,8 @@ def test_a_memory_that_does_not_fit_is_refused(whole: Path, tmp_path: Path, monk
         with pytest.raises(Stopped):
             fit(config(method="remembering"), run, progress=False)
 
-    def other(self: Any, model: nn.Module, images: int) -> State:
-        return {"delta": torch.zeros(images, 3)}
+    def other(self: Any, model: nn.Module, sizes: Sizes) -> State:
+        return {"delta": torch.zeros(sizes.images[0], 3)}
 
     monkeypatch.setattr(Remembering, "remember", other)
     with pytest.raises(UserError, match="what the method remembers is that of another method or data set"):

@@ -126,23 +126,17 @@ def test_with_the_steps_own_curvature_the_gradient_is_autodiff_through_the_last_
     assert torch.equal(found.delta, delta.detach())
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("fast-bat", {"direction": "sign", "steps": 1}), ("pgd-at", {"steps": 1})]
+)
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**31), step=st.floats(0.01, 0.5))
-def test_fast_bat_with_one_sign_step_is_fast_at_bit_for_bit(seed: int, step: float) -> None:
+def test_one_sign_step_is_fast_at_bit_for_bit(method: str, options: dict[str, Any], seed: int, step: float) -> None:
     model, x, y, start = case(seed, dtype=torch.float32)
     same: dict[str, Any] = {"eps": 0.2, "start": 0.2 * start, "step": step}
-    bat = training_gradient(model, x, y, method="fast-bat", direction="sign", steps=1, **same)
-    assert_same_bits(bat, training_gradient(model, x, y, method="fast-at", **same))
-    assert float(bat.implicit_share) == 0
-
-
-@settings(deadline=None, max_examples=10)
-@given(seed=st.integers(0, 2**31), step=st.floats(0.01, 0.5))
-def test_pgd_with_one_step_is_fast_at_bit_for_bit(seed: int, step: float) -> None:
-    model, x, y, start = case(seed, dtype=torch.float32)
-    same: dict[str, Any] = {"eps": 0.2, "start": 0.2 * start, "step": step}
-    pgd = training_gradient(model, x, y, method="pgd-at", steps=1, **same)
-    assert_same_bits(pgd, training_gradient(model, x, y, method="fast-at", **same))
+    found = training_gradient(model, x, y, method=method, **options, **same)
+    assert_same_bits(found, training_gradient(model, x, y, method="fast-at", **same))
+    assert float(found.implicit_share) == 0
 
 
 @settings(deadline=None, max_examples=10)
@@ -339,3 +333,22 @@ def test_training_gradient_names_what_it_cannot_use() -> None:
         training_gradient(nn.DataParallel(model), x, y, method="fast-at", eps=0.1)
     with pytest.raises(UserError, match="nothing to train"):
         training_gradient(model.requires_grad_(False), x, y, method="fast-at", eps=0.1)
+
+
+@pytest.mark.parametrize("method", ["standard", "fast-at", "pgd-at", "n-fgsm"])
+def test_label_smoothing_is_applied_once_and_not_in_the_attack(method: str) -> None:
+    model, x, y, _ = case(5)
+
+    def step(**options: str) -> methods.Step:
+        return training_gradient(
+            model, x, y, method=method, eps=0.1, generator=torch.Generator().manual_seed(1), **options
+        )
+
+    found = step(train_loss="cross-entropy(smoothing=0.4)")
+    assert torch.equal(found.delta, step().delta)
+    wanted = torch.full((len(y), 10), 0.04, dtype=x.dtype)
+    wanted[torch.arange(len(y)), y] += 0.6
+    params = dict(model.named_parameters())
+    loss = -(wanted * model(x + found.delta).log_softmax(1)).sum(1).mean()
+    assert abs(float(found.loss) - float(loss.detach())) < 1e-12
+    assert_close(found.grads, dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,24 +91,18 @@ def test_the_alarm_rings_once_when_nothing_is_learnt_for_five_epochs(
     tmp_path: Path, bad: dict[str, float], said: str
 ) -> None:
     alarm = alarm_of([0, 1, 2], tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for record in [*[bad] * 4, GOOD, *[bad] * 4]:
-            alarm.epoch(record, 1.0)
+    for record in [*[bad] * 4, GOOD, *[bad] * 4]:
+        alarm.epoch(record, 1.0)  # a warning would be an error
     with pytest.warns(UserWarning, match=said):
         alarm.epoch(bad, 1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for record in [GOOD, *[bad] * 5]:
-            alarm.epoch(record, 1.0)
+    for record in [GOOD, *[bad] * 5]:
+        alarm.epoch(record, 1.0)
 
 
 def test_one_class_among_the_validation_images_is_no_collapse(tmp_path: Path) -> None:
     alarm = alarm_of([3, 3, 3], tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(5):
-            alarm.epoch(GOOD | {"val_top_class": 1.0}, 1.0)
+    for _ in range(5):
+        alarm.epoch(GOOD | {"val_top_class": 1.0}, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:Masked gradients")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from adv_train import data
+from adv_train.attacks import PGD
+from adv_train.config import resolve
 from adv_train.data import Dataset, Split, SplitRecord
 from adv_train.data.content_split import cut
 from adv_train.errors import UserError
+from adv_train.evaluate_run import evaluate_run
+from adv_train.train import fit
 
 SPLITS = ("train", "validation", "test")
 
@@ -213,3 +218,25 @@ def test_data_sets_whose_split_is_fixed_take_no_record(tmp_path: Path) -> None:
     data.load("digits", root="", split=digits.record)
     with pytest.raises(UserError, match="data set 'digits' has no option `split`"):
         data.load("digits", root="", split=load(tmp_path).record)
+
+
+def test_a_run_whose_record_is_gone_is_neither_continued_nor_judged(tmp_path: Path) -> None:
+    add(tmp_path / "photos", 12, "p")
+    chosen: dict[str, Any] = {"data": f"imagefolder:{tmp_path / 'photos'}", "method": "fast-at", "model": "small-cnn"}
+    chosen |= {"epochs": 1, "batch_size": 16, "validation_steps": 1, "device": "cpu"}
+    run = fit(resolve(chosen), tmp_path / "run", progress=False).run
+    kept = run.split_file.read_bytes()
+    run.split_file.unlink()
+    for use in (
+        lambda: fit(resolve({**chosen, "epochs": 2}), run.path, progress=False),
+        lambda: evaluate_run(run.path, attacks=[PGD(1, 1)], progress=False),
+    ):
+        with pytest.raises(UserError, match=r"split\.json` is gone, .* put it back") as error:
+            use()
+        assert "\n" not in str(error.value) and not run.split_file.exists()
+    run.split_file.write_bytes(kept)
+    assert fit(resolve({**chosen, "epochs": 2}), run.path, progress=False).resumed_after == 1
+    assert run.split_file.read_bytes() == kept
+    (tmp_path / "unbegun").mkdir()
+    run.config_file.rename(tmp_path / "unbegun" / "config.yaml")  # as a kill before the first epoch leaves it
+    assert fit(resolve({**chosen, "epochs": 2, "extended_from": 1}), tmp_path / "unbegun", progress=False).run.split()

@@ -490,8 +490,14 @@ def test_a_set_that_becomes_empty_is_refused(make: Callable[[Tensor], blo.sets.S
 
 Z = torch.zeros(3, dtype=torch.float64)
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "objective is a vector": ({"objective": lambda t, z: (z - t).square()}, "`objective` must return a scalar"),
-    "objective is no tensor": ({"objective": lambda t, z: 1.0}, "`objective`"),
+    "objective is a vector": (
+        {"objective": lambda t, z: (z - t).square()},
+        r"`objective` must return a scalar tensor, here \(\), but returned \(3,\)",
+    ),
+    "objective is no tensor": (
+        {"objective": lambda t, z: 1.0},
+        "`objective` must return a scalar tensor.*but returned float",
+    ),
     "objective ignores z": ({"objective": lambda t, z: t.sum()}, "`objective` must depend on z"),
     "objective detaches z": ({"objective": lambda t, z: squares(t, z.detach())}, "`objective` must depend on z"),
     "fixed point is a scalar": (

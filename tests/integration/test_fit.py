@@ -173,14 +173,6 @@ def test_bad_arguments_are_named(changes: Any, message: str) -> None:
         blo.fit(upper, LOWER, given.pop("theta"), Z0, **given)
 
 
-@pytest.mark.parametrize(("state", "found"), [(3, "is of type int"), ({"z": 0}, r"holds \['z'\]")])
-def test_what_is_no_state_of_a_fit_is_refused(state: Any, found: str) -> None:
-    theta = torch.ones(2, dtype=torch.float64)
-    lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
-    with pytest.raises(blo.StructureError, match=f"`state` must be the `.state` of an earlier fit, but {found}"):
-        blo.fit(lambda t, z: z.sum(), lower, theta, theta, optimizer=torch.optim.Adam, steps=1, state=state)
-
-
 def test_each_kind_of_warning_is_given_once() -> None:
     early = blo.ProjectedGradient(0.01, max_steps=2)
     lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())

@@ -139,12 +139,6 @@ def test_5_the_implicit_gradient_is_that_of_the_kkt_system(case: QuadraticCase) 
         assert_near(out.grad, case.hypergradient(theta))
 
 
-@quick
-@given(quadratic_cases())
-def test_5_the_implicit_gradient_is_that_of_a_resolved_problem(case: QuadraticCase) -> None:
-    assert_near(hypergradient(case).grad, case.differences(case.theta))
-
-
 @few
 @given(quadratic_cases())
 def test_5_a_long_unroll_tends_to_the_implicit_gradient(case: QuadraticCase) -> None:

@@ -5,11 +5,7 @@ The oracle shares nothing with the library: it draws its masks itself and solves
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blo
+from tests.unit.test_functionalize import built, randn, snapshot
 
 Parameters = dict[str, Tensor]
 Network = Callable[[Parameters, Tensor], Tensor]
@@ -25,16 +22,6 @@ TIGHT = blo.ProjectedGradient(tol=1e-12, max_steps=50_000)
 EXACT = blo.Implicit(blo.Direct())
 SEED = 4
 jvp_warns = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def seeded(module: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return module().double()
 
 
 def masks(*shapes: tuple[int, ...], p: float) -> list[Tensor]:
@@ -110,7 +97,7 @@ def mixed() -> Case:
             y: Tensor = self.last(self.second(self.drop(self.norm(self.first(x)).tanh())).tanh())
             return y
 
-    module = seeded(Mixed)
+    module = built(Mixed, 1)
     module.get_parameter("norm.bias").requires_grad_(False).fill_(0.3)
     (mask,) = masks((10, 3), p=0.25)
 
@@ -156,18 +143,11 @@ def attention() -> Case:
         y = (y * drop[2]) @ p["linear2.weight"].T + p["linear2.bias"]
         return (x + y * drop[3]).mean(1) @ p["last.weight"].T + p["last.bias"]
 
-    return Case(seeded(Classifier), network, (5, 3, 4))
+    return Case(built(Classifier, 1), network, (5, 3, 4))
 
 
 CASES = {"mixed": mixed, "attention": attention}
 cases = pytest.mark.parametrize("make", CASES.values(), ids=CASES)
-
-
-@cases
-def test_the_network_by_hand_is_the_module(make: Callable[[], Case]) -> None:
-    case = make()
-    f = case.functional()
-    assert (f(f.parameters, case.x) - case.network(f.parameters, case.x)).abs().max() <= 1e-14
 
 
 @cases
@@ -242,19 +222,10 @@ def test_fused_attention_with_products_by_finite_differences() -> None:
     assert (found[0] - found[1]).abs() <= 1e-8
 
 
-def state(module: nn.Module) -> list[Any]:
-    """Return all of a module that a hypergradient must leave alone, and the global random state."""
-    tensors = [*module.parameters(), *module.buffers()]
-    values = [tensor.detach().numpy().tobytes() for tensor in tensors]
-    flags = [(id(tensor), tensor.requires_grad, tensor.grad, tensor._version) for tensor in tensors]
-    parts = [(part.training, len(part._forward_hooks), list(vars(part))) for part in module.modules()]
-    return [values, flags, parts, torch.get_rng_state().tolist()]
-
-
 @pytest.mark.parametrize("gradient", [EXACT, blo.Unrolled(), blo.Zero()], ids=str)
 def test_a_hypergradient_leaves_the_module_as_it_was(gradient: Any) -> None:
     case = mixed()
-    before = state(case.module)
+    before = snapshot(case.module)
     f = case.functional()
     theta, solver = case.theta.clone().requires_grad_(), blo.ProjectedGradient(step=0.2, max_steps=20, tol=None)
     options = {"solver": solver, "gradient": gradient, "on_failure": "ignore"}
@@ -264,7 +235,7 @@ def test_a_hypergradient_leaves_the_module_as_it_was(gradient: Any) -> None:
     assert theta.grad is not None
     assert (theta.grad - out.grad).abs() <= 1e-12
     assert all(p.grad is None for p in f.parameters.values())
-    assert state(case.module) == before
+    assert snapshot(case.module) == before
 
 
 def test_running_statistics_move_once_however_many_products_are_made() -> None:
@@ -338,7 +309,7 @@ def ridge(features: Tensor, y: Tensor) -> Tensor:
 
 def heads() -> tuple[Any, Callable[[Parameters], Tensor], Callable[[Parameters], Tensor]]:
     """Return a body as a functional, its best head by `argmin` as a function of its parameters, and by hand."""
-    f = blo.functionalize(seeded(Body), seed=SEED)
+    f = blo.functionalize(built(Body, 1), seed=SEED)
     x, y = randn(9, 3), randn(9, seed=5)
     lower = blo.LowerProblem(lambda theta, z: ((f(theta, x) @ z - y).square().sum() + z.square().sum()) / 2)
     (mask,) = masks((4, 9), p=0.3)
@@ -457,12 +428,3 @@ def test_products_made_in_backward_see_the_autocast_of_the_solve() -> None:
     full = plain(z)
     assert torch.equal(found["inside"], found["outside"])
     assert abs(found["outside"] - truth) <= 0.02 * abs(full - truth)
-
-
-def test_the_example_on_the_page_prints_what_the_page_shows(tmp_path: Path) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs/modules.md").read_text(encoding="utf-8")
-    found = re.search(r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    source, shown = found.groups()
-    run = subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True)
-    assert (run.returncode, run.stdout, run.stderr) == (0, shown, "")

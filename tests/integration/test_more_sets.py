@@ -37,13 +37,6 @@ def value_of(case: TermCase, gradient: blo.gradients.Strategy = EXACT):  # type:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_oracle_agrees_with_differences_of_itself(kind: str) -> None:
-    for case in cases(kind):
-        truth = oracles.central_difference(case.solution, case.theta)
-        np.testing.assert_allclose(case.jacobian(case.theta), truth, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_1_the_closed_form_differentiates_like_the_projected_step_it_stands_for(kind: str) -> None:
     """Once and twice: so the derivatives of the proximal operator are those of the tangent, curvature and motion."""
     for case in cases(kind):

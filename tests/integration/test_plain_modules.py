@@ -12,18 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import blo
+from tests.unit.test_functionalize import built
 
 Parameters = dict[str, Tensor]
 RANDOM = torch.Generator().manual_seed(0)
 X, Y = (torch.randn(shape, generator=RANDOM, dtype=torch.float64) for shape in ((10, 3), (10, 2)))
 ROWS = torch.tensor([0, 0, 1, 2, 2, 2, 3, 1, 0, 3])
 THETA = torch.tensor(1.0, dtype=torch.float64)
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return make().double()
 
 
 def normed(z: Parameters) -> Tensor:
@@ -63,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "
 class Case:
     def __init__(self, name: str) -> None:
         make, x, self.by_hand = CASES[name]
-        self.module, self.x = seeded(make), x
+        self.module, self.x = built(make, 3), x
         self.center = {key: p.detach().clone() for key, p in self.module.named_parameters()}
 
     def by_module(self, z: Parameters) -> Tensor:
@@ -148,7 +143,7 @@ def test_a_sparse_upper_gradient_is_named() -> None:
 
 @pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
 def test_an_objective_that_writes_to_z_is_refused(make: Callable[..., nn.Module]) -> None:
-    module = seeded(lambda: make(4, 2, max_norm=0.3))
+    module = built(lambda: make(4, 2, max_norm=0.3), 3)
     z0 = {key: p.detach() for key, p in module.named_parameters()}
 
     def objective(t: Tensor, z: Parameters) -> Tensor:

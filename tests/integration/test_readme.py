@@ -18,10 +18,11 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_first_example_prints_the_output_shown_beneath_it(tmp_path: Path) -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/modules.md", "docs/stochastic.md"])
+def test_the_first_example_prints_the_output_shown_beneath_it(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     found = re.search(r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert found is not None, "README.md needs a ```python block followed by a ```text block with its output"
+    assert found is not None, f"{page} needs a ```python block followed by a ```text block with its output"
     source, shown = found.groups()
     # A process of its own: nothing that another test imported or seeded can help the example.
     run = subprocess.run(

@@ -47,24 +47,9 @@ def test_backward_accumulates_the_hypergradient(case: QuadraticCase) -> None:
 
 @quick
 @given(quadratic_cases())
-def test_func_grad_is_the_hypergradient(case: QuadraticCase) -> None:
-    found = torch.func.grad(lambda theta: case.upper(theta, solution(case)(theta)))(case.start())
-    assert_near(found, case.hypergradient(case.theta))
-
-
-@quick
-@given(quadratic_cases())
 def test_jacrev_is_the_jacobian(case: QuadraticCase) -> None:
     for gradient in (EXACT, blo.Implicit()):
         assert_near(torch.func.jacrev(solution(case, gradient=gradient))(case.start()), case.jacobian(case.theta))
-
-
-@quick
-@given(quadratic_cases(), SEEDS)
-def test_vmap_over_theta_solves_every_problem_in_its_own_set(case: QuadraticCase, seed: int) -> None:
-    thetas = nearby(case, seed)
-    found = torch.vmap(solution(case))(thetas)
-    assert_near(found, np.stack([case.solution(theta) for theta in thetas.numpy()]))
 
 
 @quick

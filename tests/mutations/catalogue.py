@@ -301,7 +301,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a generator that the objective holds is no reason to evaluate twice",
-        (Patch("blo/_solving.py", "drawn = watched and self.drawing", "drawn = False"),),
+        (Patch("blo/_solving.py", "drawn = watched and self._may_draw", "drawn = False"),),
         (WHOLE + "test_random_objectives.py::test_noise_that_vanishes_at_the_solution_is_seen_at_the_start",),
     ),
     Mutation(

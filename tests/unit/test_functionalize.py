@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import blo
+from tests.accelerator import Recorder
 
 Make = Callable[[], nn.Module]
 SEED = 11
@@ -320,18 +320,6 @@ def test_masks_depend_on_the_shape_alone_also_after_an_evaluation_that_drew_none
         assert torch.equal(torch.vmap(lambda x: f({}, x))(torch.stack([x, x]))[1], mask)
 
 
-class Recorder(TorchDispatchMode):
-    """Records the operations that reach the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Any] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(function)
-        return function(*args, **(kwargs or {}))
-
-
 def test_fused_dropout_is_taken_apart() -> None:
     """On accelerators it would draw another mask than `vmap` does, which has no rule for the fused one."""
 
@@ -376,19 +364,6 @@ def test_parameters_are_leaves_of_their_own_tied_once_frozen_never() -> None:
     assert all(p.is_leaf and p.requires_grad and type(p) is Tensor for p in f.parameters.values())
     assert f.parameters["encoder.bias"] is f.parameters["encoder.bias"]
     assert f.parameters["encoder.bias"].data_ptr() != module.encoder.bias.data_ptr()  # type: ignore[union-attr]
-
-
-def test_tied_parameters_collect_every_use() -> None:
-    module, x = built(Tied), randn(6, 4)
-    f = blo.functionalize(module, square)
-
-    def by_hand(p: dict[str, Tensor]) -> Tensor:
-        y = F.linear(F.linear(x, p["encoder.weight"], p["encoder.bias"]).tanh(), p["encoder.weight"], p["again.bias"])
-        return square(y @ p["encoder.weight"])
-
-    parameters = moved(f.parameters)
-    found, truth = torch.func.grad(f)(parameters, x), torch.func.grad(by_hand)(parameters)
-    assert all((found[name] - truth[name]).abs().max() <= 1e-14 for name in truth)
 
 
 def test_frozen_parameters_are_used_and_may_be_given() -> None:

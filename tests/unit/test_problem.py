@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,21 +79,6 @@ def test_a_problem_is_unconstrained_and_unbatched_unless_told_otherwise() -> Non
     assert isinstance(lower.constraint, blo.Free) and not lower.batched
     with pytest.raises(blo.StructureError, match=r"`penalty` must be a blo penalty or a callable.*bool"):
         blo.LowerProblem(lambda t, z: z.sum(), blo.Free(), True)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("objective", "message"),
-    [
-        (lambda t, z: z, r"must return a scalar tensor, here \(\), but returned \(2,\)"),
-        (lambda t, z: z.sum().item(), "but returned float"),
-        (lambda t, z: None, "but returned NoneType"),
-    ],
-    ids=["vector", "number", "nothing"],
-)
-def test_what_an_objective_returns_is_checked(objective: Any, message: str) -> None:
-    problem, start, leaves = FlatProblem.of(blo.LowerProblem(objective), torch.zeros(1), torch.zeros(2))
-    with pytest.raises(blo.StructureError, match=message):
-        problem.bind(leaves).gradient(start)
 
 
 def test_constants_are_detached_and_share_the_slope_of_a_linear_model() -> None:

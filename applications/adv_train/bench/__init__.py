@@ -1,6 +1,6 @@
 """What the methods cost: forward passes counted, seconds as ratios in one run."""
 
-from adv_train.bench.count import forward_equivalents
+from adv_train.bench.count import forward_equivalents, step_cost
 from adv_train.bench.run import Row, record, run, table
 
-__all__ = ["Row", "forward_equivalents", "record", "run", "table"]
+__all__ = ["Row", "forward_equivalents", "record", "run", "step_cost", "table"]

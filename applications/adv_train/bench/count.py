@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from adv_train import models
+from adv_train.config import RunConfig
 from adv_train.data import Batch
 from adv_train.methods import Method
 from adv_train.threat import Threat
@@ -30,6 +32,22 @@ def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: 
     finally:
         for name, value in model.named_buffers():
             value.copy_(buffers[name])
+
+
+def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
+    """Return the forward passes that a step of a run costs, on the run's own network.
+
+    Eight images are enough, since all costs grow with the batch, and a method may set a quarter of it apart.
+
+    Args:
+        config: Of the run.
+        arguments: What `adv_train.models.create` needs to know of the data.
+    """
+    model = models.create(config.model.name, **arguments, seed=0, **config.model.options)
+    side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
+    x = torch.rand(8, arguments["channels"], side, side, generator=generator)
+    batch = Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    return forward_equivalents(config.full_method, model.train(), batch, config.threat)
 
 
 def flops(function: Callable[[], Any]) -> int:

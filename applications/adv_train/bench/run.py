@@ -20,7 +20,11 @@ from adv_train.tables import Figure, write_table
 from adv_train.threat import Threat
 
 #: Besides every method as it is: a name to print, the method and its options.
-VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),)
+VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),
+    ("fast-bat, shifted", "fast-bat", {"implicit": "shifted"}),
+    ("fast-bat, shifted, 1 step", "fast-bat", {"implicit": "shifted", "steps": 1}),
+)
 
 
 def cases() -> list[tuple[str, str, dict[str, Any]]]:

@@ -155,7 +155,7 @@ def _field(flag: str, leaf: Leaf, group: Group) -> tuple[Any, Any]:
 
 
 def _default_hint(leaf: Leaf) -> str:
-    if leaf.required or leaf.default is None or leaf.default is False:
+    if leaf.required or leaf.default is None or leaf.default is False or leaf.default == ():
         return ""
     shown = format_fraction(leaf.default) if isinstance(leaf.default, float) else leaf.default
     return f"(default: {shown})"
@@ -164,6 +164,10 @@ def _default_hint(leaf: Leaf) -> str:
 def _metavar(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType, Annotated):
         return _metavar(next(kind for kind in get_args(hint) if kind is not types.NoneType))
+    if get_origin(hint) is tuple:
+        return f"{_metavar(get_args(hint)[0])},..."
+    if get_origin(hint) is Mapping:
+        return "NAME=X,..."
     if get_origin(hint) is Literal:
         return "{" + ",".join(get_args(hint)) + "}"
     return _METAVARS.get(hint, "NAME")

@@ -11,17 +11,19 @@ Does what these commands do, for standard, fast-at, pgd-at and fast-bat, and ski
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from adv_train import data
 from adv_train.cli.command_line import Progress, options
-from adv_train.cli.parts import Part, run_parts
+from adv_train.cli.processes import run_cells
+from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
-from adv_train.evaluate_run import summarise
+from adv_train.errors import UserError
+from adv_train.evaluate_run import STANDARD, summarise
 from adv_train.files import make_folder
-from adv_train.records import RunFolder
 from adv_train.report import NextStep, results_table, write_report
 from adv_train.values import Range
 
@@ -67,10 +69,14 @@ def run(words: Sequence[str]) -> int:
     found = {"seed": command.seed, "epochs": command.epochs}
     out = command.out
     make_folder(out)
-    parts = [_part(method, out, images, found) for method in METHODS]
-    run_parts(parts, progress=command.shown)
+    cells = [_cell(method, out, images, found) for method in METHODS]
+    # The cheapest come last, so that the last to finish is a short one.
+    with closing(run_cells(cells[::-1], progress=command.shown)) as ended:
+        for cell, failure in ended:
+            if failure:
+                raise UserError(f"{cell.name}: {failure}")
 
-    summaries = [summarise(part.out, part.name) for part in parts]
+    summaries = [summarise(cell.out, cell.name) for cell in cells]
     first = summaries[0]
     title = f"Handwritten digits, eps {first.config['threat']['eps']}, {first.evaluation['n']} test images"
     write_report(out / "report.html", summaries, title=title, next_steps=_NEXT)
@@ -85,11 +91,8 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _part(method: str, out: Path, images: int, flags: Mapping[str, int]) -> Part:
-    preset = f"digits-{method}"
-    config = resolve({**flags, "device": "cpu"}, preset=preset)
-    RunFolder(out / method).check(config)
-    words = ["--preset", preset, "--device", "cpu"]
-    for name, value in flags.items():
-        words += [f"--{name}", str(value)]
-    return Part(_NAMES.get(method, method), out / method, config, tuple(words), images)
+def _cell(method: str, out: Path, images: int, flags: Mapping[str, int]) -> Cell:
+    config = resolve({**flags, "device": "cpu"}, preset=f"digits-{method}")
+    cell = Cell(_NAMES.get(method, method), out / method, config, (Judgement("best", STANDARD, images),))
+    cell.run.check(config)
+    return cell

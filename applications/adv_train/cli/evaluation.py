@@ -7,6 +7,7 @@ examples:
   adv-train eval runs/a --eps 16/255 --table latex
   adv-train eval runs/a --norm l2 --eps 128/255
   adv-train eval --checkpoint-file weights.pt --model preact-resnet-18 --data cifar10 --eps 8/255
+  adv-train eval --checkpoint-file trades.pt --model wrn-34-10 --normalisation none --data cifar10 --eps 8/255
   adv-train eval --model my_package.nets:resnet --data cifar10 --eps 8/255
 
 Each evaluation is a record of its own in RUN/evaluations/; RUN/eval.json lists them, and it and RUN/outcomes.npz (what
@@ -28,6 +29,7 @@ from adv_train.cli.command_line import Progress, options
 from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation
+from adv_train.models import TORCHVISION
 from adv_train.report import NextStep, RunSummary, budget, class_rows, results_table, write_report, write_table
 from adv_train.threat import Norm
 from adv_train.values import Range
@@ -57,7 +59,9 @@ class Eval(Progress):
         table: Form of the table.
         report: Also write report.html beside eval.json.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
-        model: What that model is: a name of `adv-train list`, or package.module:factory.
+        model: What that model is: a name of `adv-train list`, with options as in "wrn-28-10(activation=silu)", or
+            package.module:factory.
+        normalisation: For weights without mean and standard deviation: those of the data, or none.
         data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
         out: Where the record of that model goes; by default runs/NAME-eval.
     """
@@ -80,6 +84,7 @@ class Eval(Progress):
     report: bool = False
     checkpoint_file: Path | None = None
     model: str | None = None
+    normalisation: Literal["data", "none"] | None = None
     data: str | None = None
     out: Path | None = None
 
@@ -101,7 +106,8 @@ def run(words: Sequence[str]) -> int:
         _print_classes(shown)
     for warning in outcome.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}, {budget(shown.evaluation)}"
+    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
+    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(shown.evaluation)}"
     about += f"; written to {folder / 'eval.json'}"
     _say(about, command.table)
     if command.report:
@@ -114,7 +120,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
-    for flag in ("checkpoint_file", "model", "out"):
+    for flag in ("checkpoint_file", "model", "normalisation", "out"):
         if getattr(command, flag) is not None:
             raise UserError(
                 f"--{flag.replace('_', '-')} is for a model that was not trained here: leave out RUN, or it."
@@ -142,7 +148,7 @@ def _foreign(command: Eval) -> tuple[Evaluation, Path, RunSummary]:
     if command.checkpoint is not None:
         raise UserError("--checkpoint chooses a checkpoint of RUN; a weights file is given by --checkpoint-file.")
     weights = command.checkpoint_file
-    if weights is None and ":" not in command.model:
+    if weights is None and (":" not in command.model or command.model.startswith(TORCHVISION)):
         raise UserError(f"`{command.model}` has no trained weights of its own: give them by --checkpoint-file.")
     name = weights.stem if weights else command.model.replace(":", ".")
     folder = command.out or Path("runs") / f"{name}-eval"
@@ -151,6 +157,7 @@ def _foreign(command: Eval) -> tuple[Evaluation, Path, RunSummary]:
         command.data,
         folder,
         weights=weights,
+        normalisation=command.normalisation,
         norm=command.norm or "linf",
         eps=command.eps,
         data_root=command.data_root or "data",
@@ -170,14 +177,20 @@ def _common(command: Eval) -> dict[str, Any]:
     }
 
 
+def named_attacks(names: str, *, steps: int, restarts: int) -> list[Attack]:
+    """Make the attacks of a list of names, PGD with so many steps and restarts.
+
+    Raises:
+        UserError: When a name is unknown.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    return [PGD(steps, restarts) if name == "pgd" else ATTACKS.create(name) for name in chosen]
+
+
 def _attacks(command: Eval) -> list[Attack]:
-    names = [name.strip() for name in command.attacks.split(",") if name.strip()]
     left_out = {name for name in ("pgd", "autoattack") if not getattr(command, name)}
-    return [
-        PGD(command.pgd_steps, command.pgd_restarts) if name == "pgd" else ATTACKS.create(name)
-        for name in names
-        if name not in left_out
-    ]
+    found = named_attacks(command.attacks, steps=command.pgd_steps, restarts=command.pgd_restarts)
+    return [attack for attack in found if ATTACKS.name_of(attack) not in left_out]
 
 
 def _print_classes(summary: RunSummary) -> None:

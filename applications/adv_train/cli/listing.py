@@ -1,4 +1,4 @@
-"""List the methods, norms, presets, models, data sets and attacks.
+"""List the methods, norms, presets, models, data sets, optimizers and attacks.
 
 examples:
   adv-train list
@@ -10,16 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adv_train import data
+from adv_train import data, optimizers
 from adv_train.attacks import ATTACKS
 from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
 from adv_train.errors import unknown
 from adv_train.methods import METHODS
-from adv_train.models import MODELS
+from adv_train.models import MODELS, TORCHVISION
 from adv_train.objectives import OBJECTIVES
 from adv_train.observers import OBSERVERS
 from adv_train.threat import NORMS
+
+_OTHER_MODELS = {
+    f"{TORCHVISION}NETWORK": "A classification network of torchvision, by the name that it has for it.",
+    "MODULE:FACTORY": "A network of your own: the function or class that makes it.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +32,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, norms, objectives, presets, models, data, observers or attacks; all without it.
+        section: methods, norms, objectives, presets, models, data, optimizers, observers or attacks; all without it.
     """
 
     section: str | None = None
@@ -59,8 +64,9 @@ def _sections() -> dict[str, dict[str, str]]:
         "norms": dict(NORMS),
         "objectives": {name: OBJECTIVES.describe(name) for name in OBJECTIVES.names()},
         "presets": {name: preset["about"] for name, preset in PRESETS.items()},
-        "models": {name: MODELS.describe(name) for name in MODELS.names()},
+        "models": {name: MODELS.describe(name) for name in MODELS.names()} | _OTHER_MODELS,
         "data": {name: data.DATASETS.describe(name.partition(":")[0]) for name in data.names()},
+        "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
     }

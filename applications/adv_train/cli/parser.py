@@ -13,10 +13,11 @@ COMMANDS = {
     "demo": ("demo", "train and attack four methods on handwritten digits; one table and a report"),
     "fit": ("fit", "train one model into a run folder, or go on where it was interrupted"),
     "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
+    "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
     "list": ("listing", "methods, presets, models, data sets, attacks"),
 }
-_LINES = "\n".join(f"  {name:<6} {about}" for name, (_, about) in COMMANDS.items())
+_LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\
 usage: adv-train COMMAND ...       (`adv-train COMMAND --help` tells more)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from adv_train.config.files import read_yaml, to_yaml
 from adv_train.config.layers import PRESETS, RECIPES, resolve
+from adv_train.config.optimizer import OptimizerConfig
 from adv_train.config.run import RunConfig
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import SECTIONS, fields, flat, short
 
 __all__ = [

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from adv_train.config.tree import fields, flat, nested, plain
+from adv_train.config.optimizer import OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
+from adv_train.config.tree import INIT, fields, flat, nested, plain
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.methods.weight_perturbation import WeightPerturbed
 from adv_train.threat import Threat
 from adv_train.values import format_fraction
 
@@ -24,7 +26,7 @@ class RunConfig:
         threat: What the attack may do.
         method: How to train.
         training: How long, and what is kept.
-        optimizer: SGD and its schedule.
+        optimizer: Optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:
@@ -58,12 +60,12 @@ class RunConfig:
         if "eps" not in threat:
             raise UserError(f"Say how far the attack may go, by --eps NUMBER in {threat['norm']}.")
         method, model = parts["method"], parts["model"]
-        own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", "init")]
+        own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", *INIT)]
         options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
         try:
             return cls(
                 data=DataConfig(**parts["data"]),
-                model=ModelConfig(name=model["name"], init=model.get("init"), options=options),
+                model=ModelConfig(name=model["name"], options=options, **{key: model.get(key) for key in INIT}),
                 threat=Threat(**threat),
                 method=METHODS.create(**method),
                 training=TrainingConfig(**parts["training"]),
@@ -78,6 +80,11 @@ class RunConfig:
         """The method as it is called in lists and tables."""
         return METHODS.name_of(self.method)
 
+    @property
+    def full_method(self) -> Method:
+        """The method as it trains, with what the other sections put around it."""
+        return WeightPerturbed(base=self.method, gamma=self.training.weight_perturbation)
+
     def to_mapping(self) -> dict[str, dict[str, Any]]:
         """Give nested plain values, as a checkpoint or YAML can hold them; `of` makes the configuration again."""
         return plain(self)
@@ -89,6 +96,18 @@ class RunConfig:
             UserError: As in `of`.
         """
         return RunConfig.of(flat(self.to_mapping(), found))
+
+    def stretched(self, factor: float) -> RunConfig:
+        """Give the run over `factor` times as many epochs, rounded; all that a schedule counts in epochs moves along.
+
+        Raises:
+            UserError: When no epoch is left.
+        """
+        training, epochs = self.training, round(factor * self.training.epochs)
+        counted = {"eps_warmup": training.eps_warmup, "average_from": training.average_from}
+        moved = {key: min(round(factor * count), epochs - 1) for key, count in counted.items() if count}
+        milestones = tuple(max(1, round(factor * milestone)) for milestone in self.optimizer.milestones)
+        return self.changed({"epochs": epochs, "milestones": milestones, **moved})
 
     def differences(self, other: RunConfig) -> tuple[str, ...]:
         """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``.

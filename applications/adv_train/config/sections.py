@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from adv_train import values
+from adv_train.errors import UserError
 from adv_train.values import Checked, Count, NotNegative, Range
 
 
@@ -38,12 +39,19 @@ class ModelConfig(Checked):
     Attributes:
         name: Network.
         init: File of weights to start from, such as best.pt of another run.
+        init_normalisation: For a file without mean and standard deviation: those of the data, or none.
         options: Its options.
     """
 
     name: str
     init: str | None = None
+    init_normalisation: Literal["data", "none"] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_normalisation is not None and self.init is None:
+            raise values.refused("init_normalisation", "left out where no `init` is given", self.init_normalisation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,13 @@ class TrainingConfig(Checked):
         select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
         validation_steps: Steps of PGD on the validation images after each epoch.
         seed: Fixes weights, order, augmentation and attack noise.
+        ema: Decay of an exponential moving average of the weights after each step, such as 0.9995; it warms up. The
+            average is what is validated, selected and judged.
+        average_from: Instead: the mean of the weights after each step, from the end of so many epochs on.
+        eps_warmup: Epochs over which eps rises linearly from 0, with one value for each epoch: the mean of its stretch
+            of the line. Validation uses the whole eps.
+        weight_perturbation: Train at weights moved against the loss, each tensor by so much of its norm (AWP); 0.005 to
+            0.01 are published.
         extended_from: Set by `fit` where a finished run of so many epochs was given more: the schedule is that of the
             longer run from there on.
     """
@@ -65,31 +80,25 @@ class TrainingConfig(Checked):
     select: Literal["robust", "clean", "last"] = "robust"
     validation_steps: Count = 10
     seed: Annotated[int, Range(0)] = 0
+    ema: Annotated[float, Range(0, 1)] | None = None
+    average_from: Annotated[int, Range(0)] | None = None
+    eps_warmup: Annotated[int, Range(0)] = 0
+    weight_perturbation: NotNegative = 0.0
     extended_from: Count | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Checked):
-    """SGD and its schedule.
-
-    Attributes:
-        lr: Largest learning rate of the schedule.
-        schedule: Shape of the learning rate over the steps.
-        momentum: Of SGD.
-        momentum_cycling: Lower the momentum by 0.1 where the learning rate is highest, and raise it again.
-        weight_decay: Of SGD, on every parameter.
-    """
-
-    lr: NotNegative
-    schedule: Literal["triangular", "cosine", "constant"] = "triangular"
-    momentum: Annotated[float, Range(0, 0.9999)] = 0.9
-    momentum_cycling: bool = False
-    weight_decay: NotNegative = 5e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.momentum_cycling and self.momentum < 0.1:
-            raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
+        if self.ema is not None and self.average_from is not None:
+            raise UserError("`ema` and `average_from` are two averages of the weights: set one of them to none.")
+        for name in ("average_from", "eps_warmup"):
+            if (getattr(self, name) or 0) >= self.epochs:
+                raise values.refused(name, f"below `epochs`, which is {self.epochs}", getattr(self, name))
+
+    def average_after(self, epoch: int) -> str | None:
+        """Name the average that is judged after so many epochs, as `ema 0.9995`; None for the weights themselves."""
+        if self.average_from is None:
+            return None if self.ema is None else f"ema {self.ema:g}"
+        return f"mean from epoch {self.average_from + 1}" if epoch > self.average_from else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from adv_train.config.optimizer import BELONGS, OptimizerConfig
+from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.errors import UserError, unknown
 from adv_train.leaves import Leaf, leaves
 from adv_train.methods import METHODS
@@ -28,13 +29,29 @@ _SHORT: Final = {
     ("data", "limit"): "train_limit",
     ("model", "name"): "model",
     ("method", "name"): "method",
+    ("optimizer", "name"): "optimizer",
+    ("optimizer", "options"): "optimizer_options",
 }
+#: Fields of the model that are not options of one network.
+INIT: Final = ("init", "init_normalisation")
 _RANGE_OF_IMAGES: Final = ("low", "high")
 
 
 def short(section: str, field: str) -> str:
     """Return the short name of a field."""
     return _SHORT.get((section, field), field)
+
+
+def _belonging(choice: str) -> list[str]:
+    return [short("optimizer", field) for field, (of, _) in BELONGS.items() if of == choice]
+
+
+#: By short name: what is chosen where nothing says so, and the fields that another choice drops.
+_DROPS: Final = {
+    "optimizer": (OptimizerConfig.name, ["optimizer_options", *_belonging("name")]),
+    "schedule": (OptimizerConfig.schedule, _belonging("schedule")),
+    "norm": ("linf", ["eps"]),
+}
 
 
 def fields(section: str, choice: str | None = None) -> list[Leaf]:
@@ -53,7 +70,7 @@ def fields(section: str, choice: str | None = None) -> list[Leaf]:
     name = Leaf("name", str, None, True, about)
     if section == "method":
         return [name] if choice is None else [name, *METHODS.options(choice).values()]
-    always = [name, next(leaf for leaf in leaves(ModelConfig) if leaf.field == "init")]
+    always = [name, *(leaf for leaf in leaves(ModelConfig) if leaf.field in INIT)]
     if choice is None or ":" in choice:  # a factory of the user's own has options that nobody knows
         return always
     return [*always, *MODELS.options(choice).values()]
@@ -105,7 +122,7 @@ def check_names(found: Mapping[str, Any]) -> None:
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers win.
 
-    Another method, or model, drops the options of the one before, and another norm its eps.
+    Another method, model, optimizer or schedule drops the options of the one before, and another norm its eps.
 
     Raises:
         UserError: When a section is not a mapping.
@@ -116,7 +133,7 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in layer.items():
             if key in SECTIONS and isinstance(value, Mapping):
                 given |= {short(key, str(field).replace("-", "_")): inner for field, inner in value.items()}
-            elif key in SECTIONS and key not in ("data", "method", "model"):
+            elif key in SECTIONS and key not in ("data", "method", "model", "optimizer"):
                 raise UserError(f"`{key}` must hold lines such as `{fields(key)[0].field}: ...`, but is {value!r}.")
             else:
                 given[str(key).replace("-", "_")] = value
@@ -125,9 +142,11 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
             if before is not None and now != before:
                 for leaf in fields(section, before):
                     merged.pop(short(section, leaf.field), None)
-        norm = merged.get("norm", "linf")
-        if given.get("norm", norm) != norm:
-            merged.pop("eps", None)
+        for choice, (usual, dependent) in _DROPS.items():
+            before = merged.get(choice, usual)
+            if given.get(choice, before) != before:
+                for name in dependent:
+                    merged.pop(name, None)
         merged |= given
     return merged
 
@@ -141,7 +160,7 @@ def plain(config: Any) -> dict[str, dict[str, Any]]:
         if section == "method":
             parts[section] = {"name": config.method_name, **{key: _plain(value) for key, value in method.items()}}
         elif section == "model":
-            parts[section] = {"name": part.name, "init": part.init, **part.options}
+            parts[section] = {"name": part.name, **{key: getattr(part, key) for key in INIT}, **part.options}
         else:
             parts[section] = {leaf.field: getattr(part, leaf.field) for leaf in fields(section)}
     return parts

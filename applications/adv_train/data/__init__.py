@@ -5,6 +5,7 @@ from __future__ import annotations
 from adv_train.data.augment import AUGMENTATIONS, Augment
 from adv_train.data.batches import Batch, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.dataset import Dataset
+from adv_train.data.motion import Motion
 from adv_train.data.record import SplitRecord
 from adv_train.data.registry import DATASETS, load, names
 from adv_train.data.split import Split
@@ -15,6 +16,7 @@ __all__ = [
     "Augment",
     "Batch",
     "Dataset",
+    "Motion",
     "Split",
     "SplitRecord",
     "batch_bounds",

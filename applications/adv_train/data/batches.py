@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adv_train.data.augment import Augment
+from adv_train.data.motion import Motion
 from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
 
@@ -22,25 +24,32 @@ class Batch:
         x: Images, shape ``(batch, channels, height, width)``, in [0, 1].
         y: Labels, shape ``(batch,)``, int64.
         index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
+        motion: How augmentation moved the images from where they lie in the split.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
+    motion: Motion = field(default_factory=Motion)
 
 
-def epoch_generator(seed: int, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
+def epoch_generator(
+    seed: int, epoch: int, device: torch.device | str = "cpu", *, purpose: Literal["data", "method"] = "data"
+) -> torch.Generator:
     """Make the generator of one epoch, a function of its arguments alone.
 
     An epoch that starts from it does not depend on the epochs before, so a run that was interrupted goes on
-    exactly. The two numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
+    exactly. The numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
 
     Args:
         seed: Of the run, from 0.
         epoch: Number of the epoch, from 0.
         device: Where the random numbers are drawn.
+        purpose: What they are for. Order and augmentation have a generator of their own, so that two methods see the
+            same images, however many numbers each draws.
     """
-    (mixed,) = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    key = {"data": (), "method": (1,)}[purpose]
+    (mixed,) = np.random.SeedSequence([seed, epoch], spawn_key=key).generate_state(1, np.uint64)
     return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
 
 
@@ -83,8 +92,8 @@ def batches(
     for start, stop in batch_bounds(len(split), batch_size):
         chosen = order[start:stop]
         images = split.images[chosen]
-        x = augment(images, generator) if augment else to_unit_range(images)
-        yield Batch(x, split.labels[chosen], chosen)
+        motion = augment.draw(images, generator) if augment else Motion()
+        yield Batch(to_unit_range(motion.apply(images)), split.labels[chosen], chosen, motion)
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

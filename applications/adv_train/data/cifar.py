@@ -9,10 +9,10 @@ import torch
 
 from adv_train.data.augment import Augment
 from adv_train.data.dataset import Dataset
+from adv_train.data.published import fetched
 from adv_train.data.registry import DATASETS
 from adv_train.data.split import Split
 from adv_train.data.stratified import limited
-from adv_train.errors import UserError
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -64,7 +64,12 @@ def load(
     Raises:
         UserError: When the data are neither there nor to be had.
     """
-    fit, test = _read(name, root, source, train=True), _read(name, root, source, train=False)
+    fit, test = fetched(
+        name,
+        root,
+        lambda download: tuple(source(root, train=train, download=download) for train in (True, False)),
+        f"`{source.filename}` from {source.url} into `{root}`, as it is or unpacked to `{root / source.base_folder}`",
+    )
     everything = _split(fit)
     train, validation = torch.arange(len(everything)).split([len(everything) - _VALIDATION, _VALIDATION])
     return Dataset(
@@ -79,25 +84,6 @@ def load(
     )
 
 
-def _read(name: str, root: Path, source: type[CIFAR10], *, train: bool) -> CIFAR10:
-    try:
-        return source(root, train=train)
-    except RuntimeError:
-        pass  # Missing, incomplete, or its checksums differ: all three are mended by the download.
-    try:
-        return source(root, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"Data set `{name}` is not in `{root}` and could not be downloaded "
-            f"({_one_line(error)}). Put `{source.filename}` from {source.url} into `{root}`, "
-            f"as it is or unpacked to `{root / source.base_folder}`, or name the folder that holds it."
-        ) from error
-
-
 def _split(source: CIFAR10) -> Split:
     images = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
     return Split(images, torch.tensor(source.targets))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

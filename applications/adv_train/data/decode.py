@@ -27,7 +27,7 @@ class Unreadable(Exception):
     """A file that is not an image, or one whose levels have no known meaning; the text says why."""
 
 
-def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
+def decode(file: Path, size: int | None = None, *, crop: bool = True) -> NDArray[np.uint8]:
     """Read one image.
 
     A channel of 16 bits becomes ``value // 257`` (white, 65535, is 255), a floating-point one that lies in [0, 1]
@@ -36,6 +36,7 @@ def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
     Args:
         file: In a format that Pillow reads.
         size: Resize the shorter side to so many pixels (bilinear, antialiased) and crop the centre.
+        crop: Whether to; otherwise both sides are resized, and an image that is no square is squeezed.
 
     Returns:
         Shape ``(height, width, 3)``.
@@ -51,7 +52,8 @@ def decode(file: Path, size: int | None = None) -> NDArray[np.uint8]:
             # Only now: Pillow turns a TIFF as it loads it, and a PNG may carry its EXIF data behind its pixels.
             pixels = _turned(pixels, _orientation(opened))
         if size is not None:
-            pixels = ImageOps.fit(pixels, (size, size), method=Image.Resampling.BILINEAR)
+            square, method = (size, size), Image.Resampling.BILINEAR
+            pixels = ImageOps.fit(pixels, square, method) if crop else pixels.resize(square, method)
         return np.asarray(pixels)
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -14,7 +14,7 @@ from adv_train.data.augment import Augment
 from adv_train.data.content_split import cut
 from adv_train.data.dataset import Dataset
 from adv_train.data.layout import find_layout, images_below, list_images
-from adv_train.data.read_images import named, read_images
+from adv_train.data.read_images import check_memory, named, read_images
 from adv_train.data.record import Entry, SplitRecord, digests
 from adv_train.data.registry import DATASETS
 from adv_train.data.split import SPLITS, Split, SplitName
@@ -74,7 +74,7 @@ def load(
     folder = _find(written, root) if path is None else path.expanduser()
     splits: _Splits
     if split is None:
-        classes, splits = _splits_of_the_folder(folder)
+        classes, splits = _splits_of_the_folder(folder, size, limit)
     else:
         classes, splits = split.classes, _splits_of_the_record(folder, split)
     splits = {
@@ -118,14 +118,17 @@ def _find(written: Path, root: Path) -> Path:
     return next((folder for folder in [written, *moved] if folder.exists()), written)
 
 
-def _splits_of_the_folder(folder: Path) -> tuple[tuple[str, ...], _Splits]:
+def _splits_of_the_folder(folder: Path, size: int | None, limit: int | None) -> tuple[tuple[str, ...], _Splits]:
     layout = find_layout(folder)
     own = {split: path for split, path in layout.folders.items() if split != "train"}
     # One sample of each class for every split that is cut from these files.
-    samples = _samples(*list_images(layout.folders["train"], layout.classes, at_least=3 - len(own)))
-    splits: dict[SplitName, Sequence[_Sample]] = {
-        split: _samples(*list_images(path, layout.classes, at_least=1)) for split, path in own.items()
-    }
+    fit = list_images(layout.folders["train"], layout.classes, at_least=3 - len(own))
+    others = {split: list_images(path, layout.classes, at_least=1) for split, path in own.items()}
+    if limit is None:
+        # Before all files are read for their digests, which takes long where there are too many.
+        check_memory([file for files, _ in (fit, *others.values()) for file in files], size)
+    samples = _samples(*fit)
+    splits: dict[SplitName, Sequence[_Sample]] = {split: _samples(*listed) for split, listed in others.items()}
     wanted: list[SplitName] = [split for split in ("test", "validation") if split not in own]
     edges = [1 - (1 - _TENTH) ** cuts for cuts in range(1, len(wanted) + 1)]
     chosen = cut([s.label for s in samples], [s.digest for s in samples], edges)

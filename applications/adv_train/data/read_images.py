@@ -21,12 +21,15 @@ _MOST_NAMES = 10
 _Result = TypeVar("_Result")
 
 
-def read_images(files: Sequence[Path], *, size: int | None = None, skipped: dict[Path, str] | None = None) -> Tensor:
+def read_images(
+    files: Sequence[Path], *, size: int | None = None, crop: bool = True, skipped: dict[Path, str] | None = None
+) -> Tensor:
     """Read image files, all square and of one size, as colour, with a bar when it takes long.
 
     Args:
         files: At least one.
         size: Resize the shorter side of each image to so many pixels and crop the centre.
+        crop: Whether to; otherwise both sides are resized.
         skipped: Where given, files that cannot be read are put there, each with the reason, and their pixels are left
             black; otherwise they are an error.
 
@@ -38,13 +41,12 @@ def read_images(files: Sequence[Path], *, size: int | None = None, skipped: dict
             in size from the first; or when they need more memory than the machine has.
     """
     unreadable: dict[Path, str] = {}
-    first, side = _first_size(files, size)
-    _check_memory(len(files), side, first)
+    first, side = check_memory(files, size)
     images = np.zeros((len(files), 3, side, side), dtype=np.uint8)
 
     def fill(position: int, file: Path) -> None:
         try:
-            pixels = decode(file, size)
+            pixels = decode(file, size, crop=crop)
         except Unreadable as error:
             unreadable[file] = str(error)
             return
@@ -115,15 +117,28 @@ def _cannot_be_read(reasons: dict[Path, str], among: int) -> UserError:
     return UserError(f"{what} Mend or remove what is named, or leave it out with `skip_unreadable`.")
 
 
-def _check_memory(count: int, side: int, first: Path) -> None:
-    """Refuse before the system kills the process: a data set is held in memory whole."""
-    needed = count * 3 * side * side
+def check_memory(files: Sequence[Path], size: int | None) -> tuple[Path, int]:
+    """Refuse more images than the machine has memory, before the system kills the process: they are held whole.
+
+    Args:
+        files: At least one.
+        size: As for `read_images`.
+
+    Returns:
+        The first file that can be read, and the side in pixels that all images are to have.
+
+    Raises:
+        UserError: When memory does not suffice, or no file can be read.
+    """
+    first, side = _first_size(files, size)
+    needed = len(files) * 3 * side * side
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on every system
-        return
+        return first, side
     if needed > there:
         raise UserError(
-            f"{count:,} images of {side}x{side} pixels, such as `{first}`, need {needed / 2**30:.1f} GiB of memory, "
-            f"but the machine has {there / 2**30:.1f} GiB. Give a smaller `size`, such as size=224."
+            f"{len(files):,} images of {side}x{side} pixels, such as `{first}`, need {needed / 2**30:.1f} GiB of "
+            f"memory, but the machine has {there / 2**30:.1f} GiB. Give a smaller `size`, such as size=64, or a limit."
         )
+    return first, side

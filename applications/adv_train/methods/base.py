@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, TypeAlias
@@ -15,15 +15,16 @@ import blo
 from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Moment, State
+from adv_train.methods.moment import Moment, Sizes, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
 
-Start: TypeAlias = Literal["uniform", "zero"]
+Start: TypeAlias = Literal["uniform", "gaussian", "zero"]
 Mode: TypeAlias = Literal["train", "eval"]
+_NEAR = 0.001  # deviation of the noise that TRADES and MART start from
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class Step:
         direct: the direct part of the gradient, parameter by parameter.
         implicit: the implicit part likewise; empty where there is none.
         state: what the method remembers from now on.
+        objective: the training objective at this perturbation as a function of the parameters, shape `()`; None where a
+            method has none. It draws nothing: its gradient at the parameters of the step is the direct part.
     """
 
     grads: dict[str, Tensor]
@@ -47,6 +50,7 @@ class Step:
     direct: Sequence[Tensor] = ()
     implicit: Sequence[Tensor] = ()
     state: State = field(default_factory=dict)
+    objective: Callable[[dict[str, Tensor]], Tensor] | None = None
 
     @cached_property
     def implicit_share(self) -> Tensor:
@@ -77,12 +81,12 @@ class Method(Checked, abc.ABC):
             name = METHODS.name_of(self)
             raise UserError(f"`norm` must be {' or '.join(self.norms)} for {name}, but is {norm}.")
 
-    def remember(self, model: nn.Module, images: int) -> State:
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
         """Return what the method remembers before the first step; nothing, if it does not say otherwise.
 
         Args:
             model: On its device, with its first weights.
-            images: Number of images in the training split.
+            sizes: Of the training images and of the batches.
         """
         return {}
 
@@ -111,7 +115,7 @@ class Method(Checked, abc.ABC):
             batch: what to train on.
             threat: what the attack may do.
             moment: when in training; None outside a run.
-            state: what `remember` or the last step returned; None outside a run.
+            state: what `remember` or the last step returned, whose tensors a step may overwrite; None outside a run.
             start: where the attack starts, of x's shape; None draws the method's own start.
             generator: source of random starts, on x's device.
         """
@@ -125,7 +129,7 @@ class Adversarial(Method):
     """A method that perturbs within a threat: one bilevel problem a step.
 
     Attributes:
-        start: `"uniform"` in the threat's ball, cut to images, or `"zero"`.
+        start: `"uniform"` in the threat's ball, `"gaussian"` with deviation 0.001, both cut to images, or `"zero"`.
         attack_mode: mode of BatchNorm and dropout in the attack: `"train"`, as they are in training, or `"eval"`.
         attack_loss: what the attack maximises.
         train_loss: what training minimises.
@@ -144,6 +148,9 @@ class Adversarial(Method):
         """Return where the attack starts."""
         if self.start == "zero":
             return torch.zeros_like(losses.x)
+        if self.start == "gaussian":
+            noise = torch.zeros_like(losses.x).normal_(std=_NEAR, generator=losses.generator)
+            return threat.project(losses.x, noise)
         return threat.sample(losses.x, losses.generator)
 
     @abc.abstractmethod
@@ -152,7 +159,8 @@ class Adversarial(Method):
     ) -> blo.Hypergradient:
         """Solve the bilevel problem of one batch, whose attack minimises the sum of `losses.attack`.
 
-        A method that remembers puts its new memory into `losses.state`.
+        A method that remembers puts its new memory into `losses.state`, and one that minimises more than `losses.train`
+        puts that function into `losses.upper`.
         """
 
     def __call__(
@@ -181,5 +189,12 @@ class Adversarial(Method):
             start = self.draw(losses, threat)
         attack = blo.LowerProblem(losses.attack, self.allowed(batch.x, threat), batched=True)
         out = self.solve(attack, losses, params, start, threat)
-        implicit = [part for part in out.report.implicit_parts if part is not None]
-        return Step(out.grad, out.z, out.value, losses.logits, out.report.direct_parts, implicit, losses.state)
+        implicit = list(out.implicit.values()) if out.report.depends_on_theta else []
+        # Taken out: a function that refers to the losses, held by them, would keep the batch until it is collected.
+        upper, losses.upper = losses.upper or losses.train, None
+
+        def objective(theta: dict[str, Tensor]) -> Tensor:
+            return upper(theta, out.z)
+
+        logits, direct = losses.logits, out.report.direct_parts
+        return Step(out.grad, out.z, out.value, logits, direct, implicit, losses.state, objective)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,14 +26,14 @@ class FastAT(Adversarial):
         step: step size in pixels; 1.25 eps by default.
     """
 
-    norms = NORMS
+    norms: ClassVar[Collection[str]] = NORMS
     step: Positive | None = None
 
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
         return blo.value_and_hypergrad(
-            losses.train,
+            losses.upper or losses.train,
             attack,
             params,
             start,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import blo
 from adv_train.methods.base import METHODS, Adversarial, Start
+from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
@@ -42,8 +42,7 @@ class FastATGA(Adversarial):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        fixed = {name: value.detach() for name, value in params.items()}
-        slope = _input_gradient(losses, fixed, start, create_graph=False)
+        slope = losses.slope(params, start)
         coefficient = self._coefficient(threat)
         elsewhere = threat.noise(losses.x, generator=losses.generator)
 
@@ -51,13 +50,12 @@ class FastATGA(Adversarial):
             loss = losses.train(theta, delta)
             if coefficient == 0:
                 return loss
-            return loss + coefficient * _misalignment(
-                slope, _input_gradient(losses, theta, elsewhere, create_graph=True)
-            )
+            return loss + coefficient * _misalignment(slope, losses.slope(theta, elsewhere, create_graph=True))
 
+        losses.upper = upper
         return blo.value_and_hypergrad(
             upper,
-            blo.LowerProblem(lambda _, delta: -(slope * delta).flatten(1).sum(1), attack.constraint, batched=True),
+            along(slope, self.allowed(losses.x, threat)),
             params,
             start,
             solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction=threat.direction),
@@ -71,15 +69,6 @@ class FastATGA(Adversarial):
         if threat.norm != "linf":
             return 0.2
         return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
-
-
-def _input_gradient(losses: Losses, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool) -> Tensor:
-    """Return the gradient of the summed cross-entropy in the perturbation."""
-    with torch.enable_grad():
-        point = delta.detach().requires_grad_()
-        total = -losses.attack(params, point).sum()
-        (gradient,) = torch.autograd.grad(total, point, create_graph=create_graph)
-    return gradient
 
 
 def _misalignment(fixed: Tensor, moving: Tensor) -> Tensor:

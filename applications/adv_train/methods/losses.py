@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
+
+#: Maps parameters and a perturbation to a loss of shape `()`.
+Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 class Losses:
@@ -20,10 +25,13 @@ class Losses:
         x: Images, shape `(batch, channels, height, width)`.
         y: Labels, shape `(batch,)`.
         index: Position of each image in the training split, shape `(batch,)`.
+        motion: How augmentation moved the images from where they lie in the split.
         moment: When in training; None outside a run.
         state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
         logits: The model's output when `train` was last called, detached.
+        upper: What training minimises in this step where that is more than `train`; a method sets it.
+        attacked: The model's output when `attack` was last called, detached.
     """
 
     def __init__(
@@ -38,30 +46,86 @@ class Losses:
         state: State | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.x, self.y, self.index, self.generator = batch.x, batch.y, batch.index, generator
+        self.x, self.y, self.index, self.motion = batch.x, batch.y, batch.index, batch.motion
+        self.generator = generator
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
-        self.logits = batch.x.new_empty(0)
+        self.logits = self.attacked = batch.x.new_empty(0)
+        self.upper: Upper | None = None
         self._clean: Tensor | None = None
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
         """Return the model's output at x + delta, at x for None, with these parameters; shape `(batch, classes)`."""
-        seen = self.x if delta is None else self.x + delta
-        logits: Tensor = torch.func.functional_call(self._model, params, (seen,))
-        return logits
+        return self._output(params, self.x if delta is None else self.x + delta)
+
+    def attack_forward(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
+        """Return the same with BatchNorm and dropout in the mode of the attack."""
+        with nullcontext() if self._as_trained else in_eval_mode(self._model):
+            return self.forward(params, delta)
+
+    def eval_forward(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Return the output at any images with BatchNorm and dropout as after training."""
+        with in_eval_mode(self._model):
+            return self._output(params, images)
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
+        logits = self.attack_forward(params, delta)
+        self.attacked = logits.detach()
+        return -self.attack_objective(params, logits)
+
+    def attack_objective(self, params: dict[str, Tensor], logits: Tensor) -> Tensor:
+        """Return the attack's objective of each sample, shape `(batch,)`, from the output of `attack_forward`."""
         with nullcontext() if self._as_trained else in_eval_mode(self._model):
-            return -self._attack(self.forward(params, delta), self.y, self._clean_logits(params))
+            return self._attack(logits, self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return the mean of the training objective, shape `()`: what training minimises."""
+        return self.train_and_logits(params, delta)[0]
+
+    def train_and_logits(self, params: dict[str, Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same and the output at x + delta that it was computed from, both functions of the parameters."""
         clean = self.forward(params, None) if self._train.looks_at_clean else None
         logits = self.forward(params, delta)
         self.logits = logits.detach()
-        return self._train(logits, self.y, clean, "mean")
+        return self._train(logits, self.y, clean, "mean"), logits
+
+    def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(self._model, params, (images,))
+        return logits
+
+    def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
+        """Return the gradient of the attack's objective, sample by sample, in the perturbation; shape of x.
+
+        It is a constant, or with `create_graph` a function of the parameters.
+        """
+        live = params if create_graph else {name: value.detach() for name, value in params.items()}
+        with torch.enable_grad():
+            point = delta.detach().requires_grad_()
+            total = -self.attack(live, point).sum()
+            (found,) = torch.autograd.grad(total, point, create_graph=create_graph)
+        return found
+
+    def attacking(self, objective: Objective) -> Losses:
+        """Return the losses of an attack with another objective."""
+        other = copy(self)
+        other._attack = objective
+        return other
+
+    def repeated(self, times: int) -> Losses:
+        """Return the losses of a batch that holds these samples several times, one whole batch after another."""
+        other = copy(self)
+        other.x = self.x.repeat(times, *(1,) * (self.x.ndim - 1))
+        other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
+        return other
+
+    def part(self, chosen: slice) -> Losses:
+        """Return the losses of some of the samples."""
+        other = copy(self)
+        other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
+        other._clean = None
+        return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
         """Return the clean logits where the attack looks at them: a function of the parameters where these are live."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 #: Maps names to the tensors that a method keeps between steps. A run saves them.
@@ -23,3 +24,17 @@ class Moment(NamedTuple):
     step: Tensor
     steps: Tensor
     epoch: Tensor
+
+
+class Sizes(NamedTuple):
+    """What the shape of a memory can follow from.
+
+    Attributes:
+        images: Shape of all training images, `(samples, channels, height, width)`.
+        classes: Number of classes.
+        batch: Most images in a step; the last batch of an epoch may be smaller.
+    """
+
+    images: torch.Size
+    classes: int
+    batch: int

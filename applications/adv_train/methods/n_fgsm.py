@@ -39,6 +39,8 @@ class NFGSM(FastAT):
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
+        if self.start != "uniform":
+            return super().draw(losses, threat)
         noise = threat.noise(losses.x, self.noise_width, losses.generator)
         return self.allowed(losses.x, threat).project(noise)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.data import Batch
-from adv_train.methods.base import METHODS, Method, Moment, State, Step
+from adv_train.methods.base import METHODS, Method, Step
 from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.threat import NORMS, Threat
@@ -45,4 +46,11 @@ class Standard(Method):
         found = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.
         grads = {name: slope.detach() for name, slope in zip(params, found, strict=True)}
-        return Step(grads, delta, loss.detach(), losses.logits, state=state or {})
+        return Step(
+            grads,
+            delta,
+            loss.detach(),
+            losses.logits,
+            state=state or {},
+            objective=lambda theta: losses.train(theta, delta),
+        )

@@ -1,14 +1,17 @@
-"""What the models share: the normalisation inside the model, and the choice of a non-linearity."""
+"""What the models share: normalisation inside the model, the choice of a non-linearity, blocks one after another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from adv_train.errors import unknown
 
+#: Width of each stage of a ResNet and stride of its first block.
+RESNET_STAGES: Final = ((64, 1), (128, 2), (256, 2), (512, 2))
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
@@ -45,3 +48,25 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalise images of shape ``(batch, channels, height, width)``."""
         return (images - self.mean) / self.std
+
+
+def stack(
+    block: Callable[[int, int, int], nn.Module], width_in: int, stages: Iterable[tuple[int, int, int]], expansion: int
+) -> tuple[nn.Sequential, int]:
+    """Put residual blocks one after another.
+
+    Args:
+        block: Makes one from the channels that come in, its width and its stride.
+        width_in: Channels that come into the first.
+        stages: Width, number of blocks, and stride of the first block of each stage.
+        expansion: Channels that a block gives for each channel of its width.
+
+    Returns:
+        The blocks, and the channels that the last one gives.
+    """
+    blocks: list[nn.Module] = []
+    for width, number, stride in stages:
+        for index in range(number):
+            blocks.append(block(width_in, width, stride if index == 0 else 1))
+            width_in = width * expansion
+    return nn.Sequential(*blocks), width_in

@@ -1,54 +1,73 @@
-"""The pre-activation ResNet-18 of the published tables."""
+"""Pre-activation ResNets for small images, among them the ResNet-18 of the published tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from adv_train.models.layers import Normalise, activation_factory
+from adv_train.models.layers import RESNET_STAGES, Normalise, activation_factory, stack
+from adv_train.models.preact_blocks import PreActBlock, PreActBottleneck, Shortcut
 from adv_train.models.registry import MODELS
 from adv_train.precision import at_full_resolution
+from adv_train.values import Count
 
 
-class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and the non-linearity, added to a shortcut.
-
-    Where the shape changes, the shortcut is a 1x1 convolution of the *raw* block input. He et al. (2016,
-    "Identity mappings in deep residual networks") and many re-implementations feed it the activated input
-    instead; the networks behind the published robust accuracies do not.
+class PreActNetwork(nn.Module):
+    """A 3x3 stem of stride 1, pre-activation blocks, BatchNorm and the non-linearity, a mean over the image, a head.
 
     Args:
-        width_in: Channels of the input.
-        width: Channels of the output.
-        stride: Of the first convolution and of the shortcut.
+        channels: Of the images.
+        classes: Number of logits.
+        mean: Of each channel, for the normalisation inside.
+        std: Of each channel, for the normalisation inside.
+        stem: Channels of the stem.
+        stages: Width, number of blocks, and stride of the first block of each stage.
+        block: Makes a block from the channels that come in, its width and its stride.
+        expansion: Channels that a block gives for each channel of its width.
         activation: Makes a non-linearity.
+        final_norm: Whether BatchNorm and the non-linearity come before the head.
     """
 
-    def __init__(self, width_in: int, width: int, stride: int, activation: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        stem: int,
+        stages: Iterable[tuple[int, int, int]],
+        block: Callable[[int, int, int], nn.Module],
+        expansion: int,
+        activation: Callable[[], nn.Module],
+        final_norm: bool,
+    ) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(width_in)
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.act = activation()
-        same_shape = stride == 1 and width_in == width
-        self.shortcut = nn.Identity() if same_shape else nn.Conv2d(width_in, width, 1, stride=stride, bias=False)
+        self.normalise = Normalise(mean, std)
+        self.stem = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
+        self.blocks, width = stack(block, stem, stages, expansion)
+        self.bn = nn.BatchNorm2d(width) if final_norm else nn.Identity()
+        self.act = activation() if final_norm else nn.Identity()
+        self.head = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(batch, width_in, h, w)`` to ``(batch, width, h / stride, w / stride)``."""
-        residual: Tensor = self.conv1(self.act(self.bn1(x)))
-        residual = self.conv2(self.act(self.bn2(residual)))
-        shortcut: Tensor = self.shortcut(x)
-        return residual + shortcut
+    def forward(self, images: Tensor) -> Tensor:
+        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
+        stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
+        features: Tensor = self.blocks(stem)
+        # A mean rather than a pooling layer: its size adapts to the image, and it differentiates twice
+        # cheaply.
+        pooled = self.act(self.bn(features)).mean(dim=(2, 3))
+        return at_full_resolution(self.head, pooled)
 
 
-@MODELS.register("preact-resnet-18")
-class PreActResNet18(nn.Module):
-    """Pre-activation ResNet-18 for small images: stride-1 stem, no max-pooling, final BatchNorm and ReLU.
+class PreActResNet(PreActNetwork):
+    """A pre-activation ResNet for small images: stride-1 stem, no max-pooling.
 
-    Source: He et al. (2016), with the details of Rice, Wong and Kolter (2020, "Overfitting in adversarially
-    robust deep learning") that Zhang et al. (ICML 2022) trained with.
+    Source: He et al. (2016, "Identity mappings in deep residual networks"), with the details of Rice, Wong and Kolter
+    (2020, "Overfitting in adversarially robust deep learning") that Zhang et al. (ICML 2022) trained with.
 
     Args:
         channels: Of the images.
@@ -58,10 +77,18 @@ class PreActResNet18(nn.Module):
         mean: Of each channel, for the normalisation inside.
         std: Of each channel, for the normalisation inside.
         activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        shortcut: What the 1x1 convolutions of shortcuts see: the raw or the activated input of the block. By default
+            as in the code of Zhang et al.: raw in ResNet-18 and 34, activated in ResNet-50.
+        final_norm: BatchNorm and the non-linearity before the last layer.
+        base_width: Channels of the stem and width of the first stage; 64 as published, fewer where a processor trains.
 
     Raises:
         UserError: When there is no such activation.
     """
+
+    block: ClassVar[Callable[..., nn.Module]] = PreActBlock
+    expansion: ClassVar[int] = PreActBlock.expansion
+    depths: ClassVar[tuple[int, ...]]
 
     def __init__(
         self,
@@ -72,26 +99,44 @@ class PreActResNet18(nn.Module):
         std: Sequence[float],
         *,
         activation: str = "relu",
+        shortcut: Shortcut | None = None,
+        final_norm: bool = True,
+        base_width: Count = 64,
     ) -> None:
-        super().__init__()
         act = activation_factory(activation)
-        self.normalise = Normalise(mean, std)
-        self.stem = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-        blocks: list[nn.Module] = []
-        width_in = 64
-        for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            blocks += [PreActBlock(width_in, width, stride, act), PreActBlock(width, width, 1, act)]
-            width_in = width
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(width_in)
-        self.act = act()
-        self.head = nn.Linear(width_in, classes)
+        widths = [(width * base_width // 64, stride) for width, stride in RESNET_STAGES]
+        chosen: dict[str, Any] = {} if shortcut is None else {"shortcut": shortcut}
+        super().__init__(
+            channels,
+            classes,
+            mean,
+            std,
+            stem=base_width,
+            stages=[(width, n, stride) for (width, stride), n in zip(widths, self.depths, strict=True)],
+            block=partial(type(self).block, activation=act, **chosen),
+            expansion=self.expansion,
+            activation=act,
+            final_norm=final_norm,
+        )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
-        stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
-        features: Tensor = self.blocks(stem)
-        # A mean rather than a pooling layer: its size adapts to the image, and it differentiates twice
-        # cheaply.
-        pooled = self.act(self.bn(features)).mean(dim=(2, 3))
-        return at_full_resolution(self.head, pooled)
+
+@MODELS.register("preact-resnet-18")
+class PreActResNet18(PreActResNet):
+    """Pre-activation ResNet-18 for small images: stride-1 stem, no max-pooling, final BatchNorm and ReLU."""
+
+    depths = (2, 2, 2, 2)
+
+
+@MODELS.register("preact-resnet-34")
+class PreActResNet34(PreActResNet):
+    """Pre-activation ResNet-34 for small images."""
+
+    depths = (3, 4, 6, 3)
+
+
+@MODELS.register("preact-resnet-50")
+class PreActResNet50(PreActResNet):
+    """Pre-activation ResNet-50 for small images, of bottleneck blocks."""
+
+    block, expansion = PreActBottleneck, PreActBottleneck.expansion
+    depths = (3, 4, 6, 3)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from adv_train.errors import UserError
-from adv_train.models import factory
+from adv_train.models import factory, torchvision_models
+from adv_train.models.size import check_size
 from adv_train.registry import Registry
 
 MODELS: Registry[nn.Module] = Registry("model", "adv_train.models")
-# More than the networks of this field have (WRN-34-10: 46 million). Without a limit, a dense layer on large images
-# makes the system kill the process.
-_MOST_PARAMETERS = 64_000_000
 
 
 def create(
@@ -32,7 +30,7 @@ def create(
     """Build a model with fresh weights, on the CPU, in float32 and in train mode.
 
     Args:
-        name: One of `MODELS.names()`, or ``package.module:factory`` for one of the user's own.
+        name: One of `MODELS.names()`, ``torchvision:NETWORK``, or ``package.module:factory`` for one of the user's own.
         channels: Of the images: 1 for grey, 3 for colour.
         classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
@@ -47,35 +45,29 @@ def create(
         A module from images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
 
     Raises:
-        UserError: When the name or an option is unknown, a number is out of its range, or the model would have more
-            than 64 million parameters.
+        UserError: When the name or an option is unknown, a number is out of its range, or training the model would
+            take more memory than there is.
     """
     _check_data(channels, classes, image_size, mean, std)
+    from_torchvision = name.startswith(torchvision_models.PREFIX)
 
     def build() -> nn.Module:
         if ":" in name:
-            described = {"channels": channels, "classes": classes, "image_size": image_size, "mean": mean, "std": std}
-            return factory.make(name, options, **described)
+            make = torchvision_models.make if from_torchvision else factory.make
+            return make(name, options, channels=channels, classes=classes, image_size=image_size, mean=mean, std=std)
         return MODELS.create(name, channels, classes, image_size, mean, std, **options)
 
-    if ":" not in name:
-        _check_parameters(name, image_size, build)
+    if from_torchvision:
+        check_size(name, torchvision_models.parameters(name), image_size)
+    elif ":" not in name:
+        with torch.device("meta"):  # shapes only: nothing is allocated and no random number is drawn
+            check_size(name, sum(parameter.numel() for parameter in build().parameters()), image_size)
     if seed is None:
         return build()
     with torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which would reseed every GPU too, for good.
         torch.default_generator.manual_seed(seed)
         return build()
-
-
-def _check_parameters(name: str, image_size: int, build: Callable[[], nn.Module]) -> None:
-    with torch.device("meta"):  # shapes only: nothing is allocated and no random number is drawn
-        count = sum(parameter.numel() for parameter in build().parameters())
-    if count > _MOST_PARAMETERS:
-        raise UserError(
-            f"Model `{name}` would have {count:,} parameters for images of {image_size}x{image_size} pixels; at most "
-            f"{_MOST_PARAMETERS:,} are allowed. Resize the images (`size`, such as size=224)."
-        )
 
 
 def _check_data(channels: int, classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -5,28 +5,55 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adv_train.errors import UserError
+from adv_train.models.foreign import NORMALISATION, check_padding, translation
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.")
+#: What normalises the images of weights that do not say so themselves.
+Normalisation: TypeAlias = Literal["data", "none"]
+_WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net", "weights", "last")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | None = None) -> None:
     """Put weights from a file into a model, every one of them; nothing in the file is run.
 
-    The file holds a state dict, alone or under one of the usual names. The prefixes that `DataParallel` and
-    `torch.compile` put before names are taken off where the model does not have them.
+    The file holds a state dict, alone or under one of the usual names; of a checkpoint with averaged weights these are
+    taken. The prefixes that `DataParallel` and
+    `torch.compile` put before names are taken off where the model does not have them, and the names that RobustBench
+    gives to the layers of ResNets, pre-activation ResNets and wide ResNets are translated.
+
+    Args:
+        model: What takes the weights.
+        path: The file.
+        normalisation: For a file without mean and standard deviation: ``"data"`` where the weights were trained with
+            those that the model has, ``"none"`` where they were trained on images in [0, 1] as they are.
 
     Raises:
-        UserError: When the file is missing, holds no weights, or these do not fit the model.
+        UserError: When the file is missing, holds no weights, these do not fit the model, or `normalisation` is missing
+            or not called for.
     """
-    state = _renamed(_state(path), model.state_dict().keys(), path)
     expected = model.state_dict()
+    state = _renamed(_state(path), expected.keys(), path)
+    check_padding(model, state, path)
+    state = _translated(state, expected, path)
+    silent = set(NORMALISATION) <= expected.keys() and not state.keys() & set(NORMALISATION)
+    _check_fit(state, {key: value for key, value in expected.items() if not (silent and key in NORMALISATION)}, path)
+    if silent:
+        state |= _normalisation(expected, normalisation, path)
+    elif normalisation is not None:
+        raise UserError(
+            f"`normalisation` is for weights that do not say how images were normalised, but those in `{path}` do, or "
+            "the model does not normalise."
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
@@ -44,7 +71,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise UserError(f"The weights in `{path}` are not finite, in {broken[0]} for one.")
-    model.load_state_dict(state, strict=True)
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:
@@ -62,7 +88,7 @@ def _state(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # damaged files fail in any way
         raise UserError(f"`{path}` is not a weights file that PyTorch can read, or is damaged.") from error
     for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
@@ -85,3 +111,33 @@ def _renamed(state: Mapping[str, Tensor], wanted: Any, path: Path) -> dict[str, 
             raise UserError(f"The weights in `{path}` hold {plain} twice, once with a prefix.")
         renamed[plain] = value
     return renamed
+
+
+def _translated(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    names = {name: name for name in state} | translation(state.keys(), expected.keys())
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if (own := names[name]) in ours:
+            raise UserError(f"The weights in `{path}` hold {own} twice, once under the name {name}.")
+        if own is not None:
+            ours[own] = value
+    for name in expected.keys() & NORMALISATION & ours.keys():
+        if ours[name].numel() == expected[name].numel():
+            ours[name] = ours[name].reshape(expected[name].shape)
+    # PyTorch before 0.4.1 did not count batches, and BatchNorm with a momentum does not use the count.
+    counts = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    return ours if counts.keys() & ours.keys() else counts | ours
+
+
+def _normalisation(
+    expected: Mapping[str, Tensor], normalisation: Normalisation | None, path: Path
+) -> dict[str, Tensor]:
+    if normalisation is None:
+        raise UserError(
+            f"The weights in `{path}` do not say how images were normalised: choose the normalisation `data` (mean and "
+            "standard deviation of the data set) or `none` (images in [0, 1] as they are), by --normalisation of "
+            "`adv-train eval` or --init-normalisation of `adv-train fit`."
+        )
+    mean, std = (expected[name] for name in NORMALISATION)
+    chosen = (mean, std) if normalisation == "data" else (torch.zeros_like(mean), torch.ones_like(std))
+    return dict(zip(NORMALISATION, chosen, strict=True))

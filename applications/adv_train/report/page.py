@@ -14,7 +14,7 @@ from adv_train.files import replace_file
 from adv_train.report import sections
 from adv_train.report.curves import COLOURS, DASHES, charts
 from adv_train.report.pictures import gallery
-from adv_train.report.sections import NextStep
+from adv_train.report.sections import NextStep, Section
 from adv_train.report.summary import RunSummary
 
 # The browser enforces what the tests check: no request leaves the page, and nothing in it runs.
@@ -26,6 +26,7 @@ def write_report(
     runs: Sequence[RunSummary],
     *,
     title: str,
+    first: Sequence[Section] = (),
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> None:
@@ -34,13 +35,14 @@ def write_report(
     Raises:
         UserError: When it cannot be written; what the file held before is unchanged.
     """
-    replace_file(path, render(runs, title=title, next_steps=next_steps, versions=versions).encode())
+    replace_file(path, render(runs, title=title, first=first, next_steps=next_steps, versions=versions).encode())
 
 
 def render(
     runs: Sequence[RunSummary],
     *,
     title: str,
+    first: Sequence[Section] = (),
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
@@ -49,6 +51,7 @@ def render(
     Args:
         runs: In the order of the table.
         title: Heading of the page.
+        first: Shown above what is known of each run.
         next_steps: Shown at the end.
         versions: Software and machine behind the figures; by default those of this process.
     """
@@ -72,6 +75,7 @@ def render(
         title=title,
         policy=_POLICY,
         style=Markup(style),
+        first=first,
         lead=sections.lead(runs),
         alarms=sections.alarms(runs),
         results=sections.results(runs),

@@ -44,6 +44,21 @@ class Table:
     bars: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table under a heading, with what has to be said of it.
+
+    Attributes:
+        title: The heading.
+        table: Its content.
+        notes: Sentences, a paragraph each.
+    """
+
+    title: str
+    table: Table
+    notes: Sequence[str] = ()
+
+
 def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
     """Say which run withstands most, where the runs can be compared at all."""
     judged = [run for run in runs if run.evaluation.get("ra_aa") is not None]

@@ -50,7 +50,8 @@ class RunSummary:
         """Which checkpoint was judged on how many images: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
-        return f"{record['checkpoint']}{epoch}, {record['n']} images, {budget(record)}"
+        averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
+        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}"
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -426,9 +425,3 @@ def test_a_fixed_point_needs_the_transpose(products: Products) -> None:
             solver=blo.External(lambda t, z: z, tol=1e9),
             gradient=blo.Implicit(blo.Direct(), products=products),
         )
-
-
-def test_forward_mode_raises_no_warning_of_its_own() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        evaluate(layered(torch.nn.functional.softplus), blo.Implicit(products="forward"))

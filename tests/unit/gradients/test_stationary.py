@@ -20,22 +20,6 @@ IMPLICIT = [blo.Implicit(blo.Direct()), blo.Implicit(), blo.KKTClosedForm(), blo
 
 
 @quick
-@given(quadratic_cases(kinds=("free", "box", "ball"), moving=False), SEEDS)  # a simplex has no tangent off its plane
-def test_the_products_at_a_point_are_those_of_dense_matrices(case: QuadraticCase, seed: int) -> None:
-    z, direction = normal(seed, 2, len(case.c))
-    theta = case.start().requires_grad_()
-    problem, _, _ = FlatProblem.of(case.lower(), theta, z)
-    point = ReversePoint(problem.bind([theta]), z, [theta])
-    H = case.hessian(case.theta)
-    mixed = case.B + np.exp(case.w @ case.theta) * np.outer(case.e * z.numpy(), case.w)
-    np.testing.assert_allclose(point.optimality.slope, case.gradient(case.theta, z.numpy()), rtol=1e-12, atol=1e-12)
-    for _ in range(2):  # the graph stays
-        np.testing.assert_allclose(point.hessian(direction), H @ direction.numpy(), rtol=1e-11, atol=1e-11)
-    (cross,) = point.cross(direction, torch.zeros_like(z))
-    np.testing.assert_allclose(cross, -mixed.T @ direction.numpy(), rtol=1e-11, atol=1e-11)
-
-
-@quick
 @given(quadratic_cases(kinds=("box", "ball", "simplex"), moving=True), SEEDS)
 def test_a_moving_face_adds_its_share_to_the_cross_term(case: QuadraticCase, seed: int) -> None:
     """With an adjoint of zero the term is `N' v`, the derivative of `v . z` along the motion of the face."""

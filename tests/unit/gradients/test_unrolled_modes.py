@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import blo
+from tests.accelerator import Recorder
 from tests.strategies import SEEDS, normal
 
 quick = settings(deadline=None, max_examples=10)
@@ -228,22 +228,12 @@ def test_each_problem_of_a_batch_has_its_own_last_steps(
     torch.testing.assert_close(torch.func.vmap(mapped)(curvature, theta, z0), alone, rtol=1e-10, atol=1e-12)
 
 
-class Selections(TorchDispatchMode):
-    """Counts `torch.where`, by which lanes that rest are told from others."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function is torch.ops.aten.where.self
-        return function(*args, **(kwargs or {}))
-
-
 def test_where_nothing_is_measured_no_lane_is_looked_at() -> None:
     # Tensors on the meta device are an accelerator's: what they hold cannot be seen without waiting.
     theta, z0 = torch.empty(4, 3, device="meta", requires_grad=True), torch.empty(4, 3, device="meta")
     lower = blo.LowerProblem(lambda theta, z: (z - theta).square().sum(-1), batched=True)
     solver = blo.ProjectedGradient(0.3, max_steps=6, tol=None)
-    with Selections() as selections:
+    with Recorder() as recorder:
         z = blo.argmin(lower, theta, z0, solver=solver, gradient=blo.Unrolled(last=2), on_failure="ignore")
         z.sum().backward()
-    assert selections.count == 0
+    assert torch.ops.aten.where.self not in recorder.seen  # by which lanes that rest are told from others

@@ -96,8 +96,3 @@ def test_it_hands_on_the_preconditioner() -> None:
     for solver in (Auto(direct=0, preconditioner=exact), Auto(direct=0, damping=1e-9, preconditioner=exact)):
         assert solver.solve(Dense(tensor(matrix), symmetric=True), b).iterations <= 3
         assert solver.solve(Dense(tensor(matrix)), b).iterations <= 3
-
-
-def test_a_negative_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Auto\.direct"):
-        Auto(direct=-1)

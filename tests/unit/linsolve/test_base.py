@@ -154,3 +154,20 @@ def test_a_tolerance_below_rounding_is_taken_as_rounding() -> None:
 def test_a_negative_damping_is_refused(make: type, damping: float) -> None:
     with pytest.raises(ValueError, match=rf"{make.__name__}\.damping"):
         make(damping=damping)
+
+
+WRONG = (("max_iter", 0), ("max_iter", 2.5), ("tol", -1.0), ("tol", float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [
+        *((make, *wrong) for make in (CG, MINRES, GMRES, Auto) for wrong in WRONG),
+        *((Neumann, *wrong) for wrong in (("terms", 0), ("step", 0.0), ("step", -1.0), ("tol", -1.0))),
+        *((Nystrom, *wrong) for wrong in (("rank", 0), ("damping", 0.0), ("tol", -1.0))),
+        (Auto, "direct", -1),
+    ],
+)
+def test_settings_out_of_range_are_named(make: type, field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{make.__name__}\.{field}"):
+        make(**{field: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_a_solved_lane_rests_while_others_go_on(make: Callable[..., Any]) -> Non
     b = normal(1, 6)
     alone = make().solve(Dense(easy[None], symmetric=True), b[None])
     both = make().solve(Dense(torch.stack([easy, hard]), symmetric=True), torch.stack([b, b]))
-    torch.testing.assert_close(both.x[0], alone.x[0], rtol=1e-15, atol=0)
+    torch.testing.assert_close(both.x[0], alone.x[0], rtol=0 if make is CG else 1e-15, atol=0)
     assert both.iterations[0] == 1 < both.iterations[1] and both.converged(1e-9).all()
 
 
@@ -151,8 +152,7 @@ def test_a_good_guess_saves_steps(make: Callable[..., Any]) -> None:
     assert (near.iterations < first.iterations).all() and near.iterations.all() and near.converged(1e-9).all()
 
 
-@pytest.mark.parametrize("make", ITERATIVE)
-@pytest.mark.parametrize("condition", [1.0, 1e2, 1e5])
+@pytest.mark.parametrize(("make", "condition"), [*itertools.product(ITERATIVE, [1.0, 1e2, 1e5]), (CG, 1e6)])
 def test_steps_beyond_convergence_do_no_harm_in_single_precision(make: Callable[..., Any], condition: float) -> None:
     matrix, b = spd(0, (4,), 8, condition).float(), normal(1, 4, 8).float()
     found = make(max_iter=1000, tol=0.0).solve(Dense(matrix, symmetric=True), b)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,9 +69,3 @@ def test_curvature_that_is_not_positive_is_flagged_in_its_lane() -> None:
     assert not vanishing.indefinite  # its terms' squares underflow
     turn = Dense(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     assert not Neumann().solve(turn, torch.ones(2)).indefinite
-
-
-@pytest.mark.parametrize(("field", "value"), [("terms", 0), ("step", 0.0), ("step", -1.0), ("tol", -1.0)])
-def test_settings_out_of_range_are_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"Neumann\.{field}"):
-        Neumann(**{field: value})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import pytest
 import torch
 
-import blo
-from blo import Affine, InfeasibleError, StructureError
+from blo import Affine, Halfspaces, InfeasibleError, StructureError
 from blo._layout import Layout
 from tests.strategies import normal
 
@@ -64,33 +64,18 @@ def test_columns_follow_the_leaves_of_z() -> None:
     assert near[first].flatten()[0] == 5.0 and sum(float(leaf.sum()) for leaf in near.values()) == 5.0
 
 
-def test_an_equality_constrained_quadratic_by_its_kkt_matrix() -> None:
-    rng = np.random.default_rng(0)
-    root, A, b, c = rng.normal(size=(5, 5)), rng.normal(size=(2, 5)), rng.normal(size=2), rng.normal(size=5)
-    H = root @ root.T + np.eye(5)
-    system = np.block([[H, A.T], [A, np.zeros((2, 2))]])
-    truth = np.linalg.solve(system, np.concatenate([-c, b]))[:5]
-    Ht, ct = torch.as_tensor(H), torch.as_tensor(c)
-    lower = blo.LowerProblem(
-        lambda t, z: 0.5 * z @ Ht @ z + t * (ct @ z), Affine(torch.as_tensor(A), torch.as_tensor(b))
-    )
-    solver = blo.ProjectedGradient(tol=1e-11, max_steps=20_000)
-    z0 = torch.zeros(5, dtype=torch.float64)
-    z = blo.argmin(lower, torch.ones((), dtype=torch.float64, requires_grad=True), z0, solver=solver).detach()
-    np.testing.assert_allclose(z, truth, rtol=0, atol=1e-10)
-
-
+@pytest.mark.parametrize("kind", [Affine, Halfspaces])
 @pytest.mark.parametrize(
     ("A", "b", "message"),
     [
-        (torch.ones(2, 4), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
-        (torch.ones(5, 2, 3), 0.0, r"`Affine\.A` must have shape \(k, 3\)"),
-        (torch.ones(2, 3).long(), 0.0, r"`Affine\.A` must be a floating point tensor"),
-        (torch.ones(3), 0.0, r"`Affine\.A` must be a floating point tensor"),
-        (torch.ones(2, 3), torch.ones(3), r"`Affine\.b` must have one entry for each of the 2 rows"),
-        (torch.ones(2, 3), torch.ones(4, 2), r"`Affine\.b` must have shape"),
+        (torch.ones(2, 4), 0.0, r"A` must have shape \(k, 3\)"),
+        (torch.ones(5, 2, 3), 0.0, r"A` must have shape \(k, 3\)"),
+        (torch.ones(2, 3).long(), 0.0, "A` must be a floating point tensor"),
+        (torch.ones(3), 0.0, "A` must be a floating point tensor"),
+        (torch.ones(2, 3), torch.ones(3), "b` must have one entry for each of the 2 rows"),
+        (torch.ones(2, 3), torch.ones(4, 2), "b` must have shape"),
     ],
 )
-def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
-    with pytest.raises(StructureError, match=message):
-        Affine(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
+def test_what_does_not_fit_is_named(kind: Any, A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
+    with pytest.raises(StructureError, match=rf"`{kind.__name__}\.{message}"):
+        kind(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))

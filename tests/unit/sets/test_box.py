@@ -47,11 +47,6 @@ def test_bounds_may_be_trees_like_z() -> None:
     assert torch.equal(box.project(layout.ravel(z)), torch.tensor([[1.0, 1.0, 1.0, 2.0], [1.0, 1.0, 1.0, 3.0]]))
 
 
-def test_a_bound_that_does_not_fit_is_named() -> None:
-    with pytest.raises(StructureError, match=r"Box\.high"):
-        Box(0.0, torch.ones(5)).fit(Layout.of(torch.zeros(3), batched=False))
-
-
 @pytest.mark.parametrize(
     ("low", "high", "count"),
     [

@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import scipy.optimize
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import blo
-from blo import Halfspaces, InfeasibleError, StructureError
+from blo import Halfspaces, InfeasibleError
 from blo._layout import Layout
 from tests import oracles
-from tests.integration.problems import EXACT
 from tests.strategies import SEEDS, normal
 
 
@@ -141,54 +139,6 @@ def test_many_rows_in_both_precisions(dtype: torch.dtype, scale: float) -> None:
         norms = np.linalg.norm(A.double().numpy(), axis=1)
         held = (A.double().numpy() @ truth - halves.b[0].double().numpy()) / norms > -1e-9 * scale
         assert active == held.sum()
-
-
-def test_a_quadratic_programme_like_that_of_slsqp() -> None:
-    rng = np.random.default_rng(3)
-    root, A, b, c = (
-        rng.normal(size=(5, 5)),
-        rng.normal(size=(7, 5)),
-        rng.uniform(0.1, 1, size=7),
-        3 * rng.normal(size=5),
-    )
-    H = root @ root.T + np.eye(5)
-    found = scipy.optimize.minimize(
-        lambda z: 0.5 * z @ H @ z + c @ z,
-        np.zeros(5),
-        jac=lambda z: H @ z + c,
-        method="SLSQP",
-        constraints={"type": "ineq", "fun": lambda z: b - A @ z, "jac": lambda z: -A},
-        options={"ftol": 1e-16, "maxiter": 500},
-    )
-    held = b - A @ found.x < 1e-6
-    k = held.sum()
-    system = np.block([[H, A[held].T], [A[held], np.zeros((k, k))]])
-    truth = np.linalg.solve(system, np.concatenate([-c, b[held]]))[:5]
-    Ht, ct = torch.as_tensor(H), torch.as_tensor(c)
-    lower = blo.LowerProblem(
-        lambda t, z: 0.5 * z @ Ht @ z + t * (ct @ z), Halfspaces(torch.as_tensor(A), torch.as_tensor(b))
-    )
-    solver = blo.ProjectedGradient(tol=1e-11, max_steps=20_000)
-    theta, z0 = torch.ones((), dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
-    out = blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, z0, solver=solver, gradient=EXACT)
-    assert 0 < k < 5 and out.report.active == k
-    np.testing.assert_allclose(out.z, truth, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(
-        out.grad, np.linalg.solve(system, np.concatenate([-c, 0 * b[held]]))[:5].sum(), atol=1e-9
-    )
-
-
-@pytest.mark.parametrize(
-    ("A", "b", "message"),
-    [
-        (torch.ones(2, 4), 0.0, r"`Halfspaces\.A` must have shape \(k, 3\)"),
-        (torch.ones(3), 0.0, r"`Halfspaces\.A` must be a floating point tensor"),
-        (torch.ones(2, 3), torch.ones(3), r"`Halfspaces\.b` must have one entry for each of the 2 rows"),
-    ],
-)
-def test_what_does_not_fit_is_named(A: torch.Tensor, b: torch.Tensor | float, message: str) -> None:
-    with pytest.raises(StructureError, match=message):
-        Halfspaces(A, b, validate=False).fit(Layout.of(torch.ones(3), batched=False))
 
 
 REPEATED = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)

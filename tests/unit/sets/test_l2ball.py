@@ -2,65 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from blo import InfeasibleError, L2Ball, StructureError
 from blo._layout import Layout
-from tests import oracles
-from tests.strategies import SEEDS, normal
-
-
-def far_point(seed: int) -> torch.Tensor:
-    point = normal(seed, 4)
-    return 5.0 * point / point.norm()
-
-
-@settings(deadline=None, max_examples=25)
-@given(SEEDS)
-def test_the_ball_carries_z_like_the_projection_of_a_fixed_point_as_its_radius_grows(seed: int) -> None:
-    center, point = normal(seed, 4, scale=0.3), far_point(seed + 1)
-    one = torch.tensor(1.0, dtype=torch.float64)
-    ball = L2Ball(one, center)
-    z = ball.project(point)
-    by_autodiff = torch.func.jacrev(lambda r: L2Ball(r, center).motion(ball, z))(one)
-    by_differences = oracles.central_difference(
-        lambda r: L2Ball(float(r[0]), center).project(point).numpy(), np.ones(1)
-    )
-    np.testing.assert_allclose(by_autodiff, by_differences[:, 0], rtol=0, atol=1e-11)
-
-
-@settings(deadline=None, max_examples=25)
-@given(SEEDS)
-def test_motion_and_curvature_follow_a_moving_center(seed: int) -> None:
-    """The direction to a fixed point turns as the centre moves: dz = N - (1 + mu)^-1 P N, for H = I."""
-    center, point = normal(seed, 4, scale=0.3), far_point(seed + 1)
-    ball = L2Ball(1.0, center)
-    z = ball.project(point)
-    tangent = ball.tangent(z, z - point)
-    N = torch.func.jacrev(lambda c: L2Ball(1.0, c).motion(ball, z))(center)
-    dz = N - torch.stack([tangent.project(column / (1 + tangent.curvature)) for column in N.T], dim=-1)
-    by_differences = oracles.central_difference(
-        lambda c: L2Ball(1.0, torch.as_tensor(c)).project(point).numpy(), center.numpy()
-    )
-    np.testing.assert_allclose(dz, by_differences, rtol=0, atol=1e-10)
-
-
-@settings(deadline=None, max_examples=25)
-@given(SEEDS, st.integers(2, 5))
-def test_the_curvature_is_that_of_the_solution_map(seed: int, n: int) -> None:
-    """Without K the derivative in b of `min z'Hz/2 + b'z` on the ball is another matrix."""
-    case = oracles.draw("ball", n, n, seed, moving=False, curved=False)
-    found = case.solve(case.theta)
-    tangent = L2Ball(case.size).tangent(torch.as_tensor(found.z), torch.as_tensor(case.gradient(case.theta, found.z)))
-    curvature = np.broadcast_to(np.asarray(tangent.curvature), n)
-    np.testing.assert_allclose(curvature, found.bend, rtol=1e-9, atol=1e-12)
-    P = torch.stack([tangent.project(e) for e in torch.eye(n, dtype=torch.float64)], dim=-1).numpy()
-    dz = -np.linalg.pinv(P @ (case.A + np.diag(curvature)) @ P, rcond=1e-10) @ P @ case.B
-    np.testing.assert_allclose(dz, oracles.central_difference(case.solution, case.theta), rtol=0, atol=1e-9)
+from tests.strategies import normal
 
 
 @pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e4, 1e20])

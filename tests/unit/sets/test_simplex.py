@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 import blo
-from blo import InfeasibleError, Simplex, StructureError
+from blo import InfeasibleError, Simplex
 from blo._layout import Layout
 from tests import oracles
 from tests.strategies import SEEDS, normal
@@ -76,11 +76,6 @@ def test_each_lane_may_have_its_sum() -> None:
 def test_a_sum_that_is_not_positive_is_refused(total: float | torch.Tensor) -> None:
     with pytest.raises(InfeasibleError, match="total > 0"):
         Simplex(total)
-
-
-def test_a_sum_of_another_shape_is_named() -> None:
-    with pytest.raises(StructureError, match=r"Simplex\.total"):
-        Simplex(torch.ones(3)).fit(Layout.of(torch.zeros(3), batched=False))
 
 
 def test_a_solver_that_stops_at_a_vertex_within_its_tolerance_does_not_hold_it_there() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +12,12 @@ from scipy.optimize import fsolve
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
 from blo.solvers._iterative import run
-from tests import oracles
+from tests.lower import THETA, assert_unrolls, bind, project, solve
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
 quick = settings(deadline=None, max_examples=15)
-THETA = torch.zeros(1, dtype=torch.float64)
-
-
-def solve(lower: blo.LowerProblem, z0: Tensor, solver: blo.FixedPoint, theta: Tensor = THETA) -> blo.solvers.Solution:
-    problem, start, leaves = FlatProblem.of(lower, theta, z0)
-    return solver.solve(problem.bind(leaves).detach(), start)
 
 
 def of(function: Callable[[Tensor], Tensor], *, batched: bool = False) -> blo.LowerProblem:
@@ -50,19 +42,12 @@ def squash(matrix: Array, shift: Array) -> Callable[[Tensor], Tensor]:
 def test_without_memory_the_steps_are_those_of_a_loop_in_numpy(
     relaxation: float, case: QuadraticCase, seed: int
 ) -> None:
-    def project(z: Array) -> Array:
-        if case.kind == "simplex":
-            return oracles.project_simplex(z, case.size + float(case.size_slope @ case.theta))
-        if case.kind == "box":
-            return np.clip(z, case.low + case.low_slope @ case.theta, case.high + case.high_slope @ case.theta)
-        return z
-
     z0 = normal(seed, len(case.c))
     solver = blo.FixedPoint(0.2, relaxation, memory=0, max_steps=5, tol=None)
     z = origin = z0.numpy()
     for _ in range(5):
         origin = (1 - relaxation) * origin + relaxation * (z - 0.2 * case.gradient(case.theta, z))
-        z = project(origin)
+        z = project(case, origin)
     found = solve(case.lower(), z0, solver, case.start())
     np.testing.assert_allclose(found.z, z, rtol=1e-10, atol=1e-10)
     assert (found.residual, found.tol, found.steps) == (None, None, 5)
@@ -127,9 +112,9 @@ def test_a_step_that_leads_further_away_is_taken_back() -> None:
         tried.append(abs(z.item()))
         return z - z.atan()
 
-    problem, start, leaves = FlatProblem.of(of(function), THETA, torch.tensor([10.0]).double())
+    problem, start = bind(of(function), torch.tensor([10.0]).double())
     solver = blo.FixedPoint(memory=3, tol=1e-12, max_steps=60)
-    found = run(solver, problem.bind(leaves), start, lambda step, running: kept.append(abs(running.state.z.item())))
+    found = run(solver, problem, start, lambda step, running: kept.append(abs(running.state.z.item())))
     assert found.residual is not None and found.residual <= 1e-12
     assert max(tried) > 50 and max(kept) <= 10.0
     # `tried` begins with the start, `kept` with the state before the first step: the last of a pair was taken back.
@@ -170,20 +155,8 @@ def test_unrolled_is_autodiff_through_central_differences(memory: int) -> None:
     """Of four steps, far from the solution, so that only the derivative of these steps agrees."""
     matrix, shift = draw(5, 3, 0.8)
     solver = blo.FixedPoint(relaxation=0.8, memory=memory, max_steps=4, tol=None)
-
-    def final(theta: Tensor, gradient: Any) -> Tensor:
-        lower = blo.LowerProblem.fixed_point(lambda t, z: torch.tanh(torch.as_tensor(matrix) @ z + t))
-        z: Tensor = blo.argmin(lower, theta, torch.zeros(3).double(), solver=solver, gradient=gradient)
-        return z
-
-    truth = oracles.central_difference(lambda t: final(torch.as_tensor(t), blo.Zero()).numpy(), shift, step=1e-3)
-    theta = torch.as_tensor(shift)
-    found = torch.autograd.functional.jacobian(lambda t: final(t, blo.Unrolled()), theta)
-    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-8)
-    found = torch.func.jacrev(lambda t: final(t, blo.Unrolled()))(theta)
-    np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-8)
-    each = torch.vmap(lambda t: final(t, blo.Unrolled()))(torch.stack([theta, 2 * theta]))
-    torch.testing.assert_close(each[1], final(2 * theta, blo.Zero()), rtol=1e-13, atol=1e-13)
+    lower = blo.LowerProblem.fixed_point(lambda t, z: torch.tanh(torch.as_tensor(matrix) @ z + t))
+    assert_unrolls(lower, torch.as_tensor(shift), torch.zeros(3).double(), solver, step=1e-3)
 
 
 def test_a_diverging_iteration_is_reported() -> None:
@@ -197,21 +170,3 @@ def test_single_precision_stays_single() -> None:
     found = solve(of(torch.cos), torch.ones(2), blo.FixedPoint(tol=1e-6))
     assert found.z.dtype == torch.float32 and found.residual <= 1e-6
     np.testing.assert_allclose(found.z, 0.7390851332151607, rtol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"step": 0.0}, "`step` must be positive"),
-        ({"relaxation": 0.0}, "`relaxation` must lie in"),
-        ({"relaxation": 1.1}, "`relaxation` must lie in"),
-        ({"relaxation": float("nan")}, "`relaxation` must lie in"),
-        ({"memory": -1}, "`memory` must be at least 0"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1"),
-        ({"tol": 0.0}, "`tol` must be positive"),
-    ],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.FixedPoint(**options)

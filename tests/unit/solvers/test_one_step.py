@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import blo
-from blo._problem import FlatProblem
+from tests.lower import solve
 from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -29,8 +29,7 @@ def test_a_step_is_the_clipped_point_of_numpy(case: QuadraticCase, seed: int, st
         "sign": np.sign(slope),
         "normalized": slope / np.linalg.norm(slope),
     }.items():
-        problem, start, leaves = FlatProblem.of(case.lower(), case.start(), z0)
-        found = blo.OneStep(step, direction).solve(problem.bind(leaves), start)
+        found = solve(case.lower(), z0, blo.OneStep(step, direction), case.start())
         np.testing.assert_allclose(found.z, np.clip(z0.numpy() - step * move, low, high), rtol=1e-12, atol=1e-12)
         assert (found.residual, found.tol, found.steps) == (None, None, 1)
 
@@ -59,15 +58,3 @@ def test_a_gradient_whose_squares_underflow_or_overflow_is_normalised_all_the_sa
     theta = scale * torch.tensor([3.0, 4.0])
     z = blo.argmin(lower, theta, torch.zeros(2), solver=blo.OneStep(1.0, "normalized"), gradient=blo.Zero())
     torch.testing.assert_close(z, torch.tensor([-0.6, -0.8]), rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
-def test_a_step_that_is_not_positive_is_refused(step: float) -> None:
-    with pytest.raises(ValueError, match=f"`step` must be positive, but is {step}"):
-        blo.OneStep(step)
-
-
-@pytest.mark.parametrize("direction", ["Sign", "", "newton", None])
-def test_an_unknown_direction_is_refused(direction: Any) -> None:
-    with pytest.raises(ValueError, match="`direction` must be 'gradient', 'sign', 'normalized' or 'coordinate'"):
-        blo.OneStep(0.1, direction)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import blo
 from tests import oracles
-from tests.lower import Counted, minimise, quadratic, solve
+from tests.lower import Counted, assert_lanes_rest, minimise, quadratic
 from tests.oracles import Array
 from tests.strategies import SEEDS, normal
 
@@ -115,16 +115,10 @@ def test_a_lane_that_is_done_rests(optimizer: Any) -> None:
     def function(z: Tensor) -> Tensor:
         return 0.5 * (curvature * (z - 1).square()).sum(-1)
 
-    done: dict[int, Tensor] = {}
-    for steps in (1, 50, 200, 500, 1000, 2000):
-        found = minimise(function, normal(1, 3, 2), blo.TorchOpt(optimizer, steps, tol=1e-4), batched=True)
-        assert found.residual is not None
-        for lane in range(3):
-            if lane in done:
-                assert torch.equal(found.z[lane], done[lane])
-            elif found.residual[lane] <= 1e-4:
-                done[lane] = found.z[lane]
-    assert len(done) == 3
+    def solved(steps: int) -> blo.solvers.Solution:
+        return minimise(function, normal(1, 3, 2), blo.TorchOpt(optimizer, steps, tol=1e-4), batched=True)
+
+    assert_lanes_rest(solved, [1, 50, 200, 500, 1000, 2000], 1e-4)
 
 
 @pytest.mark.parametrize(("tol", "calls"), [(None, 6), (1e-12, 8)])
@@ -136,26 +130,10 @@ def test_a_step_takes_one_evaluation_and_a_tolerance_that_is_not_reached_two_mor
     assert loss.calls == calls
 
 
-def test_a_penalty_is_refused() -> None:
-    lower = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1))
-    with pytest.raises(blo.StructureError, match="`TorchOpt` projects on a constraint set"):
-        solve(lower, torch.ones(2), blo.TorchOpt(torchopt.sgd(0.1), 3))
-
-
 def test_something_else_is_refused() -> None:
     optimizer: Any = torch.optim.SGD([torch.ones(1)], lr=0.1)
     with pytest.raises(blo.StructureError, match="`optimizer` must have the functions"):
         blo.TorchOpt(optimizer, 3)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"steps": 0}, "`steps` must be at least 1"), ({"steps": 1, "tol": 0.0}, "`tol` must be positive")],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.TorchOpt(torchopt.sgd(0.1), **options)
 
 
 RELATIVES = {

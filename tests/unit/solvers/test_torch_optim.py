@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
-from tests.lower import THETA, Counted, minimise, quadratic, rosenbrock, solve
+from tests.lower import THETA, Counted, assert_lanes_rest, minimise, quadratic
 from tests.oracles import Array
 from tests.strategies import normal
 
@@ -65,17 +65,6 @@ def test_it_stops_at_the_solution(factory: Factory) -> None:
     torch.testing.assert_close(found.residual, residual, rtol=1e-8, atol=1e-12)
 
 
-def test_an_optimiser_that_evaluates_by_itself_gets_its_closure() -> None:
-    solver = blo.TorchOptim(
-        lambda p: torch.optim.LBFGS(
-            p, max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0
-        ),
-        steps=3,
-    )
-    found = minimise(rosenbrock, torch.full((2,), -1.2).double(), solver)
-    torch.testing.assert_close(found.z, torch.ones(2).double(), rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize(("tol", "calls"), [(None, 6), (1e-12, 7)])
 def test_a_step_takes_one_evaluation_and_a_tolerance_one_more(tol: float | None, calls: int) -> None:
     loss = Counted(lambda z: z.square().sum())
@@ -89,16 +78,10 @@ def test_a_lane_that_is_done_rests() -> None:
     def function(z: Tensor) -> Tensor:
         return 0.5 * (curvature * (z - 1).square()).sum(-1)
 
-    done: dict[int, Tensor] = {}
-    for steps in (5, 50, 500, 3000):
-        found = minimise(function, normal(1, 3, 2), blo.TorchOptim(sgd(0.5), steps, tol=1e-8), batched=True)
-        assert found.residual is not None
-        for lane in range(3):
-            if lane in done:
-                assert torch.equal(found.z[lane], done[lane])
-            elif found.residual[lane] <= 1e-8:
-                done[lane] = found.z[lane]
-    assert len(done) == 3
+    def solved(steps: int) -> blo.solvers.Solution:
+        return minimise(function, normal(1, 3, 2), blo.TorchOptim(sgd(0.5), steps, tol=1e-8), batched=True)
+
+    assert_lanes_rest(solved, [5, 50, 500, 3000], 1e-8)
 
 
 def test_the_hypergradient_is_implicit_and_theta_stays_untouched() -> None:
@@ -144,17 +127,6 @@ def test_it_cannot_be_unrolled() -> None:
         blo.argmin(lower, theta, torch.zeros(2), solver=blo.TorchOptim(adam(), 3), gradient=blo.Unrolled())
 
 
-def test_a_penalty_is_refused() -> None:
-    lower = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1))
-    with pytest.raises(blo.StructureError, match="`TorchOptim` projects on a constraint set"):
-        solve(lower, torch.ones(2), blo.TorchOptim(adam(), 3))
-
-
-def test_a_fixed_point_is_refused() -> None:
-    with pytest.raises(blo.StructureError, match="no objective"):
-        solve(blo.LowerProblem.fixed_point(lambda t, z: z.cos()), torch.ones(2), blo.TorchOptim(adam(), 3))
-
-
 def test_factories_that_make_something_else_are_refused() -> None:
     def elsewhere(params: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
@@ -172,13 +144,3 @@ def test_divergence_is_reported() -> None:
     solver = blo.TorchOptim(sgd(0.9), 5, tol=1e-6)
     with pytest.warns(blo.ConvergenceWarning, match="has not converged"):
         blo.argmin(lower, THETA, torch.ones(1).double(), solver=solver, gradient=blo.Zero())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"steps": 0}, "`steps` must be at least 1"), ({"steps": 1, "tol": 0.0}, "`tol` must be positive")],
-    ids=str,
-)
-def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        blo.TorchOptim(adam(), **options)

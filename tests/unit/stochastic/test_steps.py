@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ STEPS = 4
 CASE = Quadratic.draw(1)
 #: Falling steps, so that each value is asked for at the right step.
 RHO, GAMMA = Power(0.2, -0.5), Power(0.1, -0.4)
-
-Numpy = Callable[[int, Array, Array, dict[str, Any], Source, Source], tuple[Array, Array, dict[str, Any]]]
 
 
 def rho(k: int) -> float:
@@ -182,24 +179,3 @@ def full_directions(theta: Array, z: Array, q: Array) -> tuple[Array, Array, Arr
     m = CASE.mean
     direct, v = upper_gradients(m, theta, z)
     return direct - m["B"].T @ q, lower_gradients(m, theta, z)[1], m["H"] @ q - v
-
-
-def test_the_directions_of_soba_average_to_the_full_ones() -> None:
-    rng = np.random.default_rng(7)
-    theta, z, q = (torch.as_tensor(rng.normal(size=size)) for size in (3, 5, 5))
-    algorithm = blo.SOBA(lower_step=0.5, upper_step=0.25)
-    state = {**algorithm.init(theta, z), "memory": {"q": q}}
-    total = [
-        torch.zeros(3, dtype=torch.float64),
-        torch.zeros(5, dtype=torch.float64),
-        torch.zeros(5, dtype=torch.float64),
-    ]
-    pairs = [(i, j) for i in range(6) for j in range(4)]
-    for i, j in pairs:
-        batches = CASE.batches(UPPER, [[j]]), CASE.batches(LOWER, [[i]])
-        moved = algorithm.step(state, quadratic.upper, quadratic.lower, *batches)
-        total[0] += (theta - moved["theta"]) / 0.25
-        total[1] += (z - moved["z"]) / 0.5
-        total[2] += (q - moved["memory"]["q"]) / 0.5
-    for found, truth in zip(total, full_directions(theta.numpy(), z.numpy(), q.numpy()), strict=True):
-        np.testing.assert_allclose(found / len(pairs), truth, atol=1e-12)

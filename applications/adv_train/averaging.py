@@ -1,0 +1,46 @@
+"""Averages of a model's weights over the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def share_of_latest(step: int, *, ema: float | None, first: int = 0) -> float:
+    """Give the share of the weights after a step in their average up to that step.
+
+    With a decay it is 1 - min(decay, (1 + step) / (10 + step)): an exponential moving average whose decay warms up, so
+    that the first weights soon leave it (the rule of TensorFlow's ExponentialMovingAverage with `num_updates`, and of
+    most public code of adversarial training). Without a decay it is the share in the mean of all weights since a step
+    (stochastic weight averaging; Izmailov et al., UAI 2018), and 1 before that step.
+
+    Args:
+        step: Index of the step, from 0.
+        ema: The decay; None for the mean.
+        first: The step from which on there is a mean.
+    """
+    if ema is None:
+        return 1 / (1 + max(0, step - first))
+    return max(1 - ema, 9 / (10 + step))
+
+
+@torch.no_grad()
+def move(average: nn.Module, latest: nn.Module, share: float) -> None:
+    """Move an average towards the latest weights by their share in it, without waiting for the device.
+
+    The running statistics of BatchNorm are averaged as the weights are. Whole numbers, such as the count of batches,
+    are copied.
+
+    Args:
+        average: A copy of the model; changed in place.
+        latest: The model.
+        share: In [0, 1]; 1 makes the average equal to the latest weights.
+    """
+    targets: Mapping[str, Tensor] = average.state_dict()
+    found: Mapping[str, Tensor] = latest.state_dict()
+    moving = [name for name, value in found.items() if value.is_floating_point()]
+    torch._foreach_lerp_([targets[name] for name in moving], [found[name] for name in moving], share)
+    for name in found.keys() - set(moving):
+        targets[name].copy_(found[name])

@@ -1,0 +1,147 @@
+"""Train several methods with paired seeds, at equal cost where wanted, judge them alike, and compare them.
+
+examples:
+  adv-train compare --methods fast-at,pgd-at,fast-bat --data digits --eps 0.2 --seeds 5 --out runs/digits
+  adv-train compare --methods "fast-at, pgd-at(steps=3), fast-bat(ig_weight=0)" --cost 7F --data digits --out runs/7F
+  adv-train compare --methods cifar10-8-fast-at,cifar10-8-fast-bat,mine.yaml --attacks pgd,autoattack --out runs/c
+  adv-train compare --methods fast-at,fast-bat --data digits --cost 7F --dry-run     (what would be trained)
+
+A method is a name of `adv-train list methods`, a preset or a YAML file; options in parentheses are its own, flags are
+for all methods. Seed s of every method has the same first weights, order and augmentation. Each run is an ordinary run
+folder OUT/METHOD-seedS, so the same command goes on where it stopped, and more methods or seeds go into the same OUT.
+OUT/comparison.md, .csv, .tex and .json are rewritten as runs finish; OUT/report.html shows the first seed of each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from adv_train import values
+from adv_train.cli.command_line import Progress
+from adv_train.cli.configured import configured
+from adv_train.cli.evaluation import named_attacks
+from adv_train.cli.processes import run_cells
+from adv_train.comparison import Comparison, Plan, contenders, plan
+from adv_train.config import SECTIONS, read_yaml
+from adv_train.errors import UserError, unknown
+from adv_train.evaluate_run import summarise
+from adv_train.report import number, write_report, write_table
+from adv_train.values import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Progress):
+    """What to compare.
+
+    Attributes:
+        methods: Methods, presets or YAML files with commas between, each with options as in `fast-bat(ig_weight=0)`.
+        seeds: Runs of each method, with seeds from --seed on.
+        cost: As 7F: a method that spends F forward passes on a batch trains for round(epochs * 7 / F) epochs.
+        baseline: Method that the others are compared with; by default the first.
+        config: YAML file for all methods; what a method says of itself, and flags, beat it.
+        out: Folder of the runs and tables.
+        attacks: Names with commas between (see `adv-train list attacks`).
+        pgd_steps: Steps of PGD.
+        pgd_restarts: Random starts of PGD.
+        limit: Judge by only so many test images, of all classes in proportion.
+        workers: Processes at a time; by default one a processor, and one on an accelerator.
+        table: Form of the table that is printed.
+        dry_run: Only show the runs and their epochs.
+    """
+
+    methods: str = ""
+    seeds: Annotated[int, Range(1)] = 5
+    cost: str | None = None
+    baseline: str | None = None
+    config: Path | None = None
+    out: Path = Path("runs/comparison")
+    attacks: str = "pgd"
+    pgd_steps: Annotated[int, Range(1)] = 50
+    pgd_restarts: Annotated[int, Range(1)] = 10
+    limit: Annotated[int, Range(1)] | None = None
+    workers: Annotated[int, Range(1)] | None = None
+    table: Literal["markdown", "csv", "latex"] = "markdown"
+    dry_run: bool = False
+
+
+def read(words: Sequence[str]) -> tuple[Compare, dict[str, Any]]:
+    """Read the flags: those of the command, and those of the configuration of all methods."""
+    sections = [section for section in SECTIONS if section != "method"]
+    return configured(Compare, words, "adv-train compare", __doc__ or "", sections)
+
+
+def run(words: Sequence[str]) -> int:
+    """Do what is left to do, and show the comparison; 1 where a run failed."""
+    command, flags = read(words)
+    chosen = contenders(command.methods)
+    names = [contender.name for contender in chosen]
+    baseline = names[0] if command.baseline is None else _found(command.baseline, names)
+    first = values.reader(Annotated[int, Range(0)])(flags.pop("seed", 0), "seed")
+    attacks = named_attacks(command.attacks, steps=command.pgd_steps, restarts=command.pgd_restarts)
+    if not attacks:
+        raise UserError("--attacks names no attack: give at least one, such as pgd.")
+    planned = plan(
+        chosen,
+        flags,
+        out=command.out,
+        seeds=range(first, first + command.seeds),
+        attacks=attacks,
+        common={} if command.config is None else read_yaml(command.config),
+        cost=None if command.cost is None else _forwards(command.cost),
+        limit=command.limit,
+    )
+    if command.dry_run:
+        print(_cells(planned))
+        return 0
+    failed: dict[str, str] = {}
+    with closing(run_cells(planned.cells(), progress=command.shown, workers=command.workers)) as ended:
+        for cell, failure in ended:
+            if failure is not None:
+                failed[cell.name] = failure
+            Comparison(planned, baseline, failed).write(command.out)
+    shown = Comparison(planned, baseline, failed)
+    shown.write(command.out)
+    _report(planned, shown, command.out)
+    print(shown.text(command.table))
+    for name, failure in failed.items():
+        print(f"adv-train: error: {name}: {failure}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _found(baseline: str, names: Sequence[str]) -> str:
+    """Return the name of the baseline, which may be spaced in another way."""
+    (wanted,) = contenders(baseline)
+    if wanted.name not in names:
+        raise unknown("baseline", wanted.name, names)
+    return wanted.name
+
+
+def _forwards(cost: str) -> float:
+    try:
+        return float(values.parse_fraction(cost.strip().removesuffix("F"), "cost", Range(0, open=True)))
+    except UserError:
+        raise values.refused("cost", "a number of forward passes a batch, such as 7F", cost) from None
+
+
+def _cells(planned: Plan) -> str:
+    """Table the runs."""
+    forwards = {cell.name: method.forwards for method in planned.methods for cell in method.cells.values()}
+    rows: list[list[str]] = []
+    for cell in planned.cells():
+        epochs, done = cell.config.training.epochs, cell.epochs_done()
+        state = "done" if cell.is_done() else f"epoch {done} of {epochs}" if done else "to do"
+        rows.append([cell.name, str(epochs), number(forwards[cell.name], 1), state])
+    return write_table(("run", "epochs", "F/batch", "state"), rows)
+
+
+def _report(planned: Plan, shown: Comparison, out: Path) -> None:
+    """Write the report: the comparison, and what is known of the first seed of each method."""
+    done = [(method.name, cell) for method in planned.methods if (cell := method.cells[planned.seeds[0]]).is_done()]
+    if done:
+        runs = [summarise(cell.out, name) for name, cell in done]
+        write_report(out / "report.html", runs, title=shown.title, first=shown.sections())

@@ -1,0 +1,151 @@
+"""Which runs a comparison is made of, and for how many epochs each method trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from adv_train.attacks import Attack
+from adv_train.bench import step_cost
+from adv_train.comparison.cell import Cell, Judgement
+from adv_train.comparison.contenders import Contender
+from adv_train.config import RunConfig
+from adv_train.errors import UserError
+from adv_train.evaluate_run import check_classes
+from adv_train.loading import load_data
+from adv_train.values import format_fraction
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A method of the comparison with its runs.
+
+    Attributes:
+        name: What to call it.
+        forwards: Forward passes that it spends on a batch.
+        cells: Its runs by seed.
+    """
+
+    name: str
+    forwards: float
+    cells: Mapping[int, Cell]
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run with the first seed; the others differ in nothing else."""
+        return next(iter(self.cells.values())).config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison before its first run.
+
+    Attributes:
+        methods: In the order of the table.
+        seeds: Of every method.
+        cost: Forward passes a batch at which all methods would cost the same; None where epochs are not scaled.
+        attacks: By which all checkpoints are judged.
+        images: Number of test images.
+    """
+
+    methods: tuple[Planned, ...]
+    seeds: tuple[int, ...]
+    cost: float | None
+    attacks: tuple[Attack, ...]
+    images: int
+
+    def cells(self) -> list[Cell]:
+        """Return all runs: one seed of every method before the next, and of a seed the longest first."""
+        longest = sorted(self.methods, key=lambda method: -method.forwards * method.config.training.epochs)
+        return [method.cells[seed] for seed in self.seeds for method in longest]
+
+
+def plan(
+    chosen: Sequence[Contender],
+    flags: Mapping[str, Any],
+    *,
+    out: Path,
+    seeds: Sequence[int],
+    attacks: Sequence[Attack],
+    common: Mapping[str, Any] = MappingProxyType({}),
+    cost: float | None = None,
+    limit: int | None = None,
+) -> Plan:
+    """Plan a comparison; nothing is written.
+
+    Args:
+        chosen: The methods.
+        flags: Values for all of them that win over what a method says of itself, but for its options.
+        out: Folder of the run folders.
+        seeds: Of every method.
+        attacks: To judge by.
+        common: Values for all of them that what a method says of itself wins over, such as those of a file.
+        cost: Forward passes a batch: a method that spends F gets `round(epochs * cost / F)` epochs.
+        limit: Judge by so many test images, of all classes in proportion.
+
+    Raises:
+        UserError: When a configuration or the cost is not usable, the methods are not judged on the same images under
+            the same threat, or a folder holds another run.
+    """
+    configs = {contender.name: contender.config(common, flags, seeds[0]) for contender in chosen}
+    _check_shared(configs)
+    dataset = load_data(next(iter(configs.values())), None)
+    check_classes(attacks, dataset.classes)
+    arguments = dataset.model_arguments()
+    forwards = {name: config.full_method.replays() * step_cost(config, arguments) for name, config in configs.items()}
+    if cost is not None:
+        _check_cost(cost, forwards)
+    images = len(dataset.test) if limit is None else min(limit, len(dataset.test))
+    judgements = tuple(Judgement(checkpoint, tuple(attacks), images) for checkpoint in CHECKPOINTS)
+
+    def cell(contender: Contender, seed: int) -> Cell:
+        config, name = contender.config(common, flags, seed), f"{contender.folder}-seed{seed}"
+        if cost is not None:
+            config = _stretched(config, contender.name, cost / forwards[contender.name])
+        made = Cell(name, out / name, config, judgements)
+        made.run.check(config)
+        return made
+
+    methods = [Planned(c.name, forwards[c.name], {seed: cell(c, seed) for seed in seeds}) for c in chosen]
+    return Plan(tuple(methods), tuple(seeds), cost, tuple(attacks), images)
+
+
+def _check_shared(configs: Mapping[str, RunConfig]) -> None:
+    """Refuse methods whose models are not judged alike."""
+    (first, ours), *others = configs.items()
+    for name, theirs in others:
+        for key, value in _judged_on(ours).items():
+            if value != (found := _judged_on(theirs)[key]):
+                raise UserError(
+                    f"All methods of a comparison are judged alike, but they differ in {key}: "
+                    f"{_shown(value)} for {first}, {_shown(found)} for {name}."
+                )
+
+
+def _judged_on(config: RunConfig) -> dict[str, Any]:
+    return {"data": config.data.name, "size": config.data.size, **vars(config.threat)}
+
+
+def _shown(value: Any) -> Any:
+    return format_fraction(value) if isinstance(value, float) else value
+
+
+def _stretched(config: RunConfig, name: str, factor: float) -> RunConfig:
+    epochs = factor * config.training.epochs
+    if round(epochs) == 0:
+        raise UserError(f"At this `cost` {name} would get {epochs:.2f} epochs: raise `epochs`.")
+    return config.stretched(factor)
+
+
+def _check_cost(cost: float, forwards: Mapping[str, float]) -> None:
+    cheapest = min(forwards, key=lambda name: forwards[name])
+    if cost < forwards[cheapest]:
+        raise UserError(
+            f"`cost` must be at least the {forwards[cheapest]:.2f} F that {cheapest}, the cheapest method, spends on a "
+            f"batch, but is {cost:g} F."
+        )

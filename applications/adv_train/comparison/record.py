@@ -1,0 +1,143 @@
+"""A comparison as people, programs and papers read it, rewritten as its runs finish."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from adv_train.attacks import PGD
+from adv_train.comparison import tables
+from adv_train.comparison.plan import CHECKPOINTS, Plan
+from adv_train.comparison.results import Result, measures, results
+from adv_train.files import make_folder, replace_file
+from adv_train.report import Section, write_table
+from adv_train.report.sections import versions
+from adv_train.values import format_fraction
+
+FORMAT: Final = 1
+_FORMS: Final = {"markdown": "md", "csv": "csv", "latex": "tex"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of a comparison at a moment.
+
+    Attributes:
+        plan: The methods and their runs.
+        baseline: Name of the method that the others are compared with.
+        failed: Why runs failed, by their names.
+    """
+
+    plan: Plan
+    baseline: str
+    failed: Mapping[str, str]
+
+    @cached_property
+    def results(self) -> list[Result]:
+        """What each method reached, read once."""
+        return results(self.plan, self.failed)
+
+    @property
+    def title(self) -> str:
+        """What is compared on what, in a line."""
+        config, seeds = self.plan.methods[0].config, self.plan.seeds
+        attacks = [
+            f"PGD-{attack.steps}-{attack.restarts}" if isinstance(attack, PGD) else name
+            for attack, name in zip(self.plan.attacks, measures(self.plan)[1:], strict=True)
+        ]
+        return (
+            f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {config.model.name}: "
+            f"{self.plan.images} test images, {', '.join(attacks)}, seeds {', '.join(map(str, seeds))}"
+        )
+
+    def sections(self) -> list[Section]:
+        """Return the tables for people, with what has to be said of them."""
+        measured, found = measures(self.plan), self.results
+        baseline = self._baseline()
+        spread = "best and last: best.pt on the validation images, and last.pt."
+        if len(self.plan.seeds) > 1:
+            spread = f"Mean ± sample standard deviation over the seeds; {spread}"
+        notes = [f"{spread} F/batch: forward passes of the network that training spends on a batch."]
+        if self.plan.cost is not None:
+            notes += [f"Equal cost: a method of F forward passes got its epochs times {self.plan.cost:g}/F, rounded."]
+        notes += [f"{name}: {reason}" for result in found for name, reason in result.failed.items()]
+        notes += [f"{name}: {text}" for result in found for name, texts in result.alarms.items() for text in texts]
+        made = [Section("Accuracy", tables.accuracies(found, measured), notes)]
+        if len(found) > 1:
+            told = "Percentage points, paired by seed: mean [95 % interval] and p-value of a paired t-test."
+            told += " The p-values are not corrected for their number."
+            if len(self.plan.seeds) == 1:
+                told = "Percentage points. One seed gives no interval and no p-value."
+            title, table = f"Difference to {self.baseline}", tables.differences(found, measured, baseline)
+            made.append(Section(title, table, [told]))
+        return made
+
+    def text(self, form: str = "markdown") -> str:
+        """Lay the tables out: ``markdown``, ``latex``, or ``csv`` with a row for each accuracy."""
+        if form == "csv":
+            table = tables.tidy(self.results, measures(self.plan), self._baseline())
+            return write_table(table.header, table.rows, form)
+        made = []
+        for section in self.sections():
+            told = [section.title, write_table(section.table.header, section.table.rows, form), *section.notes]
+            made += told if form == "markdown" else told[1:2]
+        return "\n\n".join([self.title, *made] if form == "markdown" else made)
+
+    def write(self, out: Path) -> None:
+        """Write ``comparison.json`` and the tables, each in one piece.
+
+        Raises:
+            UserError: When one cannot be written.
+        """
+        make_folder(out)
+        for form, suffix in _FORMS.items():
+            replace_file(out / f"comparison.{suffix}", (self.text(form) + "\n").encode())
+        replace_file(out / "comparison.json", (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
+
+    def record(self) -> dict[str, Any]:
+        """Return everything in plain values."""
+        plan, config = self.plan, self.plan.methods[0].config
+        return {
+            "format": FORMAT,
+            "data": config.data.name,
+            "threat": vars(config.threat),
+            "images": plan.images,
+            "attacks": {name: vars(attack) for name, attack in zip(measures(plan)[1:], plan.attacks, strict=True)},
+            "seeds": plan.seeds,
+            "cost": plan.cost,
+            "baseline": self.baseline,
+            "versions": versions(),
+            "methods": [self._method(result) for result in self.results],
+        }
+
+    def _method(self, result: Result) -> dict[str, Any]:
+        keys, baseline = [(c, m) for c in CHECKPOINTS for m in measures(self.plan)], self._baseline()
+        return {
+            "name": result.name,
+            "config": result.planned.config.to_mapping(),
+            "epochs": result.planned.config.training.epochs,
+            "forwards": result.planned.forwards,
+            "seconds_per_epoch": result.seconds,
+            "implicit_share": result.implicit_share,
+            "accuracies": [
+                {
+                    "checkpoint": checkpoint,
+                    "measure": measure,
+                    "by_seed": result.accuracies[checkpoint, measure],
+                    **asdict(result.spread(checkpoint, measure)),
+                    "difference": None
+                    if result is baseline
+                    else asdict(result.difference(baseline, checkpoint, measure)),
+                }
+                for checkpoint, measure in keys
+            ],
+            "alarms": result.alarms,
+            "failed": result.failed,
+        }
+
+    def _baseline(self) -> Result:
+        return next(result for result in self.results if result.name == self.baseline)

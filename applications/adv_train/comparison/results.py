@@ -1,0 +1,99 @@
+"""What the finished runs of a comparison reached, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from adv_train.attacks import ATTACKS
+from adv_train.comparison.plan import CHECKPOINTS, Plan, Planned
+from adv_train.comparison.statistics import Difference, Spread
+from adv_train.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method reached.
+
+    Attributes:
+        planned: The method with its runs.
+        accuracies: By checkpoint and measure (``sa``, or the name of an attack), and then by seed.
+        seconds: Training time of an epoch, over the epochs of all runs; None before the first.
+        implicit_share: Size of the implicit gradient next to the direct one, likewise; None where there is none.
+        alarms: What makes figures doubtful, by the name of the run and the checkpoint.
+        failed: Why runs ended before their time, by their names.
+    """
+
+    planned: Planned
+    accuracies: Mapping[tuple[str, str], Mapping[int, float]]
+    seconds: float | None
+    implicit_share: float | None
+    alarms: Mapping[str, tuple[str, ...]]
+    failed: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """What to call the method."""
+        return self.planned.name
+
+    @property
+    def runs(self) -> int:
+        """Number of finished runs."""
+        return len(self.accuracies["last", "sa"])
+
+    def spread(self, checkpoint: str, measure: str) -> Spread:
+        """Return mean and deviation of an accuracy."""
+        return Spread.of(list(self.accuracies[checkpoint, measure].values()))
+
+    def difference(self, baseline: Result, checkpoint: str, measure: str) -> Difference:
+        """Compare an accuracy with that of a baseline, seed by seed."""
+        key = (checkpoint, measure)
+        return Difference.of(self.accuracies[key], baseline.accuracies[key])
+
+
+def measures(plan: Plan) -> list[str]:
+    """Return what is measured of each checkpoint."""
+    return ["sa", *map(ATTACKS.name_of, plan.attacks)]
+
+
+def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:
+    """Read what there is so far.
+
+    Args:
+        plan: The comparison.
+        failed: Why runs failed, by their names.
+    """
+    return [_result(method, measures(plan), failed) for method in plan.methods]
+
+
+def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> Result:
+    finished: dict[int, dict[str, Evaluation]] = {}
+    for seed, cell in method.cells.items():
+        found = {c: record for c, record in zip(CHECKPOINTS, cell.evaluations(), strict=True) if record is not None}
+        if len(found) == len(CHECKPOINTS):
+            finished[seed] = found
+    runs = [method.cells[seed].run for seed in finished]
+    shares = [line["implicit_share"] for run in runs for line in run.metrics() if line["implicit_share"]]
+    seconds = [line["train_seconds"] for run in runs for line in run.timing()]
+    return Result(
+        method,
+        {
+            (checkpoint, measure): {seed: _accuracy(found[checkpoint], measure) for seed, found in finished.items()}
+            for checkpoint in CHECKPOINTS
+            for measure in measured
+        },
+        fmean(seconds) if seconds else None,
+        fmean(shares) if shares else None,
+        {
+            f"{method.cells[seed].name}, {checkpoint}.pt": record.warnings
+            for seed, found in finished.items()
+            for checkpoint, record in found.items()
+            if record.warnings
+        },
+        {cell.name: failed[cell.name] for cell in method.cells.values() if cell.name in failed},
+    )
+
+
+def _accuracy(record: Evaluation, measure: str) -> float:
+    return record.sa if measure == "sa" else record.attacks[measure].accuracy

@@ -1,0 +1,108 @@
+"""The tables of a comparison: accuracies with their spread, and differences to the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adv_train.comparison.plan import CHECKPOINTS
+from adv_train.comparison.results import Result
+from adv_train.comparison.statistics import Difference, Spread
+from adv_train.report import Figure, Table, accuracy_title, number, percent
+from adv_train.tables import Cell
+
+
+def accuracies(found: Sequence[Result], measured: Sequence[str]) -> Table:
+    """Table mean and deviation of every accuracy, and what the method cost.
+
+    Args:
+        found: The methods.
+        measured: What was measured of each checkpoint.
+    """
+    columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
+    header = ["method", "seeds", *(f"{_title(measure)} {checkpoint}" for checkpoint, measure in columns)]
+    rows = [
+        [result.name, _seeds(result), *(_mean(result.spread(*column)) for column in columns), *_costs(result)]
+        for result in found
+    ]
+    return Table([*header, "epochs", "F/batch", "s/epoch", "alarms"], rows)
+
+
+def differences(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> Table:
+    """Table how far every other method is from the baseline, in percentage points, with p-values.
+
+    Args:
+        found: The methods.
+        measured: What was measured of each checkpoint.
+        baseline: One of the methods.
+    """
+    columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
+    header = ["method"]
+    for checkpoint, measure in columns:
+        header += [f"{_title(measure)} {checkpoint}", "p"]
+    rows: list[list[Cell]] = []
+    for result in found:
+        if result is baseline:
+            continue
+        row: list[Cell] = [result.name]
+        for column in columns:
+            difference = result.difference(baseline, *column)
+            row += [_points(difference), Figure(difference.p, _p(difference.p))]
+        rows.append(row)
+    return Table(header, rows)
+
+
+def tidy(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> Table:
+    """Table the same for a program: a row for each method, checkpoint and accuracy, a number in each cell."""
+    header = ["method", "checkpoint", "accuracy", "seeds", "mean", "std", "difference", "low", "high", "p"]
+    rows: list[list[Cell]] = []
+    for result in found:
+        for measure in measured:
+            for checkpoint in CHECKPOINTS:
+                spread = result.spread(checkpoint, measure)
+                gap = Difference(0, None) if result is baseline else result.difference(baseline, checkpoint, measure)
+                numbers = [spread.n, spread.mean, spread.std, gap.mean, gap.low, gap.high, gap.p]
+                rows.append([result.name, checkpoint, _title(measure), *map(_plain, numbers), *_costs(result)])
+    return Table([*header, "epochs", "F/batch", "s/epoch", "alarms"], rows)
+
+
+def _title(measure: str) -> str:
+    return "SA" if measure == "sa" else accuracy_title(measure)
+
+
+def _seeds(result: Result) -> Figure:
+    planned = len(result.planned.cells)
+    return Figure(result.runs, str(planned) if result.runs == planned else f"{result.runs} of {planned}")
+
+
+def _costs(result: Result) -> list[Cell]:
+    epochs, forwards = result.planned.config.training.epochs, result.planned.forwards
+    doubtful = len({name.partition(",")[0] for name in result.alarms} | set(result.failed))
+    return [
+        Figure(epochs, str(epochs)),
+        Figure(forwards, number(forwards, 1)),
+        Figure(result.seconds, number(result.seconds, 2)),
+        Figure(doubtful, str(doubtful)),
+    ]
+
+
+def _mean(spread: Spread) -> Figure:
+    if spread.mean is None or spread.std is None:
+        return Figure(spread.mean, percent(spread.mean))
+    return Figure(spread.mean, f"{100 * spread.mean:.1f} ± {100 * spread.std:.1f} %")
+
+
+def _points(difference: Difference) -> Figure:
+    if difference.mean is None:
+        return Figure(None, "–")
+    told = f"{100 * difference.mean:+.1f}"
+    if difference.low is not None and difference.high is not None:
+        told += f" [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return Figure(difference.mean, told)
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _plain(value: float | None) -> Figure:
+    return Figure(value, "–" if value is None else f"{value:.6g}")

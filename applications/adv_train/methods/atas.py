@@ -1,0 +1,101 @@
+"""ATAS: each image has its own start and its own step (Huang et al., IEEE Transactions on Image Processing, 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+import blo
+from adv_train.methods import per_image
+from adv_train.methods.base import METHODS, Adversarial, Mode
+from adv_train.methods.known import along
+from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Sizes, State
+from adv_train.threat import Threat
+from adv_train.values import Count, Positive, Range
+
+
+@METHODS.register("atas")
+@dataclass(frozen=True, kw_only=True)
+class ATAS(Adversarial):
+    """One sign step from where the last attack on an image ended, shorter on images whose gradients are large.
+
+    With g the gradient of an image's loss, its v becomes `decay v + (1 - decay) |g|^2` for the `memory_decay`, and its
+    step `step / (1 + sqrt(v) / softness)`, cut to [shortest, longest]. The first epochs take steps of eps and leave v.
+    As published, the attack sees the model in eval mode. The published gradient is that of the mean over a batch of 128
+    with a softness of 0.01, hence 1.28 here.
+
+    The memory moves with the augmentation. It takes the space of the training images in single precision, in every
+    checkpoint of a run that can be resumed.
+
+    Attributes:
+        start: of the first attack on an image.
+        step: length where the gradient vanishes, in pixels; 2 eps by default.
+        shortest: shortest step; eps/2 by default.
+        longest: longest step; 1.75 eps by default.
+        softness: root of v that halves the step.
+        memory_decay: weight of the old v.
+        warmup_epochs: epochs with steps of eps.
+        reset_epochs: epochs after which every image starts anew.
+    """
+
+    attack_mode: Mode = "eval"
+    step: Positive | None = None
+    shortest: Positive | None = None
+    longest: Positive | None = None
+    softness: Positive = 1.28
+    memory_decay: Annotated[float, Range(0, 1)] = 0.5
+    warmup_epochs: Annotated[int, Range(0)] = 5
+    reset_epochs: Count = 10
+
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        sharpness = next(model.parameters()).new_zeros(sizes.images[0])
+        return {**per_image.blank(model, sizes, "delta"), "sharpness": sharpness}
+
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
+        if self.start == "uniform":
+            fresh = torch.zeros_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
+        else:
+            fresh = super().draw(losses, threat)
+        if losses.state:
+            per_image.renew(losses, self.reset_epochs, delta=fresh)
+            fresh = per_image.recall(losses, "delta")
+        return threat.project(losses.x, fresh)
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
+    ) -> blo.Hypergradient:
+        slope = losses.slope(params, start)
+        lengths = self._lengths(slope.flatten(1).square().sum(1), losses, threat)
+        move = lengths.view(-1, *(1,) * (slope.ndim - 1)) * slope.sign()
+        out = blo.value_and_hypergrad(
+            losses.train,
+            along(move, self.allowed(losses.x, threat)),
+            params,
+            start,
+            solver=blo.OneStep(1.0),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )
+        if losses.state:
+            per_image.keep(losses, delta=out.z)
+        return out
+
+    def _lengths(self, found: Tensor, losses: Losses, threat: Threat) -> Tensor:
+        """Return the step of each image, shape `(batch,)`, and remember v, from the squared norms of the gradients."""
+        full = 2 * threat.eps if self.step is None else self.step
+        shortest = threat.eps / 2 if self.shortest is None else self.shortest
+        longest = 1.75 * threat.eps if self.longest is None else self.longest
+        memory = losses.state.get("sharpness")
+        old = torch.zeros_like(found) if memory is None else memory[losses.index]
+        new = self.memory_decay * old + (1 - self.memory_decay) * found
+        lengths = (full / (1 + new.sqrt() / self.softness)).clamp(shortest, longest)
+        if losses.moment is not None:
+            warm = losses.moment.epoch < self.warmup_epochs
+            lengths, new = torch.where(warm, threat.eps, lengths), torch.where(warm, old, new)
+        if memory is not None:
+            memory.index_copy_(0, losses.index, new)
+        return lengths

@@ -1,0 +1,87 @@
+"""FGSM-PGI: each image's attack starts where its last ones led (Jia et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import blo
+from adv_train.methods import per_image
+from adv_train.methods.base import METHODS, Adversarial
+from adv_train.methods.known import along
+from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Sizes, State
+from adv_train.methods.shared_pass import start_pass
+from adv_train.threat import Threat
+from adv_train.values import Count, NotNegative, Positive
+
+
+@METHODS.register("fgsm-pgi")
+@dataclass(frozen=True, kw_only=True)
+class FGSMPGI(Adversarial):
+    """One sign step from a start remembered for each image; training also keeps the outputs at both ends together.
+
+    With g the input gradient of a batch at the start z0, the momentum m of each image becomes `decay m + g / |g|_1` for
+    the `memory_decay`, with |g|_1 over the batch. Its next start is `z0 + step sign(m)`, cut to the threat (MEP), or
+    the perturbation trained on (EP). Training minimises `train_loss(x + z) + coefficient * MSE(f(x + z), f(x + z0))`.
+    The published runs smooth the labels of both losses.
+
+    The memory moves with the augmentation; the published code leaves it where it is. It takes the space of the training
+    images in single precision, twice for MEP, in every checkpoint of a run that can be resumed.
+
+    Attributes:
+        start: of the first attack on an image: `"uniform"` stands for +-step, a coin a pixel, cut to the threat.
+        memory: `"mep"`, along the momentum, or `"ep"`, the last perturbation.
+        memory_decay: factor of the old momentum.
+        reset_epochs: epochs after which every image starts anew.
+        coefficient: weight of the squared distance of the outputs, a mean over images and classes.
+        step: step size in pixels; eps by default.
+    """
+
+    memory: Literal["mep", "ep"] = "mep"
+    memory_decay: NotNegative = 0.3
+    reset_epochs: Count = 40
+    coefficient: NotNegative = 10.0
+    step: Positive | None = None
+
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        return per_image.blank(model, sizes, *(("delta", "momentum") if self.memory == "mep" else ("delta",)))
+
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
+        if self.start == "uniform":
+            coins = torch.zeros_like(losses.x).bernoulli_(0.5, generator=losses.generator)
+            fresh = self._length(threat) * (2 * coins - 1)
+        else:
+            fresh = super().draw(losses, threat)
+        if losses.state:
+            momentum = {"momentum": torch.zeros_like(fresh)} if self.memory == "mep" else {}
+            per_image.renew(losses, self.reset_epochs, delta=fresh, **momentum)
+            fresh = per_image.recall(losses, "delta")
+        return threat.project(losses.x, fresh)
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
+    ) -> blo.Hypergradient:
+        shared, slope = start_pass(losses, params, start, lambda logits: losses.attack_objective(params, logits))
+
+        def upper(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
+            loss, logits = losses.train_and_logits(theta, delta)
+            return loss + self.coefficient * F.mse_loss(logits, near)
+
+        length = self._length(threat)
+        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, length)
+        if losses.state and self.memory == "ep":
+            per_image.keep(losses, delta=out.z)
+        elif losses.state:
+            size = slope.abs().sum().clamp(min=torch.finfo(slope.dtype).tiny)
+            momentum = self.memory_decay * per_image.recall(losses, "momentum") + slope / size
+            ahead = threat.project(losses.x, start + length * momentum.sign())
+            per_image.keep(losses, delta=ahead, momentum=momentum)
+        return out
+
+    def _length(self, threat: Threat) -> float:
+        return threat.eps if self.step is None else self.step

@@ -1,0 +1,77 @@
+"""Free-AT: one backward pass moves the weights and the perturbation (Shafahi et al., NeurIPS 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.data import Batch
+from adv_train.methods.base import METHODS, Method, Step
+from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Moment, Sizes, State
+from adv_train.objectives import Objective
+from adv_train.objectives.cross_entropy import CrossEntropy
+from adv_train.threat import Threat
+from adv_train.values import Count, Positive
+
+
+@METHODS.register("free-at")
+@dataclass(frozen=True, kw_only=True)
+class FreeAT(Method):
+    """Several steps on each batch; the backward pass of each moves the perturbation too, by the sign of its gradient.
+
+    The perturbation is kept from step to step, place by place in the batch, so the first step on a batch starts from
+    what was found for other images. From zero, the first step has the gradient of standard training and leaves the
+    perturbation of FGSM behind; if the weights stayed, step k would have the gradient of PGD-AT with k - 1 steps. Each
+    step costs three forward passes, and an epoch has `repeats` times as many.
+
+    Attributes:
+        repeats: how often each batch is trained on before the next; 8 as published for CIFAR-10.
+        step: step size in pixels; eps by default.
+        train_loss: what training minimises and the perturbation maximises.
+    """
+
+    repeats: Count = 8
+    step: Positive | None = None
+    train_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
+
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        device = next(model.parameters()).device
+        return {"delta": torch.zeros(sizes.batch, *sizes.images[1:], device=device)}
+
+    def replays(self) -> int:
+        return self.repeats
+
+    def __call__(
+        self,
+        model: nn.Module,
+        params: dict[str, Tensor],
+        batch: Batch,
+        threat: Threat,
+        *,
+        moment: Moment | None = None,
+        state: State | None = None,
+        start: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Step:
+        losses = Losses(model, batch, attack=self.train_loss, train=self.train_loss)
+        kept = state["delta"] if state else torch.zeros_like(batch.x)
+        here = len(batch.x)
+        delta = threat.project(batch.x, kept[:here] if start is None else start).requires_grad_()
+        loss = losses.train(params, delta)
+        *found, slope = torch.autograd.grad(loss, [*params.values(), delta], materialize_grads=True)
+        # Detached, since the zeros that torch 2.7 fills in require grad.
+        grads = {name: part.detach() for name, part in zip(params, found, strict=True)}
+        delta = delta.detach()
+        length = threat.eps if self.step is None else self.step
+        moved = threat.project(batch.x, delta + length * slope.sign())
+        return Step(
+            grads,
+            delta,
+            loss.detach(),
+            losses.logits,
+            state={"delta": torch.cat((moved, kept[here:]))},
+            objective=lambda theta: losses.train(theta, delta),
+        )

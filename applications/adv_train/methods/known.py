@@ -1,0 +1,33 @@
+"""Attacks of which something is known before `blo` is asked: the direction of their step, or where they end."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+import blo
+from adv_train.methods.losses import Losses
+
+
+def along(direction: Tensor, allowed: blo.sets.Set) -> blo.LowerProblem:
+    """Return the lower problem of an attack that maximises `<direction, delta>` for each sample.
+
+    Args:
+        direction: A constant of the images' shape, such as a gradient that the method has changed.
+        allowed: The set that the attack stays in.
+    """
+    return blo.LowerProblem(lambda _, delta: -(direction * delta).flatten(1).sum(1), allowed, batched=True)
+
+
+def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hypergradient:
+    """Return the training objective and its gradient at a perturbation that was found elsewhere, a constant."""
+    return blo.value_and_hypergrad(
+        losses.train,
+        blo.LowerProblem(losses.attack, batched=True),
+        params,
+        delta,
+        solver=blo.External(lambda _, found: found, tol=math.inf),
+        gradient=blo.Zero(),
+        on_failure="ignore",
+    )

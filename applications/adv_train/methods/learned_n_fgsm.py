@@ -1,0 +1,147 @@
+"""Learned N-FGSM: width and step of the attack are upper variables of a held-out robust loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+import blo
+from adv_train.methods.base import METHODS, Adversarial
+from adv_train.methods.known import train_at
+from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Sizes, State
+from adv_train.threat import Threat
+from adv_train.values import Count, NotNegative, Positive, Range
+
+
+@METHODS.register("learned-n-fgsm")
+@dataclass(frozen=True, kw_only=True)
+class LearnedNFGSM(Adversarial):
+    """N-FGSM that learns its noise width and its step, which may depend on the confidence of an image.
+
+    The vector phi holds the logarithms of the width and of the step, both over eps, the step at `knots` confidences
+    from 0 to 1 with straight lines between; a confidence is the true class's probability at the noisy image. Beside
+    the weights, each training step moves phi by Adam along the hypergradient of a bilevel problem:
+
+        minimise over phi   the loss of w'(phi) under PGD on the held-out part of the batch, where
+        w'(phi) = w - unrolled_lr * (gradient of the loss on the rest of the batch, attacked with phi).
+
+    The last line is a linearised lower problem in the weights, which one step solves, so its implicit gradient is the
+    derivative of that step. Signs of gradients are constants in phi. The held-out images are left out of w' alone: the
+    weights' own gradient is that of N-FGSM with the present phi on the whole batch. A training step costs about 14
+    forward passes.
+
+    Attributes:
+        width: first half width of the noise over eps; 2 as in N-FGSM.
+        length: first step over eps; 1 as in N-FGSM.
+        knots: confidences at which the step is learnt; 1 learns one step for all images.
+        reach: largest factor by which width and step leave their first values.
+        attack_lr: Adam's learning rate of phi; 0 is N-FGSM.
+        held_out: share of a batch that judges phi.
+        unrolled_lr: learning rate of the one unrolled step of the weights.
+        judge_steps: steps of PGD on the held-out images, each of 2.5 eps / judge_steps.
+        products: how `blo` multiplies with second derivatives; `finite-difference` waits for the device.
+    """
+
+    width: Positive = 2.0
+    length: Positive = 1.0
+    knots: Count = 1
+    reach: Annotated[float, Range(1)] = 4.0
+    attack_lr: NotNegative = 0.01
+    held_out: Annotated[float, Range(0, 1)] = 0.25
+    unrolled_lr: Positive = 0.1
+    judge_steps: Count = 5
+    products: Literal["reverse", "finite-difference"] = "reverse"
+
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        return self._fresh(next(model.parameters()))
+
+    def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
+        return blo.Box(threat.low - x, threat.high - x, validate=False)
+
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
+        """Return the noise; it is cut to images later, since the cut depends on phi."""
+        phi = (losses.state or self._fresh(losses.x))["phi"]
+        wide = threat.eps if self.start == "uniform" else 0.0
+        noise = torch.zeros_like(losses.x).uniform_(-wide, wide, generator=losses.generator)
+        return noise * phi[0].exp()
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
+    ) -> blo.Hypergradient:
+        state = losses.state or self._fresh(losses.x)
+        phi = state["phi"]
+        signs = losses.slope(params, self.allowed(losses.x, threat).project(start)).sign()
+        confidence = losses.attacked.softmax(1).gather(1, losses.y[:, None])
+        places = torch.arange(self.knots, device=phi.device)
+        shares = (1 - (confidence * (self.knots - 1) - places).abs()).clamp(min=0)  # of each knot in an image's step
+
+        def perturbation(trial: Tensor, rows: slice) -> Tensor:
+            allowed = self.allowed(losses.x[rows], threat)
+            noisy = allowed.project(start[rows] * (trial[0] - phi[0]).exp())
+            steps = threat.eps * (shares[rows] * trial[1:]).sum(1).exp()
+            return allowed.project(noisy + steps.view(-1, *(1,) * (start.ndim - 1)) * signs[rows])
+
+        held, rest = self._split(len(start))
+        judge, student = losses.part(held), losses.part(rest)
+
+        def upper(_: Tensor, weights: dict[str, Tensor]) -> Tensor:
+            still = {name: value.detach() for name, value in weights.items()}
+            return judge.train(weights, self._worst(judge, still, threat))
+
+        lower = blo.LowerProblem(lambda trial, weights: student.train(weights, perturbation(trial, rest)))
+        found = blo.value_and_hypergrad(
+            upper,
+            lower.linearize(params, curvature=1 / self.unrolled_lr),
+            phi,
+            params,
+            solver=blo.OneStep(self.unrolled_lr),
+            gradient=blo.HessianFree(1 / self.unrolled_lr, products=self.products),
+            on_failure="ignore",
+        )
+        moved, first, reach = _adam(state, found.grad, self.attack_lr), self._first(phi), math.log(self.reach)
+        losses.state = {**moved, "phi": first + (moved["phi"] - first).clamp(-reach, reach)}
+        return train_at(losses, params, perturbation(phi, slice(None)))
+
+    def _first(self, like: Tensor) -> Tensor:
+        """Return phi before the first step, on the device and in the dtype of a tensor."""
+        phi = like.new_full((1 + self.knots,), math.log(self.length))
+        phi[0].fill_(math.log(self.width))
+        return phi
+
+    def _fresh(self, like: Tensor) -> State:
+        """Return the memory before the first step, likewise."""
+        phi = self._first(like)
+        return {"phi": phi, "mean": torch.zeros_like(phi), "square": torch.zeros_like(phi), "step": like.new_zeros(())}
+
+    def _split(self, batch: int) -> tuple[slice, slice]:
+        """Return the rows that judge and the rest; at least two each, for BatchNorm, which a tiny batch shares."""
+        cut = max(2, round(self.held_out * batch))
+        return slice(cut), slice(min(cut, max(batch - 2, 0)), None)
+
+    def _worst(self, judge: Losses, weights: dict[str, Tensor], threat: Threat) -> Tensor:
+        """Return what PGD finds on the images of the judge."""
+        found: Tensor = blo.argmin(
+            blo.LowerProblem(judge.attack, threat.set(judge.x), batched=True),
+            weights,
+            threat.sample(judge.x, judge.generator),
+            solver=blo.ProjectedGradient(
+                2.5 * threat.eps / self.judge_steps, max_steps=self.judge_steps, tol=None, direction="sign"
+            ),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )
+        return found
+
+
+def _adam(state: State, slope: Tensor, rate: float) -> State:
+    """Return the memory after a step of Adam (Kingma and Ba, ICLR 2015); slopes of any scale move phi alike."""
+    step = state["step"] + 1
+    mean = torch.lerp(state["mean"], slope, 0.1)
+    square = torch.lerp(state["square"], slope.square(), 0.001)
+    size = (square / (1 - 0.999**step)).sqrt() + torch.finfo(slope.dtype).tiny
+    return {"phi": state["phi"] - rate * mean / (1 - 0.9**step) / size, "mean": mean, "square": square, "step": step}

@@ -1,0 +1,150 @@
+"""LIET: starts from which the label cannot be read (Pan et al., ICCV 2025)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import blo
+from adv_train.methods.base import METHODS, Adversarial
+from adv_train.methods.coefficients import rising
+from adv_train.methods.known import along
+from adv_train.methods.losses import Losses
+from adv_train.methods.moment import Sizes, State
+from adv_train.methods.shared_pass import start_pass
+from adv_train.threat import Threat
+from adv_train.values import Count, NotNegative, Range
+
+Share = Annotated[float, Range(0, 1)]
+
+
+class Settings(NamedTuple):
+    """Published values of the options, and the width of the noise over eps."""
+
+    coefficient: float
+    smoothing: float
+    least_noise: float
+    most_noise: float
+    width: float
+
+
+#: Up to 8/255, and above.
+PUBLISHED = (Settings(100.0, 0.6, 0.1, 0.5, 1.0), Settings(20.0, 0.4, 0.0, 1.0, 2.0))
+
+
+@METHODS.register("liet")
+@dataclass(frozen=True, kw_only=True)
+class LIET(Adversarial):
+    """One sign step from a start that mixes what a class looks like to the model with noise; outputs are kept together.
+
+    A grey image and a class y give `eps * sign(gradient of the loss)`, in eval mode. The start is that of the image's
+    class, plus or minus by a coin a batch, with each pixel replaced by uniform noise with a probability that is drawn
+    for the batch. Training minimises the smoothed loss at x + z and w times the Jensen-Shannon divergence between the
+    predictions at the start and at x + z, where w rises linearly from 0 over the run. Smoothing gives its share of the
+    label's weight to the other classes, by random weights for each image and loss. Above 8/255 the noise has twice the
+    width and only the range of images cuts a perturbation.
+
+    A step renews the grey images of as many classes as it takes to renew all within `refresh` steps, the published
+    code all of them in every twentieth step: steps are alike, at the same cost on average. Until then, and outside a
+    run, the start has noise alone.
+
+    Source: "Mitigating catastrophic overfitting in fast adversarial training via label information elimination".
+
+    Attributes:
+        start: `"uniform"` stands for the start above.
+        coefficient: w at the end of the run; 100 up to 8/255 and 20 above, as published for CIFAR-10.
+        smoothing: share of the label's weight that other classes get; 0.6 and 0.4 likewise.
+        least_noise: smallest probability that noise replaces a pixel; 0.1 and 0 likewise.
+        most_noise: largest one; 0.5 and 1 likewise.
+        refresh: steps within which the grey image of every class is renewed.
+    """
+
+    coefficient: NotNegative | None = None
+    smoothing: Share | None = None
+    least_noise: Share | None = None
+    most_noise: Share | None = None
+    refresh: Count = 20
+
+    def remember(self, model: nn.Module, sizes: Sizes) -> State:
+        return {"class_signs": next(model.parameters()).new_zeros(sizes.classes, *sizes.images[1:])}
+
+    def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
+        if self._settings(threat).width == 1:
+            return super().allowed(x, threat)
+        return blo.Box(threat.low - x, threat.high - x, validate=False)
+
+    def draw(self, losses: Losses, threat: Threat) -> Tensor:
+        if self.start != "uniform":
+            return super().draw(losses, threat)
+        x, generator, chosen = losses.x, losses.generator, self._settings(threat)
+        wide = chosen.width * threat.eps
+        noise = torch.zeros_like(x).uniform_(-wide, wide, generator=generator)
+        draws = torch.rand(2, dtype=x.dtype, device=x.device, generator=generator)
+        share = chosen.least_noise + (chosen.most_noise - chosen.least_noise) * draws[0]
+        replaced = torch.zeros_like(x).uniform_(generator=generator) < share
+        signs = losses.state["class_signs"][losses.y] if losses.state else torch.zeros_like(x)
+        mixed = torch.where(replaced, noise, threat.eps * signs) * torch.where(draws[1] < 0.5, -1, 1)
+        return self.allowed(x.flatten(1), threat).project(mixed.flatten(1)).view_as(x)
+
+    def solve(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
+    ) -> blo.Hypergradient:
+        chosen = self._settings(threat)
+        kept, weight = 1 - chosen.smoothing, rising(chosen.coefficient, losses.moment)
+
+        def attacked(logits: Tensor) -> Tensor:
+            spread = _spread(logits, _others(logits, losses.y, losses.generator))
+            return kept * losses.attack_objective(params, logits) + chosen.smoothing * spread
+
+        shared, slope = start_pass(losses, params, start, attacked)
+        others = _others(shared.logits, losses.y, losses.generator)
+
+        def upper(theta: dict[str, Tensor], delta: Tensor, near: Tensor) -> Tensor:
+            loss, logits = losses.train_and_logits(theta, delta)
+            smoothed = kept * loss + chosen.smoothing * _spread(logits, others).mean()
+            return smoothed + weight * _jensen_shannon(near, logits)
+
+        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, threat.eps)
+        if losses.state and losses.moment is not None:
+            losses.state = {"class_signs": self._renewed(losses, losses.moment.step, params, chosen.smoothing)}
+        return out
+
+    def _renewed(self, losses: Losses, step: Tensor, params: dict[str, Tensor], smoothing: float) -> Tensor:
+        """Return the signs of all classes, shape `(classes, channels, height, width)`, some of them new."""
+        signs = losses.state["class_signs"]
+        count = math.ceil(len(signs) / self.refresh)
+        classes = (step * count + torch.arange(count, device=signs.device)) % len(signs)
+        change = torch.zeros_like(signs[:count]).requires_grad_()
+        logits = losses.eval_forward({name: value.detach() for name, value in params.items()}, 0.5 + change)
+        spread = _spread(logits, _others(logits, classes, losses.generator))
+        loss = (1 - smoothing) * F.cross_entropy(logits, classes, reduction="none") + smoothing * spread
+        (slope,) = torch.autograd.grad(loss.sum(), change)
+        return signs.index_copy(0, classes, slope.sign())
+
+    def _settings(self, threat: Threat) -> Settings:
+        published = PUBLISHED[threat.eps > 8 / 255 + 1e-9]
+        options = {name: getattr(self, name) for name in published._fields if name != "width"}
+        return published._replace(**{name: value for name, value in options.items() if value is not None})
+
+
+def _others(logits: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw weights of the classes other than y, which sum to 1; shape `(batch, classes)`."""
+    weights = torch.zeros_like(logits).uniform_(generator=generator).scatter(1, y[:, None], 0)
+    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _spread(logits: Tensor, weights: Tensor) -> Tensor:
+    """Return the cross-entropy with these weights of the classes, shape `(batch,)`."""
+    return -(weights * logits.log_softmax(1)).sum(1)
+
+
+def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mean divergence between two batches of predictions, shape `()`, from their logits."""
+    p, q = first.log_softmax(1), second.log_softmax(1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(1).mean() / 2

@@ -1,0 +1,93 @@
+"""A forward pass that the attack and the training objective both look at, paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+import blo
+from adv_train.methods.losses import Losses
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPass:
+    """Logits that both levels look at.
+
+    Attributes:
+        losses: of the batch.
+        params: the parameters by name.
+        forward: maps parameters to the logits.
+        logits: what `forward` gives at `params`, with its graph, which `solve` uses up.
+    """
+
+    losses: Losses
+    params: dict[str, Tensor]
+    forward: Callable[[dict[str, Tensor]], Tensor]
+    logits: Tensor
+
+    def solve(
+        self,
+        upper: Callable[[dict[str, Tensor], Tensor, Tensor], Tensor],
+        lower: blo.LowerProblem,
+        start: Tensor,
+        step: float,
+    ) -> blo.Hypergradient:
+        """Solve a bilevel problem by one sign step, without implicit gradient.
+
+        The logits enter the problem as one more upper variable. The gradient in them, pulled back through the pass that
+        computed them, completes that in the parameters: two forward passes in place of the three of a pass of its own.
+
+        Args:
+            upper: maps parameters, a perturbation and the logits to what training minimises, shape `()`.
+            lower: the attack, whose theta has the parameters under `weights` and the logits under `logits`.
+            start: where it starts.
+            step: length of the step in pixels.
+        """
+        self.losses.upper = lambda theta, delta: upper(theta, delta, self.forward(theta))
+        out = blo.value_and_hypergrad(
+            lambda theta, delta: upper(theta["weights"], delta, theta["logits"]),
+            lower,
+            {"weights": self.params, "logits": self.logits.detach()},
+            start,
+            solver=blo.OneStep(step, direction="sign"),
+            gradient=blo.Zero(),
+            on_failure="ignore",
+        )
+        weights = list(self.params.values())
+        through = torch.autograd.grad(self.logits, weights, out.direct["logits"], materialize_grads=True)
+        parts = zip(out.direct["weights"].items(), through, strict=True)
+        grad = {name: (part + more).detach() for (name, part), more in parts}
+        report = replace(out.report, direct_parts=list(grad.values()), implicit_parts=[None] * len(grad))
+        return replace(out, grad=grad, direct=grad, report=report)
+
+
+def clean_pass(losses: Losses, params: dict[str, Tensor]) -> SharedPass:
+    """Return the pass at the images as they are."""
+
+    def forward(theta: dict[str, Tensor]) -> Tensor:
+        return losses.forward(theta, None)
+
+    return SharedPass(losses, params, forward, forward(params))
+
+
+def start_pass(
+    losses: Losses, params: dict[str, Tensor], start: Tensor, objective: Callable[[Tensor], Tensor]
+) -> tuple[SharedPass, Tensor]:
+    """Return the pass at the start of an attack, and the gradient there that the attack follows.
+
+    Args:
+        losses: of the batch.
+        params: the parameters by name.
+        start: a perturbation.
+        objective: maps the logits to what the attack maximises, shape `(batch,)`.
+
+    Returns:
+        The pass, and the gradient of the summed objective in the perturbation, a constant.
+    """
+    point = start.detach().requires_grad_()
+    logits = losses.attack_forward(params, point)
+    (slope,) = torch.autograd.grad(objective(logits).sum(), point, retain_graph=True)
+    return SharedPass(losses, params, lambda theta: losses.attack_forward(theta, start), logits), slope

@@ -1,0 +1,97 @@
+"""The optimisers of torch, by their names in lower case."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from adv_train.errors import UserError, unknown
+from adv_train.values import refused
+
+#: What a run says of every optimiser, under keys of their own.
+_KEYS: Final = ("params", "lr", "weight_decay")
+_KINDS: Final[dict[str, type[torch.optim.Optimizer]]] = {
+    name.lower(): kind
+    for name, kind in sorted(vars(torch.optim).items())
+    if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+}
+
+
+def names() -> list[str]:
+    """Return all names."""
+    return list(_KINDS)
+
+
+def options(name: str) -> list[str]:
+    """Return the names of the options of an optimiser, beyond learning rate, weight decay and the momentum of sgd.
+
+    Raises:
+        UserError: For an unknown name, with the nearest one.
+    """
+    return [key for key in _parameters(name) if key not in _KEYS and (name, key) != ("sgd", "momentum")]
+
+
+def check(name: str, weight_decay: float, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in the form that torch takes them in: numbers for texts such as `1e-6`, tuples for lists.
+
+    Raises:
+        UserError: For an unknown name, an option or a weight decay that the optimiser lacks, or a value that is neither
+            plain nor finite.
+    """
+    known = options(name)
+    for key in chosen:
+        if key not in known:
+            own = f"`{key}` has a key of its own" if key in _parameters(name) else f"`{name}` has no option `{key}`"
+            raise UserError(f"In `optimizer_options`: {own}; {name} has {', '.join(known)}.")
+    if weight_decay != 0 and "weight_decay" not in _parameters(name):
+        raise UserError(f"The optimizer `{name}` has no weight decay: set `weight_decay` to 0.")
+    return {key: _plain(value, key) for key, value in chosen.items()}
+
+
+def create(
+    name: str, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, **chosen: Any
+) -> torch.optim.Optimizer:
+    """Return an optimiser of these parameters.
+
+    Raises:
+        UserError: When torch refuses a value, or the optimiser cannot step on dense gradients alone.
+    """
+    named = {"lr": lr, **chosen}
+    if "weight_decay" in _parameters(name):
+        named["weight_decay"] = weight_decay
+    kind: Any = _KINDS[name]
+    parameters = list(parameters)
+    try:
+        made: torch.optim.Optimizer = kind(parameters, **named)
+        # Some refuse only when they are to step: one needs a closure, another sparse gradients.
+        probe = torch.zeros_like(parameters[0], requires_grad=True)
+        probe.grad = torch.zeros_like(probe)
+        kind([probe], **named).step()
+    except (TypeError, ValueError, RuntimeError, AssertionError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The optimizer `{name}` cannot train with these options: {reason}") from error
+    return made
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    if name not in _KINDS:
+        raise unknown("optimizer", name, _KINDS)
+    return inspect.signature(_KINDS[name]).parameters
+
+
+def _plain(value: object, name: str) -> object:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(part, name) for part in value)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if not (value is None or (isinstance(value, (bool, int, float)) and math.isfinite(value))):
+        raise refused(name, "a number, true, false, a text, or a list of these", value)
+    return value
