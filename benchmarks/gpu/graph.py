@@ -28,11 +28,15 @@ class Captured(TorchDispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags) or _moves(
-            function, args, out
-        ):
+        if _depends_on_values(function, args) or _moves(function, args, out):
             self.obstacles.add(str(function))
         return out
+
+
+def _depends_on_values(function: Any, args: tuple[Any, ...]) -> bool:
+    if function is torch.ops.aten.index.Tensor:  # with positions its shape is theirs, with a mask it is not
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags))
 
 
 def _moves(function: Any, args: tuple[Any, ...], out: Any) -> bool:

@@ -11,9 +11,9 @@ import torch
 from pyautoattack import AutoAttack
 
 from adv_train import evaluation
-from adv_train.attacks import pgd
+from adv_train.attacks import PGD, pgd
 from adv_train.cli import main
-from adv_train.cli.parts import Part
+from adv_train.comparison.cell import Cell, Judgement
 from adv_train.config import resolve
 from adv_train.data import load
 from adv_train.errors import UserError
@@ -183,9 +183,11 @@ def test_an_option_that_follows_the_radius_follows_that_of_the_norm() -> None:
     assert config.to_mapping()["method"]["step"] == BUDGETS["l1"]
 
 
-def test_a_part_that_was_judged_in_another_norm_is_not_done() -> None:
+def test_a_cell_that_was_judged_in_another_norm_is_not_done() -> None:
     assert main([*FIT, "--norm", "l2", "--eps", "0.2", "--epochs", "1", "--train-limit", "20", "--out", "run"]) == 0
-    assert main(["eval", "run", "--norm", "linf", "--eps", "0.2", "--limit", "10", "--device", "cpu", "--quiet"]) == 0
-    run = RunFolder(Path("run"))
-    part = Part("a", Path("run"), run.config(), (), 10)
-    assert not part.is_done()
+    cell = Cell("a", Path("run"), RunFolder(Path("run")).config(), (Judgement("best", (PGD(),), 10),))
+    judge = ["eval", "run", "--no-autoattack", "--limit", "10", "--device", "cpu", "--quiet"]
+    assert main([*judge, "--norm", "linf", "--eps", "0.2"]) == 0
+    assert not cell.is_done()
+    assert main(judge) == 0
+    assert cell.is_done()

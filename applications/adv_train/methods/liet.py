@@ -84,7 +84,7 @@ class LIET(Adversarial):
         x, generator, chosen = losses.x, losses.generator, self._settings(threat)
         wide = chosen.width * threat.eps
         noise = torch.zeros_like(x).uniform_(-wide, wide, generator=generator)
-        draws = torch.rand(2, dtype=x.dtype, device=x.device, generator=generator)
+        draws = x.new_empty(2).uniform_(generator=generator)
         share = chosen.least_noise + (chosen.most_noise - chosen.least_noise) * draws[0]
         replaced = torch.zeros_like(x).uniform_(generator=generator) < share
         signs = losses.state["class_signs"][losses.y] if losses.state else torch.zeros_like(x)

@@ -51,7 +51,7 @@ class SORA(Adversarial):
     ) -> blo.Hypergradient:
         before = losses.state.get("alignment", losses.x.new_full((), self.alignment))
         longest = 2 * threat.eps if self.longest is None else self.longest
-        lengths = torch.rand(start.shape, dtype=start.dtype, device=start.device, generator=losses.generator)
+        lengths = torch.empty_like(start).uniform_(generator=losses.generator)
         slope = losses.slope(params, start)
         move = longest * _shrunk(before) * lengths * slope.sign()
         # The gradient of an offset of the images is their input gradient, from the same backward pass.
