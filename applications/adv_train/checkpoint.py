@@ -33,7 +33,7 @@ class Checkpoint:
         model: The model's state, as the next step would move it; where the file is only for evaluation, what is judged.
         optimizer: The optimiser's state; empty where the file is only for evaluation.
         memory: What the method remembers; empty where it remembers nothing, or the file is only for evaluation.
-        average: The state of the averaged model; empty where there is none, or the file is only for evaluation.
+        average: State dict of the averaged model; empty in a run without averaging, and in `best.pt`.
         history: The records of the epochs so far, as in ``metrics.jsonl``.
         best_epoch: Epoch that ``best.pt`` holds, counted from 1.
         best_score: What it was chosen by, largest first.

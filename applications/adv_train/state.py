@@ -22,7 +22,7 @@ class TrainingState:
         model: On the device that trains.
         optimizer: Of its parameters.
         memory: What the method remembers.
-        average: A copy of the model that holds an average of its weights; None where there is none.
+        average: A copy of the model that holds the averaged weights; None in a run without averaging.
     """
 
     model: nn.Module

@@ -72,7 +72,7 @@ def contenders(text: str) -> list[Contender]:
     """Read the methods of a comparison, with commas between.
 
     Raises:
-        UserError: When there is none, one is wrong, or one is there twice.
+        UserError: When no method is given, a method cannot be read, or two methods would share a run folder.
     """
     found = [Contender.read(item) for item in items(text)]
     folders = [contender.folder for contender in found]

@@ -19,8 +19,9 @@ class Result:
     Attributes:
         planned: The method with its runs.
         accuracies: By checkpoint and measure (``sa``, or the name of an attack), and then by seed.
-        seconds: Training time of an epoch, over the epochs of all runs; None before the first.
-        implicit_share: Size of the implicit gradient next to the direct one, likewise; None where there is none.
+        seconds: Mean training time of an epoch in seconds, over the epochs of all finished runs; None before the first.
+        implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged likewise; None
+            for a method without an implicit part.
         alarms: What makes figures doubtful, by the name of the run and the checkpoint.
         failed: Why runs ended before their time, by their names.
     """

@@ -47,7 +47,7 @@ def recall(losses: Losses, name: str) -> Tensor:
 
 
 def keep(losses: Losses, **found: Tensor) -> None:
-    """Remember tensors of the batch's shape by name; pixels that augmentation moved out keep their old memory."""
+    """Store tensors of the batch's shape under their names; pixels that the crop left out keep their old value."""
     for name, value in found.items():
         memory = losses.state[name]
         memory.index_copy_(0, losses.index, losses.motion.undo(value, memory[losses.index]))

@@ -22,10 +22,10 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | None = None) -> None:
     """Put weights from a file into a model, every one of them; nothing in the file is run.
 
-    The file holds a state dict, alone or under one of the usual names; of a checkpoint with averaged weights these are
-    taken. The prefixes that `DataParallel` and
-    `torch.compile` put before names are taken off where the model does not have them, and the names that RobustBench
-    gives to the layers of ResNets, pre-activation ResNets and wide ResNets are translated.
+    The file holds a state dict, alone or under one of the usual names. From a checkpoint with averaged weights the
+    average is taken. The prefixes that `DataParallel` and `torch.compile` put before names are removed where the model
+    does not have them, and the names that RobustBench gives to the layers of ResNets, pre-activation ResNets and wide
+    ResNets are translated.
 
     Args:
         model: What takes the weights.
