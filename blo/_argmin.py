@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autocast import without
+from blo._autocast import bare
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile, with_numbers
@@ -106,7 +106,7 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, objective=lower.objective)
-    found = problem.layout.unravel(without(gradient.attach)(problem, leaves, start, solve, checks))
+    found = problem.layout.unravel(bare(gradient.attach, problem, leaves, start, solve, checks))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():
             leaf.register_hook(_refuse_sparse)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from blo._torch import any_autocast
 from blo.errors import BloError, StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,11 +36,6 @@ class Autocast:
     def current(cls) -> Autocast:
         """Return the state in force."""
         return cls(tuple((torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in _DEVICE_TYPES))
-
-    @property
-    def on(self) -> bool:
-        """Whether autocast is on for some device type."""
-        return any(enabled for enabled, _ in self.settings)
 
     def eps(self, kind: str) -> float | None:
         """Return the unit of rounding of what is computed on devices of this type; None where autocast is off."""
@@ -108,10 +104,15 @@ def without(function: F) -> F:
 
     @functools.wraps(function)
     def plain(*arguments: Any, **options: Any) -> Any:
-        present = Autocast.current()
-        if not present.on:
-            return function(*arguments, **options)
-        with Autocast(tuple((False, dtype) for _, dtype in present.settings)).restored():
-            return function(*arguments, **options)
+        return bare(function, *arguments, **options)
 
     return plain  # type: ignore[return-value]
+
+
+def bare(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function without autocast."""
+    if not any_autocast():
+        return function(*arguments, **options)
+    present = Autocast.current()
+    with Autocast(tuple((False, dtype) for _, dtype in present.settings)).restored():
+        return function(*arguments, **options)

@@ -56,13 +56,13 @@ class Layout:
                     f"the leaves of `{name}` must share dtype and device, but leaf 0 is {first.dtype} on "
                     f"{first.device} and leaf {index} is {leaf.dtype} on {leaf.device}. Convert one with `.to`."
                 )
+            if leaf.numel() == 0:
+                raise StructureError(f"`{name}` must not be empty, but has {[tuple(each.shape) for each in leaves]}.")
             if batched and (leaf.ndim == 0 or leaf.shape[0] != first.shape[0]):
                 raise StructureError(
                     f"with batched=True the first axis of each leaf of `{name}` numbers the problems, but leaf 0 "
                     f"has shape {tuple(first.shape)} and leaf {index} has {tuple(leaf.shape)}."
                 )
-        if any(leaf.numel() == 0 for leaf in leaves):
-            raise StructureError(f"`{name}` must not be empty, but has {[tuple(leaf.shape) for leaf in leaves]}.")
         lanes = (first.shape[0],) if batched else ()
         shapes = tuple(leaf.shape[len(lanes) :] for leaf in leaves)
         return cls(spec, shapes, lanes, first.dtype, first.device)
@@ -88,6 +88,9 @@ class Layout:
         Raises:
             StructureError: if structure, shapes, dtype or device differ from the layout's.
         """
+        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self._bare else None
+        if isinstance(z, Tensor) and own == (z.shape, z.dtype, z.device):
+            return z
         leaves, spec = tree.flatten(z, name)
         expected = [self.lanes + tuple(shape) for shape in self.shapes]
         found = [tuple(leaf.shape) for leaf in leaves]

@@ -78,7 +78,8 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
         suspect = _suspect(type(node))
         if suspect is not None and any(getattr(node, flag, False) for flag in suspect):
             return True
-        nodes += [before for before, _ in node.next_functions]
+        for before, _ in node.next_functions:
+            nodes.append(before)  # a comprehension would be a call for each node
     return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,6 +115,6 @@ class LowerProblem:
 
 def wrapped(lower: LowerProblem, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> LowerProblem:
     """Return the problem with the function of its objective wrapped: a copy that is not checked again."""
-    other = copy(lower)
-    object.__setattr__(other, "objective", around(lower.objective, wrap))
+    other = object.__new__(type(lower))
+    vars(other).update(vars(lower), objective=around(lower.objective, wrap))
     return other

@@ -9,9 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blo._autocast import Autocast, without
+from blo._autocast import Autocast, bare, without
 from blo._lower import LowerProblem
 from blo._problem import FlatProblem
+from blo._torch import any_autocast
 from blo.errors import StructureError
 from blo.gradients import Strategy, Unrolled
 from blo.solvers import Solver, default_solver
@@ -48,9 +49,8 @@ def equipped(
     elif solver.tol and solver.tol != math.inf:
         # A solver that accepts any residual says nothing about how far z is from constraints that hold it.
         problem = replace(problem, accuracy=solver.tol)
-    autocast = Autocast.current()
-    if autocast.on and (solver.tol is None or not without(problem.runs)(leaves, z0)):
-        problem = problem.under(autocast)
+    if any_autocast() and (solver.tol is None or not bare(problem.runs, leaves, z0)):
+        problem = problem.under(Autocast.current())
     return solver, problem
 
 

@@ -182,9 +182,11 @@ class Solving:
             solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
         # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
         parts: dict[str, Any] = {
-            name: value.detach() for name, value in vars(solution).items() if isinstance(value, Tensor)
+            name: value.detach()
+            for name, value in vars(solution).items()
+            if isinstance(value, Tensor) and value.requires_grad
         }
-        self.last, self.start = replace(solution, **parts), z0.detach()
+        self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
         if isinstance(self.gradient, Unrolled) or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
         if self.idle:

@@ -14,6 +14,7 @@ import warnings
 import torch
 from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
 from torch._C import _functorch as functorch
+from torch._C import _is_any_autocast_enabled as any_autocast
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormRule
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormRule
@@ -23,6 +24,7 @@ __all__ = [
     "DispatchMode",
     "SpectralNormRule",
     "WeightNormRule",
+    "any_autocast",
     "are_functorch_transforms_active",
     "compiler_loaded",
     "forward_level",

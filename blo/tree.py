@@ -61,7 +61,10 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 def detach(tree: Tree) -> Tree:
     """Return the tree cut off from the autograd graph (no copy)."""
-    return tree.detach() if isinstance(tree, Tensor) else map(lambda leaf: leaf.detach(), tree)
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    leaves, spec = pytree.tree_flatten(tree)
+    return unflatten([leaf.detach() for leaf in leaves], spec) if leaves else tree
 
 
 def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add, jvp, pullback
+from blo._autodiff import add, differentiated_twice, jvp, pullback
 from blo._bound import Bound
 from blo.gradients._base import Optimality
 
@@ -60,7 +60,10 @@ class ReversePoint(Point):
         self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
-        (product,) = pullback([self._gradient], [self._z], [direction])
+        if not self._gradient.requires_grad:
+            return torch.zeros_like(direction)
+        with differentiated_twice():
+            (product,) = torch.autograd.grad(self._gradient, self._z, direction, retain_graph=True, allow_unused=True)
         return torch.zeros_like(direction) if product is None else product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:

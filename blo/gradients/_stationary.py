@@ -82,7 +82,8 @@ class Stationary(Strategy):
         # full solution afterwards is a different vector.
         system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
         if tangent.project(v) is v:  # nothing is held
-            return replace(self.invert(system, v, guess), noise=at.noise)
+            found = self.invert(system, v, guess)
+            return replace(found, noise=at.noise) if at.noise else found
         # In units of v: parts of a tiny vector would be lost in the underflow.
         size, _ = largest(v)
         guess = None if guess is None else tangent.project(guess / size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +11,9 @@ from torch import Tensor
 
 from blo._autodiff import surely
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo._torch import functorch
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
-    all_true,
     damped,
     floor_of,
     largest,
@@ -21,9 +21,8 @@ from blo.linsolve._base import (
     relative_residual,
     require_symmetric,
     started,
-    stride,
 )
-from blo.linsolve._least import Least
+from blo.linsolve._conjugate import Ended, Scalar, alone, dot, lanes
 from blo.linsolve._precondition import Preconditioning, inverse_of
 from blo.operators import Operator
 
@@ -84,89 +83,59 @@ class CG(LinearSolver):
         size, zero = largest(b)
         rhs = b / size
         x, r = started(apply, rhs, x0, size, zero)
-        bb = _dot(rhs, rhs)
+        bb = dot(rhs, rhs)
         goal = floor_of(self.tol, b) ** 2 * bb
-        p = r if inverse is None else inverse(r)
-        rr = _dot(r, r)
-        met = Least(x, rr)
-        rz = rr if inverse is None else _dot(r, p)
-        running = ~zero & (rr > goal)
-        iterations = torch.zeros_like(running, dtype=torch.int64)
-        indefinite = torch.zeros_like(running)
-        looks = stride(b)
-        # While no lane rests, none has to be kept from moving. An accelerator is not stalled to find out.
-        whole, together = looks == 1 and all_true(running), 0
-        for index in range(self.max_iter):
-            if not whole and index % looks == 0 and all_true(~running):
-                break
-            q = apply(p)
-            bend = _dot(p, q)
-            whole = whole and _exceeds(bend, 0.0)
-            if not whole:
-                indefinite = indefinite | (running & (bend <= 0))
-                running = running & (bend > 0)
-            mask = None if whole else running
-            step = _ratio(rz, bend, mask)
-            # Where a lane rests, p and q may be infinite.
-            x = _move(x, torch.addcmul(x, step, p), mask)
-            r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
-            rr = _dot(r, r)
-            z = r if inverse is None else inverse(r)
-            rz_next = rr if inverse is None else _dot(r, z)
-            p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
-            rz = rz_next
-            if whole:
-                together += 1
-            else:
-                iterations = iterations + running
-            met.see(x, rr)
-            whole = whole and _exceeds(rr, goal)
-            running = running if whole else running & (rr > goal)
-        # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
+        given = (apply, inverse, x, r, goal, self.max_iter)
+        ended = alone(*given) or lanes(*given)
         textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
-        least = met.least()
-        bound = _RISE**2 * least if textbook else torch.minimum(bb, _RISE**2 * least)
-        lost = indefinite | (rr > bound)
-        if surely(running & ~lost & (rr > _FAR**2 * bb)) and surely(_cosine(p, q) <= _ROUGH):
-            residual = (rr / bb).sqrt().squeeze(-1)
-        else:
-            if not surely(~lost):
-                # Of all multiples of x, this one leaves the least residual.
-                image = rhs - r
-                length = _dot(image, image)
-                share = _dot(rhs, image) / torch.where(length > 0, length, 1.0)
-                shortened = bb - share * share * length < least
-                x = torch.where(lost, torch.where(shortened, share * x, met.iterate()), x)
-            residual = relative_residual(operator, x, rhs, self.damping)
-            # There the recursion has lost touch with the true residual.
-            worse = (residual > 1) & (lost | (rr <= bb)).squeeze(-1) & ~zero.squeeze(-1)
-            x, residual = torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
-        return LinearSolution(size * x, residual, together + iterations.squeeze(-1), indefinite.squeeze(-1), "CG")
+        x, residual = _judged(ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping))
+        iterations, indefinite = _of_lanes(ended.iterations, torch.int64), _of_lanes(ended.indefinite, torch.bool)
+        return LinearSolution(size * x, residual, iterations, indefinite, "CG")
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
-    return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+def _judged(
+    ended: Ended, rhs: Tensor, bb: Tensor, textbook: bool, measure: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the iterate to hand back and its relative residual, measured where the recursion may have lost it."""
+    x, rr, least, indefinite = ended.x, ended.rr, ended.least, ended.indefinite
+    numbers = isinstance(rr, float)
+    size: Scalar = bb.item() if numbers else bb
+    # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
+    bound = _RISE**2 * least
+    if not textbook:
+        bound = min(size, bound) if numbers else torch.minimum(size, bound)
+    far = ended.running & (rr <= bound) & (rr > _FAR**2 * size)
+    if (far and _orthogonal(ended.p, ended.q)) if numbers else surely(far & (_cosine(ended.p, ended.q) <= _ROUGH)):
+        return x, _of_lanes((rr / size) ** 0.5, rhs.dtype)
+    if numbers:
+        rr, least, bound = (torch.tensor(number, dtype=rhs.dtype) for number in (rr, least, bound))
+    lost = indefinite | (rr > bound)
+    if not surely(~lost):
+        # Of all multiples of x, this one leaves the least residual.
+        image = rhs - ended.r
+        length = dot(image, image)
+        share = dot(rhs, image) / torch.where(length > 0, length, 1.0)
+        shortened = bb - share * share * length < least
+        x = torch.where(lost, torch.where(shortened, share * x, ended.best()), x)
+    residual = measure(x)
+    # There the recursion has lost touch with the true residual.
+    worse = (residual > 1) & _of_lanes((lost | (rr <= bb)) & (bb > 0))
+    return torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
+
+
+def _of_lanes(scalar: Scalar, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a scalar of each lane as a tensor of shape `lanes`, a number as one of that dtype."""
+    if not isinstance(scalar, Tensor):
+        return torch.full((), scalar, dtype=dtype)
+    return scalar.squeeze(-1) if scalar.dim() else scalar
+
+
+def _orthogonal(p: Tensor, q: Tensor) -> bool:
+    """Tell whether one vector's directions are as `_cosine` has them, where no square leaves the range."""
+    pq, pp, qq = (torch.dot(a, b).item() for a, b in ((p, q), (p, p), (q, q)))
+    return abs(pq) <= _ROUGH * math.sqrt(pp * qq) < math.inf
 
 
 def _cosine(p: Tensor, q: Tensor) -> Tensor:
     """Return how far each lane's directions are from conjugate: zero but for rounding."""
-    return _dot(p, q).abs() / (norm(p) * norm(q))
-
-
-def _exceeds(value: Tensor, bound: Tensor | float) -> bool:
-    """Tell whether every lane's value exceeds its bound."""
-    # A single number is read and compared at a third of the cost: small kernels are dear beside large products.
-    alone = value.dim() == 0 and not functorch.is_functorch_wrapped_tensor(value)
-    return value.item() > float(bound) if alone else all_true(value > bound)
-
-
-def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the quotient in the lanes of the mask, in all of them without one, and zero elsewhere."""
-    ratio = above / below
-    return ratio if mask is None else torch.where(mask, ratio, 0.0)
-
-
-def _move(old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the new vector in the lanes of the mask, in all of them without one."""
-    return new if mask is None else torch.where(mask, new, old)
+    return dot(p, q).abs() / (norm(p) * norm(q))

@@ -1,0 +1,147 @@
+"""The recursion of conjugate gradients: for all lanes at once, and for one vector with its scalars as Python numbers.
+
+Both make the same steps. One vector has a loop of its own because next to a product that streams a large matrix
+through the cache, each kernel on a single number costs as much as one on a vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import all_true, stride, transforms_active
+from blo.linsolve._least import Least
+
+#: v -> A v, or v -> M^-1 v.
+Product: TypeAlias = Callable[[Tensor], Tensor]
+#: Shape `(*lanes, 1)`, or `()` without lanes; from `alone`, a Python number.
+Scalar: TypeAlias = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Ended:
+    """Where a recursion ended.
+
+    Attributes:
+        x: the last iterate, shape `(*lanes, n)`.
+        r: its residual by the recursion.
+        p: the next direction.
+        q: the image of the last direction; p where no product was made.
+        rr: the square of r.
+        running: whether the goal is still ahead, and all curvature was positive.
+        indefinite: whether a direction of non-positive curvature turned up.
+        iterations: the products made.
+        least: the smallest square of a residual.
+        best: returns the iterate that had it.
+    """
+
+    x: Tensor
+    r: Tensor
+    p: Tensor
+    q: Tensor
+    rr: Scalar
+    running: Scalar
+    indefinite: Scalar
+    iterations: Scalar
+    least: Scalar
+    best: Callable[[], Tensor]
+
+
+def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: Tensor, most: int) -> Ended:
+    """Run every lane to its goal.
+
+    Args:
+        apply: the product with the matrix.
+        inverse: that with the inverse of the preconditioner.
+        x: where it starts, shape `(*lanes, n)`.
+        r: the residual there.
+        goal: the square of the residual at which a lane rests.
+        most: the number of products.
+    """
+    p = q = r if inverse is None else inverse(r)
+    rr = dot(r, r)
+    met = Least(x, rr)
+    rz = rr if inverse is None else dot(r, p)
+    running = rr > goal
+    iterations = torch.zeros_like(running, dtype=torch.int64)
+    indefinite = torch.zeros_like(running)
+    looks = stride(r)
+    # While no lane rests, none has to be kept from moving. An accelerator is not stalled to find out.
+    whole, together = looks == 1 and all_true(running), 0
+    for index in range(most):
+        if not whole and index % looks == 0 and all_true(~running):
+            break
+        q = apply(p)
+        bend = dot(p, q)
+        whole = whole and all_true(bend > 0)
+        if not whole:
+            indefinite = indefinite | (running & (bend <= 0))
+            running = running & (bend > 0)
+        mask = None if whole else running
+        step = _ratio(rz, bend, mask)
+        # Where a lane rests, p and q may be infinite.
+        x = _move(x, torch.addcmul(x, step, p), mask)
+        r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
+        rr = dot(r, r)
+        z = r if inverse is None else inverse(r)
+        rz_next = rr if inverse is None else dot(r, z)
+        p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
+        rz = rz_next
+        if whole:
+            together += 1
+        else:
+            iterations = iterations + running
+        met.see(x, rr)
+        whole = whole and all_true(rr > goal)
+        running = running if whole else running & (rr > goal)
+    return Ended(x, r, p, q, rr, running, indefinite, together + iterations, met.least(), met.iterate)
+
+
+def alone(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: Tensor, most: int) -> Ended | None:
+    """Run one vector on the CPU as `lanes` does; None where that cannot be, inside transforms or a graph."""
+    if r.dim() != 1 or r.device.type != "cpu" or transforms_active():
+        return None
+    best, bound, top = x, goal.item(), torch.finfo(r.dtype).max
+    p = q = r if inverse is None else inverse(r)
+    rr = least = torch.dot(r, r).item()
+    rz = rr if inverse is None else torch.dot(r, p).item()
+    running, indefinite, count = rr > bound, False, 0
+    while running and count < most:
+        q = apply(p)
+        if p.requires_grad or q.requires_grad:  # a number would cut the graph
+            return None
+        bend = torch.dot(p, q).item()
+        if not bend > 0:
+            running, indefinite = False, bend <= 0
+            break
+        step = min(rz / bend, top)
+        x, r = torch.add(x, p, alpha=step), torch.sub(r, q, alpha=step)
+        rr = torch.dot(r, r).item()
+        z = r if inverse is None else inverse(r)
+        last, rz = rz, rr if inverse is None else torch.dot(r, z).item()
+        p = torch.add(z, p, alpha=min(rz / last, top) if last else math.nan)
+        if rr < least:
+            best, least = x, rr
+        running, count = rr > bound, count + 1
+    return Ended(x, r, p, q, rr, running, indefinite, count, least, lambda: best)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
+    return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+
+
+def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the quotient in the lanes of the mask, in all of them without one, and zero elsewhere."""
+    ratio = above / below
+    return ratio if mask is None else torch.where(mask, ratio, 0.0)
+
+
+def _move(old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the new vector in the lanes of the mask, in all of them without one."""
+    return new if mask is None else torch.where(mask, new, old)
