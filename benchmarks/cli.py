@@ -75,7 +75,7 @@ def _parser(found: dict[str, Benchmark]) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="the record (JSON); runs/bench/DEVICE-DTYPE.json by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
-    parser.add_argument("--rounds", type=int, default=15, help="timings of each contestant (15)")
+    parser.add_argument("--rounds", type=int, default=15, help="least timings of each contestant (15)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--resume", action="store_true", help="run what the record lacks, if it is of the same code")

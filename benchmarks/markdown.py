@@ -42,4 +42,5 @@ def cell(value: Cell) -> str:
 def _goal(goal: Goal) -> str:
     verdict = "met" if goal.met else "MISSED"
     relation = "at least" if goal.at_least else "at most"
-    return f"* {verdict}: {goal.what}: {cell(goal.found)} ({relation} {cell(goal.limit)})"
+    off = f" ± {float(goal.off):.1g}" if goal.off else ""  # of few rounds it is infinite, and text in a record
+    return f"* {verdict}: {goal.what}: {cell(goal.found)}{off} ({relation} {cell(goal.limit)})"

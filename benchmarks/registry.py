@@ -21,7 +21,7 @@ class Setting:
     Attributes:
         device: where its tensors live.
         dtype: their precision; a benchmark whose answer needs double precision says so and uses that.
-        rounds: how often each contestant of a race is timed.
+        rounds: how often each contestant of a race is timed at least.
         quick: sizes small enough for a test; its figures mean nothing.
         seed: of the data.
         log: called with a line that says what is being done.
@@ -55,12 +55,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that has something to reach: at most `limit`, or at least that."""
+    """A figure that has something to reach: at most `limit`, or at least that.
+
+    Attributes:
+        off: how far off the figure may be; 0 where it is exact.
+    """
 
     what: str
     found: float
     limit: float
     at_least: bool = False
+    off: float = 0.0
 
     @property
     def met(self) -> bool:

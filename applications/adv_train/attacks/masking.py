@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 _SEEING = 0.01
 """Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
@@ -18,36 +19,40 @@ _MANY = 0.1
 """The attack warns when this share of the correctly classified samples is masked; in smooth models none is."""
 
 _ENOUGH = 20
-"""Samples below which a margin that did not fall may be chance."""
+"""Samples below which no progress may be chance."""
 
 LEAST_EPS = 1e-5
 """Budget as a share of the range of images below which rounding decides whether a margin fell."""
 
 
 class Progress:
-    """Counts, over one restart, the samples that gave no gradient and those whose margin did not fall.
+    """Counts, over one restart, the samples that gave no gradient and those that it did not move towards an error.
 
     Both come from what the attack computes anyway; the second is measured by logits, so that gradients which are
-    there but lead nowhere are found as well.
+    there but lead nowhere are found as well. Progress is a margin that fell or a cross-entropy that rose: in a barely
+    trained model an attack on the latter may raise the label's logit as long as others rise more.
     """
 
     def __init__(self) -> None:
         self.samples = 0
         self._blind: list[Tensor] = []
         self._stuck: list[Tensor] = []
-        self._before = torch.empty(0)
+        self._before = torch.empty(0), torch.empty(0)
 
     def begin(self, logits: Tensor, y: Tensor, gradient: Tensor) -> None:
         """Look at the start of a batch: its logits ``(batch, classes)`` and its gradient ``(batch, C, H, W)``."""
         self.samples += len(y)
         self._blind.append((gradient != 0).flatten(1).float().mean(1) <= _SEEING)
-        self._before = _margin(logits, y)
+        self._before = _margin(logits, y), _loss(logits, y)
 
     def end(self, logits: Tensor, y: Tensor) -> None:
         """Look at the end of the same batch."""
-        # In half precision a margin that fell a little may read the same.
-        slack = 0.01 * self._before.abs() if logits.dtype in (torch.float16, torch.bfloat16) else 0.0
-        self._stuck.append(~(_margin(logits, y) < self._before + slack) & ~self._blind[-1])
+        # In half precision what moved a little may read the same.
+        slack = 0.01 if logits.dtype in (torch.float16, torch.bfloat16) else 0.0
+        margin, loss = self._before
+        fell = _margin(logits, y) < margin + slack * margin.abs()
+        rose = _loss(logits, y) > loss * (1 - slack)
+        self._stuck.append(~(fell | rose) & ~self._blind[-1])
 
     def warn(self) -> None:
         """Say so when there were many.
@@ -61,7 +66,7 @@ class Progress:
         if blind >= _MANY:
             found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {self.samples}"
         elif stuck >= _MANY and self.samples >= _ENOUGH:
-            found = f"PGD did not lower the margin of {stuck:.0%} of the {self.samples}"
+            found = f"PGD neither lowered the margin nor raised the loss of {stuck:.0%} of the {self.samples}"
         else:
             return
         warnings.warn(
@@ -79,3 +84,8 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
     others = logits.scatter(1, y[:, None], -torch.inf)
     margin: Tensor = logits.gather(1, y[:, None]).squeeze(1) - others.amax(1)
     return margin
+
+
+def _loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Give the cross-entropy, ``(batch,)``, in single precision or wider."""
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), y, reduction="none")

@@ -77,11 +77,13 @@ def load(
         classes, splits = _splits_of_the_folder(folder, size, limit)
     else:
         classes, splits = split.classes, _splits_of_the_record(folder, split)
+    beyond = sum(map(len, splits.values()))
     splits = {
         "train": _first_of_each_class(splits["train"], limit),
         "validation": _first_of_each_class(splits["validation"], limit),
         "test": splits["test"],
     }
+    beyond -= sum(map(len, splits.values()))
     # Read together, so that one size holds for all and one bar shows.
     files = [sample.file for part in SPLITS for sample in splits[part]]
     skipped: dict[Path, str] = {}
@@ -102,7 +104,13 @@ def load(
         mean=mean,
         std=std,
         augment=Augment(),
-        record=SplitRecord(classes, entries["train"], entries["validation"], entries["test"]),
+        record=SplitRecord(
+            classes,
+            entries["train"],
+            entries["validation"],
+            entries["test"],
+            beyond if split is None else split.beyond,
+        ),
     )
 
 
@@ -149,11 +157,11 @@ def _splits_of_the_record(folder: Path, record: SplitRecord) -> _Splits:
     }
     recorded = {sample.file for part in splits.values() for sample in part}
     others = [file for file in images_below(folder) if file not in recorded]
-    if others:
+    added = len(others) - record.beyond
+    if added > 0:
+        such = "" if record.beyond else f", such as `{min(others).relative_to(folder)}`"
         warnings.warn(
-            f"{len(others)} image files in `{folder}` are not in the recorded split and are left out, such as "
-            f"`{min(others).relative_to(folder)}`.",
-            stacklevel=2,
+            f"{added} image files in `{folder}` are not in the recorded split and are left out{such}.", stacklevel=2
         )
     return splits
 

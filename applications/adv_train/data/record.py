@@ -38,17 +38,19 @@ class SplitRecord:
         train: Files of the training split, in their order.
         validation: Likewise.
         test: Likewise.
+        beyond: How many files of the folder a limit left out when the splits were made.
     """
 
     classes: tuple[str, ...]
     train: tuple[Entry, ...]
     validation: tuple[Entry, ...]
     test: tuple[Entry, ...]
+    beyond: int = 0
 
     def to_mapping(self) -> dict[str, Any]:
         """Give lists, texts and numbers only, for JSON, YAML or a checkpoint; `from_mapping` reads them back."""
         splits: dict[str, Any] = {split: [list(entry) for entry in getattr(self, split)] for split in SPLITS}
-        return {"format": _FORMAT, "classes": list(self.classes), **splits}
+        return {"format": _FORMAT, "classes": list(self.classes), "beyond": self.beyond, **splits}
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> SplitRecord:
@@ -62,9 +64,10 @@ class SplitRecord:
                 raise UserError(f"The recorded split has format {found['format']!r}, but only {_FORMAT} can be read.")
             classes = tuple(str(name) for name in found["classes"])
             splits = {split: tuple(_entry(len(classes), *row) for row in found[split]) for split in SPLITS}
+            beyond = int(found.get("beyond", 0))  # records of before have none
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"The recorded split cannot be read: {type(error).__name__} {error}.") from None
-        return cls(classes, **splits)
+        return cls(classes, **splits, beyond=beyond)
 
     def check(self, folder: Path) -> None:
         """Hold a folder against the record.
