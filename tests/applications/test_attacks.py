@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from adv_train import attacks
 from adv_train.attacks import ATTACKS, autoattack, pgd
 from adv_train.attacks.judging import suitable_threads
+from adv_train.attacks.masking import Progress
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
 from adv_train.threat import Threat
@@ -228,6 +230,18 @@ def test_a_model_that_hides_its_gradient_is_not_called_robust_without_a_word(how
         robust, _ = pgd(model, x, y, eps=0.03, steps=5, restarts=1, generator=random(0))
     bare, _ = pgd(model.model, x, y, eps=0.03, steps=5, restarts=1, generator=random(0))  # type: ignore[arg-type]
     assert robust.sum() > bare.sum() + 10
+
+
+@pytest.mark.parametrize(("rest", "warned"), [(-0.01, False), (-3.0, True)])
+def test_a_loss_that_rises_is_progress_though_the_margin_does_not_fall(rest: float, warned: bool) -> None:
+    """In a barely trained model: the label's logit rises by 0.01, and so do those of seven classes far behind."""
+    before = torch.tensor([0.2, 0.0] + 7 * [-3.0]).repeat(40, 1)
+    after = torch.tensor([0.21, 0.0] + 7 * [rest]).repeat(40, 1)
+    y, watch = torch.zeros(40, dtype=torch.int64), Progress()
+    watch.begin(before, y, torch.ones(40, 1, 2, 2))
+    watch.end(after, y)
+    with pytest.warns(RuntimeWarning, match="nor raised the loss of 100%") if warned else nullcontext():
+        watch.warn()
 
 
 def test_a_gradient_that_is_there_raises_no_alarm() -> None:
