@@ -81,7 +81,7 @@ def race(
     for number in range(setting.rounds * (1 if setting.quick else _TIMES)):
         if number == setting.rounds:
             names, started = [name for name in names if _compared(name, floor)], time.perf_counter()
-        if number >= setting.rounds and time.perf_counter() - started > _SPAN * setting.rounds:
+        elif number > setting.rounds and time.perf_counter() - started > _SPAN * setting.rounds:
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()  # what one contestant left behind is not swept up on the time of the next

@@ -89,7 +89,10 @@ class CG(LinearSolver):
         ended = alone(*given) or lanes(*given)
         textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
         x, residual = _judged(ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping))
-        iterations, indefinite = _of_lanes(ended.iterations, torch.int64), _of_lanes(ended.indefinite, torch.bool)
+        iterations, indefinite = (
+            _of_lanes(found, rhs, dtype)
+            for found, dtype in ((ended.iterations, torch.int64), (ended.indefinite, torch.bool))
+        )
         return LinearSolution(size * x, residual, iterations, indefinite, "CG")
 
 
@@ -106,9 +109,9 @@ def _judged(
         bound = min(size, bound) if numbers else torch.minimum(size, bound)
     far = ended.running & (rr <= bound) & (rr > _FAR**2 * size)
     if (far and _orthogonal(ended.p, ended.q)) if numbers else surely(far & (_cosine(ended.p, ended.q) <= _ROUGH)):
-        return x, _of_lanes((rr / size) ** 0.5, rhs.dtype)
+        return x, _of_lanes((rr / size) ** 0.5, rhs)
     if numbers:
-        rr, least, bound = (torch.tensor(number, dtype=rhs.dtype) for number in (rr, least, bound))
+        rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))
     lost = indefinite | (rr > bound)
     if not surely(~lost):
         # Of all multiples of x, this one leaves the least residual.
@@ -119,14 +122,14 @@ def _judged(
         x = torch.where(lost, torch.where(shortened, share * x, ended.best()), x)
     residual = measure(x)
     # There the recursion has lost touch with the true residual.
-    worse = (residual > 1) & _of_lanes((lost | (rr <= bb)) & (bb > 0))
+    worse = (residual > 1) & _of_lanes((lost | (rr <= bb)) & (bb > 0), rhs)
     return torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
 
 
-def _of_lanes(scalar: Scalar, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a scalar of each lane as a tensor of shape `lanes`, a number as one of that dtype."""
+def _of_lanes(scalar: Scalar, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a scalar of each lane as a tensor of shape `lanes`, a number where `like` is."""
     if not isinstance(scalar, Tensor):
-        return torch.full((), scalar, dtype=dtype)
+        return like.new_full((), scalar, dtype=dtype)
     return scalar.squeeze(-1) if scalar.dim() else scalar
 
 

@@ -119,12 +119,12 @@ def alone(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
         if not bend > 0:
             running, indefinite = False, bend <= 0
             break
-        step = min(rz / bend, top)
+        step = _quotient(rz, bend, top)
         x, r = torch.add(x, p, alpha=step), torch.sub(r, q, alpha=step)
         rr = torch.dot(r, r).item()
         z = r if inverse is None else inverse(r)
         last, rz = rz, rr if inverse is None else torch.dot(r, z).item()
-        p = torch.add(z, p, alpha=min(rz / last, top) if last else math.nan)
+        p = torch.add(z, p, alpha=_quotient(rz, last, top))
         if rr < least:
             best, least = x, rr
         running, count = rr > bound, count + 1
@@ -134,6 +134,11 @@ def alone(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
     return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
+
+
+def _quotient(above: float, below: float, top: float) -> float:
+    """Return the quotient, no larger than the vectors' dtype can hold: torch refuses other factors."""
+    return max(min(above / below, top), -top) if below else math.nan
 
 
 def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:

@@ -51,6 +51,19 @@ def test_a_step_out_of_range_is_no_crash(size: float) -> None:
     assert float(one.residual) <= 1
 
 
+def test_a_negative_step_out_of_range_is_no_crash() -> None:
+    """A preconditioner that is not positive definite makes steps backwards."""
+    found = CG(max_iter=3, preconditioner=torch.neg).solve(ScaledIdentity(1e-40), torch.ones(4))
+    assert float(found.residual) <= 1
+
+
+def test_a_default_device_is_left_alone() -> None:
+    operator, b = Dense(spd(0, (), 4, 10.0), symmetric=True), normal(0, 4)
+    with torch.device("meta"):
+        found = CG().solve(operator, b)
+    assert {found.x.device.type, found.residual.device.type, found.iterations.device.type} == {"cpu"}
+
+
 def test_a_preconditioner_of_zero_is_no_crash() -> None:
     found = CG(preconditioner=torch.zeros_like).solve(ScaledIdentity(2.0), normal(0, 4))
     assert not found.x.any() and float(found.residual) == 1
