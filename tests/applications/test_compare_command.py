@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from adv_train import models
+from adv_train import comparison, models
 from adv_train.bench.count import forward_equivalents
 from adv_train.cli import main, processes
 from adv_train.comparison import Cell
@@ -161,6 +162,18 @@ def test_the_tables_show_the_record(done: Path) -> None:
     assert (done / "comparison.tex").read_text().count(r"\begin{tabular}") == 2
     page = (done / "report.html").read_text()
     assert "<h2>Accuracy</h2>" in page and "Difference to fast-at" in page and page.count("fast-bat(ig_weight=0)") > 2
+
+
+def test_runs_that_overfitted_to_their_attack_are_counted_and_named(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(comparison.results, "overfitting", lambda history: f"It lost all by epoch {len(history)}.")
+    out = shutil.copytree(done, tmp_path / "out")
+    assert compare(out, *WORDS, "--methods", "standard, fast-at", "--seeds", "1") == 0
+    text = capsys.readouterr().out
+    assert "fast-at-seed0: It lost all by epoch 3." in text and "standard-seed0:" not in text
+    rows = [line for line in text.splitlines() if line.startswith(("| standard", "| fast-at"))]
+    assert [row.split("|")[-2].strip() for row in rows[:2]] == ["0", "1"]
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

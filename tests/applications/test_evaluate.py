@@ -19,7 +19,7 @@ from adv_train.attacks import PGD as PGDAttack
 from adv_train.data import Dataset, Split
 from adv_train.errors import UserError
 from adv_train.evaluate import Evaluation, PGDSettings, evaluate, evaluate_model, read, read_all, write
-from adv_train.evaluation import collapse
+from adv_train.evaluation import collapse, overfitting
 from adv_train.evaluation import files as evaluation_files
 from adv_train.threat import Threat
 from tests.applications.test_checkpoint import Hostile
@@ -177,6 +177,29 @@ def test_predictions_collapse_when_half_of_the_classes_are_missing(
 def test_few_samples_do_not_tell_of_a_collapse() -> None:
     assert collapse(np.arange(10), np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])) is None
     assert collapse(np.zeros(50, dtype=np.int64), np.zeros(50, dtype=np.int64)) is None
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "epochs"),
+    [
+        ([(0.5, 0.3), (0.6, 0.4), (0.7, 0.19)], (2, 3)),
+        ([(0.5, 0.4), (0.7, 0.1), (0.8, 0.5)], (1, 2)),  # it may recover
+        ([(0.5, 0.4), (0.41, 0.1)], (1, 2)),
+        ([(0.5, 0.4), (0.39, 0.1)], None),  # the clean accuracy went too
+        ([(0.5, 0.4), (0.6, 0.2)], None),
+        ([(0.5, 0.19), (0.6, 0.09)], None),  # so little may be chance
+        ([(0.5, 0.0), (0.6, 0.0)], None),
+        ([], None),
+    ],
+)
+def test_training_has_overfitted_when_half_of_the_robust_accuracy_goes_and_the_clean_one_stays(
+    accuracies: list[tuple[float, float]], epochs: tuple[int, int] | None
+) -> None:
+    said = overfitting([{"epoch": n, "val_sa": sa, "val_ra": ra} for n, (sa, ra) in enumerate(accuracies, 1)])
+    if epochs is None:
+        assert said is None
+    else:
+        assert said is not None and all(f"after epoch {epoch}" in said for epoch in epochs)
 
 
 # --- any model, any images -------------------------------------------------------------------------------------------

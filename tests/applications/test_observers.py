@@ -69,15 +69,15 @@ def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
     )
 
 
-def alarm_of(labels: list[int], folder: Path) -> Observer:
+def alarm_of(labels: list[int], folder: Path, **changes: Any) -> Observer:
     """Start an alarm for 10 classes and these validation labels."""
     dataset = SimpleNamespace(classes=10, validation=SimpleNamespace(labels=torch.tensor(labels)))
     alarm = OBSERVERS.create("alarm")
-    alarm.start(config(), dataset, folder, steps=1, done=0)  # type: ignore[arg-type]
+    alarm.start(config(**changes), dataset, folder, steps=1, done=0)  # type: ignore[arg-type]
     return alarm
 
 
-GOOD = {"loss": 2.0, "val_top_class": 0.2}
+GOOD = {"epoch": 1, "loss": 2.0, "val_sa": 0.6, "val_ra": 0.4, "val_top_class": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,20 @@ def test_one_class_among_the_validation_images_is_no_collapse(tmp_path: Path) ->
     alarm = alarm_of([3, 3, 3], tmp_path)
     for _ in range(5):
         alarm.epoch(GOOD | {"val_top_class": 1.0}, 1.0)
+
+
+def test_the_alarm_rings_once_when_training_overfits_to_its_attack(tmp_path: Path) -> None:
+    alarm = alarm_of([0, 1, 2], tmp_path)
+    alarm.epoch(GOOD, 1.0)
+    with pytest.warns(UserWarning, match=r"was 40\.0% after epoch 1 and 3\.0% after epoch 2.*judge best\.pt"):
+        alarm.epoch(GOOD | {"epoch": 2, "val_ra": 0.03}, 1.0)
+    alarm.epoch(GOOD | {"epoch": 3, "val_ra": 0.0}, 1.0)
+
+
+def test_a_method_without_attack_has_no_attack_to_overfit_to(tmp_path: Path) -> None:
+    alarm = alarm_of([0, 1, 2], tmp_path, method="standard")
+    for record in (GOOD, GOOD | {"val_ra": 0.0}):
+        alarm.epoch(record, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:Masked gradients")

@@ -9,7 +9,7 @@ from statistics import fmean
 from adv_train.attacks import ATTACKS
 from adv_train.comparison.plan import CHECKPOINTS, Plan, Planned
 from adv_train.comparison.statistics import Difference, Spread
-from adv_train.evaluation import Evaluation
+from adv_train.evaluation import Evaluation, overfitting
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Result:
         seconds: Mean training time of an epoch in seconds, over the epochs of all finished runs; None before the first.
         implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged likewise; None
             for a method without an implicit part.
-        alarms: What makes figures doubtful, by the name of the run and the checkpoint.
+        alarms: What makes figures doubtful, by the name of the run, and of the checkpoint where it is about one.
         failed: Why runs ended before their time, by their names.
     """
 
@@ -86,14 +86,19 @@ def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> 
         },
         fmean(seconds) if seconds else None,
         fmean(shares) if shares else None,
-        {
-            f"{method.cells[seed].name}, {checkpoint}.pt": record.warnings
-            for seed, found in finished.items()
-            for checkpoint, record in found.items()
-            if record.warnings
-        },
+        _alarms(method, finished),
         {cell.name: failed[cell.name] for cell in method.cells.values() if cell.name in failed},
     )
+
+
+def _alarms(method: Planned, finished: Mapping[int, Mapping[str, Evaluation]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for seed, records in finished.items():
+        cell = method.cells[seed]
+        if cell.config.method.attacks and (said := overfitting(cell.run.metrics())) is not None:
+            found[cell.name] = (said,)
+        found |= {f"{cell.name}, {name}.pt": record.warnings for name, record in records.items() if record.warnings}
+    return found
 
 
 def _accuracy(record: Evaluation, measure: str) -> float:

@@ -1,6 +1,9 @@
-"""What a good accuracy can hide: a classifier that answers with few classes, whatever it is shown."""
+"""What an accuracy can hide: an answer of few classes, whatever is shown, and an epoch that lost the robustness."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +16,12 @@ _SAMPLES_A_CLASS = 5
 
 _SAMPLES = 10
 """Fewer samples than this tell nothing of a constant classifier either."""
+
+_LOST = 0.5
+"""Share of the best robust accuracy so far that is lost when training overfits to its own attack."""
+
+_MARGIN = 0.1
+"""Accuracies that differ by less than this, over validation images, may do so by chance."""
 
 
 def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> str | None:
@@ -45,3 +54,30 @@ def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) ->
         f"Collapsed predictions: the model {told}, so that its robust accuracy is no robustness. "
         "Look at the accuracies of each class."
     )
+
+
+def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say so when training has overfitted to its own weak attack, as the records of its epochs show.
+
+    It has when an epoch loses half of the robust accuracy under PGD, on the validation images, and keeps the clean one
+    (Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section 5.1: catastrophic overfitting).
+
+    Args:
+        history: ``epoch``, ``val_ra`` and ``val_sa`` of each epoch, the first one first.
+
+    Returns:
+        A sentence about the first such epoch, or None.
+    """
+    best: Mapping[str, Any] | None = None
+    for record in history:
+        if best is None or record["val_ra"] >= best["val_ra"]:
+            best = record
+            continue
+        lost = best["val_ra"] - record["val_ra"]
+        if lost > max(_LOST * best["val_ra"], _MARGIN) and record["val_sa"] > best["val_sa"] - _MARGIN:
+            before, after = (f"{each['val_ra']:.1%} after epoch {each['epoch']}" for each in (best, record))
+            return (
+                f"Catastrophic overfitting: the robust accuracy on the validation images was {before} and {after}. "
+                "The model resists the attack that it trains on and not PGD."
+            )
+    return None

@@ -67,9 +67,11 @@ class Method(Checked, abc.ABC):
 
     Attributes:
         norms: norms of the threats that it is defined for.
+        attacks: whether it trains on perturbed images.
     """
 
     norms: ClassVar[Collection[str]] = ("linf",)
+    attacks: ClassVar[bool] = True
 
     def check_norm(self, norm: str) -> None:
         """Refuse a threat's norm that the method is not defined for.

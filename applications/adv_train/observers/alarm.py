@@ -1,4 +1,4 @@
-"""A word of warning when training does not get anywhere."""
+"""A word of warning when training does not get anywhere, or loses what it had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
+from adv_train.evaluation import overfitting
 from adv_train.observers.base import OBSERVERS, Observer
 
 _EPOCHS = 5
@@ -19,26 +20,32 @@ _ONE_CLASS = 0.99
 
 @OBSERVERS.register("alarm")
 class Alarm(Observer):
-    """Warns when the model has learnt nothing for five epochs, once of each kind.
+    """Warns when the model has learnt nothing for five epochs, or has overfitted to its attack, once of each kind.
 
-    Either the loss stays at ln K, that of guessing among K classes, or the model puts (nearly) all validation images in
-    one class.
+    It learns nothing where the loss stays at ln K, that of guessing among K classes, or the model puts (nearly) all
+    validation images in one class.
     """
 
     def __init__(self) -> None:
-        self._chance, self._many = 0.0, True
+        self._chance, self._many, self._attacks = 0.0, True, True
+        self._history: list[Mapping[str, Any]] = []
         self._epochs = {"loss": 0, "class": 0}
         self._warned: set[str] = set()
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
         """Take note of the classes."""
-        self._epochs, self._warned = dict.fromkeys(self._epochs, 0), set()
+        self._epochs, self._warned, self._history = dict.fromkeys(self._epochs, 0), set(), []
+        self._attacks = config.method.attacks
         self._chance = math.log(dataset.classes)
         labels = dataset.validation.labels
         self._many = int(labels.bincount().max()) < _ONE_CLASS * len(labels)
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
-        """Look at the loss and at the answers."""
+        """Look at the loss, at the answers, and at the accuracies of this epoch beside those before it."""
+        self._history.append(record)
+        if self._attacks and "overfitting" not in self._warned and (said := overfitting(self._history)) is not None:
+            self._warned.add("overfitting")
+            warnings.warn(f"{said} Try a smaller --eps or another method, and judge best.pt.", stacklevel=2)
         self._see(
             "loss",
             abs(record["loss"] - self._chance) < _NEAR * self._chance,
