@@ -17,7 +17,7 @@ from adv_train import attacks, data, models
 from adv_train.attacks import PGD
 from adv_train.bench import timing
 from adv_train.bench.run import cases
-from adv_train.cli import evaluation, main, parser
+from adv_train.cli import compare, evaluation, main, parser
 from adv_train.config import PRESETS
 from adv_train.evaluate import evaluate_model
 from adv_train.methods import METHODS
@@ -144,3 +144,5 @@ def test_the_judge_is_pgd_50_10_wherever_nobody_says_otherwise() -> None:
     for settings in (by_name.attacks["pgd"].settings, in_short.attacks["pgd"].settings, defaults, vars(PGD())):
         assert (settings["steps"], settings["restarts"]) == (50, 10)
     assert (words.pgd_steps, words.pgd_restarts, words.attacks) == (50, 10, "pgd,autoattack")
+    compared, _ = compare.read(["--methods", "fast-at"])
+    assert (compared.pgd_steps, compared.pgd_restarts, compared.attacks) == (50, 10, "pgd")

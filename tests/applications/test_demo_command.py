@@ -61,6 +61,14 @@ def test_the_runs_of_another_demo_are_left_as_they_are(out: Path, capsys: pytest
     assert "differs in seed (4, not 3)" in capsys.readouterr().err
 
 
+def test_a_run_that_fails_ends_the_demo_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "run_cells", lambda cells, **_: ((cell, "no luck") for cell in cells))
+    assert main(["demo", "--out", str(tmp_path / "out"), *WORDS]) == 2
+    assert "fast-bat: no luck" in capsys.readouterr().err
+
+
 def test_a_cell_is_done_when_it_is_trained_to_the_end_and_judged_in_full(out: Path, tmp_path: Path) -> None:
     cell = demo._cell("standard", out, 2, {"seed": 3, "epochs": 1})
     assert cell.is_done() and list(cell.commands()) == []

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import adv_train
-from adv_train import data, models
+from adv_train import data, models, train
 from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.evaluate_run import summarise
@@ -25,14 +25,17 @@ from adv_train.models import load_weights
 from adv_train.records import RunFolder
 from tests.applications.test_bad_input import refusal
 
-TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--device", "cpu", "--quiet"]
+TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "2", "--device", "cpu", "--quiet"]
 QUICK = ["--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("digits") / "run"
-    assert main(["fit", "--data", "digits", "--eps", "0.2", "--lr", "0.05", "--out", str(run), *TRAIN]) == 0
+    scores = ({"val_sa": sa, "val_ra": 0.1, "val_top_class": 0.1} for sa in (0.3, 0.2))  # so that epoch 1 is the best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "validate", lambda _: next(scores))
+        assert main(["fit", "--data", "digits", "--eps", "0.2", "--lr", "0.05", "--out", str(run), *TRAIN]) == 0
     return run
 
 
@@ -73,7 +76,16 @@ def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.
 
 def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run), *QUICK, "--checkpoint", "last"]) == 0
-    assert content(run)["checkpoint"] == "last.pt"
+    (last,) = content(run)["records"]
+    assert main(["eval", str(run), *QUICK]) == 0
+    best = content(run)["records"][0]
+    test = data.load("digits", root="").test
+    for record, name, epoch in ((last, "last.pt", 2), (best, "best.pt", 1)):
+        saved = torch.load(run / name, weights_only=False)
+        model = models.create("small-cnn", **saved["model_arguments"], seed=0).eval()
+        model.load_state_dict(saved["model"])
+        assert (record["checkpoint"], record["epoch"]) == (name, epoch)
+        assert record["sa"] == float((model(test.images).argmax(1) == test.labels).double().mean())
     for words in ([], ["--eps", "8/255"], ["--limit", "50"], ["--no-pgd"], ["--seed", "1"]):
         assert main(["eval", str(run), *QUICK, *words]) == 0
     found = content(run)

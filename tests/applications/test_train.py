@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adv_train import attacks, checkpoint, data, methods, models, train
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import Diverged, UserError
-from adv_train.loading import load_model
+from adv_train.loading import load_checkpoint, load_model
 from adv_train.methods import Method, Moment, State, Step
 from adv_train.methods.fast_at import FastAT
 from adv_train.records import RunFolder
@@ -263,6 +263,8 @@ def test_best_is_what_the_configuration_selects(
     monkeypatch.setattr(train.Trainer, "validate", validate)
     fit(config(epochs=4, select=select), tmp_path / "run", progress=False)
     assert checkpoint.load(tmp_path / "run" / "best.pt").epoch == expected
+    read = {which: load_checkpoint(RunFolder(tmp_path / "run"), which).epoch for which in ("best", "last")}
+    assert read == {"best": expected, "last": 4}
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
