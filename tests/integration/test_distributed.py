@@ -380,5 +380,21 @@ def test_the_example_of_the_page_prints_what_it_shows_when_torchrun_starts_two_p
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     path = os.pathsep.join([str(Path(blo.__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (0, shown), run.stderr
+    assert _run(command, cwd=tmp_path, env=environment) == (0, shown)
+
+
+def _run(command: list[str], **options: Any) -> tuple[int, str]:
+    """Run `torchrun`, up to three times.
+
+    torch 2.7 may deadlock where it destroys a process group: it holds the lock of the interpreter while it waits for a
+    thread that needs this lock to release the tensors of the last collective.
+    """
+    for _ in range(3):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+            try:
+                said, _ = process.communicate(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # torchrun then ends its processes
+            else:
+                return process.returncode, said
+    raise AssertionError("torchrun has not ended in three runs of two minutes")
