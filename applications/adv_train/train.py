@@ -33,11 +33,13 @@ class FitResult:
         run: The run folder.
         resumed_after: Epochs that an earlier process had done; all of them where there was nothing left to do.
         best: Record of the epoch in ``best.pt``.
+        classes: Number of classes of the model.
     """
 
     run: RunFolder
     resumed_after: int
     best: dict[str, Any]
+    classes: int
 
 
 def fit(
@@ -166,4 +168,5 @@ def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:
 
 
 def _result(run: RunFolder, state: Checkpoint, *, resumed_after: int) -> FitResult:
-    return FitResult(run, resumed_after, dict(state.history[state.best_epoch - 1]))
+    best, classes = dict(state.history[state.best_epoch - 1]), state.model_arguments["classes"]
+    return FitResult(run, resumed_after, best, classes)

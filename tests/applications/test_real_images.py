@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 import adv_train
@@ -25,6 +27,21 @@ def test_an_epoch_on_pictures_of_every_format(tmp_path: Path) -> None:
     assert 0 < record["implicit_share"] < 1
     assert main(["eval", str(run), "--no-autoattack", "--pgd-steps", "2", "--pgd-restarts", "1", "--quiet"]) == 0
     assert json.loads((run / "eval.json").read_text())["n"] == 20
+
+
+def test_what_fit_says_to_run_next_judges_a_model_of_few_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    write_digit_photos(images, train=8, test=2, side=8)
+    for folder in images.glob("*/[3-9]"):
+        shutil.rmtree(folder)
+    words = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "1", "--out", str(run), "--quiet"]
+    assert main(["fit", "--data", f"imagefolder:{images}", *words]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"Next: adv-train eval {run} --no-autoattack"
+    assert main([*said.split()[2:], "--pgd-steps", "1", "--quiet"]) == 0
+    assert json.loads((run / "eval.json").read_text())["n"] == 6
 
 
 def test_an_epoch_of_fast_bat_on_256_real_images_with_the_published_network(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import chosen, configured
 from adv_train.config import RunConfig, resolve
@@ -66,7 +67,7 @@ def run(words: Sequence[str]) -> int:
         f"best.pt is epoch {best['epoch']}{told}: on the validation images SA {best['val_sa']:.1%}, "
         f"RA (PGD-{config.training.validation_steps}) {best['val_ra']:.1%}."
     )
-    print(f"Next: adv-train eval {out}")
+    print(f"Next: adv-train eval {out}{'' if result.classes >= LEAST_CLASSES else ' --no-autoattack'}")
     return 0
 
 
