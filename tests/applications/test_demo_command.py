@@ -64,6 +64,7 @@ def test_the_runs_of_another_demo_are_left_as_they_are(out: Path, capsys: pytest
 def test_a_run_that_fails_ends_the_demo_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(demo, "METHODS", ("standard", "fast-bat"))
     monkeypatch.setattr(demo, "run_cells", lambda cells, **_: ((cell, "no luck") for cell in cells))
     assert main(["demo", "--out", str(tmp_path / "out"), *WORDS]) == 2
     assert "fast-bat: no luck" in capsys.readouterr().err
