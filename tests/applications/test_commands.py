@@ -134,6 +134,11 @@ def test_an_abbreviated_flag_is_refused_with_its_whole_name(
     assert f"`{flag.partition('=')[0]}`" in said.err and said.out == "" and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", adv_train.__all__)
+def test_every_public_name_is_imported_when_it_is_asked_for(name: str) -> None:
+    assert getattr(adv_train, name).__name__ == name
+
+
 def test_the_judge_is_pgd_50_10_wherever_nobody_says_otherwise() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
     x, y = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
