@@ -136,7 +136,8 @@ def test_an_abbreviated_flag_is_refused_with_its_whole_name(
 
 @pytest.mark.parametrize("name", adv_train.__all__)
 def test_every_public_name_is_imported_when_it_is_asked_for(name: str) -> None:
-    assert getattr(adv_train, name).__name__ == name
+    found = getattr(adv_train, name)  # `evaluate` may be its module, which can be called as well
+    assert callable(found) and found.__name__.removeprefix("adv_train.") == name
 
 
 def test_the_judge_is_pgd_50_10_wherever_nobody_says_otherwise() -> None:
