@@ -327,6 +327,7 @@ def test_no_record_overwrites_another_and_the_fullest_of_the_best_checkpoint_sta
         replace(stronger, about=best),
         replace(judged, about=best, seed=2),
         replace(judged, about={**best, "weights": "other"}),
+        replace(judged, about=best, clean=judged.clean[::-1].copy()),  # other images, judged alike
     ]
     for count, record in enumerate(kept, start=1):
         write(record, tmp_path, threat=Threat("linf", 0.05))
@@ -335,9 +336,9 @@ def test_no_record_overwrites_another_and_the_fullest_of_the_best_checkpoint_sta
     assert (content["checkpoint"], content["n"], content["eps"]) == ("best.pt", 40, 0.05)
     assert content["ra_aa"] == judged.ra_aa
     assert [record["file"].partition("/")[2] for record in content["records"]] == records(tmp_path)
-    assert sorted(record["n"] for record in content["records"]) == [20, 40, 40, 40, 40, 40]
+    assert sorted(record["n"] for record in content["records"]) == [20, 40, 40, 40, 40, 40, 40]
     write(kept[0], tmp_path, threat=Threat("linf", 0.05))  # The same again is the same record.
-    assert len(records(tmp_path)) == 6
+    assert len(records(tmp_path)) == 7
     assert read(tmp_path, threat=Threat("linf", 0.1)).summary() == kept[3].summary()
     later = replace(quick, about={"checkpoint": "best.pt", "epoch": 5})
     write(later, tmp_path, threat=Threat("linf", 0.05))  # Training went on: the weights of epoch 2 are gone.
