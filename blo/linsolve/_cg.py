@@ -89,10 +89,8 @@ class CG(LinearSolver):
         ended = alone(*given) or lanes(*given)
         textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
         x, residual = _judged(ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping))
-        iterations, indefinite = (
-            _of_lanes(found, rhs, dtype)
-            for found, dtype in ((ended.iterations, torch.int64), (ended.indefinite, torch.bool))
-        )
+        iterations = _of_lanes(ended.iterations, rhs, torch.int64)
+        indefinite = _of_lanes(ended.indefinite, rhs, torch.bool)
         return LinearSolution(size * x, residual, iterations, indefinite, "CG")
 
 
