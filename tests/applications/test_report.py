@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import re
+import string
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from adv_train.errors import UserError
 from adv_train.evaluation import Examples
-from adv_train.report import NextStep, RunSummary, render, results_table, write_report
+from adv_train.report import NextStep, RunSummary, render, results_table, write_report, write_table
 
 EVALUATION = {
     "sa": 0.975,
@@ -114,6 +115,8 @@ def test_every_form_of_the_table_is_read_back_by_its_own_reader() -> None:
     assert latex[0] == r"\begin{tabular}{lrrrrrrr}" and latex[-1] == r"\end{tabular}"
     assert latex[4].startswith(r"a \& b\_1 & 97.5 \% & 68.6 \% & 65.8 \% & 50.0 \% & 0.35 &")
     assert latex[4].endswith(r" \\") and len(re.findall(r"(?<!\\)&", latex[5])) == 7
+    plain = string.ascii_letters + string.digits + ".,;:!?()[]+-*/='@"
+    assert write_table(["a"], [[plain]], "latex").splitlines()[4] == rf"{plain} \\"
     with pytest.raises(UserError, match="`latex`"):
         results_table(runs, "latexx")
 

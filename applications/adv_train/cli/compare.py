@@ -14,9 +14,7 @@ OUT/comparison.md, .csv, .tex and .json are rewritten as runs finish; OUT/report
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,12 +23,11 @@ from adv_train import values
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import configured
 from adv_train.cli.evaluation import named_attacks
-from adv_train.cli.processes import run_cells
+from adv_train.cli.several import finish, write_first_seeds
 from adv_train.comparison import Comparison, Plan, contenders, plan
 from adv_train.config import SECTIONS, read_yaml
 from adv_train.errors import UserError, unknown
-from adv_train.evaluate_run import summarise
-from adv_train.report import number, write_report, write_table
+from adv_train.report import number, write_table
 from adv_train.values import Range
 
 
@@ -98,18 +95,16 @@ def run(words: Sequence[str]) -> int:
     if command.dry_run:
         print(_cells(planned))
         return 0
-    failed: dict[str, str] = {}
-    with closing(run_cells(planned.cells(), progress=command.shown, workers=command.workers)) as ended:
-        for cell, failure in ended:
-            if failure is not None:
-                failed[cell.name] = failure
-            Comparison(planned, baseline, failed).write(command.out)
+    failed = finish(
+        planned.cells(),
+        lambda failed: Comparison(planned, baseline, failed).write(command.out),
+        progress=command.shown,
+        workers=command.workers,
+    )
     shown = Comparison(planned, baseline, failed)
     shown.write(command.out)
-    _report(planned, shown, command.out)
+    write_first_seeds([planned], command.out, shown.title, shown.sections())
     print(shown.text(command.table))
-    for name, failure in failed.items():
-        print(f"adv-train: error: {name}: {failure}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -137,11 +132,3 @@ def _cells(planned: Plan) -> str:
         state = "done" if cell.is_done() else f"epoch {done} of {epochs}" if done else "to do"
         rows.append([cell.name, str(epochs), number(forwards[cell.name], 1), state])
     return write_table(("run", "epochs", "F/batch", "state"), rows)
-
-
-def _report(planned: Plan, shown: Comparison, out: Path) -> None:
-    """Write the report: the comparison, and what is known of the first seed of each method."""
-    done = [(method.name, cell) for method in planned.methods if (cell := method.cells[planned.seeds[0]]).is_done()]
-    if done:
-        runs = [summarise(cell.out, name) for name, cell in done]
-        write_report(out / "report.html", runs, title=shown.title, first=shown.sections())

@@ -29,7 +29,12 @@ _ABOUT = {
 
 
 def configured(
-    kind: type[T], words: Sequence[str], command: str, about: str, sections: Sequence[str] = SECTIONS
+    kind: type[T],
+    words: Sequence[str],
+    command: str,
+    about: str,
+    sections: Sequence[str] = SECTIONS,
+    positional: str | None = None,
 ) -> tuple[T, dict[str, Any]]:
     """Read the flags of a command and, by their short names, those of a configuration.
 
@@ -41,12 +46,13 @@ def configured(
         command: As it is called, for the help and in errors.
         about: A docstring: a description, and examples below a blank line.
         sections: Those parts of a configuration that have flags.
+        positional: The flag of the command itself that is written without its name.
 
     Raises:
         UserError: For a flag that does not exist, or a value that breaks its rule.
         SystemExit: After `--help`.
     """
-    own, known = group_of(kind), chosen(words)
+    own, known = replace(group_of(kind), positional=positional), chosen(words)
     wants_help = any(word in ("-h", "--help") for word in words)
     groups = [own]
     for section in sections:

@@ -13,6 +13,7 @@ from adv_train.bench import step_cost
 from adv_train.comparison.cell import Cell, Judgement
 from adv_train.comparison.contenders import Contender
 from adv_train.config import RunConfig
+from adv_train.data import Facts
 from adv_train.errors import UserError
 from adv_train.evaluate_run import check_classes
 from adv_train.loading import load_data
@@ -51,6 +52,7 @@ class Plan:
         cost: Forward passes a batch at which all methods would cost the same; None where epochs are not scaled.
         attacks: By which all checkpoints are judged.
         images: Number of test images.
+        facts: Of the data.
     """
 
     methods: tuple[Planned, ...]
@@ -58,6 +60,7 @@ class Plan:
     cost: float | None
     attacks: tuple[Attack, ...]
     images: int
+    facts: Facts
 
     def cells(self) -> list[Cell]:
         """Return all runs: one seed of every method before the next, and of a seed the longest first."""
@@ -73,8 +76,10 @@ def plan(
     seeds: Sequence[int],
     attacks: Sequence[Attack],
     common: Mapping[str, Any] = MappingProxyType({}),
+    epochs: int | None = None,
     cost: float | None = None,
     limit: int | None = None,
+    facts: Facts | None = None,
 ) -> Plan:
     """Plan a comparison; nothing is written.
 
@@ -85,8 +90,10 @@ def plan(
         seeds: Of every method.
         attacks: To judge by.
         common: Values for all of them that what a method says of itself wins over, such as those of a file.
+        epochs: Of every method, before the cost is looked at; what its schedule counts in epochs moves along.
         cost: Forward passes a batch: a method that spends F gets `round(epochs * cost / F)` epochs.
         limit: Judge by so many test images, of all classes in proportion.
+        facts: Of the data; by default they are loaded, and downloaded where they are not there.
 
     Raises:
         UserError: When a configuration or the cost is not usable, the methods are not judged on the same images under
@@ -94,17 +101,19 @@ def plan(
     """
     configs = {contender.name: contender.config(common, flags, seeds[0]) for contender in chosen}
     _check_shared(configs)
-    dataset = load_data(next(iter(configs.values())), None)
-    check_classes(attacks, dataset.classes)
-    arguments = dataset.model_arguments()
+    facts = facts or Facts.of(load_data(next(iter(configs.values())), None))
+    arguments = facts.arguments
+    check_classes(attacks, arguments["classes"])
     forwards = {name: config.full_method.replays() * step_cost(config, arguments) for name, config in configs.items()}
     if cost is not None:
         _check_cost(cost, forwards)
-    images = len(dataset.test) if limit is None else min(limit, len(dataset.test))
+    images = facts.test if limit is None else min(limit, facts.test)
     judgements = tuple(Judgement(checkpoint, tuple(attacks), images) for checkpoint in CHECKPOINTS)
 
     def cell(contender: Contender, seed: int) -> Cell:
         config, name = contender.config(common, flags, seed), f"{contender.folder}-seed{seed}"
+        if epochs is not None:
+            config = config.stretched(epochs / config.training.epochs)
         if cost is not None:
             config = _stretched(config, contender.name, cost / forwards[contender.name])
         made = Cell(name, out / name, config, judgements)
@@ -112,7 +121,7 @@ def plan(
         return made
 
     methods = [Planned(c.name, forwards[c.name], {seed: cell(c, seed) for seed in seeds}) for c in chosen]
-    return Plan(tuple(methods), tuple(seeds), cost, tuple(attacks), images)
+    return Plan(tuple(methods), tuple(seeds), cost, tuple(attacks), images, facts)
 
 
 def _check_shared(configs: Mapping[str, RunConfig]) -> None:

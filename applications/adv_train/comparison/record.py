@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from adv_train.attacks import PGD
 from adv_train.comparison import tables
 from adv_train.comparison.plan import CHECKPOINTS, Plan
-from adv_train.comparison.results import Result, measures, results
+from adv_train.comparison.results import Result, judges, measures, results
 from adv_train.files import make_folder, replace_file
 from adv_train.report import Section, write_table
 from adv_train.report.sections import versions
@@ -45,13 +44,9 @@ class Comparison:
     def title(self) -> str:
         """What is compared on what, in a line."""
         config, seeds = self.plan.methods[0].config, self.plan.seeds
-        attacks = [
-            f"PGD-{attack.steps}-{attack.restarts}" if isinstance(attack, PGD) else name
-            for attack, name in zip(self.plan.attacks, measures(self.plan)[1:], strict=True)
-        ]
         return (
             f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {config.model.name}: "
-            f"{self.plan.images} test images, {', '.join(attacks)}, seeds {', '.join(map(str, seeds))}"
+            f"{self.plan.images} test images, {judges(self.plan)}, seeds {', '.join(map(str, seeds))}"
         )
 
     def sections(self) -> list[Section]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from adv_train.attacks import ATTACKS
+from adv_train.attacks import ATTACKS, PGD
 from adv_train.comparison.plan import CHECKPOINTS, Plan, Planned
 from adv_train.comparison.statistics import Difference, Spread
 from adv_train.evaluation import Evaluation, overfitting
@@ -43,6 +43,11 @@ class Result:
         """Number of finished runs."""
         return len(self.accuracies["last", "sa"])
 
+    @property
+    def doubtful(self) -> int:
+        """Number of runs that failed, or with figures that an alarm makes doubtful."""
+        return len({name.partition(",")[0] for name in self.alarms} | set(self.failed))
+
     def spread(self, checkpoint: str, measure: str) -> Spread:
         """Return mean and deviation of an accuracy."""
         return Spread.of(list(self.accuracies[checkpoint, measure].values()))
@@ -56,6 +61,12 @@ class Result:
 def measures(plan: Plan) -> list[str]:
     """Return what is measured of each checkpoint."""
     return ["sa", *map(ATTACKS.name_of, plan.attacks)]
+
+
+def judges(plan: Plan) -> str:
+    """Name the attacks by which all is judged."""
+    told = [f"PGD-{a.steps}-{a.restarts}" if isinstance(a, PGD) else ATTACKS.name_of(a) for a in plan.attacks]
+    return ", ".join(told)
 
 
 def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:

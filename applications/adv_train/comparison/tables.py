@@ -19,9 +19,9 @@ def accuracies(found: Sequence[Result], measured: Sequence[str]) -> Table:
         measured: What was measured of each checkpoint.
     """
     columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
-    header = ["method", "seeds", *(f"{_title(measure)} {checkpoint}" for checkpoint, measure in columns)]
+    header = ["method", "seeds", *(f"{title(measure)} {checkpoint}" for checkpoint, measure in columns)]
     rows = [
-        [result.name, _seeds(result), *(_mean(result.spread(*column)) for column in columns), *_costs(result)]
+        [result.name, seeds(result), *(spread(result.spread(*column)) for column in columns), *_costs(result)]
         for result in found
     ]
     return Table([*header, "epochs", "F/batch", "s/epoch", "alarms"], rows)
@@ -38,7 +38,7 @@ def differences(found: Sequence[Result], measured: Sequence[str], baseline: Resu
     columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
     header = ["method"]
     for checkpoint, measure in columns:
-        header += [f"{_title(measure)} {checkpoint}", "p"]
+        header += [f"{title(measure)} {checkpoint}", "p"]
     rows: list[list[Cell]] = []
     for result in found:
         if result is baseline:
@@ -58,37 +58,39 @@ def tidy(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> 
     for result in found:
         for measure in measured:
             for checkpoint in CHECKPOINTS:
-                spread = result.spread(checkpoint, measure)
+                over = result.spread(checkpoint, measure)
                 gap = Difference(0, None) if result is baseline else result.difference(baseline, checkpoint, measure)
-                numbers = [spread.n, spread.mean, spread.std, gap.mean, gap.low, gap.high, gap.p]
-                rows.append([result.name, checkpoint, _title(measure), *map(_plain, numbers), *_costs(result)])
+                numbers = [over.n, over.mean, over.std, gap.mean, gap.low, gap.high, gap.p]
+                rows.append([result.name, checkpoint, title(measure), *map(_plain, numbers), *_costs(result)])
     return Table([*header, "epochs", "F/batch", "s/epoch", "alarms"], rows)
 
 
-def _title(measure: str) -> str:
+def title(measure: str) -> str:
+    """Give the title of a column."""
     return "SA" if measure == "sa" else accuracy_title(measure)
 
 
-def _seeds(result: Result) -> Figure:
+def seeds(result: Result) -> Figure:
+    """Make the cell that counts the finished runs."""
     planned = len(result.planned.cells)
     return Figure(result.runs, str(planned) if result.runs == planned else f"{result.runs} of {planned}")
 
 
 def _costs(result: Result) -> list[Cell]:
     epochs, forwards = result.planned.config.training.epochs, result.planned.forwards
-    doubtful = len({name.partition(",")[0] for name in result.alarms} | set(result.failed))
     return [
         Figure(epochs, str(epochs)),
         Figure(forwards, number(forwards, 1)),
         Figure(result.seconds, number(result.seconds, 2)),
-        Figure(doubtful, str(doubtful)),
+        Figure(result.doubtful, str(result.doubtful)),
     ]
 
 
-def _mean(spread: Spread) -> Figure:
-    if spread.mean is None or spread.std is None:
-        return Figure(spread.mean, percent(spread.mean))
-    return Figure(spread.mean, f"{100 * spread.mean:.1f} ± {100 * spread.std:.1f} %")
+def spread(found: Spread) -> Figure:
+    """Make the cell of a mean with its deviation."""
+    if found.mean is None or found.std is None:
+        return Figure(found.mean, percent(found.mean))
+    return Figure(found.mean, f"{100 * found.mean:.1f} ± {100 * found.std:.1f} %")
 
 
 def _points(difference: Difference) -> Figure:

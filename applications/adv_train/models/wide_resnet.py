@@ -13,7 +13,7 @@ from adv_train.models.layers import activation_factory
 from adv_train.models.preact_blocks import Padding, PreActBlock
 from adv_train.models.preact_resnet import PreActNetwork
 from adv_train.models.registry import MODELS
-from adv_train.values import Range
+from adv_train.values import Count, Range
 
 
 class WideResNet(PreActNetwork):
@@ -31,6 +31,7 @@ class WideResNet(PreActNetwork):
         std: Of each channel, for the normalisation inside.
         activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
         dropout: Probability of a zero between the two convolutions of a block, in train mode.
+        widening: In place of the widening factor in the name.
         padding: Of convolutions of stride 2: even on all sides as published, or one pixel at the end of rows and
             columns, as in the networks of Gowal et al. (2020, "Uncovering the limits of adversarial training").
 
@@ -51,19 +52,21 @@ class WideResNet(PreActNetwork):
         *,
         activation: str = "relu",
         dropout: Annotated[float, Range(0, 0.99)] = 0.0,
+        widening: Count | None = None,
         padding: Padding = "even",
     ) -> None:
         if padding == "end" and image_size % 4:
             raise UserError(f"padding=end needs images whose side is divisible by 4, but it is {image_size} pixels.")
         act = activation_factory(activation)
         blocks = (self.depth - 4) // 6
+        factor = self.factor if widening is None else widening
         super().__init__(
             channels,
             classes,
             mean,
             std,
             stem=16,
-            stages=[(16 * self.factor, blocks, 1), (32 * self.factor, blocks, 2), (64 * self.factor, blocks, 2)],
+            stages=[(16 * factor, blocks, 1), (32 * factor, blocks, 2), (64 * factor, blocks, 2)],
             block=partial(PreActBlock, activation=act, shortcut="activated", dropout=dropout, padding=padding),
             expansion=PreActBlock.expansion,
             activation=act,

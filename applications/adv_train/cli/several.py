@@ -1,0 +1,50 @@
+"""What the commands that train several runs have in common: finishing them, and a report on the first seeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from adv_train.cli.processes import run_cells
+from adv_train.comparison import Cell, Plan
+from adv_train.evaluate_run import summarise
+from adv_train.report import Section, write_report
+
+
+def finish(
+    cells: Sequence[Cell],
+    write: Callable[[Mapping[str, str]], None],
+    *,
+    progress: bool | None,
+    workers: int | None,
+) -> dict[str, str]:
+    """Train and judge the cells that are not done, and name on stderr those that failed.
+
+    Args:
+        cells: In the order in which they are started.
+        write: Called after each with why cells have failed so far, by their names.
+        progress: As for `run_cells`.
+        workers: As for `run_cells`.
+
+    Returns:
+        Why cells failed, by their names.
+    """
+    failed: dict[str, str] = {}
+    with closing(run_cells(cells, progress=progress, workers=workers)) as ended:
+        for cell, failure in ended:
+            if failure is not None:
+                failed[cell.name] = failure
+            write(failed)
+    for name, failure in failed.items():
+        print(f"adv-train: error: {name}: {failure}", file=sys.stderr)
+    return failed
+
+
+def write_first_seeds(plans: Sequence[Plan], out: Path, title: str, first: Sequence[Section]) -> None:
+    """Write report.html, where a run is done: the tables, and what is known of the first seed of each method."""
+    methods = [(method, plan.seeds[0]) for plan in plans for method in plan.methods]
+    done = [(method.name, cell) for method, seed in methods if (cell := method.cells[seed]).is_done()]
+    if done:
+        write_report(out / "report.html", [summarise(cell.out, name) for name, cell in done], title=title, first=first)

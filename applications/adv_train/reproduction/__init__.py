@@ -1,0 +1,23 @@
+"""The published tables, made again: what was published, at which scale it is repeated, and what came out."""
+
+from __future__ import annotations
+
+from adv_train.reproduction.cost import Cost, costs
+from adv_train.reproduction.made import Reproduction
+from adv_train.reproduction.planned import Block, Blocks, plan
+from adv_train.reproduction.published import TABLES, Published, PublishedTable
+from adv_train.reproduction.scale import SCALES, Scale
+
+__all__ = [
+    "SCALES",
+    "TABLES",
+    "Block",
+    "Blocks",
+    "Cost",
+    "Published",
+    "PublishedTable",
+    "Reproduction",
+    "Scale",
+    "costs",
+    "plan",
+]

@@ -1,0 +1,114 @@
+"""The runs of which a table is made: its cells by data set and budget, each group planned like a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adv_train import comparison
+from adv_train.attacks import Attack
+from adv_train.comparison import Cell, Contender, Plan
+from adv_train.config import RunConfig
+from adv_train.data import PUBLISHED
+from adv_train.errors import UserError
+from adv_train.reproduction.published import Published, PublishedTable
+from adv_train.reproduction.scale import Scale
+
+
+@dataclass(frozen=True)
+class Block:
+    """The cells that are judged on the same images under the same threat.
+
+    Attributes:
+        plan: Their runs.
+        published: What is published of each.
+    """
+
+    plan: Plan
+    published: Mapping[str, Mapping[str, Published]]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A table before its first run.
+
+    Attributes:
+        table: What is published.
+        scale: Name of the scale.
+        blocks: In the order of the table.
+        missing: Why cells cannot be run, by their names.
+    """
+
+    table: PublishedTable
+    scale: str
+    blocks: tuple[Block, ...]
+    missing: Mapping[str, str]
+
+    def cells(self) -> list[Cell]:
+        """Return all runs: one seed of every cell before the next."""
+        runs = [block.plan.cells() for block in self.blocks]
+        seeds = max((len(block.plan.seeds) for block in self.blocks), default=0)
+        each = [(made, len(made) // seeds) for made in runs]
+        return [cell for seed in range(seeds) for made, n in each for cell in made[seed * n : (seed + 1) * n]]
+
+
+def plan(
+    table: PublishedTable,
+    scale: str,
+    flags: Mapping[str, Any],
+    *,
+    out: Path,
+    seeds: Sequence[int],
+    attacks: Sequence[Attack],
+    limit: int | None,
+    epochs: int | None = None,
+    dry: bool = False,
+) -> Blocks:
+    """Plan a table; nothing is written.
+
+    Args:
+        table: The cells wanted.
+        scale: Name of the scale.
+        flags: What the user says of all cells, by short name.
+        out: Folder of the run folders.
+        seeds: Of every cell.
+        attacks: To judge by.
+        limit: Number of test images; None for all.
+        epochs: In place of those of the scale.
+        dry: Go by what is known of the published data sets, without loading or downloading them.
+
+    Raises:
+        UserError: When a configuration is not usable, or a folder holds another run.
+    """
+    chosen = Scale.find(scale)
+    groups: dict[tuple[Any, ...], list[tuple[Contender, RunConfig]]] = {}
+    for preset in table.cells:
+        contender = chosen.contender(preset)
+        config = contender.config({}, flags, seeds[0])
+        key = (config.data.name, *vars(config.threat).values())
+        groups.setdefault(key, []).append((contender, config))
+    blocks: list[Block] = []
+    missing: dict[str, str] = {}
+    for members in groups.values():
+        (_, config), names = members[0], [contender.name for contender, _ in members]
+        facts = PUBLISHED.get(config.data.name) if dry else None
+        try:
+            made = comparison.plan(
+                [contender for contender, _ in members],
+                flags,
+                out=out,
+                seeds=seeds,
+                attacks=attacks,
+                epochs=epochs or chosen.epochs,
+                limit=limit,
+                facts=None if facts is None else facts.limited(config.data.limit),
+            )
+        except UserError as error:
+            if len(groups) == 1:
+                raise
+            missing |= dict.fromkeys(names, str(error))
+            continue
+        blocks.append(Block(made, {name: table.cells[name] for name in names}))
+    return Blocks(table, scale, tuple(blocks), missing)
