@@ -16,14 +16,20 @@ from adv_train.threat import Norm, Threat
 
 
 def fit(
-    config: RunConfig | Path | str | None = None, *, out: Path | str, progress: bool | None = None, **changes: Any
+    config: RunConfig | Path | str | None = None,
+    *,
+    out: Path | str,
+    progress: bool | None = None,
+    log_every: int | None = None,
+    **changes: Any,
 ) -> train.FitResult:
     """Train a model into a run folder; a folder with part of the same run is continued exactly.
 
     Args:
         config: A preset's name, a YAML file (a `Path`, or text that ends in `.yaml`), a configuration, or None.
         out: The run folder.
-        progress: True shows a bar, False nothing; None a bar on a terminal and a line an epoch elsewhere.
+        progress: True shows a bar, False nothing; None a bar on a terminal or in a notebook, else a line an epoch.
+        log_every: Also log loss, lr and images a second of each so many steps, into RUN/steps.jsonl.
         **changes: Values that win over it, by the names of the flags: `data="digits", method="fast-bat", eps=0.2`.
 
     Returns:
@@ -39,7 +45,7 @@ def fit(
         chosen = resolve(changes, file=Path(config))
     else:
         chosen = resolve(changes, preset=config)
-    return train.fit(chosen, out, progress=progress)
+    return train.fit(chosen, out, progress=progress, log_every=log_every)
 
 
 def training_gradient(

@@ -47,11 +47,12 @@ def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str
         "images": digest(images)[:16],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "torch": torch.__version__,
-        "blo": _own_version(),
+        "blo": own_version(),
     }
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """Give the version of this distribution."""
     try:
         return version("torch-blo")
     except PackageNotFoundError:  # used from a source tree that is not installed

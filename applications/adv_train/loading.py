@@ -105,8 +105,19 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     Raises:
         UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
     """
-    path = Path(run)
+    return build_model(open_checkpoint(Path(run), checkpoint)).to(device)
+
+
+def open_checkpoint(path: Path, which: str = "best") -> Checkpoint:
+    """Read a checkpoint of a run folder, or a checkpoint file.
+
+    Args:
+        path: The run folder, or the file, wherever it lies.
+        which: As in `load_checkpoint`; a file says it itself.
+
+    Raises:
+        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
+    """
     # A name such as run/best.pt is a file's also where the file is missing; the error then says so.
     is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
-    saved = read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), checkpoint)
-    return build_model(saved).to(device)
+    return read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), which)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adv_train import checkpoint
 from adv_train.attacks.judging import suitable_threads
@@ -21,6 +22,7 @@ from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_data
 from adv_train.observers import Observer, Progress
 from adv_train.observers.alarm import Alarm
+from adv_train.observers.steps import StepClock, Steps
 from adv_train.records import RunFolder, score
 from adv_train.trainer import Trainer
 
@@ -43,7 +45,12 @@ class FitResult:
 
 
 def fit(
-    config: RunConfig, out: Path | str, *, progress: bool | None = True, observers: Sequence[Observer] = ()
+    config: RunConfig,
+    out: Path | str,
+    *,
+    progress: bool | None = True,
+    observers: Sequence[Observer] = (),
+    log_every: int | None = None,
 ) -> FitResult:
     """Train a model into a run folder; a folder with part of the same run is continued exactly.
 
@@ -55,8 +62,10 @@ def fit(
     Args:
         config: What to train.
         out: The run folder; made where it does not exist.
-        progress: Whether to show a bar on stderr; ``None`` shows it on a terminal and prints a line an epoch elsewhere.
+        progress: Whether to show a bar on stderr; ``None`` shows it on a terminal and in a notebook, and prints
+            a line an epoch elsewhere.
         observers: What else looks on, beside the bar and the alarm.
+        log_every: Also measure each so many steps within an epoch, for observers and for RUN/steps.jsonl.
 
     Raises:
         UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
@@ -85,7 +94,10 @@ def fit(
         suitable_threads(trainer.state.model, dataset.train.images),
         ExitStack() as ends,
     ):
-        watching = [Progress(progress), Alarm(), *observers]
+        watching = [Progress(progress), *([Steps()] if log_every else []), *observers]
+        watching.append(alarm := Alarm())
+        alarm.listeners = watching
+        clock = StepClock(log_every, first=state.epoch * trainer.steps) if log_every else None
         for observer in watching:
             ends.callback(observer.close)
             observer.start(config, dataset, run.path, steps=trainer.steps, done=state.epoch)
@@ -94,11 +106,15 @@ def fit(
         if saved:
             _write_what_follows(run, saved)
         while state.epoch < config.training.epochs:
-            state = _next_epoch(trainer, state, run, watching)
+            state = _next_epoch(trainer, state, run, watching, clock)
+        for observer in watching:
+            observer.finish(trainer.state.judged.eval())
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
 
 
-def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: Sequence[Observer]) -> Checkpoint:
+def _next_epoch(
+    trainer: Trainer, state: Checkpoint, run: RunFolder, watching: Sequence[Observer], clock: StepClock | None
+) -> Checkpoint:
     epoch = state.epoch + 1
     start = time.perf_counter()
 
@@ -106,7 +122,7 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: S
         for observer in watching:
             observer.step()
 
-    trained = trainer.train_epoch(state.epoch, count_step)
+    trained = trainer.train_epoch(state.epoch, count_step, **_measured(clock, epoch, trainer, watching))
     if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()
@@ -129,6 +145,22 @@ def _next_epoch(trainer: Trainer, state: Checkpoint, run: RunFolder, watching: S
     for observer in watching:
         observer.epoch(record, middle - start)
     return state
+
+
+def _measured(
+    clock: StepClock | None, epoch: int, trainer: Trainer, watching: Sequence[Observer]
+) -> dict[str, Callable[[Tensor, int], None]]:
+    """Give what `train_epoch` needs besides, where parts of an epoch are logged."""
+    if clock is None:
+        return {}
+    clock.start_epoch()
+
+    def measure(losses: Tensor, images: int) -> None:
+        if (part := clock.step(losses, images)) is not None:
+            for observer in watching:
+                observer.part({"epoch": epoch, **part, "lr": trainer.state.optimizer.param_groups[0]["lr"]})
+
+    return {"measure": measure}
 
 
 def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:

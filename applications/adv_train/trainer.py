@@ -56,12 +56,16 @@ class Trainer:
             copy.deepcopy(model).eval().requires_grad_(False) if averages else None,
         )
 
-    def train_epoch(self, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
+    def train_epoch(
+        self, epoch: int, count_step: Callable[[], None], measure: Callable[[Tensor, int], None] | None = None
+    ) -> dict[str, Any]:
         """Go once through the training split.
 
         Args:
             epoch: Number of the epoch, from 0; with the seed it fixes all randomness.
             count_step: Called after every step.
+            measure: Called then with the sum of the losses of the epoch's images so far, a tensor on the device, and
+                the number of images of the step.
 
         Returns:
             Learning rate of the last step, mean loss, and mean share of the implicit gradient; during the warm-up of
@@ -108,6 +112,8 @@ class Trainer:
             loss += step.loss.detach() * len(batch.y)
             share += step.implicit_share.detach()
             count_step()
+            if measure is not None:
+                measure(loss, len(batch.y))
         mean_share = float(share) / self.steps
         return {
             "lr": self.state.optimizer.param_groups[0]["lr"],

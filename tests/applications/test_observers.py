@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from adv_train.cli import main
 from adv_train.errors import UserError
@@ -33,6 +33,9 @@ class Notes(Observer):
         assert seconds > 0
         self.seen.append(("epoch", record["epoch"]))
 
+    def finish(self, model: nn.Module) -> None:
+        self.seen.append("train mode" if model.training else "finish")
+
     def close(self) -> None:
         self.seen.append("close")
 
@@ -41,9 +44,9 @@ def test_an_observer_is_told_of_everything_in_order(tmp_path: Path) -> None:
     notes = Notes()
     fit(config(), tmp_path / "run", progress=False, observers=[notes])
     epoch = ["step"] * 3
-    assert notes.seen == [("start", "run", 10, 3, 0), *epoch, ("epoch", 1), *epoch, ("epoch", 2), "close"]
+    assert notes.seen == [("start", "run", 10, 3, 0), *epoch, ("epoch", 1), *epoch, ("epoch", 2), "finish", "close"]
     assert fit(config(epochs=3), tmp_path / "run", progress=False, observers=[again := Notes()]).resumed_after == 2
-    assert again.seen == [("start", "run", 10, 3, 2), *epoch, ("epoch", 3), "close"]
+    assert again.seen == [("start", "run", 10, 3, 2), *epoch, ("epoch", 3), "finish", "close"]
 
 
 def test_an_observer_is_closed_when_training_fails(tmp_path: Path) -> None:
@@ -54,19 +57,6 @@ def test_an_observer_is_closed_when_training_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(config(), tmp_path / "run", progress=False, observers=[failing := Failing()])
     assert failing.seen[-1] == "close"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard itself
-def test_tensorboard_reads_what_was_measured(tmp_path: Path) -> None:
-    words = ["--data", "digits", "--method", "fast-at", "--train-limit", "96", "--epochs", "2", "--device", "cpu"]
-    assert main(["fit", *words, "--observe", "tensorboard", "--quiet", "--out", str(tmp_path / "run")]) == 0
-    log = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    log.Reload()
-    losses = [(event.step, event.value) for event in log.Scalars("loss")]
-    metrics = fit(config(), tmp_path / "other", progress=False).run  # another run: only the form is compared
-    assert [step for step, _ in losses] == [1, 2] and metrics.metrics()[0].keys() - {"epoch"} <= set(
-        [*log.Tags()["scalars"], "implicit_share"]
-    )
 
 
 def alarm_of(labels: list[int], folder: Path, **changes: Any) -> Observer:

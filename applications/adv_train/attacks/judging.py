@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from adv_train import bars
 from adv_train.errors import UserError
 from adv_train.threat import Threat
 
@@ -70,9 +71,7 @@ def suitable_threads(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 def progress_bar(title: str, total: int, unit: str, shown: bool | None) -> tqdm[Any]:
     """Make a bar that leaves the screen when it is done; ``shown=None`` shows it on a terminal only."""
-    from tqdm import tqdm  # Not at the top: `import adv_train` works without the packages of the command line.
-
-    return tqdm(total=total, desc=title, unit=unit, disable=None if shown is None else not shown, leave=False)
+    return bars.progress_bar(shown=bars.are_shown(shown), total=total, desc=title, unit=unit, leave=False)
 
 
 def full_resolution(x: Tensor) -> Tensor:

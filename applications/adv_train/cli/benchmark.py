@@ -8,13 +8,12 @@ examples:
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from adv_train import bench
+from adv_train import bars, bench
 from adv_train.cli.command_line import Progress, options
 from adv_train.devices import find_device
 from adv_train.files import make_folder, replace_file
@@ -57,7 +56,7 @@ def run(words: Sequence[str]) -> int:
     """Measure, and print a table."""
     command = read(words)
     device = find_device(command.device)
-    shown = sys.stderr.isatty() if command.shown is None else command.shown
+    shown = bars.are_shown(command.shown)
     settings: dict[str, Any] = {
         "batch_size": command.batch_size,
         "image_size": command.image_size,

@@ -16,6 +16,7 @@ _EXTRAS = {
     "matplotlib",
     "PIL",
     "pyautoattack",
+    "safetensors",
     "scipy",
     "sklearn",
     "torchvision",

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.cli.command_line import Progress
@@ -30,6 +30,7 @@ from adv_train.methods import METHODS
 from adv_train.observers import OBSERVERS, Observer
 from adv_train.records import RunFolder
 from adv_train.train import fit
+from adv_train.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,14 @@ class Run(Progress):
         preset: A named cell of the published tables (see `adv-train list`).
         config: YAML file; beats the preset, flags beat it.
         observe: What else looks on, with commas between (see `adv-train list observers`).
+        log_every: Also log loss, lr and images a second of each so many steps, into RUN/steps.jsonl and for observers.
     """
 
     out: Path | None = None
     preset: str | None = None
     config: Path | None = None
     observe: str | None = None
+    log_every: Annotated[int, Range(1)] | None = None
 
 
 def run(words: Sequence[str]) -> int:
@@ -54,7 +57,13 @@ def run(words: Sequence[str]) -> int:
     command, flags = read(words)
     config = configuration(command, flags)
     out = command.out or _default_folder(config)
-    result = fit(config, out, progress=command.shown, observers=_observers(command.observe))
+    result = fit(
+        config,
+        out,
+        progress=command.shown,
+        observers=_observers(command.observe),
+        log_every=command.log_every,
+    )
     epochs = config.training.epochs
     if result.resumed_after == epochs:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")

@@ -1,4 +1,4 @@
-"""List the methods, norms, presets, models, data sets, optimizers and attacks.
+"""List the methods, norms, presets, models, data sets, optimizers, attacks and forms of export.
 
 examples:
   adv-train list
@@ -15,6 +15,7 @@ from adv_train.attacks import ATTACKS
 from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
 from adv_train.errors import unknown
+from adv_train.export import FORMS
 from adv_train.methods import METHODS
 from adv_train.models import MODELS, TORCHVISION
 from adv_train.objectives import OBJECTIVES
@@ -32,7 +33,8 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, norms, objectives, presets, models, data, optimizers, observers or attacks; all without it.
+        section: methods, norms, objectives, presets, models, data, optimizers, observers, attacks or forms; all
+            without it.
     """
 
     section: str | None = None
@@ -69,6 +71,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
+        "forms": {name: FORMS.describe(name) for name in FORMS.names()},
     }
 
 

@@ -15,8 +15,9 @@ COMMANDS = {
     "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
     "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
     "table": ("table", "make a published table again, measured beside published"),
+    "export": ("export", "write a trained model as ONNX, torch.export, safetensors, state dict, for RobustBench"),
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
-    "list": ("listing", "methods, presets, models, data sets, attacks"),
+    "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
 }
 _LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\

@@ -22,10 +22,10 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | None = None) -> None:
     """Put weights from a file into a model, every one of them; nothing in the file is run.
 
-    The file holds a state dict, alone or under one of the usual names. From a checkpoint with averaged weights the
-    average is taken. The prefixes that `DataParallel` and `torch.compile` put before names are removed where the model
-    does not have them, and the names that RobustBench gives to the layers of ResNets, pre-activation ResNets and wide
-    ResNets are translated.
+    The file holds a state dict, alone or under one of the usual names, or is one of safetensors. From a checkpoint with
+    averaged weights the average is taken. The prefixes that `DataParallel` and `torch.compile` put before names are
+    removed where the model does not have them, and the names that RobustBench gives to the layers of ResNets, pre-
+    activation ResNets and wide ResNets are translated.
 
     Args:
         model: What takes the weights.
@@ -75,7 +75,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
 
 def _state(path: Path) -> Mapping[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = _load(path)
     except FileNotFoundError:
         raise UserError(f"There is no weights file `{path}`.") from None
     except OSError as error:
@@ -86,7 +86,9 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             "file of torch.save. Nothing was loaded: save `model.state_dict()` instead of the model."
         ) from error
     except Exception as error:  # damaged files fail in any way
-        raise UserError(f"`{path}` is not a weights file that PyTorch can read, or is damaged.") from error
+        raise UserError(
+            f"`{path}` is not a weights file that PyTorch or safetensors can read, or is damaged."
+        ) from error
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
@@ -97,6 +99,14 @@ def _state(path: Path) -> Mapping[str, Tensor]:
             f"{', '.join(_WRAPPERS)}."
         )
     return {str(key): value for key, value in found.items()}
+
+
+def _load(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    from safetensors.torch import load_file  # Not at the top: `import adv_train` works without it.
+
+    return load_file(path)
 
 
 def _renamed(state: Mapping[str, Tensor], wanted: Any, path: Path) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Alarm(Observer):
     """
 
     def __init__(self) -> None:
+        #: Told of each warning.
+        self.listeners: Sequence[Observer] = ()
         self._chance, self._many, self._attacks = 0.0, True, True
         self._history: list[Mapping[str, Any]] = []
         self._epochs = {"loss": 0, "class": 0}
@@ -45,7 +47,7 @@ class Alarm(Observer):
         self._history.append(record)
         if self._attacks and "overfitting" not in self._warned and (said := overfitting(self._history)) is not None:
             self._warned.add("overfitting")
-            warnings.warn(f"{said} Try a smaller --eps or another method, and judge best.pt.", stacklevel=2)
+            self._ring(f"{said} Try a smaller --eps or another method, and judge best.pt.")
         self._see(
             "loss",
             abs(record["loss"] - self._chance) < _NEAR * self._chance,
@@ -62,6 +64,9 @@ class Alarm(Observer):
         self._epochs[kind] = self._epochs[kind] + 1 if is_so else 0
         if self._epochs[kind] == _EPOCHS and kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(
-                f"For {_EPOCHS} epochs {what}. The model learns nothing: try a smaller --eps or --lr.", stacklevel=3
-            )
+            self._ring(f"For {_EPOCHS} epochs {what}. The model learns nothing: try a smaller --eps or --lr.")
+
+    def _ring(self, message: str) -> None:
+        for listener in self.listeners:
+            listener.alarm(message)
+        warnings.warn(message, stacklevel=3)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.registry import Registry
@@ -32,12 +34,29 @@ class Observer:
     def step(self) -> None:
         """A step is done."""
 
+    def part(self, record: Mapping[str, Any]) -> None:
+        """As many steps as `--log-every` says are done.
+
+        Args:
+            record: Their line of ``steps.jsonl``, see `adv_train.observers.steps`.
+        """
+
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
         """An epoch is done and saved.
 
         Args:
             record: Its line of ``metrics.jsonl``.
             seconds: Training took so long, validation left out.
+        """
+
+    def alarm(self, message: str) -> None:
+        """Training does not get anywhere, or loses what it had; the user has been warned."""
+
+    def finish(self, model: nn.Module) -> None:
+        """The last epoch is done and saved.
+
+        Args:
+            model: As it is after that epoch, or its average where there is one; in eval mode.
         """
 
     def close(self) -> None:

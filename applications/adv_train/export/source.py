@@ -1,0 +1,82 @@
+"""A model that is to be written, and what is known of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.checkpoint import Checkpoint
+from adv_train.judged_data import own_version
+from adv_train.loading import build_model, open_checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A trained model.
+
+    Attributes:
+        model: On the CPU and in eval mode, on images in [0, 1].
+        shape: Of an image, ``(channels, height, width)``.
+        about: What is known of it, in plain values.
+        checkpoint: Where it is from; None for a module.
+        folder: The run folder; None where there is none.
+    """
+
+    model: nn.Module
+    shape: tuple[int, int, int]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def of_run(cls, path: Path, which: str) -> Source:
+        """Take the model of a run folder, or of a checkpoint file.
+
+        Raises:
+            UserError: When there is no such run, or its checkpoint is missing, damaged or foreign.
+        """
+        saved = open_checkpoint(path, which)
+        config, arguments = saved.config, dict(saved.model_arguments)
+        about = {
+            "model": config.model.name,
+            "model_options": dict(config.model.options),
+            **arguments,
+            "data": config.data.name,
+            "method": config.method_name,
+            "norm": config.threat.norm,
+            "eps": config.threat.eps,
+            "epoch": saved.epoch,
+            "averaged": saved.averaged,
+            **_versions(),
+        }
+        shape = (arguments["channels"], arguments["image_size"], arguments["image_size"])
+        folder = path if path.is_dir() else path.parent
+        return cls(build_model(saved), shape, about, saved, folder)
+
+    @classmethod
+    def of_module(cls, model: nn.Module, shape: tuple[int, int, int]) -> Source:
+        """Take a copy of any module that maps images in [0, 1] to logits."""
+        about = {"model": type(model).__name__, "channels": shape[0], "image_size": shape[1], **_versions()}
+        return cls(copy.deepcopy(model).cpu().eval(), shape, about)
+
+    def images(self, number: int) -> Tensor:
+        """Draw images uniformly in [0, 1], always the same."""
+        return torch.rand(number, *self.shape, generator=torch.Generator().manual_seed(number))
+
+    def blank(self) -> nn.Module:
+        """Give a copy of the model with zeros in place of all that a file has to bring."""
+        model = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.zero_()
+        return model
+
+
+def _versions() -> dict[str, str]:
+    return {"torch": torch.__version__, "blo": own_version()}
