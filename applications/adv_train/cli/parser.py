@@ -14,6 +14,7 @@ COMMANDS = {
     "fit": ("fit", "train one model into a run folder, or go on where it was interrupted"),
     "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
     "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
+    "plot": ("plot", "figures of runs: loss landscape, strength of training, gradient alignment, curves"),
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
     "list": ("listing", "methods, presets, models, data sets, attacks"),
 }

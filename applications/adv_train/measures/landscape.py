@@ -88,8 +88,8 @@ def landscape(
             gradient = slope(forward, images[here], y[here])
             if not bool(gradient.isfinite().all()):
                 raise UserError(
-                    "The gradient of the loss in the image is not finite: look for sqrt, norm or log at 0 in the model, "
-                    "or for weights that overflow."
+                    "The gradient of the loss in the image is not finite: look for sqrt, norm or log at 0 in the "
+                    "model, or for weights that overflow."
                 )
             flat += int((gradient == 0).flatten(1).all(1).sum())
             plane = _directions(gradient, noise[here], threat)
