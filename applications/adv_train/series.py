@@ -54,8 +54,7 @@ class Series:
         if self.is_share:
             top = axes.get_ylim()[1]
             axes.set_ylim(0, min(top, 1.02) if top > 0 else 1)
-            decimals = 0 if top > 0.05 else 1
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{decimals}f} %"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
 
 
 def dashes(index: int) -> Any:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS = (LOSS, RATE, CLEAN, ROBUST, IMPLICIT)
-_COLUMNS = (*PANELS, ALIGNMENT)
+PANELS = (LOSS, RATE, CLEAN, ROBUST, ALIGNMENT, IMPLICIT)
 _BEST = "epoch in best.pt"
 _RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}
 
@@ -26,9 +25,10 @@ Runs: TypeAlias = Sequence[Run]
 @FIGURES.register("curves")
 @dataclass(frozen=True, kw_only=True)
 class TrainingCurves(Drawing[Runs]):
-    """Training loss, learning rate, clean and robust accuracy on validation images, and implicit share over epochs.
+    """Loss, learning rate, clean and robust accuracy, gradient alignment and implicit share over the epochs.
 
-    A ring marks the epoch in best.pt.
+    The loss is that of training, accuracies and alignment are measured on validation images. A panel shows the runs
+    that have its quantity; a ring marks the epoch in best.pt.
     """
 
     examples: ClassVar[str] = """\
@@ -49,7 +49,7 @@ examples:
                 **run.about(),
                 "epoch": record["epoch"],
                 "best": int(record["epoch"] == run.best_epoch),
-                **{series.key: record.get(series.key) for series in _COLUMNS},
+                **{series.key: record.get(series.key) for series in PANELS},
             }
             for run in numbers
             for record in run.metrics

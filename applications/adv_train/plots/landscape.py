@@ -154,19 +154,21 @@ examples:
         from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
 
-        columns = min(3, len(numbers))
+        columns = 2 if len(numbers) == 4 else min(3, len(numbers))
         rows = math.ceil(len(numbers) / columns)
-        figure = Figure(figsize=(3.9 * columns + 1.2, 3.7 * rows + 0.5), layout="constrained")
+        figure = Figure(figsize=(3.9 * columns + 1.2, 3.6 * rows + 0.4), layout="constrained")
         low, high = _span(numbers)
         flat = self.style == "contour"
         panels = []
         for place, each in enumerate(numbers, start=1):
             axes = figure.add_subplot(rows, columns, place, **({} if flat else {"projection": "3d"}))
             (_contour if flat else _surface)(axes, each.found, low, high)
-            axes.set_title(f"{each.run.name}, ε = {format_fraction(each.threat.eps)} ({each.threat.norm})")
+            # Axes in three dimensions leave room above them.
+            title = f"{each.run.name}, ε = {format_fraction(each.threat.eps)} ({each.threat.norm})"
+            axes.set_title(title, y=None if flat else 0.95)
             panels.append(axes)
         scale = ScalarMappable(Normalize(low, high), _MAP)
-        figure.colorbar(scale, ax=panels, label="cross-entropy (nats)", shrink=0.75, pad=0.02 if flat else 0.09)
+        figure.colorbar(scale, ax=panels, label="cross-entropy (nats)", shrink=0.75, pad=0.02, aspect=25)
         figure.supxlabel(self._caption(numbers), fontsize=9)
         return figure
 
@@ -187,6 +189,8 @@ def _span(numbers: Surfaces) -> tuple[float, float]:
 
 
 def _surface(axes: Any, found: Landscape, low: float, high: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     # `Any`: what axes in three dimensions have is not declared by those in two.
     a, b = np.meshgrid(found.steps, found.steps, indexing="ij")
     look: dict[str, Any] = {"linewidth": 0.2, "edgecolor": "#00000055", "rstride": 1, "cstride": 1}
@@ -194,9 +198,11 @@ def _surface(axes: Any, found: Landscape, low: float, high: float) -> None:
     axes.set_zlim(low, high)
     axes.set_xlabel("adversarial (ε)")
     axes.set_ylabel("random (ε)")
-    axes.tick_params(labelsize=8, pad=0)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_major_locator(MaxNLocator(5))  # More would run into each other.
+    axes.tick_params(labelsize=9, pad=1)
     axes.view_init(elev=25, azim=-125)
-    axes.set_box_aspect(None, zoom=0.86)
+    axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
 
 
 def _contour(axes: Axes, found: Landscape, low: float, high: float) -> None:

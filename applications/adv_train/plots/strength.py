@@ -6,6 +6,7 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -95,9 +96,11 @@ examples:
         if self.test_eps is not None:
             threat = replace(threat, eps=self.test_eps)
         epoch = run.best_epoch if self.checkpoint == "best" else run.config.training.epochs
+        place = run.folder.path
+        judged = any((place / name).exists() for name in (evaluation.EVAL_FILE, evaluation.RECORDS_FOLDER))
         found = [
             record
-            for record in evaluation.read_all(run.folder.path)
+            for record in (evaluation.read_all(place) if judged else [])
             if record.threat.matches(threat)
             and self.attack in record.attacks
             # Where the last epoch is the best one, one record stands for both.
@@ -105,7 +108,7 @@ examples:
         ]
         if not found:
             raise UserError(
-                f"No record judges {self.checkpoint}.pt of `{run.folder.path}` by {self.attack} at eps "
+                f"No record judges {self.checkpoint}.pt of `{place}` by {self.attack} at eps "
                 f"{format_fraction(threat.eps)}: `{self._command(run, threat)}` does it."
             )
         record = evaluation.headline(found)
@@ -165,18 +168,7 @@ def _called(attack: str) -> str:
 
 def _lines(runs: Sequence[Run]) -> list[str]:
     """Name the line of each run, and refuse runs of one line and eps that differ in more than the seed."""
-    wanted = [run.config.method_name for run in runs]
-    split = {
-        name
-        for name, run in zip(wanted, runs, strict=True)
-        for other in runs
-        if other.config.method_name == name
-        and other.config.threat.eps == run.config.threat.eps
-        and other.config.method != run.config.method
-    }
-    names = [
-        METHODS.written(run.config.method) if name in split else name for name, run in zip(wanted, runs, strict=True)
-    ]
+    names = [_called_by_what_differs(run, runs) for run in runs]
     seen: dict[tuple[str, float], Run] = {}
     seeds: set[tuple[str, float, int]] = set()
     for name, run in zip(names, runs, strict=True):
@@ -193,6 +185,28 @@ def _lines(runs: Sequence[Run]) -> list[str]:
             raise UserError(f"`{run.folder.path}` has the seed, method and eps of another run: leave one of them out.")
         seeds.add(key)
     return names
+
+
+def _called_by_what_differs(run: Run, runs: Sequence[Run]) -> str:
+    """Give the method, and those of its options in which its runs differ at one eps, as in `fast-bat(ig_weight=0)`.
+
+    An option that follows eps, such as a step in the presets, does not tear a line apart.
+    """
+    name = run.config.method_name
+    mine = [other.config for other in runs if other.config.method_name == name]
+    told = [
+        f"{option}={_text(getattr(run.config.method, option))}"
+        for option in METHODS.options(name)
+        if any(
+            one.threat.eps == two.threat.eps and getattr(one.method, option) != getattr(two.method, option)
+            for one, two in combinations(mine, 2)
+        )
+    ]
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _same(points: Points, name: str, eps: float) -> Points:
