@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train import attacks, averaging, data, models
+from adv_train import attacks, averaging, data, measures, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
+from adv_train.data.split import to_unit_range
+from adv_train.data.stratified import stratified_head
 from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate, warmed_up
 from adv_train.state import TrainingState
 
 _VALIDATION_BATCH = 500
+
+_ALIGNED = 256
+"""Validation images, at most, on which gradient alignment is measured: 4 F for each of them after an epoch."""
 
 
 class Trainer:
@@ -128,13 +133,15 @@ class Trainer:
         """Steps of the whole run."""
         return self.config.training.epochs * self.steps
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, float | None]:
         """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch.
 
         The model is the average of the weights, where there is one.
 
         Returns:
-            ``val_sa`` and ``val_ra``, and ``val_top_class``: the share of the images that get the most frequent answer.
+            ``val_sa`` and ``val_ra``; ``val_top_class``, the share of the images that get the most frequent answer; and
+            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 of the images, within the whole
+            eps: None where no image has a finite gradient.
         """
         model = self.state.judged.eval()
         generator = torch.Generator(self.device).manual_seed(0)
@@ -161,7 +168,19 @@ class Trainer:
             "val_sa": int(clean) / samples,
             "val_ra": int(robust) / samples,
             "val_top_class": int(predicted.bincount().max()) / samples,
+            # Last, and from a generator of its own: what is measured above is the same without it.
+            "val_alignment": self._alignment(model),
         }
+
+    def _alignment(self, model: nn.Module) -> float | None:
+        split = self.dataset.validation
+        if len(split) > _ALIGNED:
+            split = split.subset(stratified_head(split.labels.cpu(), _ALIGNED).to(self.device))
+        with computed_in(self.config.compute.precision, self.device):
+            found = measures.alignment(
+                model, to_unit_range(split.images), split.labels, self.config.threat, torch.Generator().manual_seed(0)
+            )
+        return found if math.isfinite(found) else None
 
     def _set_rates(self, step: int) -> None:
         config, steps = self.config.optimizer, self.total

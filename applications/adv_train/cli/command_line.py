@@ -29,7 +29,7 @@ class Group:
         about: A line on what they decide.
         flags: Their names with dashes, and what they stand for.
         switches: Those among them that can only be turned on: they have no `--no-` form.
-        positional: The one among them that is written without its name.
+        positional: The one among them that is written without its name; several words where it is a tuple.
     """
 
     title: str
@@ -143,15 +143,20 @@ def _field(flag: str, leaf: Leaf, group: Group) -> tuple[Any, Any]:
         if flag in group.switches:
             kind = Annotated[kind, tyro.conf.FlagCreatePairsOff]
         return kind, dataclasses.field(default=bool(leaf.default))
+    several = flag == group.positional and get_origin(leaf.hint) is tuple
     spec = tyro.constructors.PrimitiveConstructorSpec[Any](
-        nargs=1,
-        metavar=flag.upper() if flag == group.positional else _metavar(leaf.hint),
-        instance_from_str=lambda words: _Given(leaf.read(words[0], flag.replace("-", "_"))),
+        nargs="*" if several else 1,
+        metavar=_positional(flag, several) if flag == group.positional else _metavar(leaf.hint),
+        instance_from_str=lambda words: _Given(leaf.read(words if several else words[0], flag.replace("-", "_"))),
         is_instance=lambda _: True,
         str_from_instance=lambda value: [str(value)],
     )
     kind = Annotated[Any, spec, told]
     return Annotated[kind, tyro.conf.Positional] if flag == group.positional else kind, dataclasses.field(default=None)
+
+
+def _positional(flag: str, several: bool) -> str:
+    return f"{flag.upper().removesuffix('S')}..." if several else flag.upper()
 
 
 def _default_hint(leaf: Leaf) -> str:

@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
     "table": ("table", "make a published table again, measured beside published"),
     "export": ("export", "write a trained model as ONNX, torch.export, safetensors, state dict, for RobustBench"),
+    "plot": ("plot", "figures of runs: loss landscape, strength of training, gradient alignment, curves"),
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
     "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
 }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -13,11 +12,10 @@ from xml.etree.ElementTree import Element
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from adv_train.report.summary import RunSummary, percent
+from adv_train.report.summary import RunSummary, number, percent
+from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ROBUST, TOP_CLASS, Series
 
-DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
 COLOURS = 8
 
 # Drawn in colours that stand for the page's variables, which follow the reader's light or dark scheme.
@@ -42,39 +40,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A quantity of ``metrics.jsonl`` that is drawn by epoch.
-
-    Attributes:
-        key: Its name in the rows.
-        title: What it is, for the reader.
-        format: Writes one value.
-        is_share: Whether it is a fraction, with an axis that starts at zero.
-        needs_variation: Leave out runs in which it is zero throughout, because it does not apply to them.
-    """
-
-    key: str
-    title: str
-    format: Callable[[float], str]
-    is_share: bool
-    needs_variation: bool = False
-
-    def points(self, run: RunSummary) -> list[tuple[float, float]]:
-        """Give the ``(epoch, value)`` pairs that a run has."""
-        pairs = [(row["epoch"], row[self.key]) for row in run.metrics if row.get(self.key) is not None]
-        if self.needs_variation and not any(value for _, value in pairs):
-            return []
-        return [(float(epoch), float(value)) for epoch, value in pairs if math.isfinite(value)]
-
-
-CURVES = (
-    Curve("val_ra", "Robust accuracy on the validation images", percent, is_share=True),
-    Curve("val_sa", "Clean accuracy on the validation images", percent, is_share=True),
-    Curve("val_top_class", "Share of the validation images in the most frequent class", percent, is_share=True),
-    Curve("loss", "Training loss, each method under its own attack", lambda value: f"{value:.2f}", is_share=False),
-    Curve("implicit_share", "Share of the implicit gradient", percent, is_share=True, needs_variation=True),
-)
+CURVES = (ROBUST, CLEAN, TOP_CLASS, LOSS, ALIGNMENT, IMPLICIT)
 
 
 @dataclass(frozen=True)
@@ -95,12 +61,12 @@ def charts(runs: Sequence[RunSummary]) -> list[Chart]:
     return [chart for curve in CURVES if (chart := _chart(curve, runs)) is not None]
 
 
-def _chart(curve: Curve, runs: Sequence[RunSummary]) -> Chart | None:
-    lines = {index: points for index, run in enumerate(runs) if (points := curve.points(run))}
+def _chart(curve: Series, runs: Sequence[RunSummary]) -> Chart | None:
+    lines = {index: points for index, run in enumerate(runs) if (points := curve.points(run.metrics))}
     if not lines:
         return None
     told = [
-        f"{runs[index].name} from {curve.format(points[0][1])} to {curve.format(points[-1][1])}"
+        f"{runs[index].name} from {_told(curve, points[0][1])} to {_told(curve, points[-1][1])}"
         for index, points in lines.items()
     ]
     drawing = _draw(curve, lines)
@@ -110,32 +76,20 @@ def _chart(curve: Curve, runs: Sequence[RunSummary]) -> Chart | None:
     return Chart(curve.title, Markup(ElementTree.tostring(drawing, encoding="unicode", method="html")))
 
 
-def _draw(curve: Curve, lines: dict[int, list[tuple[float, float]]]) -> Element:
+def _told(curve: Series, value: float) -> str:
+    return percent(value) if curve.is_share else number(value, 2)
+
+
+def _draw(curve: Series, lines: dict[int, list[tuple[float, float]]]) -> Element:
     # A figure of our own rather than pyplot's, which would choose a backend for the whole process.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.4, 2.9), layout="constrained")
         axes = figure.add_subplot()
         for index, points in lines.items():
-            epochs, values = zip(*points, strict=True)
-            dashes = [float(length) / 2 for length in DASHES[index % len(DASHES)].split()]
-            marker = "o" if len(points) == 1 else ""  # One epoch is a point: a line through it shows nothing.
-            axes.plot(
-                epochs,
-                values,
-                color=_SERIES[index % COLOURS],
-                linewidth=2,
-                linestyle=(0, tuple(dashes)) if dashes else "solid",
-                marker=marker,
-            )
+            curve.plot(axes, points, index, _SERIES[index % COLOURS], width=2)
         axes.grid(axis="y", linewidth=0.8)
         axes.tick_params(length=0)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if curve.is_share:
-            top = axes.get_ylim()[1]
-            axes.set_ylim(0, min(top, 1.02) if top > 0 else 1)
-            decimals = 0 if top > 0.05 else 1
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{decimals}f} %"))
+        curve.frame(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _adopt(ElementTree.fromstring(buffer.getvalue()), prefix=curve.key)

@@ -1,0 +1,8 @@
+"""What a model's loss does around images, measured without an attack."""
+
+from __future__ import annotations
+
+from adv_train.measures.alignment import alignment, cosines
+from adv_train.measures.landscape import Landscape, landscape
+
+__all__ = ["Landscape", "alignment", "cosines", "landscape"]

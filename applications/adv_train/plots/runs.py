@@ -1,0 +1,75 @@
+"""The runs of a figure, and what its legend calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adv_train.config import RunConfig
+from adv_train.errors import UserError
+from adv_train.records import RunFolder, score
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run folder with part of a run or all of it.
+
+    Attributes:
+        name: What the legend calls it.
+        folder: Where it is.
+        config: What was trained.
+    """
+
+    name: str
+    folder: RunFolder
+    config: RunConfig
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of its epochs.
+
+        Raises:
+            UserError: When there is none yet.
+        """
+        found = self.folder.metrics()
+        if not found:
+            raise UserError(f"`{self.folder.path}` has no finished epoch: `adv-train fit` goes on with it.")
+        return found
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch in ``best.pt``: the first of those with the best score."""
+        return int(max(self.metrics, key=lambda line: score(self.config.training.select, line))["epoch"])
+
+    def about(self) -> dict[str, str | float | None]:
+        """Give the columns that say which run a row belongs to."""
+        config = self.config
+        return {
+            "run": str(self.folder.path),
+            "name": self.name,
+            "method": config.method_name,
+            "norm": config.threat.norm,
+            "train_eps": config.threat.eps,
+            "seed": config.training.seed,
+        }
+
+
+def read_runs(paths: Sequence[Path | str]) -> list[Run]:
+    """Read the configurations of runs; the method names a run where no other has it, and else its folder.
+
+    Raises:
+        UserError: When there is no run, a folder holds none, or one is there twice.
+    """
+    if not paths:
+        raise UserError("Give at least one RUN, a folder that `adv-train fit` or `adv-train compare` made.")
+    places = [Path(path) for path in paths]
+    for place in places:
+        if [other.resolve() for other in places].count(place.resolve()) > 1:
+            raise UserError(f"`{place}` is there twice.")
+    configs = [RunFolder(place).config() for place in places]
+    namings = [[config.method_name for config in configs], [place.resolve().name for place in places]]
+    unique = next((names for names in namings if len(set(names)) == len(names)), [str(place) for place in places])
+    return [Run(name, RunFolder(place), config) for name, place, config in zip(unique, places, configs, strict=True)]

@@ -1,0 +1,238 @@
+"""Robustness against the strength of the training attack: Figure 2 of Zhang et al. (ICML 2022)."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+
+from adv_train import evaluation
+from adv_train.errors import UserError
+from adv_train.evaluation import Evaluation
+from adv_train.methods import METHODS
+from adv_train.plots.base import FIGURES, Drawing, Row
+from adv_train.plots.runs import Run
+from adv_train.plots.style import MARKERS, budget_axis, legend_below, line
+from adv_train.threat import Threat
+from adv_train.values import NotNegative, format_fraction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A run and the record that it is shown by.
+
+    Attributes:
+        run: The run.
+        line: What the legend calls its line: its method, with options where two of its runs differ in them.
+        record: Of its evaluation.
+        ra: Share of the samples that withstand the attack.
+    """
+
+    run: Run
+    line: str
+    record: Evaluation
+    ra: float
+
+    @property
+    def eps(self) -> float:
+        """Of training."""
+        return self.run.config.threat.eps
+
+
+Points: TypeAlias = list[Judged]
+
+
+@FIGURES.register("strength")
+@dataclass(frozen=True, kw_only=True)
+class StrengthOfTraining(Drawing[Points]):
+    """Robust and clean accuracy of runs that were trained at different eps (Zhang et al., ICML 2022, Figure 2).
+
+    A line a method; where several seeds share method and eps it runs through their mean, with the sample standard
+    deviation as error bars. The runs have to be judged (`adv-train eval`).
+
+    Attributes:
+        test_eps: Of the attack that judges all runs; by default each is judged at the eps of its training.
+        attack: Which one, as `adv-train list attacks` calls it.
+        checkpoint: best on validation, or last.
+    """
+
+    examples: ClassVar[str] = """\
+examples:
+  adv-train plot strength runs/fast-at-* runs/fast-bat-* --out figures
+  adv-train plot strength runs/* --test-eps 8/255 --attack autoattack --checkpoint last"""
+
+    test_eps: NotNegative | None = None
+    attack: str = "pgd"
+    checkpoint: Literal["best", "last"] = "best"
+
+    def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Points:
+        """Read the records of the runs."""
+        first = runs[0]
+        for run in runs:
+            ours, theirs = ((each.config.data.name, each.config.threat.norm) for each in (run, first))
+            if ours != theirs:
+                raise UserError(
+                    f"`{run.folder.path}` was trained on {' in '.join(ours)} and `{first.folder.path}` on "
+                    f"{' in '.join(theirs)}: compare runs on the same data and norm."
+                )
+        names = _lines(runs)
+        points = [self._judged(run, name) for run, name in zip(runs, names, strict=True)]
+        efforts = {(str(dict(point.record.attacks[self.attack].settings)), point.record.n) for point in points}
+        if len({n for _, n in efforts}) > 1 or (self.test_eps is not None and len(efforts) > 1):
+            warnings.warn("The runs were judged on other images or by another effort: judge them alike.", stacklevel=2)
+        return points
+
+    def _judged(self, run: Run, name: str) -> Judged:
+        threat = run.config.threat
+        if self.test_eps is not None:
+            threat = replace(threat, eps=self.test_eps)
+        epoch = run.best_epoch if self.checkpoint == "best" else run.config.training.epochs
+        place = run.folder.path
+        judged = any((place / name).exists() for name in (evaluation.EVAL_FILE, evaluation.RECORDS_FOLDER))
+        found = [
+            record
+            for record in (evaluation.read_all(place) if judged else [])
+            if record.threat.matches(threat)
+            and self.attack in record.attacks
+            # Where the last epoch is the best one, one record stands for both.
+            and (record.about.get("checkpoint") == f"{self.checkpoint}.pt" or record.about.get("epoch") == epoch)
+        ]
+        if not found:
+            raise UserError(
+                f"No record judges {self.checkpoint}.pt of `{place}` by {self.attack} at eps "
+                f"{format_fraction(threat.eps)}: `{self._command(run, threat)}` does it."
+            )
+        record = evaluation.headline(found)
+        return Judged(run, name, record, record.attacks[self.attack].accuracy)
+
+    def _command(self, run: Run, threat: Threat) -> str:
+        words = ["adv-train", "eval", str(run.folder.path), "--eps", str(format_fraction(threat.eps))]
+        words += ["--attacks", self.attack]
+        if self.checkpoint == "last":
+            words += ["--checkpoint", "last"]
+        return shlex.join(words)
+
+    def rows(self, numbers: Points) -> list[Row]:
+        """Give a row for each run, with mean and deviation over the seeds that share its line and eps."""
+        return [
+            {
+                **point.run.about(),
+                "line": point.line,
+                "test_eps": point.record.eps,
+                "attack": self.attack,
+                "checkpoint": str(point.record.about.get("checkpoint", "")),
+                "epoch": point.record.about.get("epoch"),
+                "images": point.record.n,
+                "sa": point.record.sa,
+                "ra": point.ra,
+                "seeds": len(same := _same(numbers, point.line, point.eps)),
+                **{f"{key}_{which}": value for key in _PANELS for which, value in _spread(same, key).items()},
+            }
+            for point in numbers
+        ]
+
+    def draw(self, numbers: Points) -> Figure:
+        """Draw robust accuracy beside clean accuracy."""
+        from matplotlib.figure import Figure  # Not at the top: only drawing needs matplotlib.
+
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        at = "the eps of training" if self.test_eps is None else f"ε = {format_fraction(self.test_eps)}"
+        titles = {"ra": f"Robust accuracy under {_called(self.attack)} at {at.replace('eps', 'ε')}"}
+        titles["sa"] = "Clean accuracy"
+        names = list(dict.fromkeys(point.line for point in numbers))
+        handles: list[Any] = []
+        for place, key in enumerate(_PANELS, start=1):
+            axes = figure.add_subplot(1, 2, place)
+            handles = [_line(axes, numbers, name, index, key) for index, name in enumerate(names)]
+            _frame(axes, numbers)
+            axes.set_title(titles[key])
+        legend_below(figure, handles, names)
+        return figure
+
+
+_PANELS = ("ra", "sa")
+
+
+def _called(attack: str) -> str:
+    return {"pgd": "PGD", "autoattack": "AutoAttack"}.get(attack, attack)
+
+
+def _lines(runs: Sequence[Run]) -> list[str]:
+    """Name the line of each run, and refuse runs of one line and eps that differ in more than the seed."""
+    names = [_called_by_what_differs(run, runs) for run in runs]
+    seen: dict[tuple[str, float], Run] = {}
+    seeds: set[tuple[str, float, int]] = set()
+    for name, run in zip(names, runs, strict=True):
+        config = run.config
+        other = seen.setdefault((name, config.threat.eps), run)
+        differences = config.changed({"seed": other.config.training.seed}).differences(other.config)
+        if differences:
+            raise UserError(
+                f"`{run.folder.path}` and `{other.folder.path}` are both {name} at eps "
+                f"{format_fraction(config.threat.eps)} and differ in {', '.join(differences)}: leave one of them out."
+            )
+        key = (name, config.threat.eps, config.training.seed)
+        if key in seeds:
+            raise UserError(f"`{run.folder.path}` has the seed, method and eps of another run: leave one of them out.")
+        seeds.add(key)
+    return names
+
+
+def _called_by_what_differs(run: Run, runs: Sequence[Run]) -> str:
+    """Give the method, and those of its options in which its runs differ at one eps, as in `fast-bat(ig_weight=0)`.
+
+    An option that follows eps, such as a step in the presets, does not tear a line apart.
+    """
+    name = run.config.method_name
+    mine = [other.config for other in runs if other.config.method_name == name]
+    told = [
+        f"{option}={_text(getattr(run.config.method, option))}"
+        for option in METHODS.options(name)
+        if any(
+            one.threat.eps == two.threat.eps and getattr(one.method, option) != getattr(two.method, option)
+            for one, two in combinations(mine, 2)
+        )
+    ]
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _same(points: Points, name: str, eps: float) -> Points:
+    return [point for point in points if (point.line, point.eps) == (name, eps)]
+
+
+def _spread(points: Points, key: str) -> dict[str, Any]:
+    values = [point.ra if key == "ra" else point.record.sa for point in points]
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def _line(axes: Axes, points: Points, name: str, index: int, key: str) -> Any:
+    budgets = sorted({point.eps for point in points if point.line == name})
+    found = [_spread(_same(points, name, eps), key) for eps in budgets]
+    bars = [spread["std"] or 0.0 for spread in found]
+    look: dict[str, Any] = {**line(index), "marker": MARKERS[index % len(MARKERS)], "capsize": 3, "elinewidth": 1.2}
+    return axes.errorbar(budgets, [spread["mean"] for spread in found], yerr=bars if any(bars) else None, **look)
+
+
+def _frame(axes: Axes, points: Points) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    threat = points[0].run.config.threat
+    budget_axis(axes, sorted({point.eps for point in points}))
+    axes.set_xlabel(f"ε of training ({threat.norm}, images in [{threat.low:g}, {threat.high:g}])")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.set_ylabel("accuracy on test images")
+    axes.grid(axis="y")
