@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "best.pt"
 
     @property
+    def sound(self) -> Path:
+        """Checkpoint of the last epoch that had not overfitted; only there where a run may roll back."""
+        return self.path / "sound.pt"
+
+    @property
     def metrics_file(self) -> Path:
         """One JSON object an epoch; depends on the configuration alone."""
         return self.path / "metrics.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import find_device
 from adv_train.errors import Diverged, UserError
+from adv_train.evaluation import overfitted, sound
 from adv_train.loading import load_data
 from adv_train.observers import Observer, Progress
 from adv_train.observers.alarm import Alarm
@@ -95,7 +96,7 @@ def fit(
         ExitStack() as ends,
     ):
         watching = [Progress(progress), *([Steps()] if log_every else []), *observers]
-        watching.append(alarm := Alarm())
+        watching.append(alarm := Alarm(state.history))
         alarm.listeners = watching
         clock = StepClock(log_every, first=state.epoch * trainer.steps) if log_every else None
         for observer in watching:
@@ -130,6 +131,8 @@ def _next_epoch(
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
     reached = score(trainer.config.training.select, record)
     improved = state.best_epoch == 0 or reached > state.best_score
+    if trainer.config.training.rollback and trainer.config.method.attacks:
+        record |= _rolled_back(trainer, state, record, run)
     state = replace(
         state,
         epoch=epoch,
@@ -145,6 +148,19 @@ def _next_epoch(
     for observer in watching:
         observer.epoch(record, middle - start)
     return state
+
+
+def _rolled_back(trainer: Trainer, before: Checkpoint, record: Mapping[str, Any], run: RunFolder) -> dict[str, int]:
+    """Keep an epoch that has not overfitted; put the trainer back to the one that is kept if this one has."""
+    best = max(before.history, key=lambda each: each["val_ra"], default=None)
+    if overfitted(record, best) is not None and run.sound.exists():
+        kept = checkpoint.load(run.sound)
+        trainer.state.load_state_dict(vars(kept))
+        return {"rolled_back_to": kept.epoch}
+    if sound(record, before.history):
+        # Before last.pt: killed in between, the epoch is done again.
+        checkpoint.save(run.sound, replace(before, epoch=record["epoch"], **trainer.state.state_dict()))
+    return {}
 
 
 def _measured(

@@ -139,13 +139,13 @@ class Trainer:
         The model is the average of the weights, where there is one.
 
         Returns:
-            ``val_sa`` and ``val_ra``; ``val_top_class``, the share of the images that get the most frequent answer; and
-            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 of the images, within the whole
-            eps: None where no image has a finite gradient.
+            ``val_sa`` and ``val_ra``; ``val_fgsm``, the accuracy after one step of an attack; ``val_top_class``, the
+            share of the images that get the most frequent answer; and ``val_alignment``, the gradient alignment on a
+            fixed choice of at most 256 of the images, within the whole eps: None where no image has a finite gradient.
         """
         model = self.state.judged.eval()
         generator = torch.Generator(self.device).manual_seed(0)
-        robust = torch.zeros((), dtype=torch.int64, device=self.device)
+        robust, stepped = torch.zeros(2, dtype=torch.int64, device=self.device)
         answers: list[Tensor] = []
         for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
             with computed_in(self.config.compute.precision, self.device):
@@ -161,12 +161,14 @@ class Trainer:
                     restarts=1,
                     generator=generator,
                 )
+                stepped += (measures.survives_one_step(model, x, y, self.config.threat) & (answers[-1] == y)).sum()
             robust += survived.sum()
         samples, predicted = len(self.dataset.validation), torch.cat(answers)
         clean = (predicted == self.dataset.validation.labels).sum()
         return {
             "val_sa": int(clean) / samples,
             "val_ra": int(robust) / samples,
+            "val_fgsm": int(stepped) / samples,
             "val_top_class": int(predicted.bincount().max()) / samples,
             # Last, and from a generator of its own: what is measured above is the same without it.
             "val_alignment": self._alignment(model),

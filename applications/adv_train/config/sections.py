@@ -71,6 +71,8 @@ class TrainingConfig(Checked):
             of the line. Validation uses the whole eps.
         weight_perturbation: Train at weights moved against the loss, each tensor by so much of its norm (AWP); 0.005 to
             0.01 are published.
+        rollback: After an epoch that has overfitted to the attack of training, go on from the last one before it that
+            had not. Otherwise there is a warning.
         extended_from: Set by `fit` where a finished run of so many epochs was given more: the schedule is that of the
             longer run from there on.
     """
@@ -84,6 +86,7 @@ class TrainingConfig(Checked):
     average_from: Annotated[int, Range(0)] | None = None
     eps_warmup: Annotated[int, Range(0)] = 0
     weight_perturbation: NotNegative = 0.0
+    rollback: bool = False
     extended_from: Count | None = None
 
     def __post_init__(self) -> None:

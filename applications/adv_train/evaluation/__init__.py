@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adv_train.evaluation.alarms import collapse, overfitting
+from adv_train.evaluation.alarms import collapse, overfitted, overfitting, sound
 from adv_train.evaluation.files import EVAL_FILE, OUTCOMES_FILE, RECORDS_FOLDER, headline, read, read_all, write
 from adv_train.evaluation.record import Evaluation, Examples, Outcome
 
@@ -15,8 +15,10 @@ __all__ = [
     "Outcome",
     "collapse",
     "headline",
+    "overfitted",
     "overfitting",
     "read",
     "read_all",
+    "sound",
     "write",
 ]

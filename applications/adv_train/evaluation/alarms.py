@@ -20,6 +20,12 @@ _SAMPLES = 10
 _LOST = 0.5
 """Share of the best robust accuracy so far that is lost when training overfits to its own attack."""
 
+_HARDLY_BROKEN = 0.75
+"""Share of the clean accuracy that survives one step of an attack where the model hides its gradients from it."""
+
+_SOUND = 0.1
+"""Share of the best robust accuracy so far that an epoch to go back to may lack."""
+
 _MARGIN = 0.1
 """Accuracies that differ by less than this, over validation images, may do so by chance."""
 
@@ -60,24 +66,54 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     """Say so when training has overfitted to its own weak attack, as the records of its epochs show.
 
     It has when an epoch loses half of the robust accuracy under PGD, on the validation images, and keeps the clean one
-    (Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section 5.1: catastrophic overfitting).
+    (Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section 5.1: catastrophic overfitting); or when one
+    step of an attack breaks hardly anything and PGD breaks most of the rest. An epoch that was rolled back is left out.
 
     Args:
-        history: ``epoch``, ``val_ra`` and ``val_sa`` of each epoch, the first one first.
+        history: ``epoch``, ``val_ra``, ``val_sa`` and, where it is known, ``val_fgsm`` of each epoch, the first one
+            first.
 
     Returns:
         A sentence about the first such epoch, or None.
     """
     best: Mapping[str, Any] | None = None
     for record in history:
-        if best is None or record["val_ra"] >= best["val_ra"]:
-            best = record
+        if "rolled_back_to" in record:
             continue
-        lost = best["val_ra"] - record["val_ra"]
-        if lost > max(_LOST * best["val_ra"], _MARGIN) and record["val_sa"] > best["val_sa"] - _MARGIN:
-            before, after = (f"{each['val_ra']:.1%} after epoch {each['epoch']}" for each in (best, record))
-            return (
-                f"Catastrophic overfitting: the robust accuracy on the validation images was {before} and {after}. "
-                "The model resists the attack that it trains on and not PGD."
-            )
+        if (told := overfitted(record, best)) is not None:
+            return told
+        best = record if best is None or record["val_ra"] >= best["val_ra"] else best
     return None
+
+
+def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
+    """Say so when an epoch has overfitted to the attack of training; see `overfitting`.
+
+    Args:
+        record: Of the epoch.
+        best: Of the epoch before it with the highest robust accuracy.
+    """
+    before = best or record
+    lost = before["val_ra"] - record["val_ra"]
+    if lost > max(_LOST * before["val_ra"], _MARGIN) and record["val_sa"] > before["val_sa"] - _MARGIN:
+        was, now = (f"{each['val_ra']:.1%} after epoch {each['epoch']}" for each in (before, record))
+        return (
+            f"Catastrophic overfitting: the robust accuracy on the validation images was {was} and {now}. "
+            "The model resists the attack that it trains on and not PGD."
+        )
+    one_step = record.get("val_fgsm", record["val_ra"])
+    broken = one_step - record["val_ra"]
+    if one_step > _HARDLY_BROKEN * record["val_sa"] and broken > max(_LOST * one_step, 2 * _MARGIN):
+        return (
+            f"Catastrophic overfitting: after epoch {record['epoch']} the accuracy on the validation images is "
+            f"{record['val_sa']:.1%}, {one_step:.1%} under one step of an attack and {record['val_ra']:.1%} under PGD. "
+            "The model hides its gradients from the first step."
+        )
+    return None
+
+
+def sound(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an epoch is one to go back to: within a tenth of the best robust accuracy so far, and not overfitted."""
+    best = max(history, key=lambda each: each["val_ra"], default=None)
+    kept = best is None or record["val_ra"] >= (1 - _SOUND) * best["val_ra"]
+    return kept and overfitted(record, best) is None

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from adv_train.measures.alignment import alignment, cosines
 from adv_train.measures.landscape import Landscape, landscape
+from adv_train.measures.one_step import survives_one_step
 
-__all__ = ["Landscape", "alignment", "cosines", "landscape"]
+__all__ = ["Landscape", "alignment", "cosines", "landscape", "survives_one_step"]

@@ -23,20 +23,24 @@ class Alarm(Observer):
     """Warns when the model has learnt nothing for five epochs, or has overfitted to its attack, once of each kind.
 
     It learns nothing where the loss stays at ln K, that of guessing among K classes, or the model puts (nearly) all
-    validation images in one class.
+    validation images in one class. Each time that training goes back to an earlier epoch it says so.
+
+    Args:
+        history: Records of the epochs that an earlier process has done.
     """
 
-    def __init__(self) -> None:
+    _chance: float
+    _many: bool
+    _attacks: bool
+
+    def __init__(self, history: Sequence[Mapping[str, Any]] = ()) -> None:
         #: Told of each warning.
         self.listeners: Sequence[Observer] = ()
-        self._chance, self._many, self._attacks = 0.0, True, True
-        self._history: list[Mapping[str, Any]] = []
-        self._epochs = {"loss": 0, "class": 0}
-        self._warned: set[str] = set()
+        self._before = tuple(history)
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
         """Take note of the classes."""
-        self._epochs, self._warned, self._history = dict.fromkeys(self._epochs, 0), set(), []
+        self._epochs, self._warned, self._history = {"loss": 0, "class": 0}, set[str](), list(self._before)
         self._attacks = config.method.attacks
         self._chance = math.log(dataset.classes)
         labels = dataset.validation.labels
@@ -45,9 +49,11 @@ class Alarm(Observer):
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
         """Look at the loss, at the answers, and at the accuracies of this epoch beside those before it."""
         self._history.append(record)
+        if (epoch := record.get("rolled_back_to")) is not None:
+            self._ring(f"Epoch {record['epoch']} overfitted to its attack: training goes on from epoch {epoch}.")
         if self._attacks and "overfitting" not in self._warned and (said := overfitting(self._history)) is not None:
             self._warned.add("overfitting")
-            self._ring(f"{said} Try a smaller --eps or another method, and judge best.pt.")
+            self._ring(f"{said} Try --rollback, a smaller --eps or another method, and judge best.pt.")
         self._see(
             "loss",
             abs(record["loss"] - self._chance) < _NEAR * self._chance,
