@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adv_train.measures.alignment import alignment, cosines
-from adv_train.measures.landscape import Landscape, landscape
+from adv_train.measures.gradient_alignment import alignment, cosines
+from adv_train.measures.loss_landscape import Landscape, landscape
 
 __all__ = ["Landscape", "alignment", "cosines", "landscape"]
