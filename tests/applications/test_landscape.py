@@ -80,7 +80,7 @@ def test_it_is_what_a_plain_loop_over_images_and_points_finds(norm: Norm, eps: f
                     loss[i, j] += float(cross_entropy(model(seen), label[None])) / 5
                 cut[i, j] += ((moved < 0) | (moved > 1)).mean() / 5
     assert np.allclose(found.loss, loss, atol=1e-10, rtol=0)
-    assert np.allclose(found.clamped, cut, atol=1e-12, rtol=0) and cut.max() > 0.1
+    assert np.allclose(found.clamped, cut, atol=1e-6, rtol=0) and cut.max() > 0.1
 
 
 def test_neither_the_batch_size_nor_the_other_images_change_it() -> None:

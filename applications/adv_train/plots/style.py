@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from adv_train.series import dashes
@@ -35,6 +36,9 @@ STYLE: Final[dict[Any, Any]] = {
 _CHARACTER = 0.085
 """About the width of a character of the legend in inches."""
 
+_ROW = 0.22
+"""About the height of its rows."""
+
 
 def colour(index: int) -> str:
     """Give the colour of the line at a place in the legend."""
@@ -47,9 +51,10 @@ def line(index: int) -> dict[str, Any]:
 
 
 def legend_below(figure: Figure, handles: list[Any], names: list[str]) -> None:
-    """Put the legend under the panels, in as many columns as the names leave room for."""
+    """Put the legend under the panels, in as many columns as the names leave room for; it takes no room from these."""
     width = _CHARACTER * max(map(len, names)) + 0.7
     columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
+    figure.set_figheight(figure.get_figheight() + _ROW * (math.ceil(len(names) / columns) - 1))
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 

@@ -115,14 +115,15 @@ def _at(
     points: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the losses and the share of clamped pixel values at some points, each of shape `(points,)`."""
-    a, b = (threat.eps * points).to(x.device, x.dtype).view(-1, 2, *(1,) * x.ndim).unbind(1)
+    a, b = (threat.eps * points).to(x.dtype).to(x.device).view(-1, 2, *(1,) * x.ndim).unbind(1)
     moved = x + a * plane[0] + b * plane[1]
     allowed = moved.clamp(threat.low, threat.high)
-    cut = (moved != allowed).flatten(1).double().mean(1)
+    cut = (moved != allowed).flatten(1).float().mean(1)
     with torch.no_grad():
         logits = forward(allowed.flatten(0, 1))
     each = cross_entropy(logits.to(x.dtype), y.repeat(len(points)), reduction="none")
-    return each.double().view(len(points), len(x)).sum(1).cpu(), cut.cpu()
+    # Summed on the CPU: not every device has double precision.
+    return each.cpu().double().view(len(points), len(x)).sum(1), cut.cpu().double()
 
 
 def _noise(shape: torch.Size, threat: Threat, seed: int) -> Tensor:
