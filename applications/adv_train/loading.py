@@ -110,3 +110,26 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
     saved = read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), checkpoint)
     return build_model(saved).to(device)
+
+
+def load_source(run: str, arguments: Mapping[str, Any], data_name: str, device: torch.device) -> nn.Module:
+    """Load the model of a run that another model is attacked from.
+
+    Args:
+        run: A run folder (its best checkpoint) or a checkpoint file of a run.
+        arguments: Of a model for the images that are attacked.
+        data_name: What these images are called, for the error.
+        device: Where the model is to be.
+
+    Raises:
+        UserError: When it cannot be loaded, or was trained on images of another shape or with other classes.
+    """
+    path = Path(run)
+    saved = read_checkpoint(path) if path.is_file() else load_checkpoint(RunFolder(path))
+    for key in ("classes", "channels", "image_size"):
+        if saved.model_arguments[key] != arguments[key]:
+            raise UserError(
+                f"The source `{run}` was trained on {saved.model_arguments[key]} {key.replace('_', ' ')}, but "
+                f"`{data_name}` has {arguments[key]}."
+            )
+    return build_model(saved).to(device)
