@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.attacks.base import ATTACKS, Verdicts
+from adv_train.attacks.narration import undisturbed
 from adv_train.attacks.official import OfficialAttack, Run
 from adv_train.threat import Threat
 
@@ -43,6 +45,22 @@ class RandAutoAttack(OfficialAttack):
     title: ClassVar[str] = "AutoAttack rand"
     version: ClassVar[Literal["standard", "plus", "rand"]] = "rand"
     least_classes: ClassVar[int] = 3
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image, as `OfficialAttack` does; passes of the model leave the random state alone too."""
+        with undisturbed(x.device):
+            torch.manual_seed(seed)
+            return super().__call__(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and the classes that the package saw; -1 where the clean logits are not finite."""

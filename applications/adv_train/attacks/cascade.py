@@ -26,7 +26,9 @@ class Cascade(OfficialAttack):
     part breaks is broken: its image is checked against the ball and classified once more. Every survivor gets the
     verdict of the official attack, run on the survivors alone. Two kinds of verdict can differ from those of official
     AutoAttack on all samples: a sample may be broken by the short part and not by AutoAttack (the cascade is stronger
-    there); and since random numbers depend on the place in a batch, a sample may be broken by some of them only.
+    there); and a sample that falls to some random numbers only may fall here and not there, or the other way round, as
+    with another batch size of AutoAttack, since random numbers depend on the place in a batch. Most of the time goes
+    into survivors, so it saves much only where few survive.
 
     Attributes:
         steps: Iterations of each short APGD, at least 3; the official one has 100.

@@ -36,6 +36,7 @@ from adv_train.evaluate import named
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation, check_image_file
 from adv_train.models import TORCHVISION
+from adv_train.records import RunFolder
 from adv_train.report import (
     NextStep,
     RunSummary,
@@ -46,7 +47,7 @@ from adv_train.report import (
     write_report,
     write_table,
 )
-from adv_train.threat import Norm
+from adv_train.threat import Norm, Threat
 from adv_train.values import Range
 from adv_train.written import items
 
@@ -152,6 +153,9 @@ def _budgets(command: Eval) -> list[float | None]:
         return [None]
     if not command.eps:
         raise UserError("--eps names no budget: give one or several, such as 4/255,8/255.")
+    norm = command.norm or (RunFolder(command.run).config().threat.norm if command.run else "linf")
+    for eps in command.eps:
+        Threat(norm, eps)  # A budget that cannot be is told before the first is judged.
     return list(dict.fromkeys(command.eps))
 
 
@@ -179,9 +183,10 @@ def _about(outcome: Evaluation, folder: Path) -> str:
     """Say what was judged, and where the record is."""
     averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
     about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(outcome.summary())}"
+    part = ""
     if outcome.of is not None and outcome.n < outcome.of:
-        about += f"; a part of {outcome.of}, which the intervals take for a random choice"
-    return f"{about}; written to {folder / 'eval.json'}"
+        part = f"\nThe test set has {outcome.of} images; the intervals take the {outcome.n} for a random choice."
+    return f"{about}; written to {folder / 'eval.json'}{part}"
 
 
 def _rounding(outcome: Evaluation) -> str:

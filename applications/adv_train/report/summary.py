@@ -51,8 +51,8 @@ class RunSummary:
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
         averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
-        part = f" of {record['of']}" if record["n"] < record.get("of", 0) else ""
-        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images{part}, {budget(record)}"
+        part = f"; the test set has {record['of']}" if record["n"] < record.get("of", 0) else ""
+        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}{part}"
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
