@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ import adv_train
 from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD, Square, TargetedPGD, Transfer, Verdicts
 from adv_train.attacks.official import OfficialAttack
-from adv_train.cli import main
+from adv_train.cli import compare, listing, main
+from adv_train.cli import evaluation as cli_evaluation
+from adv_train.cli.evaluation import named_attacks
 from adv_train.comparison.cell import Judgement
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
@@ -383,6 +387,20 @@ def test_all_attacks_are_listed_and_compared(run: Path, capsys: pytest.CaptureFi
     assert judgement.is_in(record, record.about["epoch"], config)
     other = Judgement("best", tuple(made("pgd(steps=2, restarts=1)", "square(queries=31)")), 30)
     assert not other.is_in(record, record.about["epoch"], config)
+
+
+def test_the_commands_of_the_page_are_those_that_the_program_takes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^adv-train (.*)$", page, re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        command, *words = shlex.split(line)
+        found = {"eval": cli_evaluation, "compare": compare, "list": listing}[command].read(words)
+        found = found[0] if isinstance(found, tuple) else found
+        if command != "list":
+            assert named_attacks(found.attacks, steps=1, restarts=1)
+    told = {name for name in ATTACKS.names() if f"`{name}`" in page}
+    assert told == set(ATTACKS.names())
 
 
 def test_a_record_that_cannot_be_read_is_told_before_hours_of_work(run: Path, ran: list[str]) -> None:
