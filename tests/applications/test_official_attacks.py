@@ -55,13 +55,13 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AutoAttack, "_set_version", less)
 
 
-def theirs(case: Case, norm: Norm, version: str, batch_size: int = 10, seed: int = 3) -> tuple[Tensor, Tensor]:
+def theirs(case: Case, norm: Norm, version: str, eps: float | None = None) -> tuple[Tensor, Tensor]:
     """The package, run directly: images and verdicts."""
     model, x, y = case
     with torch.random.fork_rng(devices=[]), suitable_threads(model, x):
-        torch.manual_seed(seed)
-        attack = AutoAttack(model, eps=RADII[norm], norm=norm.capitalize(), seed=seed, version=version)
-        images, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+        torch.manual_seed(3)
+        attack = AutoAttack(model, eps=eps or RADII[norm], norm=norm.capitalize(), seed=3, version=version)
+        images, predicted = attack.run_standard_evaluation(x, y, batch_size=10)
     return images, predicted == y
 
 
@@ -78,12 +78,12 @@ def test_each_version_is_the_packages_bit_for_bit(trained: Case, brief: None, na
 class Noisy(nn.Module):
     """A model that answers anew each time."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, noise: float = 0.3) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.noise = model, noise
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x + 0.3 * torch.randn_like(x))
+        return self.model(x + self.noise * torch.randn_like(x))
 
 
 def test_a_randomised_model_has_the_verdict_of_the_package(trained: Case, brief: None) -> None:
@@ -102,6 +102,19 @@ def test_a_randomised_model_has_the_verdict_of_the_package(trained: Case, brief:
     assert tuple(other.robust.tolist()) not in verdicts or not torch.equal(other.images, images)
 
 
+def test_the_clean_pass_of_a_randomised_model_is_the_packages(trained: Case, brief: None) -> None:
+    """With hardly any budget the noise decides, and our own pass over the clean images draws other noise."""
+    case = (Noisy(trained[0], noise=0.8), *trained[1:])
+    images, robust = theirs(case, "linf", "rand", eps=1e-6)
+    found = RandAutoAttack()(*case, Threat("linf", 1e-6), seed=3, batch_size=10)
+    assert torch.equal(found.robust, robust) and torch.equal(found.images, images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        case[0](case[1][:1])
+        ours = torch.cat([case[0](batch).argmax(1) for batch in case[1].split(10)]) == case[2]
+    assert (robust & ~ours).any()
+
+
 def test_a_randomised_model_is_warned_of_by_the_standard_version_and_not_by_rand(trained: Case, brief: None) -> None:
     case = (Noisy(trained[0]), *trained[1:])
     found = {}
@@ -111,6 +124,8 @@ def test_a_randomised_model_is_warned_of_by_the_standard_version_and_not_by_rand
             ATTACKS.create(name)(*case, Threat("linf", 0.05), seed=0)
         found[name] = any("randomized defense" in str(warning.message) for warning in caught)
     assert found == {"autoattack": True, "autoattack-rand": False}
+    judged = evaluate(*case, eps=0.05, attacks=["autoattack-rand"])
+    assert 0 < judged.attacks["autoattack-rand"].accuracy < 1 and judged.warnings == ()
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -287,11 +302,14 @@ def test_a_damaged_memory_is_done_again(trained: Case, brief: None, calls: list[
 
 def test_a_memory_belongs_to_the_images(trained: Case, brief: None, calls: list[str], tmp_path: Path) -> None:
     model, x, y = trained
-    APGD().resume(model, x, y, Threat("linf", 0.12), folder=tmp_path, seed=3)
+    right = model(x).argmax(1) == y
+    x, y, threat = x[right], y[right], Threat("linf", 0.12)
+    APGD().resume(model, x, y, threat, folder=tmp_path, seed=3)
     calls.clear()
-    moved = APGD().resume(model, x.flip(0), y.flip(0), Threat("linf", 0.12), folder=tmp_path, seed=3)
+    moved = (x * 0.99, y)  # The same labels, and so the same batches.
+    found = APGD().resume(model, *moved, threat, folder=tmp_path, seed=3)
     assert len(calls) == 2
-    assert torch.equal(moved.images, APGD()(model, x.flip(0), y.flip(0), Threat("linf", 0.12), seed=3).images)
+    assert torch.equal(found.images, APGD()(model, *moved, threat, seed=3).images)
 
 
 def test_the_bar_is_as_long_as_each_version_is(trained: Case, brief: None, capfd: pytest.CaptureFixture[str]) -> None:
