@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +27,6 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.rounding import judge_rounded, rounded
-from adv_train.data.dataset import Dataset
-from adv_train.data.split import Split
 from adv_train.errors import UserError
 from adv_train.evaluation import (
     Evaluation,
@@ -43,6 +41,7 @@ from adv_train.evaluation import (
     write,
     write_images,
 )
+from adv_train.samples import Images, gathered, shown_examples
 from adv_train.threat import Norm, Threat
 
 __all__ = [
@@ -58,9 +57,7 @@ __all__ = [
     "write",
 ]
 
-_Samples: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...], tuple[str, ...]]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
-Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
 
 
 def evaluate(
@@ -175,7 +172,7 @@ def judge(
         The record; where they are asked for, the rounded images of each attack, and the rounded clean ones.
     """
     chosen = named(attacks)
-    x, y, known, paths = _samples(model, images, labels)
+    x, y, known, paths = gathered(model, images, labels)
     files = tuple(files) or paths
     check_samples(x, y, threat)
     if files and len(files) != len(x):
@@ -212,14 +209,14 @@ def judge(
             verdicts, said = _attacked(attack, model, x, y, threat, seed, batch_size, progress, folder)
             robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
             outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
-            shown = _examples(x, verdicts, y, before, examples) if examples > 0 else None
+            shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
             found = Finished(outcome, shown)
             if images_too:
                 found = _rounded(found, verdicts, model, x, judged, batch_size)
             if unfinished is not None:
                 unfinished.keep(name, settings, judged, found)
         done[name] = found
-    kept = next(iter(done.values())).examples if done else None
+    kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
     outcomes = {name: finished.outcome for name, finished in done.items()}
     made = {name: finished.images for name, finished in done.items() if finished.images is not None}
     clean = rounded(full_resolution(x), threat).cpu().numpy() if images_too else np.zeros(0, np.uint8)
@@ -311,49 +308,6 @@ def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
             raise UserError(f"An evaluation holds one attack of a kind, but `{name}` is given twice: evaluate twice.")
         named[name] = attack
     return named
-
-
-def _samples(model: nn.Module, images: Images, labels: Tensor | None) -> _Samples:
-    """Give images in floating point, their labels, and the names of classes and files where they are known."""
-    names: tuple[str, ...] = ()
-    if isinstance(images, Tensor):
-        if labels is None:
-            raise UserError("`labels` are missing: a tensor of images needs one label each.")
-        return _unit(images), labels, (), ()
-    if labels is not None:
-        raise UserError("`labels` are given, but the images bring their own: leave `labels` out.")
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    if isinstance(images, Dataset):
-        names, images = images.class_names, images.test
-    if isinstance(images, Split):
-        return _unit(images.images.to(device)), images.labels.to(device), names, _files(images)
-    batches = [(_unit(x), y) for x, y in images]
-    if not batches:
-        raise UserError("There is no image to judge: the batches are empty.")
-    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
-    return x.to(device), y.to(device), (), ()
-
-
-def _files(split: Split) -> tuple[str, ...]:
-    """Give the file of each image, where the split knows it."""
-    return tuple(getattr(split, "names", None) or ())
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-def _examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:
-    """Keep the first k correctly classified samples: chosen blind to whether the attack broke them."""
-    # A stable sort brings the correct ones to the front in their order, and fills up with others if they are few.
-    chosen = (before != labels).int().argsort(stable=True)[:k]
-    return Examples(
-        clean=x[chosen].float().cpu().numpy(),
-        adversarial=verdicts.images[chosen].float().cpu().numpy(),
-        label=labels[chosen].cpu().numpy(),
-        before=before[chosen].cpu().numpy(),
-        after=verdicts.predicted[chosen].cpu().numpy(),
-    )
 
 
 class _CallableModule(ModuleType):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 import adv_train
@@ -181,6 +182,28 @@ WHOLE = "pgd(steps=2, restarts=1)", BRIEF, "pgd-targeted(steps=2)"
 
 def made(*texts: str) -> list[Any]:
     return [ATTACKS.read(text, "attack") for text in texts]
+
+
+def test_an_interrupted_attack_goes_on_with_the_batch_that_was_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perturb, sizes = SquareAttack.perturb, list[int]()
+
+    def second_time(attack: SquareAttack, x: Tensor, y: Tensor) -> Tensor:
+        sizes.append(len(x))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return perturb(attack, x, y)
+
+    monkeypatch.setattr(SquareAttack, "perturb", second_time)
+    words = [*QUICK, "--attacks", BRIEF, "--batch-size", "10"]
+    assert main(["eval", str(run), *words]) == 130
+    assert len(list((run / "evaluations" / "unfinished").rglob("square-*.npz"))) == 1
+    assert main(["eval", str(run), *words]) == 0
+    batches = len(sizes) - 1
+    assert main(["eval", "other", *words]) == 0
+    assert sizes[batches + 1 :] == [sizes[0], *sizes[2 : batches + 1]] and batches > 1
+    pieces, whole = (evaluation.read(folder) for folder in (run, Path("other")))
+    assert pieces.summary() == whole.summary() and files(run) == files(Path("other"))
+    assert np.array_equal(pieces.attacks["square"].robust, whole.attacks["square"].robust)
 
 
 def test_a_damaged_part_is_done_again(run: Path, ran: list[str], stop: Callable[[str], None]) -> None:

@@ -313,9 +313,9 @@ def test_a_memory_belongs_to_the_images(trained: Case, brief: None, calls: list[
 
 
 def test_the_bar_is_as_long_as_each_version_is(trained: Case, brief: None, capfd: pytest.CaptureFixture[str]) -> None:
-    for name in (*VERSIONS, "square", "cascade"):
+    for name in (*VERSIONS, "square(queries=50)", "cascade"):
         model, x, y = trained
-        ATTACKS.create(name)(model, x[:6], y[:6], Threat("linf", 0.12), seed=0, progress=True)
+        ATTACKS.read(name, "attack")(model, x[:6], y[:6], Threat("linf", 0.12), seed=0, progress=True)
     said = capfd.readouterr().err
     for part in ("AutoAttack plus fab", "AutoAttack rand apgd-dlr", "Square square", "cascade apgd-t"):
         assert part in said

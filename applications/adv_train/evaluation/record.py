@@ -73,7 +73,7 @@ class Evaluation:
         attacks: What each attack did, by its name.
         labels: True classes ``(n,)``; None in records of the first format.
         predicted: Predicted classes of the clean images ``(n,)``, -1 for none; None likewise.
-        examples: Samples with their images under the first attack; None where none was run.
+        examples: Samples with their images under the first attack whose images were at hand; None without one.
         class_names: In the order of the labels; empty where they are not known.
         files: File of each sample; empty where samples have no files.
         about: What else belongs to the record: checkpoint, epoch, data set, versions, in plain values.
