@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +26,22 @@ from adv_train.attacks.judging import (
     predict,
     suitable_threads,
 )
-from adv_train.data.dataset import Dataset
-from adv_train.data.split import Split
+from adv_train.attacks.rounding import judge_rounded, rounded
 from adv_train.errors import UserError
-from adv_train.evaluation import Evaluation, Examples, Outcome, collapse, read, read_all, write
+from adv_train.evaluation import (
+    Evaluation,
+    Examples,
+    Finished,
+    Outcome,
+    Unfinished,
+    check_image_file,
+    collapse,
+    read,
+    read_all,
+    write,
+    write_images,
+)
+from adv_train.samples import Images, gathered, shown_examples
 from adv_train.threat import Norm, Threat
 
 __all__ = [
@@ -41,8 +57,7 @@ __all__ = [
     "write",
 ]
 
-_Samples: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...], tuple[str, ...]]
-Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 def evaluate(
@@ -59,6 +74,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 512,
     examples: int = 6,
+    save_images: Path | str | None = None,
     progress: bool | None = False,
 ) -> Evaluation:
     """Judge any model in eval mode, and hand it back as it was.
@@ -75,13 +91,15 @@ def evaluate(
         threat: What the attacks may do: ``Threat("linf", 8 / 255)``.
         eps: Instead of a threat, its budget for images in [0, 1].
         norm: With ``eps``, the norm.
-        attacks: Names of `adv_train.attacks.ATTACKS`, or attacks with options such as ``PGD(steps=20)``; at most one
-            of a kind. An empty sequence measures clean accuracy alone.
+        attacks: Names of `adv_train.attacks.ATTACKS`, with options where they are wanted (``"pgd(steps=20)"``), or
+            attacks such as ``PGD(steps=20)``; at most one of a kind. An empty sequence measures clean accuracy alone.
         class_names: In the order of the labels; by default those of the data set.
         files: File of each sample, for the record.
         seed: Of the attacks.
         batch_size: Images in a forward pass.
         examples: How many attacked samples to keep for looking at.
+        save_images: File for the attacks' images, ``.npz``, rounded to 8 bits and judged once more after that; see
+            `adv_train.evaluation.write_images` for what it holds.
         progress: Show bars; ``None`` shows them on a terminal only.
 
     Returns:
@@ -96,12 +114,65 @@ def evaluate(
         UserError: When an argument is out of range or shape.
         RuntimeError: When an attack leaves its budget.
     """
-    if (threat is None) == (eps is None):
-        raise UserError("Say what the attacks may do, by `threat` or by `eps`: `eps=8 / 255`, for one.")
-    if threat is None:
-        threat = Threat(norm, eps or 0.0)
-    chosen = _named(attacks)
-    x, y, known, paths = _samples(model, images, labels)
+    if save_images is not None:
+        check_image_file(Path(save_images))
+    judged, made, clean = judge(
+        model,
+        images,
+        labels,
+        _threat(threat, eps, norm),
+        attacks=attacks,
+        class_names=class_names,
+        files=files,
+        seed=seed,
+        batch_size=batch_size,
+        examples=examples,
+        images_too=save_images is not None,
+        progress=progress,
+    )
+    if save_images is not None:
+        write_images(Path(save_images), judged, clean, made)
+    return judged
+
+
+def judge(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor | None,
+    threat: Threat,
+    *,
+    attacks: Sequence[Attack | str],
+    class_names: Sequence[str] = (),
+    files: Sequence[str] = (),
+    seed: int = 0,
+    batch_size: int = 512,
+    examples: int = 6,
+    images_too: bool = False,
+    progress: bool | None = False,
+    unfinished: Unfinished | None = None,
+) -> tuple[Evaluation, dict[str, Bytes], Bytes]:
+    """Judge as `evaluate` does; attacks that are done already are taken over, and each is kept when it is done.
+
+    Args:
+        model: As for `evaluate`, and so are the others.
+        images: To judge.
+        labels: Of them.
+        threat: What the attacks may do.
+        attacks: To run.
+        class_names: In the order of the labels.
+        files: File of each sample.
+        seed: Of the attacks.
+        batch_size: Images in a forward pass.
+        examples: How many attacked samples to keep.
+        images_too: Give back the images of the attacks, and judge them after rounding.
+        progress: Show bars.
+        unfinished: What is done already.
+
+    Returns:
+        The record; where they are asked for, the rounded images of each attack, and the rounded clean ones.
+    """
+    chosen = named(attacks)
+    x, y, known, paths = gathered(model, images, labels)
     files = tuple(files) or paths
     check_samples(x, y, threat)
     if files and len(files) != len(x):
@@ -111,35 +182,89 @@ def evaluate(
     with frozen(model), suitable_threads(model, x):
         forward = adapted(model, x)
         with torch.no_grad():
-            check_labels(y, checked(forward(full_resolution(x[:1])), 1).shape[1])
+            classes = checked(forward(full_resolution(x[:1])), 1).shape[1]
+            check_labels(y, classes)
+        for attack in chosen.values():
+            attack.check(x, classes, threat)
         before = predict(forward, full_resolution(x), batch_size)
     answers, truth = before.cpu().numpy(), y.cpu().numpy()
     if collapsed := collapse(truth, answers):
-        warnings.warn(collapsed, RuntimeWarning, stacklevel=2)
-    outcomes: dict[str, Outcome] = {}
-    kept = None
-    for name, attack in chosen.items():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", RuntimeWarning)
-            verdicts = attack(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
-        for warning in caught:
-            warnings.warn(warning.message, warning.category, stacklevel=2)
-        said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
-        robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
-        outcomes[name] = Outcome(robust, predicted, dict(verdicts.settings), tuple(said))
-        if kept is None and examples > 0:
-            kept = _examples(x, verdicts, y, before, examples)
-    return Evaluation(
+        warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
+    judged = Evaluation(
         threat=threat,
         seed=seed,
         clean=answers == truth,
-        attacks=outcomes,
+        attacks={},
         labels=truth,
         predicted=answers,
-        examples=kept,
         class_names=tuple(class_names) or known,
         files=files,
     )
+    done: dict[str, Finished] = {}
+    for name, attack in chosen.items():
+        settings = attack.settings(threat, batch_size)
+        found = unfinished.find(name, settings, images=images_too) if unfinished else None
+        if found is None:
+            folder = unfinished.folder(name, settings) if unfinished else None
+            verdicts, said = _attacked(attack, model, x, y, threat, seed, batch_size, progress, folder)
+            robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
+            outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
+            shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
+            found = Finished(outcome, shown)
+            if images_too:
+                found = _rounded(found, verdicts, model, x, judged, batch_size)
+            if unfinished is not None:
+                unfinished.keep(name, settings, judged, found)
+        done[name] = found
+    kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
+    outcomes = {name: finished.outcome for name, finished in done.items()}
+    made = {name: finished.images for name, finished in done.items() if finished.images is not None}
+    clean = rounded(full_resolution(x), threat).cpu().numpy() if images_too else np.zeros(0, np.uint8)
+    return replace(judged, attacks=outcomes, examples=kept), made, clean
+
+
+def _attacked(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int,
+    batch_size: int,
+    progress: bool | None,
+    folder: Path | None,
+) -> tuple[Verdicts, tuple[str, ...]]:
+    """Run an attack, and give its verdicts with what it warned of, which is passed on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        if folder is None:
+            verdicts = attack(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+        else:
+            verdicts = attack.resume(
+                model, x, y, threat, folder=folder, seed=seed, batch_size=batch_size, progress=progress
+            )
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=4)
+    said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
+    return verdicts, tuple(said)
+
+
+def _rounded(
+    found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, batch_size: int
+) -> Finished:
+    """Add the images, rounded, and the verdicts on these."""
+    stored, full = rounded(verdicts.images, judged.threat), full_resolution(x)
+    with frozen(model), suitable_threads(model, x):
+        classes = judge_rounded(adapted(model, x), stored, full, judged.threat, batch_size).cpu().numpy()
+    outcome = replace(found.outcome, rounded=judged.clean & (classes == judged.labels))
+    return replace(found, outcome=outcome, images=stored.cpu().numpy())
+
+
+def _threat(threat: Threat | None, eps: float | None, norm: Norm) -> Threat:
+    """Give the threat, however it was said."""
+    if (threat is None) == (eps is None):
+        raise UserError("Say what the attacks may do, by `threat` or by `eps`: `eps=8 / 255`, for one.")
+    return Threat(norm, eps or 0.0) if threat is None else threat
 
 
 def evaluate_model(
@@ -167,11 +292,15 @@ def evaluate_model(
     return evaluate(model, images, labels, Threat("linf", eps), attacks=chosen, **others)
 
 
-def _named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
-    """Map names to attacks. An attack given by its name has default options."""
+def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
+    """Map names to attacks.
+
+    Raises:
+        UserError: When a name is unknown, an option is wrong, or two attacks are of a kind.
+    """
     if isinstance(attacks, str):
         attacks = [attacks]
-    built = [ATTACKS.create(attack) if isinstance(attack, str) else attack for attack in attacks]
+    built = [ATTACKS.read(attack, "attacks") if isinstance(attack, str) else attack for attack in attacks]
     named: dict[str, Attack] = {}
     for attack in built:
         name = ATTACKS.name_of(attack)
@@ -179,49 +308,6 @@ def _named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
             raise UserError(f"An evaluation holds one attack of a kind, but `{name}` is given twice: evaluate twice.")
         named[name] = attack
     return named
-
-
-def _samples(model: nn.Module, images: Images, labels: Tensor | None) -> _Samples:
-    """Give images in floating point, their labels, and the names of classes and files where they are known."""
-    names: tuple[str, ...] = ()
-    if isinstance(images, Tensor):
-        if labels is None:
-            raise UserError("`labels` are missing: a tensor of images needs one label each.")
-        return _unit(images), labels, (), ()
-    if labels is not None:
-        raise UserError("`labels` are given, but the images bring their own: leave `labels` out.")
-    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    if isinstance(images, Dataset):
-        names, images = images.class_names, images.test
-    if isinstance(images, Split):
-        return _unit(images.images.to(device)), images.labels.to(device), names, _files(images)
-    batches = [(_unit(x), y) for x, y in images]
-    if not batches:
-        raise UserError("There is no image to judge: the batches are empty.")
-    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
-    return x.to(device), y.to(device), (), ()
-
-
-def _files(split: Split) -> tuple[str, ...]:
-    """Give the file of each image, where the split knows it."""
-    return tuple(getattr(split, "names", None) or ())
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
-
-
-def _examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:
-    """Keep the first k correctly classified samples: chosen blind to whether the attack broke them."""
-    # A stable sort brings the correct ones to the front in their order, and fills up with others if they are few.
-    chosen = (before != labels).int().argsort(stable=True)[:k]
-    return Examples(
-        clean=x[chosen].float().cpu().numpy(),
-        adversarial=verdicts.images[chosen].float().cpu().numpy(),
-        label=labels[chosen].cpu().numpy(),
-        before=before[chosen].cpu().numpy(),
-        after=verdicts.predicted[chosen].cpu().numpy(),
-    )
 
 
 class _CallableModule(ModuleType):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from adv_train import data, evaluation, models
-from adv_train.attacks import PGD, Attack, StandardAutoAttack
-from adv_train.attacks.autoattack import LEAST_CLASSES
+from adv_train.attacks import ATTACKS, PGD, Attack, StandardAutoAttack
 from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
-from adv_train.evaluate import evaluate
 from adv_train.evaluation import Evaluation
 from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
-from adv_train.loading import build_model, load_checkpoint, load_data
+from adv_train.kept import Request, judge_into
+from adv_train.loading import build_model, load_checkpoint, load_data, load_source
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
 from adv_train.threat import Norm, Threat
@@ -38,9 +39,15 @@ def evaluate_run(
     device: str | None = None,
     data_name: str | None = None,
     data_root: str | None = None,
+    again: bool = False,
+    save_images: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
     progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model of a run on the test split of its data, and write a record beside those that the run has.
+
+    What is judged already is not judged again: a record of the same weights, images, attacks, seed, device and versions
+    is given back, and attacks of an evaluation that was interrupted are taken over.
 
     Args:
         path: The run folder.
@@ -54,6 +61,9 @@ def evaluate_run(
         device: Where to judge; by default the fastest there is.
         data_name: Where an image folder is now, as ``imagefolder:PATH``.
         data_root: Folder of the data sets; by default the one that the run was trained from.
+        again: Judge anew what is judged already.
+        save_images: File for the attacks' images, as for `adv_train.evaluate`.
+        tell: Called with a line about what is done already.
         progress: Show bars; ``None`` shows them on a terminal only.
 
     Raises:
@@ -71,7 +81,7 @@ def evaluate_run(
     dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
     run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
-    dataset = cut(dataset, limit, where)
+    of, dataset = len(dataset.test), cut(dataset, limit, where)
     model = build_model(saved).to(where)
     about = {
         "checkpoint": run.best.name if which == "best" else run.last.name,
@@ -80,18 +90,8 @@ def evaluate_run(
         **({"averaged": saved.averaged} if saved.averaged else {}),
         **origin(model, dataset, where),
     }
-    outcome = evaluate(
-        model,
-        dataset,
-        threat=threat,
-        attacks=attacks,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    outcome = replace(outcome, about=about)
-    evaluation.write(outcome, path, threat=config.threat)
-    return outcome
+    request = Request(threat, _bound(attacks, dataset, where), seed, batch_size, again, save_images, tell, progress)
+    return judge_into(path, model, dataset, request, about=about, of=of, trained=config.threat)
 
 
 def evaluate_weights(
@@ -109,6 +109,9 @@ def evaluate_weights(
     batch_size: int = 512,
     device: str | None = None,
     data_root: str = "data",
+    again: bool = False,
+    save_images: Path | None = None,
+    tell: Callable[[str], None] = lambda line: None,
     progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model that was not trained here, and write a record.
@@ -128,13 +131,17 @@ def evaluate_weights(
         batch_size: Images in a forward pass.
         device: Where to judge.
         data_root: Folder of the data sets.
+        again: Judge anew what is judged already.
+        save_images: File for the attacks' images.
+        tell: Called with a line about what is done already.
         progress: Show bars.
 
     Raises:
         UserError: When the model, its weights, the data or an argument cannot be used.
     """
     where = find_device(device or "auto")
-    dataset = cut(data.load(data_name, root=data_root), limit, where)
+    dataset = data.load(data_name, root=data_root)
+    of, dataset = len(dataset.test), cut(dataset, limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
     name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
     model = models.create(name, **arguments, seed=0, **options)
@@ -143,19 +150,10 @@ def evaluate_weights(
     model = model.to(where).eval()
     about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     about |= origin(model, dataset, where)
-    outcome = evaluate(
-        model,
-        dataset,
-        threat=Threat(norm, eps),
-        attacks=attacks,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    outcome = replace(outcome, about=about)
+    chosen = _bound(attacks, dataset, where)
+    request = Request(Threat(norm, eps), chosen, seed, batch_size, again, save_images, tell, progress)
     make_folder(out)
-    evaluation.write(outcome, out)
-    return outcome
+    return judge_into(out, model, dataset, request, about=about, of=of)
 
 
 def summarise(path: Path, name: str | None = None) -> RunSummary:
@@ -223,9 +221,19 @@ def check_classes(attacks: Sequence[Attack], classes: int) -> None:
     """Refuse an attack that cannot judge so few classes.
 
     Raises:
-        UserError: When AutoAttack would.
+        UserError: When AutoAttack would, or another whose loss compares several logits.
     """
-    if classes < LEAST_CLASSES and any(isinstance(attack, StandardAutoAttack) for attack in attacks):
-        raise UserError(
-            f"AutoAttack compares {LEAST_CLASSES} logits, but the model has {classes} classes: add --no-autoattack."
-        )
+    for attack in attacks:
+        if classes < attack.least_classes:
+            name = ATTACKS.name_of(attack)
+            instead = "add --no-autoattack" if name == "autoattack" else "leave it out"
+            title = "AutoAttack" if name == "autoattack" else f"`{name}`"
+            raise UserError(
+                f"{title} compares {attack.least_classes} logits, but the model has {classes} classes: {instead}."
+            )
+
+
+def _bound(attacks: Sequence[Attack], dataset: data.Dataset, device: torch.device) -> list[Attack]:
+    """Load the models that attacks name, and refuse those of other data."""
+    arguments = dict(dataset.model_arguments())
+    return [attack.bound(lambda source: load_source(source, arguments, dataset.name, device)) for attack in attacks]

@@ -121,3 +121,25 @@ def open_checkpoint(path: Path, which: str = "best") -> Checkpoint:
     # A name such as run/best.pt is a file's also where the file is missing; the error then says so.
     is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
     return read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), which)
+
+
+def load_source(run: str, arguments: Mapping[str, Any], data_name: str, device: torch.device) -> nn.Module:
+    """Load the model of a run that another model is attacked from.
+
+    Args:
+        run: A run folder (its best checkpoint) or a checkpoint file of a run.
+        arguments: Of a model for the images that are attacked.
+        data_name: What these images are called, for the error.
+        device: Where the model is to be.
+
+    Raises:
+        UserError: When it cannot be loaded, or was trained on images of another shape or with other classes.
+    """
+    saved = open_checkpoint(Path(run))
+    for key in ("classes", "channels", "image_size"):
+        if saved.model_arguments[key] != arguments[key]:
+            raise UserError(
+                f"The source `{run}` was trained on {saved.model_arguments[key]} {key.replace('_', ' ')}, but "
+                f"`{data_name}` has {arguments[key]}."
+            )
+    return build_model(saved).to(device)

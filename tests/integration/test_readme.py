@@ -18,7 +18,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/modules.md", "docs/stochastic.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluate.md", "docs/modules.md", "docs/stochastic.md"])
 def test_the_first_example_prints_the_output_shown_beneath_it(page: str, tmp_path: Path) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.search(r"^```python\n(.*?)^```$.*?^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -36,7 +37,12 @@ class Attack(Checked, ABC):
     """An attack with its options, which are the fields of a frozen dataclass.
 
     Subclasses stand in files of their own in this package and are registered with `ATTACKS.register`.
+
+    Attributes:
+        least_classes: Logits that a model must have for the attack to be defined.
     """
+
+    least_classes: ClassVar[int] = 2
 
     @abstractmethod
     def __call__(
@@ -68,6 +74,49 @@ class Attack(Checked, ABC):
             UserError: When an argument is out of range or shape, or the attack does not know the norm.
             RuntimeError: When an image leaves the budget.
         """
+
+    def resume(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        folder: Path,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack with the same verdicts, and keep in a folder what is done, to go on from there when interrupted.
+
+        An attack that has nothing to keep leaves the folder alone. The folder belongs to this attack, model, images,
+        seed and batch size alone.
+        """
+        return self(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+
+    def check(self, x: Tensor, classes: int, threat: Threat) -> None:
+        """Refuse, before any work, what this attack cannot judge: images ``(N, C, H, W)``, number of logits, threat.
+
+        Raises:
+            UserError: Says why.
+        """
+
+    def bound(self, load: Callable[[str], nn.Module]) -> Attack:
+        """Return this attack with the models loaded that its options name; `load` takes a run folder or a file."""
+        return self
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the options in plain values, those left out that follow from the rest."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in options.items()
+            if value is not None
+        }
+
+    def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
+        """Return how hard it will try, as far as it is known beforehand: an earlier verdict with these is as good."""
+        return self.chosen()
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "adv_train.attacks")

@@ -72,7 +72,7 @@ class Progress:
         warnings.warn(
             f"Masked gradients: {found} correctly classified images, so that they withstand it says nothing. Look for "
             "rounding, sampling, detach() or saturation inside the model; judge it by an attack without gradients "
-            "(AutoAttack's Square), or with the rounding passed straight through.",
+            "(`square`), or with the rounding passed straight through.",
             RuntimeWarning,
             stacklevel=4,
         )

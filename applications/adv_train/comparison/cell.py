@@ -20,7 +20,7 @@ class Judgement:
 
     Attributes:
         checkpoint: ``"best"`` or ``"last"``.
-        attacks: Those to run, at most one of a kind; of options, those of PGD.
+        attacks: Those to run, at most one of a kind.
         images: Number of test images.
     """
 
@@ -31,7 +31,8 @@ class Judgement:
     def command(self, config: RunConfig, out: Path) -> list[str]:
         """Return the words after ``adv-train`` that judge a run so."""
         words = ["eval", str(out), "--checkpoint", self.checkpoint, "--limit", str(self.images)]
-        words += ["--attacks", ",".join(map(ATTACKS.name_of, self.attacks)), "--device", config.compute.device]
+        written = ("pgd" if isinstance(attack, PGD) else ATTACKS.written(attack) for attack in self.attacks)
+        words += ["--attacks", ",".join(written), "--device", config.compute.device]
         for attack in self.attacks:
             if isinstance(attack, PGD):
                 words += ["--pgd-steps", str(attack.steps), "--pgd-restarts", str(attack.restarts)]
@@ -43,8 +44,7 @@ class Judgement:
             return False
         for attack in self.attacks:
             found = record.attacks.get(ATTACKS.name_of(attack))
-            chosen = {option: value for option, value in vars(attack).items() if value is not None}
-            if found is None or not chosen.items() <= found.settings.items():
+            if found is None or not attack.chosen().items() <= found.settings.items():
                 return False
         return True
 

@@ -101,7 +101,7 @@ class Comparison:
             "data": config.data.name,
             "threat": vars(config.threat),
             "images": plan.images,
-            "attacks": {name: vars(attack) for name, attack in zip(measures(plan)[1:], plan.attacks, strict=True)},
+            "attacks": {name: attack.chosen() for name, attack in zip(measures(plan)[1:], plan.attacks, strict=True)},
             "seeds": plan.seeds,
             "cost": plan.cost,
             "baseline": self.baseline,

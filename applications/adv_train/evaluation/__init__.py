@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from adv_train.evaluation.alarms import collapse, overfitted, overfitting, sound
-from adv_train.evaluation.files import EVAL_FILE, OUTCOMES_FILE, RECORDS_FOLDER, headline, read, read_all, write
+from adv_train.evaluation.files import (
+    EVAL_FILE,
+    OUTCOMES_FILE,
+    RECORDS_FOLDER,
+    headline,
+    read,
+    read_all,
+    record_name,
+    records_of,
+    write,
+)
+from adv_train.evaluation.images import check_image_file, holds_images_of, write_images
+from adv_train.evaluation.intervals import wilson
 from adv_train.evaluation.record import Evaluation, Examples, Outcome
+from adv_train.evaluation.unfinished import Finished, Unfinished
 
 __all__ = [
     "EVAL_FILE",
@@ -12,13 +25,21 @@ __all__ = [
     "RECORDS_FOLDER",
     "Evaluation",
     "Examples",
+    "Finished",
     "Outcome",
+    "Unfinished",
+    "check_image_file",
     "collapse",
     "headline",
+    "holds_images_of",
     "overfitted",
     "overfitting",
     "read",
     "read_all",
+    "record_name",
+    "records_of",
     "sound",
+    "wilson",
     "write",
+    "write_images",
 ]

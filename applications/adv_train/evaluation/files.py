@@ -54,11 +54,11 @@ def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = N
         raise UserError(f"Cannot write an evaluation into `{run_folder}`: there is no such folder.")
     make_folder(folder)
     if earlier is not None:
-        replace_file(folder / _name(earlier), _pack(earlier))
-    path = folder / _name(evaluation)
-    replace_file(path, _pack(evaluation))
+        replace_file(folder / record_name(earlier), pack(earlier))
+    path = folder / record_name(evaluation)
+    replace_file(path, pack(evaluation))
     files = _files(run_folder)
-    records = [_read_file(file) for file in files]
+    records = [read_file(file) for file in files]
     best = headline(records, threat)
     names = [f"{RECORDS_FOLDER}/{file.name}" for file in files]
     listed = [{"file": name, **_brief(record)} for name, record in zip(names, records, strict=True)]
@@ -75,12 +75,20 @@ def read_all(run_folder: Path) -> list[Evaluation]:
     Raises:
         UserError: When the folder has no record, or a record is damaged or has an unknown format.
     """
-    records = [_read_file(file) for file in _files(run_folder)]
-    earlier = _first_format(run_folder)
-    records += [earlier] if earlier is not None else []
+    records = records_of(run_folder)
     if not records:
         raise UserError(f"`{run_folder}` has not been evaluated: `adv-train eval {run_folder}` does it.")
     return records
+
+
+def records_of(run_folder: Path) -> list[Evaluation]:
+    """Read every record of a folder; none where nothing was judged.
+
+    Raises:
+        UserError: When a record is damaged or has an unknown format.
+    """
+    earlier = _first_format(run_folder)
+    return [read_file(file) for file in _files(run_folder)] + ([] if earlier is None else [earlier])
 
 
 def read(run_folder: Path, *, threat: Threat | None = None) -> Evaluation:
@@ -116,7 +124,8 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
 
 def _brief(record: Evaluation) -> dict[str, Any]:
     """Give one line of the list in ``eval.json``."""
-    wanted = ("checkpoint", "epoch", "norm", "eps", "n", "seed", "sa", "ra", "attacks", "warnings")
+    wanted = ["checkpoint", "epoch", "norm", "eps", "n", "of", "seed", "sa", "ra", "intervals", "rounded", "attacks"]
+    wanted += ["warnings"]
     summary = record.summary()
     return {key: summary[key] for key in wanted if key in summary}
 
@@ -125,8 +134,8 @@ def _files(run_folder: Path) -> list[Path]:
     return sorted((run_folder / RECORDS_FOLDER).glob("*.npz"))
 
 
-def _name(record: Evaluation) -> str:
-    """Name a record by what people choose, and by a digest of all that decides it."""
+def record_name(record: Evaluation) -> str:
+    """Name a record's file by what people choose, and by a digest of all that decides it."""
     about, attacks = record.about, "+".join(record.attacks) or "clean"
     stem = Path(str(about.get("checkpoint", "model"))).stem
     epoch = f"-epoch{about['epoch']}" if "epoch" in about else ""
@@ -142,12 +151,15 @@ def _settings(record: Evaluation) -> dict[str, Any]:
     return {name: dict(outcome.settings) for name, outcome in record.attacks.items()}
 
 
-def _pack(record: Evaluation) -> bytes:
+def pack(record: Evaluation) -> bytes:
+    """Give the content of a record's file."""
     arrays: Arrays = {"clean": record.clean}
     for name, outcome in record.attacks.items():
         arrays[name] = outcome.robust
         if outcome.predicted is not None:
             arrays[f"predicted_{name}"] = outcome.predicted
+        if outcome.rounded is not None:
+            arrays[f"rounded_{name}"] = outcome.rounded
     if record.labels is not None and record.predicted is not None:
         arrays |= {"labels": record.labels, "predicted": record.predicted}
     if record.files:
@@ -164,6 +176,7 @@ def _pack(record: Evaluation) -> bytes:
         ],
         "class_names": list(record.class_names),
         "about": dict(record.about),
+        **({} if record.of is None else {"of": record.of}),
     }
     arrays["record"] = np.array(json.dumps(content, allow_nan=False))
     archive = io.BytesIO()
@@ -177,7 +190,12 @@ def _load(path: Path) -> Arrays:
         return {name: archive[name] for name in archive.files}
 
 
-def _read_file(path: Path) -> Evaluation:
+def read_file(path: Path) -> Evaluation:
+    """Read the record in a file.
+
+    Raises:
+        UserError: When it is damaged or has an unknown format.
+    """
     try:
         arrays = _load(path)
         content = json.loads(str(arrays["record"]))
@@ -200,6 +218,7 @@ def _unpack(arrays: Arrays, content: Mapping[str, Any]) -> Evaluation:
             arrays.get(f"predicted_{attack['name']}"),
             attack["settings"],
             tuple(attack["warnings"]),
+            arrays.get(f"rounded_{attack['name']}"),
         )
         for attack in content["attacks"]
     }
@@ -217,6 +236,7 @@ def _unpack(arrays: Arrays, content: Mapping[str, Any]) -> Evaluation:
         class_names=tuple(content["class_names"]),
         files=files,
         about=content["about"],
+        of=content.get("of"),
     )
 
 

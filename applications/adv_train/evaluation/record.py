@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adv_train.evaluation.alarms import collapse
+from adv_train.evaluation.intervals import wilson
 from adv_train.threat import Threat
 
 Flags = npt.NDArray[np.bool_]
@@ -45,12 +46,15 @@ class Outcome:
             format, which kept verdicts only.
         settings: How hard it tried, in plain values.
         warnings: What it found that makes its verdict doubtful.
+        rounded: Whether each sample is still classified correctly when the image that the attack made of it is rounded
+            to 8 bits, ``(n,)``; None where that was not asked for.
     """
 
     robust: Flags
     predicted: Classes | None
     settings: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    rounded: Flags | None = None
 
     @property
     def accuracy(self) -> float:
@@ -69,10 +73,11 @@ class Evaluation:
         attacks: What each attack did, by its name.
         labels: True classes ``(n,)``; None in records of the first format.
         predicted: Predicted classes of the clean images ``(n,)``, -1 for none; None likewise.
-        examples: Samples with their images under the first attack; None where none was run.
+        examples: Samples with their images under the first attack whose images were at hand; None without one.
         class_names: In the order of the labels; empty where they are not known.
         files: File of each sample; empty where samples have no files.
         about: What else belongs to the record: checkpoint, epoch, data set, versions, in plain values.
+        of: Size of the test set that the samples are from; None where it is not known.
     """
 
     threat: Threat
@@ -85,6 +90,7 @@ class Evaluation:
     class_names: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    of: int | None = None
 
     @property
     def eps(self) -> float:
@@ -136,6 +142,35 @@ class Evaluation:
             found.append({"name": name, "n": n, "sa": float(self.clean[chosen].mean()) if n else None, "ra": ra})
         return found
 
+    def intervals(self) -> dict[str, Any]:
+        """Give Wilson's 95 % interval of ``sa``, and in ``ra`` of the accuracy under each attack.
+
+        They say how far the choice of the samples moves an accuracy, not what another seed of the training does.
+        """
+
+        def of(flags: Flags) -> list[float]:
+            return list(wilson(int(flags.sum()), len(flags)))
+
+        return {"sa": of(self.clean), "ra": {name: of(outcome.robust) for name, outcome in self.attacks.items()}}
+
+    def after_rounding(self) -> dict[str, dict[str, Any]]:
+        """Give for each attack what rounding its images to 8 bits changed, where that was asked for.
+
+        ``ra`` is the accuracy on the rounded images, ``broken`` how many correct samples the attack broke, ``stay`` how
+        many of these stay adversarial, and ``more`` how many others rounding breaks.
+        """
+        found = {}
+        for name, outcome in self.attacks.items():
+            if outcome.rounded is not None:
+                broken = self.clean & ~outcome.robust
+                found[name] = {
+                    "ra": float(outcome.rounded.mean()),
+                    "broken": int(broken.sum()),
+                    "stay": int((broken & ~outcome.rounded).sum()),
+                    "more": int((outcome.robust & ~outcome.rounded).sum()),
+                }
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Give the figures in plain values, with what `about` adds to them."""
         return {
@@ -143,12 +178,15 @@ class Evaluation:
             "ra_pgd": self.ra_pgd,
             "ra_aa": self.ra_aa,
             "ra": {name: outcome.accuracy for name, outcome in self.attacks.items()},
+            "intervals": self.intervals(),
             "n": self.n,
+            **({} if self.of is None else {"of": self.of}),
             "norm": self.threat.norm,
             "eps": self.eps,
             "range": [self.threat.low, self.threat.high],
             "seed": self.seed,
             "attacks": {name: dict(outcome.settings) for name, outcome in self.attacks.items()},
+            **({"rounded": rounded} if (rounded := self.after_rounding()) else {}),
             "warnings": list(self.warnings),
             "per_class": self.per_class(),
             **self.about,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, percent, row
-from adv_train.tables import Cell, Figure
+from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, measured, percent, row
+from adv_train.tables import Cell
 
 _PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
 _ACCURACIES = ("sa", "ra_pgd", "ra_aa")
@@ -87,6 +87,7 @@ def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
         "SA": "standard accuracy: clean test images classified correctly.",
         "RA-PGD": f"robust accuracy: correct on the clean image and after each restart of {_pgd_name(runs)}.",
         "RA-AA": "robust accuracy under standard AutoAttack (APGD-CE, APGD-T, FAB-T, Square).",
+        "brackets": "95 % Wilson interval, in percent: how far the choice of the test images moves an accuracy.",
         "s/epoch": "training time of an epoch on this machine.",
         "F/step": "cost of a training step, in forward passes of the model.",
         "implicit share": "size of the implicit gradient next to the direct one, averaged over training.",
@@ -113,7 +114,8 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
         for found in run.records:
             accuracies = [found.get("sa"), *(found.get("ra", {}).get(name) for name in attacks)]
             epoch = f", epoch {found['epoch']}" if "epoch" in found else ""
-            norm = found.get("norm", "linf")
+            norm, intervals = found.get("norm", "linf"), found.get("intervals", {})
+            ends = [intervals.get("sa"), *(intervals.get("ra", {}).get(name) for name in attacks)]
             rows.append(
                 [
                     run.name,
@@ -121,7 +123,7 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
                     f"{found['eps']:.4g}{'' if norm == 'linf' else f' in {norm}'}",
                     str(found["n"]),
                     _effort(found.get("attacks", {})),
-                    *(Figure(accuracy, percent(accuracy)) for accuracy in accuracies),
+                    *map(measured, accuracies, ends),
                 ]
             )
     return Table(("run", "checkpoint", "ε", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)

@@ -51,7 +51,8 @@ class RunSummary:
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
         averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
-        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}"
+        part = f"; the test set has {record['of']}" if record["n"] < record.get("of", 0) else ""
+        return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}{part}"
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
@@ -63,11 +64,15 @@ def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
 def row(run: RunSummary, runs: Sequence[RunSummary]) -> list[Cell]:
     """Give a run's row of the results table, in the order of `header`."""
     found = run.evaluation
-    accuracies = [found.get("sa"), found.get("ra_pgd"), found.get("ra_aa")]
-    accuracies += [found.get("ra", {}).get(name) for name in _further(runs)]
+    intervals = found.get("intervals", {})
+    accuracies = [(found.get("sa"), intervals.get("sa"))]
+    for name, accuracy in {"pgd": found.get("ra_pgd"), "autoattack": found.get("ra_aa")}.items():
+        accuracies.append((accuracy, intervals.get("ra", {}).get(name)))
+    for name in _further(runs):
+        accuracies.append((found.get("ra", {}).get(name), intervals.get("ra", {}).get(name)))
     return [
         run.name,
-        *(share(accuracy) for accuracy in accuracies),
+        *(measured(accuracy, interval) for accuracy, interval in accuracies),
         Figure(run.seconds_per_epoch, number(run.seconds_per_epoch, 2)),
         Figure(run.forward_equivalents, number(run.forward_equivalents, 1)),
         share(run.implicit_share),
@@ -108,6 +113,14 @@ def budget(record: Mapping[str, Any]) -> str:
 def share(fraction: float | None) -> Figure:
     """Make the cell of a fraction."""
     return Figure(fraction, percent(fraction))
+
+
+def measured(fraction: float | None, interval: Sequence[float] | None) -> Figure:
+    """Make the cell of an accuracy with its confidence interval, in percent: ``61.4 % [56.2, 66.3]``."""
+    if fraction is None or interval is None:
+        return share(fraction)
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    return Figure(fraction, f"{percent(fraction)} [{low}, {high}]")
 
 
 def percent(fraction: float | None) -> str:

@@ -1,0 +1,33 @@
+"""The first half of AutoAttack, which is nearly as strong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from adv_train.attacks.autoattack import LEAST_CLASSES
+from adv_train.attacks.base import ATTACKS
+from adv_train.attacks.official import OfficialAttack
+
+if TYPE_CHECKING:
+    from pyautoattack import AutoAttack
+
+_PARTS: Final = ["apgd-ce", "apgd-t"]
+
+
+@ATTACKS.register("apgd")
+@dataclass(frozen=True)
+class APGD(OfficialAttack):
+    """APGD-CE and APGD-T, the first two parts of standard AutoAttack, without FAB-T and Square.
+
+    With the same seed and batch size it is AutoAttack stopped half-way, so it calls every sample robust that AutoAttack
+    does, and a few more: FAB-T and Square removed 0.00 to 0.03 points on 18 robust models, for 71 % of the time. Of a
+    model that masks its gradients they remove much, so this is no substitute there.
+    """
+
+    title: ClassVar[str] = "APGD"
+    least_classes: ClassVar[int] = LEAST_CLASSES
+
+    def change(self, attack: AutoAttack) -> None:
+        """Leave out the parts that follow."""
+        attack.attacks_to_run = list(_PARTS)

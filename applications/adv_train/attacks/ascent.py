@@ -1,0 +1,203 @@
+"""Projected gradient ascent on any loss: the judge's own lower-level solver, in plain torch.
+
+It is independent of `blo`: a judge that shared code with the trained methods would share their errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from adv_train.attacks.geometry import GEOMETRIES, Geometry
+from adv_train.attacks.judging import (
+    Forward,
+    adapted,
+    check_budget,
+    check_labels,
+    check_samples,
+    checked,
+    classes_of,
+    frozen,
+    full_resolution,
+    progress_bar,
+    suitable_threads,
+)
+from adv_train.attacks.masking import LEAST_EPS, Progress
+from adv_train.threat import Threat
+
+_HALF = (torch.float16, torch.bfloat16)
+
+Loss: TypeAlias = Callable[[Tensor], Tensor]
+"""From logits ``(batch, classes)`` to the sum over the batch of what is climbed."""
+
+Aim: TypeAlias = Callable[[Tensor, Tensor], Loss]
+"""Makes the loss of a batch from its labels ``(batch,)`` and the logits of its clean images ``(batch, classes)``."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How one climb goes.
+
+    Attributes:
+        count: Number of steps.
+        size: Length of a step; ``None`` is a quarter of the ball's radius.
+    """
+
+    count: int
+    size: float | None
+
+    def length(self, threat: Threat) -> float:
+        """Return the length of a step in the ball of a threat."""
+        return threat.eps / 4 if self.size is None else self.size
+
+    def told(self, threat: Threat) -> dict[str, Any]:
+        """Return what a record says of the steps, in plain values."""
+        radii = GEOMETRIES[threat.norm].radii
+        shrinking = {"radii": [radius * threat.eps for radius in radii]} if len(radii) > 1 else {}
+        return {"step": self.length(threat), **shrinking}
+
+
+def untargeted(y: Tensor, clean: Tensor) -> Loss:
+    """Climb the cross-entropy of the label."""
+
+    def loss(logits: Tensor) -> Tensor:
+        if logits.dtype in _HALF:
+            # (1 - p_y) times this is the gradient of the cross-entropy, so it has the same direction for each sample;
+            # and it does not underflow in half precision where the model is sure and 1 - p_y is below 6e-8.
+            logits = logits.float()
+            others = logits.scatter(1, y[:, None], -torch.inf)
+            return (others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)).sum()
+        # The sum, not the mean: the sign is the same and small gradients stay clear of underflow.
+        return cross_entropy(logits, y, reduction="sum")
+
+    return loss
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    steps: Steps,
+    aims: Callable[[int], Sequence[Aim]],
+    *,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: bool | None,
+    title: str = "PGD",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Climb from a random start for each aim in turn; `aims` makes them from the number of classes.
+
+    A sample is broken when the clean image is misclassified or when the last iterate of *any* climb is; keeping
+    only the one of highest loss would overstate robustness, because a higher loss can be a correct class.
+    Broken samples leave the batch. The starts are drawn for all samples all the same, so that neither the batch
+    size nor another sample's fate changes what a sample meets. The model is judged in eval mode and handed back
+    as it was, with every mode, flag and ``.grad`` in place.
+
+    Returns:
+        The parts of `Verdicts`: robust, images, predicted.
+
+    Warns:
+        RuntimeWarning: When the model gives the first climb nothing to climb by.
+    """
+    shape = GEOMETRIES[threat.norm]
+    check_samples(x, y, threat)
+    given, x = x, full_resolution(x)
+    adversarial = x.clone()
+    watch = Progress()
+    with frozen(model), suitable_threads(model, x):
+        forward = adapted(model, given)
+        with torch.no_grad():
+            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(batch_size)])
+        check_labels(y, logits.shape[1])
+        predicted = classes_of(logits)
+        robust = predicted == y
+        rounds = aims(logits.shape[1])
+        with progress_bar(title, len(rounds) * len(x), "img", progress) as bar:
+            for number, aim in enumerate(rounds):
+                start = start_of(x, threat, generator)
+                for batch in robust.nonzero().squeeze(1).split(batch_size):
+                    if len(batch) == 0:
+                        continue
+                    climb = Climb(forward, shape, threat, steps, aim, watch if number == 0 else None)
+                    found = climb(start[batch], x[batch], y[batch], logits[batch])
+                    adversarial[batch], predicted[batch] = found[0], classes_of(found[1])
+                    robust[batch] = predicted[batch] == y[batch]
+                    bar.update(len(batch))
+                bar.update((number + 1) * len(x) - bar.n)  # What was already broken is done without work.
+                bar.set_postfix_str(f"robust {robust.double().mean().item():.1%}")
+    check_budget(adversarial, x, threat)
+    if threat.eps >= LEAST_EPS * (threat.high - threat.low):
+        watch.warn()
+    return robust, adversarial, predicted
+
+
+def start_of(x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
+    """Draw a start for every image, in the ball in which the first step begins."""
+    shape = GEOMETRIES[threat.norm]
+    return shape.start(x, _wider(threat, shape.radii[0]), generator)
+
+
+def _wider(threat: Threat, radius: float) -> Threat:
+    """Give the threat whose ball has another radius, in units of the threat's own."""
+    return threat if radius == 1 else replace(threat, eps=radius * threat.eps)
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Projected ascent steps from a start."""
+
+    forward: Forward
+    shape: Geometry
+    threat: Threat
+    steps: Steps
+    aim: Aim
+    watch: Progress | None = None
+
+    def __call__(self, start: Tensor, x: Tensor, y: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the last iterate and its logits; `clean` are the logits of the images."""
+        balls = self._balls()
+        loss = self.aim(y, clean)
+        z = self.shape.project(start, x, balls[0])
+        finite = torch.ones((), dtype=torch.bool, device=z.device)
+        for step, (ball, following) in enumerate(pairwise(balls)):
+            with torch.enable_grad():
+                z.requires_grad_()
+                logits = self.forward(z)
+                gradient = _gradient(loss(logits), z)
+            finite &= gradient.isfinite().all()
+            if step == 0 and self.watch is not None:
+                # A start in a wider ball is no measure of what the ball of the end allows.
+                self.watch.begin(logits.detach() if len(self.shape.radii) == 1 else clean, y, gradient)
+            z = z.detach() + self.steps.length(ball) * self.shape.step(gradient)
+            z = self.shape.project(z, x, following)
+        # The sign of NaN is 0: the attack would stand still and call the sample robust.
+        if not finite:
+            raise RuntimeError(
+                "PGD cannot judge this model: the gradient of its loss in the image is not finite on a correctly "
+                "classified image. Look for sqrt, norm or log at 0 in the model, or for weights that overflow."
+            )
+        with torch.no_grad():
+            logits = checked(self.forward(z), len(z))
+        if self.watch is not None:
+            self.watch.end(logits, y)
+        return z, logits
+
+    def _balls(self) -> list[Threat]:
+        """Give the ball in which each step begins, and the threat's own, in which the last one ends."""
+        *wide, _ = self.shape.radii
+        count = self.steps.count
+        first = [_wider(self.threat, radius) for radius in wide for _ in range(count // len(self.shape.radii))]
+        return first + [self.threat] * (count + 1 - len(first))
+
+
+def _gradient(loss: Tensor, z: Tensor) -> Tensor:
+    """Differentiate a loss in the images; where the model cuts the graph the gradient is zero."""
+    (gradient,) = torch.autograd.grad(loss, z, allow_unused=True) if loss.requires_grad else (None,)
+    return torch.zeros_like(z) if gradient is None else gradient

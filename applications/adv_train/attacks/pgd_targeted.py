@@ -1,0 +1,91 @@
+"""PGD towards each of the most probable wrong classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks.ascent import Aim, Loss, Steps, ascend
+from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.threat import Threat
+from adv_train.values import Count, Positive
+
+
+@ATTACKS.register("pgd-targeted")
+@dataclass(frozen=True)
+class TargetedPGD(Attack):
+    """PGD on the logit of a wrong class minus that of the label, one target after the other (Gowal et al., 2019).
+
+    The targets of a sample are its most probable wrong classes on the clean image, the most probable one first. A
+    sample is broken by any wrong class, not by its target alone, and meets no further target then.
+
+    Attributes:
+        targets: Wrong classes to try, at most all; `none` tries all of them.
+        steps: Steps towards each target, at least 1.
+        restarts: Random starts for each target, at least 1.
+        step: As for `PGD`.
+
+    Raises:
+        UserError: When an option is out of its range.
+    """
+
+    targets: Count | None = 9
+    steps: Count = 50
+    restarts: Count = 1
+    step: Positive | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image; the starts are drawn on the CPU, so they are the same on every device."""
+        robust, images, predicted = ascend(
+            model,
+            x,
+            y,
+            threat,
+            Steps(self.steps, self.step),
+            self._aims,
+            generator=torch.Generator().manual_seed(seed),
+            batch_size=batch_size,
+            progress=progress,
+            title="targeted PGD",
+        )
+        return Verdicts(robust, images, predicted, self.settings(threat, batch_size))
+
+    def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
+        """Return the options, with the step's length and in l1 the radii of the balls."""
+        targets = "all" if self.targets is None else self.targets
+        return {"targets": targets, "steps": self.steps, "restarts": self.restarts, "loss": "margin"} | Steps(
+            self.steps, self.step
+        ).told(threat)
+
+    def _aims(self, classes: int) -> list[Aim]:
+        targets = classes - 1 if self.targets is None else min(self.targets, classes - 1)
+        return [aim for rank in range(targets) for aim in [towards(rank)] * self.restarts]
+
+
+def towards(rank: int) -> Aim:
+    """Climb the logit of a wrong class minus the label's: the most probable one on the clean image for rank 0."""
+
+    def aim(y: Tensor, clean: Tensor) -> Loss:
+        others = clean.scatter(1, y[:, None], -torch.inf)
+        target = others.sort(dim=1, descending=True, stable=True).indices[:, rank : rank + 1]
+
+        def loss(logits: Tensor) -> Tensor:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return (logits.gather(1, target) - logits.gather(1, y[:, None])).sum()
+
+        return loss
+
+    return aim

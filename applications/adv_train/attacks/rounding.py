@@ -1,0 +1,52 @@
+"""Adversarial images as a file holds them: a byte a value, and judged once more after that."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adv_train.attacks.judging import TOLERANCE, Forward, predict
+from adv_train.threat import Threat
+
+LEVELS = 255
+
+
+def rounded(images: Tensor, threat: Threat) -> Tensor:
+    """Round images in the threat's range to bytes, shape kept, uint8."""
+    unit = (images - threat.low) / (threat.high - threat.low)
+    return (unit * LEVELS).round().clamp(0, LEVELS).to(torch.uint8)
+
+
+def unrounded(stored: Tensor, threat: Threat) -> Tensor:
+    """Give the images in the threat's range that bytes stand for, float32."""
+    return threat.low + stored.float() / LEVELS * (threat.high - threat.low)
+
+
+def judge_rounded(model: Forward, stored: Tensor, x: Tensor, threat: Threat, batch_size: int) -> Tensor:
+    """Classify rounded images ``(N, C, H, W)``, and refuse those that rounding cannot explain.
+
+    Rounding moves a value by half a grey level at most, and so an image by the norm of that in all its values.
+
+    Args:
+        model: Maps images to logits, frozen.
+        stored: The rounded images, uint8.
+        x: The clean images that they are of.
+        threat: What the attack was allowed.
+        batch_size: Images in a forward pass.
+
+    Returns:
+        Classes ``(N,)``, -1 where the logits are not finite.
+
+    Raises:
+        RuntimeError: When an image is farther from its clean one than the budget and half a grey level in every value.
+    """
+    images = unrounded(stored, threat)
+    half = (threat.high - threat.low) / LEVELS / 2
+    most = threat.eps + threat.largest(x.shape[1:], half + 2.0**-24) + TOLERANCE * max(1.0, threat.eps)
+    distance = threat.distance(images - x)
+    if not bool((distance <= most).all()):
+        raise RuntimeError(
+            f"Rounded images left the budget by more than half a grey level a value: the farthest moved by "
+            f"{distance.max().item():.6g}, and {most:.6g} is the most."
+        )
+    return predict(model, images.to(x.dtype), batch_size)

@@ -1,0 +1,157 @@
+"""Images that fool another model, tried on this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks.ascent import Climb, Steps, start_of, untargeted
+from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.geometry import GEOMETRIES
+from adv_train.attacks.judging import (
+    adapted,
+    check_budget,
+    check_samples,
+    checked,
+    frozen,
+    full_resolution,
+    predict,
+    progress_bar,
+    suitable_threads,
+)
+from adv_train.digests import digest
+from adv_train.errors import UserError
+from adv_train.threat import Threat
+from adv_train.values import Count, Positive, refused, text
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The model that a transfer attack makes its images on.
+
+    Attributes:
+        name: Where it comes from, for the record: a run folder or a checkpoint of one.
+        model: The model itself; None until it is loaded.
+    """
+
+    name: str
+    model: nn.Module | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def read(cls, value: object, name: str) -> Self:
+        """Take a source, a model, or the path of a run as text."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, nn.Module):
+            return cls(type(value).__name__, value)
+        if not isinstance(value, str):
+            raise refused(name, "a run folder, a checkpoint of a run, or a model", value)
+        return cls(text(value, name))
+
+
+@ATTACKS.register("transfer")
+@dataclass(frozen=True)
+class Transfer(Attack):
+    """PGD on another model, `source`, whose images are then shown to this one.
+
+    It needs no gradient of the judged model, so it still breaks one that masks its gradients; where it breaks more than
+    PGD does, that model's gradients are not to be trusted. Otherwise it is much weaker than an attack on the model
+    itself. A sample is broken when the image of any restart is misclassified by the judged model.
+
+    Attributes:
+        source: Run folder, or checkpoint file of a run, that holds the other model; in Python also the model itself.
+        steps: Steps of each restart, at least 1.
+        restarts: Random starts, at least 1.
+        step: As for `PGD`.
+
+    Raises:
+        UserError: When an option is out of its range.
+    """
+
+    source: Source | None = None
+    steps: Count = 50
+    restarts: Count = 1
+    step: Positive | None = None
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int,
+        batch_size: int = 512,
+        progress: bool | None = False,
+    ) -> Verdicts:
+        """Attack every image; a sample that a restart broke is not attacked again."""
+        check_samples(x, y, threat)
+        source = self._model()
+        given, x = x, full_resolution(x)
+        images, steps = x.clone(), Steps(self.steps, self.step)
+        generator = torch.Generator().manual_seed(seed)
+        with frozen(model), frozen(source), suitable_threads(source, x):
+            judge, maker = adapted(model, given), adapted(source, given)
+            climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)
+            predicted = predict(judge, x, batch_size)
+            robust = predicted == y
+            with progress_bar("transfer", self.restarts * len(x), "img", progress) as bar:
+                for restart in range(self.restarts):
+                    start = start_of(x, threat, generator)
+                    for batch in robust.nonzero().squeeze(1).split(batch_size):
+                        if len(batch) == 0:
+                            continue
+                        with torch.no_grad():
+                            clean = checked(maker(x[batch]), len(batch))
+                        images[batch] = climb(start[batch], x[batch], y[batch], clean)[0]
+                        predicted[batch] = predict(judge, images[batch], batch_size)
+                        bar.update(len(batch))
+                    robust = predicted == y
+                    bar.update((restart + 1) * len(x) - bar.n)
+        check_budget(images, x, threat)
+        return Verdicts(robust, images, predicted, self.settings(threat, batch_size))
+
+    def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
+        """Return the options, with a digest of the source's weights, and the step's length."""
+        told = {"source": str(self.source), "source_weights": digest(self._model().state_dict())[:16]}
+        return {**told, "steps": self.steps, "restarts": self.restarts, **Steps(self.steps, self.step).told(threat)}
+
+    def bound(self, load: Callable[[str], nn.Module]) -> Transfer:
+        """Load the source where it is named only."""
+        if self.source is None or self.source.model is not None:
+            return self
+        return replace(self, source=Source(self.source.name, load(self.source.name)))
+
+    def check(self, x: Tensor, classes: int, threat: Threat) -> None:
+        """Refuse a source that is missing, cannot take the images or has other classes.
+
+        Raises:
+            UserError: Says which.
+        """
+        source = self._model()
+        try:
+            with torch.no_grad(), frozen(source):
+                found = checked(adapted(source, x)(full_resolution(x[:1])), 1).shape[1]
+        except RuntimeError as error:
+            size = " x ".join(map(str, x.shape[1:]))
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"The source `{self.source}` does not take images of {size}: {reason}.") from error
+        if found != classes:
+            raise UserError(f"The source `{self.source}` has {found} classes, but the judged model has {classes}.")
+
+    def _model(self) -> nn.Module:
+        if self.source is None:
+            raise UserError("A transfer attack needs the run that its images are made on: transfer(source=RUN).")
+        if self.source.model is None:
+            raise UserError(
+                f"The source `{self.source}` is not loaded: give the model itself, "
+                "such as Transfer(source=adv_train.load_model(RUN))."
+            )
+        return self.source.model

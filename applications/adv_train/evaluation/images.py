@@ -1,0 +1,78 @@
+"""Adversarial images in a file: what each attack made of each sample, as bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adv_train.errors import UserError
+from adv_train.evaluation.record import Evaluation
+from adv_train.files import make_folder, replace_file
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def check_image_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before hours of work.
+
+    Raises:
+        UserError: When it does not end in ``.npz``, or its folder cannot be made or written to.
+    """
+    if path.suffix != ".npz":
+        raise UserError(f"Adversarial images are saved as an .npz file, but `{path}` does not end in .npz.")
+    if path.is_dir():
+        raise UserError(f"Cannot write `{path}`: it is a folder.")
+    make_folder(path.parent)
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        trial.write_bytes(b"")
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write `{path}`: {error.strerror}.") from error
+
+
+def write_images(path: Path, record: Evaluation, clean: Bytes, images: Mapping[str, Bytes], name: str = "") -> None:
+    """Write images as bytes in one piece.
+
+    The file holds ``clean`` ``(n, C, H, W)`` and ``labels`` ``(n,)``, and for each attack ``images_ATTACK`` like the
+    clean ones, and of these rounded images ``robust_ATTACK`` (still classified correctly) and of the images as the
+    attack made them ``robust_before_ATTACK``. ``record`` says in JSON what was judged.
+
+    Args:
+        path: The file.
+        record: With verdicts after rounding.
+        clean: Rounded clean images.
+        images: Rounded images of each attack.
+        name: File of the record, where it has one.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    told = {"file": name, "seed": record.seed, "threat": vars(record.threat), "about": dict(record.about)}
+    arrays: dict[str, npt.NDArray[Any]] = {"clean": clean, "record": np.array(json.dumps(told))}
+    if record.labels is not None:
+        arrays["labels"] = record.labels
+    for attack, found in images.items():
+        outcome = record.attacks[attack]
+        arrays |= {f"images_{attack}": found, f"robust_before_{attack}": outcome.robust}
+        if outcome.rounded is not None:
+            arrays[f"robust_{attack}"] = outcome.rounded
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **arrays)
+    replace_file(path, archive.getvalue())
+
+
+def holds_images_of(path: Path, name: str) -> bool:
+    """Tell whether a file holds the images of the record of that file name."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return bool(json.loads(str(archive["record"]))["file"] == name)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,142 @@
+"""What is done of an evaluation before all of it is, on disk, so that an interrupted one goes on and not anew.
+
+``evaluations/unfinished/KEY/`` belongs to one model, set of images, threat and seed, and is deleted when its evaluation
+is written. It may be deleted at any time: what it holds is done again then.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from adv_train.digests import digest
+from adv_train.errors import UserError
+from adv_train.evaluation.files import RECORDS_FOLDER, pack, read_file
+from adv_train.evaluation.record import Evaluation, Examples, Outcome
+from adv_train.files import make_folder, replace_file
+
+UNFINISHED: Final = "unfinished"
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """One attack that is done.
+
+    Attributes:
+        outcome: What it did.
+        examples: Some of its samples; None where they were not kept.
+        images: Its images as bytes ``(n, C, H, W)``; None where they were not asked for.
+    """
+
+    outcome: Outcome
+    examples: Examples | None = None
+    images: npt.NDArray[np.uint8] | None = None
+
+
+def as_hard(outcome: Outcome, settings: Mapping[str, Any]) -> bool:
+    """Tell whether an attack that was run tried what these settings say."""
+    return settings.items() <= outcome.settings.items()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The attacks of an evaluation that are done, in its folder or in records of the same model and images.
+
+    Attributes:
+        run_folder: Holds ``evaluations``.
+        empty: The evaluation before its first attack: threat, seed and what it is about; the rest does not matter.
+        records: Those of the run.
+    """
+
+    run_folder: Path
+    empty: Evaluation
+    records: Sequence[Evaluation] = ()
+
+    def whole(self, settings: Settings, n: int) -> Evaluation | None:
+        """Find a record of exactly these attacks, by their names and how hard they try."""
+        for record in self._alike():
+            same = list(record.attacks) == list(settings) and record.n == n
+            if same and all(as_hard(outcome, settings[name]) for name, outcome in record.attacks.items()):
+                return record
+        return None
+
+    def find(self, name: str, settings: Mapping[str, Any], *, images: bool) -> Finished | None:
+        """Find an attack that is done; with its images where these are asked for."""
+        path = self._path(name, settings)
+        if path.is_file():
+            with suppress(UserError):  # A damaged file is as good as none.
+                record = read_file(path)
+                stored = _read_images(path.with_suffix(".images"))
+                if stored is not None or not images:
+                    return Finished(record.attacks[name], record.examples, stored if images else None)
+        if images:
+            return None
+        for record in self._alike():
+            if name in record.attacks and as_hard(record.attacks[name], settings):
+                first = next(iter(record.attacks)) == name
+                return Finished(record.attacks[name], record.examples if first else None)
+        return None
+
+    def keep(self, name: str, settings: Mapping[str, Any], judged: Evaluation, finished: Finished) -> None:
+        """Keep an attack that is done; `judged` has the clean verdicts."""
+        path = self._path(name, settings)
+        make_folder(path.parent)
+        if finished.images is not None:
+            archive = io.BytesIO()
+            np.savez_compressed(archive, images=finished.images)
+            replace_file(path.with_suffix(".images"), archive.getvalue())
+        part = replace(
+            self.empty,
+            clean=judged.clean,
+            labels=judged.labels,
+            predicted=judged.predicted,
+            attacks={name: finished.outcome},
+            examples=finished.examples,
+        )
+        replace_file(path, pack(part))
+        shutil.rmtree(self.folder(name, settings), ignore_errors=True)
+
+    def folder(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """Return the folder in which an attack keeps what it has done of itself."""
+        return self._path(name, settings).with_suffix("")
+
+    def forget(self) -> None:
+        """Delete the folder, and the one above it where it is empty."""
+        shutil.rmtree(self._own, ignore_errors=True)
+        with suppress(OSError):
+            self._own.parent.rmdir()
+
+    @property
+    def _own(self) -> Path:
+        known = {"threat": vars(self.empty.threat), "seed": self.empty.seed, "about": dict(self.empty.about)}
+        return self.run_folder / RECORDS_FOLDER / UNFINISHED / digest(known)[:16]
+
+    def _path(self, name: str, settings: Mapping[str, Any]) -> Path:
+        return self._own / f"{name}-{digest(settings)[:16]}.npz"
+
+    def _alike(self) -> list[Evaluation]:
+        ours = self.empty
+        return [
+            record
+            for record in self.records
+            if (record.threat, record.seed, dict(record.about)) == (ours.threat, ours.seed, dict(ours.about))
+        ]
+
+
+def _read_images(path: Path) -> npt.NDArray[np.uint8] | None:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            found: npt.NDArray[np.uint8] = archive["images"]
+            return found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

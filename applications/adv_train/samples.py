@@ -1,0 +1,65 @@
+"""What is judged, in every form that people have it in, and which of it a record shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks import Verdicts
+from adv_train.data.dataset import Dataset
+from adv_train.data.split import Split
+from adv_train.errors import UserError
+from adv_train.evaluation import Examples
+
+Samples: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...], tuple[str, ...]]
+Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
+
+
+def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples:
+    """Give images in floating point, their labels, and the names of classes and files where they are known.
+
+    Raises:
+        UserError: When labels are missing or given twice, or there is no image.
+    """
+    names: tuple[str, ...] = ()
+    if isinstance(images, Tensor):
+        if labels is None:
+            raise UserError("`labels` are missing: a tensor of images needs one label each.")
+        return _unit(images), labels, (), ()
+    if labels is not None:
+        raise UserError("`labels` are given, but the images bring their own: leave `labels` out.")
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    if isinstance(images, Dataset):
+        names, images = images.class_names, images.test
+    if isinstance(images, Split):
+        return _unit(images.images.to(device)), images.labels.to(device), names, _files(images)
+    batches = [(_unit(x), y) for x, y in images]
+    if not batches:
+        raise UserError("There is no image to judge: the batches are empty.")
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    return x.to(device), y.to(device), (), ()
+
+
+def _files(split: Split) -> tuple[str, ...]:
+    """Give the file of each image, where the split knows it."""
+    return tuple(getattr(split, "names", None) or ())
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def shown_examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:
+    """Keep the first k correctly classified samples: chosen blind to whether the attack broke them."""
+    # A stable sort brings the correct ones to the front in their order, and fills up with others if they are few.
+    chosen = (before != labels).int().argsort(stable=True)[:k]
+    return Examples(
+        clean=x[chosen].float().cpu().numpy(),
+        adversarial=verdicts.images[chosen].float().cpu().numpy(),
+        label=labels[chosen].cpu().numpy(),
+        before=before[chosen].cpu().numpy(),
+        after=verdicts.predicted[chosen].cpu().numpy(),
+    )

@@ -1,0 +1,127 @@
+"""What the cascade and the short form save next to AutoAttack, on a robust model of the digits.
+
+    python -m benchmarks.cascade --out runs/cascade --eps 0.1
+    python -m benchmarks.cascade --out runs/cascade --eps 0.1 --judged-at 0.25
+
+trains the model into a run folder, or takes the one that is there, and judges it by each attack in turn, in one process
+on one thread. Passes are calls of the model, image passes their images; passes with a gradient are backwards as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import adv_train
+from adv_train import data
+from adv_train.attacks import ATTACKS
+from adv_train.tables import Cell, write_table
+from adv_train.threat import Threat
+
+ATTACKS_BY_DEFAULT = "autoattack", "cascade", "apgd"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What an attack made of the images, and at what cost."""
+
+    robust: Tensor
+    seconds: float
+    cpu_seconds: float
+    passes: int
+    image_passes: int
+    image_gradients: int
+
+
+def timed(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat, attack: str, batch_size: int) -> Timed:
+    """Attack, and count the passes of the model."""
+    counts = [0, 0, 0]
+
+    def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        counts[0] += 1
+        counts[1] += len(arguments[0])
+        counts[2] += len(arguments[0]) * (arguments[0].requires_grad and torch.is_grad_enabled())
+
+    handle = model.register_forward_pre_hook(count)
+    started, cpu = time.perf_counter(), time.process_time()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = ATTACKS.read(attack, "attack")(model, images, labels, threat, seed=0, batch_size=batch_size)
+    finally:
+        handle.remove()
+    return Timed(found.robust, time.perf_counter() - started, time.process_time() - cpu, *counts)
+
+
+def rows(found: dict[str, Timed]) -> list[list[Cell]]:
+    """Table each attack beside the first."""
+    first = next(iter(found.values()))
+    made: list[list[Cell]] = []
+    for name, each in found.items():
+        made.append(
+            [
+                name,
+                f"{100 * each.robust.double().mean().item():.2f}",
+                f"{each.seconds:.1f}",
+                f"{first.seconds / each.seconds:.2f}",
+                f"{each.cpu_seconds:.1f}",
+                f"{first.cpu_seconds / each.cpu_seconds:.2f}",
+                str(each.passes),
+                str(each.image_passes),
+                str(each.image_gradients),
+                str(int((each.robust & ~first.robust).sum())),
+                str(int((~each.robust & first.robust).sum())),
+            ]
+        )
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Train or load, judge, print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cascade", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="run folder of the model")
+    parser.add_argument("--eps", type=float, default=0.1, help="radius in the maximum norm, of training")
+    parser.add_argument("--judged-at", type=float, help="radius of the attacks; by default that of training")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=360, help="test images")
+    parser.add_argument("--repeat", type=int, default=1, help="how often the test images are taken: a larger set")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--attack", action="append", help="may be given several times; the first is compared with")
+    options = parser.parse_args(words)
+    torch.set_num_threads(1)
+    if not (options.out / "best.pt").is_file():
+        chosen: dict[str, Any] = {
+            "data": "digits",
+            "method": "pgd-at",
+            "model": "small-cnn",
+            "device": "cpu",
+            "lr": 0.05,
+        }
+        adv_train.fit(None, out=options.out, progress=False, eps=options.eps, epochs=options.epochs, **chosen)
+    model = adv_train.load_model(options.out)
+    split = data.load("digits", root="").test
+    x = split.images[: options.images]
+    x = (x.float() / 255 if x.dtype == torch.uint8 else x).repeat(options.repeat, 1, 1, 1)
+    y = split.labels[: options.images].repeat(options.repeat)
+    threat = Threat("linf", options.judged_at or options.eps)
+    found = {
+        name: timed(model, x, y, threat, name, options.batch_size) for name in options.attack or ATTACKS_BY_DEFAULT
+    }
+    header = ("attack", "robust %", "s", "speed-up", "CPU s", "speed-up", "passes", "image passes", "with gradient")
+    print(write_table((*header, "only here robust", "only here broken"), rows(found)))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{len(x)} images, linf, eps {threat.eps:g}, {weights} weights, batches of {options.batch_size}, one thread")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
