@@ -1,0 +1,55 @@
+"""Which method to choose: what methods reach at equal cost."""
+
+from __future__ import annotations
+
+from adv_train.report import accuracy_title
+from adv_train.tables import write_table
+from benchmarks.pages.cells import SIGNIFICANT, accuracy, points
+from benchmarks.pages.records import Compared, Entry
+
+
+def choose(found: Compared) -> str:
+    """Write the table of a comparison, the most robust first, and who is not told apart from the first.
+
+    Args:
+        found: The record.
+    """
+    judge = found.judge
+    ranked = sorted(found.entries.values(), key=lambda entry: -(entry.spread(judge).mean or 0))
+    if not ranked:
+        return "No run is finished."
+    measures = ["sa", *found.record["attacks"]]
+    titles = {measure: "SA" if measure == "sa" else accuracy_title(measure) for measure in measures}
+    header = [
+        "method",
+        *titles.values(),
+        f"{titles[judge]} best",
+        f"{titles[judge]} over the first",
+        "epochs",
+        "F/batch",
+    ]
+    rows = [
+        [
+            f"`{entry.name}`",
+            *(accuracy(entry.spread(measure)) for measure in measures),
+            accuracy(entry.spread(judge, "best")),
+            "–" if entry is ranked[0] else points(entry.over(ranked[0], judge)),
+            str(entry.epochs),
+            f"{entry.forwards:.1f}",
+        ]
+        for entry in ranked
+    ]
+    return "\n\n".join(
+        [f"**{found.title}.** Percent, last checkpoint.", write_table(header, rows), _first(ranked, judge)]
+    )
+
+
+def _first(ranked: list[Entry], judge: str) -> str:
+    first, *others = ranked
+    differences = [(entry, entry.over(first, judge)) for entry in others]
+    near = [f"`{entry.name}`" for entry, gap in differences if gap.p is not None and gap.p >= SIGNIFICANT]
+    alone = [f"`{entry.name}`" for entry, gap in differences if gap.p is None]
+    told = f"The first is `{first.name}`. "
+    told += f"Not told apart from it (paired t-test, p >= {SIGNIFICANT}): {', '.join(near)}." if near else ""
+    told += f" Too few seeds to tell: {', '.join(alone)}." if alone else ""
+    return told.strip()

@@ -1,0 +1,91 @@
+"""Records of `adv-train compare`, and differences of any two of their methods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adv_train.comparison.statistics import Difference, Spread
+from adv_train.values import format_fraction
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of a record.
+
+    Attributes:
+        name: With its options.
+        epochs: It was trained for.
+        forwards: Forward passes a batch.
+        implicit_share: Norm of the implicit part of its gradient over that of the direct part; None without one.
+        accuracies: By checkpoint and measure, and then by seed.
+    """
+
+    name: str
+    epochs: int
+    forwards: float
+    implicit_share: float | None
+    accuracies: Mapping[tuple[str, str], Mapping[int, float]]
+
+    def spread(self, measure: str, checkpoint: str = "last") -> Spread:
+        """Return mean and deviation of an accuracy."""
+        return Spread.of(list(self.accuracies[checkpoint, measure].values()))
+
+    def over(self, other: Entry, measure: str, checkpoint: str = "last") -> Difference:
+        """Return how much more accurate it is than another, paired by seed."""
+        return Difference.of(self.accuracies[checkpoint, measure], other.accuracies[checkpoint, measure])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A record of `adv-train compare`.
+
+    Attributes:
+        name: Of its folder.
+        record: The content of comparison.json.
+        entries: Its methods with finished runs, by name.
+    """
+
+    name: str
+    record: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+
+    @property
+    def judge(self) -> str:
+        """The strongest attack of the record."""
+        attacks = self.record["attacks"]
+        return "autoattack" if "autoattack" in attacks else next(iter(attacks))
+
+    @property
+    def title(self) -> str:
+        """What was compared on what, in a line."""
+        record, first = self.record, self.record["methods"][0]["config"]
+        cost = "the same epochs" if record["cost"] is None else f"equal cost of {record['cost']:g} F"
+        seeds = max((len(entry.accuracies["last", "sa"]) for entry in self.entries.values()), default=0)
+        data, eps = record["data"].split("/")[-1], format_fraction(record["threat"]["eps"])
+        return (
+            f"{data}, {record['threat']['norm']}, eps {eps}, "
+            f"{first['model']['name']}, {cost}, {seeds} seeds, {record['images']} test images"
+        )
+
+
+def compared(folder: Path) -> Compared:
+    """Read a record.
+
+    Args:
+        folder: That holds comparison.json.
+    """
+    record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    entries = [_entry(method) for method in record["methods"]]
+    return Compared(folder.name, record, {entry.name: entry for entry in entries if entry.accuracies["last", "sa"]})
+
+
+def _entry(method: Mapping[str, Any]) -> Entry:
+    accuracies = {
+        (each["checkpoint"], each["measure"]): {int(seed): value for seed, value in each["by_seed"].items()}
+        for each in method["accuracies"]
+    }
+    return Entry(method["name"], method["epochs"], method["forwards"], method["implicit_share"], accuracies)

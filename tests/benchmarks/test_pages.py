@@ -1,0 +1,117 @@
+"""The pages that are made from records say what the records hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.pages import choose, compared, implicit, reproduce
+
+NUMBERS = np.random.default_rng(0)
+ROBUST = {"weak": 0.5, "strong": 0.7, "near": 0.699, "alone": 0.65}
+SEEDS = 5
+
+
+def accuracies(mean: float, seeds: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "checkpoint": checkpoint,
+            "measure": measure,
+            "by_seed": {str(seed): mean + shift + 0.01 * NUMBERS.standard_normal() for seed in range(seeds)},
+        }
+        for checkpoint in ("best", "last")
+        for measure, shift in (("sa", 0.2), ("pgd", 0.02), ("autoattack", 0.0))
+    ]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    methods = [
+        {
+            "name": name,
+            "epochs": 30 if name == "near" else 18,
+            "forwards": 7.0,
+            "implicit_share": 0.0123 if name == "strong" else None,
+            "accuracies": accuracies(mean, 1 if name == "alone" else 0 if name == "none" else SEEDS),
+            "config": {"model": {"name": "small-cnn"}},
+        }
+        for name, mean in (ROBUST | {"none": 0.0}).items()
+    ]
+    found = {
+        "data": "imagefolder:data/digits",
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "images": 360,
+        "cost": 7.0,
+        "attacks": {"pgd": {}, "autoattack": {}},
+        "methods": methods,
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(found))
+    return tmp_path, found
+
+
+def values(found: dict[str, Any], name: str, measure: str, checkpoint: str = "last") -> np.ndarray[Any, Any]:
+    (method,) = (each for each in found["methods"] if each["name"] == name)
+    (entry,) = (e for e in method["accuracies"] if (e["measure"], e["checkpoint"]) == (measure, checkpoint))
+    return np.array(list(entry["by_seed"].values()))
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_methods_are_ranked_by_the_strongest_attack_with_paired_differences(
+    record: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, found = record
+    text = choose(compared(folder))
+    table = cells(text)
+    means = {name: values(found, name, "autoattack").mean() for name in ROBUST}
+    ranked = sorted(ROBUST, key=lambda name: -means[name])
+    assert [name for name in table if name.startswith("`")] == [f"`{name}`" for name in ranked]
+    first = values(found, ranked[0], "autoattack")
+    weak = values(found, "weak", "autoattack")
+    assert table["`weak`"][2] == f"{100 * weak.mean():.1f} ± {100 * weak.std(ddof=1):.1f}"
+    low, high = stats.ttest_rel(weak, first).confidence_interval(0.95)
+    assert table["`weak`"][4] == f"{100 * (weak - first).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p < 0.001"
+    assert table["`alone`"][2] == f"{100 * means['alone']:.1f}" and "Too few seeds to tell: `alone`" in text
+    near = {"strong", "near"} - {ranked[0]}
+    assert f"The first is `{ranked[0]}`. Not told apart from it (paired t-test, p >= 0.05): `{near.pop()}`." in text
+    assert text.startswith("**digits, linf, eps 8/255, small-cnn, equal cost of 7 F, 5 seeds, 360 test images.**")
+
+
+def test_a_pair_is_read_as_its_test_says(record: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = record
+    text = implicit(compared(folder), [("strong", "weak"), ("weak", "strong"), ("near", "strong"), ("none", "weak")])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    assert [row[4] for row in rows[:2]] == ["better", "worse"] and len(rows) == 3
+    gap = values(found, "near", "autoattack") - values(found, "strong", "autoattack")
+    p = stats.ttest_1samp(gap, 0).pvalue
+    assert rows[2][3].startswith(f"{100 * gap.mean():+.1f} [") and rows[2][3].endswith(f"p = {p:.3f}")
+    assert rows[2][4] == ("not told apart" if p >= 0.05 else "worse")
+    assert rows[0][5:] == ["1.2 %", "18"] and rows[2][5:] == ["–", "30 and 18"]
+    assert implicit(compared(folder), [("none", "weak")]) == "No pair of runs is finished."
+
+
+def test_a_reproduced_table_shows_commands_published_and_measured(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    measured = [
+        {"checkpoint": c, "measure": "pgd", "n": 2, "mean": m, "std": 0.011} for c, m in (("best", 0.4), ("last", 0.3))
+    ]
+    record = {
+        "table": "table-1",
+        "scale": "cpu",
+        "versions": {"torch": "2.15.0", "machine": "Linux"},
+        "cells": [{"name": "cifar10-8-fast-bat", "measured": measured}],
+    }
+    path.write_text(json.dumps(record))
+    table = cells(text := reproduce("table-1", [path]))
+    row = table["`adv-train fit --preset cifar10-8-fast-bat`"]
+    assert row[:3] == ["79.97 ± 0.12", "48.83 ± 0.17", "45.19 ± 0.12"] and row[3:] == ["–", "30.0 ± 1.1", "–"]
+    assert len(table) == 18 + 2 and f"record `{path.as_posix()}`, torch 2.15.0, Linux" in text
+    assert "cpu" not in reproduce("table-2", [path])
