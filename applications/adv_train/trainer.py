@@ -147,7 +147,8 @@ class Trainer:
         generator = torch.Generator(self.device).manual_seed(0)
         robust, stepped = torch.zeros(2, dtype=torch.int64, device=self.device)
         answers: list[Tensor] = []
-        for x, y in data.ordered_batches(self.dataset.validation, _VALIDATION_BATCH):
+        split = self._validation(self.config.training.validation_images)
+        for x, y in data.ordered_batches(split, _VALIDATION_BATCH):
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
                     answers.append(model(x).argmax(1))
@@ -163,8 +164,8 @@ class Trainer:
                 )
                 stepped += (measures.survives_one_step(model, x, y, self.config.threat) & (answers[-1] == y)).sum()
             robust += survived.sum()
-        samples, predicted = len(self.dataset.validation), torch.cat(answers)
-        clean = (predicted == self.dataset.validation.labels).sum()
+        samples, predicted = len(split), torch.cat(answers)
+        clean = (predicted == split.labels).sum()
         return {
             "val_sa": int(clean) / samples,
             "val_ra": int(robust) / samples,
@@ -174,10 +175,15 @@ class Trainer:
             "val_alignment": self._alignment(model),
         }
 
-    def _alignment(self, model: nn.Module) -> float | None:
+    def _validation(self, most: int | None) -> data.Split:
+        """Give the validation split, or where that is larger the first so many images of it, classes in proportion."""
         split = self.dataset.validation
-        if len(split) > _ALIGNED:
-            split = split.subset(stratified_head(split.labels.cpu(), _ALIGNED).to(self.device))
+        if most is None or len(split) <= most:
+            return split
+        return split.subset(stratified_head(split.labels.cpu(), most).to(self.device))
+
+    def _alignment(self, model: nn.Module) -> float | None:
+        split = self._validation(min(_ALIGNED, self.config.training.validation_images or _ALIGNED))
         with computed_in(self.config.compute.precision, self.device):
             found = measures.alignment(
                 model, to_unit_range(split.images), split.labels, self.config.threat, torch.Generator().manual_seed(0)

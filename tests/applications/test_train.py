@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from adv_train import attacks, checkpoint, data, methods, models, train
 from adv_train.config import RunConfig, resolve
+from adv_train.data.split import to_unit_range
+from adv_train.data.stratified import stratified_head
 from adv_train.errors import Diverged, UserError
 from adv_train.loading import load_checkpoint, load_model
 from adv_train.methods import Method, Moment, State, Step
@@ -222,6 +224,18 @@ def test_a_warm_up_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert run.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
     found, expected = (checkpoint.load(path).model for path in (run.last, whole.last))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_part_of_the_validation_images_may_validate(tmp_path: Path) -> None:
+    whole = fit(config(epochs=2), tmp_path / "whole", progress=False)
+    part = fit(config(epochs=2, validation_images=50), tmp_path / "part", progress=False)
+    assert [line["loss"] for line in part.run.metrics()] == [line["loss"] for line in whole.run.metrics()]
+    split = data.load("digits", root="").validation
+    chosen = split.subset(stratified_head(split.labels, 50))
+    assert len(chosen.labels.unique()) == 10
+    answers = load_model(part.run.last)(to_unit_range(chosen.images))
+    clean = float((answers.argmax(1) == chosen.labels).double().mean())
+    assert part.run.metrics()[-1]["val_sa"] == clean
 
 
 # --- the run folder ---------------------------------------------------------------------------------------------------

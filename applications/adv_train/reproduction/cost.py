@@ -66,8 +66,10 @@ def _cost(method: Planned, block: Block, timed: dict[str, tuple[float, float]]) 
     if key not in timed:
         timed[key] = _pass(method, facts)
     operations, seconds = timed[key]
-    steps = config.training.validation_steps if config.training.select == "robust" else 0
-    epoch = method.forwards * facts.train + (2 + _GRADIENT * steps) * facts.validation
+    validated = min(facts.validation, config.training.validation_images or facts.validation)
+    # Clean, PGD with a last look, and one step.
+    each = 1 + (2 + _GRADIENT * config.training.validation_steps) + (_GRADIENT + 1)
+    epoch = method.forwards * facts.train + each * validated
     published = {name: figure.mean / 100 for name, figure in block.published[method.name].items()}
     clean, robust = published.get("sa", 1.0), published.get("pgd", 1.0)
     judging = block.plan.images * (1 + sum(_attack(attack, clean, robust) for attack in block.plan.attacks))
