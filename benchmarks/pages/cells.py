@@ -28,7 +28,7 @@ def points(difference: Difference) -> str:
 def verdict(difference: Difference) -> str:
     """Say what a difference tells."""
     if difference.mean is None or difference.p is None:
-        return "one seed tells nothing" if difference.n < 2 else "no difference"
+        return "one seed tells nothing" if difference.n < 2 else "alike on every seed"
     if difference.p >= SIGNIFICANT:
         return "not told apart"
     return "better" if difference.mean > 0 else "worse"
