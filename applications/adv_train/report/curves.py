@@ -74,13 +74,14 @@ def _told(curve: Series, run: RunSummary, points: Points, thin: Points) -> str:
 
 def _marked(run: RunSummary) -> Iterator[tuple[str, int]]:
     """Yield the epochs of a run that have a mark."""
+    back = {int(row["epoch"]): int(row["rolled_back_to"]) for row in run.metrics if "rolled_back_to" in row}
     if run.best_epoch is not None:
         yield "best", run.best_epoch
     if run.judged_epoch is not None and run.metrics:
-        yield "judged", run.judged_epoch
-    for row in run.metrics:
-        if "rolled_back_to" in row:
-            yield "rolled back", int(row["epoch"])
+        # After an epoch that was rolled back the weights are those of the epoch before it.
+        yield "judged", back.get(run.judged_epoch, run.judged_epoch)
+    for epoch in back:
+        yield "rolled back", epoch
 
 
 def _mark(axes: Axes, run: RunSummary, points: dict[float, float], colour: str) -> None:
@@ -91,4 +92,4 @@ def _mark(axes: Axes, run: RunSummary, points: dict[float, float], colour: str) 
     }
     for kind, epoch in _marked(run):
         if epoch in points:
-            axes.plot([epoch], [points[epoch]], color=colour, linestyle="", zorder=3, **looks[kind])
+            axes.plot([epoch], [points[epoch]], color=colour, linestyle="", zorder=3, clip_on=False, **looks[kind])
