@@ -54,8 +54,8 @@ class Browser:
             self._note(answer)
 
     def open(self, page: Path, width: int, *, scheme: str = "light") -> None:
-        """Show a page at a width in pixels, as a phone or a screen with this colour scheme does."""
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        """Show a page at a width in pixels, which no window of a desktop limits, in a colour scheme."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=media)
