@@ -19,9 +19,9 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.kept import Request, judge_into
 from adv_train.loading import build_model, load_checkpoint, load_data, load_source
-from adv_train.plots.drawn import drawn_landscape
 from adv_train.records import RunFolder, score
 from adv_train.report import RunSummary, command
+from adv_train.report.drawn import drawn_landscape
 from adv_train.threat import Norm, Threat
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())

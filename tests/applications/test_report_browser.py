@@ -159,7 +159,8 @@ def test_the_checks_see_what_is_cut_off_pale_and_missing(opened: Browser, tmp_pa
     page.write_text(
         "<!doctype html><meta name=viewport content='width=device-width'><main><p style='width:500px'>wide</p>"
         "<p style='color:#999'>pale</p><div style='width:50px;overflow:hidden;white-space:nowrap'>hidden words</div>"
-        "<h2>onewordthatgoesonandonandonandonandonandon</h2><svg width=50 height=20><text x=30 y=15>longer than it</text></svg><img src='data:image/png;base64,AAAA'>"
+        "<h2>onewordthatgoesonandonandonandonandonandon</h2>"
+        "<svg width=50 height=20><text x=30 y=15>longer than it</text></svg><img src='data:image/png;base64,AAAA'>"
         "<script>console.error('oh')</script><div style='overflow-x:auto'><p style='width:600px'>in a box</p></div>"
     )
     opened.open(page, 390)

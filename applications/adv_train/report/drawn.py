@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adv_train.records import RunFolder
-from adv_train.report import Picture
+from adv_train.report.summary import Picture
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
