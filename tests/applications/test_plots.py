@@ -191,7 +191,7 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(tmp_path: Path, 
     command = said.partition("`adv-train eval ")[2].partition("` does it")[0]
     assert f"eval '{run}' --eps 8/255 --attacks autoattack --checkpoint last" in said and command
     read = eval_command.read([str(run), *command.replace(f"'{run}'", "").split()])
-    assert (read.run, read.eps, read.attacks, read.checkpoint) == (run, 8 / 255, "autoattack", "last")
+    assert (read.run, read.eps, read.attacks, read.checkpoint) == (run, (8 / 255,), "autoattack", "last")
 
 
 def test_one_record_stands_for_both_checkpoints_of_one_epoch(tmp_path: Path) -> None:
