@@ -64,6 +64,7 @@ PALE = """
 })()
 """
 PICTURES = "[...document.images].map(i => i.complete && i.naturalWidth > 0)"
+WHOLE_WORDS = "[...document.querySelectorAll('pre span')].every(s => s.getClientRects().length === 1)"
 MAIN = "[...document.querySelectorAll('.main-figure svg')].map(s => s.getBoundingClientRect().toJSON())"
 
 
@@ -140,6 +141,7 @@ def test_all_of_the_page_can_be_seen(opened: Browser, pages: dict[str, Path], na
     assert len(mains) == {"run": 1, "comparison": 2, "runs": 1, "bare": 0}[name]
     for box in mains:
         assert box["left"] >= 0 and box["right"] <= width and box["width"] >= 250 and box["height"] >= 80
+    assert opened.evaluate(WHOLE_WORDS)
     assert opened.said == [] and {url.partition(":")[0] for url in opened.asked} <= {"file", "data"}
     assert sum(url.startswith("file:") for url in opened.asked) == 1
 
