@@ -19,8 +19,9 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.kept import Request, judge_into
 from adv_train.loading import build_model, load_checkpoint, load_data, load_source
-from adv_train.records import RunFolder
-from adv_train.report import RunSummary
+from adv_train.records import RunFolder, score
+from adv_train.report import RunSummary, command
+from adv_train.report.drawn import drawn_landscape
 from adv_train.threat import Norm, Threat
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
@@ -176,10 +177,13 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
+    judged = outcome.summary()
+    best = max(metrics, key=lambda line: score(config.training.select, line))["epoch"] if metrics else None
+    overfitted = evaluation.overfitting(metrics) if config.method.attacks else None
     return RunSummary(
         name=name or config.method_name,
         config=config.to_mapping(),
-        evaluation=outcome.summary(),
+        evaluation=judged,
         records=[record.summary() for record in records],
         class_names=outcome.class_names,
         metrics=metrics,
@@ -187,7 +191,18 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
         forward_equivalents=step_cost(saved.config, saved.model_arguments),
         implicit_share=sum(shares) / len(shares) if shares else None,
         examples=outcome.examples,
+        best_epoch=best,
+        alarms=() if overfitted is None else (overfitted,),
+        landscape=drawn_landscape(run, judged),
+        landscape_command=_draws_landscape(path, config.threat.eps or outcome.eps, config.threat.eps),
     )
+
+
+def _draws_landscape(path: Path, eps: float, trained: float) -> str | None:
+    """Give the command that draws the landscape; None where there is no radius to draw it over."""
+    if eps == 0:
+        return None
+    return command("plot", "landscape", path, *(() if trained else ("--eps", f"{eps:.6g}")))
 
 
 def summarise_record(outcome: Evaluation, name: str) -> RunSummary:

@@ -64,6 +64,9 @@ def dashes(index: int) -> Any:
 
 
 ROBUST: Final = Series("val_ra", "Robust accuracy on the validation images", "accuracy under PGD", is_share=True)
+ONE_STEP: Final = Series(
+    "val_fgsm", "Accuracy after one step of an attack on the validation images", "accuracy", is_share=True
+)
 CLEAN: Final = Series("val_sa", "Clean accuracy on the validation images", "accuracy", is_share=True)
 TOP_CLASS: Final = Series(
     "val_top_class", "Share of the validation images in the most frequent class", "share of images", is_share=True

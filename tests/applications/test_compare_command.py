@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,14 @@ def test_the_tables_show_the_record(done: Path) -> None:
     assert (done / "comparison.tex").read_text().count(r"\begin{tabular}") == 2
     page = (done / "report.html").read_text()
     assert "<h2>Accuracy</h2>" in page and "Difference to fast-at" in page and page.count("fast-bat(ig_weight=0)") > 2
+    (figure,) = re.findall(r'aria-label="digits, linf, ε = 0.2: best.pt: (.*?)\."', page)
+    for told, method in zip(figure.split("; "), methods, strict=True):
+        entries = {(entry["measure"], entry["checkpoint"]): entry for entry in method["accuracies"]}
+        clean, robust = (
+            f"{100 * entries[key]['mean']:.1f} ± {100 * entries[key]['std']:.1f} %" for key in (order[0], order[2])
+        )
+        assert told == f"{method['name']} clean {clean}, robust {robust}"
+    assert "over the seeds" in page and "adv-train compare" in "".join(re.findall(r"<[^>]*>|([^<]*)", page))
 
 
 def test_runs_that_overfitted_to_their_attack_are_counted_and_named(

@@ -68,7 +68,7 @@ def test_tables_and_the_report_show_the_intervals(judged: Evaluation) -> None:
     page = render([run], title="t")
     assert told in results_table([run]) and told in page and told in results_table([run], "latex").replace("\\", "")
     assert (
-        page.count(told) == 3
+        page.count(told) == 4  # the figure in words, the results, and both records
         and "95 % Wilson interval" in page
         and "40 images, linf, ε = 0.05; the test set has 360" in page
     )

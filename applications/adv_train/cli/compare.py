@@ -103,7 +103,7 @@ def run(words: Sequence[str]) -> int:
     )
     shown = Comparison(planned, baseline, failed)
     shown.write(command.out)
-    write_first_seeds([planned], command.out, shown.title, shown.sections())
+    write_first_seeds([planned], command.out, shown.title, shown.sections(), [shown.figure()], ["compare", *words])
     print(shown.text(command.table))
     return 1 if failed else 0
 

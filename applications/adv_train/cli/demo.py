@@ -25,6 +25,7 @@ from adv_train.errors import UserError
 from adv_train.evaluate_run import STANDARD, summarise
 from adv_train.files import make_folder
 from adv_train.report import NextStep, results_table, write_report
+from adv_train.report import command as written
 from adv_train.values import Range
 
 METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")
@@ -79,7 +80,8 @@ def run(words: Sequence[str]) -> int:
     summaries = [summarise(cell.out, cell.name) for cell in cells]
     first = summaries[0]
     title = f"Handwritten digits, eps {first.config['threat']['eps']}, {first.evaluation['n']} test images"
-    write_report(out / "report.html", summaries, title=title, next_steps=_NEXT)
+    again = [NextStep("Train what is missing, judge it and write this page again.", written("demo", *words))]
+    write_report(out / "report.html", summaries, title=title, again=again, next_steps=_NEXT)
     print(f"\n{title}\n\n{results_table(summaries)}\n")
     print(
         "SA: accuracy on clean images. RA-PGD: under PGD, 50 steps, 10 restarts. RA-AA: under AutoAttack.\n"

@@ -42,11 +42,13 @@ from adv_train.report import (
     RunSummary,
     budget,
     class_rows,
+    once_more,
     percent,
     results_table,
     write_report,
     write_table,
 )
+from adv_train.report import command as written
 from adv_train.threat import Norm, Threat
 from adv_train.values import Range
 from adv_train.written import items
@@ -140,9 +142,9 @@ def run(words: Sequence[str]) -> int:
             _say(_rounding(outcome), command.table)
     if command.report:
         report = folder / "report.html"
-        again = [_again(folder)] if command.run else []
+        again, further = _steps(folder if command.run else None, words)
         title = f"{summary.name} on {outcome.about['data']}"
-        write_report(report, [summary], title=title, next_steps=again)
+        write_report(report, [summary], title=title, again=again, next_steps=further)
         _say(f"The report is {report}", command.table)
     return 0
 
@@ -299,8 +301,12 @@ def _print_classes(summary: RunSummary, heading: str) -> None:
     print()
 
 
-def _again(folder: Path) -> NextStep:
-    return NextStep("Judge it again, with other attack noise.", f"adv-train eval {folder} --seed 1")
+def _steps(run: Path | None, words: Sequence[str]) -> tuple[list[NextStep], list[NextStep]]:
+    """Give the commands that make the page again, and what to run next."""
+    if run is None:
+        return [NextStep("Judge it and write this page again.", written("eval", *words))], []
+    further = NextStep("Judge it again, with other attack noise.", written("eval", run, "--seed", "1"))
+    return once_more(run, ["eval", *words]), [further]
 
 
 def _say(text: str, form: str) -> None:

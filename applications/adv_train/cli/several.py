@@ -10,7 +10,7 @@ from pathlib import Path
 from adv_train.cli.processes import run_cells
 from adv_train.comparison import Cell, Plan
 from adv_train.evaluate_run import summarise
-from adv_train.report import Section, write_report
+from adv_train.report import NextStep, Scatter, Section, command, write_report
 
 
 def finish(
@@ -42,9 +42,27 @@ def finish(
     return failed
 
 
-def write_first_seeds(plans: Sequence[Plan], out: Path, title: str, first: Sequence[Section]) -> None:
-    """Write report.html, where a run is done: the tables, and what is known of the first seed of each method."""
+def write_first_seeds(
+    plans: Sequence[Plan],
+    out: Path,
+    title: str,
+    first: Sequence[Section],
+    figures: Sequence[Scatter],
+    words: Sequence[str],
+) -> None:
+    """Write report.html, where a run is done: the tables, and what is known of the first seed of each method.
+
+    Args:
+        plans: Those whose runs are shown.
+        out: Folder of the page.
+        title: Its heading.
+        first: The tables.
+        figures: The main figures.
+        words: After ``adv-train``, of the command that trained and judged it all.
+    """
     methods = [(method, plan.seeds[0]) for plan in plans for method in plan.methods]
     done = [(method.name, cell) for method, seed in methods if (cell := method.cells[seed]).is_done()]
     if done:
-        write_report(out / "report.html", [summarise(cell.out, name) for name, cell in done], title=title, first=first)
+        again = [NextStep("Train what is missing, judge it and write this page again.", command(*words))]
+        runs = [summarise(cell.out, name) for name, cell in done]
+        write_report(out / "report.html", runs, title=title, first=first, figures=figures, again=again)

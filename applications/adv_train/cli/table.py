@@ -90,7 +90,8 @@ def run(words: Sequence[str]) -> int:
     )
     shown = Reproduction(planned, failed)
     shown.write(out)
-    write_first_seeds([block.plan for block in planned.blocks], out, shown.title, [shown.section()])
+    plans = [block.plan for block in planned.blocks]
+    write_first_seeds(plans, out, shown.title, [shown.section()], shown.figures(), ["table", *words])
     print(shown.text(command.form))
     return 1 if failed or planned.missing else 0
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from adv_train.comparison import tables
+from adv_train.comparison.doubts import doubts, told_of
+from adv_train.comparison.figure import scatter
 from adv_train.comparison.plan import CHECKPOINTS, Plan
 from adv_train.comparison.results import Result, judges, measures, results
 from adv_train.files import make_folder, replace_file
-from adv_train.report import Section, write_table
+from adv_train.report import Scatter, Section, write_table
 from adv_train.report.sections import versions
 from adv_train.values import format_fraction
 
@@ -59,9 +61,7 @@ class Comparison:
         notes = [f"{spread} F/batch: forward passes of the network that training spends on a batch."]
         if self.plan.cost is not None:
             notes += [f"Equal cost: a method of F forward passes got its epochs times {self.plan.cost:g}/F, rounded."]
-        notes += [f"{name}: {reason}" for result in found for name, reason in result.failed.items()]
-        notes += [f"{name}: {text}" for result in found for name, texts in result.alarms.items() for text in texts]
-        made = [Section("Accuracy", tables.accuracies(found, measured), notes)]
+        made = [Section("Accuracy", tables.accuracies(found, measured), notes, doubts(found))]
         if len(found) > 1:
             told = "Percentage points, paired by seed: mean [95 % interval] and p-value of a paired t-test."
             told += " The p-values are not corrected for their number."
@@ -71,6 +71,10 @@ class Comparison:
             made.append(Section(title, table, [told]))
         return made
 
+    def figure(self) -> Scatter:
+        """Return the main figure: what best.pt of each method reached over the seeds."""
+        return scatter(self.plan, self.results)
+
     def text(self, form: str = "markdown") -> str:
         """Lay the tables out: ``markdown``, ``latex``, or ``csv`` with a row for each accuracy."""
         if form == "csv":
@@ -78,7 +82,7 @@ class Comparison:
             return write_table(table.header, table.rows, form)
         made = []
         for section in self.sections():
-            told = [section.title, write_table(section.table.header, section.table.rows, form), *section.notes]
+            told = [section.title, write_table(section.table.header, section.table.rows, form), *told_of(section)]
             made += told if form == "markdown" else told[1:2]
         return "\n\n".join([self.title, *made] if form == "markdown" else made)
 

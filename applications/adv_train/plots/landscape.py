@@ -34,6 +34,7 @@ class Around:
     """The landscape of one run."""
 
     run: Run
+    epoch: int
     threat: Threat
     images: int
     found: Landscape
@@ -103,7 +104,8 @@ examples:
 
     def _around(self, run: Run, threat: Threat, count: Callable[[int], object]) -> Around:
         device = find_device(self.device)
-        model = build_model(load_checkpoint(run.folder, self.checkpoint)).to(device)
+        saved = load_checkpoint(run.folder, self.checkpoint)
+        model = build_model(saved).to(device)
         dataset = load_data(run.config, run.folder.split(), root=self.data_root)
         run.folder.check_split(dataset)
         test = self._chosen(dataset, device).test
@@ -120,7 +122,7 @@ examples:
                 "along their adversarial direction.",
                 stacklevel=2,
             )
-        return Around(run, threat, len(x), found)
+        return Around(run, saved.epoch, threat, len(x), found)
 
     def _chosen(self, dataset: Dataset, device: torch.device) -> Dataset:
         if self.image is None:
@@ -134,6 +136,8 @@ examples:
         return [
             {
                 **each.run.about(),
+                "checkpoint": f"{self.checkpoint}.pt",
+                "epoch": each.epoch,
                 "eps": each.threat.eps,
                 "images": each.images,
                 "image": self.image,

@@ -1,59 +1,26 @@
-"""Training curves as SVG inside the page, in the page's own colours."""
+"""Training curves: a chart for each quantity that some run recorded, a line for each run."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
-import matplotlib
-from markupsafe import Markup
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
+from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
 from adv_train.report.summary import RunSummary, number, percent
-from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ROBUST, TOP_CLASS, Series
+from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ONE_STEP, ROBUST, TOP_CLASS, Series, dashes
 
-COLOURS = 8
+CURVES: Final = (ROBUST, CLEAN, ALIGNMENT, LOSS, TOP_CLASS, IMPLICIT)
+_BESIDE: Final = {ROBUST: ONE_STEP}
+"""What a chart shows in thin lines beside its own."""
 
-# Drawn in colours that stand for the page's variables, which follow the reader's light or dark scheme.
-_INK, _GRID = "#010101", "#020202"
-_SERIES = [f"#0303{index:02d}" for index in range(COLOURS)]
-_VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)"} | {
-    colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES)
+MARKS: Final[dict[str, str]] = {
+    "best": "epoch in best.pt",
+    "judged": "epoch judged",
+    "rolled back": "epoch that overfitted and was rolled back",
 }
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "adv_train",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-}
-
-
-CURVES = (ROBUST, CLEAN, TOP_CLASS, LOSS, ALIGNMENT, IMPLICIT)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A drawing for the page.
-
-    Attributes:
-        title: What it shows.
-        svg: The drawing, whose texts are escaped.
-    """
-
-    title: str
-    svg: Markup
+Points = list[tuple[float, float]]
 
 
 def charts(runs: Sequence[RunSummary]) -> list[Chart]:
@@ -61,63 +28,68 @@ def charts(runs: Sequence[RunSummary]) -> list[Chart]:
     return [chart for curve in CURVES if (chart := _chart(curve, runs)) is not None]
 
 
+def marks(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
+    """Give the marks on the curves of these runs, each with what it means."""
+    met = {kind for run in runs for kind, _ in _marked(run)}
+    return [(kind, told) for kind, told in MARKS.items() if kind in met]
+
+
+def has_one_step(runs: Sequence[RunSummary]) -> bool:
+    """Whether the chart of the robust accuracy has thin lines."""
+    return any(ONE_STEP.points(run.metrics) and ROBUST.points(run.metrics) for run in runs)
+
+
 def _chart(curve: Series, runs: Sequence[RunSummary]) -> Chart | None:
     lines = {index: points for index, run in enumerate(runs) if (points := curve.points(run.metrics))}
     if not lines:
         return None
-    told = [
-        f"{runs[index].name} from {_told(curve, points[0][1])} to {_told(curve, points[-1][1])}"
-        for index, points in lines.items()
-    ]
-    drawing = _draw(curve, lines)
-    drawing.set("role", "img")
-    drawing.set("aria-label", f"{curve.title} by epoch: {'; '.join(told)}.")
-    # ElementTree escapes what it writes, and matplotlib drew nothing but numbers.
-    return Chart(curve.title, Markup(ElementTree.tostring(drawing, encoding="unicode", method="html")))
+    beside = _BESIDE.get(curve)
+    thin = {} if beside is None else {index: beside.points(runs[index].metrics) for index in lines}
+    told = [_told(curve, runs[index], points, thin.get(index, [])) for index, points in lines.items()]
 
-
-def _told(curve: Series, value: float) -> str:
-    return percent(value) if curve.is_share else number(value, 2)
-
-
-def _draw(curve: Series, lines: dict[int, list[tuple[float, float]]]) -> Element:
-    # A figure of our own rather than pyplot's, which would choose a backend for the whole process.
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(5.4, 2.9), layout="constrained")
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
         for index, points in lines.items():
-            curve.plot(axes, points, index, _SERIES[index % COLOURS], width=2)
+            colour = SERIES[index % COLOURS]
+            if thin.get(index):
+                # Drawn by itself: no mark of its own, even where it is of one epoch.
+                style: dict[str, Any] = {"linewidth": 0.9, "linestyle": dashes(index), "marker": "."}
+                axes.plot(*zip(*thin[index], strict=True), color=colour, markersize=3.5, **style)
+            curve.plot(axes, points, index, colour, width=2)
+            _mark(axes, runs[index], dict(points), colour)
         axes.grid(axis="y", linewidth=0.8)
-        axes.tick_params(length=0)
         curve.frame(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _adopt(ElementTree.fromstring(buffer.getvalue()), prefix=curve.key)
+
+    return drawn(curve.title, f"{curve.title} by epoch: {'; '.join(told)}.", draw, prefix=curve.key)
 
 
-def _adopt(drawing: Element, prefix: str) -> Element:
-    """Turn matplotlib's SVG into a part of an HTML page: no namespaces, no fixed size, unique ids, our colours."""
-    for parent in list(drawing.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):  # The style would reach the whole page.
-                parent.remove(child)
-    for element in drawing.iter():
-        element.tag = _local(element.tag)
-        attributes = {_local(name): value for name, value in element.attrib.items()}
-        element.attrib.clear()
-        for name, value in attributes.items():
-            if name == "id":
-                value = f"{prefix}-{value}"
-            value = value.replace("url(#", f"url(#{prefix}-")
-            if name == "href":
-                value = value.replace("#", f"#{prefix}-")
-            for colour, variable in _VARIABLES.items():
-                value = value.replace(colour, variable)
-            element.set(name, value)
-    for name in ("width", "height", "version"):
-        drawing.attrib.pop(name, None)
-    return drawing
+def _told(curve: Series, run: RunSummary, points: Points, thin: Points) -> str:
+    def value(of: float) -> str:
+        return percent(of) if curve.is_share else number(of, 2)
+
+    parts = [f"{run.name} from {value(points[0][1])} to {value(points[-1][1])}"]
+    if thin:
+        parts.append(f"under one step from {value(thin[0][1])} to {value(thin[-1][1])}")
+    return ", ".join([*parts, *(f"{MARKS[kind]} {epoch}" for kind, epoch in _marked(run))])
 
 
-def _local(name: str) -> str:
-    return name.rpartition("}")[2]
+def _marked(run: RunSummary) -> Iterator[tuple[str, int]]:
+    """Yield the epochs of a run that have a mark."""
+    back = {int(row["epoch"]): int(row["rolled_back_to"]) for row in run.metrics if "rolled_back_to" in row}
+    if run.best_epoch is not None:
+        yield "best", run.best_epoch
+    if run.judged_epoch is not None and run.metrics:
+        # After an epoch that was rolled back the weights are those of the epoch before it.
+        yield "judged", back.get(run.judged_epoch, run.judged_epoch)
+    for epoch in back:
+        yield "rolled back", epoch
+
+
+def _mark(axes: Axes, run: RunSummary, points: dict[float, float], colour: str) -> None:
+    looks: dict[str, dict[str, Any]] = {
+        "best": {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgewidth": 1.5},
+        "judged": {"marker": "o", "markersize": 5, "markeredgewidth": 0.8, "markeredgecolor": CARD},
+        "rolled back": {"marker": "x", "markersize": 7, "markeredgewidth": 2},
+    }
+    for kind, epoch in _marked(run):
+        if epoch in points:
+            axes.plot([epoch], [points[epoch]], color=colour, linestyle="", zorder=3, clip_on=False, **looks[kind])

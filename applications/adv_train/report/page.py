@@ -11,8 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from adv_train.files import replace_file
-from adv_train.report import sections
-from adv_train.report.curves import COLOURS, charts
+from adv_train.report import sections, top
+from adv_train.report.curves import charts, has_one_step, marks
+from adv_train.report.drawing import COLOURS
+from adv_train.report.main_figure import Scatter
 from adv_train.report.pictures import gallery
 from adv_train.report.sections import NextStep, Section
 from adv_train.report.summary import RunSummary
@@ -28,6 +30,8 @@ def write_report(
     *,
     title: str,
     first: Sequence[Section] = (),
+    figures: Sequence[Scatter] = (),
+    again: Sequence[NextStep] = (),
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> None:
@@ -36,7 +40,8 @@ def write_report(
     Raises:
         UserError: When it cannot be written; what the file held before is unchanged.
     """
-    replace_file(path, render(runs, title=title, first=first, next_steps=next_steps, versions=versions).encode())
+    content: dict[str, Any] = {"first": first, "figures": figures, "again": again, "next_steps": next_steps}
+    replace_file(path, render(runs, title=title, **content, versions=versions).encode())
 
 
 def render(
@@ -44,6 +49,8 @@ def render(
     *,
     title: str,
     first: Sequence[Section] = (),
+    figures: Sequence[Scatter] = (),
+    again: Sequence[NextStep] = (),
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
@@ -53,6 +60,8 @@ def render(
         runs: In the order of the table.
         title: Heading of the page.
         first: Shown above what is known of each run.
+        figures: Main figures; by default one is made of the runs, where they compare.
+        again: Commands that make the runs and the page again.
         next_steps: Shown at the end.
         versions: Software and machine behind the figures; by default those of this process.
     """
@@ -78,15 +87,22 @@ def render(
         style=Markup(style),
         first=first,
         lead=sections.lead(runs),
-        alarms=sections.alarms(runs),
+        alarms=top.alarms(runs, first),
+        mains=top.mains(runs, figures),
+        tiles=top.tiles(runs),
+        facts=top.facts(runs),
         results=sections.results(runs),
         classes=sections.classes(runs),
         records=sections.records(runs),
         published=sections.published(runs),
         charts=drawn,
-        legend=lines if drawn else [],
+        legend=lines if drawn and len(runs) > 1 else [],
+        marks=marks(runs) if drawn else [],
+        one_step=has_one_step(runs),
+        landscapes=sections.landscapes(runs),
         galleries=galleries,
         configuration=sections.configuration(runs, sections.versions() if versions is None else versions),
+        again=again,
         next_steps=next_steps,
     )
 

@@ -67,10 +67,10 @@ def gallery(name: str, examples: Examples, span: float | None = None, class_name
     columns = [
         Column(
             label=called(examples.label[i]),
-            clean=_address(_image(examples.clean[i])),
+            clean=address(_image(examples.clean[i])),
             before=seen(examples.before[i], examples.label[i]),
-            change=_address(_change(examples, i, span)),
-            adversarial=_address(_image(examples.adversarial[i])),
+            change=address(_change(examples, i, span)),
+            adversarial=address(_image(examples.adversarial[i])),
             after=seen(examples.after[i], examples.label[i]),
         )
         for i in range(len(examples.label))
@@ -79,7 +79,8 @@ def gallery(name: str, examples: Examples, span: float | None = None, class_name
     return Gallery(name, broken, columns)
 
 
-def _address(png: bytes) -> str:
+def address(png: bytes) -> str:
+    """Give a picture as a ``data:`` address."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from adv_train.report.pictures import address
 from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, measured, percent, row
 from adv_train.tables import Cell
 
@@ -52,11 +53,13 @@ class Section:
         title: The heading.
         table: Its content.
         notes: Sentences, a paragraph each.
+        alarms: What makes its figures doubtful, with the run it is about; the page has them at the top.
     """
 
     title: str
     table: Table
     notes: Sequence[str] = ()
+    alarms: Sequence[tuple[str, str]] = ()
 
 
 def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
@@ -75,11 +78,6 @@ def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
     }
 
 
-def alarms(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
-    """List what makes figures doubtful, with the run it is about."""
-    return [(run.name, text) for run in runs for text in run.evaluation.get("warnings", [])]
-
-
 def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
     """Table what was measured here, and explain its columns."""
     titles = header(runs)
@@ -94,7 +92,7 @@ def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
     }
     bars = frozenset(range(1, titles.index("s/epoch")))
     table = Table(titles, [row(run, runs) for run in runs], bars)
-    judged = [(run.name, run.judged) for run in runs if "checkpoint" in run.evaluation]
+    judged = [(run.name, _judged(run)) for run in runs if "checkpoint" in run.evaluation]
     return {"table": table, "judged": judged, "spread": _spread(runs), "terms": terms}
 
 
@@ -122,11 +120,18 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
                     f"{found.get('checkpoint', '–')}{epoch}",
                     f"{found['eps']:.4g}{'' if norm == 'linf' else f' in {norm}'}",
                     str(found["n"]),
-                    _effort(found.get("attacks", {})),
+                    effort(found.get("attacks", {})),
                     *map(measured, accuracies, ends),
                 ]
             )
     return Table(("run", "checkpoint", "ε", "images", "attacks", "SA", *map(accuracy_title, attacks)), rows)
+
+
+def landscapes(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
+    """Give the loss landscapes that were drawn, and the commands that draw those of the other runs."""
+    shown = [(run.name, address(run.landscape.png), run.landscape.told) for run in runs if run.landscape is not None]
+    missing = [run.landscape_command for run in runs if run.landscape is None and run.landscape_command]
+    return {"shown": shown, "missing": missing} if shown or missing else None
 
 
 def published(runs: Sequence[RunSummary]) -> Table | None:
@@ -166,7 +171,13 @@ def versions() -> dict[str, str]:
     return {**found, "machine": f"{platform.system()} {platform.machine()}"}
 
 
-def _effort(attacks: Mapping[str, Mapping[str, Any]]) -> str:
+def _judged(run: RunSummary) -> str:
+    found = run.evaluation
+    data = f", {found.get('split', 'test')} split of {found['data']}" if "data" in found else ""
+    return f"{run.judged}{data}; attacks: {effort(found.get('attacks', {}))}"
+
+
+def effort(attacks: Mapping[str, Mapping[str, Any]]) -> str:
     """Name attacks with how hard they tried: ``pgd 50 x 10, autoattack``."""
     told = []
     for name, settings in attacks.items():

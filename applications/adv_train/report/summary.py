@@ -12,6 +12,19 @@ from adv_train.tables import Cell, Figure, write_table
 _TITLES: Final = {"pgd": "RA-PGD", "autoattack": "RA-AA"}
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure that was drawn before.
+
+    Attributes:
+        png: Its file.
+        told: What it shows, in sentences.
+    """
+
+    png: bytes
+    told: str
+
+
 @dataclass(frozen=True, eq=False)
 class RunSummary:
     """One run, as far as a report shows it.
@@ -29,6 +42,10 @@ class RunSummary:
         implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged over
             training; None where the method has no implicit part.
         examples: Attacked samples to show.
+        best_epoch: The epoch in its ``best.pt``.
+        alarms: What went wrong in training, in sentences.
+        landscape: The loss landscape around test images, where it was drawn.
+        landscape_command: What draws it, as typed in a terminal; None where nothing can.
         published: Figures from the literature as printed there (``"SA": "79.97 ± 0.12"``). They are shown in a
             table of their own, never beside what was measured.
     """
@@ -43,7 +60,16 @@ class RunSummary:
     forward_equivalents: float | None = None
     implicit_share: float | None = None
     examples: Examples | None = None
+    best_epoch: int | None = None
+    alarms: Sequence[str] = ()
+    landscape: Picture | None = None
+    landscape_command: str | None = None
     published: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def judged_epoch(self) -> int | None:
+        """The epoch whose weights were judged; None where it is not known."""
+        return self.evaluation.get("epoch")
 
     @property
     def judged(self) -> str:
@@ -55,6 +81,17 @@ class RunSummary:
         return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}{part}"
 
 
+def accuracies(run: RunSummary) -> list[tuple[str, float, Sequence[float] | None]]:
+    """Give title, fraction and interval of each accuracy that was measured, the clean one first."""
+    found = run.evaluation
+    intervals = found.get("intervals", {})
+    robust = {"pgd": found.get("ra_pgd"), "autoattack": found.get("ra_aa")}
+    robust |= {name: found.get("ra", {}).get(name) for name in _further([run])}
+    listed = [("SA", found.get("sa"), intervals.get("sa"))]
+    listed += [(accuracy_title(name), value, intervals.get("ra", {}).get(name)) for name, value in robust.items()]
+    return [(title, value, ends) for title, value, ends in listed if value is not None]
+
+
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
     """Give the columns of the results table: an attack beside PGD and AutoAttack has one if some run met it."""
     further = (accuracy_title(name) for name in _further(runs))
@@ -63,16 +100,11 @@ def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
 
 def row(run: RunSummary, runs: Sequence[RunSummary]) -> list[Cell]:
     """Give a run's row of the results table, in the order of `header`."""
-    found = run.evaluation
-    intervals = found.get("intervals", {})
-    accuracies = [(found.get("sa"), intervals.get("sa"))]
-    for name, accuracy in {"pgd": found.get("ra_pgd"), "autoattack": found.get("ra_aa")}.items():
-        accuracies.append((accuracy, intervals.get("ra", {}).get(name)))
-    for name in _further(runs):
-        accuracies.append((found.get("ra", {}).get(name), intervals.get("ra", {}).get(name)))
+    known = {title: (value, ends) for title, value, ends in accuracies(run)}
+    wanted = header(runs)[1:-3]
     return [
         run.name,
-        *(measured(accuracy, interval) for accuracy, interval in accuracies),
+        *(measured(*known.get(title, (None, None))) for title in wanted),
         Figure(run.seconds_per_epoch, number(run.seconds_per_epoch, 2)),
         Figure(run.forward_equivalents, number(run.forward_equivalents, 1)),
         share(run.implicit_share),

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from adv_train.comparison import Plan, tables
+from adv_train.comparison.doubts import doubts, told_of
+from adv_train.comparison.figure import scatter
 from adv_train.comparison.plan import CHECKPOINTS
 from adv_train.comparison.results import Result, judges, measures, results
 from adv_train.files import make_folder, replace_file
-from adv_train.report import Figure, Section, Table, number, write_table
+from adv_train.report import Figure, Scatter, Section, Table, number, write_table
 from adv_train.report.sections import versions
 from adv_train.reproduction.planned import Blocks
 from adv_train.reproduction.published import Published
@@ -62,16 +64,20 @@ class Reproduction:
         if self.planned.scale != "full":
             notes.append(f"The published figures are those of the full scale; {self.planned.scale} is another one.")
         notes += [f"{name}: {reason}" for name, reason in self.planned.missing.items()]
-        for result, _ in self.results:
-            notes += [f"{name}: {reason}" for name, reason in result.failed.items()]
-            notes += [f"{name}: {text}" for name, texts in result.alarms.items() for text in texts]
-        return Section(self.planned.table.name, self._table(), notes)
+        found = doubts([result for result, _ in self.results])
+        return Section(self.planned.table.name, self._table(), notes, found)
+
+    def figures(self) -> list[Scatter]:
+        """Return a main figure for each part of the table whose methods are judged alike."""
+        found = {result.name: result for result, _ in self.results}
+        plans = [block.plan for block in self.planned.blocks]
+        return [scatter(plan, [found[m.name] for m in plan.methods if m.name in found]) for plan in plans]
 
     def text(self, form: str = "markdown") -> str:
         """Lay the table out: ``markdown`` with its notes, ``csv`` or ``latex``."""
         section = self.section()
         table = write_table(section.table.header, section.table.rows, form)
-        return "\n\n".join([self.title, table, *section.notes]) if form == "markdown" else table
+        return "\n\n".join([self.title, table, *told_of(section)]) if form == "markdown" else table
 
     def write(self, out: Path) -> None:
         """Write ``table.md``, ``.csv``, ``.tex`` and ``.json``, each in one piece.

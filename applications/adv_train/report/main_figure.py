@@ -1,0 +1,149 @@
+"""The figure at the top: accuracies with their intervals of one run, robust against clean accuracy of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
+from adv_train.report.summary import RunSummary, accuracies, budget, percent
+
+Ends = tuple[float, float]
+_OFFSETS = ((7, 5), (-7, -5), (7, -5), (-7, 5))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy of a method.
+
+    Attributes:
+        value: A fraction.
+        ends: Of its error bar; None where there is none.
+        text: As people read it.
+    """
+
+    value: float
+    ends: Ends | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method in the figure of several: clean and robust accuracy."""
+
+    name: str
+    clean: Accuracy
+    robust: Accuracy
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Robust against clean accuracy, a point for each method.
+
+    Attributes:
+        title: What is shown, and of which data where there are several.
+        points: The methods that have both accuracies.
+        robust_axis: Which robust accuracy it is.
+        note: What the error bars are, in a sentence.
+    """
+
+    title: str
+    points: Sequence[Point]
+    robust_axis: str
+    note: str
+
+    @property
+    def key(self) -> list[tuple[int, int, Point]]:
+        """Number, colour and method of each point."""
+        return [(index + 1, index % COLOURS, point) for index, point in enumerate(self.points)]
+
+    def chart(self, place: int) -> Chart:
+        """Draw it.
+
+        Args:
+            place: Among the figures of the page.
+        """
+        told = "; ".join(f"{p.name} clean {p.clean.text}, robust {p.robust.text}" for p in self.points)
+        return drawn(self.title, f"{self.title}: {told}.", self._draw, prefix=f"main{place}", height=3.4)
+
+    def _draw(self, axes: Axes) -> None:
+        for index, point in enumerate(self.points):
+            colour, x, y = SERIES[index % COLOURS], point.clean, point.robust
+            bars: dict[str, Any] = {"xerr": _lengths(x), "yerr": _lengths(y), "elinewidth": 1.4, "capsize": 3}
+            look: dict[str, Any] = {"markersize": 8, "markeredgecolor": CARD, "markeredgewidth": 1}
+            axes.errorbar(x.value, y.value, fmt="o", color=colour, ecolor=colour, **bars, **look)
+            right, up = _OFFSETS[index % len(_OFFSETS)]
+            sides: dict[str, Any] = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top"}
+            axes.annotate(
+                str(index + 1), (x.value, y.value), (right, up), textcoords="offset points", color=colour, **sides
+            )
+        axes.margins(0.12)
+        axes.grid(linewidth=0.8)
+        axes.set_xlabel("clean accuracy")
+        axes.set_ylabel(f"robust accuracy ({self.robust_axis})")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(_tick))
+
+
+def of_runs(runs: Sequence[RunSummary]) -> Scatter | None:
+    """Set the runs beside each other, where they were judged alike and by an attack in common."""
+    if len({(budget(run.evaluation), run.evaluation["n"]) for run in runs if run.evaluation}) != 1:
+        return None
+    found = [{title: (value, ends) for title, value, ends in accuracies(run)} for run in runs]
+    shared = [title for title in found[0] if title != "SA" and all(title in each for each in found)]
+    if len(runs) < 2 or not shared or not all("SA" in each for each in found):
+        return None
+    strongest = "RA-AA" if "RA-AA" in shared else shared[-1]
+    points = [
+        Point(run.name, _accuracy(*each["SA"]), _accuracy(*each[strongest]))
+        for run, each in zip(runs, found, strict=True)
+    ]
+    note = "Bars: 95 % Wilson intervals over the test images; one seed each."
+    return Scatter("Robust against clean accuracy", points, strongest, note)
+
+
+def of_run(run: RunSummary) -> Chart | None:
+    """Draw the accuracies of a run with their intervals."""
+    found = accuracies(run)
+    if not found:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for place, (_, value, ends) in enumerate(found):
+            lengths = _lengths(_accuracy(value, ends))
+            look: dict[str, Any] = {"markersize": 8, "elinewidth": 2, "capsize": 4, "color": SERIES[0]}
+            axes.errorbar(value, place, xerr=lengths, fmt="o", **look)
+        axes.set_yticks(range(len(found)), [title for title, _, _ in found])
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.grid(axis="x", linewidth=0.8)
+        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+
+    told = "; ".join(f"{title} {_accuracy(value, ends).text}" for title, value, ends in found)
+    height = 0.5 + 0.36 * len(found)
+    return drawn(
+        "Accuracies with 95 % intervals", f"Accuracies of {run.name}: {told}.", draw, prefix="main1", height=height
+    )
+
+
+def _accuracy(value: float, ends: Sequence[float] | None) -> Accuracy:
+    if ends is None:
+        return Accuracy(value, None, percent(value))
+    low, high = ends
+    return Accuracy(value, (low, high), f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]")
+
+
+def _lengths(of: Accuracy) -> list[list[float]] | None:
+    """Give the lengths of an error bar below and above, as matplotlib takes them."""
+    if of.ends is None:
+        return None
+    return [[max(0.0, of.value - of.ends[0])], [max(0.0, of.ends[1] - of.value)]]
+
+
+def _tick(value: float, _: object) -> str:
+    return f"{100 * value:.4g} %"

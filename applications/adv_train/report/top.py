@@ -1,0 +1,124 @@
+"""The head of the page: alarms, what was judged, and the main figure with what belongs to it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adv_train.report import main_figure
+from adv_train.report.drawing import Chart
+from adv_train.report.main_figure import Point, Scatter
+from adv_train.report.sections import NextStep, Section, effort
+from adv_train.report.summary import RunSummary, accuracies, measured
+
+
+@dataclass(frozen=True)
+class Main:
+    """A main figure.
+
+    Attributes:
+        chart: The drawing.
+        key: Number, colour and method of each of its points.
+        note: What its error bars are.
+    """
+
+    chart: Chart
+    key: Sequence[tuple[int, int, Point]]
+    note: str
+
+
+def alarms(runs: Sequence[RunSummary], first: Sequence[Section]) -> list[tuple[str, str]]:
+    """List what makes figures doubtful, with the run it is about, each once."""
+    listed = [alarm for section in first for alarm in section.alarms]
+    known = [text for _, text in listed]
+    for run in runs:
+        texts = [*run.alarms, *run.evaluation.get("warnings", []), *_rolled_back(run)]
+        listed += [(run.name, text) for text in texts if text not in known]
+    return listed
+
+
+def _rolled_back(run: RunSummary) -> Iterator[str]:
+    back = [(row["epoch"], row["rolled_back_to"]) for row in run.metrics if "rolled_back_to" in row]
+    if back:
+        told = ", ".join(f"{epoch} to {before}" for epoch, before in back)
+        yield f"Rolled back after overfitting to its attack: from epoch {told}."
+
+
+def mains(runs: Sequence[RunSummary], figures: Sequence[Scatter]) -> list[Main]:
+    """Draw the main figures: those given, or of one run its accuracies, or of several their place."""
+    if len(runs) == 1 and not figures:
+        chart = main_figure.of_run(runs[0])
+        note = "Bars: 95 % Wilson intervals, for the choice of the test images."
+        return [] if chart is None else [Main(chart, (), note)]
+    found = main_figure.of_runs(runs) if not figures and runs else None
+    shown = figures or ([] if found is None else [found])
+    drawn = [scatter for scatter in shown if scatter.points]
+    return [Main(scatter.chart(place), scatter.key, scatter.note) for place, scatter in enumerate(drawn, start=1)]
+
+
+def tiles(runs: Sequence[RunSummary]) -> list[tuple[str, str, str]]:
+    """Give title, accuracy and interval of each accuracy of a single run."""
+    if len(runs) != 1:
+        return []
+    cells = [(title, measured(value, ends).text) for title, value, ends in accuracies(runs[0])]
+    return [(title, *_split(text)) for title, text in cells]
+
+
+def _split(text: str) -> tuple[str, str]:
+    value, _, interval = text.partition(" [")
+    return value, f"[{interval}" if interval else ""
+
+
+def facts(runs: Sequence[RunSummary]) -> dict[str, str]:
+    """Say what a single run was trained for and what was judged of it, by what and on what."""
+    if len(runs) != 1:
+        return {}
+    (run,) = runs
+    found, config = run.evaluation, run.config
+    told = {"judged": run.judged} if "checkpoint" in found else {}
+    if "data" in found:
+        told["data set"] = f"{found['data']}, {found.get('split', 'test')} split"
+    if "attacks" in found:
+        told["attacks"] = effort(found["attacks"]) + (f" (seed {found['seed']})" if "seed" in found else "")
+    told |= {"trained": trained} if (trained := _trained(config)) else {}
+    if run.best_epoch is not None:
+        told["best epoch"] = f"{run.best_epoch} of {len(run.metrics)}, on the validation images"
+    software = [f"{name} {found[name]}" for name in ("torch", "blo") if name in found]
+    if software:
+        told["judged with"] = ", ".join([*software, *([found["device"]] if "device" in found else [])])
+    return told
+
+
+def _trained(config: Any) -> str:
+    """Sum a configuration up; nothing where it is not that of a run."""
+    try:
+        method, model, training, threat = (config[part] for part in ("method", "model", "training", "threat"))
+        budget = f"{threat['norm']}, ε = {threat['eps']:.4g}"
+        return f"{method['name']}, {model['name']}, {training['epochs']} epochs, {budget}, seed {training['seed']}"
+    except (KeyError, TypeError):
+        return ""
+
+
+def command(*words: str | Path) -> str:
+    """Write a command as typed in a terminal."""
+    return shlex.join(["adv-train", *map(str, words)])
+
+
+def once_more(folder: Path, words: Sequence[str]) -> list[NextStep]:
+    """Give the commands that make a run and its report again.
+
+    Args:
+        folder: Of the run.
+        words: After ``adv-train``, of the command that wrote the report.
+    """
+    again = folder.with_name(f"{folder.resolve().name}-again")
+    train = command("fit", "--config", folder / "config.yaml", "--out", again)
+    return [
+        NextStep("Train it again, into another folder.", train),
+        NextStep(
+            "Judge it and write this page again; what is judged already is read from its records.", command(*words)
+        ),
+    ]
