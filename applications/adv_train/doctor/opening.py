@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from adv_train.data.split import to_unit_range
 from adv_train.devices import find_device
+from adv_train.digests import digest
 from adv_train.doctor.patient import Patient
 from adv_train.errors import UserError
-from adv_train.evaluation import records_of
+from adv_train.evaluation import Evaluation, records_of
 from adv_train.judged_data import cut
 from adv_train.opened import Opened, open_run, open_weights
 from adv_train.records import RunFolder
@@ -47,8 +48,9 @@ def patient_of_run(
         batch_size=batch_size,
         device=device,
         trained=trained,
-        records=records_of(path),
+        records=_own_records(path, opened),
         history=RunFolder(path).metrics(),
+        attacked=RunFolder(path).config().method.attacks,
         judge=f"adv-train eval {path}",
         checkpoint=opened.about["checkpoint"],
     )
@@ -87,10 +89,16 @@ def patient_of_weights(
         seed=seed,
         batch_size=batch_size,
         device=device,
-        records=records_of(folder),
+        records=_own_records(folder, opened),
         judge=f"adv-train eval {flags}",
         checkpoint=opened.about["checkpoint"],
     )
+
+
+def _own_records(folder: Path, opened: Opened) -> list[Evaluation]:
+    """Read the records of these weights; records of the first format do not say whose they are."""
+    weights = digest(opened.model.state_dict())[:16]
+    return [record for record in records_of(folder) if record.about.get("weights", weights) == weights]
 
 
 def _patient(opened: Opened, *, limit: int | None, device: str | None, **known: Any) -> Patient:

@@ -39,8 +39,9 @@ class Patient:
         test: The whole test split, if that is known.
         statistics: Mean and standard deviation of each channel over the training images, if they are known.
         trained: What the model was trained for, if that is known.
-        records: Its evaluations.
+        records: Evaluations of these weights.
         history: Record of each epoch of its training.
+        attacked: Whether it was trained on perturbed images.
         judge: The command that judges it, without attacks and budget; empty where there is none.
         checkpoint: Which file of a run it comes from; empty otherwise.
         seed: Of everything that is drawn.
@@ -58,6 +59,7 @@ class Patient:
     trained: Threat | None = None
     records: Sequence[Evaluation] = ()
     history: Sequence[Mapping[str, Any]] = ()
+    attacked: bool = True
     judge: str = ""
     checkpoint: str = ""
     seed: int = 0

@@ -12,4 +12,4 @@ from adv_train.measures import survives_one_step
 def one_step(patient: Patient) -> Finding:
     """Does a single step to the edge of the ball break images that PGD leaves?"""
     x, y = patient.left()
-    return overlooked(~survives_one_step(patient.model, x, y, patient.threat), "one step")
+    return overlooked(patient, ~survives_one_step(patient.model, x, y, patient.threat), "one step")

@@ -16,6 +16,8 @@ def overfitting(patient: Patient) -> Finding:
     history = [record for record in patient.history if "rolled_back_to" not in record]
     if not history:
         raise NotCheckedError("there is no history of epochs")
+    if not patient.attacked:
+        raise NotCheckedError("standard training has no attack to overfit to")
     best, last = max(history, key=lambda record: record["val_ra"]), history[-1]
     seen = (
         f"robust accuracy on the validation images {best['val_ra']:.1%} after epoch {best['epoch']}, "

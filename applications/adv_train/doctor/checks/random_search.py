@@ -35,4 +35,4 @@ def random_search(patient: Patient) -> Finding:
         parts.append(f"Square with {_QUERIES} queries")
     except UserError:  # Square divides no images so small in l2 and l1; the draws stand alone there.
         pass
-    return overlooked(broken, " and ".join(parts))
+    return overlooked(patient, broken, " and ".join(parts))

@@ -31,4 +31,4 @@ def smoothing(patient: Patient) -> Finding:
                         forward, images[rest], labels[rest], threat, generator, rise, steps=8, draws=draws
                     )
             parts.append(broken)
-    return overlooked(torch.cat(parts), "ascent on the loss averaged over noise")
+    return overlooked(patient, torch.cat(parts), "ascent on the loss averaged over noise")
