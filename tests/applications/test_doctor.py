@@ -49,13 +49,14 @@ def accuracy(model: nn.Module, change: Callable[[Tensor], Tensor]) -> float:
 @pytest.mark.parametrize("eps", [0.03, 0.1, 0.2])
 @pytest.mark.parametrize("decay", [1.0, 1000.0])
 def test_a_linear_model_has_no_illness(decay: float, eps: float) -> None:
-    assert not adv_train.doctor(linear(decay), digits(), eps=eps, limit=200).illnesses
+    assert not adv_train.doctor(linear(decay), digits(), eps=eps, limit=150).illnesses
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l2", 1.0), ("l1", 2.0)])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("norm", "eps", "seed"), [("linf", 0.1, 0), ("linf", 0.1, 1), ("l2", 0.5, 0), ("l2", 1.0, 1), ("l1", 2.0, 0)]
+)
 def test_a_network_has_no_illness(norm: Norm, eps: float, seed: int) -> None:
-    assert not adv_train.doctor(healthy(), digits(), eps=eps, norm=norm, seed=seed, limit=150).illnesses
+    assert not adv_train.doctor(healthy(), digits(), eps=eps, norm=norm, seed=seed, limit=100).illnesses
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -223,7 +224,7 @@ def test_a_model_that_rounds_is_found_by_everything_that_needs_no_gradient() -> 
 
 
 def test_a_fine_ripple_is_found_by_smoothing_and_random_search() -> None:
-    seen = adv_train.doctor(Before(shattered, healthy()), digits(), eps=0.2, skip=["leak"])
+    seen = adv_train.doctor(Before(shattered, healthy()), digits(), eps=0.2, skip=["leak"], limit=100)
     assert (
         set(seen.illnesses) == {"smoothing", "random-search", "one-step"}
         and seen.findings["gradients"].verdict == "well"

@@ -22,7 +22,7 @@ from adv_train.evaluation import Evaluation, Outcome, wilson
 from adv_train.loading import load_model
 from adv_train.threat import Threat
 
-FIT: dict[str, Any] = {"data": "digits", "model": "small-cnn", "eps": 0.15, "epochs": 6, "device": "cpu"}
+FIT: dict[str, Any] = {"data": "digits", "model": "small-cnn", "eps": 0.15, "epochs": 4, "device": "cpu"}
 EVAL = ["--attacks", "pgd", "--pgd-steps", "3", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
 
 

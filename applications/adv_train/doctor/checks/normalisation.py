@@ -39,8 +39,8 @@ def normalisation(patient: Patient) -> Finding:
         return well(seen, **figures)
     return ill(
         seen,
-        f"The model was trained on images {' or '.join(good)}: put that step inside it, before its first layer, so that "
-        "it takes images in [0, 1] and eps is in their unit (`--normalisation data` for weights without mean and deviation).",
+        f"The model was trained on images {' or '.join(good)}: put that step inside it, before its first layer, so "
+        "that it takes images in [0, 1] and eps is in their unit (for a file of weights: `--normalisation data`).",
         **figures,
     )
 
