@@ -68,12 +68,12 @@ def test_random_weights_have_no_illness_but_that_they_may_answer_with_few_classe
 def test_the_model_is_handed_back_as_it_was() -> None:
     model = fitted(perceptron(nn.BatchNorm1d(64), nn.Dropout(0.2)), steps=10)
     model.train()
-    model[2].eval()
+    model[3].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     adv_train.doctor(model, digits(), eps=0.1, limit=60)
     assert torch.equal(state, torch.get_rng_state())
-    assert [layer.training for layer in model] == [True, True, False, True, True, True]
+    assert [layer.training for layer in model] == [True, True, True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is not None for parameter in model.parameters())
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import adv_train
 from adv_train import data
 from adv_train.data import Dataset, Split
-from adv_train.doctor import Finding
+from adv_train.doctor import Finding, twins
 from adv_train.doctor.twins import find_twins
 from tests.applications.ill_models import digits, healthy
 from tests.applications.real_images import write_real_images
@@ -54,7 +54,9 @@ def test_real_images_have_no_twins(real: Dataset) -> None:
         assert seen.verdict == "well" and seen.figures["twins"] == 0 and seen.figures["n"] == len(dataset.test)
 
 
-def test_twins_are_counted_by_kind_and_named_by_file(real: Dataset) -> None:
+@pytest.mark.parametrize("part", [1000, 8])
+def test_twins_are_counted_by_kind_and_named_by_file(real: Dataset, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "_PART", part)  # Images are compared in parts of like brightness.
     train = real.train
     test = put(real.test, [3, 5, 7], train.images[[10, 11, 12]], train.labels[[10, 11, 12]])
     test = put(test, [20, 21], train.images[[30, 31]].flip(-1), (train.labels[[30, 31]] + 1) % real.classes)
