@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adv_train.api import fit, training_gradient
+    from adv_train.doctor import doctor
     from adv_train.evaluate import evaluate
     from adv_train.export import export
     from adv_train.loading import load_model
     from adv_train.methods import Step
     from adv_train.threat import Threat
 
-__all__ = ["Step", "Threat", "evaluate", "export", "fit", "load_model", "training_gradient"]
+__all__ = ["Step", "Threat", "doctor", "evaluate", "export", "fit", "load_model", "training_gradient"]
 
 _HOMES = {
     "Step": "methods",
     "Threat": "threat",
+    "doctor": "doctor",
     "evaluate": "evaluate",
     "export": "export",
     "fit": "api",

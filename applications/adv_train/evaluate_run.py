@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from adv_train import data, evaluation, models
+from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD, Attack, StandardAutoAttack
 from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
 from adv_train.files import make_folder
-from adv_train.judged_data import check_fits, cut, origin
+from adv_train.judged_data import cut, origin
 from adv_train.kept import Request, judge_into
-from adv_train.loading import build_model, load_checkpoint, load_data, load_source
+from adv_train.loading import load_checkpoint, load_source
+from adv_train.opened import open_run, open_weights
 from adv_train.records import RunFolder, score
 from adv_train.report import RunSummary, command
 from adv_train.report.drawn import drawn_landscape
@@ -70,29 +71,15 @@ def evaluate_run(
     Raises:
         UserError: When the run, its data or an argument cannot be used.
     """
-    run = RunFolder(path)
-    saved = load_checkpoint(run, which)
-    config = saved.config
+    saved = load_checkpoint(RunFolder(path), which)
     check_classes(attacks, saved.model_arguments["classes"])
-    threat = _threat(config.threat, norm, eps)
-    where = find_device(device or "auto")
-    kind, _, place = (data_name or config.data.name).partition(":")
-    if kind != config.data.name.partition(":")[0]:
-        raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
-    dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
-    run.check_split(dataset)
-    check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
-    of, dataset = len(dataset.test), cut(dataset, limit, where)
-    model = build_model(saved).to(where)
-    about = {
-        "checkpoint": run.best.name if which == "best" else run.last.name,
-        "epoch": saved.epoch,
-        "method": config.method_name,
-        **({"averaged": saved.averaged} if saved.averaged else {}),
-        **origin(model, dataset, where),
-    }
+    threat = _threat(saved.config.threat, norm, eps)
+    opened = open_run(path, which, device=device, data_name=data_name, data_root=data_root)
+    where, model = find_device(device or "auto"), opened.model
+    of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
+    about = {**opened.about, **origin(model, dataset, where)}
     request = Request(threat, _bound(attacks, dataset, where), seed, batch_size, again, save_images, tell, progress)
-    return judge_into(path, model, dataset, request, about=about, of=of, trained=config.threat)
+    return judge_into(path, model, dataset, request, about=about, of=of, trained=opened.trained)
 
 
 def evaluate_weights(
@@ -140,17 +127,12 @@ def evaluate_weights(
     Raises:
         UserError: When the model, its weights, the data or an argument cannot be used.
     """
-    where = find_device(device or "auto")
-    dataset = data.load(data_name, root=data_root)
-    of, dataset = len(dataset.test), cut(dataset, limit, where)
-    arguments: dict[str, Any] = dataset.model_arguments()
-    name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
-    model = models.create(name, **arguments, seed=0, **options)
-    if weights is not None:
-        models.load_weights(model, weights, normalisation)
-    model = model.to(where).eval()
-    about: dict[str, Any] = {"checkpoint": weights.name if weights else model_name, "model": model_name}
-    about |= origin(model, dataset, where)
+    opened = open_weights(
+        model_name, data_name, weights=weights, normalisation=normalisation, device=device, data_root=data_root
+    )
+    where, model = find_device(device or "auto"), opened.model
+    of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
+    about = {**opened.about, **origin(model, dataset, where)}
     chosen = _bound(attacks, dataset, where)
     request = Request(Threat(norm, eps), chosen, seed, batch_size, again, save_images, tell, progress)
     make_folder(out)

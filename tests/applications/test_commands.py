@@ -97,6 +97,7 @@ def test_everything_that_can_be_named_is_listed(capsys: pytest.CaptureFixture[st
         "optimizers",
         "observers",
         "attacks",
+        "checks",
         "forms",
     ]
     listed = {line.split()[0] for line in said if line.startswith(" ")}

@@ -19,7 +19,7 @@ import adv_train
 from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD, Square, TargetedPGD, Transfer, Verdicts
 from adv_train.attacks.official import OfficialAttack
-from adv_train.cli import compare, listing, main
+from adv_train.cli import compare, doctor, listing, main
 from adv_train.cli import evaluation as cli_evaluation
 from adv_train.cli.evaluation import named_attacks
 from adv_train.comparison.cell import Judgement
@@ -418,9 +418,9 @@ def test_the_commands_of_the_page_are_those_that_the_program_takes() -> None:
     assert len(lines) >= 8
     for line in lines:
         command, *words = shlex.split(line)
-        found = {"eval": cli_evaluation, "compare": compare, "list": listing}[command].read(words)
+        found = {"eval": cli_evaluation, "compare": compare, "list": listing, "doctor": doctor}[command].read(words)
         found = found[0] if isinstance(found, tuple) else found
-        if command != "list":
+        if command in ("eval", "compare"):
             assert named_attacks(found.attacks, steps=1, restarts=1)
     told = {name for name in ATTACKS.names() if f"`{name}`" in page}
     assert told == set(ATTACKS.names())

@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adv_train.attacks import ATTACKS, Attack
-from adv_train.cli.command_line import Progress, options
+from adv_train.cli.command_line import options
+from adv_train.cli.judged_model import JudgedModel, check_run_alone, foreign
 from adv_train.errors import UserError
 from adv_train.evaluate import named
 from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
 from adv_train.evaluation import Evaluation, check_image_file
-from adv_train.models import TORCHVISION
 from adv_train.records import RunFolder
 from adv_train.report import (
     NextStep,
@@ -49,7 +49,7 @@ from adv_train.report import (
     write_table,
 )
 from adv_train.report import command as written
-from adv_train.threat import Norm, Threat
+from adv_train.threat import Threat
 from adv_train.values import Range
 from adv_train.written import items
 
@@ -57,60 +57,33 @@ _SHOWN_CLASSES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(Progress):
+class Eval(JudgedModel):
     """What to judge, by what.
 
     Attributes:
-        run: Run folder, as given to `adv-train fit --out`.
-        checkpoint: Of the run: best on validation (the default), or last.
-        norm: Of the attacks: linf, l2 or l1; by default that of training, and linf for a model not trained here.
         eps: Radius of the attacks, or several as in 4/255,8/255; by default that of training.
         attacks: Names with commas between (see `adv-train list attacks`), with options as in "square(queries=1000)".
         pgd: Attack by PGD.
         autoattack: Attack by AutoAttack.
-        limit: Judge only so many test images, of all classes in proportion.
         pgd_steps: Steps of PGD.
         pgd_restarts: Random starts of PGD.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
         again: Judge anew what is judged already.
         save_images: File NAME.npz for the attacks' images, rounded to 8 bits and judged once more after that; of
             several --eps each has NAME-epsX.npz.
-        device: auto, cpu, cuda, cuda:1, mps.
-        data_root: Where the data sets are, if no longer where they were.
         table: Form of the table.
         report: Also write report.html beside eval.json.
-        checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
-        model: What that model is: a name of `adv-train list`, with options as in "wrn-28-10(activation=silu)", or
-            package.module:factory.
-        normalisation: For weights without mean and standard deviation: those of the data, or none.
-        data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
-        out: Where the record of that model goes; by default runs/NAME-eval.
     """
 
-    run: Path | None = None
-    checkpoint: Literal["best", "last"] | None = None
-    norm: Norm | None = None
     eps: tuple[Annotated[float, Range(0)], ...] | None = None
     attacks: str = "pgd,autoattack"
     pgd: bool = True
     autoattack: bool = True
-    limit: Annotated[int, Range(1)] | None = None
     pgd_steps: Annotated[int, Range(1)] = 50
     pgd_restarts: Annotated[int, Range(1)] = 10
-    seed: Annotated[int, Range(0)] = 0
-    batch_size: Annotated[int, Range(1)] = 512
     again: bool = False
     save_images: Path | None = None
-    device: str = "auto"
-    data_root: str | None = None
     table: Literal["markdown", "csv", "latex"] = "markdown"
     report: bool = False
-    checkpoint_file: Path | None = None
-    model: str | None = None
-    normalisation: Literal["data", "none"] | None = None
-    data: str | None = None
-    out: Path | None = None
 
 
 def read(words: Sequence[str]) -> Eval:
@@ -202,11 +175,7 @@ def _rounding(outcome: Evaluation) -> str:
 
 
 def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
-    for flag in ("checkpoint_file", "model", "normalisation", "out"):
-        if getattr(command, flag) is not None:
-            raise UserError(
-                f"--{flag.replace('_', '-')} is for a model that was not trained here: leave out RUN, or it."
-            )
+    check_run_alone(command)
     outcome = evaluate_run(
         folder,
         which=command.checkpoint or "best",
@@ -220,32 +189,19 @@ def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
 
 
 def _foreign(command: Eval) -> tuple[Evaluation, Path, RunSummary]:
-    needed = {"--model": command.model, "--data": command.data, "--eps": command.eps}
-    missing = [flag for flag, value in needed.items() if value is None]
-    if command.model is None or command.data is None or command.eps is None:
-        raise UserError(
-            f"Give the RUN folder to judge, or for a model that was not trained here also {', '.join(missing)} "
-            "(`adv-train eval --help` has examples)."
-        )
-    if command.checkpoint is not None:
-        raise UserError("--checkpoint chooses a checkpoint of RUN; a weights file is given by --checkpoint-file.")
-    weights = command.checkpoint_file
-    if weights is None and (":" not in command.model or command.model.startswith(TORCHVISION)):
-        raise UserError(f"`{command.model}` has no trained weights of its own: give them by --checkpoint-file.")
-    name = weights.stem if weights else command.model.replace(":", ".")
-    folder = command.out or Path("runs") / f"{name}-eval"
+    given = foreign(command, "eval", command.eps)
     outcome = evaluate_weights(
-        command.model,
-        command.data,
-        folder,
-        weights=weights,
+        given.model,
+        given.data,
+        given.folder,
+        weights=given.weights,
         normalisation=command.normalisation,
         norm=command.norm or "linf",
-        eps=command.eps[0],
+        eps=command.eps[0] if command.eps else 0.0,
         data_root=command.data_root or "data",
         **_common(command),
     )
-    return outcome, folder, summarise_record(outcome, name)
+    return outcome, given.folder, summarise_record(outcome, given.name)
 
 
 def _common(command: Eval) -> dict[str, Any]:

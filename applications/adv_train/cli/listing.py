@@ -1,4 +1,4 @@
-"""List the methods, norms, presets, models, data sets, optimizers, attacks and forms of export.
+"""List the methods, norms, presets, models, data sets, optimizers, attacks, checks and forms of export.
 
 examples:
   adv-train list
@@ -14,6 +14,7 @@ from adv_train import data, optimizers
 from adv_train.attacks import ATTACKS
 from adv_train.cli.command_line import options
 from adv_train.config import PRESETS
+from adv_train.doctor import CHECKS
 from adv_train.errors import unknown
 from adv_train.export import FORMS
 from adv_train.methods import METHODS
@@ -33,7 +34,7 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, norms, objectives, presets, models, data, optimizers, observers, attacks or forms; all
+        section: methods, norms, objectives, presets, models, data, optimizers, observers, attacks, checks or forms; all
             without it.
     """
 
@@ -71,6 +72,7 @@ def _sections() -> dict[str, dict[str, str]]:
         "optimizers": {name: f"Options: {', '.join(optimizers.options(name))}" for name in optimizers.names()},
         "observers": {name: OBSERVERS.describe(name) for name in OBSERVERS.names()},
         "attacks": {name: ATTACKS.describe(name) for name in ATTACKS.names()},
+        "checks": {name: CHECKS.describe(name) for name in CHECKS.names()},
         "forms": {name: FORMS.describe(name) for name in FORMS.names()},
     }
 

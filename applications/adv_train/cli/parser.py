@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": ("demo", "train and attack four methods on handwritten digits; one table and a report"),
     "fit": ("fit", "train one model into a run folder, or go on where it was interrupted"),
     "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
+    "doctor": ("doctor", "find the classic mistakes of evaluating robustness in a model and its records"),
     "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
     "table": ("table", "make a published table again, measured beside published"),
     "export": ("export", "write a trained model as ONNX, torch.export, safetensors, state dict, for RobustBench"),
@@ -37,7 +38,8 @@ start here:
   adv-train fit --preset cifar10-8-fast-bat       a cell of the published tables (wants a GPU)
   adv-train list                                  methods, presets, models, data sets
 
-exit status: 0 done, 1 training diverged, 2 something to put right (told in one line), 130 interrupted"""
+exit status: 0 done, 1 training diverged or the doctor found something, 2 something to put right (told in one line),
+130 interrupted"""
 
 
 def run(words: Sequence[str]) -> int:

@@ -1,0 +1,37 @@
+"""The classic mistakes of evaluating robustness, found in a model and its records: one check a file."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from adv_train.doctor.base import CHECKS, Finding
+from adv_train.doctor.diagnosis import DOCTOR_FILE, Diagnosis
+from adv_train.doctor.examine import LIMIT, chosen, doctor, examine
+from adv_train.doctor.opening import patient_of_run, patient_of_weights
+from adv_train.doctor.patient import Patient
+
+__all__ = [
+    "CHECKS",
+    "DOCTOR_FILE",
+    "LIMIT",
+    "Diagnosis",
+    "Finding",
+    "Patient",
+    "chosen",
+    "doctor",
+    "examine",
+    "patient_of_run",
+    "patient_of_weights",
+]
+
+
+class _CallableModule(ModuleType):
+    """Lets `adv_train.doctor` be the function whether or not this package was imported under the same name."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Diagnosis:
+        return doctor(*arguments, **named)
+
+
+sys.modules[__name__].__class__ = _CallableModule

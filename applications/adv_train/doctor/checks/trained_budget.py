@@ -1,0 +1,30 @@
+"""A run that is judged at another budget than it was trained for, and not at its own."""
+
+from __future__ import annotations
+
+from adv_train.doctor.base import CHECKS, Finding, NotCheckedError, doubtful, well
+from adv_train.doctor.patient import Patient
+from adv_train.threat import Threat
+
+
+@CHECKS.register("trained-budget")
+def trained_budget(patient: Patient) -> Finding:
+    """Is there a record at the norm and eps of training?"""
+    trained = patient.trained
+    if trained is None:
+        raise NotCheckedError("what it was trained for is known of a run only")
+    judged = [record.threat for record in patient.records if record.attacks]
+    if not judged:
+        raise NotCheckedError("the run has no record under attack yet")
+    seen = f"trained for {_told(trained)}; judged at {', '.join(dict.fromkeys(map(_told, judged)))}"
+    figures = {"trained": _told(trained), "judged": [_told(threat) for threat in judged]}
+    if any(threat.matches(trained) for threat in judged):
+        return well(seen, **figures)
+    swapped = any(threat.norm != trained.norm and abs(threat.eps - trained.eps) < 1e-9 for threat in judged)
+    why = "An eps of one norm means another thing in the other. " if swapped else ""
+    command = f"{patient.judge} --norm {trained.norm} --eps {trained.eps:.12g}"
+    return doubtful(seen, f"{why}Judge it at its own as well: {command}", **figures, norms_swapped=swapped)
+
+
+def _told(threat: Threat) -> str:
+    return f"{threat.norm} {threat.eps:.6g}"

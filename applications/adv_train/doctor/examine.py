@@ -1,0 +1,175 @@
+"""Running the checks, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks.judging import check_labels, checked, full_resolution, progress_bar
+from adv_train.data import Dataset, Split
+from adv_train.data.stratified import stratified_head
+from adv_train.doctor.base import CHECKS, Finding, NotCheckedError
+from adv_train.doctor.diagnosis import Diagnosis
+from adv_train.doctor.opening import patient_of_run
+from adv_train.doctor.patient import Patient
+from adv_train.errors import UserError, unknown
+from adv_train.samples import Images, gathered
+from adv_train.threat import Norm, Threat
+
+LIMIT = 300
+
+
+def doctor(
+    model: nn.Module | Path | str,
+    images: Images | None = None,
+    labels: Tensor | None = None,
+    threat: Threat | None = None,
+    *,
+    eps: float | None = None,
+    norm: Norm | None = None,
+    train: Split | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    limit: int | None = LIMIT,
+    seed: int = 0,
+    batch_size: int = 512,
+    progress: bool | None = False,
+) -> Diagnosis:
+    """Look for the classic mistakes of evaluating robustness, in a model or a run.
+
+    A module is examined in the mode it is in, since that is one of the mistakes, and handed back as it was.
+
+    Args:
+        model: Maps images to logits ``(batch, classes)``; or a run folder, whose best checkpoint, data and records are
+            examined.
+        images: Images ``(n, C, H, W)``: uint8, or floating point, which should be in [0, 1]; or what else
+            `adv_train.evaluate` takes. A data set of `adv_train.data.load` brings its training images too. None for a
+            run.
+        labels: Shape ``(n,)``, int64.
+        threat: What the attacks may do, or may have done.
+        eps: Instead of a threat, its budget as it was used: one that cannot be is what a check finds. For a run, by
+            default that of training.
+        norm: With ``eps``; by default that of training, and linf for a module.
+        train: What the model was trained on, for the search for leaked test images.
+        only: Names of the checks to make; by default all.
+        skip: Names of checks to leave out.
+        limit: Most images for the checks that call the model, of all classes in proportion; None takes all.
+        seed: Of everything that is drawn.
+        batch_size: Images in a forward pass.
+        progress: Show a bar; ``None`` shows it on a terminal only.
+
+    Returns:
+        ``.findings`` by the name of the check, ``.healthy``, ``.illnesses``; printed, it is a table.
+
+    Raises:
+        UserError: When a check does not exist, the run cannot be read, or images, labels and model do not fit.
+    """
+    names = chosen(only, skip)
+    if isinstance(model, (str, Path)):
+        if images is not None or labels is not None or train is not None:
+            raise UserError("A run brings its own images: leave out `images`, `labels` and `train`, or give a module.")
+        if threat is not None:
+            eps, norm = threat.eps, threat.norm
+        return examine(
+            patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, seed=seed, batch_size=batch_size),
+            names,
+            progress=progress,
+        )
+    if images is None:
+        raise UserError("`images` are missing: a module is examined by images and labels.")
+    if (threat is None) == (eps is None):
+        raise UserError("Say what the attacks may do, by `threat` or by `eps`: `eps=8 / 255`, for one.")
+    x, y, _, _ = gathered(model, images, labels)
+    dataset = images if isinstance(images, Dataset) else None
+    if limit is not None and 0 < limit < len(x) == len(y):
+        kept = stratified_head(y.cpu(), limit).to(y.device)
+        whole, x, y = (x, y), x[kept], y[kept]
+    else:
+        whole = (x, y)
+    patient = Patient(
+        model=model,
+        x=x,
+        y=y,
+        norm=threat.norm if threat else norm or "linf",
+        eps=threat.eps if threat else eps or 0.0,
+        train=train or (dataset.train if dataset else None),
+        test=dataset.test if dataset else _as_split(images, whole, train),
+        statistics=(dataset.mean, dataset.std) if dataset else None,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return examine(patient, names, progress=progress)
+
+
+def chosen(only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Return the names of the checks to make, in their order.
+
+    Raises:
+        UserError: When there is no such check, or none is left.
+    """
+    for name in (*only, *skip):
+        if name not in CHECKS.names():
+            raise unknown("check", name, CHECKS.names())
+    left = [name for name in CHECKS.names() if (not only or name in only) and name not in skip]
+    if not left:
+        raise UserError("No check is left: name some to make that are not left out.")
+    return left
+
+
+def examine(patient: Patient, names: Sequence[str], *, progress: bool | None = False) -> Diagnosis:
+    """Make the checks of these names.
+
+    Raises:
+        UserError: When images, labels and model do not fit.
+    """
+    _check(patient)
+    findings: dict[str, Finding] = {}
+    with progress_bar("doctor", len(names), "check", progress) as bar:
+        for name in names:
+            bar.set_postfix_str(name)
+            findings[name] = _made(name, patient)
+            bar.update()
+    about: dict[str, Any] = {"norm": patient.norm, "eps": patient.eps, "n": len(patient.x), "seed": patient.seed}
+    if patient.checkpoint:
+        about["checkpoint"] = patient.checkpoint
+    return Diagnosis(findings, about)
+
+
+def _made(name: str, patient: Patient) -> Finding:
+    """Make a check; where the model itself fails in it, that is what was seen."""
+    try:
+        return CHECKS.find(name)(patient)
+    except NotCheckedError as reason:
+        return Finding("not checked", str(reason))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        return Finding("not checked", f"it failed with {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _check(patient: Patient) -> None:
+    """Refuse what no check can look at."""
+    x, y = patient.x, patient.y
+    if x.ndim != 4 or not x.is_floating_point() or len(x) == 0 or not bool(x.isfinite().all()):
+        raise UserError(
+            f"The doctor needs finite images of shape (N, C, H, W), N >= 1, but got {x.dtype} of {tuple(x.shape)}."
+        )
+    if y.shape != x.shape[:1] or y.dtype != torch.int64 or bool((y < 0).any()):
+        raise UserError(f"The doctor needs one int64 label >= 0 an image, but got {y.dtype} of {tuple(y.shape)}.")
+    with patient.forward() as forward, torch.no_grad():
+        few = full_resolution(x[:2])  # Two, since a BatchNorm that takes its statistics from the batch fails on one.
+        check_labels(y, checked(forward(few), len(few)).shape[1])
+
+
+def _as_split(images: Images, whole: tuple[Tensor, Tensor], train: Split | None) -> Split | None:
+    """Give the test images in the type of the training images, to compare them."""
+    if isinstance(images, Split) or train is None:
+        return images if isinstance(images, Split) else None
+    x = whole[0].cpu()
+    if train.images.dtype == torch.uint8 and bool(((x >= 0) & (x <= 1)).all()):
+        x = (255 * x).round().to(torch.uint8)
+    return Split(x, whole[1].cpu())

@@ -1,0 +1,83 @@
+"""Where in a network two passes part that should agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks.judging import adapted
+from adv_train.attacks.narration import undisturbed
+
+Call: TypeAlias = tuple[str, Tensor, Tensor]
+
+_TOLERANCE: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Relative, by precision; 1e-3 else: other shapes of a batch round otherwise."""
+
+
+@contextmanager
+def untouched(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Let the model be called in the mode it is in, and put back its buffers and the random state."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with undisturbed(x.device), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def differ(one: Tensor, other: Tensor) -> Tensor:
+    """Tell for each row whether two tensors of the same shape differ by more than rounding, ``(batch,)``."""
+    first, second = one.flatten(1), other.flatten(1)
+    scale = first.float().abs().max().clamp(min=1e-30) * _TOLERANCE.get(one.dtype, 1e-3)
+    close = (first.float() - second.float()).abs() <= scale
+    # What is not finite in both is no difference.
+    return ~(close | (~first.isfinite() & ~second.isfinite())).all(1)
+
+
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Give the logits in the mode that the model is in."""
+    found: Tensor = adapted(model, x)(x)
+    return found
+
+
+def first_parting(model: nn.Module, one: Tensor, other: Tensor, rows: int) -> str | None:
+    """Name the first layer that is given the same and answers differently in the first rows of two batches.
+
+    Returns:
+        Its name and class, or None where it is not a layer of its own.
+    """
+    for call, again in zip_longest(_calls(model, one, rows), _calls(model, other, rows)):
+        if call is None or again is None or call[0] != again[0] or call[1].shape != again[1].shape:
+            return None
+        name, given, answered = call
+        if bool(differ(answered, again[2]).any()) and not bool(differ(given, again[1]).any()):
+            return f"`{name}` ({type(model.get_submodule(name)).__name__})" if name else None
+    return None
+
+
+def _calls(model: nn.Module, x: Tensor, rows: int) -> list[Call]:
+    """Record what each layer was given and answered, in the order of the calls."""
+    calls: list[Call] = []
+
+    def hook(name: str) -> Any:
+        def record(_: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+            if given and isinstance(given[0], Tensor) and isinstance(answer, Tensor) and answer.ndim > 0:
+                calls.append((name, given[0][:rows].clone(), answer[:rows].clone()))
+
+        return record
+
+    layers = [(name, layer) for name, layer in model.named_modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers]
+    try:
+        logits(model, x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

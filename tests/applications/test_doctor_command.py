@@ -1,0 +1,196 @@
+"""`adv-train doctor` on runs and weights: the table, the file, the exit status, and what their records tell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import adv_train
+from adv_train import evaluation
+from adv_train.cli import main
+from adv_train.doctor import CHECKS, patient_of_run
+from adv_train.doctor.examine import examine
+from adv_train.evaluation import Evaluation, Outcome, wilson
+from adv_train.loading import load_model
+from adv_train.threat import Threat
+
+FIT: dict[str, Any] = {"data": "digits", "model": "small-cnn", "eps": 0.15, "epochs": 4, "device": "cpu"}
+EVAL = ["--attacks", "pgd", "--pgd-steps", "3", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor")
+    for method in ("standard", "fast-at", "fast-bat"):
+        adv_train.fit(out=folder / method, method=method, progress=False, **FIT)
+    return folder
+
+
+@pytest.fixture
+def run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "fast-at", "run")
+    return "run"
+
+
+def examined(words: Sequence[str], folder: str = "run") -> tuple[int, dict[str, Any]]:
+    status = main(["doctor", *words, "--device", "cpu", "--quiet"])
+    found: dict[str, Any] = json.loads((Path(folder) / "doctor.json").read_text())
+    return status, found
+
+
+@pytest.mark.parametrize("method", ["standard", "fast-at", "fast-bat"])
+def test_a_trained_run_that_is_judged_as_it_was_trained_is_healthy(
+    runs: Path, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / method
+    shutil.copytree(runs / method, folder)
+    assert main(["eval", str(folder), *EVAL]) == 0
+    capsys.readouterr()
+    status, found = examined([str(folder)], str(folder))
+    said = capsys.readouterr().out
+    assert (status, found["healthy"]) == (0, True), said
+    assert list(found["checks"]) == CHECKS.names() and all(f"| {name} " in said for name in CHECKS.names())
+    left = {name for name, check in found["checks"].items() if check["verdict"] == "not checked"}
+    # Standard training leaves PGD nothing to overlook where it breaks every image.
+    assert left <= {"attack-records", *(["overfitting", "one-step", "random-search", "smoothing"] * (method[0] == "s"))}
+    assert (found["checkpoint"], found["n"], found["eps"]) == ("best.pt", 300, 0.15)
+
+
+def test_a_part_of_the_test_set_is_told_with_its_interval_and_the_command_for_all(run: str) -> None:
+    assert main(["eval", run, *EVAL, "--limit", "50"]) == 0
+    status, found = examined([run, "--only", "subset,trained-budget"])
+    seen = found["checks"]["subset"]
+    record = json.loads(Path(run, "eval.json").read_text())
+    low, high = wilson(round(record["ra_pgd"] * 50), 50)
+    assert (status, seen["verdict"], found["healthy"]) == (1, "doubtful", False)
+    assert "50 of 360" in seen["seen"] and f"[{low:.1%}, {high:.1%}]" in seen["seen"]
+    assert 'adv-train eval run --norm linf --eps 0.15 --attacks "pgd"' in seen["remedy"]
+    # The command of the remedy, with an attack that is quick, is the cure.
+    words = seen["remedy"].partition("adv-train ")[2].replace('"', "").split()
+    assert main([*words, *EVAL[2:]]) == 0
+    status, found = examined([run, "--only", "subset,trained-budget"])
+    assert (status, found["checks"]["subset"]["verdict"]) == (0, "well")
+
+
+@pytest.mark.parametrize(("flags", "swapped"), [(["--eps", "0.1"], False), (["--norm", "l2", "--eps", "0.15"], True)])
+def test_a_run_without_a_record_at_its_own_budget_is_told(run: str, flags: list[str], swapped: bool) -> None:
+    assert examined([run, "--only", "trained-budget"])[1]["checks"]["trained-budget"]["verdict"] == "not checked"
+    assert main(["eval", run, *EVAL, *flags]) == 0
+    status, found = examined([run, "--only", "trained-budget"])
+    seen = found["checks"]["trained-budget"]
+    assert (status, seen["verdict"], seen["figures"]["norms_swapped"]) == (1, "doubtful", swapped)
+    assert "adv-train eval run --norm linf --eps 0.15" in seen["remedy"]
+    assert main(["eval", run, *EVAL]) == 0
+    assert examined([run, "--only", "trained-budget"])[0] == 0
+
+
+def record(robust: dict[str, int], n: int = 400) -> Evaluation:
+    """Make a record in which each attack leaves so many of n images, 360 of which are right."""
+    attacks = {name: Outcome(np.arange(n) < left, None, {}) for name, left in robust.items()}
+    return Evaluation(Threat("linf", 0.15), 0, np.arange(n) < 360, attacks, of=n)
+
+
+@pytest.mark.parametrize(
+    ("robust", "ill"),
+    [
+        ({"pgd": 200, "square": 195}, False),
+        ({"pgd": 200, "square": 150}, True),
+        ({"pgd": 200, "transfer": 150}, True),
+        ({"pgd": 200, "autoattack": 180}, False),
+        ({"pgd": 87, "autoattack": 50}, False),  # 21.83 % and 12.49 %, a published cell
+        ({"pgd": 200, "autoattack": 20}, True),
+        ({"pgd": 4, "square": 1}, False),
+    ],
+)
+def test_records_in_which_pgd_is_the_weaker_attack_are_found(runs: Path, robust: dict[str, int], ill: bool) -> None:
+    patient = replace(patient_of_run(runs / "fast-at", limit=20, device="cpu"), records=[record(robust)])
+    assert examine(patient, ["attack-records"]).healthy is not ill
+
+
+def test_a_record_more_robust_than_accurate_is_found(runs: Path) -> None:
+    patient = patient_of_run(runs / "fast-at", limit=20, device="cpu")
+    for left, verdict in ((360, "well"), (361, "ill")):
+        seen = examine(replace(patient, records=[record({"pgd": left})]), ["robust-above-clean"])
+        assert seen.findings["robust-above-clean"].verdict == verdict
+
+
+def test_the_history_of_a_run_that_overfitted_is_read(run: str) -> None:
+    assert examined([run, "--only", "overfitting"])[0] == 0
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    for last, verdict in ((0.62, "doubtful"), (0.02, "ill")):
+        changed = [line | {"val_sa": 0.9, "val_ra": 0.8, "val_fgsm": 0.85} for line in lines]
+        changed[-1] |= {"val_ra": last, "val_fgsm": last}
+        Path(run, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+        status, found = examined([run, "--only", "overfitting"])
+        assert (status, found["checks"]["overfitting"]["verdict"]) == (1, verdict)
+        assert "80.0% after epoch" in found["checks"]["overfitting"]["seen"]
+
+
+def test_python_and_command_find_the_same(run: str) -> None:
+    words = [run, "--only", "one-step,random-search", "--eps", "0.2", "--limit", "100", "--seed", "2"]
+    _, found = examined(words)
+    again = adv_train.doctor(run, eps=0.2, only=["one-step", "random-search"], limit=100, seed=2)
+    assert json.loads(json.dumps(again.summary())) == found
+
+
+def test_weights_from_elsewhere_are_examined_with_the_flags_of_eval(run: str) -> None:
+    torch.save(load_model(run).state_dict(), "weights.pt")
+    words = ["--checkpoint-file", "weights.pt", "--model", "small-cnn", "--data", "digits", "--eps", "0.15"]
+    assert main(["eval", *words, *EVAL, "--limit", "30"]) == 0
+    status, found = examined([*words, "--only", "subset,gradients,budget"], "runs/weights-eval")
+    assert status == 1 and [f["verdict"] for f in found["checks"].values()] == ["well", "well", "doubtful"]
+    remedy = found["checks"]["subset"]["remedy"]
+    assert "adv-train eval --checkpoint-file weights.pt --model small-cnn --data digits" in remedy
+    # A record of other weights in the same folder tells nothing of these.
+    torch.save(
+        {
+            name: value + 0 if value.dtype == torch.int64 else value * 0.9
+            for name, value in torch.load("weights.pt").items()
+        },
+        "weights.pt",
+    )
+    _, found = examined([*words, "--only", "subset"], "runs/weights-eval")
+    assert found["checks"]["subset"]["verdict"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["doctor"], "also --model, --data, --eps (`adv-train doctor --help`"),
+        (["doctor", "run", "--model", "small-cnn"], "--model is for a model that was not trained here"),
+        (["doctor", "run", "--only", "leek"], "Did you mean `leak`"),
+        (["doctor", "run", "--norm", "l2"], "give --eps NUMBER"),
+        (["doctor", "nowhere"], "not a run folder"),
+        (["doctor", "run", "--eps", "-1"], "eps"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_told_in_one_line(
+    run: str, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert told in said.err and said.err.count("\n") == 1 and said.out == "" and not Path(run, "doctor.json").exists()
+
+
+def test_a_bar_is_shown_and_the_checks_are_listed(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", run, "--only", "budget,collapse", "--progress", "--device", "cpu"]) == 0
+    assert "doctor" in capsys.readouterr().err
+    assert main(["list", "checks"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said and CHECKS.describe(name) in said for name in CHECKS.names())
+
+
+def test_a_budget_in_pixels_is_told_and_the_rest_is_not_checked(run: str) -> None:
+    status, found = examined([run, "--eps", "8", "--only", "budget,large-budget"])
+    assert status == 1 and found["eps"] == 8
+    assert [check["verdict"] for check in found["checks"].values()] == ["ill", "not checked"]
+    assert evaluation.records_of(Path(run)) == []
