@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +25,7 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.rounding import judge_rounded, rounded
+from adv_train.callable_module import make_callable
 from adv_train.errors import UserError
 from adv_train.evaluation import (
     Evaluation,
@@ -310,11 +309,4 @@ def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
     return named
 
 
-class _CallableModule(ModuleType):
-    """Lets `adv_train.evaluate` be the function whether or not this module was imported under the same name."""
-
-    def __call__(self, *arguments: Any, **named: Any) -> Evaluation:
-        return evaluate(*arguments, **named)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)

@@ -46,7 +46,7 @@ class Compared:
     Attributes:
         name: Of its folder.
         record: The content of comparison.json.
-        entries: Its methods with finished runs, by name.
+        entries: Methods with at least one finished run, keyed by name.
     """
 
     name: str

@@ -18,7 +18,7 @@ from adv_train import data, models
 from adv_train.cli import main
 from adv_train.comparison import Cell
 from adv_train.config import PRESETS
-from adv_train.data import DATASETS, PUBLISHED, Facts
+from adv_train.data import DATASETS, PUBLISHED_FACTS, Facts
 from adv_train.reproduction import SCALES, TABLES, Published, PublishedTable, Scale
 from tests.applications.published_files import any_checksum, network
 from tests.applications.test_cifar import write_cifar10
@@ -111,7 +111,7 @@ def test_every_cell_keeps_its_method_and_budget_at_every_scale(name: str, scale:
     config = chosen.contender(name).config({}, {}, 0)
     assert (config.method, config.threat) == (published.method, published.threat)
     if scale == "cpu":
-        facts = PUBLISHED[config.data.name].arguments
+        facts = PUBLISHED_FACTS[config.data.name].arguments
         model = models.create(config.model.name, **facts, seed=0, **config.model.options)
         assert sum(weights.numel() for weights in model.parameters()) < 600_000
 
@@ -124,7 +124,7 @@ def test_another_network_has_its_own_options() -> None:
 
 
 def test_a_widened_network_is_the_one_of_that_name() -> None:
-    arguments = PUBLISHED["cifar10"].arguments
+    arguments = PUBLISHED_FACTS["cifar10"].arguments
     ours = models.create("wrn-28-10", **arguments, seed=0, widening=2)
     widths = {len(weights) for weights in ours.parameters() if weights.ndim == 4}
     assert widths == {16, 32, 64, 128}
@@ -232,12 +232,12 @@ def test_a_dry_run_needs_no_data_and_counts_what_the_cells_would_take(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", list(PUBLISHED))
+@pytest.mark.parametrize("name", list(PUBLISHED_FACTS))
 def test_what_is_known_of_the_published_data_agrees_with_their_names(name: str) -> None:
     assert name in DATASETS.names()
-    facts = PUBLISHED[name].limited(100)
-    assert (facts.train, facts.validation) == (100, 100) and facts.test == PUBLISHED[name].test
-    assert PUBLISHED[name].limited(None) == PUBLISHED[name]
+    facts = PUBLISHED_FACTS[name].limited(100)
+    assert (facts.train, facts.validation) == (100, 100) and facts.test == PUBLISHED_FACTS[name].test
+    assert PUBLISHED_FACTS[name].limited(None) == PUBLISHED_FACTS[name]
 
 
 def test_facts_are_those_of_a_loaded_data_set() -> None:

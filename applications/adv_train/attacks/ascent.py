@@ -23,6 +23,7 @@ from adv_train.attacks.judging import (
     check_samples,
     checked,
     classes_of,
+    deficit,
     frozen,
     full_resolution,
     progress_bar,
@@ -68,11 +69,7 @@ def untargeted(y: Tensor, clean: Tensor) -> Loss:
 
     def loss(logits: Tensor) -> Tensor:
         if logits.dtype in _HALF:
-            # (1 - p_y) times this is the gradient of the cross-entropy, so it has the same direction for each sample;
-            # and it does not underflow in half precision where the model is sure and 1 - p_y is below 6e-8.
-            logits = logits.float()
-            others = logits.scatter(1, y[:, None], -torch.inf)
-            return (others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)).sum()
+            return deficit(logits, y).sum()  # It does not underflow where 1 - p_y is below 6e-8.
         # The sum, not the mean: the sign is the same and small gradients stay clear of underflow.
         return cross_entropy(logits, y, reduction="sum")
 

@@ -124,6 +124,17 @@ def classes_of(logits: Tensor) -> Tensor:
     return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
 
 
+def deficit(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the logsumexp of the other logits minus that of the label, shape ``(batch,)``, in float32 or wider.
+
+    The cross-entropy is its softplus, so both rise in the same direction in each image. This one's gradient does not
+    underflow where the model is sure and 1 - p_y is small.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return others - logits.gather(1, y[:, None]).squeeze(1)
+
+
 @torch.no_grad()
 def predict(model: Forward, x: Tensor, batch_size: int) -> Tensor:
     """Give the predicted class of each image, and -1 where a logit is not finite, which no label equals.

@@ -58,7 +58,7 @@ class Memory:
 
 
 def _read(path: Path, x: Tensor) -> Tensor | None:
-    """Read images like x; None where there are none, or the file is damaged."""
+    """Read images of the shape and type of x; None if the file is missing, damaged or of other images."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             found = torch.from_numpy(archive["images"])

@@ -107,7 +107,7 @@ def run(words: Sequence[str]) -> int:
     for outcome, shown in judged:
         if command.table == "markdown":
             _print_classes(shown, f"At {_eps(outcome)}:" if several else "")
-        for line in _told(outcome, folder, several):
+        for line in _told(outcome, several):
             print(line, file=sys.stderr)
         _say(_about(outcome, folder), command.table)
     if command.save_images is not None:
@@ -130,7 +130,7 @@ def _budgets(command: Eval) -> list[float | None]:
         raise UserError("--eps names no budget: give one or several, such as 4/255,8/255.")
     norm = command.norm or (RunFolder(command.run).config().threat.norm if command.run else "linf")
     for eps in command.eps:
-        Threat(norm, eps)  # A budget that cannot be is told before the first is judged.
+        Threat(norm, eps)  # Refuse an invalid budget before any is judged.
     return list(dict.fromkeys(command.eps))
 
 
@@ -148,7 +148,7 @@ def _eps(outcome: Evaluation) -> str:
     return f"ε = {outcome.eps:.4g}"
 
 
-def _told(outcome: Evaluation, folder: Path, several: bool) -> list[str]:
+def _told(outcome: Evaluation, several: bool) -> list[str]:
     """Return a line for each warning of a record."""
     at = f" at {_eps(outcome)}" if several else ""
     return [f"warning{at}: {warning}" for warning in outcome.warnings]

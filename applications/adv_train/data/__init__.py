@@ -5,7 +5,7 @@ from __future__ import annotations
 from adv_train.data.augment import AUGMENTATIONS, Augment
 from adv_train.data.batches import Batch, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.dataset import Dataset
-from adv_train.data.facts import PUBLISHED, Facts
+from adv_train.data.facts import PUBLISHED_FACTS, Facts
 from adv_train.data.motion import Motion
 from adv_train.data.record import SplitRecord
 from adv_train.data.registry import DATASETS, load, names
@@ -14,7 +14,7 @@ from adv_train.data.split import Split
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
-    "PUBLISHED",
+    "PUBLISHED_FACTS",
     "Augment",
     "Batch",
     "Dataset",

@@ -44,7 +44,7 @@ def _colour(classes: int, side: int, train: int, validation: int, test: int) -> 
 
 
 #: By name. The mean and standard deviation are placeholders, which cost nothing and move no figure.
-PUBLISHED: Final[Mapping[str, Facts]] = MappingProxyType(
+PUBLISHED_FACTS: Final[Mapping[str, Facts]] = MappingProxyType(
     {
         "cifar10": _colour(10, 32, 45_000, 5_000, 10_000),
         "cifar100": _colour(100, 32, 45_000, 5_000, 10_000),

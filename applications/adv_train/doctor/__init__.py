@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import Any
-
+from adv_train.callable_module import make_callable
 from adv_train.doctor.base import CHECKS, Finding
 from adv_train.doctor.diagnosis import DOCTOR_FILE, Diagnosis
 from adv_train.doctor.examine import LIMIT, chosen, doctor, examine
@@ -26,12 +23,4 @@ __all__ = [
     "patient_of_weights",
 ]
 
-
-class _CallableModule(ModuleType):
-    """Lets `adv_train.doctor` be the function whether or not this package was imported under the same name."""
-
-    def __call__(self, *arguments: Any, **named: Any) -> Diagnosis:
-        return doctor(*arguments, **named)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+make_callable(__name__)

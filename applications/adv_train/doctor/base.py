@@ -1,4 +1,4 @@
-"""What a check of the doctor is: a function from a patient to a finding, registered by name."""
+"""The interface of a check: a function from a patient to a finding, registered under a name."""
 
 from __future__ import annotations
 

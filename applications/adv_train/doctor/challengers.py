@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import Forward, classes_of
+from adv_train.attacks.judging import Forward, classes_of, deficit
 from adv_train.measures.slope import scaled, slope
 from adv_train.threat import Threat
 
@@ -62,13 +62,7 @@ def by_differences(forward: Forward, threat: Threat) -> Rise:
 
     def rise(z: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         with torch.no_grad():
-            ahead, behind = (_loss(forward((z + sign * noise).clamp(threat.low, threat.high)), y) for sign in (1, -1))
+            ahead, behind = (deficit(forward((z + sign * noise).clamp(threat.low, threat.high)), y) for sign in (1, -1))
         return (ahead - behind).view(-1, *(1,) * (z.ndim - 1)).to(z.dtype) * noise
 
     return rise
-
-
-def _loss(logits: Tensor, y: Tensor) -> Tensor:
-    logits = logits.float()
-    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-    return others - logits.gather(1, y[:, None]).squeeze(1)

@@ -42,7 +42,7 @@ class Patient:
         records: Evaluations of these weights.
         history: Record of each epoch of its training.
         attacked: Whether it was trained on perturbed images.
-        judge: The command that judges it, without attacks and budget; empty where there is none.
+        judge: The command that judges it, without attacks and budget; empty for a module in Python.
         checkpoint: Which file of a run it comes from; empty otherwise.
         seed: Of everything that is drawn.
         batch_size: Images in a forward pass.
@@ -158,7 +158,7 @@ class Patient:
         """Give the images that withstand PGD, and their labels.
 
         Raises:
-            NotCheckedError: When there is none, or PGD does not judge this model.
+            NotCheckedError: When PGD breaks every image, or cannot judge this model.
         """
         left = self.survivors
         if not bool(left.any()):

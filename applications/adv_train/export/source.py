@@ -25,7 +25,7 @@ class Source:
         shape: Of an image, ``(channels, height, width)``.
         about: What is known of it, in plain values.
         checkpoint: Where it is from; None for a module.
-        folder: The run folder; None where there is none.
+        folder: The run folder; None for a file or a module.
     """
 
     model: nn.Module

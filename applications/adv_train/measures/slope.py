@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adv_train.attacks.judging import Forward, checked
+from adv_train.attacks.judging import Forward, checked, deficit
 
 
 def slope(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
     """Return a positive multiple of the gradient of each image's cross-entropy in its pixels, of x's shape.
 
-    With `d = logsumexp of the other logits - logit of y` the cross-entropy is `softplus(d)`, and its gradient is that
-    of `d` times `1 - p_y`. The gradient of `d` has the same direction and does not underflow where the model is sure.
-    It is zero where the output does not depend on the image. The weights' `.grad` is left alone.
+    It is the gradient of `attacks.judging.deficit`: that of the cross-entropy is `1 - p_y` times as long. It is zero
+    where the output does not depend on the image. The weights' `.grad` is left alone.
 
     Args:
         forward: Maps images to logits `(batch, classes)`, each image by itself, as a model in eval mode does.
@@ -26,9 +25,7 @@ def slope(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         logits = checked(forward(point), len(x))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
-        rise = (others - logits.gather(1, y[:, None]).squeeze(1)).sum()
+        rise = deficit(logits, y).sum()
         (found,) = torch.autograd.grad(rise, point, allow_unused=True) if rise.requires_grad else (None,)
     return torch.zeros_like(x) if found is None else found
 

@@ -22,7 +22,7 @@ class Accuracy:
 
     Attributes:
         value: A fraction.
-        ends: Of its error bar; None where there is none.
+        ends: Lower and upper end of its error bar, fractions; None draws no bar.
         text: As people read it.
     """
 

@@ -11,7 +11,7 @@ from adv_train import comparison
 from adv_train.attacks import Attack
 from adv_train.comparison import Cell, Contender, Plan
 from adv_train.config import RunConfig
-from adv_train.data import PUBLISHED
+from adv_train.data import PUBLISHED_FACTS
 from adv_train.errors import UserError
 from adv_train.reproduction.published import Published, PublishedTable
 from adv_train.reproduction.scale import Scale
@@ -93,7 +93,7 @@ def plan(
     missing: dict[str, str] = {}
     for members in groups.values():
         (_, config), names = members[0], [contender.name for contender, _ in members]
-        facts = PUBLISHED.get(config.data.name) if dry else None
+        facts = PUBLISHED_FACTS.get(config.data.name) if dry else None
         try:
             made = comparison.plan(
                 [contender for contender, _ in members],
