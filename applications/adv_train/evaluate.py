@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks import ATTACKS, PGD, Attack, PGDSettings, StandardAutoAttack, Verdicts
 from adv_train.attacks.judging import (
+    Judging,
     adapted,
     check_labels,
     check_samples,
@@ -120,14 +121,12 @@ def evaluate(
         images,
         labels,
         _threat(threat, eps, norm),
+        Judging(seed, batch_size, progress),
         attacks=attacks,
         class_names=class_names,
         files=files,
-        seed=seed,
-        batch_size=batch_size,
         examples=examples,
         images_too=save_images is not None,
-        progress=progress,
     )
     if save_images is not None:
         write_images(Path(save_images), judged, clean, made)
@@ -139,15 +138,13 @@ def judge(
     images: Images,
     labels: Tensor | None,
     threat: Threat,
+    judging: Judging,
     *,
     attacks: Sequence[Attack | str],
     class_names: Sequence[str] = (),
     files: Sequence[str] = (),
-    seed: int = 0,
-    batch_size: int = 512,
     examples: int = 6,
     images_too: bool = False,
-    progress: bool | None = False,
     unfinished: Unfinished | None = None,
 ) -> tuple[Evaluation, dict[str, Bytes], Bytes]:
     """Judge as `evaluate` does; attacks that are done already are taken over, and each is kept when it is done.
@@ -157,14 +154,12 @@ def judge(
         images: To judge.
         labels: Of them.
         threat: What the attacks may do.
+        judging: The settings of every attack.
         attacks: To run.
         class_names: In the order of the labels.
         files: File of each sample.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
         examples: How many attacked samples to keep.
         images_too: Give back the images of the attacks, and judge them after rounding.
-        progress: Show bars.
         unfinished: What is done already.
 
     Returns:
@@ -185,13 +180,13 @@ def judge(
             check_labels(y, classes)
         for attack in chosen.values():
             attack.check(x, classes, threat)
-        before = predict(forward, full_resolution(x), batch_size)
+        before = predict(forward, full_resolution(x), judging.batch_size)
     answers, truth = before.cpu().numpy(), y.cpu().numpy()
     if collapsed := collapse(truth, answers):
         warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
     judged = Evaluation(
         threat=threat,
-        seed=seed,
+        seed=judging.seed,
         clean=answers == truth,
         attacks={},
         labels=truth,
@@ -201,17 +196,17 @@ def judge(
     )
     done: dict[str, Finished] = {}
     for name, attack in chosen.items():
-        settings = attack.settings(threat, batch_size)
+        settings = attack.settings(threat, judging.batch_size)
         found = unfinished.find(name, settings, images=images_too) if unfinished else None
         if found is None:
             folder = unfinished.folder(name, settings) if unfinished else None
-            verdicts, said = _attacked(attack, model, x, y, threat, seed, batch_size, progress, folder)
+            verdicts, said = _attacked(attack, model, x, y, threat, judging, folder)
             robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
             outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
             shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
             found = Finished(outcome, shown)
             if images_too:
-                found = _rounded(found, verdicts, model, x, judged, batch_size)
+                found = _rounded(found, verdicts, model, x, judged, judging.batch_size)
             if unfinished is not None:
                 unfinished.keep(name, settings, judged, found)
         done[name] = found
@@ -223,25 +218,15 @@ def judge(
 
 
 def _attacked(
-    attack: Attack,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    seed: int,
-    batch_size: int,
-    progress: bool | None,
-    folder: Path | None,
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path | None
 ) -> tuple[Verdicts, tuple[str, ...]]:
     """Run an attack, and give its verdicts with what it warned of, which is passed on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if folder is None:
-            verdicts = attack(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+            verdicts = attack(model, x, y, threat, **vars(judging))
         else:
-            verdicts = attack.resume(
-                model, x, y, threat, folder=folder, seed=seed, batch_size=batch_size, progress=progress
-            )
+            verdicts = attack.resume(model, x, y, threat, folder=folder, **vars(judging))
     for warning in caught:
         warnings.warn(warning.message, warning.category, stacklevel=4)
     said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)

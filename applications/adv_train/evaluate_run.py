@@ -11,6 +11,7 @@ import torch
 
 from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD, Attack, StandardAutoAttack
+from adv_train.attacks.judging import Judging
 from adv_train.bench import step_cost
 from adv_train.devices import find_device
 from adv_train.errors import UserError
@@ -36,15 +37,13 @@ def evaluate_run(
     norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(progress=None),
     device: str | None = None,
     data_name: str | None = None,
     data_root: str | None = None,
     again: bool = False,
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model of a run on the test split of its data, and write a record beside those that the run has.
 
@@ -58,15 +57,13 @@ def evaluate_run(
         norm: Of the attacks; by default that of training.
         eps: Budget in the norm; by default that of training, if the norm is.
         limit: Judge only so many test images, of all classes in proportion.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        judging: The settings of every attack.
         device: Where to judge; by default the fastest there is.
         data_name: Where an image folder is now, as ``imagefolder:PATH``.
         data_root: Folder of the data sets; by default the one that the run was trained from.
         again: Judge anew what is judged already.
         save_images: File for the attacks' images, as for `adv_train.evaluate`.
         tell: Called with a line about what is done already.
-        progress: Show bars; ``None`` shows them on a terminal only.
 
     Raises:
         UserError: When the run, its data or an argument cannot be used.
@@ -78,7 +75,7 @@ def evaluate_run(
     where, model = find_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
-    request = Request(threat, _bound(attacks, dataset, where), seed, batch_size, again, save_images, tell, progress)
+    request = Request(threat, _bound(attacks, dataset, where), judging, again, save_images, tell)
     return judge_into(path, model, dataset, request, about=about, of=of, trained=opened.trained)
 
 
@@ -93,14 +90,12 @@ def evaluate_weights(
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(progress=None),
     device: str | None = None,
     data_root: str = "data",
     again: bool = False,
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model that was not trained here, and write a record.
 
@@ -115,14 +110,12 @@ def evaluate_weights(
         eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        judging: The settings of every attack.
         device: Where to judge.
         data_root: Folder of the data sets.
         again: Judge anew what is judged already.
         save_images: File for the attacks' images.
         tell: Called with a line about what is done already.
-        progress: Show bars.
 
     Raises:
         UserError: When the model, its weights, the data or an argument cannot be used.
@@ -133,8 +126,7 @@ def evaluate_weights(
     where, model = find_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
-    chosen = _bound(attacks, dataset, where)
-    request = Request(Threat(norm, eps), chosen, seed, batch_size, again, save_images, tell, progress)
+    request = Request(Threat(norm, eps), _bound(attacks, dataset, where), judging, again, save_images, tell)
     make_folder(out)
     return judge_into(out, model, dataset, request, about=about, of=of)
 

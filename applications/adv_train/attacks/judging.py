@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -25,6 +26,21 @@ _ROUNDING = 2.0**-24
 """By how much a float32 pixel near 1 is off."""
 
 _SMALL_MODEL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The settings that every attack takes, whatever its options.
+
+    Attributes:
+        seed: Of all random numbers of the attack.
+        batch_size: Images in a forward pass.
+        progress: Show a bar; ``None`` shows it on a terminal only.
+    """
+
+    seed: int = 0
+    batch_size: int = 512
+    progress: bool | None = False
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from adv_train.attacks.base import Attack, Verdicts
 from adv_train.attacks.judging import (
     Forward,
+    Judging,
     adapted,
     check_budget,
     check_labels,
@@ -61,20 +62,18 @@ class OfficialAttack(Attack):
     title: ClassVar[str] = "AutoAttack"
     version: ClassVar[Literal["standard", "plus", "rand"]] = "standard"
 
-    def __call__(
+    def judge(
         self,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        *,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
+        judging: Judging,
+        memory: Memory | None = None,
     ) -> Verdicts:
         """Attack every image, in float32; the global random state is left as it was.
 
-        As in the original, random numbers depend on the batch size.
+        As in the original, random numbers depend on the batch size. What the memory holds is not done again.
 
         Warns:
             RuntimeWarning: What AutoAttack's own checks find, such as a randomised model or vanished gradients.
@@ -84,22 +83,29 @@ class OfficialAttack(Attack):
                 pixels in l2 and l1, which Square cannot divide, or when the model has too few classes.
             RuntimeError: When an image leaves the ball.
         """
-        return self._judge(model, x, y, threat, seed, batch_size, progress, None)
+        check_samples(x, y, threat)
+        settings = self.settings(threat, judging.batch_size)
+        given, x = x, full_resolution(x)
+        with frozen(model), suitable_threads(model, x):
+            shown = adapted(model, given)
+            with torch.no_grad():
+                classes = checked(shown(x[:1]), 1).shape[1]
+            self.check(x, classes, threat)
+            check_labels(y, classes)
+            before = predict(shown, x, judging.batch_size)
+            clean = before == y
+            if threat.eps == 0 or not clean.any():
+                return Verdicts(clean, x.clone(), before, settings)
+            run = Run(shown, threat, judging, self.title, self.version, classes, memory)
+            images, after = self.verdicts(run, x, y, before)
+            check_budget(images, x, threat)
+            return Verdicts(self.decide(clean, after, y), images, after, settings)
 
     def resume(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        folder: Path,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, folder: Path, **judging: Any
     ) -> Verdicts:
         """Attack with the verdicts of a call; each batch that a part has done is kept, and not done again."""
-        return self._judge(model, x, y, threat, seed, batch_size, progress, Memory(folder))
+        return self.judge(model, x, y, threat, Judging(**judging), Memory(folder))
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
         """Refuse other ranges than [0, 1], too few classes, and in l2 and l1 images that Square cannot divide.
@@ -137,35 +143,6 @@ class OfficialAttack(Attack):
         """Tell which samples are robust, from whether they were right before and their classes after."""
         return clean & (after == y)
 
-    def _judge(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        seed: int,
-        batch_size: int,
-        progress: bool | None,
-        memory: Memory | None,
-    ) -> Verdicts:
-        check_samples(x, y, threat)
-        settings = self.settings(threat, batch_size)
-        given, x = x, full_resolution(x)
-        with frozen(model), suitable_threads(model, x):
-            shown = adapted(model, given)
-            with torch.no_grad():
-                classes = checked(shown(x[:1]), 1).shape[1]
-            self.check(x, classes, threat)
-            check_labels(y, classes)
-            before = predict(shown, x, batch_size)
-            clean = before == y
-            if threat.eps == 0 or not clean.any():
-                return Verdicts(clean, x.clone(), before, settings)
-            run = Run(shown, threat, seed, batch_size, self.title, self.version, classes, progress, memory)
-            images, after = self.verdicts(run, x, y, before)
-            check_budget(images, x, threat)
-            return Verdicts(self.decide(clean, after, y), images, after, settings)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -174,23 +151,19 @@ class Run:
     Attributes:
         model: Maps images to logits, frozen.
         threat: The ball.
-        seed: Of all parts.
-        batch_size: Images in a forward pass.
+        judging: Seed of all parts, batch size and bar.
         title: Beside the bar.
         version: Of AutoAttack.
         classes: Number of logits.
-        progress: Show a bar.
         memory: Keeps finished batches; None keeps nothing.
     """
 
     model: Forward
     threat: Threat
-    seed: int
-    batch_size: int
+    judging: Judging
     title: str
     version: str
     classes: int
-    progress: bool | None
     memory: Memory | None = None
 
     def __call__(self, x: Tensor, y: Tensor, change: Change, name: str = "whole") -> tuple[Tensor, Tensor]:
@@ -213,25 +186,25 @@ class Run:
 
         norm = _NORMS[self.threat.norm]
         attack = AutoAttack(
-            forward, eps=self.threat.eps, norm=norm, seed=self.seed, device=x.device, version=self.version
+            forward, eps=self.threat.eps, norm=norm, seed=self.judging.seed, device=x.device, version=self.version
         )
         for part in (attack.apgd_targeted, attack.fab):
             part.n_target_classes = min(part.n_target_classes, self.classes - 1)
         change(attack)
         if self.memory is not None:
             _remember(attack, self.memory.under(name))
-        batches = math.ceil(len(x) / self.batch_size)
+        batches = math.ceil(len(x) / self.judging.batch_size)
         passes = {name: batches * count for name, count in _passes(attack).items()}
-        bar = progress_bar(self.title, sum(passes.values()), "pass", self.progress)
+        bar = progress_bar(self.title, sum(passes.values()), "pass", self.judging.progress)
         with bar, narrated(attack.logger, bar_mover(bar, passes, self.title)), undisturbed(x.device):
             # Every part sets this seed itself; the clean pass of a randomised model comes before.
-            torch.manual_seed(self.seed)
-            found, classes = attack.run_standard_evaluation(x.float(), y, batch_size=self.batch_size)
+            torch.manual_seed(self.judging.seed)
+            found, classes = attack.run_standard_evaluation(x.float(), y, batch_size=self.judging.batch_size)
         return found.to(x.dtype), classes
 
     def classify(self, images: Tensor) -> Tensor:
         """Give the class of each image, -1 where the logits are not finite."""
-        return predict(self.model, images, self.batch_size)
+        return predict(self.model, images, self.judging.batch_size)
 
 
 def _remember(attack: AutoAttack, memory: Memory) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adv_train.attacks import ATTACKS, Attack
+from adv_train.attacks.judging import Judging
 from adv_train.cli.command_line import options
 from adv_train.cli.judged_model import JudgedModel, check_run_alone, foreign
 from adv_train.errors import UserError
@@ -208,13 +209,11 @@ def _common(command: Eval) -> dict[str, Any]:
     return {
         "attacks": _attacks(command),
         "limit": command.limit,
-        "seed": command.seed,
-        "batch_size": command.batch_size,
+        "judging": Judging(command.seed, command.batch_size, command.shown),
         "device": command.device,
         "again": command.again,
         "save_images": command.save_images,
         "tell": lambda line: _say(line, command.table),
-        "progress": command.shown,
     }
 
 
