@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adv_train.evaluation.alarms import collapse, overfitted, overfitting, sound
+from adv_train.evaluation.alarms import collapse, overfitted, overfitted_epoch, overfitting, sound
 from adv_train.evaluation.files import (
     EVAL_FILE,
     OUTCOMES_FILE,
@@ -33,6 +33,7 @@ __all__ = [
     "headline",
     "holds_images_of",
     "overfitted",
+    "overfitted_epoch",
     "overfitting",
     "read",
     "read_all",
