@@ -13,9 +13,10 @@ from torch import nn
 from adv_train import evaluation
 from adv_train.attacks import Attack
 from adv_train.attacks.judging import Judging
+from adv_train.attacks.named import named
 from adv_train.data.dataset import Dataset
-from adv_train.evaluate import judge, named
 from adv_train.evaluation import Evaluation, Unfinished
+from adv_train.judge import judge
 from adv_train.threat import Threat
 
 

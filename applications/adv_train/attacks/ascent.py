@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from adv_train.attacks.checks import check_budget, check_labels, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES, Geometry
 from adv_train.attacks.judging import (
     Forward,
     Judging,
     adapted,
-    check_budget,
-    check_labels,
-    check_samples,
-    checked,
     classes_of,
     deficit,
     frozen,

@@ -13,7 +13,8 @@ from adv_train.attacks.base import ATTACKS, Verdicts
 from adv_train.attacks.judging import Judging
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import undisturbed
-from adv_train.attacks.official import OfficialAttack, Run
+from adv_train.attacks.official import OfficialAttack
+from adv_train.attacks.package import Run
 from adv_train.threat import Threat
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.attacks.base import ATTACKS
-from adv_train.attacks.judging import check_budget
-from adv_train.attacks.official import OfficialAttack, Run
+from adv_train.attacks.checks import check_budget
+from adv_train.attacks.official import OfficialAttack
+from adv_train.attacks.package import Run
 from adv_train.values import Count, Range
 
 if TYPE_CHECKING:

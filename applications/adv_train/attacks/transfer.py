@@ -11,19 +11,9 @@ from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Climb, Steps, start_of, untargeted
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.checks import check_budget, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import (
-    Judging,
-    adapted,
-    check_budget,
-    check_samples,
-    checked,
-    frozen,
-    full_resolution,
-    predict,
-    progress_bar,
-    suitable_threads,
-)
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, progress_bar, suitable_threads
 from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.threat import Threat

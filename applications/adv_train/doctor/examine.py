@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train.attacks.judging import Judging, check_labels, checked, full_resolution, progress_bar
+from adv_train.attacks.checks import check_labels, checked
+from adv_train.attacks.judging import Judging, full_resolution, progress_bar
 from adv_train.data import Dataset, Split
 from adv_train.data.stratified import stratified_head
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError
