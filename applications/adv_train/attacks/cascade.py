@@ -27,7 +27,7 @@ class Cascade(OfficialAttack):
     part breaks is broken: its image is checked against the ball and classified once more, and the accuracy is lower by
     those among them that AutoAttack does not break. Every survivor gets the verdict of the official attack, run on the
     survivors alone; one that falls to some random numbers only may go either way, as with another batch size of
-    AutoAttack, since random numbers depend on the place in a batch. It has saved no time on the models measured
+    AutoAttack, since random numbers depend on the place in a batch. It saves little or no time on the models measured
     (`python -m benchmarks.cascade`): nearly all of it goes into survivors.
 
     Attributes:
