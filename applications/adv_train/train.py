@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import checkpoint
+from adv_train import checkpoint, models
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
@@ -72,6 +72,7 @@ def fit(
         UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
         Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
     """
+    models.trust(config.model.name)
     run = RunFolder(Path(out))
     device = find_device(config.compute.device)
     config = run.extended(config)

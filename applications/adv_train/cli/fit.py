@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from adv_train import models
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import chosen, configured
@@ -85,7 +86,10 @@ def configuration(command: Run, flags: Mapping[str, Any]) -> RunConfig:
     folder = RunFolder(command.out) if command.out else None
     complete_elsewhere = command.preset or command.config or "data" in flags or "method" in flags
     if folder and folder.config_file.is_file() and not complete_elsewhere:
-        return folder.config().changed(flags)
+        config = folder.config()
+        if "model" not in flags:
+            models.require_trusted(config.model.name, f"`{folder.config_file}`")
+        return config.changed(flags)
     return resolve(flags, preset=command.preset, file=command.config)
 
 
