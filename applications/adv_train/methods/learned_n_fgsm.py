@@ -59,7 +59,7 @@ class LearnedNFGSM(Adversarial):
 
     @property
     def differentiates_once(self) -> bool:
-        return self.products == "finite-difference"
+        return False  # the unrolled step differentiates the gradient that it follows
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self._fresh(next(model.parameters()))
