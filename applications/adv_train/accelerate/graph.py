@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adv_train.data import Batch
+from adv_train.data.motion import Motion
 from adv_train.errors import UserError
 from adv_train.training_step import TrainingStep
 
 _EAGER = 2
-"""Steps of each shape before its graph: libraries set themselves up, and the optimiser makes its state."""
+"""Steps of each shape before its graph: libraries load what they run, and the optimiser makes its state."""
 
 
 def captured(
@@ -58,7 +59,7 @@ class _Slot:
 
     batch: Batch
     taken: int = 0
-    graph: torch.cuda.CUDAGraph | None = field(default=None, repr=False)
+    graph: torch.cuda.CUDAGraph | None = None
     seal: Hashable = None
 
 
@@ -128,5 +129,5 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 def _copied(batch: Batch) -> Batch:
     copies = {name: value.clone() for name, value in _tensors(batch).items()}
-    motion = {name: copies.pop(name) for name in vars(batch.motion) if name in copies}
-    return Batch(**copies, motion=replace(batch.motion, **motion))
+    motion = Motion(**{name: copies.pop(name, None) for name in vars(batch.motion)})
+    return Batch(**copies, motion=motion)

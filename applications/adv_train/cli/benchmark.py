@@ -4,6 +4,9 @@ examples:
   adv-train bench
   adv-train bench --device cuda --batch-size 128 --out results/bench.json
   adv-train bench --model small-cnn --batch-size 64 --accelerate compile --methods fast-at,pgd-at
+
+On one core of a busy CPU, compiled steps of standard, fast-at and pgd-at took 0.72 to 0.83 of the eager time
+(small-cnn, batch 64; preact-resnet-18 of an eighth of the width, batch 32), after up to three minutes of compilation.
 """
 
 from __future__ import annotations
