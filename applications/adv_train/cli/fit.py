@@ -6,6 +6,7 @@ examples:
   adv-train fit --preset cifar10-16-pgd-at --steps 3 --seed 1 --out runs/c
   adv-train fit --data cifar10 --method fast-at --norm l2 --out runs/f
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
+  adv-train fit --preset cifar10-8-fast-bat --precision bf16 --channels-last --accelerate graph --out runs/g
   adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
@@ -70,6 +71,9 @@ def run(words: Sequence[str]) -> int:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")
     else:
         print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
+    prepared = sum(line.get("prepare_seconds", 0.0) for line in result.run.timing())
+    if prepared:
+        print(f"Of its training time --accelerate {config.compute.accelerate} took {prepared:.1f} s to prepare.")
     best = result.best
     averaged = config.training.average_after(best["epoch"])
     told = f" (averaged weights, {averaged})" if averaged else ""
