@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from adv_train.errors import unknown
+from adv_train.errors import UserError, unknown
+from adv_train.ranks import processes
 
 #: Each command: its module, and a line about it.
 COMMANDS = {
@@ -20,6 +21,8 @@ COMMANDS = {
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
     "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
 }
+#: Those that several processes work on together.
+SHARED = ("fit",)
 _LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\
 usage: adv-train COMMAND ...       (`adv-train COMMAND --help` tells more)
@@ -60,6 +63,10 @@ def run(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
+    if processes() > 1 and words[0] not in SHARED:
+        raise UserError(
+            f"Several processes share the work of {' and '.join(SHARED)}; start `{words[0]}` without torchrun."
+        )
     # Only the command that is wanted: the others would bring seconds of imports with them.
     status: int = import_module(f"adv_train.cli.{COMMANDS[words[0]][0]}").run(words[1:])
     return status

@@ -112,8 +112,10 @@ class ComputeConfig(Checked):
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         precision: Arithmetic of training and validation.
         channels_last: Keep weights in the memory layout that a GPU's matrix units prefer.
+        sync_batchnorm: On several processes: BatchNorm sees the whole batch in training, and not each its part.
     """
 
     device: str = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = False
+    sync_batchnorm: bool = False
