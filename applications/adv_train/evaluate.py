@@ -41,6 +41,7 @@ from adv_train.evaluation import (
     write,
     write_images,
 )
+from adv_train.ranks import Share, current, dealt
 from adv_train.samples import Images, gathered, shown_examples
 from adv_train.threat import Norm, Threat
 
@@ -110,6 +111,9 @@ def evaluate(
         RuntimeWarning: When the predictions collapse on few classes, or an attack finds that its verdict overstates
             robustness. The record keeps these warnings.
 
+    Where `torch.distributed` is initialised, all processes call it together: each attacks its part of the images, and
+    all get the outcome; the first one writes.
+
     Raises:
         UserError: When an argument is out of range or shape.
         RuntimeError: When an attack leaves its budget.
@@ -130,7 +134,7 @@ def evaluate(
         images_too=save_images is not None,
         progress=progress,
     )
-    if save_images is not None:
+    if save_images is not None and current().first:
         write_images(Path(save_images), judged, clean, made)
     return judged
 
@@ -213,7 +217,7 @@ def judge(
             found = Finished(outcome, shown)
             if images_too:
                 found = _rounded(found, verdicts, model, x, judged, batch_size)
-            if unfinished is not None:
+            if unfinished is not None and current().first:
                 unfinished.keep(name, settings, judged, found)
         done[name] = found
     kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
@@ -234,8 +238,12 @@ def _attacked(
     progress: bool | None,
     folder: Path | None,
 ) -> tuple[Verdicts, tuple[str, ...]]:
-    """Run an attack, and give its verdicts with what it warned of, which is passed on."""
-    with warnings.catch_warnings(record=True) as caught:
+    """Run an attack, and give its verdicts with what it warned of, which is passed on; ranks share the samples."""
+    share = Share(len(x), current())
+    if len(x) < share.ranks.size:
+        raise UserError(f"{share.ranks.size} processes cannot share {len(x)} images: start fewer.")
+    x, y = x[share.rows], y[share.rows]
+    with warnings.catch_warnings(record=True) as caught, dealt(share):
         warnings.simplefilter("always", RuntimeWarning)
         if folder is None:
             verdicts = attack(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
@@ -244,9 +252,20 @@ def _attacked(
                 model, x, y, threat, folder=folder, seed=seed, batch_size=batch_size, progress=progress
             )
     for warning in caught:
-        warnings.warn(warning.message, warning.category, stacklevel=4)
-    said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
-    return verdicts, tuple(said)
+        if share.ranks.first:
+            warnings.warn(warning.message, warning.category, stacklevel=4)
+    own = [str(found.message) for found in caught if found.category is RuntimeWarning]
+    said = dict.fromkeys(text for texts in share.ranks.every(own) for text in texts)
+    return _of_all(verdicts, share, attack.by_sample), tuple(said)
+
+
+def _of_all(own: Verdicts, share: Share, by_sample: bool) -> Verdicts:
+    """Return the verdicts on the samples of all ranks."""
+    if share.alone:
+        return own
+    told = own.settings if by_sample else {**own.settings, "ranks": share.ranks.size}
+    robust = share.whole_of(own.robust.byte()).bool()
+    return Verdicts(robust, share.whole_of(own.images), share.whole_of(own.predicted), told)
 
 
 def _rounded(

@@ -19,6 +19,7 @@ from adv_train.files import make_folder
 from adv_train.judged_data import check_fits, cut, origin
 from adv_train.kept import Request, judge_into
 from adv_train.loading import build_model, load_checkpoint, load_data, load_source
+from adv_train.ranks import current
 from adv_train.records import RunFolder
 from adv_train.report import RunSummary
 from adv_train.threat import Norm, Threat
@@ -74,11 +75,12 @@ def evaluate_run(
     config = saved.config
     check_classes(attacks, saved.model_arguments["classes"])
     threat = _threat(config.threat, norm, eps)
-    where = find_device(device or "auto")
+    where = current().device(find_device(device or "auto"))
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
-    dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    with current().in_turn():
+        dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
     run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     of, dataset = len(dataset.test), cut(dataset, limit, where)
@@ -139,8 +141,9 @@ def evaluate_weights(
     Raises:
         UserError: When the model, its weights, the data or an argument cannot be used.
     """
-    where = find_device(device or "auto")
-    dataset = data.load(data_name, root=data_root)
+    where = current().device(find_device(device or "auto"))
+    with current().in_turn():
+        dataset = data.load(data_name, root=data_root)
     of, dataset = len(dataset.test), cut(dataset, limit, where)
     arguments: dict[str, Any] = dataset.model_arguments()
     name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")

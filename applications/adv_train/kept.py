@@ -15,6 +15,7 @@ from adv_train.attacks import Attack
 from adv_train.data.dataset import Dataset
 from adv_train.evaluate import judge, named
 from adv_train.evaluation import Evaluation, Unfinished
+from adv_train.ranks import current
 from adv_train.threat import Threat
 
 
@@ -74,17 +75,20 @@ def judge_into(
     unfinished = Unfinished(folder, empty, records)
     attacks = named(request.attacks)
     settings = {name: attack.settings(request.threat, request.batch_size) for name, attack in attacks.items()}
-    if request.again:
+    ranks = current()
+    tell = request.tell if ranks.first else lambda line: None
+    if request.again and ranks.first:
         unfinished.forget()
+    ranks.wait()
     known = unfinished.whole(settings, len(dataset.test))
     if known is not None and _has_images(known, request.save_images):
         file = f"{evaluation.RECORDS_FOLDER}/{evaluation.record_name(known)}"
-        request.tell(f"Judged already: {folder / file} (--again judges anew).")
+        tell(f"Judged already: {folder / file} (--again judges anew).")
         return known
     too = request.save_images is not None
     done = [name for name in attacks if unfinished.find(name, settings[name], images=too)]
     if done:
-        request.tell(f"Done already, and taken over: {', '.join(done)} (--again judges anew).")
+        tell(f"Done already, and taken over: {', '.join(done)} (--again judges anew).")
     judged, images, clean = judge(
         model,
         dataset,
@@ -94,14 +98,17 @@ def judge_into(
         seed=request.seed,
         batch_size=request.batch_size,
         images_too=too,
-        progress=request.progress,
+        progress=request.progress if ranks.first else False,
         unfinished=unfinished,
     )
     judged = replace(judged, about=about, of=of)
-    evaluation.write(judged, folder, threat=trained)
-    if request.save_images is not None:
-        evaluation.write_images(request.save_images, judged, clean, images, evaluation.record_name(judged))
-    unfinished.forget()
+    ranks.wait()  # all of them have read what there was
+    if ranks.first:
+        evaluation.write(judged, folder, threat=trained)
+        if request.save_images is not None:
+            evaluation.write_images(request.save_images, judged, clean, images, evaluation.record_name(judged))
+        unfinished.forget()
+    ranks.wait()
     return judged
 
 

@@ -40,9 +40,11 @@ class Attack(Checked, ABC):
 
     Attributes:
         least_classes: Logits that a model must have for the attack to be defined.
+        by_sample: Whether a sample meets the same random numbers whatever the samples beside it in the batch.
     """
 
     least_classes: ClassVar[int] = 2
+    by_sample: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(

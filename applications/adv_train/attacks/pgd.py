@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Steps, ascend, untargeted
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.ranks import seeded
 from adv_train.threat import Norm, Threat
 from adv_train.values import Count, Positive
 
@@ -32,6 +33,7 @@ class PGD(Attack):
         UserError: When an option is out of its range.
     """
 
+    by_sample: ClassVar[bool] = True
     steps: Count = 50
     restarts: Count = 10
     step: Positive | None = None
@@ -48,7 +50,7 @@ class PGD(Attack):
         progress: bool | None = False,
     ) -> Verdicts:
         """Attack every image; the starts are drawn on the CPU, so they are the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         return _attack(model, x, y, threat, self, generator=generator, batch_size=batch_size, progress=progress)
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Aim, Loss, Steps, ascend
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.ranks import seeded
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive
 
@@ -32,6 +33,7 @@ class TargetedPGD(Attack):
         UserError: When an option is out of its range.
     """
 
+    by_sample: ClassVar[bool] = True
     targets: Count | None = 9
     steps: Count = 50
     restarts: Count = 1
@@ -56,7 +58,7 @@ class TargetedPGD(Attack):
             threat,
             Steps(self.steps, self.step),
             self._aims,
-            generator=torch.Generator().manual_seed(seed),
+            generator=seeded(seed),
             batch_size=batch_size,
             progress=progress,
             title="targeted PGD",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from adv_train.attacks.judging import (
 )
 from adv_train.digests import digest
 from adv_train.errors import UserError
+from adv_train.ranks import seeded
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive, refused, text
 
@@ -75,6 +76,7 @@ class Transfer(Attack):
         UserError: When an option is out of its range.
     """
 
+    by_sample: ClassVar[bool] = True
     source: Source | None = None
     steps: Count = 50
     restarts: Count = 1
@@ -96,7 +98,7 @@ class Transfer(Attack):
         source = self._model()
         given, x = x, full_resolution(x)
         images, steps = x.clone(), Steps(self.steps, self.step)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         with frozen(model), frozen(source), suitable_threads(source, x):
             judge, maker = adapted(model, given), adapted(source, given)
             climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)

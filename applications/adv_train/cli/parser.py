@@ -22,7 +22,7 @@ COMMANDS = {
     "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
 }
 #: Those that several processes work on together.
-SHARED = ("fit",)
+SHARED = ("fit", "eval")
 _LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\
 usage: adv-train COMMAND ...       (`adv-train COMMAND --help` tells more)

@@ -16,8 +16,7 @@ from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import train_at
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
-from adv_train.ranks import Share
-from adv_train.ranks.draws import drawing_for
+from adv_train.ranks import Share, drawing_for
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Positive, Range
 

@@ -18,8 +18,7 @@ from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
 from adv_train.methods.shared_pass import start_pass
-from adv_train.ranks import Share
-from adv_train.ranks.draws import drawing_for
+from adv_train.ranks import Share, drawing_for
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Range
 

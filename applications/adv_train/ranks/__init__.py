@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adv_train.ranks.draws import Stream, coins, exponential, normal, uniform
+from adv_train.ranks.draws import Stream, coins, dealt, drawing_for, exponential, normal, seeded, uniform
 from adv_train.ranks.group import ALONE, Ranks, current
 from adv_train.ranks.share import Share
 from adv_train.ranks.start import processes, started
@@ -14,9 +14,12 @@ __all__ = [
     "Stream",
     "coins",
     "current",
+    "dealt",
+    "drawing_for",
     "exponential",
     "normal",
     "processes",
+    "seeded",
     "started",
     "uniform",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,28 @@ class Stream(torch.Generator):
     """A generator that knows which part of a batch is drawn for."""
 
     share: Share | None = None
+
+
+#: The part of the samples that is judged in this process.
+_DEALT: ContextVar[Share | None] = ContextVar("dealt", default=None)
+
+
+@contextmanager
+def dealt(share: Share) -> Iterator[None]:
+    """Let `seeded` draw for a part of the samples."""
+    token = _DEALT.set(share)
+    try:
+        yield
+    finally:
+        _DEALT.reset(token)
+
+
+def seeded(seed: int) -> Stream:
+    """Return a generator on the CPU that draws for the samples that were dealt to this rank."""
+    stream = Stream()
+    stream.manual_seed(seed)
+    stream.share = _DEALT.get()
+    return stream
 
 
 @contextmanager

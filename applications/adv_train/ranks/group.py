@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from adv_train.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,22 @@ class Ranks:
         if self.first:
             self.wait()
 
+    def every(self, found: T) -> list[T]:
+        """Return what each rank holds, by pickle."""
+        if self.size == 1:
+            return [found]
+        everyone: list[Any] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(everyone, found)
+        return everyone
+
     def agree(self, found: object, what: str) -> None:
         """Make sure that something is the same on all ranks.
 
         Raises:
             UserError: On all of them, when it is not.
         """
-        if self.size == 1:
-            return
-        everyone: list[Any] = [None] * self.size
-        with self._together():
-            dist.all_gather_object(everyone, found)
+        everyone = self.every(found)
         other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
         if other is not None:
             raise UserError(
