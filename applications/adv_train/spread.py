@@ -29,10 +29,10 @@ def met(step: Step, share: Share, model: nn.Module) -> Step:
     if share.alone:
         return step
     statistics = [value for name, value in model.named_buffers() if name.endswith(_STATISTICS)]
-    dtype = step.loss.dtype
+    dtype = torch.promote_types(next(iter(step.grads.values())).dtype, torch.float32)
     found = iter(share.means([x.to(dtype) for x in (step.loss, *step.grads.values(), *step.implicit, *statistics)]))
-    loss, grads = next(found), {name: next(found) for name in step.grads}
-    implicit = [next(found) for _ in step.implicit]
+    loss, grads = next(found), {name: next(found).to(part.dtype) for name, part in step.grads.items()}
+    implicit = [next(found).to(part.dtype) for part in step.implicit]
     for value in statistics:
         value.copy_(next(found))
     direct = [whole - part for whole, part in zip(grads.values(), implicit, strict=True)] if implicit else ()

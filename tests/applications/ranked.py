@@ -20,6 +20,7 @@ from adv_train import checkpoint, data, trainer
 from adv_train.attacks import PGD
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import Diverged, UserError
+from adv_train.evaluate_run import evaluate_run
 from adv_train.loading import load_data, load_model
 from adv_train.ranks import current
 from adv_train.train import fit
@@ -29,8 +30,8 @@ from adv_train.trainer import Trainer
 SMALL = {"data": "digits", "epochs": 2, "train_limit": 79, "batch_size": 31, "validation_steps": 1, "device": "cpu"}
 #: Each method with what else a run may do, so that every option meets several ranks.
 RUNS: dict[str, dict[str, Any]] = {
-    "aaer": {"eps": 0.3, "penalty": 20, "follow_fall": True},
-    "aaer-rs": {"eps": 0.3, "penalty": 20},
+    "aaer": {"attack_loss": "dlr", "eps": 0.3, "penalty": 3, "follow_fall": True},
+    "aaer-rs": {"attack_loss": "dlr", "eps": 0.3, "penalty": 3},
     "atas": {"augment": "flip-crop", "warmup_epochs": 1, "rollback": True},
     "beta": {},
     "elle": {},
@@ -103,6 +104,12 @@ def judge(folder: Path) -> dict[str, Any]:
     assert found.examples is not None
     settings = {name: outcome.settings for name, outcome in found.attacks.items()}
     return {"verdicts": told, "examples": found.examples.adversarial, "settings": settings, "clean": found.clean}
+
+
+def judge_run(run: Path) -> None:
+    """Judge a run into its folder; the second time it is judged already."""
+    for _ in range(2):
+        evaluate_run(run, attacks=[PGD(2, 1)], limit=41, device="cpu", save_images=run / "images.npz", progress=False)
 
 
 class Stopped(BaseException):
@@ -178,6 +185,12 @@ def work(rank: int, folder: str) -> None:
     train_all(top / "two")
     interrupt(top / "two")
     seen: dict[str, Any] = {"judged": judge(top / "two" / "trades"), "models": models(top)}
+    if current().first:
+        shutil.copytree(top / "two" / "trades", top / "judged")
+    distributed.barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        judge_run(top / "judged")
     seen["diverged"] = error(config("standard", lr=1e30, clip=None), top / "diverged")
     seen["small"] = error(config("standard", batch_size=3), top / "small")
     seen["unlike"] = error(config("standard", seed=rank), top / "unlike")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -106,6 +107,19 @@ def test_two_ranks_judge_as_one_process_does(folder: Path, seen: list[dict[str, 
         assert found["settings"]["square"] == {**truth["settings"]["square"], "ranks": 2}
         assert len(found["verdicts"]["square"][0]) == 41
     assert not truth["verdicts"]["pgd"][0].all() and truth["verdicts"]["pgd"][0].any()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_two_ranks_write_the_record_that_one_process_writes(folder: Path, tmp_path: Path) -> None:
+    judged = folder / "judged"
+    shutil.copytree(folder / "two" / "trades", tmp_path / "run")
+    ranked.judge_run(tmp_path / "run")
+    files = {file.relative_to(tmp_path / "run") for file in (tmp_path / "run").rglob("*")}
+    assert {file.relative_to(judged) for file in judged.rglob("*")} == files
+    for name in ("outcomes.npz", "images.npz"):
+        found, truth = np.load(judged / name), np.load(tmp_path / "run" / name)
+        for part in ("pgd", "predicted_pgd", "clean", "labels") if name == "outcomes.npz" else truth.files:
+            assert np.array_equal(found[part], truth[part]), (name, part)
 
 
 def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:

@@ -107,8 +107,8 @@ class Ranks:
         other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
         if other is not None:
             raise UserError(
-                f"{what} must be the same on all ranks, but rank 0 has {everyone[0]} and rank {other} has "
-                f"{everyone[other]}: give all of them the same command and the same folder."
+                f"{what} must be the same on all ranks, but those of rank {other} are not those of rank 0: give all of "
+                "them the same command and the same folders."
             )
 
     def device(self, found: torch.device) -> torch.device:
