@@ -128,7 +128,7 @@ def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:
         assert rank["small"][0] == "UserError" and "take a larger batch size" in rank["small"][1]
         assert rank["unlike"][0] == "UserError" and "must be the same on all ranks" in rank["unlike"][1]
     kind, text = seen[0]["lost"]
-    assert kind == "UserError" and text.startswith("Rank 0 stops, since another rank has ended")
+    assert kind == "UserError" and text.startswith("Stopped, since another rank has ended")
 
 
 def test_torchrun_starts_the_ranks_of_a_command(tmp_path: Path) -> None:

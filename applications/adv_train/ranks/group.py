@@ -131,8 +131,8 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:120]
-            raise UserError(f"Rank {self.rank} stops, since another rank has ended or is stuck ({reason}).") from error
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+            raise UserError(f"Stopped, since another rank has ended or does not answer ({reason}).") from error
 
 
 ALONE: Final = Ranks()
