@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from adv_train.errors import UserError, unknown
+from adv_train.ranks import current
 
 
 def available_devices() -> tuple[str, ...]:
@@ -29,3 +30,12 @@ def find_device(name: str) -> torch.device:
     if kind in ("cuda", "mps") and (not index or index.isdecimal()):
         raise UserError(f"PyTorch finds no device `{name}` on this machine. Available: {', '.join(available)}.")
     raise unknown("device", name, {"auto", "cuda", "mps", *available})
+
+
+def own_device(name: str) -> torch.device:
+    """Give the device of a name for this rank: of several, each has a GPU of its own.
+
+    Raises:
+        UserError: As `find_device`, and where there are fewer GPUs than ranks on this machine.
+    """
+    return current().device(find_device(name))

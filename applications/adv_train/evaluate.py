@@ -81,25 +81,29 @@ def evaluate(
         RuntimeWarning: When the predictions collapse on few classes, or an attack finds that its verdict overstates
             robustness. The record keeps these warnings.
 
+    Where `torch.distributed` is initialised, all processes call it together: each attacks its part of the images, and
+    all get the outcome; the first one writes.
+
     Raises:
         UserError: When an argument is out of range or shape.
         RuntimeError: When an attack leaves its budget.
     """
     if save_images is not None:
         check_image_file(Path(save_images))
+    judging = Judging(seed, batch_size, progress).shared()
     judged, made, clean = judge(
         model,
         images,
         labels,
         _threat(threat, eps, norm),
-        Judging(seed, batch_size, progress),
+        judging,
         attacks=attacks,
         class_names=class_names,
         files=files,
         examples=examples,
         images_too=save_images is not None,
     )
-    if save_images is not None:
+    if save_images is not None and judging.ranks.first:
         write_images(Path(save_images), judged, clean, made)
     return judged
 

@@ -12,7 +12,7 @@ import torch
 from adv_train import data
 from adv_train.attacks import ATTACKS, PGD, Attack, StandardAutoAttack
 from adv_train.attacks.judging import Judging
-from adv_train.devices import find_device
+from adv_train.devices import own_device
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
 from adv_train.files import make_folder
@@ -69,7 +69,7 @@ def evaluate_run(
     check_classes(attacks, saved.model_arguments["classes"])
     threat = _threat(saved.config.threat, norm, eps)
     opened = open_run(path, which, device=device, data_name=data_name, data_root=data_root)
-    where, model = find_device(device or "auto"), opened.model
+    where, model = own_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
     request = Request(threat, _bound(attacks, dataset, where), judging, again, save_images, tell)
@@ -120,7 +120,7 @@ def evaluate_weights(
     opened = open_weights(
         model_name, data_name, weights=weights, normalisation=normalisation, device=device, data_root=data_root
     )
-    where, model = find_device(device or "auto"), opened.model
+    where, model = own_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
     request = Request(Threat(norm, eps), _bound(attacks, dataset, where), judging, again, save_images, tell)

@@ -87,27 +87,28 @@ def judge(
         class_names=tuple(class_names) or known,
         files=files,
     )
+    settings = {name: attack.settings(threat, judging.batch_size) for name, attack in chosen.items()}
+    kept = {name: unfinished.find(name, settings[name], images=images_too) for name in chosen} if unfinished else {}
+    judging.ranks.wait()  # all of them have seen what is done before the first one adds to it
     done: dict[str, Finished] = {}
     for name, attack in chosen.items():
-        settings = attack.settings(threat, judging.batch_size)
-        found = unfinished.find(name, settings, images=images_too) if unfinished else None
+        found = kept.get(name)
         if found is None:
-            folder = unfinished.folder(name, settings) if unfinished else None
+            folder = unfinished.folder(name, settings[name]) if unfinished else None
             verdicts, said = _attacked(attack, model, x, y, threat, judging, folder)
             robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
             outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
-            shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
-            found = Finished(outcome, shown)
+            found = Finished(outcome, shown_examples(x, verdicts, y, before, examples) if examples > 0 else None)
             if images_too:
                 found = _rounded(found, verdicts, model, x, judged, judging.batch_size)
-            if unfinished is not None:
-                unfinished.keep(name, settings, judged, found)
+            if unfinished is not None and judging.ranks.first:
+                unfinished.keep(name, settings[name], judged, found)
         done[name] = found
-    kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
+    shown = next((finished.examples for finished in done.values() if finished.examples is not None), None)
     outcomes = {name: finished.outcome for name, finished in done.items()}
     made = {name: finished.images for name, finished in done.items() if finished.images is not None}
     clean = rounded(full_resolution(x), threat).cpu().numpy() if images_too else np.zeros(0, np.uint8)
-    return replace(judged, attacks=outcomes, examples=kept), made, clean
+    return replace(judged, attacks=outcomes, examples=shown), made, clean
 
 
 def _attacked(
@@ -117,13 +118,13 @@ def _attacked(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if folder is None:
-            verdicts = attack(model, x, y, threat, **vars(judging))
+            verdicts = attack.judge(model, x, y, threat, judging)
         else:
             verdicts = attack.resume(model, x, y, threat, folder=folder, **vars(judging))
-    for warning in caught:
+    for warning in caught if judging.ranks.first else ():
         warnings.warn(warning.message, warning.category, stacklevel=4)
-    said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
-    return verdicts, tuple(said)
+    said = [str(found.message) for found in caught if found.category is RuntimeWarning]
+    return verdicts, tuple(dict.fromkeys(text for texts in judging.ranks.every(said) for text in texts))
 
 
 def _rounded(

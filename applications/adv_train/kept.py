@@ -67,37 +67,43 @@ def judge_into(
     """
     if request.save_images is not None:
         evaluation.check_image_file(request.save_images)
-    empty = Evaluation(request.threat, request.judging.seed, np.zeros(0, np.bool_), {}, about=about)
+    judging = request.judging.shared()
+    ranks = judging.ranks
+    empty = Evaluation(request.threat, judging.seed, np.zeros(0, np.bool_), {}, about=about)
     records = [] if request.again else evaluation.records_of(folder)
     unfinished = Unfinished(folder, empty, records)
     attacks = named(request.attacks)
-    settings = {name: attack.settings(request.threat, request.judging.batch_size) for name, attack in attacks.items()}
-    if request.again:
+    settings = {name: attack.settings(request.threat, judging.batch_size) for name, attack in attacks.items()}
+    if request.again and ranks.first:
         unfinished.forget()
+    ranks.wait()
+    tell = request.tell if ranks.first else lambda line: None
     known = unfinished.whole(settings, len(dataset.test))
     if known is not None and _has_images(known, request.save_images):
         file = f"{evaluation.RECORDS_FOLDER}/{evaluation.record_name(known)}"
-        request.tell(f"Judged already: {folder / file} (--again judges anew).")
+        tell(f"Judged already: {folder / file} (--again judges anew).")
         return known
     too = request.save_images is not None
     done = [name for name in attacks if unfinished.find(name, settings[name], images=too)]
     if done:
-        request.tell(f"Done already, and taken over: {', '.join(done)} (--again judges anew).")
+        tell(f"Done already, and taken over: {', '.join(done)} (--again judges anew).")
     judged, images, clean = judge(
         model,
         dataset,
         None,
         request.threat,
-        request.judging,
+        judging,
         attacks=request.attacks,
         images_too=too,
         unfinished=unfinished,
     )
     judged = replace(judged, about=about, of=of)
-    evaluation.write(judged, folder, threat=trained)
-    if request.save_images is not None:
-        evaluation.write_images(request.save_images, judged, clean, images, evaluation.record_name(judged))
-    unfinished.forget()
+    if ranks.first:
+        evaluation.write(judged, folder, threat=trained)
+        if request.save_images is not None:
+            evaluation.write_images(request.save_images, judged, clean, images, evaluation.record_name(judged))
+        unfinished.forget()
+    ranks.wait()
     return judged
 
 

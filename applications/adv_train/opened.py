@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch import nn
 
 from adv_train import data, models
-from adv_train.devices import find_device
+from adv_train.devices import own_device
 from adv_train.errors import UserError
 from adv_train.judged_data import check_fits
 from adv_train.loading import build_model, load_checkpoint, load_data
+from adv_train.ranks import current
 from adv_train.records import RunFolder
 from adv_train.threat import Threat
 
@@ -53,11 +54,12 @@ def open_run(
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
     config = saved.config
-    where = find_device(device or "auto")
+    where = own_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
         raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
-    dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
+    with current().in_turn():
+        dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
     run.check_split(dataset)
     check_fits(dataset, dict(saved.model_arguments), data_name or config.data.name)
     about = {
@@ -92,8 +94,9 @@ def open_weights(
     Raises:
         UserError: When the model, its weights or the data cannot be used.
     """
-    where = find_device(device or "auto")
-    dataset = data.load(data_name, root=data_root)
+    where = own_device(device or "auto")
+    with current().in_turn():
+        dataset = data.load(data_name, root=data_root)
     arguments: dict[str, Any] = dataset.model_arguments()
     name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
     model = models.create(name, **arguments, seed=0, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from adv_train.errors import UserError
 from adv_train.methods import State
+from adv_train.spread import Spread
 
 
 @dataclass
@@ -23,12 +24,14 @@ class TrainingState:
         optimizer: Of its parameters.
         memory: What the method remembers.
         average: A copy of the model that holds the averaged weights; None in a run without averaging.
+        spread: How the memory lies on ranks.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     memory: State
     average: nn.Module | None = None
+    spread: Spread = field(default_factory=lambda: Spread("run", 0))
 
     @property
     def judged(self) -> nn.Module:
@@ -36,11 +39,11 @@ class TrainingState:
         return self.model if self.average is None else self.average
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all of it as tensors and plain values; they share memory with the state."""
+        """Give all of it as tensors and plain values; they share memory with the state. All ranks call it together."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "memory": dict(self.memory),
+            "memory": self.spread.whole(self.memory),
             "average": {} if self.average is None else self.average.state_dict(),
         }
 
@@ -48,7 +51,7 @@ class TrainingState:
         """Put back what `state_dict` gave.
 
         Raises:
-            UserError: When it is that of another model, or of a method that remembers other things.
+            UserError: When it is that of another model, or of a method that remembers other things or elsewhere.
         """
         try:
             self.model.load_state_dict(found["model"])
@@ -57,9 +60,10 @@ class TrainingState:
                 self.average.load_state_dict(found["average"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError("the weights are those of another model") from error
-        if _kinds(found["memory"]) != _kinds(self.memory):
+        memory = self.spread.own(found["memory"])
+        if _kinds(memory) != _kinds(self.memory):
             raise UserError("what the method remembers is that of another method or data set")
-        self.memory = {name: value.to(self.memory[name].device) for name, value in found["memory"].items()}
+        self.memory = {name: value.to(self.memory[name].device) for name, value in memory.items()}
 
     def is_finite(self) -> bool:
         """Whether every weight and every statistic of the model is a finite number."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
+from adv_train import ranks
 from adv_train.errors import UserError
 from adv_train.pixels import PixelBox
 from adv_train.values import Checked, NotNegative
@@ -102,7 +103,7 @@ class Threat(Checked):
         """
         radius = width * self.eps
         if self.norm == "linf":
-            return torch.zeros_like(x).uniform_(-radius, radius, generator=generator)
+            return ranks.uniform(x, -radius, radius, generator=generator)
         return radius * _in_unit_ball(x, _ORDERS[self.norm], generator)
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -152,9 +153,9 @@ def _in_unit_ball(x: Tensor, order: float, generator: torch.Generator | None) ->
     2005, "A probabilistic approach to the geometry of the l_p^n-ball").
     """
     if order == 2:
-        size = torch.zeros_like(x).normal_(std=0.5**0.5, generator=generator)
+        size = ranks.normal(x, 0.5**0.5, generator=generator)
     else:
-        sign = torch.zeros_like(x).bernoulli_(0.5, generator=generator) * 2 - 1
-        size = sign * torch.zeros_like(x).exponential_(generator=generator)
-    total = size.flatten(1).abs().pow(order).sum(1) + x.new_zeros(len(x)).exponential_(generator=generator)
+        sign = ranks.coins(x, generator=generator) * 2 - 1
+        size = sign * ranks.exponential(x, generator=generator)
+    total = size.flatten(1).abs().pow(order).sum(1) + ranks.exponential(x.new_empty(len(x)), generator=generator)
     return size / total.pow(1 / order).view(-1, *(1,) * (x.ndim - 1))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import accelerate, checkpoint, models
+from adv_train import accelerate, checkpoint, models, ranks
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
-from adv_train.devices import find_device
+from adv_train.devices import own_device
 from adv_train.errors import Diverged, UserError
 from adv_train.evaluation import overfitted, sound
 from adv_train.loading import load_data
@@ -60,6 +61,8 @@ def fit(
 
     A finished run goes on where it is given more epochs; its learning rate is from there on that of the longer run.
 
+    Where `torch.distributed` is initialised, all processes call it together and train one model; the first one writes.
+
     Args:
         config: What to train.
         out: The run folder; made where it does not exist.
@@ -74,39 +77,48 @@ def fit(
     """
     models.trust(config.model.name)
     run = RunFolder(Path(out))
-    device = find_device(config.compute.device)
+    together, device = ranks.current(), own_device(config.compute.device)
     config = run.extended(config)
     run.check(config)
     saved = _saved(run, config)
+    together.agree((config.to_mapping(), saved.epoch if saved else 0), "The configuration and the epochs done")
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
     accelerate.check(config.compute.accelerate, device)
-    dataset = load_data(config, run.split(), device=device)
+    with together.in_turn():
+        dataset = load_data(config, run.split(), device=device)
     if saved:
         run.check_split(dataset)
     config.threat.check_images(dataset.train.images.shape[1:])
-    trainer = Trainer(config, dataset, device)
+    trainer = Trainer(config, dataset, device, together)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     state = replace(saved, config=config) if saved else fresh
     if saved:
         _restore(trainer, saved, run)
+    together.agree(_likeness(trainer), "Images and weights")
     # Only now is anything written: what cannot be trained must not occupy the folder.
     with (
-        run.claim(config),
+        run.claim(config) if together.first else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         suitable_threads(trainer.state.model, dataset.train.images),
         ExitStack() as ends,
     ):
-        watching = [Progress(progress), *([Steps()] if log_every else []), *observers]
-        watching.append(alarm := Alarm(state.history))
-        alarm.listeners = watching
-        clock = StepClock(log_every, first=state.epoch * trainer.steps) if log_every else None
+        watching: list[Observer] = []
+        clock = None
+        if together.first:
+            watching = [Progress(progress), *([Steps()] if log_every else []), *observers]
+            watching.append(alarm := Alarm(state.history))
+            alarm.listeners = watching
+            clock = StepClock(log_every, first=state.epoch * trainer.steps) if log_every else None
+        else:
+            ends.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # the first rank warns
         for observer in watching:
             ends.callback(observer.close)
             observer.start(config, dataset, run.path, steps=trainer.steps, done=state.epoch)
-        if dataset.record and not run.split_file.exists():
+        if together.first and dataset.record and not run.split_file.exists():
             run.write_split(dataset.record.to_mapping())
-        if saved:
+        if saved and together.first:
             _write_what_follows(run, saved)
         while state.epoch < config.training.epochs:
             state = _next_epoch(trainer, state, run, watching, clock)
@@ -129,10 +141,13 @@ def _next_epoch(
     if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()
-    record = {"epoch": epoch, **trained, **trainer.validate()}
+    # Of the first rank: what follows from the record is decided alike on all of them, whatever their devices round.
+    record = trainer.ranks.every({"epoch": epoch, **trained, **trainer.validate()})[0]
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
     if trainer.config.compute.accelerate != "off":
         seconds["prepare_seconds"] = trainer.prepared() - prepared  # a part of the first
+    if trainer.ranks.size > 1:
+        seconds["ranks"] = trainer.ranks.size
     reached = score(trainer.config.training.select, record)
     improved = state.best_epoch == 0 or reached > state.best_score
     if trainer.config.training.rollback and trainer.config.method.attacks:
@@ -145,6 +160,8 @@ def _next_epoch(
         best_epoch=epoch if improved else state.best_epoch,
         best_score=reached if improved else state.best_score,
     )
+    if not trainer.ranks.first:
+        return state
     # Before the checkpoint: killed in between, the epoch is done again and replaces its line.
     run.write_timing([*(line for line in run.timing() if line["epoch"] < epoch), seconds])
     checkpoint.save(run.last, state)
@@ -163,7 +180,10 @@ def _rolled_back(trainer: Trainer, before: Checkpoint, record: Mapping[str, Any]
         return {"rolled_back_to": kept.epoch}
     if sound(record, before.history):
         # Before last.pt: killed in between, the epoch is done again.
-        checkpoint.save(run.sound, replace(before, epoch=record["epoch"], **trainer.state.state_dict()))
+        kept = replace(before, epoch=record["epoch"], **trainer.state.state_dict())
+        if trainer.ranks.first:
+            checkpoint.save(run.sound, kept)
+        trainer.ranks.wait()  # all of them see whether there is such an epoch
     return {}
 
 
@@ -211,6 +231,13 @@ def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
         raise UserError(
             f"`{run.last}` does not fit the configuration beside it: {error}. Give --out another folder."
         ) from error
+
+
+def _likeness(trainer: Trainer) -> tuple[float, ...]:
+    """Return numbers that tell data and weights of ranks apart."""
+    split = trainer.dataset.train
+    sums = [float(value.double().sum()) for value in trainer.state.model.state_dict().values()]
+    return len(split), len(trainer.dataset.validation), float(split.labels.double().sum()), sum(sums)
 
 
 def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:

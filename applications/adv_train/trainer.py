@@ -19,7 +19,10 @@ from adv_train.data.split import to_unit_range
 from adv_train.data.stratified import stratified_head
 from adv_train.methods import Sizes
 from adv_train.precision import computed_in
+from adv_train.ranks import ALONE, Ranks, Share, Stream
+from adv_train.ranks.norm import synchronised
 from adv_train.schedules import cycled_momentum, learning_rate, warmed_up
+from adv_train.spread import Spread
 from adv_train.state import TrainingState
 from adv_train.training_step import TrainingStep
 
@@ -36,9 +39,11 @@ class Trainer:
         config: What to train.
         dataset: On the device that trains.
         device: That device.
+        ranks: Those that train together, each with a part of every batch; their results are the same.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.config = config
         self.dataset = dataset
         self.device = device
@@ -49,19 +54,23 @@ class Trainer:
         model = model.to(device)
         if config.compute.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        if config.compute.sync_batchnorm:
+            synchronised(model)
         self.method = config.full_method
         self.replays = self.method.replays()
-        bounds = data.batch_bounds(len(dataset.train), config.training.batch_size)
+        bounds = data.batch_bounds(len(dataset.train), config.training.batch_size, ranks.size)
         self.steps = self.replays * len(bounds)
-        sizes = Sizes(dataset.train.images.shape, dataset.classes, max(stop - start for start, stop in bounds))
+        most = Share(max(stop - start for start, stop in bounds), ranks)
+        sizes = Sizes(dataset.train.images.shape, dataset.classes, len(most))
         averages = config.training.ema is not None or config.training.average_from is not None
         self.state = TrainingState(
             model,
             config.optimizer.create(model.parameters(), captured=config.compute.accelerate == "graph"),
             self.method.remember(model, sizes),
             copy.deepcopy(model).eval().requires_grad_(False) if averages else None,
+            Spread(self.method.keeps(), most.whole, ranks),
         )
-        chosen, self.noise = config.compute.accelerate, torch.Generator(device)
+        chosen, self.noise = config.compute.accelerate, Stream(device)
         self.step = TrainingStep(
             self.state,
             self.method,
@@ -92,7 +101,8 @@ class Trainer:
             eps also the epoch's eps.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
-        torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
+        # For layers such as dropout, which know no other generator: no two ranks drop alike.
+        torch.manual_seed((generator.initial_seed() + self.ranks.rank) % 2**63)
         eps = warmed_up(self.config.threat.eps, epoch, self.config.training.eps_warmup)
         step = self.step
         step.threat = replace(self.config.threat, eps=eps)
@@ -103,15 +113,22 @@ class Trainer:
             self.replayed.begin()
         take = self.replayed or step
         batches = data.batches(
-            self.dataset.train, self.config.training.batch_size, generator=generator, augment=self.dataset.augment
+            self.dataset.train,
+            self.config.training.batch_size,
+            generator=generator,
+            augment=self.dataset.augment,
+            ranks=self.ranks,
         )
+        seen: list[Tensor] = []
         replayed = (batch for batch in batches for _ in range(self.replays))
         for index, batch in enumerate(replayed):
             self._set_rates(epoch * self.steps + index)
             take(batch)
+            seen.append(batch.index)
             count_step()
             if measure is not None:
-                measure(step.loss, len(batch.y))
+                measure(step.loss, len(batch.y) if batch.share is None else batch.share.whole)
+        self.state.spread.exchange(self.state.memory, torch.cat(seen))
         mean_share = float(step.share) / self.steps
         return {
             "lr": self.lr,
@@ -137,14 +154,19 @@ class Trainer:
             fixed choice of at most 256 of the images, within the whole eps: None where no image has a finite gradient.
         """
         model = self.state.judged.eval()
-        generator = torch.Generator(self.device).manual_seed(0)
-        robust, stepped = torch.zeros(2, dtype=torch.int64, device=self.device)
-        answers: list[Tensor] = []
+        generator = Stream(self.device)
+        generator.manual_seed(0)
+        robust, stepped, clean = torch.zeros(3, dtype=torch.int64, device=self.device)
+        classes = torch.zeros(self.dataset.classes, dtype=torch.int64, device=self.device)
         split = self._validation(self.config.training.validation_images)
-        for x, y in data.ordered_batches(split, _VALIDATION_BATCH):
+        for images, labels in data.ordered_batches(split, _VALIDATION_BATCH):
+            share = generator.share = Share(len(labels), self.ranks)
+            x, y = images[share.rows], labels[share.rows]
+            if len(y) == 0:
+                continue
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
-                    answers.append(model(x).argmax(1))
+                    answers = model(x).argmax(1)
                 survived, _ = attacks.pgd(
                     model,
                     x,
@@ -155,15 +177,17 @@ class Trainer:
                     restarts=1,
                     generator=generator,
                 )
-                stepped += (measures.survives_one_step(model, x, y, self.config.threat) & (answers[-1] == y)).sum()
+                stepped += (measures.survives_one_step(model, x, y, self.config.threat) & (answers == y)).sum()
             robust += survived.sum()
-        samples, predicted = len(split), torch.cat(answers)
-        clean = (predicted == split.labels).sum()
+            clean += (answers == y).sum()
+            classes += answers.bincount(minlength=len(classes))
+        samples = len(split)
+        counts = self.ranks.add(torch.cat([torch.stack([clean, robust, stepped]), classes])).tolist()
         return {
-            "val_sa": int(clean) / samples,
-            "val_ra": int(robust) / samples,
-            "val_fgsm": int(stepped) / samples,
-            "val_top_class": int(predicted.bincount().max()) / samples,
+            "val_sa": counts[0] / samples,
+            "val_ra": counts[1] / samples,
+            "val_fgsm": counts[2] / samples,
+            "val_top_class": max(counts[3:]) / samples,
             # Last, and from a generator of its own: what is measured above is the same without it.
             "val_alignment": self._alignment(model),
         }

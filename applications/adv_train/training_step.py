@@ -11,6 +11,8 @@ from adv_train import averaging
 from adv_train.data import Batch
 from adv_train.methods import Method, Moment
 from adv_train.precision import computed_in
+from adv_train.ranks import Share, Stream
+from adv_train.spread import met
 from adv_train.state import TrainingState
 from adv_train.threat import Threat
 
@@ -69,7 +71,10 @@ class TrainingStep:
         self.share.zero_()
 
     def __call__(self, batch: Batch) -> None:
-        """Train on a batch."""
+        """Train on a batch, or with the other ranks on one of which this is a part."""
+        share = batch.share or Share(len(batch.y))
+        if isinstance(self.generator, Stream):
+            self.generator.share = share
         with computed_in(self._precision, self.device):
             step = self._method(
                 self.model,
@@ -80,6 +85,7 @@ class TrainingStep:
                 state=self.state.memory,
                 generator=self.generator,
             )
+        step = met(step, share, self.state.model)
         for name, parameter in self._params.items():
             parameter.grad = step.grads[name]
         if self._clip is not None:
@@ -91,7 +97,7 @@ class TrainingStep:
             if value is not self.state.memory[name]:
                 self.state.memory[name].copy_(value.detach())
         self.moment.step.add_(1)
-        self.loss += step.loss.detach() * len(batch.y)
+        self.loss += step.loss.detach() * share.whole
         self.share += step.implicit_share.detach()
 
     def tensors(self) -> Iterator[Tensor]:

@@ -128,6 +128,6 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def _copied(batch: Batch) -> Batch:
-    copies = {name: value.clone() for name, value in _tensors(batch).items()}
+    copies: dict[str, Any] = {name: value.clone() for name, value in _tensors(batch).items()}
     motion = Motion(**{name: copies.pop(name, None) for name in vars(batch.motion)})
     return Batch(**copies, motion=motion)

@@ -28,6 +28,7 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.masking import LEAST_EPS, Progress
+from adv_train.ranks import Share
 from adv_train.threat import Threat
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -92,8 +93,8 @@ def ascend(
     only the one of highest loss would overstate robustness, because a higher loss can be a correct class.
     Broken samples leave the batch. The starts are drawn for all samples all the same, so that neither the batch
     size nor another sample's fate changes what a sample meets; without a generator of its own the seed draws them
-    on the CPU, so that they are the same on every device. The model is judged in eval mode and handed back as it
-    was, with every mode, flag and ``.grad`` in place.
+    on the CPU, so that they are the same on every device. Of several ranks each climbs for a part of the samples.
+    The model is judged in eval mode and handed back as it was, with every mode, flag and ``.grad`` in place.
 
     Returns:
         The parts of `Verdicts`: robust, images, predicted.
@@ -113,12 +114,12 @@ def ascend(
             logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(judging.batch_size)])
         check_labels(y, logits.shape[1])
         predicted = classes_of(logits)
-        robust = predicted == y
-        rounds = aims(logits.shape[1])
-        with progress_bar(title, len(rounds) * len(x), "img", judging.progress) as bar:
+        share, rounds = Share(len(x), judging.ranks), aims(logits.shape[1])
+        own, robust = torch.arange(len(x), device=x.device)[share.rows], predicted == y
+        with progress_bar(title, len(rounds) * len(own), "img", judging.progress) as bar:
             for number, aim in enumerate(rounds):
                 start = start_of(x, threat, generator)
-                for batch in robust.nonzero().squeeze(1).split(judging.batch_size):
+                for batch in own[robust[own]].split(judging.batch_size):
                     if len(batch) == 0:
                         continue
                     climb = Climb(forward, shape, threat, steps, aim, watch if number == 0 else None)
@@ -126,12 +127,13 @@ def ascend(
                     adversarial[batch], predicted[batch] = found[0], classes_of(found[1])
                     robust[batch] = predicted[batch] == y[batch]
                     bar.update(len(batch))
-                bar.update((number + 1) * len(x) - bar.n)  # What was already broken is done without work.
-                bar.set_postfix_str(f"robust {robust.double().mean().item():.1%}")
+                bar.update((number + 1) * len(own) - bar.n)  # What was already broken is done without work.
+                bar.set_postfix_str(f"robust {robust[own].double().mean().item():.1%}")
     check_budget(adversarial, x, threat)
     if threat.eps >= LEAST_EPS * (threat.high - threat.low):
-        watch.warn()
-    return robust, adversarial, predicted
+        watch.warn(judging.ranks)
+    adversarial, predicted = (share.whole_of(found[share.rows]) for found in (adversarial, predicted))
+    return predicted == y, adversarial, predicted
 
 
 def start_of(x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,6 +15,7 @@ from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import undisturbed
 from adv_train.attacks.official import OfficialAttack
 from adv_train.attacks.package import Run
+from adv_train.ranks import ALONE
 from adv_train.threat import Threat
 
 
@@ -60,7 +61,8 @@ class RandAutoAttack(OfficialAttack):
         """Attack every image and remember nothing; passes of the model leave the random state alone too."""
         with undisturbed(x.device):
             torch.manual_seed(judging.seed)
-            return super().judge(model, x, y, threat, judging)
+            # Its verdict is a draw, and each rank would make another.
+            return super().judge(model, x, y, threat, replace(judging, ranks=ALONE))
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and the classes that the package saw; -1 where the clean logits are not finite."""

@@ -87,7 +87,7 @@ class Attack(Checked):
         An attack that has nothing to keep leaves the folder alone. The folder belongs to this attack, model, images,
         seed and batch size alone. `judging` are the settings of a call.
         """
-        return self(model, x, y, threat, **judging)
+        return self.judge(model, x, y, threat, Judging(**judging))
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
         """Refuse, before any work, what this attack cannot judge: images ``(N, C, H, W)``, number of logits, threat.

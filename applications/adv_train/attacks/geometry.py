@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
+from adv_train import ranks
 from adv_train.threat import Threat
 
 _HALVINGS = 50
@@ -39,7 +40,7 @@ class Linf:
     def start(self, x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Draw uniformly in the box."""
         noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
-        return x + threat.eps * noise.uniform_(-1, 1, generator=generator).to(x.device)
+        return x + threat.eps * ranks.uniform(noise, -1, 1, generator=generator).to(x.device)
 
     def step(self, gradient: Tensor) -> Tensor:
         """Give the sign: every pixel moves as far as it may."""
@@ -57,8 +58,8 @@ class L2:
 
     def start(self, x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Draw uniformly in the ball: a normal direction, and a radius whose power of the dimension is uniform."""
-        noise = torch.empty(x.shape, dtype=x.dtype, device=generator.device).normal_(generator=generator)
-        size = torch.empty(len(x), dtype=x.dtype, device=generator.device).uniform_(generator=generator)
+        like = torch.empty(x.shape, dtype=x.dtype, device=generator.device)
+        noise, size = ranks.normal(like, generator=generator), ranks.uniform(like[:, 0, 0, 0], generator=generator)
         radius = threat.eps * size ** (1 / x[0].numel())
         return x + (_per_image(radius, x) * _unit(noise)).to(x.device)
 
@@ -84,9 +85,9 @@ class L1:
     def start(self, x: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
         """Draw uniformly in the ball: one share more than there are pixels, all exponential, and signs."""
         shares = torch.empty(len(x), x[0].numel() + 1, dtype=x.dtype, device=generator.device)
-        shares = shares.exponential_(generator=generator)
+        shares = ranks.exponential(shares, generator=generator)
         shares = shares[:, 1:] / shares.sum(1, keepdim=True)
-        sign = torch.empty_like(shares).bernoulli_(0.5, generator=generator) * 2 - 1
+        sign = ranks.coins(shares, generator=generator) * 2 - 1
         return x + threat.eps * (sign * shares).view(x.shape).to(x.device)
 
     def step(self, gradient: Tensor) -> Tensor:

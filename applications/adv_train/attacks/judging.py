@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adv_train import bars
 from adv_train.attacks.checks import checked
+from adv_train.ranks import ALONE, Ranks, current
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -29,11 +30,18 @@ class Judging:
         seed: Of all random numbers of the attack.
         batch_size: Images in a forward pass.
         progress: Show a bar; ``None`` shows it on a terminal only.
+        ranks: Those that attack the same images together; each gets the verdicts on all of them.
     """
 
     seed: int = 0
     batch_size: int = 512
     progress: bool | None = False
+    ranks: Ranks = ALONE
+
+    def shared(self) -> Judging:
+        """Return these settings for all ranks there are; the first one shows the bar."""
+        ranks = current()
+        return replace(self, ranks=ranks, progress=self.progress if ranks.first else False)
 
 
 @contextmanager

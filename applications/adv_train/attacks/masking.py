@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from adv_train.ranks import Ranks
+
 _SEEING = 0.01
 """Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
 
@@ -54,19 +56,21 @@ class Progress:
         rose = _loss(logits, y) > loss * (1 - slack)
         self._stuck.append(~(fell | rose) & ~self._blind[-1])
 
-    def warn(self) -> None:
-        """Say so when there were many.
+    def warn(self, ranks: Ranks) -> None:
+        """Say so when there were many, on all ranks together.
 
         Warns:
             RuntimeWarning: Names the share of the samples, and what to do about it.
         """
-        if self.samples == 0:
+        counts = [self.samples, *(sum(int(flags.sum()) for flags in found) for found in (self._blind, self._stuck))]
+        samples, blind, stuck = ranks.add(torch.tensor(counts, dtype=torch.float64)).tolist()
+        if samples == 0:
             return
-        blind, stuck = (float(torch.cat(found).double().mean()) for found in (self._blind, self._stuck))
+        blind, stuck = blind / samples, stuck / samples
         if blind >= _MANY:
-            found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {self.samples}"
-        elif stuck >= _MANY and self.samples >= _ENOUGH:
-            found = f"PGD neither lowered the margin nor raised the loss of {stuck:.0%} of the {self.samples}"
+            found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {samples:.0f}"
+        elif stuck >= _MANY and samples >= _ENOUGH:
+            found = f"PGD neither lowered the margin nor raised the loss of {stuck:.0%} of the {samples:.0f}"
         else:
             return
         warnings.warn(

@@ -13,6 +13,7 @@ from torch import Tensor
 from adv_train.attacks.judging import Forward, Judging, predict, progress_bar
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import bar_mover, narrated, undisturbed
+from adv_train.attacks.shared_parts import run_parts
 from adv_train.threat import Threat
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ class Run:
         change(attack)
         if self.memory is not None:
             _remember(attack, self.memory.under(name))
-        batches = math.ceil(len(x) / self.judging.batch_size)
+        batches = math.ceil(len(x) / self.judging.batch_size / self.judging.ranks.size)
         passes = {name: batches * count for name, count in _passes(attack).items()}
         bar = progress_bar(self.title, sum(passes.values()), "pass", self.judging.progress)
         with bar, narrated(attack.logger, bar_mover(bar, passes, self.title)), undisturbed(x.device):
             # Every part sets this seed itself; the clean pass of a randomised model comes before.
             torch.manual_seed(self.judging.seed)
-            found, classes = attack.run_standard_evaluation(x.float(), y, batch_size=self.judging.batch_size)
+            found, classes = run_parts(attack, x.float(), y, self.judging.batch_size, self.judging.ranks)
         return found.to(x.dtype), classes
 
     def classify(self, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from adv_train.attacks.geometry import GEOMETRIES
 from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, progress_bar, suitable_threads
 from adv_train.digests import digest
 from adv_train.errors import UserError
+from adv_train.ranks import Share
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive, refused, text
 
@@ -82,11 +83,12 @@ class Transfer(Attack):
             judge, maker = adapted(model, given), adapted(source, given)
             climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)
             predicted = predict(judge, x, judging.batch_size)
-            robust = predicted == y
-            with progress_bar("transfer", self.restarts * len(x), "img", judging.progress) as bar:
+            robust, share = predicted == y, Share(len(x), judging.ranks)
+            own = torch.arange(len(x), device=x.device)[share.rows]
+            with progress_bar("transfer", self.restarts * len(own), "img", judging.progress) as bar:
                 for restart in range(self.restarts):
                     start = start_of(x, threat, generator)
-                    for batch in robust.nonzero().squeeze(1).split(judging.batch_size):
+                    for batch in own[robust[own]].split(judging.batch_size):
                         if len(batch) == 0:
                             continue
                         with torch.no_grad():
@@ -95,9 +97,10 @@ class Transfer(Attack):
                         predicted[batch] = predict(judge, images[batch], judging.batch_size)
                         bar.update(len(batch))
                     robust = predicted == y
-                    bar.update((restart + 1) * len(x) - bar.n)
+                    bar.update((restart + 1) * len(own) - bar.n)
         check_budget(images, x, threat)
-        return Verdicts(robust, images, predicted, self.settings(threat, judging.batch_size))
+        images, predicted = (share.whole_of(found[share.rows]) for found in (images, predicted))
+        return Verdicts(predicted == y, images, predicted, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the options, with a digest of the source's weights, and the step's length."""

@@ -74,5 +74,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"adv-train: error: {' '.join(message.split())}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    where = f"rank {rank}: " if rank != "0" else ""
+    print(f"adv-train: error: {where}{' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -9,6 +9,7 @@ examples:
   adv-train eval runs/a --attacks "pgd, apgd, square(queries=1000), transfer(source=runs/b)"
   adv-train eval runs/a --attacks cascade --save-images runs/a/images.npz
   adv-train eval runs/a --norm l2 --eps 128/255
+  torchrun --nproc-per-node 2 -m adv_train eval runs/a   (on two GPUs, each with half the images)
   adv-train eval --checkpoint-file weights.pt --model preact-resnet-18 --data cifar10 --eps 8/255
   adv-train eval --checkpoint-file trades.pt --model wrn-34-10 --normalisation none --data cifar10 --eps 8/255
   adv-train eval --model my_package.nets:resnet --data cifar10 --eps 8/255
@@ -35,9 +36,11 @@ from adv_train.attacks.named import named_attacks
 from adv_train.cli.command_line import options
 from adv_train.cli.evaluated import about, print_classes, radius, rounding, say, told
 from adv_train.cli.judged_model import JudgedModel, check_run_alone, foreign
+from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluate_run import evaluate_run, evaluate_weights
 from adv_train.evaluation import Evaluation, check_image_file
+from adv_train.ranks import started
 from adv_train.records import RunFolder
 from adv_train.report import NextStep, RunSummary, once_more, results_table, write_report
 from adv_train.report import command as written
@@ -85,12 +88,14 @@ def run(words: Sequence[str]) -> int:
     """Judge, and print a table."""
     command = read(words)
     judged = []
-    for eps in _budgets(command):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # The record has them, and they are shown with the figures.
+    with started(find_device(command.device)) as ranks, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # The record has them, and they are shown with the figures.
+        for eps in _budgets(command):
             one = replace(command, eps=None if eps is None else (eps,), save_images=_image_file(command, eps))
             outcome, folder, summary = _run(one, command.run) if command.run else _foreign(one)
-        judged.append((outcome, RunSummary(**{**vars(summary), "evaluation": outcome.summary()})))
+            judged.append((outcome, RunSummary(**{**vars(summary), "evaluation": outcome.summary()})))
+    if not ranks.first:
+        return 0
     several = len(judged) > 1
     rows = [replace(shown, name=f"{shown.name}, {radius(outcome)}") if several else shown for outcome, shown in judged]
     print(results_table(rows, command.table))

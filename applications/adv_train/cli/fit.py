@@ -11,6 +11,7 @@ examples:
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
   adv-train fit --method fast-bat --help                   (the options of a method, with their defaults)
+  torchrun --nproc-per-node 2 -m adv_train fit --preset cifar10-8-pgd-at --out runs/g      (on two GPUs)
 
 A configuration file is YAML with the same names, flat (`eps: 8/255`) or by section (`threat: {eps: 8/255}`);
 RUN/config.yaml is one. Flags win over the file, the file over the preset, the preset over the recipe of the data set.
@@ -28,8 +29,10 @@ from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import chosen, configured
 from adv_train.config import RunConfig, resolve
+from adv_train.devices import find_device
 from adv_train.methods import METHODS
 from adv_train.observers import OBSERVERS, Observer
+from adv_train.ranks import started
 from adv_train.records import RunFolder
 from adv_train.train import fit
 from adv_train.values import Range
@@ -59,13 +62,16 @@ def run(words: Sequence[str]) -> int:
     command, flags = read(words)
     config = configuration(command, flags)
     out = command.out or _default_folder(config)
-    result = fit(
-        config,
-        out,
-        progress=command.shown,
-        observers=_observers(command.observe),
-        log_every=command.log_every,
-    )
+    with started(find_device(config.compute.device)) as ranks:
+        result = fit(
+            config,
+            out,
+            progress=command.shown,
+            observers=_observers(command.observe),
+            log_every=command.log_every,
+        )
+    if not ranks.first:
+        return 0
     epochs = config.training.epochs
     if result.resumed_after == epochs:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from adv_train.errors import UserError, unknown
+from adv_train.launched import launched
 
 #: Each command: its module, and a line about it.
 COMMANDS = {
@@ -21,6 +22,8 @@ COMMANDS = {
     "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
     "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
 }
+#: Those that several processes work on together.
+SHARED = ("fit", "eval")
 _LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\
 usage: adv-train COMMAND ...       (`adv-train COMMAND --help` tells more)
@@ -65,6 +68,9 @@ def run(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
+    if words[0] not in SHARED and launched()[1] > 1:
+        shared = " and ".join(SHARED)
+        raise UserError(f"Several processes share the work of {shared} alone: start `{words[0]}` without torchrun.")
     words = _trusting(words)
     # Only the command that is wanted: the others would bring seconds of imports with them.
     status: int = import_module(f"adv_train.cli.{COMMANDS[words[0]][0]}").run(words[1:])

@@ -116,9 +116,11 @@ class ComputeConfig(Checked):
         channels_last: Keep weights in the memory layout that a GPU's matrix units prefer.
         accelerate: `graph` captures each training step as one CUDA graph; `compile` compiles the model's forward pass
             (torch.compile), for methods that take one derivative of it. Weights agree with `off` within rounding.
+        sync_batchnorm: On several processes: BatchNorm sees the whole batch in training, and not each its part.
     """
 
     device: str = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = False
     accelerate: Literal["off", "graph", "compile"] = "off"
+    sync_batchnorm: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adv_train.data.motion import Motion
 from adv_train.data.split import to_unit_range
+from adv_train.ranks import Share
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,16 @@ class Augment:
         """Augment ``(batch, channels, height, width)`` images; uint8 comes back as float32 in [0, 1]."""
         return to_unit_range(self.draw(images, generator).apply(images))
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> Motion:
-        """Draw how each of the images moves."""
-        n, device = len(images), images.device
+    def draw(self, images: Tensor, generator: torch.Generator, share: Share | None = None) -> Motion:
+        """Draw how each of the images moves; of a share, for all samples of the batch."""
+        share = share or Share(len(images))
+        n, device = share.whole, images.device
         shift = _integers(n, 2, high=2 * self.padding + 1, generator=generator).to(device) - self.padding
         mirror = _integers(n, high=2, generator=generator).to(device).bool() & self.flip
         if not self.rotation:
-            return Motion(shift, mirror)
+            return Motion(shift[share.rows], mirror[share.rows])
         turn = torch.rand(n, generator=generator, device=generator.device).to(device) * 2 - 1
-        return Motion(shift, mirror, turn * self.rotation)
+        return Motion(shift[share.rows], mirror[share.rows], turn[share.rows] * self.rotation)
 
 
 AUGMENTATIONS: Final[Mapping[str, Augment | None]] = {

@@ -14,6 +14,7 @@ from adv_train.data.augment import Augment
 from adv_train.data.motion import Motion
 from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
+from adv_train.ranks import ALONE, Ranks, Share, Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,17 +26,19 @@ class Batch:
         y: Labels, shape ``(batch,)``, int64.
         index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
         motion: How augmentation moved the images from where they lie in the split.
+        share: Which part of a batch they are; None for all of it.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     motion: Motion = field(default_factory=Motion)
+    share: Share | None = None
 
 
 def epoch_generator(
     seed: int, epoch: int, device: torch.device | str = "cpu", *, purpose: Literal["data", "method"] = "data"
-) -> torch.Generator:
+) -> Stream:
     """Make the generator of one epoch, a function of its arguments alone.
 
     An epoch that starts from it does not depend on the epochs before, so a run that was interrupted goes on
@@ -50,30 +53,42 @@ def epoch_generator(
     """
     key = {"data": (), "method": (1,)}[purpose]
     (mixed,) = np.random.SeedSequence([seed, epoch], spawn_key=key).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(mixed >> np.uint64(1)))
+    stream = Stream(device)
+    stream.manual_seed(int(mixed >> np.uint64(1)))
+    return stream
 
 
-def batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
+def batch_bounds(samples: int, batch_size: int, ranks: int = 1) -> list[tuple[int, int]]:
     """Give the first and one past the last position of every training batch of an epoch.
 
-    No sample is dropped: the last batch is smaller, or, where it would hold a *single* sample, joins the
-    batch before it. BatchNorm has no variance of one value, so a lone sample raises an error where features
+    No sample is dropped: the last batch is smaller, or, where it would hold a *single* sample of a rank, or none, joins
+    the batch before it. BatchNorm has no variance of one value, so a lone sample raises an error where features
     have shrunk to one pixel and gives a useless gradient elsewhere; dropping it would leave out a sample in
     every epoch.
 
     Raises:
-        UserError: When the batch size is below 1, or below 2 for more than one sample.
+        UserError: When the batch size is below 1, or below 2 for more than one sample; or a rank would have less.
     """
+    if ranks > 1 and min(samples, batch_size) < 2 * ranks:
+        raise UserError(
+            f"Each of {ranks} ranks needs two samples of every batch, since BatchNorm does, but {samples} images in "
+            f"batches of {batch_size} give them fewer: take a larger batch size, or fewer processes."
+        )
     if batch_size < 2 <= samples or batch_size < 1:
         raise UserError(f"The batch size must be at least 2, since BatchNorm needs two samples, but is {batch_size}.")
     starts = list(range(0, samples, batch_size))
-    if len(starts) > 1 and samples - starts[-1] == 1:
+    if len(starts) > 1 and samples - starts[-1] < 2 * ranks:
         starts.pop()
     return list(zip(starts, [*starts[1:], samples], strict=True))
 
 
 def batches(
-    split: Split, batch_size: int, *, generator: torch.Generator, augment: Augment | None = None
+    split: Split,
+    batch_size: int,
+    *,
+    generator: torch.Generator,
+    augment: Augment | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
     """Go once through a split in random order.
 
@@ -83,17 +98,19 @@ def batches(
         generator: The only source of randomness. On the device of the split no draw crosses devices; a CPU
             generator works everywhere and then draws the same numbers for every device.
         augment: Applied to every batch.
+        ranks: Those that share every batch; each draws for all of it.
 
     Yields:
         Batches with contiguous images.
     """
     device = split.images.device
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
-    for start, stop in batch_bounds(len(split), batch_size):
-        chosen = order[start:stop]
+    for start, stop in batch_bounds(len(split), batch_size, ranks.size):
+        share = Share(stop - start, ranks)
+        chosen = order[start:stop][share.rows]
         images = split.images[chosen]
-        motion = augment.draw(images, generator) if augment else Motion()
-        yield Batch(to_unit_range(motion.apply(images)), split.labels[chosen], chosen, motion)
+        motion = augment.draw(images, generator, share) if augment else Motion()
+        yield Batch(to_unit_range(motion.apply(images)), split.labels[chosen], chosen, motion, share)
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from adv_train.methods.base import METHODS
 from adv_train.methods.fast_at import FastAT
 from adv_train.methods.losses import Losses
 from adv_train.methods.n_fgsm import NFGSM
+from adv_train.ranks import Share
 from adv_train.threat import Threat
 from adv_train.values import NotNegative
 
@@ -64,26 +65,29 @@ class Regularised(FastAT):
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
             return self.train_loss(logits, losses.y, clean, "mean") + self.penalty * self._abnormality(
-                losses.attacked, logits, losses.y, fall, variation
+                losses.attacked, logits, losses.y, fall, variation, losses.share
             )
 
         losses.upper = upper
         return super().solve(attack, losses, params, start, threat)
 
-    def _abnormality(self, before: Tensor, after: Tensor, y: Tensor, fall: float, variation: float) -> Tensor:
+    def _abnormality(
+        self, before: Tensor, after: Tensor, y: Tensor, fall: float, variation: float, share: Share
+    ) -> Tensor:
         """Return the penalty but for its weight, shape `()`, from logits of shape `(batch, classes)`."""
         falls = F.cross_entropy(before, y, reduction="none") - F.cross_entropy(after, y, reduction="none")
         abnormal = falls.detach() > 0
         moved = (after - before).square().sum(1)
-        excess = (_mean(moved, abnormal) - _mean(moved.detach(), ~abnormal)).clamp(min=0)
-        fallen = _mean(falls if self.follow_fall else falls.detach(), abnormal)
-        both = abnormal.any() & ~abnormal.all()
-        return both * abnormal.to(after.dtype).mean() * (fall * fallen + variation * excess)
+        excess = (_mean(moved, abnormal, share) - _mean(moved.detach(), ~abnormal, share)).clamp(min=0)
+        fallen = _mean(falls if self.follow_fall else falls.detach(), abnormal, share)
+        part, count = share.mean(abnormal.to(after.dtype).mean()), share.sum(abnormal.sum())
+        both = (count > 0) & (count < share.whole)
+        return both * part * (fall * fallen + variation * excess)
 
 
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+def _mean(values: Tensor, chosen: Tensor, share: Share) -> Tensor:
     """Return the mean of the values that are chosen, shape `()`; zero of none."""
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
+    return share.sum(torch.where(chosen, values, 0.0).sum()) / share.sum(chosen.sum()).clamp(min=1)
 
 
 @METHODS.register("aaer")

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.methods import per_image
 from adv_train.methods.base import METHODS, Adversarial, Mode
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Sizes, State
+from adv_train.methods.moment import Keeps, Sizes, State
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive, Range
 
@@ -55,9 +56,12 @@ class ATAS(Adversarial):
         sharpness = next(model.parameters()).new_zeros(sizes.images[0])
         return {**per_image.blank(model, sizes, "delta"), "sharpness": sharpness}
 
+    def keeps(self) -> Keeps:
+        return "images"
+
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
         if self.start == "uniform":
-            fresh = torch.zeros_like(losses.x).uniform_(-threat.eps, threat.eps, generator=losses.generator)
+            fresh = ranks.uniform(losses.x, -threat.eps, threat.eps, generator=losses.generator)
         else:
             fresh = super().draw(losses, threat)
         if losses.state:

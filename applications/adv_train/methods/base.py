@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Moment, Sizes, State
+from adv_train.methods.moment import Keeps, Moment, Sizes, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.registry import Registry
@@ -108,9 +109,13 @@ class Method(Checked, abc.ABC):
 
         Args:
             model: On its device, with its first weights.
-            sizes: Of the training images and of the batches.
+            sizes: Of the training images and of the batches that it sees.
         """
         return {}
+
+    def keeps(self) -> Keeps:
+        """Return what the rows of its memory belong to: the run, if it does not say otherwise."""
+        return "run"
 
     def replays(self) -> int:
         """Return how many optimiser steps are made on one batch, each from a call of its own."""
@@ -171,7 +176,7 @@ class Adversarial(Method):
         if self.start == "zero":
             return torch.zeros_like(losses.x)
         if self.start == "gaussian":
-            noise = torch.zeros_like(losses.x).normal_(std=_NEAR, generator=losses.generator)
+            noise = ranks.normal(losses.x, _NEAR, generator=losses.generator)
             return threat.project(losses.x, noise)
         return threat.sample(losses.x, losses.generator)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import blo
+from adv_train import ranks
 from adv_train.methods.base import METHODS, Start
 from adv_train.methods.fast_at import FastAT
 from adv_train.methods.losses import Losses
@@ -42,8 +43,8 @@ class ELLE(FastAT):
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
         x, coefficient = losses.x, self._coefficient(threat)
-        ends = torch.empty_like(x.repeat(2, 1, 1, 1)).uniform_(-threat.eps, threat.eps, generator=losses.generator)
-        share = torch.empty_like(x[:, 0, 0, 0]).uniform_(generator=losses.generator)
+        ends = ranks.uniform(x, -threat.eps, threat.eps, generator=losses.generator, times=2)
+        share = ranks.uniform(x[:, 0, 0, 0], generator=losses.generator)
         first, second = ends.chunk(2)
         points = torch.cat((ends, torch.lerp(first, second, share.view(-1, 1, 1, 1))))
         thrice = losses.repeated(3)

@@ -11,6 +11,7 @@ import blo
 from adv_train.methods.base import METHODS, Adversarial, Start
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
+from adv_train.ranks import Share
 from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
 
@@ -54,7 +55,9 @@ class FastATGA(Adversarial):
             loss = losses.train(theta, delta)
             if coefficient == 0:
                 return loss
-            return loss + coefficient * _misalignment(slope, losses.slope(theta, elsewhere, create_graph=True))
+            return loss + coefficient * _misalignment(
+                slope, losses.slope(theta, elsewhere, create_graph=True), losses.share
+            )
 
         losses.upper = upper
         return blo.value_and_hypergrad(
@@ -75,10 +78,10 @@ class FastATGA(Adversarial):
         return PUBLISHED[min(PUBLISHED, key=lambda k: abs(k - 255 * threat.eps))]
 
 
-def _misalignment(fixed: Tensor, moving: Tensor) -> Tensor:
+def _misalignment(fixed: Tensor, moving: Tensor, share: Share) -> Tensor:
     """Return the mean of 1 - cos over samples, leaving out those where a gradient vanishes; shape `()`."""
     a, b = fixed.flatten(1), moving.flatten(1)
     counted = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
     cosine = F.cosine_similarity(a, b, dim=1)
-    mean: Tensor = ((1 - cosine) * counted).sum() / counted.sum().clamp(min=1)
+    mean: Tensor = share.sum(((1 - cosine) * counted).sum()) / share.sum(counted.sum()).clamp(min=1)
     return mean

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.methods import per_image
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Sizes, State
+from adv_train.methods.moment import Keeps, Sizes, State
 from adv_train.methods.shared_pass import start_pass
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Positive
@@ -55,9 +56,12 @@ class FGSMPGI(Adversarial):
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return per_image.blank(model, sizes, *(("delta", "momentum") if self.memory == "mep" else ("delta",)))
 
+    def keeps(self) -> Keeps:
+        return "images"
+
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
         if self.start == "uniform":
-            coins = torch.zeros_like(losses.x).bernoulli_(0.5, generator=losses.generator)
+            coins = ranks.coins(losses.x, generator=losses.generator)
             fresh = self._length(threat) * (2 * coins - 1)
         else:
             fresh = super().draw(losses, threat)
@@ -81,7 +85,7 @@ class FGSMPGI(Adversarial):
         if losses.state and self.memory == "ep":
             per_image.keep(losses, delta=out.z)
         elif losses.state:
-            size = slope.abs().sum().clamp(min=torch.finfo(slope.dtype).tiny)
+            size = losses.share.sum(slope.abs().sum()).clamp(min=torch.finfo(slope.dtype).tiny)
             momentum = self.memory_decay * per_image.recall(losses, "momentum") + slope / size
             ahead = threat.project(losses.x, start + length * momentum.sign())
             per_image.keep(losses, delta=ahead, momentum=momentum)

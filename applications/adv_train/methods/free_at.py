@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.base import METHODS, Method, Step
 from adv_train.methods.losses import Losses
-from adv_train.methods.moment import Moment, Sizes, State
+from adv_train.methods.moment import Keeps, Moment, Sizes, State
 from adv_train.objectives import Objective
 from adv_train.objectives.cross_entropy import CrossEntropy
 from adv_train.threat import Threat
@@ -40,6 +40,9 @@ class FreeAT(Method):
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         device = next(model.parameters()).device
         return {"delta": torch.zeros(sizes.batch, *sizes.images[1:], device=device)}
+
+    def keeps(self) -> Keeps:
+        return "places"
 
     def replays(self) -> int:
         return self.repeats

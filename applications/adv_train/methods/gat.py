@@ -6,15 +6,16 @@ import abc
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 import blo
+from adv_train import ranks
 from adv_train.methods.base import METHODS, Adversarial, Mode
 from adv_train.methods.coefficients import Coefficient, on_odd_steps, stepped
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Moment
 from adv_train.methods.shared_pass import clean_pass
+from adv_train.ranks import Share
 from adv_train.threat import Threat
 from adv_train.values import NotNegative, Positive, Range
 
@@ -42,13 +43,19 @@ class Guided(Adversarial):
         """Return the weight w."""
 
     @abc.abstractmethod
-    def distance(self, logits: Tensor, clean: Tensor) -> Tensor:
-        """Return the distance D of each sample, shape `(batch,)`, from outputs of shape `(batch, classes)`."""
+    def distance(self, logits: Tensor, clean: Tensor, share: Share) -> Tensor:
+        """Return the distance D of each sample, shape `(batch,)`, from outputs of shape `(batch, classes)`.
+
+        Args:
+            logits: On x + z.
+            clean: On x.
+            share: Which part of a batch these are.
+        """
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
         if self.start != "uniform":
             return super().draw(losses, threat)
-        signs = torch.zeros_like(losses.x).bernoulli_(0.5, generator=losses.generator) * 2 - 1
+        signs = ranks.coins(losses.x, generator=losses.generator) * 2 - 1
         return threat.project(losses.x, threat.eps / 2 * signs)
 
     def solve(
@@ -59,13 +66,16 @@ class Guided(Adversarial):
 
         def lower(theta: dict[str, Any], delta: Tensor) -> Tensor:
             logits = losses.attack_forward(theta["weights"], delta)
-            apart = attack_weight * self.distance(logits, theta["logits"])
+            apart = attack_weight * self.distance(logits, theta["logits"], losses.share)
             return -losses.attack_objective(theta["weights"], logits) - apart
 
         def upper(theta: dict[str, Tensor], delta: Tensor, clean: Tensor) -> Tensor:
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
-            return self.train_loss(clean, losses.y, clean, "mean") + weight * self.distance(logits, clean).mean()
+            return (
+                self.train_loss(clean, losses.y, clean, "mean")
+                + weight * self.distance(logits, clean, losses.share).mean()
+            )
 
         guided = blo.LowerProblem(lower, attack.constraint, batched=True)
         length = threat.eps if self.step is None else self.step
@@ -93,5 +103,5 @@ class GAT(Guided):
     def weight(self, moment: Moment | None) -> Coefficient:
         return stepped(self.coefficient, self.late_factor * self.coefficient, self.late_from, moment)
 
-    def distance(self, logits: Tensor, clean: Tensor) -> Tensor:
+    def distance(self, logits: Tensor, clean: Tensor, share: Share) -> Tensor:
         return (logits.softmax(1) - clean.softmax(1)).square().sum(1)

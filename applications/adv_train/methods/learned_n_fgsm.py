@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import train_at
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
+from adv_train.ranks import Share, drawing_for
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Positive, Range
 
@@ -71,7 +74,7 @@ class LearnedNFGSM(Adversarial):
         """Return the noise; it is cut to images later, since the cut depends on phi."""
         phi = (losses.state or self._fresh(losses.x))["phi"]
         wide = threat.eps if self.start == "uniform" else 0.0
-        noise = torch.zeros_like(losses.x).uniform_(-wide, wide, generator=losses.generator)
+        noise = ranks.uniform(losses.x, -wide, wide, generator=losses.generator)
         return noise * phi[0].exp()
 
     def solve(
@@ -90,16 +93,18 @@ class LearnedNFGSM(Adversarial):
             steps = threat.eps * (shares[rows] * trial[1:]).sum(1).exp()
             return allowed.project(noisy + steps.view(-1, *(1,) * (start.ndim - 1)) * signs[rows])
 
-        held, rest = self._split(len(start))
-        judge, student = losses.part(held), losses.part(rest)
+        (held, judging), (rest, learning) = self._split(losses.share)
+        judge, student = losses.part(held, judging), losses.part(rest, learning)
 
         def upper(_: Tensor, weights: dict[str, Tensor]) -> Tensor:
             still = {name: value.detach() for name, value in weights.items()}
             return judge.train(weights, self._worst(judge, still, threat))
 
-        lower = blo.LowerProblem(lambda trial, weights: student.train(weights, perturbation(trial, rest)))
+        lower = blo.LowerProblem(
+            _of_all(lambda trial, weights: student.train(weights, perturbation(trial, rest)), learning)
+        )
         found = blo.value_and_hypergrad(
-            upper,
+            _of_all(upper, judging),
             lower.linearize(params, curvature=1 / self.unrolled_lr),
             phi,
             params,
@@ -122,17 +127,24 @@ class LearnedNFGSM(Adversarial):
         phi = self._first(like)
         return {"phi": phi, "mean": torch.zeros_like(phi), "square": torch.zeros_like(phi), "step": like.new_zeros(())}
 
-    def _split(self, batch: int) -> tuple[slice, slice]:
-        """Return the rows that judge and the rest; at least two each, for BatchNorm, which a tiny batch shares."""
-        cut = max(2, round(self.held_out * batch))
-        return slice(cut), slice(min(cut, max(batch - 2, 0)), None)
+    def _split(self, share: Share) -> tuple[tuple[slice, Share], tuple[slice, Share]]:
+        """Return the rows that judge and the rest, and which part of others each are.
+
+        There are at least two each, on every rank, for BatchNorm, which a tiny batch shares.
+        """
+        least = 2 * share.ranks.size
+        cut = max(least, round(self.held_out * share.whole))
+        judging, spared = share.head(cut), share.head(min(cut, max(share.whole - least, 0)))
+        return (slice(len(judging)), judging), (slice(len(spared), None), share.tail(spared.whole))
 
     def _worst(self, judge: Losses, weights: dict[str, Tensor], threat: Threat) -> Tensor:
         """Return what PGD finds on the images of the judge."""
+        with drawing_for(judge.generator, judge.share):
+            start = threat.sample(judge.x, judge.generator)
         found: Tensor = blo.argmin(
             blo.LowerProblem(judge.attack, threat.set(judge.x), batched=True),
             weights,
-            threat.sample(judge.x, judge.generator),
+            start,
             solver=blo.ProjectedGradient(
                 2.5 * threat.eps / self.judge_steps, max_steps=self.judge_steps, tol=None, direction="sign"
             ),
@@ -140,6 +152,14 @@ class LearnedNFGSM(Adversarial):
             on_failure="ignore",
         )
         return found
+
+
+def _of_all(objective: Callable[..., Tensor], share: Share) -> Callable[..., Tensor]:
+    """Return the mean over all samples of an objective that is a mean over a part of them.
+
+    The hypergradient of phi is no mean of the ranks': its lower solution follows from the samples of all.
+    """
+    return objective if share.alone else blo.distributed.mean(objective, weight=len(share))
 
 
 def _adam(state: State, slope: Tensor, rate: float) -> State:

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.coefficients import rising
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Sizes, State
 from adv_train.methods.shared_pass import start_pass
+from adv_train.ranks import Share, drawing_for
 from adv_train.threat import Threat
 from adv_train.values import Count, NotNegative, Range
 
-Share = Annotated[float, Range(0, 1)]
+Part = Annotated[float, Range(0, 1)]
 
 
 class Settings(NamedTuple):
@@ -65,9 +67,9 @@ class LIET(Adversarial):
     """
 
     coefficient: NotNegative | None = None
-    smoothing: Share | None = None
-    least_noise: Share | None = None
-    most_noise: Share | None = None
+    smoothing: Part | None = None
+    least_noise: Part | None = None
+    most_noise: Part | None = None
     refresh: Count = 20
 
     @property
@@ -87,10 +89,10 @@ class LIET(Adversarial):
             return super().draw(losses, threat)
         x, generator, chosen = losses.x, losses.generator, self._settings(threat)
         wide = chosen.width * threat.eps
-        noise = torch.zeros_like(x).uniform_(-wide, wide, generator=generator)
+        noise = ranks.uniform(x, -wide, wide, generator=generator)
         draws = x.new_empty(2).uniform_(generator=generator)
         share = chosen.least_noise + (chosen.most_noise - chosen.least_noise) * draws[0]
-        replaced = torch.zeros_like(x).uniform_(generator=generator) < share
+        replaced = ranks.uniform(x, generator=generator) < share
         signs = losses.state["class_signs"][losses.y] if losses.state else torch.zeros_like(x)
         mixed = torch.where(replaced, noise, threat.eps * signs) * torch.where(draws[1] < 0.5, -1, 1)
         return self.allowed(x.flatten(1), threat).project(mixed.flatten(1)).view_as(x)
@@ -125,10 +127,12 @@ class LIET(Adversarial):
         classes = (step * count + torch.arange(count, device=signs.device)) % len(signs)
         change = torch.zeros_like(signs[:count]).requires_grad_()
         logits = losses.eval_forward({name: value.detach() for name, value in params.items()}, 0.5 + change)
-        spread = _spread(logits, _others(logits, classes, losses.generator))
+        with drawing_for(losses.generator, Share(count)):
+            spread = _spread(logits, _others(logits, classes, losses.generator))
         loss = (1 - smoothing) * F.cross_entropy(logits, classes, reduction="none") + smoothing * spread
         (slope,) = torch.autograd.grad(loss.sum(), change)
-        return signs.index_copy(0, classes, slope.sign())
+        # Running statistics differ between ranks within a step.
+        return signs.index_copy(0, classes, losses.share.ranks.first_of(slope.sign()))
 
     def _settings(self, threat: Threat) -> Settings:
         published = PUBLISHED[threat.eps > 8 / 255 + 1e-9]
@@ -138,7 +142,7 @@ class LIET(Adversarial):
 
 def _others(logits: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw weights of the classes other than y, which sum to 1; shape `(batch, classes)`."""
-    weights = torch.zeros_like(logits).uniform_(generator=generator).scatter(1, y[:, None], 0)
+    weights = ranks.uniform(logits, generator=generator).scatter(1, y[:, None], 0)
     return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
 from adv_train.objectives import Objective
+from adv_train.ranks import Share
 
 #: Maps parameters and a perturbation to a loss of shape `()`.
 Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -29,6 +30,7 @@ class Losses:
         moment: When in training; None outside a run.
         state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
         generator: Source of random numbers, on the images' device.
+        share: Which part of a batch these are.
         logits: The model's output when `train` was last called, detached.
         upper: What training minimises in this step where that is more than `train`; a method sets it.
         attacked: The model's output when `attack` was last called, detached.
@@ -48,6 +50,7 @@ class Losses:
     ) -> None:
         self.x, self.y, self.index, self.motion = batch.x, batch.y, batch.index, batch.motion
         self.generator = generator
+        self.share = batch.share or Share(len(batch.x))
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
@@ -120,11 +123,11 @@ class Losses:
         other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
         return other
 
-    def part(self, chosen: slice) -> Losses:
-        """Return the losses of some of the samples."""
+    def part(self, chosen: slice, share: Share) -> Losses:
+        """Return the losses of some of the samples, which are this share of others."""
         other = copy(self)
         other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
-        other._clean = None
+        other._clean, other.share = None, share
         return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:

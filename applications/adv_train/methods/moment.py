@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 #: Maps names to the tensors that a method keeps between steps. A run saves them.
 State: TypeAlias = Mapping[str, Tensor]
+
+#: What the rows of the memory belong to: the training images, the places in a batch, or all of it to the run. Ranks
+#: hold the memory of a run alike, that of images alike between epochs, and that of their own places.
+Keeps: TypeAlias = Literal["run", "images", "places"]
 
 
 class Moment(NamedTuple):

@@ -12,6 +12,7 @@ from adv_train.methods.coefficients import Coefficient, rising
 from adv_train.methods.gat import Guided
 from adv_train.methods.moment import Moment
 from adv_train.precision import at_full_resolution
+from adv_train.ranks import Share
 from adv_train.values import NotNegative
 
 #: Steps of the Newton-Schulz iteration; each multiplies a small singular value by 1.5, and 1.5^40 is 10^7.
@@ -36,19 +37,21 @@ class NuAT(Guided):
     def weight(self, moment: Moment | None) -> Coefficient:
         return rising(self.coefficient, moment)
 
-    def distance(self, logits: Tensor, clean: Tensor) -> Tensor:
-        return (nuclear_norm(logits - clean) / len(logits)).expand(len(logits))
+    def distance(self, logits: Tensor, clean: Tensor, share: Share) -> Tensor:
+        return (nuclear_norm(logits - clean, share) / len(logits)).expand(len(logits))
 
 
-def nuclear_norm(matrix: Tensor) -> Tensor:
+def nuclear_norm(matrix: Tensor, share: Share | None = None) -> Tensor:
     """Return the sum of the singular values of a matrix, shape `()`; it can be differentiated once.
 
     The norm is `<A, P>` and its gradient P, where P is A with each singular value replaced by 1: the limit of
     X <- X (3 - X^T X) / 2 from A / |A| (Newton-Schulz). Matrix products alone compute it, whereas a singular value
     decomposition on a GPU makes the host wait. Singular values below 10^-6 of the largest count as less than they are.
+    Where the rows are a part of a batch, the sum of the parts' values is the norm of the whole.
     """
     with torch.no_grad():
-        polar = at_full_resolution(_polar, matrix)
+        share = share or Share(len(matrix))
+        polar = at_full_resolution(_polar, share.whole_of(matrix))[share.rows]
     norm: Tensor = (matrix * polar).sum()
     return norm
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import blo
+from adv_train import ranks
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
@@ -51,7 +52,7 @@ class SORA(Adversarial):
     ) -> blo.Hypergradient:
         before = losses.state.get("alignment", losses.x.new_full((), self.alignment))
         longest = 2 * threat.eps if self.longest is None else self.longest
-        lengths = torch.empty_like(start).uniform_(generator=losses.generator)
+        lengths = ranks.uniform(start, generator=losses.generator)
         slope = losses.slope(params, start)
         move = longest * _shrunk(before) * lengths * slope.sign()
         # The gradient of an offset of the images is their input gradient, from the same backward pass.
@@ -66,7 +67,7 @@ class SORA(Adversarial):
         )
         after = len(start) * out.direct["offset"]  # of the summed loss, as the slope is
         found = (slope.sign() * after).flatten(1).sum(1) / slope.flatten(1).abs().sum(1).clamp(min=1e-12)
-        alignment = found.mean().clamp(-1, 1).to(before.dtype)
+        alignment = losses.share.mean(found.mean()).clamp(-1, 1).to(before.dtype)
         losses.state = {"alignment": torch.lerp(before, alignment, self.alignment_rate)}
         report = replace(out.report, direct_parts=list(out.direct["weights"].values()))
         return replace(out, grad=out.grad["weights"], direct=out.direct["weights"], report=report)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.methods.base import Method, Step
-from adv_train.methods.moment import Moment, Sizes, State
+from adv_train.methods.moment import Keeps, Moment, Sizes, State
 from adv_train.threat import Threat
 from adv_train.values import NotNegative
 
@@ -42,6 +42,9 @@ class WeightPerturbed(Method):
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self.base.remember(model, sizes)
 
+    def keeps(self) -> Keeps:
+        return self.base.keeps()
+
     def replays(self) -> int:
         return self.base.replays()
 
@@ -69,6 +72,8 @@ class WeightPerturbed(Method):
             name = type(self.base).__name__
             raise UserError(f"`weight_perturbation` needs a method whose steps have an `objective`; {name} has none.")
         slopes = dict(zip(params, step.direct, strict=True)) if step.implicit else step.grads
+        if batch.share is not None:
+            slopes = dict(zip(slopes, batch.share.means(list(slopes.values())), strict=True))
         moved = {name: self._moved(value.detach(), slopes[name]).requires_grad_() for name, value in params.items()}
         found = torch.autograd.grad(step.objective(moved), list(moved.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.
