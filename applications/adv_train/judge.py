@@ -75,7 +75,7 @@ def judge(
             attack.check(x, classes, threat)
         before = predict(forward, full_resolution(x), judging.batch_size)
     answers, truth = before.cpu().numpy(), y.cpu().numpy()
-    if collapsed := collapse(truth, answers):
+    if judging.ranks.first and (collapsed := collapse(truth, answers)):
         warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
     judged = Evaluation(
         threat=threat,

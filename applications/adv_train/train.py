@@ -124,6 +124,7 @@ def fit(
             state = _next_epoch(trainer, state, run, watching, clock)
         for observer in watching:
             observer.finish(trainer.state.judged.eval())
+    together.wait()  # what the first one writes is there for all
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
 
 

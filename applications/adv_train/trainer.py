@@ -127,7 +127,7 @@ class Trainer:
             seen.append(batch.index)
             count_step()
             if measure is not None:
-                measure(step.loss, len(batch.y) if batch.share is None else batch.share.whole)
+                measure(step.loss, batch.part.whole)
         self.state.spread.exchange(self.state.memory, torch.cat(seen))
         mean_share = float(step.share) / self.steps
         return {
@@ -156,17 +156,18 @@ class Trainer:
         model = self.state.judged.eval()
         generator = Stream(self.device)
         generator.manual_seed(0)
-        robust, stepped, clean = torch.zeros(3, dtype=torch.int64, device=self.device)
-        classes = torch.zeros(self.dataset.classes, dtype=torch.int64, device=self.device)
+        survivors = torch.zeros(2, dtype=torch.int64, device=self.device)
         split = self._validation(self.config.training.validation_images)
-        for images, labels in data.ordered_batches(split, _VALIDATION_BATCH):
+        predicted = torch.zeros_like(split.labels)
+        batches = data.ordered_batches(split, _VALIDATION_BATCH)
+        for (images, labels), places in zip(batches, predicted.split(_VALIDATION_BATCH), strict=True):
             share = generator.share = Share(len(labels), self.ranks)
-            x, y = images[share.rows], labels[share.rows]
+            x, y, answers = images[share.rows], labels[share.rows], places[share.rows]
             if len(y) == 0:
                 continue
             with computed_in(self.config.compute.precision, self.device):
                 with torch.no_grad():
-                    answers = model(x).argmax(1)
+                    answers.copy_(model(x).argmax(1))
                 survived, _ = attacks.pgd(
                     model,
                     x,
@@ -177,17 +178,15 @@ class Trainer:
                     restarts=1,
                     generator=generator,
                 )
-                stepped += (measures.survives_one_step(model, x, y, self.config.threat) & (answers == y)).sum()
-            robust += survived.sum()
-            clean += (answers == y).sum()
-            classes += answers.bincount(minlength=len(classes))
-        samples = len(split)
-        counts = self.ranks.add(torch.cat([torch.stack([clean, robust, stepped]), classes])).tolist()
+                stepped = measures.survives_one_step(model, x, y, self.config.threat) & (answers == y)
+            survivors += torch.stack([survived.sum(), stepped.sum()])
+        samples, predicted = len(split), self.ranks.add(predicted)
+        robust, one_step = self.ranks.add(survivors).tolist()
         return {
-            "val_sa": counts[0] / samples,
-            "val_ra": counts[1] / samples,
-            "val_fgsm": counts[2] / samples,
-            "val_top_class": max(counts[3:]) / samples,
+            "val_sa": int((predicted == split.labels).sum()) / samples,
+            "val_ra": robust / samples,
+            "val_fgsm": one_step / samples,
+            "val_top_class": int(predicted.bincount().max()) / samples,
             # Last, and from a generator of its own: what is measured above is the same without it.
             "val_alignment": self._alignment(model),
         }

@@ -11,7 +11,7 @@ from adv_train import averaging
 from adv_train.data import Batch
 from adv_train.methods import Method, Moment
 from adv_train.precision import computed_in
-from adv_train.ranks import Share, Stream
+from adv_train.ranks import Stream
 from adv_train.spread import met
 from adv_train.state import TrainingState
 from adv_train.threat import Threat
@@ -72,7 +72,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> None:
         """Train on a batch, or with the other ranks on one of which this is a part."""
-        share = batch.share or Share(len(batch.y))
+        share = batch.part
         if isinstance(self.generator, Stream):
             self.generator.share = share
         with computed_in(self._precision, self.device):

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, distributed
 
 import adv_train
-from adv_train import checkpoint, data, trainer, training_step
+from adv_train import checkpoint, data, train, trainer, training_step
 from adv_train.attacks import PGD
 from adv_train.attacks.transfer import Source, Transfer
 from adv_train.config import RunConfig, resolve
@@ -46,7 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "liet": {},
     "mart": {},
     "multigrad": {"eps_warmup": 1},
-    "n-fgsm": {"average_from": 1},
+    "n-fgsm": {"average_from": 1, "validation_images": 51},
     "nuat": {"start": "gaussian"},
     "pgd-at": {"norm": "l1", "eps": 2.0},
     "sora": {},
@@ -79,13 +80,17 @@ def in_double_precision() -> Iterator[None]:
 
 
 def train_all(folder: Path) -> None:
-    """Train by every method, and with BatchNorm over all ranks."""
+    """Train by every method, with BatchNorm over all ranks, and with an epoch that is rolled back."""
     with in_double_precision():
         for method in RUNS:
             fit(config(method), folder / method, progress=False)
         for method in ("fast-at", "fast-bat"):
             normed = config(method, **NORMED, sync_batchnorm=True, train_limit=64, batch_size=32)
             fit(normed, folder / f"{method}-normed", progress=False)
+        at_two = patch.object(train, "overfitted", lambda record, best: "so" if record["epoch"] == 2 else None)
+        with at_two, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Epoch 2 overfitted")
+            fit(config("fgsm-pgi", rollback=True, epochs=3), folder / "rolled-back", progress=False)
 
 
 def go_on(folder: Path, method: str) -> None:
@@ -156,6 +161,18 @@ def interrupt(folder: Path) -> None:
             fit(config(method), run, progress=False)
 
 
+def disagree(folder: Path) -> dict[str, Any]:
+    """Train where the ranks measure different accuracies, and return the best epoch of this one."""
+    measured = Trainer.validate
+
+    def validate(self: Trainer) -> dict[str, float | None]:
+        found = measured(self)
+        return found if self.ranks.first else {**found, "val_sa": 0.0, "val_ra": float(self.lr > 0.01)}
+
+    with patch.object(Trainer, "validate", validate):
+        return fit(config("standard", epochs=3), folder, progress=False).best
+
+
 def models(folder: Path) -> dict[str, Tensor]:
     """Train an epoch with BatchNorm of each rank's own, with an average; return all that is trained."""
     chosen = config("liet", **NORMED, ema=0.9)
@@ -193,8 +210,12 @@ def work(rank: int, folder: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         judge_run(top / "judged")
+    seen["best"] = disagree(top / "disagreed")
+    single = data.load("digits", root="").test.subset(torch.arange(1))
+    seen["single"] = adv_train.evaluate(load_model(top / "two" / "trades"), single, eps=0.1, attacks=[PGD(2, 1)]).n
     seen["diverged"] = error(config("standard", lr=1e30, clip=None), top / "diverged")
     seen["small"] = error(config("standard", batch_size=3), top / "small")
+    seen["compiled"] = error(config("standard", accelerate="compile"), top / "compiled")
     seen["unlike"] = error(config("standard", seed=rank), top / "unlike")
     torch.save(seen, top / f"seen-{rank}.pt")
     distributed.barrier()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,17 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from adv_train import checkpoint, data
+from adv_train.cli import main
+from adv_train.cli.parser import COMMANDS, SHARED
 from adv_train.errors import UserError
 from adv_train.methods import METHODS
 from adv_train.ranks import Ranks, Share, Stream, uniform
+from adv_train.records import RunFolder
+from adv_train.train import fit
 from tests.applications import ranked
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'applications'}", "OMP_NUM_THREADS": "1"}
 NORMED = ["fast-at-normed", "fast-bat-normed"]
 RESUMED = ["fast-at", "fgsm-pgi", "free-at", "learned-n-fgsm"]
 
@@ -66,7 +74,7 @@ def test_every_method_is_trained_by_two_ranks() -> None:
     assert set(ranked.RUNS) == set(METHODS.names())
 
 
-@pytest.mark.parametrize("method", [*ranked.RUNS, *NORMED])
+@pytest.mark.parametrize("method", [*ranked.RUNS, *NORMED, "rolled-back"])
 def test_two_ranks_train_what_one_process_trains(method: str, folder: Path) -> None:
     one, two = folder / "one" / method, folder / "two" / method
     assert_same_run(two, one, 1e-10)
@@ -91,6 +99,16 @@ def test_ranks_hold_the_same_model_where_each_has_statistics_of_its_own(seen: li
     first, second = (rank["models"] for rank in seen)
     assert_near(second, first, 0)
     assert any(name.endswith("running_var") and (value != 1).any() for name, value in first.items())
+
+
+def test_an_epoch_is_rolled_back_on_all_ranks(folder: Path) -> None:
+    found = checkpoint.load(folder / "two" / "rolled-back" / "last.pt")
+    assert [record.get("rolled_back_to") for record in found.history] == [None, 1, None]
+
+
+def test_the_first_rank_decides_which_epoch_is_best(folder: Path, seen: list[dict[str, Any]]) -> None:
+    first, second = (rank["best"] for rank in seen)
+    assert first == second == checkpoint.load(folder / "disagreed" / "last.pt").history[first["epoch"] - 1]
 
 
 def test_two_ranks_judge_as_one_process_does(folder: Path, seen: list[dict[str, Any]]) -> None:
@@ -120,8 +138,16 @@ def test_two_ranks_write_the_record_that_one_process_writes(folder: Path, tmp_pa
             assert np.array_equal(found[part], truth[part]), (name, part)
 
 
+def test_two_ranks_judge_a_single_image(seen: list[dict[str, Any]]) -> None:
+    assert [rank["single"] for rank in seen] == [1, 1]
+
+
 def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:
     for rank in seen:
+        assert rank["compiled"] == (
+            "UserError",
+            "`accelerate` compile trains in one process: with several, use --accelerate off.",
+        )
         assert rank["diverged"][0] == "Diverged"
         assert rank["small"][0] == "UserError" and "take a larger batch size" in rank["small"][1]
         assert rank["unlike"][0] == "UserError" and "must be the same on all ranks" in rank["unlike"][1]
@@ -129,13 +155,71 @@ def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:
     assert kind == "UserError" and text.startswith("Stopped, since another rank has ended")
 
 
+def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    chosen = "--data digits --method fast-at --eps 0.1 --epochs 6 --train-limit 640 --device cpu --validation-steps 1"
+    command = [sys.executable, "-m", "adv_train", "fit", *chosen.split(), "--out", str(run)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        told = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    writer, other = (
+        subprocess.Popen(command, env={**told, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    )
+    while not (run / "metrics.jsonl").exists() and writer.poll() is None:
+        time.sleep(0.01)
+    writer.kill()
+    assert "error: rank 1: Stopped, since another rank has ended" in other.communicate(timeout=60)[1]
+    writer.communicate()
+    assert (writer.returncode, other.returncode) == (-signal.SIGKILL, 2)
+    done = checkpoint.load(run / "last.pt").epoch
+    result = fit(RunFolder(run).config(), run, progress=False)
+    assert 1 <= result.resumed_after == done < 6
+    assert [line["epoch"] for line in result.run.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "not RANK and MASTER_ADDR and MASTER_PORT: start them by torchrun"),
+        ({"RANK": "1"}, "not WORLD_SIZE and MASTER_ADDR"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "process 2 of 2"),
+        ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "process 0 of two"),
+    ],
+    ids=["no rank", "no size", "too high", "no number"],
+)
+@pytest.mark.parametrize("command", ["fit --data digits --method standard", "eval runs/none", "list"])
+def test_half_an_environment_is_refused(
+    told: dict[str, str],
+    message: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(SHARED)))
+def test_other_commands_run_in_one_process(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"share the work of fit and eval alone: start `{command}` without torchrun.")
+
+
 def test_torchrun_starts_the_ranks_of_a_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "adv_train", "fit"]
     chosen = ["--data", "digits", "--method", "standard", "--eps", "0.1", "--epochs", "1", "--train-limit", "64"]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'applications'}", "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [*command, *chosen, "--device", "cpu", "--out", str(tmp_path / "run")],
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=120,

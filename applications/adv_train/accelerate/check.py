@@ -16,13 +16,13 @@ def check(accelerate: str, device: torch.device) -> None:
         device: That trains.
 
     Raises:
-        UserError: For `graph` without a CUDA device or on several ranks, whose exchanges a graph would have to hold,
-            and for `compile` where a function of one line does not compile, for want of a compiler for instance.
+        UserError: For several processes, for `graph` without a CUDA device, and for `compile` where a function of one
+            line does not compile, for want of a compiler for instance.
     """
+    if accelerate != "off" and current().size > 1:
+        raise UserError(f"`accelerate` {accelerate} trains in one process: with several, use --accelerate off.")
     if accelerate == "graph" and device.type != "cuda":
         raise UserError(f"`accelerate` graph needs a CUDA device, but this run is on {device}: use compile or off.")
-    if accelerate == "graph" and current().size > 1:
-        raise UserError("`accelerate` graph trains in one process: with several, use compile or off.")
     if accelerate != "compile":
         return
     try:

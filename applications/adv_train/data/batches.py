@@ -35,6 +35,11 @@ class Batch:
     motion: Motion = field(default_factory=Motion)
     share: Share | None = None
 
+    @property
+    def part(self) -> Share:
+        """The part, also where it is the whole."""
+        return self.share or Share(len(self.y))
+
 
 def epoch_generator(
     seed: int, epoch: int, device: torch.device | str = "cpu", *, purpose: Literal["data", "method"] = "data"

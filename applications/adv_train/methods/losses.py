@@ -50,7 +50,7 @@ class Losses:
     ) -> None:
         self.x, self.y, self.index, self.motion = batch.x, batch.y, batch.index, batch.motion
         self.generator = generator
-        self.share = batch.share or Share(len(batch.x))
+        self.share = batch.part
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained

@@ -72,8 +72,7 @@ class WeightPerturbed(Method):
             name = type(self.base).__name__
             raise UserError(f"`weight_perturbation` needs a method whose steps have an `objective`; {name} has none.")
         slopes = dict(zip(params, step.direct, strict=True)) if step.implicit else step.grads
-        if batch.share is not None:
-            slopes = dict(zip(slopes, batch.share.means(list(slopes.values())), strict=True))
+        slopes = dict(zip(slopes, batch.part.means(list(slopes.values())), strict=True))
         moved = {name: self._moved(value.detach(), slopes[name]).requires_grad_() for name, value in params.items()}
         found = torch.autograd.grad(step.objective(moved), list(moved.values()), materialize_grads=True)
         # Detached, since the zeros that torch 2.7 fills in require grad.
