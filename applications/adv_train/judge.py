@@ -120,7 +120,7 @@ def _attacked(
         if folder is None:
             verdicts = attack.judge(model, x, y, threat, judging)
         else:
-            verdicts = attack.resume(model, x, y, threat, folder=folder, **vars(judging))
+            verdicts = attack.resume(model, x, y, threat, judging, folder)
     for warning in caught if judging.ranks.first else ():
         warnings.warn(warning.message, warning.category, stacklevel=4)
     said = [str(found.message) for found in caught if found.category is RuntimeWarning]
