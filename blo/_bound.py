@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties import Penalty
 from blo.sets import Free
+
+if TYPE_CHECKING:
+    from blo._problem import FlatProblem
 
 #: Extent of a set below which a residual in the unit of z says nothing: a solver may accept as much.
 _SMALL = 1e-3
@@ -35,6 +39,8 @@ class Bound:
         slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
         term: the constraint set or the penalty.
         theta: the upper variable.
+        leaves: its leaves, as real tensors.
+        origin: the problem at any theta.
         moving: the term depends on theta.
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
@@ -47,6 +53,8 @@ class Bound:
     term: Term
     layout: Layout
     theta: Tree
+    leaves: Sequence[Tensor]
+    origin: FlatProblem
     lifts: int
     moving: bool
     symmetric: bool = True
@@ -175,7 +183,8 @@ class Bound:
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
-        return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), recorded=False)
+        leaves = [leaf.detach() for leaf in self.leaves]
+        return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), leaves=leaves, recorded=False)
 
     def record(self) -> Bound:
         """Return the same problem, keeping the graph through every gradient."""
@@ -189,6 +198,18 @@ class Bound:
             return flat
 
         return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
+
+    def rebind(self, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at the theta with these leaves."""
+        return self.origin.bind(leaves)
+
+    def place(self, start: Callable[[Tree], Tree] | None, z0: Tensor) -> Tensor:
+        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at this theta, or z0.
+
+        Raises:
+            StructureError: if `start` returns no tree like z0.
+        """
+        return z0 if start is None else self.origin.place(start, self.leaves)
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)

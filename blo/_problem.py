@@ -93,6 +93,8 @@ class FlatProblem:
             term,
             self.layout,
             theta,
+            leaves,
+            self,
             self.lifts,
             self._moving,
             self.symmetric,
@@ -104,14 +106,12 @@ class FlatProblem:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
         return self._term(self.structure.tree(leaves))
 
-    def place(self, start: Callable[[Tree], Tree] | None, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at these leaves of theta, or z0.
+    def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
+        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
-            StructureError: if `start` returns no tree like z0.
+            StructureError: if it returns no tree like z0.
         """
-        if start is None:
-            return z0
 
         def flat(*leaves: Tensor) -> Tensor:
             return self.layout.ravel(start(self.structure.tree(leaves)), "start(theta)")

@@ -20,7 +20,7 @@ from blo._failures import Checks, unasked
 from blo._remedies import ASTRAY, SMALLER
 from blo._replay import generators
 from blo.errors import StructureError
-from blo.gradients import Strategy, Unrolled, Zero
+from blo.gradients import Strategy
 from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, run
 from blo.solvers._stopping import repeats, solved
 
@@ -34,7 +34,7 @@ class Solving:
         checks: what to do with its findings.
         gradient: what is made of the solution.
         hoisted: theta holds the captured tensors beside the caller's theta; the solver gets the latter alone.
-        defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
+        at_once: the derivative is taken in the call that solves.
         objective: the caller's objective, searched for what it may draw from besides the generators of torch.
     """
 
@@ -42,7 +42,7 @@ class Solving:
     checks: Checks
     gradient: Strategy
     hoisted: bool = False
-    defer: bool = False
+    at_once: bool = False
     objective: Any = None
     last: Solution | None = field(default=None, init=False)
     start: Tensor | None = field(default=None, init=False)
@@ -74,7 +74,7 @@ class Solving:
         return self._report(problem, z0, self._solve(problem, z0, watch))
 
     def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
-        if self.last is not None:
+        if self.last is not None and not (slope is None and self.at_once):
             self.checks.changed(self.last, slope, again)
 
     def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
@@ -139,18 +139,17 @@ class Solving:
     @property
     def _samples(self) -> bool:
         """Whether the steps as they were made are all that counts, so that their objective may be random."""
-        recorded = isinstance(self.gradient, Unrolled) and self.gradient.recorded and self.gradient.last is None
-        return self.solver.tol is None and (recorded or isinstance(self.gradient, Zero))
+        return self.solver.tol is None and self.gradient.samples
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to differentiate through: no step was made, from a start that is a constant."""
-        if not isinstance(self.gradient, Unrolled) or self.gradient.start is not None or self.last is None:
+        if not self.gradient.follows or self.gradient.start is not None or self.last is None:
             return False
         return self.last.steps == 0 and self.last.residual is not None
 
     def _told(self, problem: Bound) -> Bound:
-        return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
+        return replace(problem, followed=True) if self.gradient.follows else problem
 
     def _origin(self, problem: Bound, z0: Tensor, z: Tensor) -> str:
         """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
@@ -177,7 +176,7 @@ class Solving:
 
     def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
         unmeasured = solution.residual is None and solution.tol is not None
-        if unmeasured and not (self.defer or self.checks.off):
+        if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures)):
             slope = problem.gradient(solution.z)
             solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
         # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
@@ -187,7 +186,7 @@ class Solving:
             if isinstance(value, Tensor) and value.requires_grad
         }
         self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
-        if isinstance(self.gradient, Unrolled) or not transforms_active():
+        if self.gradient.follows or not transforms_active():
             self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
         if self.idle:
             self.checks.idle()

@@ -14,9 +14,10 @@ from blo._bound import Bound, residual
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._term import Tangent, Term
+from blo._types import Tree
 from blo.linsolve import LinearSolution
 
-__all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace", "distance"]
+__all__ = ["Optimality", "Pulled", "Rule", "Solve", "Strategy", "distance"]
 
 
 class Solve(Protocol):
@@ -115,6 +116,7 @@ class Pulled:
         q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
         linear: how the linear system was solved.
         optimality: the conditions that the formula rests on.
+        limit: the residual above which the lower solution is none, shape `lanes`; None where its solver has seen to it.
         defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
         error: measures the relative error of the cross product when asked; None or returns None when exact.
         loose: lanes in which further solves stopped too early for the derivative that rests on them, shape `lanes`.
@@ -124,41 +126,105 @@ class Pulled:
     q: Tensor | None = None
     linear: LinearSolution | None = None
     optimality: Optimality | None = None
+    limit: Tensor | None = None
     error: Callable[[], float | None] | None = None
     defect: Callable[[], Tensor] | None = None
     loose: Tensor | None = None
 
+    def report(self, checks: Checks, tol: float | None, *, constant: bool = True) -> None:
+        """Report all that the implicit part rests on, and that it is finite.
 
-@dataclass(frozen=True)
-class Trace:
-    """A solved lower problem, `z` of shape `(*lanes, n)`, with its pullback.
+        Args:
+            checks: what to do with the findings.
+            tol: as in `Strategy`.
+            constant: an implicit part that is zero by definition is to be reported.
+        """
+        if checks.off:
+            return
+        if self.linear is not None and self.optimality is not None:
+            optimality = self.optimality
+            checks.adjoint(self.linear, tol, lambda: optimality.residual, optimality.tangent.counts, self.limit)
+        checks.loose(self.loose)
+        checks.gradients(self.cotangents)
+        if constant and all(part is None for part in self.cotangents):
+            checks.constant()
 
-    `pullback(v, guess)` takes v = df/dz, of z's shape, and a guess of the adjoint or None.
+
+class Rule(abc.ABC):
+    """A strategy at work in one call: how it solves, and how it differentiates what it has solved.
+
+    Attributes:
+        live: its problems keep the graph to the leaves of theta.
+        starts: `pull` looks at the start of the solve.
     """
 
-    z: Tensor
-    pullback: Callable[[Tensor, Tensor | None], Pulled]
+    live: bool = False
+    starts: bool = True
+
+    @property
+    def tol(self) -> float | None:
+        """As in `Strategy`."""
+        return 1e-6
+
+    @abc.abstractmethod
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        """Return the lower solution, shape `(*lanes, n)`; with its graph if it is recorded."""
+
+    @abc.abstractmethod
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        """Return `(dz/dtheta)^T v` for the leaves of the problem; asked only about problems that it has solved.
+
+        Args:
+            problem: at the theta of the solve.
+            z0: the start of the solve, shape `(*lanes, n)`.
+            z: what `forward` returned.
+            v: the upper gradient in z, of z's shape.
+            guess: of the adjoint.
+        """
+
+    @abc.abstractmethod
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, checks: Checks) -> Tensor:
+        """Return the lower solution as a function of the leaves, differentiable under any transform."""
+
+    def bind(self, problem: FlatProblem, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at these leaves as this rule needs it."""
+        return problem.bind(leaves if self.live else [leaf.detach() for leaf in leaves])
 
 
 class Strategy(abc.ABC):
     """How the lower solution's dependence on theta is differentiated.
 
-    `problem.bind(leaves)` is the lower problem at the theta with these leaves; `solve` takes what it returns.
-
     Attributes:
         tol: relative residual of the adjoint system above which it is reported as unconverged; None for 1.
-        expects_theta: whether an implicit part that is zero by definition deserves a warning.
+        expects_theta: whether an implicit part that is zero by definition deserves a warning; if not, none is looked
+            for, and the solution is a constant.
+        follows: what is differentiated are the steps of the solver, not the solution.
+        recorded: torch records these steps.
+        samples: the steps as they were made are all that counts, so that their objective may be random.
+        measures: the pullback measures the lower residual, which the solve may leave to it.
+        start: a function of theta that returns where the solver starts, or None.
     """
 
-    tol: float | None = 1e-6
     expects_theta: bool = True
+    follows: bool = False
+    measures: bool = False
+    start: Callable[[Tree], Tree] | None = None
+
+    @property
+    def tol(self) -> float | None:
+        """As above."""
+        return 1e-6
+
+    @property
+    def recorded(self) -> bool:
+        """As above."""
+        return False
+
+    @property
+    def samples(self) -> bool:
+        """As above."""
+        return False
 
     @abc.abstractmethod
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        """Solve at these leaves of theta and return the solution with its pullback (plain autograd, first order)."""
-
-    @abc.abstractmethod
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        """Return the lower solution as a function of the leaves, differentiable under any transform."""
+    def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
+        """Return the rule for one call, which solves by `solve`."""

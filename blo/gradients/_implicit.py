@@ -39,7 +39,7 @@ class Implicit(Stationary):
             raise StructureError(f"`linear_solver` must be like blo.CG(), but is {self.linear_solver!r}.")
 
     @property
-    def tol(self) -> float | None:  # type: ignore[override]
+    def tol(self) -> float | None:
         """Relative residual that the linear solver was asked for; None for an approximation by choice."""
         return self.linear_solver.tol
 

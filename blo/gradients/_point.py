@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,8 +47,8 @@ class Point(abc.ABC):
 class ReversePoint(Point):
     """Products by a backward pass through one retained graph of the gradient."""
 
-    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
-        self._leaves, self.symmetric, self.noise = leaves, bound.symmetric, bound.eps or 0.0
+    def __init__(self, bound: Bound, z: Tensor) -> None:
+        self.symmetric, self.noise = bound.symmetric, bound.eps or 0.0
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
             self._gradient = bound.record().gradient(self._z)
@@ -72,7 +71,7 @@ class ReversePoint(Point):
         if tangent.force is not None:
             with torch.enable_grad():
                 outputs.append(tangent.force(bound.term, self._z))
-        inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
+        inputs = [leaf for leaf in bound.leaves if leaf.requires_grad]
         # The last product frees the graph on its way, so that memory is reused while it is made.
         places = [*inputs, self._z] if bound.moving else inputs
         parts = pullback(outputs, places, [-q] * len(outputs), last=not bound.moving)
@@ -84,7 +83,7 @@ class ReversePoint(Point):
             carried = pullback([motion], inputs, [v if along is None else v + along], last=True)
             parts = [add(a, b) for a, b in zip(parts, carried, strict=True)]
         spread = iter(parts)
-        return [next(spread) if leaf.requires_grad else None for leaf in self._leaves]
+        return [next(spread) if leaf.requires_grad else None for leaf in bound.leaves]
 
 
 class TransposedPoint(Point):

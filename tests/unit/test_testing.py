@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import blo
 from blo._term import Tangent
-from blo.gradients import Pulled, Trace
+from blo.gradients import Pulled, Rule
 from blo.linsolve import LinearSolution, LinearSolver
 from blo.operators import Operator
 from blo.solvers import Solution, Solver
@@ -25,6 +25,7 @@ from blo.testing import (
     check_strategy,
 )
 from tests.strategies import normal
+from tests.tampered import TamperedRule
 
 Z = torch.zeros(4, dtype=torch.float64)
 BATCH = torch.zeros(3, 4, dtype=torch.float64)
@@ -361,12 +362,8 @@ def test_a_solver_with_one_defect_fails_by_name(name: str) -> None:
 class TamperedStrategy(blo.gradients.Strategy):
     change: Callable[[Pulled], Pulled]
 
-    def trace(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor, solve: Any) -> Trace:
-        trace = blo.Implicit(blo.Direct()).trace(problem, leaves, z0, solve)
-        return Trace(trace.z, lambda v, guess: self.change(trace.pullback(v, guess)))
-
-    def attach(self, *arguments: Any) -> Tensor:
-        return blo.Implicit(blo.Direct()).attach(*arguments)
+    def rule(self, problem: Any, solve: Any) -> Rule:
+        return TamperedRule(blo.Implicit(blo.Direct()).rule(problem, solve), self.change)
 
 
 def scaled(pulled: Pulled) -> Pulled:
