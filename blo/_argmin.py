@@ -106,18 +106,16 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, objective=lower.objective)
-    found = problem.layout.unravel(bare(_solved, problem, leaves, start, gradient, solve, checks))
+    found = problem.layout.unravel(bare(_solved, problem, leaves, start, gradient, solve))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():
             leaf.register_hook(_refuse_sparse)
     return found
 
 
-def _solved(
-    problem: FlatProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving, checks: Checks
-) -> Tensor:
+def _solved(problem: FlatProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving) -> Tensor:
     if torch.is_grad_enabled() or transforms_active():
-        return gradient.rule(problem, solve).attach(problem, leaves, z0, checks)
+        return gradient.rule(problem, solve).attach(problem, leaves, z0)
     at = problem.bind([leaf.detach() for leaf in leaves])
     return solve(at, at.place(gradient.start, z0))
 

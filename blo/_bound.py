@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,15 +20,22 @@ from blo.errors import StructureError
 from blo.penalties import Penalty
 from blo.sets import Free
 
-if TYPE_CHECKING:
-    from blo._problem import FlatProblem
-
 #: Extent of a set below which a residual in the unit of z says nothing: a solver may accept as much.
 _SMALL = 1e-3
 #: Power of the unit of rounding that a step has at least, beside z, in which optimality is looked at.
 _REACH = 0.25
 #: The longest step, in units of z, and the least z that is a unit.
 _LONG, _TINY = 1e6, 1e-7
+
+
+class Origin(Protocol):
+    """A lower problem at any theta."""
+
+    def bind(self, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at the theta with these leaves."""
+
+    def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
+        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Bound:
     layout: Layout
     theta: Tree
     leaves: Sequence[Tensor]
-    origin: FlatProblem
+    origin: Origin
     lifts: int
     moving: bool
     symmetric: bool = True
@@ -189,6 +196,10 @@ class Bound:
     def record(self) -> Bound:
         """Return the same problem, keeping the graph through every gradient."""
         return replace(self, recorded=True, followed=True)
+
+    def follow(self) -> Bound:
+        """Return the same problem, for steps that will be differentiated, now or when they are made again."""
+        return self if self.followed else replace(self, followed=True)
 
     def tilt(self, slope: Tensor) -> Bound:
         """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""

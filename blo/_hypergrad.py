@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -135,15 +135,12 @@ def value_and_hypergrad(
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
     pulled: Pulled = bare(rule.pull, bound, start, found, v, guess)
-    if solving.last.residual is None and not checks.off:
-        checks = replace(checks, measured=False, tol=solving.last.tol)
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )
-    pulled.report(checks, gradient.tol, constant=gradient.expects_theta and not solving.idle)
-    total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
-
     mu, solved = lower.strong_convexity, found.detach()  # without the graph of the steps
+    solving.report(bound, solved, pulled)
+    total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
     def solution_error() -> Tensor:
         return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)

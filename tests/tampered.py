@@ -13,6 +13,7 @@ from blo.gradients import Pulled, Rule
 
 @dataclass(frozen=True)
 class TamperedRule(Rule):
+    solve: Any
     right: Rule
     change: Callable[[Pulled], Pulled]
     live = True
@@ -23,5 +24,5 @@ class TamperedRule(Rule):
     def pull(self, problem: Any, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         return self.change(self.right.pull(problem, z0, z, v, guess))
 
-    def attach(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor, checks: Any) -> Tensor:
-        return self.right.attach(problem, leaves, z0, checks)
+    def attach(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return self.right.attach(problem, leaves, z0)

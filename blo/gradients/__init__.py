@@ -1,6 +1,6 @@
 """Gradient strategies."""
 
-from blo.gradients._base import Optimality, Pulled, Rule, Solve, Strategy
+from blo.gradients._base import Optimality, Pulled, Rule, Solve, Steps, Strategy, Watch
 from blo.gradients._closed_form import HessianFree, KKTClosedForm
 from blo.gradients._implicit import Implicit
 from blo.gradients._sama import SAMA
@@ -19,8 +19,10 @@ __all__ = [
     "Rule",
     "Solve",
     "Stationary",
+    "Steps",
     "Strategy",
     "Unrolled",
     "ValueFunction",
+    "Watch",
     "Zero",
 ]

@@ -17,7 +17,6 @@ from blo._autodiff import differentiated_twice, jvp
 from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._function import alive, lanes_first
 from blo.gradients._reverse_only import ReverseOnly
@@ -27,7 +26,7 @@ from blo.operators import Hessian, Operator, Restricted
 class AdjointRule(Protocol):
     """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
 
-    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, checks: Checks, transposed: bool = False) -> Tensor:
+    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
         """Return q with `P (H + K)^T P q = P v`, or with H + K if `transposed`, from plain tensors."""
 
     def model(self, hessian: Operator) -> Operator:
@@ -35,10 +34,10 @@ class AdjointRule(Protocol):
 
 
 def implicit_part(
-    rule: AdjointRule, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, checks: Checks
+    rule: AdjointRule, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
 ) -> list[Tensor | None]:
     """Return the implicit part for each leaf, differentiable to any order."""
-    q = Adjoint.of(rule, problem, leaves, z, v, checks)
+    q = Adjoint.of(rule, problem, leaves, z, v)
     # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
     here = problem.bind(leaves).record()
     tangent = here.tangent(here.term, z, here.gradient(z))
@@ -51,9 +50,7 @@ def implicit_part(
         slope = bound.gradient(z + motion)
         return motion, slope if force is None else slope + force(bound.term, z + motion)
 
-    found = pull(optimality, leaves, (v, -q))
-    checks.gradients(found)
-    return found
+    return pull(optimality, leaves, (v, -q))
 
 
 class Adjoint(ReverseOnly):
@@ -69,28 +66,26 @@ class Adjoint(ReverseOnly):
         leaves: Sequence[Tensor],
         z: Tensor,
         v: Tensor,
-        checks: Checks,
         transposed: bool = False,
     ) -> Tensor:
         """Return the adjoint, shape `(*lanes, n)`."""
-        q: Tensor = Adjoint.apply(problem, rule, checks, transposed, z, v, *leaves)
+        q: Tensor = Adjoint.apply(problem, rule, transposed, z, v, *leaves)
         return q
 
     @staticmethod
     def forward(
         problem: FlatProblem,
         rule: AdjointRule,
-        checks: Checks,
         transposed: bool,
         z: Tensor,
         v: Tensor,
         *leaves: Tensor,
     ) -> Tensor:
-        return rule.adjoint(problem.bind(leaves), z, v, checks, transposed)
+        return rule.adjoint(problem.bind(leaves), z, v, transposed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, ctx.rule, ctx.checks, ctx.transposed, *tensors = inputs
+        ctx.problem, ctx.rule, ctx.transposed, *tensors = inputs
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
@@ -119,8 +114,8 @@ class Adjoint(ReverseOnly):
         tangent = here.tangent(here.term, z, here.gradient(z))
         # The system is the identity off the tangent space, and so is its inverse. Its own transpose is that of H.
         other = not ctx.transposed and not problem.symmetric
-        r = Adjoint.of(rule, problem, leaves, z, w, ctx.checks, other) + w - tangent.project(w)
-        return None, None, None, None, *pull(system, (z, v, *leaves), -r)
+        r = Adjoint.of(rule, problem, leaves, z, w, other) + w - tangent.project(w)
+        return None, None, None, *pull(system, (z, v, *leaves), -r)
 
     @staticmethod
     def vmap(
@@ -128,12 +123,11 @@ class Adjoint(ReverseOnly):
         in_dims: tuple[Any, ...],
         problem: FlatProblem,
         rule: AdjointRule,
-        checks: Checks,
         transposed: bool,
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
-        z, v, *leaves = lanes_first(info.batch_size, in_dims[4:], tensors)
-        return Adjoint.of(rule, problem.lift(info.randomness), leaves, z, v, checks, transposed), 0
+        z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
+        return Adjoint.of(rule, problem.lift(info.randomness), leaves, z, v, transposed), 0
 
 
 def pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,18 +17,68 @@ from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.linsolve import LinearSolution
 
-__all__ = ["Optimality", "Pulled", "Rule", "Solve", "Strategy", "distance"]
+__all__ = ["Optimality", "Pulled", "Rule", "Snapshot", "Solve", "Steps", "Strategy", "Watch", "distance"]
+
+
+class Snapshot(Protocol):
+    """The state of a solver between two steps: a tree of tensors, with the lanes in front.
+
+    Attributes:
+        z: the current point, shape `(*lanes, n)`.
+        resting: which lanes make no further step, shape `lanes`.
+    """
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def resting(self) -> Tensor: ...
+
+
+#: Called with the number of steps made so far and the state, before each further step.
+Watch: TypeAlias = Callable[[int, Any], None]
+
+
+class Steps(Protocol):
+    """The steps of the lower solver, made again one by one."""
+
+    def begin(self, problem: Bound, z0: Tensor) -> Snapshot:
+        """Return the state that the steps of a solve begin from."""
+
+    def restart(self, problem: Bound, state: Any) -> Snapshot:
+        """Return a state whose point is a constant and whose slope there depends on theta."""
+
+    def advance(self, problem: Bound, state: Any, first: int, steps: int) -> Snapshot:
+        """Return the state after the `steps` steps from number `first` on, from the state before them."""
+
+    def answer(self, state: Any) -> Tensor:
+        """Return the solution that a last state stands for."""
 
 
 class Solve(Protocol):
     """The lower solve as a callable: a strategy knows no solver."""
 
     @property
+    def checks(self) -> Checks:
+        """What to do with what is found."""
+
+    @property
     def idle(self) -> bool:
         """Whether the solve made no step from a start that is a constant, and has reported that."""
 
-    def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it."""
+    @property
+    def steps(self) -> Steps:
+        """The steps of the solver.
+
+        Raises:
+            StructureError: if it has none that can be repeated.
+        """
+
+    def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it.
+
+        Raises:
+            StructureError: if there is something to watch and the solver has no steps that can be repeated.
+        """
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
         """Solve likewise without a report: a further solve in the service of a derivative."""
@@ -46,37 +96,11 @@ class Solve(Protocol):
             The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero where nothing is to be measured.
         """
 
-    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
-        """Report an objective that has changed since the solve, of which `slope` is the gradient at the solution now.
+    def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
+        """Report all that the implicit part at the solution z rests on, and whether it is finite."""
 
-        `again` computes it as the solver does; it is called where the slope differs, or is None. Where the solver
-        measured no residual, there is nothing to compare with.
-        """
-
-    def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
-        """Return the residual, shape `lanes`, above which the solution z with this slope is none.
-
-        None where the solver has confirmed its solution itself, or nothing is to be measured.
-        """
-
-    def compare_points(self, apart: Tensor) -> None:
-        """Report likewise where repeated steps led elsewhere, at this relative distance of shape `lanes`."""
-
-    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
-        """Solve likewise, calling `watch(steps, state)` before each step; `state.resting` are the lanes that rest.
-
-        Raises:
-            StructureError: if the solver has no steps that can be repeated.
-        """
-
-    def begin(self, problem: Bound, z0: Tensor) -> Any:
-        """Return the state that the steps of a solve begin from."""
-
-    def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
-        """Return the state after the `steps` steps from number `first` on, from the state before them."""
-
-    def answer(self, state: Any) -> Tensor:
-        """Return the solution that a last state stands for."""
+    def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
+        """Report all that an adjoint rests on."""
 
 
 def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
@@ -116,55 +140,34 @@ class Pulled:
         q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
         linear: how the linear system was solved.
         optimality: the conditions that the formula rests on.
-        limit: the residual above which the lower solution is none, shape `lanes`; None where its solver has seen to it.
         defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
         error: measures the relative error of the cross product when asked; None or returns None when exact.
         loose: lanes in which further solves stopped too early for the derivative that rests on them, shape `lanes`.
+        apart: how far from z steps that were made again led, relatively, shape `lanes`.
     """
 
     cotangents: Sequence[Tensor | None]
     q: Tensor | None = None
     linear: LinearSolution | None = None
     optimality: Optimality | None = None
-    limit: Tensor | None = None
     error: Callable[[], float | None] | None = None
     defect: Callable[[], Tensor] | None = None
     loose: Tensor | None = None
-
-    def report(self, checks: Checks, tol: float | None, *, constant: bool = True) -> None:
-        """Report all that the implicit part rests on, and that it is finite.
-
-        Args:
-            checks: what to do with the findings.
-            tol: as in `Strategy`.
-            constant: an implicit part that is zero by definition is to be reported.
-        """
-        if checks.off:
-            return
-        if self.linear is not None and self.optimality is not None:
-            optimality = self.optimality
-            checks.adjoint(self.linear, tol, lambda: optimality.residual, optimality.tangent.counts, self.limit)
-        checks.loose(self.loose)
-        checks.gradients(self.cotangents)
-        if constant and all(part is None for part in self.cotangents):
-            checks.constant()
+    apart: Tensor | None = None
 
 
 class Rule(abc.ABC):
     """A strategy at work in one call: how it solves, and how it differentiates what it has solved.
 
     Attributes:
+        solve: solves the lower problem.
         live: its problems keep the graph to the leaves of theta.
         starts: `pull` looks at the start of the solve.
     """
 
+    solve: Solve
     live: bool = False
     starts: bool = True
-
-    @property
-    def tol(self) -> float | None:
-        """As in `Strategy`."""
-        return 1e-6
 
     @abc.abstractmethod
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ class Rule(abc.ABC):
         """
 
     @abc.abstractmethod
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, checks: Checks) -> Tensor:
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         """Return the lower solution as a function of the leaves, differentiable under any transform."""
 
     def bind(self, problem: FlatProblem, leaves: Sequence[Tensor]) -> Bound:

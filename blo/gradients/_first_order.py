@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._base import distance
@@ -23,10 +22,10 @@ class FirstOrderRule(FunctionRule, abc.ABC):
     """A rule that differentiates once, under every transform."""
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor, checks: Checks
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
-        parts = _Pull.apply(problem, self, checks, places, z0, z, v, *leaves)
+        parts = _Pull.apply(problem, self, places, z0, z, v, *leaves)
         found: list[Tensor | None] = [None] * len(leaves)
         for place, part in zip(places, parts, strict=True):
             found[place] = part
@@ -40,14 +39,13 @@ class _Pull(ReverseOnly):
     def forward(
         problem: FlatProblem,
         rule: FirstOrderRule,
-        checks: Checks,
         places: Sequence[int],
         z0: Tensor,
         z: Tensor,
         v: Tensor,
         *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        found = pulled(rule, problem, leaves, z0, z, v, checks).cotangents
+        found = pulled(rule, problem, leaves, z0, z, v).cotangents
         return tuple(leaves[i].new_zeros(leaves[i].shape) if (part := found[i]) is None else part for i in places)
 
     @staticmethod
@@ -67,13 +65,12 @@ class _Pull(ReverseOnly):
         in_dims: tuple[Any, ...],
         problem: FlatProblem,
         rule: FirstOrderRule,
-        checks: Checks,
         places: Sequence[int],
         *tensors: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[4:], tensors)
+        z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         lifted = problem.lift(info.randomness)
         again = rule.forward(rule.bind(lifted, leaves), z0)
         # Solved to a tolerance: a batch of lanes takes other last steps than one alone.
-        checks.repeated(distance(z, again, z0), _RESOLVED)
-        return _Pull.apply(lifted, rule, checks, places, z0, z, v, *leaves), (0,) * len(places)
+        rule.solve.checks.repeated(distance(z, again, z0), _RESOLVED)
+        return _Pull.apply(lifted, rule, places, z0, z, v, *leaves), (0,) * len(places)

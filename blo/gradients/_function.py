@@ -13,7 +13,6 @@ from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._torch import functorch
 from blo.gradients._base import Pulled, Rule
@@ -26,12 +25,12 @@ class FunctionRule(Rule, abc.ABC):
     Such a rule holds no tensors of the caller's.
     """
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, checks: Checks) -> Tensor:
-        return Solved.by(self, problem, z0, leaves, checks)
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return Solved.by(self, problem, z0, leaves)
 
     @abc.abstractmethod
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor, checks: Checks
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         """Return the implicit part for each leaf as a function that transforms may differentiate or map over."""
 
@@ -40,18 +39,18 @@ class Solved(ReverseOnly):
     """`z*(theta)`."""
 
     @staticmethod
-    def by(rule: FunctionRule, problem: FlatProblem, z0: Tensor, leaves: Sequence[Tensor], checks: Checks) -> Tensor:
+    def by(rule: FunctionRule, problem: FlatProblem, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """Return the solution, shape `(*lanes, n)`, differentiable in the leaves."""
-        z: Tensor = Solved.apply(problem, rule, checks, z0, *leaves)
+        z: Tensor = Solved.apply(problem, rule, z0, *leaves)
         return z
 
     @staticmethod
-    def forward(problem: FlatProblem, rule: FunctionRule, checks: Checks, z0: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(problem: FlatProblem, rule: FunctionRule, z0: Tensor, *leaves: Tensor) -> Tensor:
         return rule.forward(rule.bind(problem, leaves), z0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, ctx.rule, ctx.checks, z0, *leaves = inputs
+        ctx.problem, ctx.rule, z0, *leaves = inputs
         ctx.save_for_backward(output, z0 if ctx.rule.starts else None, *leaves)
 
     @staticmethod
@@ -63,12 +62,12 @@ class Solved(ReverseOnly):
         z, z0, *leaves = alive(ctx.saved_tensors)
         assert z is not None
         if torch.is_grad_enabled() or transforms_active():
-            found = ctx.rule.pull_again(ctx.problem, leaves, z0, z, v, ctx.checks)
+            found = ctx.rule.pull_again(ctx.problem, leaves, z0, z, v)
         else:
             # The common case: one retained graph serves the products and the cross term, and the objective may use
             # autograd itself or update the buffers of a module.
-            found = pulled(ctx.rule, ctx.problem, leaves, z0, z, v, ctx.checks).cotangents
-        return None, None, None, None, *found
+            found = pulled(ctx.rule, ctx.problem, leaves, z0, z, v).cotangents
+        return None, None, None, *found
 
     @staticmethod
     def vmap(
@@ -76,22 +75,19 @@ class Solved(ReverseOnly):
         in_dims: tuple[Any, ...],
         problem: FlatProblem,
         rule: FunctionRule,
-        checks: Checks,
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
-        z0, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        return Solved.by(rule, problem.lift(info.randomness), z0, leaves, checks), 0
+        z0, *leaves = lanes_first(info.batch_size, in_dims[2:], tensors)
+        return Solved.by(rule, problem.lift(info.randomness), z0, leaves), 0
 
 
-def pulled(
-    rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor, checks: Checks
-) -> Pulled:
+def pulled(rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor) -> Pulled:
     """Pull v back to the leaves, plain tensors, and report on it."""
     live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     with torch.enable_grad():
         bound = rule.bind(problem, live)
     found = rule.pull(bound, z0, z, v)
-    found.report(checks, rule.tol)
+    rule.solve.report(bound, z, found)
     return found
 
 

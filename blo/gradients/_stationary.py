@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from blo._bound import Bound
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._adjoint import implicit_part
 from blo.gradients._base import Pulled, Solve, Strategy
@@ -83,16 +82,12 @@ class StationaryRule(FunctionRule):
     live = True
     starts = False
 
-    @property
-    def tol(self) -> float | None:
-        return self.strategy.tol
-
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         return self.solve(problem.detach(), z0)
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         at = point(self.strategy.products, problem, z)
-        linear, limit = self._adjoint(problem, at, v, guess)
+        linear = self.strategy.adjoint(at, v, guess)
         q, tangent, rest = linear.x, at.optimality.tangent, problem.detach()
 
         def defect() -> Tensor:
@@ -104,29 +99,20 @@ class StationaryRule(FunctionRule):
 
         # Exact products have no error, and no reason to be kept.
         error = (lambda: at.error(q)) if at.estimated else None
-        return Pulled(at.cross(q, v), q, linear, at.optimality, limit, error, defect)
+        return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor, checks: Checks
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
-        return implicit_part(self, problem, leaves, z, v, checks)
+        found = implicit_part(self, problem, leaves, z, v)
+        self.solve.checks.gradients(found)
+        return found
 
-    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, checks: Checks, transposed: bool = False) -> Tensor:
+    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
         at = TransposedPoint(problem, z) if transposed else point(self.strategy.products, problem, z)
-        linear, limit = self._adjoint(problem, at, v, None)
-        optimality = at.optimality
-        checks.adjoint(linear, self.tol, lambda: optimality.residual, optimality.tangent.counts, limit)
+        linear = self.strategy.adjoint(at, v, None)
+        self.solve.report_adjoint(problem, linear, at.optimality)
         return linear.x
-
-    def _adjoint(
-        self, problem: Bound, at: Point, v: Tensor, guess: Tensor | None
-    ) -> tuple[LinearSolution, Tensor | None]:
-        """Return the adjoint, and the residual above which the lower solution is none."""
-        rest, z, slope = problem.detach(), at.optimality.z, at.optimality.slope
-        # The caller may have changed what the objective captures, between the solve and its derivative.
-        self.solve.compare(slope, lambda: rest.gradient(z))
-        linear = self.strategy.adjoint(at, v, guess)
-        return linear, self.solve.confirm(rest, z, slope)
 
     def model(self, hessian: Operator) -> Operator:
         return self.strategy.model(hessian)

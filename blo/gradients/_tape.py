@@ -13,7 +13,7 @@ from blo import tree
 from blo._autodiff import add, in_lanes, pullback, surely
 from blo._bound import Bound
 from blo._types import Tree
-from blo.gradients._base import Pulled, Solve, distance
+from blo.gradients._base import Pulled, Snapshot, Solve, distance
 from blo.gradients._first_order import FirstOrderRule
 
 
@@ -38,13 +38,13 @@ class Tail:
 
     def solve(self, problem: Bound, z0: Tensor, solve: Solve) -> Tensor:
         """Return the solution as a function of the last steps alone."""
-        z = solve.watched(problem.detach(), z0, self)
+        z = solve(problem.detach(), z0, self)
         if not self.states:
             return z  # no step was made, and none is differentiated
         first, state = self.states[0]
         recorded = problem.record()
-        state = solve.again(recorded, restart(recorded, state), first, len(self.states))
-        return solve.answer(state)
+        state = solve.steps.advance(recorded, solve.steps.restart(recorded, state), first, len(self.states))
+        return solve.steps.answer(state)
 
 
 @dataclass
@@ -81,7 +81,7 @@ class TapeRule(FirstOrderRule):
             count = steps + 1
             watch(steps, state)
 
-        z = self.solve.watched(problem.detach(), problem.place(self.start, z0).detach(), counted)
+        z = self.solve(problem.detach(), problem.place(self.start, z0).detach(), counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
         self.kept[problem.lifts] = watch.states[::stride], count
         return z
@@ -89,7 +89,7 @@ class TapeRule(FirstOrderRule):
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         """Return `(dz/dtheta)^T v` for each leaf, segment after segment from the last one."""
         states, end = self.kept[problem.lifts]
-        leaves = problem.leaves
+        leaves, steps = problem.leaves, self.solve.steps
         if not states and self.start is not None:
             states = [(0, None)]  # no step was made, and what is found is the start
         if not states:
@@ -104,31 +104,24 @@ class TapeRule(FirstOrderRule):
             with torch.enable_grad():
                 bound = problem.rebind(live).record()
                 carried, start = _lift(state) if index else ([], self._first(bound, z0, state))
-                after = self.solve.again(bound, start, first, end - first)
-                outputs = _floats(after) if cotangents else [self.solve.answer(after)]
-            reached = after.state.z if cotangents else outputs[0]
+                after = steps.advance(bound, start, first, end - first)
+                outputs = _floats(after) if cotangents else [steps.answer(after)]
+            reached = after.z if cotangents else outputs[0]
             apart = torch.maximum(apart, distance(place, reached, z0))
             given = cotangents or [v]
             pairs = [(out, c) for out, c in zip(outputs, given, strict=True) if c is not None]
             found = pullback([out for out, _ in pairs], [*carried, *inputs], [c for _, c in pairs], last=True)
             cotangents, end = found[: len(carried)], first
-            place = state.state.z if index else z0
+            place = state.z if index else z0
             total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
-        self.solve.compare_points(apart)
         filled = iter(total)
-        return Pulled([next(filled) if leaf.requires_grad else None for leaf in live])
+        return Pulled([next(filled) if leaf.requires_grad else None for leaf in live], apart=apart)
 
-    def _first(self, problem: Bound, z0: Tensor, state: Any) -> Any:
+    def _first(self, problem: Bound, z0: Tensor, state: Any) -> Snapshot:
         """Return the first state, a constant but for its slope unless the start depends on theta."""
         if self.start is None:
-            return restart(problem, state)
-        return self.solve.begin(problem, problem.place(self.start, z0))
-
-
-def restart(problem: Bound, state: Any) -> Any:
-    """Return a state whose point is a constant and whose slope there depends on theta."""
-    held = tree.map(lambda tensor: tensor.detach(), state)
-    return held._replace(state=held.state.anew(problem.gradient))
+            return self.solve.steps.restart(problem, state)
+        return self.solve.steps.begin(problem, problem.place(self.start, z0))
 
 
 def _lift(state: Any) -> tuple[list[Tensor], Any]:

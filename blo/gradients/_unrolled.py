@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blo import _autodiff
 from blo._bound import Bound
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_count
 from blo._types import Tree
@@ -107,8 +106,8 @@ class RecordedRule(Rule):
             return self.solve(problem.record(), problem.place(self.start, z0))
         return Tail(self.last).solve(problem, z0, self.solve)
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, checks: Checks) -> Tensor:
-        z = self.forward(self.bind(problem, checks.watched(leaves)), z0)
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
         return Still.attach(z, leaves) if self.solve.idle and not _autodiff.transforms_active() else z
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:

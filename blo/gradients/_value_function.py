@@ -67,9 +67,7 @@ class _TiltRule(FirstOrderRule):
         return self.solve(problem, z0)
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
-        rest, leaves = problem.detach(), problem.leaves
-        self.solve.compare(None, lambda: rest.gradient(z))
-        both = self.strategy.two_sided
+        both, leaves = self.strategy.two_sided, problem.leaves
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         # A difference multiplied by the penalty does not bear the rounding of autocast, nor that of a coarse theta.
         with torch.enable_grad(), suspended():

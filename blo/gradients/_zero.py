@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from blo._bound import Bound
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._function import FunctionRule, Solved
@@ -37,13 +36,13 @@ class _ZeroRule(FunctionRule):
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         return self.solve(problem, z0)
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, checks: Checks) -> Tensor:
-        return Solved.by(self, problem, z0, [leaf.detach() for leaf in leaves], checks).detach()
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return Solved.by(self, problem, z0, [leaf.detach() for leaf in leaves]).detach()
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         return Pulled([None] * len(problem.leaves))
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor, checks: Checks
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         return [None] * len(leaves)

@@ -221,7 +221,7 @@ class CrossScaled(blo.gradients.Strategy):
         def scaled(pulled: Pulled) -> Pulled:
             return replace(pulled, cotangents=[None if c is None else 1.01 * c for c in pulled.cotangents])
 
-        return TamperedRule(self.right.rule(problem, solve), scaled)
+        return TamperedRule(solve, self.right.rule(problem, solve), scaled)
 
 
 @pytest.mark.parametrize("case", [BALL, BOX], ids=["ball", "box"])
@@ -243,7 +243,7 @@ def test_a_strategy_without_parts_is_blamed_as_a_whole() -> None:
     @dataclass(frozen=True)
     class Opaque(CrossScaled):
         def rule(self, problem: Any, solve: Any) -> Rule:
-            return TamperedRule(CrossScaled.rule(self, problem, solve), lambda pulled: Pulled(pulled.cotangents))
+            return TamperedRule(solve, CrossScaled.rule(self, problem, solve), lambda pulled: Pulled(pulled.cotangents))
 
     assert_blamed(check(BALL, gradient=Opaque()), Part.IMPLICIT, "implicit part")
 

@@ -363,7 +363,7 @@ class TamperedStrategy(blo.gradients.Strategy):
     change: Callable[[Pulled], Pulled]
 
     def rule(self, problem: Any, solve: Any) -> Rule:
-        return TamperedRule(blo.Implicit(blo.Direct()).rule(problem, solve), self.change)
+        return TamperedRule(solve, blo.Implicit(blo.Direct()).rule(problem, solve), self.change)
 
 
 def scaled(pulled: Pulled) -> Pulled:
