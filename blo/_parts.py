@@ -69,4 +69,4 @@ def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy)
         )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
-    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=gradient.follows)
+    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=gradient.unrolls)

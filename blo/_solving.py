@@ -50,7 +50,7 @@ class Solving:
     def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
         solution = self._solve(problem, z0, watch)
         unmeasured = solution.residual is None and solution.tol is not None
-        if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures)):
+        if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures_residual)):
             slope = problem.gradient(solution.z)
             solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
         # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
@@ -60,7 +60,7 @@ class Solving:
             if isinstance(value, Tensor) and value.requires_grad
         }
         self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
-        if self.gradient.follows or not transforms_active():
+        if self.gradient.unrolls or not transforms_active():
             self.checks.lower(solution, self._remedy(problem, z0, solution.z))
         if self.idle:
             self.checks.idle()
@@ -92,7 +92,7 @@ class Solving:
 
     @property
     def idle(self) -> bool:
-        if not self.gradient.follows or self.gradient.start is not None or self.last is None:
+        if not self.gradient.unrolls or self.gradient.start is not None or self.last is None:
             return False
         return self.last.steps == 0 and self.last.residual is not None
 
@@ -101,7 +101,7 @@ class Solving:
             return
         if pulled.linear is not None and pulled.optimality is not None:
             self.report_adjoint(problem, pulled.linear, pulled.optimality)
-        elif not (self.gradient.follows or self.at_once):
+        elif not (self.gradient.unrolls or self.at_once):
             self._compare(problem, z, None)
         if pulled.apart is not None:
             self.checks.repeated(pulled.apart, torch.finfo(pulled.apart.dtype).eps ** 0.5)
@@ -153,7 +153,7 @@ class Solving:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
         # Where the steps as they were made are all that counts, their objective may be random.
-        watched = not (self.checks.off or (self.solver.tol is None and self.gradient.samples))
+        watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
@@ -174,7 +174,7 @@ class Solving:
         return may_draw(self.objective)
 
     def _told(self, problem: Bound) -> Bound:
-        return problem.follow() if self.gradient.follows else problem
+        return problem.follow() if self.gradient.unrolls else problem
 
     def _remedy(self, problem: Bound, z0: Tensor, z: Tensor) -> Callable[[], str]:
         theta = problem.theta[0] if self.hoisted else problem.theta

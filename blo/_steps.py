@@ -1,4 +1,4 @@
-"""The steps of a lower solve, made again."""
+"""Repeats single steps of a lower solver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blo.solvers._running import Running
 
 @dataclass(frozen=True)
 class Replay:
-    """The steps of an iterative solver, one by one.
+    """Repeats single steps of an iterative solver.
 
     Attributes:
         solver: the solver.
@@ -25,10 +25,10 @@ class Replay:
 
     @classmethod
     def of(cls, solver: Solver) -> Replay:
-        """Return the steps of a solver.
+        """Return the object that repeats the steps of `solver`.
 
         Raises:
-            StructureError: if it has none that can be repeated.
+            StructureError: if the solver is not iterative.
         """
         if not isinstance(solver, Iterative):
             raise StructureError(
@@ -38,19 +38,19 @@ class Replay:
         return cls(solver)
 
     def begin(self, problem: Bound, z0: Tensor) -> Running:
-        """Return the state that the steps of a solve begin from."""
+        """Return the state before the first step."""
         return begin(self.solver, problem.follow(), z0)
 
     def restart(self, problem: Bound, state: Running) -> Running:
-        """Return a state whose point is a constant and whose slope there depends on theta."""
+        """Return the state with its point held constant and the slope there as a function of theta."""
         held: Running = tree.map(lambda tensor: tensor.detach(), state)
         return held._replace(state=held.state.anew(problem.gradient))
 
     def advance(self, problem: Bound, state: Running, first: int, steps: int) -> Running:
-        """Return the state after the `steps` steps from number `first` on, from the state before them."""
+        """Return the state after `steps` more steps, the first of which has the number `first`."""
         return advance(self.solver, problem.follow(), state, first, steps)
 
     def answer(self, state: Running) -> Tensor:
-        """Return the solution that a last state stands for."""
+        """Return the solution that belongs to the last state."""
         z: Tensor = state.state.trial if self.solver.tol is None else state.z
         return z

@@ -99,7 +99,7 @@ def fit(
     if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
         found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
         raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
-    afresh = gradient is not None and gradient.follows
+    afresh = gradient is not None and gradient.unrolls
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex()) for leaf in given]
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])

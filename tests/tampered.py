@@ -16,7 +16,7 @@ class TamperedRule(Rule):
     solve: Any
     right: Rule
     change: Callable[[Pulled], Pulled]
-    live = True
+    keeps_graph = True
 
     def forward(self, problem: Any, z0: Tensor) -> Tensor:
         return self.right.forward(problem, z0)

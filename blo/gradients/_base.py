@@ -21,11 +21,11 @@ __all__ = ["Optimality", "Pulled", "Rule", "Snapshot", "Solve", "Steps", "Strate
 
 
 class Snapshot(Protocol):
-    """The state of a solver between two steps: a tree of tensors, with the lanes in front.
+    """The state of a solver between two steps: a tree of tensors with leading lane axes.
 
     Attributes:
         z: the current point, shape `(*lanes, n)`.
-        resting: which lanes make no further step, shape `lanes`.
+        resting: the lanes that make no further step, booleans of shape `lanes`.
     """
 
     @property
@@ -39,68 +39,68 @@ Watch: TypeAlias = Callable[[int, Any], None]
 
 
 class Steps(Protocol):
-    """The steps of the lower solver, made again one by one."""
+    """Repeats single steps of the lower solver."""
 
     def begin(self, problem: Bound, z0: Tensor) -> Snapshot:
-        """Return the state that the steps of a solve begin from."""
+        """Return the state before the first step."""
 
     def restart(self, problem: Bound, state: Any) -> Snapshot:
-        """Return a state whose point is a constant and whose slope there depends on theta."""
+        """Return the state with its point held constant and the slope there as a function of theta."""
 
     def advance(self, problem: Bound, state: Any, first: int, steps: int) -> Snapshot:
-        """Return the state after the `steps` steps from number `first` on, from the state before them."""
+        """Return the state after `steps` more steps, the first of which has the number `first`."""
 
     def answer(self, state: Any) -> Tensor:
-        """Return the solution that a last state stands for."""
+        """Return the solution that belongs to the last state."""
 
 
 class Solve(Protocol):
-    """The lower solve as a callable: a strategy knows no solver."""
+    """Runs the lower solver and reports. Strategies depend on this interface, not on solver classes."""
 
     @property
     def checks(self) -> Checks:
-        """What to do with what is found."""
+        """The policy for problems that are found."""
 
     @property
     def idle(self) -> bool:
-        """Whether the solve made no step from a start that is a constant, and has reported that."""
+        """Whether the solver made no step from a constant start, so that there is nothing to unroll."""
 
     @property
     def steps(self) -> Steps:
-        """The steps of the solver.
+        """Repeats steps of the solver.
 
         Raises:
-            StructureError: if it has none that can be repeated.
+            StructureError: if the solver is not iterative.
         """
 
     def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
         """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it.
 
         Raises:
-            StructureError: if there is something to watch and the solver has no steps that can be repeated.
+            StructureError: if `watch` is given and the solver is not iterative.
         """
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Solve likewise without a report: a further solve in the service of a derivative."""
+        """Solve without a report of convergence: for a further solve that a derivative needs."""
 
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
-        """Solve quietly, to residuals of `wanted` where the solver has a tolerance that is larger.
+        """Solve to the residuals `wanted` if the tolerance of the solver is larger; do not report convergence.
 
         Args:
             problem: at one theta.
-            z0: where to start, shape `(*lanes, n)`.
+            z0: the start, shape `(*lanes, n)`.
             wanted: residuals, shape `lanes`.
-            found: z0 is what the solver has found for this problem, which is improved by a smaller tolerance alone.
+            found: z0 is already the solver's solution; solve again only for a smaller tolerance.
 
         Returns:
-            The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero where nothing is to be measured.
+            The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero if checks are off.
         """
 
     def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
-        """Report all that the implicit part at the solution z rests on, and whether it is finite."""
+        """Check every condition that the implicit part at the solution z relies on, and that it is finite."""
 
     def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
-        """Report all that an adjoint rests on."""
+        """Check every condition that the adjoint relies on."""
 
 
 def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
@@ -157,77 +157,76 @@ class Pulled:
 
 
 class Rule(abc.ABC):
-    """A strategy at work in one call: how it solves, and how it differentiates what it has solved.
+    """What a strategy does in one call: it solves the lower problem and differentiates the solution.
+
+    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, whose backward pass calls `pull`.
 
     Attributes:
-        solve: solves the lower problem.
-        live: its problems keep the graph to the leaves of theta.
-        starts: `pull` looks at the start of the solve.
+        solve: runs the lower solver.
+        keeps_graph: the problems given to `forward` and `pull` keep the graph of theta.
+        uses_start: `pull` reads `z0`, which must then be kept for the backward pass.
     """
 
     solve: Solve
-    live: bool = False
-    starts: bool = True
+    keeps_graph: bool = False
+    uses_start: bool = True
 
     @abc.abstractmethod
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Return the lower solution, shape `(*lanes, n)`; with its graph if it is recorded."""
+        """Return the lower solution, shape `(*lanes, n)`."""
 
     @abc.abstractmethod
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
-        """Return `(dz/dtheta)^T v` for the leaves of the problem; asked only about problems that it has solved.
+        """Return `(dz/dtheta)^T v` for every leaf of theta. `forward` has solved the problem before.
 
         Args:
             problem: at the theta of the solve.
             z0: the start of the solve, shape `(*lanes, n)`.
             z: what `forward` returned.
             v: the upper gradient in z, of z's shape.
-            guess: of the adjoint.
+            guess: a guess of the adjoint, of z's shape.
         """
 
     @abc.abstractmethod
     def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        """Return the lower solution as a function of the leaves, differentiable under any transform."""
+        """Return the lower solution as a function of the leaves of theta that torch differentiates."""
 
     def bind(self, problem: FlatProblem, leaves: Sequence[Tensor]) -> Bound:
-        """Return the problem at these leaves as this rule needs it."""
-        return problem.bind(leaves if self.live else [leaf.detach() for leaf in leaves])
+        """Return the problem at these leaves of theta, with their graph if `keeps_graph`."""
+        return problem.bind(leaves if self.keeps_graph else [leaf.detach() for leaf in leaves])
 
 
 class Strategy(abc.ABC):
-    """How the lower solution's dependence on theta is differentiated.
+    """How the lower solution is differentiated with respect to theta.
 
     Attributes:
-        tol: relative residual of the adjoint system above which it is reported as unconverged; None for 1.
-        expects_theta: whether an implicit part that is zero by definition deserves a warning; if not, none is looked
-            for, and the solution is a constant.
-        follows: what is differentiated are the steps of the solver, not the solution.
-        recorded: torch records these steps.
-        samples: the steps as they were made are all that counts, so that their objective may be random.
-        measures: the pullback measures the lower residual, which the solve may leave to it.
-        start: a function of theta that returns where the solver starts, or None.
+        expects_theta: theta should influence the solution, and a warning says so if it does not. If False, the
+            strategy treats the solution as a constant.
+        unrolls: the strategy differentiates the steps of the solver, not the solution.
+        measures_residual: `pull` measures the lower residual, so the solve need not.
+        start: a function of theta that returns the start of the solver, or None.
     """
 
     expects_theta: bool = True
-    follows: bool = False
-    measures: bool = False
+    unrolls: bool = False
+    measures_residual: bool = False
     start: Callable[[Tree], Tree] | None = None
 
     @property
     def tol(self) -> float | None:
-        """As above."""
+        """Relative residual of the adjoint system above which a warning is given; None for 1."""
         return 1e-6
 
     @property
     def recorded(self) -> bool:
-        """As above."""
+        """Whether torch records the steps of the solver and differentiates them."""
         return False
 
     @property
-    def samples(self) -> bool:
-        """As above."""
+    def allows_random(self) -> bool:
+        """Whether a lower objective may draw random numbers, because no step is evaluated twice."""
         return False
 
     @abc.abstractmethod
     def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
-        """Return the rule for one call, which solves by `solve`."""
+        """Return the rule for one call, which runs the lower solver by `solve`."""

@@ -51,7 +51,7 @@ class Solved(ReverseOnly):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.problem, ctx.rule, z0, *leaves = inputs
-        ctx.save_for_backward(output, z0 if ctx.rule.starts else None, *leaves)
+        ctx.save_for_backward(output, z0 if ctx.rule.uses_start else None, *leaves)
 
     @staticmethod
     @outside_compile

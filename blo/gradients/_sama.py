@@ -41,7 +41,7 @@ class SAMA(Strategy):
     preconditioner: Tree = 1.0
     products: Products = "finite-difference"
     tol = None  # an approximation by choice, of which no residual tells
-    measures = True
+    measures_residual = True
 
     def __post_init__(self) -> None:
         check(self.products)

@@ -36,7 +36,7 @@ class Stationary(Strategy):
     """
 
     products: Products = "reverse"
-    measures = True
+    measures_residual = True
 
     @abc.abstractmethod
     def model(self, hessian: Operator) -> Operator:
@@ -79,8 +79,8 @@ class StationaryRule(FunctionRule):
 
     strategy: Stationary
     solve: Solve
-    live = True
-    starts = False
+    keeps_graph = True
+    uses_start = False
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         return self.solve(problem.detach(), z0)

@@ -52,7 +52,7 @@ class Unrolled(Strategy):
             together with `start`.
     """
 
-    follows = True
+    unrolls = True
 
     last: int | None = None
     checkpoint: bool = False
@@ -82,8 +82,8 @@ class Unrolled(Strategy):
         return not sparing or (self.start is not None and _autodiff.transforms_active())
 
     @property
-    def samples(self) -> bool:
-        """Whether all steps count as they were made."""
+    def allows_random(self) -> bool:
+        """Whether torch has recorded every step, so that the derivative needs no second evaluation."""
         return self.recorded and self.last is None
 
     def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
@@ -99,7 +99,7 @@ class RecordedRule(Rule):
     solve: Solve
     last: int | None
     start: Callable[[Tree], Tree] | None
-    live = True
+    keeps_graph = True
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         if self.last is None:

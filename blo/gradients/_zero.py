@@ -22,7 +22,7 @@ class Zero(Strategy):
     """
 
     expects_theta = False
-    samples = True
+    allows_random = True
 
     def rule(self, problem: FlatProblem, solve: Solve) -> FunctionRule:
         return _ZeroRule(solve)
@@ -31,7 +31,7 @@ class Zero(Strategy):
 @dataclass(frozen=True)
 class _ZeroRule(FunctionRule):
     solve: Solve
-    starts = False
+    uses_start = False
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         return self.solve(problem, z0)
