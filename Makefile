@@ -30,7 +30,7 @@ mutants: .venv/.stamp-test ## list random defects that no test notices; N=40 SEE
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations.sample $(N) --seed $(SEED) \
 	    $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out $(OUT)) $(ARGS)
 
-wheel: .venv/.stamp-test ## build the wheel, install it into empty environments and use it
+wheel: .venv/.stamp-test ## build the wheel into dist/, having installed it into empty environments and used it
 	$(BIN)/python .ci/wheel.py
 
 lint: .venv/.stamp-test ## the checks of `make test` without the tests

@@ -1,12 +1,14 @@
 """Builds the distribution as a user would get it, installs it into empty environments outside the checkout, uses it.
 
-The releases are those that the tests ran on, so that nothing is downloaded twice.
+The releases are those that the tests ran on, so that nothing is downloaded twice. What passes is left in dist/. If the
+environment variable TAG is set, it must be `v` and the version, and the changelog must have a section for that version.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,8 @@ def main() -> None:
         folder = Path(name).resolve()
         run(folder, UV, "build", "--quiet", "--out-dir", folder, ROOT)  # the wheel is built from the source archive
         (wheel,) = folder.glob("*.whl")
-        distribution = contents(wheel)
+        distribution, version = contents(wheel)
+        check_tag(os.environ.get("TAG", ""), version, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
         pinned = folder / "constraints.txt"
         tested = run(folder, UV, "pip", "freeze", "--python", sys.executable)
         pinned.write_text("\n".join(re.findall(r"^[\w.-]+==\S+$", tested, re.MULTILINE)))
@@ -53,11 +56,29 @@ def main() -> None:
         run(folder, *install, advice[1])
         assert "is trained" in run(folder, *train, "--train-limit", "64")
         assert "cifar10-16-fast-bat" in run(folder, bare / "adv-train", "list")  # presets are in the wheel
-        print(f"{wheel.name}: built, installed and used, without and with its extra")
+        keep(ROOT / "dist", wheel, *folder.glob("*.tar.gz"))
+        print(f"dist/{wheel.name}: built, installed and used, without and with its extra")
 
 
-def contents(wheel: Path) -> str:
-    """Check which files the wheel holds and what it says of itself; return the name of the distribution."""
+def check_tag(tag: str, version: str, changelog: str) -> None:
+    """Check that a release is tagged with its version and described in the changelog; an empty tag is no release."""
+    if tag:
+        assert tag == f"v{version}", f"the tag {tag} is not v{version}, the version in pyproject.toml"
+        found = re.search(rf"^## {re.escape(version)} - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+        assert found, f"CHANGELOG.md has no section `## {version} - YYYY-MM-DD`"
+
+
+def keep(folder: Path, *files: Path) -> None:
+    """Leave these files in the folder, and no distribution of another version."""
+    folder.mkdir(exist_ok=True)
+    for old in [*folder.glob("*.whl"), *folder.glob("*.tar.gz")]:
+        old.unlink()
+    for file in files:
+        shutil.copy(file, folder)
+
+
+def contents(wheel: Path) -> tuple[str, str]:
+    """Check which files the wheel holds and what it says of itself; return the distribution's name and version."""
     with zipfile.ZipFile(wheel) as archive:
         files = archive.namelist()
         (metadata,) = (name for name in files if name.endswith(".dist-info/METADATA"))
@@ -69,7 +90,7 @@ def contents(wheel: Path) -> str:
     assert about["License-Expression"] == "Apache-2.0" and about["Description-Content-Type"] == "text/markdown"
     needed = [line for line in about.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert {re.split(r"\W", line)[0] for line in needed} == {"torch", "numpy"}, needed
-    return str(about["Name"])
+    return str(about["Name"]), str(about["Version"])
 
 
 def environment(folder: Path) -> Path:

@@ -46,6 +46,14 @@ def test_every_command_line_shown_is_one_that_the_program_takes(page: Path) -> N
             fit.configuration(*found)
 
 
-def test_the_readme_lists_the_commands_that_the_program_has() -> None:
-    listed = re.findall(r"^\| `adv-train (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(listed) == set(COMMANDS)
+def test_the_page_of_names_lists_the_commands_that_the_program_has() -> None:
+    page = (ROOT / "docs/api/index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `adv-train (\w+)", page, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_inclusion_is_spoilt_by_the_formatter(page: Path) -> None:
+    """Ruff reads `--8<--` inside a Python block as arithmetic and puts spaces into it."""
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if re.search(r"-\s*-\s*8\s*<", line)]
+    right = r'--8<-- "[\w./:-]+"|<!-- --8<-- \[(start|end):\w+\] -->'
+    assert [line for line in lines if not re.fullmatch(right, line.strip())] == []

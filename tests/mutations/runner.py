@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 Edit: TypeAlias = Callable[[Path], None]
 
 #: What a copy of the checkout holds, where there is such a thing.
-_COPIED = ("blo", "applications", "benchmarks", "docs", "tests", ".ci", "Makefile", "README.md", "pyproject.toml")
+_COPIED = (
+    *("blo", "applications", "benchmarks", "docs", "results", "tests", ".ci", ".github", "Makefile", "pyproject.toml"),
+    *("README.md", "CHANGELOG.md", "CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"),
+    *(".gitignore", ".pre-commit-config.yaml"),
+)
 
 #: Runs pytest in a fork for each folder, so that torch is imported once. Each fork makes sure that it is the copy that
 #: is tested, and so do the processes that a test starts. A fork leads a process group, which is ended with it.
