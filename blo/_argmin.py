@@ -60,7 +60,7 @@ def argmin(
         A tree like `z0`.
 
     Raises:
-        StructureError: if a part is none, or the objective or the set do not fit theta and z0.
+        StructureError: if an argument has the wrong type, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
         ConvergenceError: in place of the warnings below, but for that of a theta without grad, if
             `on_failure="raise"`.

@@ -218,7 +218,7 @@ class Bound:
         """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at this theta, or z0.
 
         Raises:
-            StructureError: if `start` returns no tree like z0.
+            StructureError: if `start` does not return a tree like z0.
         """
         return z0 if start is None else self.origin.place(start, self.leaves)
 

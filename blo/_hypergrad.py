@@ -94,7 +94,8 @@ def value_and_hypergrad(
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
     Raises:
-        StructureError: if a part is none, or `upper`, the objective, the set or `state` do not fit theta and z0.
+        StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` do not fit
+            theta and z0.
         NonFiniteError: if a value, a solution or a gradient is not finite.
         ConvergenceError: in place of the warnings below, if `on_failure="raise"`.
         ValueError: for any other `on_failure`.

@@ -35,7 +35,7 @@ class LowerProblem:
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
-            if one of them is neither that nor a callable; or if the objective is no function of theta and z, in this
+            if one of them is neither that nor a callable; or if the objective is not a function of theta and z, in this
             order as far as the names of its parameters tell.
         ValueError: if `strong_convexity` is not positive.
     """
@@ -89,7 +89,7 @@ class LowerProblem:
             batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
 
         Raises:
-            StructureError: if `function` is no function of theta and z.
+            StructureError: if `function` is not a function of theta and z.
         """
         require_function(function, "function", "theta", "z")
         return cls(FixedPoint(function), batched=batched)

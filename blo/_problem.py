@@ -110,7 +110,7 @@ class FlatProblem:
         """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
-            StructureError: if it returns no tree like z0.
+            StructureError: if it does not return a tree like z0.
         """
 
         def flat(*leaves: Tensor) -> Tensor:

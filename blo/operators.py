@@ -145,7 +145,7 @@ class Hessian(Operator):
     Attributes:
         product: v -> H v on vectors of shape `(*lanes, n)`.
         positive: whether the caller knows the function to be convex.
-        symmetric: not so for the Jacobian of an equation that is no gradient.
+        symmetric: not so for the Jacobian of an equation that is not a gradient.
     """
 
     product: Callable[[Tensor], Tensor]

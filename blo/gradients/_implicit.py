@@ -26,7 +26,7 @@ class Implicit(Stationary):
             `report.product_error`. For equilibria only `"reverse"`.
 
     Raises:
-        StructureError: if `linear_solver` is none.
+        StructureError: if `linear_solver` has the wrong type.
         ValueError: for other products.
     """
 

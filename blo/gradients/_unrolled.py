@@ -47,7 +47,7 @@ class Unrolled(Strategy):
 
     Raises:
         StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
-            for one whose steps cannot be repeated (`OneStep`). If `start` is no function, or returns no tree like z0.
+            for one whose steps cannot be repeated (`OneStep`); if `start` does not return a tree like z0.
         ValueError: for `last` below 1, an unknown mode, forward mode together with `last` or `checkpoint`, or `last`
             together with `start`.
     """

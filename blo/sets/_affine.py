@@ -33,7 +33,7 @@ class Affine(Set):
 
     Raises:
         InfeasibleError: if no z solves the equations.
-        StructureError: if A is no floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length.
     """
 
     A: Tensor

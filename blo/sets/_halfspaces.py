@@ -37,7 +37,7 @@ class Halfspaces(Set):
 
     Raises:
         InfeasibleError: if no z satisfies the inequalities.
-        StructureError: if A is no floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length.
     """
 
     A: Tensor

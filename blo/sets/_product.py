@@ -37,7 +37,7 @@ class Product(Set):
         """Take the sets, or one mapping of sets.
 
         Raises:
-            StructureError: if there is none, or one of them is no set.
+            StructureError: if there is none, or one of them is not a set.
         """
         keys: tuple[object, ...] | None = None
         parts: tuple[object, ...] = sets

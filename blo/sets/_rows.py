@@ -96,7 +96,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
 
 
 def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
-    """Refuse what is no floating point matrix with a right-hand side.
+    """Refuse what is not a floating point matrix with a right-hand side.
 
     Raises:
         StructureError: naming `name`.

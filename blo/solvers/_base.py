@@ -97,7 +97,7 @@ class Solution:
         steps: gradient steps that were made.
         slope: the gradient that the solver last saw at the point, shape `(*lanes, n)`; None when it saw none there.
         floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
-        limit: residual above which the point is no solution, shape `lanes`, found by the caller; None where it is
+        limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
             `tol`, or what fixed steps are held to.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
     """

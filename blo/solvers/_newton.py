@@ -44,7 +44,7 @@ class Newton(Iterative):
             larger. 0 solves every system to the latter.
 
     Raises:
-        StructureError: if `linear_solver` is none.
+        StructureError: if `linear_solver` has the wrong type.
         ValueError: for values outside these ranges.
     """
 

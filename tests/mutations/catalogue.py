@@ -388,7 +388,7 @@ MUTATIONS = (
         (UNIT + "test_value_function.py::test_it_scales_with_the_upper_objective",),
     ),
     Mutation(
-        "an objective that is no function is taken for one",
+        "an objective that is not a function is taken for one",
         (Patch("blo/solvers/_stopping.py", "return ~(drift > _REPEATED *", "return ~(drift > torch.inf *"),),
         (WHOLE + "test_random_objectives.py::test_draws_from_the_global_generator_are_named",),
     ),
