@@ -1,4 +1,4 @@
-"""What the cascade and the short form save next to AutoAttack, on a robust model of the digits.
+"""What the cascade and the short form cost next to AutoAttack, on a robust model of the digits.
 
     python -m benchmarks.cascade --out runs/cascade --eps 0.1
     python -m benchmarks.cascade --out runs/cascade --eps 0.1 --judged-at 0.25

@@ -175,3 +175,10 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     """Return `|found - exact| / |exact|`, in double precision on the CPU; NaN where there is one."""
     found, exact = found.detach().to("cpu", torch.float64), exact.detach().to("cpu", torch.float64)
     return float(torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact))
+
+
+def largest_relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Return the largest relative difference of a tensor; zero for two that are equal, even where both are zero."""
+    norm = torch.linalg.vector_norm
+    pairs = zip(found, exact, strict=True)
+    return max(0.0 if torch.equal(a, b) else float(norm(a - b) / norm(b).clamp(min=1e-30)) for a, b in pairs)

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from adv_train.export import export
     from adv_train.loading import load_model
     from adv_train.methods import Step
+    from adv_train.models import trust
     from adv_train.threat import Threat
 
-__all__ = ["Step", "Threat", "doctor", "evaluate", "export", "fit", "load_model", "training_gradient"]
+__all__ = ["Step", "Threat", "doctor", "evaluate", "export", "fit", "load_model", "training_gradient", "trust"]
 
 _HOMES = {
     "Step": "methods",
@@ -25,6 +26,7 @@ _HOMES = {
     "fit": "api",
     "load_model": "loading",
     "training_gradient": "api",
+    "trust": "models",
 }
 
 

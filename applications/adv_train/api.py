@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train import data, methods, train
-from adv_train.attacks.judging import check_samples
+from adv_train.attacks.checks import check_samples
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
 from adv_train.threat import Norm, Threat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def share_of_latest(step: int, *, ema: float | None, first: int = 0) -> float:
 
 
 @torch.no_grad()
-def move(average: nn.Module, latest: nn.Module, share: float) -> None:
+def move(average: nn.Module, latest: nn.Module, share: float | Tensor) -> None:
     """Move an average towards the latest weights by their share in it, without waiting for the device.
 
     The running statistics of BatchNorm are averaged as the weights are. Whole numbers, such as the count of batches,
@@ -36,11 +37,12 @@ def move(average: nn.Module, latest: nn.Module, share: float) -> None:
     Args:
         average: A copy of the model; changed in place.
         latest: The model.
-        share: In [0, 1]; 1 makes the average equal to the latest weights.
+        share: In [0, 1], a number or of shape `()`; 1 makes the average equal to the latest weights.
     """
     targets: Mapping[str, Tensor] = average.state_dict()
     found: Mapping[str, Tensor] = latest.state_dict()
     moving = [name for name, value in found.items() if value.is_floating_point()]
-    torch._foreach_lerp_([targets[name] for name in moving], [found[name] for name in moving], share)
+    weights: Any = [share] * len(moving) if isinstance(share, Tensor) else share
+    torch._foreach_lerp_([targets[name] for name in moving], [found[name] for name in moving], weights)
     for name in found.keys() - set(moving):
         targets[name].copy_(found[name])

@@ -20,6 +20,7 @@ from adv_train.files import replace_file
 
 FORMAT: Final = "adv_train checkpoint"
 VERSION: Final = 2
+_ARGUMENTS: Final = {"channels", "classes", "image_size", "mean", "std"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def load(path: Path) -> Checkpoint:
     try:
         found = Checkpoint(
             config=RunConfig.of(payload["config"]),
-            model_arguments=dict(payload["model_arguments"]),
+            model_arguments=_arguments(payload["model_arguments"]),
             epoch=int(payload["epoch"]),
             model=_tensors(payload["model"]),
             optimizer=dict(payload["optimizer"]),
@@ -126,6 +127,13 @@ def load(path: Path) -> Checkpoint:
     if written != digest(payload):
         raise UserError(f"`{path}` is damaged: it does not hold what was saved.")
     return found
+
+
+def _arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a model; others than those of the data would reach a factory of the user's own."""
+    if set(found) - _ARGUMENTS:
+        raise ValueError(f"unknown model arguments {', '.join(sorted(set(found) - _ARGUMENTS))}")
+    return dict(found)
 
 
 def _read(path: Path) -> Any:

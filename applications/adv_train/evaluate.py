@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
-from adv_train.attacks import ATTACKS, PGD, Attack, PGDSettings, StandardAutoAttack, Verdicts
-from adv_train.attacks.judging import (
-    adapted,
-    check_labels,
-    check_samples,
-    checked,
-    frozen,
-    full_resolution,
-    predict,
-    suitable_threads,
-)
-from adv_train.attacks.rounding import judge_rounded, rounded
+from adv_train.attacks import PGD, Attack, PGDSettings, StandardAutoAttack
+from adv_train.attacks.judging import Judging
 from adv_train.callable_module import make_callable
 from adv_train.errors import UserError
-from adv_train.evaluation import (
-    Evaluation,
-    Examples,
-    Finished,
-    Outcome,
-    Unfinished,
-    check_image_file,
-    collapse,
-    read,
-    read_all,
-    write,
-    write_images,
-)
-from adv_train.samples import Images, gathered, shown_examples
+from adv_train.evaluation import Evaluation, Examples, Outcome, check_image_file, read, read_all, write, write_images
+from adv_train.judge import judge
+from adv_train.samples import Images
 from adv_train.threat import Norm, Threat
 
 __all__ = [
@@ -55,8 +29,6 @@ __all__ = [
     "read_all",
     "write",
 ]
-
-Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 def evaluate(
@@ -120,143 +92,16 @@ def evaluate(
         images,
         labels,
         _threat(threat, eps, norm),
+        Judging(seed, batch_size, progress),
         attacks=attacks,
         class_names=class_names,
         files=files,
-        seed=seed,
-        batch_size=batch_size,
         examples=examples,
         images_too=save_images is not None,
-        progress=progress,
     )
     if save_images is not None:
         write_images(Path(save_images), judged, clean, made)
     return judged
-
-
-def judge(
-    model: nn.Module,
-    images: Images,
-    labels: Tensor | None,
-    threat: Threat,
-    *,
-    attacks: Sequence[Attack | str],
-    class_names: Sequence[str] = (),
-    files: Sequence[str] = (),
-    seed: int = 0,
-    batch_size: int = 512,
-    examples: int = 6,
-    images_too: bool = False,
-    progress: bool | None = False,
-    unfinished: Unfinished | None = None,
-) -> tuple[Evaluation, dict[str, Bytes], Bytes]:
-    """Judge as `evaluate` does; attacks that are done already are taken over, and each is kept when it is done.
-
-    Args:
-        model: As for `evaluate`, and so are the others.
-        images: To judge.
-        labels: Of them.
-        threat: What the attacks may do.
-        attacks: To run.
-        class_names: In the order of the labels.
-        files: File of each sample.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
-        examples: How many attacked samples to keep.
-        images_too: Give back the images of the attacks, and judge them after rounding.
-        progress: Show bars.
-        unfinished: What is done already.
-
-    Returns:
-        The record; where they are asked for, the rounded images of each attack, and the rounded clean ones.
-    """
-    chosen = named(attacks)
-    x, y, known, paths = gathered(model, images, labels)
-    files = tuple(files) or paths
-    check_samples(x, y, threat)
-    if files and len(files) != len(x):
-        raise UserError(f"`files` must name the file of each of the {len(x)} images, but names {len(files)}.")
-    if class_names and len(class_names) <= int(y.max()):
-        raise UserError(f"`class_names` holds {len(class_names)} names, but the largest label is {int(y.max())}.")
-    with frozen(model), suitable_threads(model, x):
-        forward = adapted(model, x)
-        with torch.no_grad():
-            classes = checked(forward(full_resolution(x[:1])), 1).shape[1]
-            check_labels(y, classes)
-        for attack in chosen.values():
-            attack.check(x, classes, threat)
-        before = predict(forward, full_resolution(x), batch_size)
-    answers, truth = before.cpu().numpy(), y.cpu().numpy()
-    if collapsed := collapse(truth, answers):
-        warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
-    judged = Evaluation(
-        threat=threat,
-        seed=seed,
-        clean=answers == truth,
-        attacks={},
-        labels=truth,
-        predicted=answers,
-        class_names=tuple(class_names) or known,
-        files=files,
-    )
-    done: dict[str, Finished] = {}
-    for name, attack in chosen.items():
-        settings = attack.settings(threat, batch_size)
-        found = unfinished.find(name, settings, images=images_too) if unfinished else None
-        if found is None:
-            folder = unfinished.folder(name, settings) if unfinished else None
-            verdicts, said = _attacked(attack, model, x, y, threat, seed, batch_size, progress, folder)
-            robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
-            outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
-            shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
-            found = Finished(outcome, shown)
-            if images_too:
-                found = _rounded(found, verdicts, model, x, judged, batch_size)
-            if unfinished is not None:
-                unfinished.keep(name, settings, judged, found)
-        done[name] = found
-    kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
-    outcomes = {name: finished.outcome for name, finished in done.items()}
-    made = {name: finished.images for name, finished in done.items() if finished.images is not None}
-    clean = rounded(full_resolution(x), threat).cpu().numpy() if images_too else np.zeros(0, np.uint8)
-    return replace(judged, attacks=outcomes, examples=kept), made, clean
-
-
-def _attacked(
-    attack: Attack,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    seed: int,
-    batch_size: int,
-    progress: bool | None,
-    folder: Path | None,
-) -> tuple[Verdicts, tuple[str, ...]]:
-    """Run an attack, and give its verdicts with what it warned of, which is passed on."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        if folder is None:
-            verdicts = attack(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
-        else:
-            verdicts = attack.resume(
-                model, x, y, threat, folder=folder, seed=seed, batch_size=batch_size, progress=progress
-            )
-    for warning in caught:
-        warnings.warn(warning.message, warning.category, stacklevel=4)
-    said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
-    return verdicts, tuple(said)
-
-
-def _rounded(
-    found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, batch_size: int
-) -> Finished:
-    """Add the images, rounded, and the verdicts on these."""
-    stored, full = rounded(verdicts.images, judged.threat), full_resolution(x)
-    with frozen(model), suitable_threads(model, x):
-        classes = judge_rounded(adapted(model, x), stored, full, judged.threat, batch_size).cpu().numpy()
-    outcome = replace(found.outcome, rounded=judged.clean & (classes == judged.labels))
-    return replace(found, outcome=outcome, images=stored.cpu().numpy())
 
 
 def _threat(threat: Threat | None, eps: float | None, norm: Norm) -> Threat:
@@ -289,24 +134,6 @@ def evaluate_model(
     """
     chosen = [*([] if pgd is None else [pgd]), *([StandardAutoAttack()] if autoattack else [])]
     return evaluate(model, images, labels, Threat("linf", eps), attacks=chosen, **others)
-
-
-def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
-    """Map names to attacks.
-
-    Raises:
-        UserError: When a name is unknown, an option is wrong, or two attacks are of a kind.
-    """
-    if isinstance(attacks, str):
-        attacks = [attacks]
-    built = [ATTACKS.read(attack, "attacks") if isinstance(attack, str) else attack for attack in attacks]
-    named: dict[str, Attack] = {}
-    for attack in built:
-        name = ATTACKS.name_of(attack)
-        if name in named:
-            raise UserError(f"An evaluation holds one attack of a kind, but `{name}` is given twice: evaluate twice.")
-        named[name] = attack
-    return named
 
 
 make_callable(__name__)

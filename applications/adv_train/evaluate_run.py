@@ -1,4 +1,4 @@
-"""Judging what is in a run folder or a file of weights, and gathering what was measured of a run."""
+"""Judging what is in a run folder or a file of weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from adv_train import data, evaluation
+from adv_train import data
 from adv_train.attacks import ATTACKS, PGD, Attack, StandardAutoAttack
-from adv_train.bench import step_cost
+from adv_train.attacks.judging import Judging
 from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
@@ -20,9 +20,7 @@ from adv_train.judged_data import cut, origin
 from adv_train.kept import Request, judge_into
 from adv_train.loading import load_checkpoint, load_source
 from adv_train.opened import open_run, open_weights
-from adv_train.records import RunFolder, score
-from adv_train.report import RunSummary, command
-from adv_train.report.drawn import drawn_landscape
+from adv_train.records import RunFolder
 from adv_train.threat import Norm, Threat
 
 STANDARD: tuple[Attack, ...] = (PGD(), StandardAutoAttack())
@@ -36,15 +34,13 @@ def evaluate_run(
     norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(progress=None),
     device: str | None = None,
     data_name: str | None = None,
     data_root: str | None = None,
     again: bool = False,
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model of a run on the test split of its data, and write a record beside those that the run has.
 
@@ -58,15 +54,13 @@ def evaluate_run(
         norm: Of the attacks; by default that of training.
         eps: Budget in the norm; by default that of training, if the norm is.
         limit: Judge only so many test images, of all classes in proportion.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        judging: The settings of every attack.
         device: Where to judge; by default the fastest there is.
         data_name: Where an image folder is now, as ``imagefolder:PATH``.
         data_root: Folder of the data sets; by default the one that the run was trained from.
         again: Judge anew what is judged already.
         save_images: File for the attacks' images, as for `adv_train.evaluate`.
         tell: Called with a line about what is done already.
-        progress: Show bars; ``None`` shows them on a terminal only.
 
     Raises:
         UserError: When the run, its data or an argument cannot be used.
@@ -78,7 +72,7 @@ def evaluate_run(
     where, model = find_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
-    request = Request(threat, _bound(attacks, dataset, where), seed, batch_size, again, save_images, tell, progress)
+    request = Request(threat, _bound(attacks, dataset, where), judging, again, save_images, tell)
     return judge_into(path, model, dataset, request, about=about, of=of, trained=opened.trained)
 
 
@@ -93,14 +87,12 @@ def evaluate_weights(
     eps: float,
     attacks: Sequence[Attack] = STANDARD,
     limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(progress=None),
     device: str | None = None,
     data_root: str = "data",
     again: bool = False,
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
-    progress: bool | None = None,
 ) -> Evaluation:
     """Judge a model that was not trained here, and write a record.
 
@@ -115,14 +107,12 @@ def evaluate_weights(
         eps: Budget in the norm.
         attacks: As for `evaluate_run`, and so are the others.
         limit: Judge only so many test images.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        judging: The settings of every attack.
         device: Where to judge.
         data_root: Folder of the data sets.
         again: Judge anew what is judged already.
         save_images: File for the attacks' images.
         tell: Called with a line about what is done already.
-        progress: Show bars.
 
     Raises:
         UserError: When the model, its weights, the data or an argument cannot be used.
@@ -133,78 +123,9 @@ def evaluate_weights(
     where, model = find_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
     about = {**opened.about, **origin(model, dataset, where)}
-    chosen = _bound(attacks, dataset, where)
-    request = Request(Threat(norm, eps), chosen, seed, batch_size, again, save_images, tell, progress)
+    request = Request(Threat(norm, eps), _bound(attacks, dataset, where), judging, again, save_images, tell)
     make_folder(out)
     return judge_into(out, model, dataset, request, about=about, of=of)
-
-
-def summarise(path: Path, name: str | None = None) -> RunSummary:
-    """Gather the configuration, records, evaluations and cost of a run for tables and reports.
-
-    The evaluation shown is the one that stands for the run, see `adv_train.evaluation.headline`.
-
-    Args:
-        path: A run folder that was evaluated.
-        name: What to call the run; by default its method.
-
-    Raises:
-        UserError: When the folder holds no run or no evaluation.
-    """
-    run = RunFolder(path)
-    config = run.config()
-    records = evaluation.read_all(path)
-    outcome = evaluation.headline(records, config.threat)
-    metrics = run.metrics()
-    saved = load_checkpoint(run)
-    seconds = [line["train_seconds"] for line in run.timing()]
-    shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
-    judged = outcome.summary()
-    best = max(metrics, key=lambda line: score(config.training.select, line))["epoch"] if metrics else None
-    overfitted = evaluation.overfitting(metrics) if config.method.attacks else None
-    return RunSummary(
-        name=name or config.method_name,
-        config=config.to_mapping(),
-        evaluation=judged,
-        records=[record.summary() for record in records],
-        class_names=outcome.class_names,
-        metrics=metrics,
-        seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
-        forward_equivalents=step_cost(saved.config, saved.model_arguments),
-        implicit_share=sum(shares) / len(shares) if shares else None,
-        examples=outcome.examples,
-        best_epoch=best,
-        alarms=() if overfitted is None else (overfitted,),
-        landscape=drawn_landscape(run, judged),
-        landscape_command=_draws_landscape(path, config.threat.eps or outcome.eps, config.threat.eps),
-    )
-
-
-def _draws_landscape(path: Path, eps: float, trained: float) -> str | None:
-    """Give the command that draws the landscape; None where there is no radius to draw it over."""
-    if eps == 0:
-        return None
-    return command("plot", "landscape", path, *(() if trained else ("--eps", f"{eps:.6g}")))
-
-
-def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
-    """Gather what a record alone tells, of a model that was not trained here.
-
-    Args:
-        outcome: The record.
-        name: What to call the model.
-    """
-    summary = outcome.summary()
-    config = dict(outcome.about)
-    return RunSummary(
-        name,
-        config=config,
-        evaluation=summary,
-        records=[summary],
-        class_names=outcome.class_names,
-        metrics=(),
-        examples=outcome.examples,
-    )
 
 
 def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:

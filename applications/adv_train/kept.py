@@ -12,9 +12,11 @@ from torch import nn
 
 from adv_train import evaluation
 from adv_train.attacks import Attack
+from adv_train.attacks.judging import Judging
+from adv_train.attacks.named import named
 from adv_train.data.dataset import Dataset
-from adv_train.evaluate import judge, named
 from adv_train.evaluation import Evaluation, Unfinished
+from adv_train.judge import judge
 from adv_train.threat import Threat
 
 
@@ -25,22 +27,18 @@ class Request:
     Attributes:
         threat: What the attacks may do.
         attacks: To run, at most one of a kind.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        judging: The settings of every attack.
         again: Judge anew what is judged already.
         save_images: File for the attacks' images; None saves none.
         tell: Called with a line about what is done already.
-        progress: Show bars.
     """
 
     threat: Threat
     attacks: Sequence[Attack]
-    seed: int
-    batch_size: int
+    judging: Judging
     again: bool
     save_images: Path | None
     tell: Callable[[str], None]
-    progress: bool | None
 
 
 def judge_into(
@@ -69,11 +67,11 @@ def judge_into(
     """
     if request.save_images is not None:
         evaluation.check_image_file(request.save_images)
-    empty = Evaluation(request.threat, request.seed, np.zeros(0, np.bool_), {}, about=about)
+    empty = Evaluation(request.threat, request.judging.seed, np.zeros(0, np.bool_), {}, about=about)
     records = [] if request.again else evaluation.records_of(folder)
     unfinished = Unfinished(folder, empty, records)
     attacks = named(request.attacks)
-    settings = {name: attack.settings(request.threat, request.batch_size) for name, attack in attacks.items()}
+    settings = {name: attack.settings(request.threat, request.judging.batch_size) for name, attack in attacks.items()}
     if request.again:
         unfinished.forget()
     known = unfinished.whole(settings, len(dataset.test))
@@ -90,11 +88,9 @@ def judge_into(
         dataset,
         None,
         request.threat,
+        request.judging,
         attacks=request.attacks,
-        seed=request.seed,
-        batch_size=request.batch_size,
         images_too=too,
-        progress=request.progress,
         unfinished=unfinished,
     )
     judged = replace(judged, about=about, of=of)

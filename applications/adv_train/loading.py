@@ -77,9 +77,11 @@ def build_model(saved: Checkpoint) -> nn.Module:
     """Build the model of a checkpoint, on the CPU and in eval mode.
 
     Raises:
-        UserError: When the weights do not fit the model that the checkpoint names.
+        UserError: When the weights do not fit the model that the checkpoint names, or that is a factory that is not
+            trusted (see `adv_train.trust`).
     """
     config = saved.config
+    models.require_trusted(config.model.name, "The checkpoint")
     try:
         model = models.create(config.model.name, **saved.model_arguments, **config.model.options, seed=0)
         model.load_state_dict(dict(saved.judged))
@@ -103,7 +105,8 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
         ``(batch, classes)``, with the normalisation inside.
 
     Raises:
-        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
+        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign, or names a factory
+            that is not trusted (see `adv_train.trust`).
     """
     return build_model(open_checkpoint(Path(run), checkpoint)).to(device)
 

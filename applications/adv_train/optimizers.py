@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adv_train.errors import UserError, unknown
+from adv_train.steady_sgd import SteadySGD
 from adv_train.values import refused
 
 #: What a run says of every optimiser, under keys of their own.
@@ -53,19 +54,40 @@ def check(name: str, weight_decay: float, chosen: Mapping[str, Any]) -> dict[str
     return {key: _plain(value, key) for key, value in chosen.items()}
 
 
+def check_captured(name: str) -> None:
+    """Refuse an optimiser whose step a CUDA graph cannot hold.
+
+    Raises:
+        UserError: Naming those that can.
+    """
+    able = [kind for kind in _KINDS if kind == "sgd" or "capturable" in _parameters(kind)]
+    if name not in able:
+        raise UserError(f"`accelerate` graph cannot capture the optimizer `{name}`: use one of {', '.join(able)}.")
+
+
 def create(
-    name: str, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, **chosen: Any
+    name: str, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, captured: bool = False, **chosen: Any
 ) -> torch.optim.Optimizer:
     """Return an optimiser of these parameters.
+
+    Args:
+        name: One of `names`.
+        parameters: What it moves.
+        lr: Learning rate.
+        weight_decay: On every parameter.
+        captured: Whether a CUDA graph is to hold its step, with a learning rate and a momentum that are tensors.
+        **chosen: Further options.
 
     Raises:
         UserError: When torch refuses a value, or the optimiser cannot step on dense gradients alone.
     """
     named = {"lr": lr, **chosen}
+    parameters = list(parameters)
     if "weight_decay" in _parameters(name):
         named["weight_decay"] = weight_decay
-    kind: Any = _KINDS[name]
-    parameters = list(parameters)
+    kind: Any = SteadySGD if captured and name == "sgd" else _KINDS[name]
+    if captured and parameters[0].is_cuda and "capturable" in _parameters(name):
+        named["capturable"] = True
     try:
         made: torch.optim.Optimizer = kind(parameters, **named)
         # Some refuse only when they are to step: one needs a closure, another sparse gradients.

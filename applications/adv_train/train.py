@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import checkpoint
+from adv_train import accelerate, checkpoint, models
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
@@ -72,6 +72,7 @@ def fit(
         UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
         Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
     """
+    models.trust(config.model.name)
     run = RunFolder(Path(out))
     device = find_device(config.compute.device)
     config = run.extended(config)
@@ -79,6 +80,7 @@ def fit(
     saved = _saved(run, config)
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)
+    accelerate.check(config.compute.accelerate, device)
     dataset = load_data(config, run.split(), device=device)
     if saved:
         run.check_split(dataset)
@@ -117,7 +119,7 @@ def _next_epoch(
     trainer: Trainer, state: Checkpoint, run: RunFolder, watching: Sequence[Observer], clock: StepClock | None
 ) -> Checkpoint:
     epoch = state.epoch + 1
-    start = time.perf_counter()
+    start, prepared = time.perf_counter(), trainer.prepared()
 
     def count_step() -> None:
         for observer in watching:
@@ -129,6 +131,8 @@ def _next_epoch(
     middle = time.perf_counter()
     record = {"epoch": epoch, **trained, **trainer.validate()}
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
+    if trainer.config.compute.accelerate != "off":
+        seconds["prepare_seconds"] = trainer.prepared() - prepared  # a part of the first
     reached = score(trainer.config.training.select, record)
     improved = state.best_epoch == 0 or reached > state.best_score
     if trainer.config.training.rollback and trainer.config.method.attacks:
@@ -174,7 +178,7 @@ def _measured(
     def measure(losses: Tensor, images: int) -> None:
         if (part := clock.step(losses, images)) is not None:
             for observer in watching:
-                observer.part({"epoch": epoch, **part, "lr": trainer.state.optimizer.param_groups[0]["lr"]})
+                observer.part({"epoch": epoch, **part, "lr": trainer.lr})
 
     return {"measure": measure}
 

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train import attacks, averaging, data, measures, models
+from adv_train import accelerate, attacks, averaging, data, measures, models
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.data.split import to_unit_range
 from adv_train.data.stratified import stratified_head
-from adv_train.methods import Moment, Sizes
+from adv_train.methods import Sizes
 from adv_train.precision import computed_in
 from adv_train.schedules import cycled_momentum, learning_rate, warmed_up
 from adv_train.state import TrainingState
+from adv_train.training_step import TrainingStep
 
 _VALIDATION_BATCH = 500
 
@@ -56,10 +57,24 @@ class Trainer:
         averages = config.training.ema is not None or config.training.average_from is not None
         self.state = TrainingState(
             model,
-            config.optimizer.create(model.parameters()),
+            config.optimizer.create(model.parameters(), captured=config.compute.accelerate == "graph"),
             self.method.remember(model, sizes),
             copy.deepcopy(model).eval().requires_grad_(False) if averages else None,
         )
+        chosen, self.noise = config.compute.accelerate, torch.Generator(device)
+        self.step = TrainingStep(
+            self.state,
+            self.method,
+            config.threat,
+            device,
+            precision=config.compute.precision,
+            clip=config.optimizer.clip,
+            generator=self.noise,
+            model=accelerate.compiled(model) if chosen == "compile" else None,
+        )
+        self.replayed = accelerate.Replayed(self.step) if chosen == "graph" else None
+        self._compiling = accelerate.seconds_of_compiling() if chosen == "compile" else 0.0
+        self.lr = config.optimizer.lr
 
     def train_epoch(
         self, epoch: int, count_step: Callable[[], None], measure: Callable[[Tensor, int], None] | None = None
@@ -77,52 +92,30 @@ class Trainer:
             eps also the epoch's eps.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
-        noise = data.epoch_generator(self.config.training.seed, epoch, self.device, purpose="method")
         torch.manual_seed(generator.initial_seed())  # for layers such as dropout, which know no other generator
-        parameters: dict[str, Tensor] = {
-            name: value for name, value in self.state.model.named_parameters() if value.requires_grad
-        }
-        self.state.model.train()
         eps = warmed_up(self.config.threat.eps, epoch, self.config.training.eps_warmup)
-        threat = replace(self.config.threat, eps=eps)
-        # Sums stay on the device: reading one number a step would make the host wait for the device every time.
-        loss = torch.zeros((), device=self.device)
-        share = torch.zeros((), device=self.device)
+        step = self.step
+        step.threat = replace(self.config.threat, eps=eps)
+        noise = data.epoch_generator(self.config.training.seed, epoch, purpose="method")
+        self.noise.manual_seed(noise.initial_seed())
+        step.begin(epoch * self.steps, self.total, epoch)
+        if self.replayed is not None:
+            self.replayed.begin()
+        take = self.replayed or step
         batches = data.batches(
             self.dataset.train, self.config.training.batch_size, generator=generator, augment=self.dataset.augment
         )
-        moment = Moment(*(torch.tensor(n, device=self.device) for n in (epoch * self.steps, self.total, epoch)))
         replayed = (batch for batch in batches for _ in range(self.replays))
         for index, batch in enumerate(replayed):
-            number = epoch * self.steps + index
-            self._set_rates(number)
-            with computed_in(self.config.compute.precision, self.device):
-                step = self.method(
-                    self.state.model,
-                    parameters,
-                    batch,
-                    threat,
-                    moment=moment,
-                    state=self.state.memory,
-                    generator=noise,
-                )
-            for name, parameter in parameters.items():
-                parameter.grad = step.grads[name]
-            if self.config.optimizer.clip is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), self.config.optimizer.clip)
-            self.state.optimizer.step()
-            self._average(number)
-            self.state.memory = step.state
-            moment.step.add_(1)
-            loss += step.loss.detach() * len(batch.y)
-            share += step.implicit_share.detach()
+            self._set_rates(epoch * self.steps + index)
+            take(batch)
             count_step()
             if measure is not None:
-                measure(loss, len(batch.y))
-        mean_share = float(share) / self.steps
+                measure(step.loss, len(batch.y))
+        mean_share = float(step.share) / self.steps
         return {
-            "lr": self.state.optimizer.param_groups[0]["lr"],
-            "loss": float(loss) / (self.replays * len(self.dataset.train)),
+            "lr": self.lr,
+            "loss": float(step.loss) / (self.replays * len(self.dataset.train)),
             # 0/0 where the direct part vanishes: JSON has no NaN.
             "implicit_share": mean_share if math.isfinite(mean_share) else None,
             **({"eps": eps} if epoch < self.config.training.eps_warmup else {}),
@@ -190,18 +183,22 @@ class Trainer:
             )
         return found if math.isfinite(found) else None
 
+    def prepared(self) -> float:
+        """Return the seconds that this process has spent so far on making steps faster: on capture or compilation."""
+        if self.config.compute.accelerate == "compile":
+            return accelerate.seconds_of_compiling() - self._compiling
+        return 0.0 if self.replayed is None else self.replayed.seconds
+
     def _set_rates(self, step: int) -> None:
-        config, steps = self.config.optimizer, self.total
+        config, steps, training = self.config.optimizer, self.total, self.config.training
+        device = None if self.replayed is None else self.device
         shape: dict[str, Any] = {"schedule": config.schedule, "peak_at": config.peak_at}
         milestones = [epochs * self.steps for epochs in config.milestones]
+        self.lr = learning_rate(step, steps, peak=config.lr, milestones=milestones, decay=config.decay, **shape)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak=config.lr, milestones=milestones, decay=config.decay, **shape)
+            group["lr"] = accelerate.held(group["lr"], self.lr, device)
             if config.momentum_cycling and config.momentum is not None:
-                group["momentum"] = cycled_momentum(step, steps, momentum=config.momentum, **shape)
-
-    def _average(self, step: int) -> None:
-        if self.state.average is not None:
-            config = self.config.training
-            first = (config.average_from or 0) * self.steps
-            share = averaging.share_of_latest(step, ema=config.ema, first=first)
-            averaging.move(self.state.average, self.state.model, share)
+                momentum = cycled_momentum(step, steps, momentum=config.momentum, **shape)
+                group["momentum"] = accelerate.held(group["momentum"], momentum, device)
+        share = averaging.share_of_latest(step, ema=training.ema, first=(training.average_from or 0) * self.steps)
+        self.step.latest = accelerate.held(self.step.latest, share, device)

@@ -127,6 +127,8 @@ def one_of(valid: tuple[str, ...]) -> Reader:
     """Make a reader of the names in ``valid``."""
 
     def read(value: object, name: str) -> str:
+        if value is False and "off" in valid:  # what YAML reads in `off` without quotes
+            return "off"
         if not isinstance(value, str) or value not in valid:
             raise unknown(name, reprlib.repr(value).strip("'"), valid)
         return value

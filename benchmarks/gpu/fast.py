@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from adv_train import bench
+from adv_train.accelerate import obstacles
 from adv_train.bench.by_hand import STEPS
 from adv_train.precision import computed_in
 from benchmarks.gpu import steps
-from benchmarks.gpu.graph import obstacles, replayed
+from benchmarks.gpu.graph import replayed
 from benchmarks.gpu.stages import Clock, OutOfTime, Row, Stage
 from benchmarks.registry import stderr
 

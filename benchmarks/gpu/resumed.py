@@ -17,6 +17,7 @@ from adv_train import checkpoint, train
 from adv_train.config import resolve
 from adv_train.observers import Observer
 from benchmarks.gpu.stages import Row
+from benchmarks.measure import largest_relative_error
 
 _EPOCHS, _KILLED_IN_STEP = 3, 6  # an epoch has 4 steps
 _CHILD = "import sys; from benchmarks.gpu import resumed; resumed.train_and_die(*sys.argv[1:])"
@@ -30,7 +31,7 @@ def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row
     exactly the device repeats itself: where it does so to the bit, the resumed run has to be equal to the bit, and
     elsewhere no more than four times as far off.
     """
-    with tempfile.TemporaryDirectory() as folder, _deterministic():
+    with tempfile.TemporaryDirectory() as folder, deterministic():
         found = [Path(folder, name) for name in ("alone", "again", "killed")]
         child = subprocess.Popen([sys.executable, "-c", _CHILD, method, device.type, precision, str(found[2])])
         for run in found[:2]:
@@ -39,7 +40,7 @@ def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row
             raise RuntimeError(f"the run to be killed ended with status {status}")
         resumed_after = _train(method, device.type, precision, found[2])
         alone, again, killed = (checkpoint.load(run / "last.pt") for run in found)
-        error, twin = _apart(killed, alone), _apart(again, alone)
+        error, twin = (largest_relative_error(_tensors(run), _tensors(alone)) for run in (killed, again))
     same = killed.history == alone.history
     return {
         "error": error,
@@ -52,7 +53,7 @@ def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row
 
 def train_and_die(method: str, device: str, precision: str, out: str) -> None:
     """Train, and be killed in the middle of the second epoch: the work of a process of its own."""
-    with _deterministic():
+    with deterministic():
         _train(method, device, precision, Path(out), _Killer())
 
 
@@ -75,13 +76,6 @@ def _train(method: str, device: str, precision: str, out: Path, *observers: Obse
     return train.fit(resolve({**chosen, **sizes}), out, progress=False, observers=observers).resumed_after
 
 
-def _apart(found: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> float:
-    """Return the largest relative difference of a tensor in two checkpoints."""
-    pairs = list(zip(_tensors(found), _tensors(other), strict=True))
-    norm = torch.linalg.vector_norm
-    return max(0.0 if torch.equal(a, b) else float(norm(a - b) / norm(b).clamp(min=1e-30)) for a, b in pairs)
-
-
 def _tensors(saved: checkpoint.Checkpoint) -> list[torch.Tensor]:
     momenta = [value for state in saved.optimizer["state"].values() for value in state.values()]
     found = [*saved.model.values(), *saved.memory.values(), *momenta]
@@ -89,7 +83,7 @@ def _tensors(saved: checkpoint.Checkpoint) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)

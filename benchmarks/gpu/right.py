@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adv_train.methods import METHODS
-from benchmarks.gpu import resumed, steps
+from benchmarks.gpu import replays, resumed, steps
 from benchmarks.gpu.catalogue import Case, cases, hypergradient
 from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.measure import relative_error
@@ -34,7 +34,7 @@ _TRAINING: dict[str, tuple[torch.dtype, str, float]] = {
 
 
 def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> None:
-    """Compare every case of the catalogue, every training method and a resumed run, on the device and on the CPU."""
+    """Compare cases of the catalogue, training methods, graphs and resumed runs, on the device and on the CPU."""
     found = list(cases())[:: 20 if quick else 1]
     for name, (dtype, precision, goal) in _HYPERGRADIENTS.items():
         for case in found:
@@ -46,6 +46,7 @@ def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> Non
                 make = partial(_training, model, title, device, name)
                 stage.do(f"{model}, {title}: {name}", clock, make)
     for method in ("fast-bat",) if quick else METHODS.names():
+        stage.do(f"replayed, {method}: fp32", clock, partial(replays.against_eager, method, device))
         for precision in ("fp32",) if quick else ("fp32", "bf16"):
             make = partial(resumed.killed_and_resumed, method, device, precision)
             stage.do(f"killed and resumed, {method}: {precision}", clock, make)

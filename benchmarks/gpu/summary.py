@@ -33,7 +33,8 @@ def _right(rows: Mapping[str, Row]) -> str:
     groups: dict[str, list[str]] = defaultdict(list)
     for name, row in judged.items():
         before, _, after = name.partition(": ")
-        kind = "a step's gradient, " if "cosine" in row else "after a kill, " if before.startswith("killed") else ""
+        kinds = {"killed and resumed": "after a kill, ", "replayed": "graphs and eager steps, "}
+        kind = "a step's gradient, " if "cosine" in row else kinds.get(before.partition(",")[0], "")
         groups[f"{kind}{after}" if kind else f"hypergradients, {before}"].append(name)
     for group, names in groups.items():
         made = [rows[name] for name in names if "failure" not in rows[name]]

@@ -15,8 +15,9 @@ from pyautoattack.autopgd_base import L1_projection
 from torch import Tensor, nn
 
 from adv_train.attacks import PGD, StandardAutoAttack, autoattack, pgd
+from adv_train.attacks.checks import check_budget
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import check_budget, suitable_threads
+from adv_train.attacks.judging import suitable_threads
 from adv_train.errors import UserError
 from adv_train.threat import Norm, Threat
 from tests.applications.test_attacks import Network, linear_case, random, wide_case

@@ -14,9 +14,9 @@ from torch.optim import swa_utils
 from adv_train import checkpoint, data
 from adv_train.cli import main
 from adv_train.errors import UserError
-from adv_train.evaluate_run import summarise
 from adv_train.loading import load_model
 from adv_train.models import load_weights
+from adv_train.summaries import summarise
 from adv_train.train import fit
 from adv_train.trainer import Trainer
 from tests.applications.test_resume import EPOCHS, Stopped, assert_same_run, config, stop_at_write

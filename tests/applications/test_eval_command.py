@@ -19,10 +19,10 @@ import adv_train
 from adv_train import data, models, train
 from adv_train.cli import main
 from adv_train.errors import UserError
-from adv_train.evaluate_run import summarise
 from adv_train.loading import load_model
 from adv_train.models import load_weights
 from adv_train.records import RunFolder
+from adv_train.summaries import summarise
 from tests.applications.test_bad_input import refusal
 
 TRAIN = ["--method", "fast-at", "--model", "small-cnn", "--epochs", "2", "--device", "cpu", "--quiet"]

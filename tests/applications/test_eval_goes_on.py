@@ -18,10 +18,10 @@ from torch import Tensor
 import adv_train
 from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD, Square, TargetedPGD, Transfer, Verdicts
+from adv_train.attacks.named import named_attacks
 from adv_train.attacks.official import OfficialAttack
 from adv_train.cli import compare, doctor, listing, main
 from adv_train.cli import evaluation as cli_evaluation
-from adv_train.cli.evaluation import named_attacks
 from adv_train.comparison.cell import Judgement
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate

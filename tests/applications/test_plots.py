@@ -271,6 +271,47 @@ def test_the_ring_is_at_the_best_epoch_of_the_selection(tmp_path: Path) -> None:
     assert [row["best"] for row in drawing.rows(read_runs(runs))] == [0, 1, 0, 1, 0, 0, 0, 0, 1]
 
 
+ROBUST = [0.2, 0.5, 0.6, 0.05, 0.02]
+ONE_STEP = [0.3, 0.55, 0.65, 0.8, 0.85]
+
+
+def curves(*runs: Path) -> tuple[list[Any], list[str], list[dict[str, Any]]]:
+    """The lines of the robust panel, the legend and the rows."""
+    drawing = FIGURES.create("curves")
+    numbers = drawing.measure(read_runs(runs))
+    figure = drawing.draw(numbers)
+    (panel,) = (axes for axes in figure.axes if axes.get_title() == "Robust accuracy on the validation images")
+    (legend,) = figure.legends
+    return panel.get_lines(), [text.get_text() for text in legend.get_texts()], drawing.rows(numbers)
+
+
+def test_one_fgsm_step_is_drawn_beside_pgd_and_a_cross_marks_where_they_part(tmp_path: Path) -> None:
+    metrics = [record(place, ra, val_fgsm=ONE_STEP[place - 1]) for place, ra in enumerate(ROBUST, start=1)]
+    (whole, thin, ring, cross), legend, rows = curves(made(tmp_path / "run", metrics, epochs=5))
+    assert (list(whole.get_ydata()), list(thin.get_ydata())) == (ROBUST, ONE_STEP)
+    assert thin.get_linewidth() < whole.get_linewidth() and thin.get_color() == whole.get_color()
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([3.0], [0.6])
+    assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([4.0], [0.05]) and cross.get_marker() == "x"
+    assert legend == ["fast-at", "epoch in best.pt", "accuracy after one FGSM step", "overfitted to its attack"]
+    assert [row["val_fgsm"] for row in rows] == ONE_STEP
+    assert [row["overfitted"] for row in rows] == [0, 0, 0, 1, 0]
+
+
+def test_a_cross_marks_what_the_alarm_tells_of_and_what_was_rolled_back(tmp_path: Path) -> None:
+    metrics = [record(place, ra) for place, ra in enumerate(ROBUST, start=1)]
+    assert "after epoch 4" in str(evaluation.overfitting(metrics))
+    metrics[3] |= {"rolled_back_to": 3}  # Epoch 5 is the first that overfitted and stayed.
+    assert "after epoch 5" in str(evaluation.overfitting(metrics))
+    (_, _, cross), legend, rows = curves(made(tmp_path / "run", metrics, epochs=5, rollback=True))
+    assert list(cross.get_xdata()) == [4.0, 5.0] and "accuracy after one FGSM step" not in legend
+    assert {row["val_fgsm"] for row in rows} == {None}
+    # Standard training has no attack to overfit to, and an honest run does not.
+    for name, kept, method in (("plain", [*metrics[:3], metrics[4]], "standard"), ("honest", metrics[:3], "fast-at")):
+        lines, legend, rows = curves(made(tmp_path / name, kept, epochs=5, method=method))
+        assert len(lines) == 2 and "overfitted to its attack" not in legend
+        assert not any(row["overfitted"] for row in rows)
+
+
 def test_runs_from_before_alignment_was_recorded_are_told_apart(tmp_path: Path) -> None:
     old = [{key: value for key, value in record(epoch, 0.5).items() if key != "val_alignment"} for epoch in (1, 2)]
     run, empty = made(tmp_path / "old", old), made(tmp_path / "flat", [record(1, 0.5, val_alignment=None)])

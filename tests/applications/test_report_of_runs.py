@@ -11,7 +11,7 @@ import pytest
 
 import adv_train
 from adv_train.cli import main
-from adv_train.evaluate_run import summarise
+from adv_train.summaries import summarise
 from tests.applications.report_pages import Page, sections
 
 QUICK = ["--attacks", "pgd", "--pgd-steps", "2", "--pgd-restarts", "1", "--limit", "20", "--device", "cpu", "--quiet"]

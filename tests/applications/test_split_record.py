@@ -232,7 +232,7 @@ def test_a_run_whose_record_is_gone_is_neither_continued_nor_judged(tmp_path: Pa
     run.split_file.unlink()
     for use in (
         lambda: fit(resolve({**chosen, "epochs": 2}), run.path, progress=False),
-        lambda: evaluate_run(run.path, attacks=[PGD(1, 1)], progress=False),
+        lambda: evaluate_run(run.path, attacks=[PGD(1, 1)]),
     ):
         with pytest.raises(UserError, match=r"split\.json` is gone, .* put it back") as error:
             use()

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from adv_train import methods
+from adv_train.accelerate import Replayed, obstacles
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.run import cases as bench_cases
 from adv_train.config import resolve
 from adv_train.data.stratified import stratified_head
 from adv_train.loading import load_data, load_model
 from adv_train.train import fit
-from benchmarks.gpu import cell, cli, graph, requirements, resumed, right, stages, steps, summary
+from benchmarks.gpu import cell, cli, replays, requirements, resumed, right, stages, steps, summary
 from benchmarks.gpu.catalogue import cases
 from benchmarks.gpu.draws import DrawnOnCPU
 from benchmarks.gpu.stages import Clock, OutOfTime, Stage
@@ -145,7 +146,7 @@ def test_a_row_keeps_the_commit_that_it_was_made_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("title", steps.METHODS)
 def test_a_step_of_every_method_holds_nothing_that_a_graph_cannot(title: str) -> None:
-    assert graph.obstacles(steps.prepared("small-cnn", title, DEVICE, batch=4)) == []
+    assert obstacles(steps.prepared("small-cnn", title, DEVICE, batch=4)) == []
 
 
 def made_on_the_device() -> object:
@@ -166,7 +167,7 @@ def made_on_the_device() -> object:
 def test_what_a_graph_cannot_hold_is_found(obstacle: Callable[[], object]) -> None:
     # `torch.tensor` of torch 2.7 shows itself to nobody; `make gpu` needs 2.11.
     hidden = obstacle is made_on_the_device and torch.__version__ < (2, 11)
-    assert len(graph.obstacles(obstacle)) == (0 if hidden else 1)
+    assert len(obstacles(obstacle)) == (0 if hidden else 1)
 
 
 def test_every_method_is_compared_timed_and_killed() -> None:
@@ -214,6 +215,20 @@ def test_a_run_that_went_elsewhere_after_a_kill_is_seen(monkeypatch: pytest.Monk
     monkeypatch.setattr(resumed.checkpoint, "load", dishonest)
     row = resumed.killed_and_resumed("standard", CPU, "fp32")
     assert not row["met"] and 0 < row["error"] < 1e-3
+
+
+def test_a_replay_that_went_elsewhere_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replays.against_eager("sora", CPU)["met"]
+    honest = Replayed.__call__
+
+    def dishonest(at: Replayed, batch: Any) -> None:
+        honest(at, batch)
+        if at.captures:
+            at._step.state.memory["alignment"].add_(1e-6)
+
+    monkeypatch.setattr(Replayed, "__call__", dishonest)
+    row = replays.against_eager("sora", CPU)
+    assert not row["met"] and row["error"] > 0 == row["goal"]
 
 
 def test_judging_goes_on_after_the_slices_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

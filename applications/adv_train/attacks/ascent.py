@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from adv_train.attacks.checks import check_budget, check_labels, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES, Geometry
 from adv_train.attacks.judging import (
     Forward,
+    Judging,
     adapted,
-    check_budget,
-    check_labels,
-    check_samples,
-    checked,
     classes_of,
     deficit,
     frozen,
@@ -83,10 +81,9 @@ def ascend(
     threat: Threat,
     steps: Steps,
     aims: Callable[[int], Sequence[Aim]],
+    judging: Judging,
     *,
-    generator: torch.Generator,
-    batch_size: int,
-    progress: bool | None,
+    generator: torch.Generator | None = None,
     title: str = "PGD",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Climb from a random start for each aim in turn; `aims` makes them from the number of classes.
@@ -94,8 +91,9 @@ def ascend(
     A sample is broken when the clean image is misclassified or when the last iterate of *any* climb is; keeping
     only the one of highest loss would overstate robustness, because a higher loss can be a correct class.
     Broken samples leave the batch. The starts are drawn for all samples all the same, so that neither the batch
-    size nor another sample's fate changes what a sample meets. The model is judged in eval mode and handed back
-    as it was, with every mode, flag and ``.grad`` in place.
+    size nor another sample's fate changes what a sample meets; without a generator of its own the seed draws them
+    on the CPU, so that they are the same on every device. The model is judged in eval mode and handed back as it
+    was, with every mode, flag and ``.grad`` in place.
 
     Returns:
         The parts of `Verdicts`: robust, images, predicted.
@@ -103,6 +101,7 @@ def ascend(
     Warns:
         RuntimeWarning: When the model gives the first climb nothing to climb by.
     """
+    generator = generator or torch.Generator().manual_seed(judging.seed)
     shape = GEOMETRIES[threat.norm]
     check_samples(x, y, threat)
     given, x = x, full_resolution(x)
@@ -111,15 +110,15 @@ def ascend(
     with frozen(model), suitable_threads(model, x):
         forward = adapted(model, given)
         with torch.no_grad():
-            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(batch_size)])
+            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(judging.batch_size)])
         check_labels(y, logits.shape[1])
         predicted = classes_of(logits)
         robust = predicted == y
         rounds = aims(logits.shape[1])
-        with progress_bar(title, len(rounds) * len(x), "img", progress) as bar:
+        with progress_bar(title, len(rounds) * len(x), "img", judging.progress) as bar:
             for number, aim in enumerate(rounds):
                 start = start_of(x, threat, generator)
-                for batch in robust.nonzero().squeeze(1).split(batch_size):
+                for batch in robust.nonzero().squeeze(1).split(judging.batch_size):
                     if len(batch) == 0:
                         continue
                     climb = Climb(forward, shape, threat, steps, aim, watch if number == 0 else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -11,8 +10,11 @@ from torch import Tensor, nn
 
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.attacks.base import ATTACKS, Verdicts
+from adv_train.attacks.judging import Judging
+from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import undisturbed
-from adv_train.attacks.official import OfficialAttack, Run
+from adv_train.attacks.official import OfficialAttack
+from adv_train.attacks.package import Run
 from adv_train.threat import Threat
 
 
@@ -46,21 +48,19 @@ class RandAutoAttack(OfficialAttack):
     version: ClassVar[Literal["standard", "plus", "rand"]] = "rand"
     least_classes: ClassVar[int] = 3
 
-    def __call__(
+    def judge(
         self,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        *,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
+        judging: Judging,
+        memory: Memory | None = None,
     ) -> Verdicts:
-        """Attack every image, as `OfficialAttack` does; passes of the model leave the random state alone too."""
+        """Attack every image and remember nothing; passes of the model leave the random state alone too."""
         with undisturbed(x.device):
-            torch.manual_seed(seed)
-            return super().__call__(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+            torch.manual_seed(judging.seed)
+            return super().judge(model, x, y, threat, judging)
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return images and the classes that the package saw; -1 where the clean logits are not finite."""
@@ -70,18 +70,3 @@ class RandAutoAttack(OfficialAttack):
     def decide(self, clean: Tensor, after: Tensor, y: Tensor) -> Tensor:
         """Take the package's verdict: our clean pass is another draw."""
         return after == y
-
-    def resume(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        folder: Path,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
-    ) -> Verdicts:
-        """Attack anew."""
-        return self(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)

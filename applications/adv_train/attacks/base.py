@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from adv_train.attacks.judging import Judging
 from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
@@ -33,10 +33,10 @@ class Verdicts:
     settings: Mapping[str, Any]
 
 
-class Attack(Checked, ABC):
+class Attack(Checked):
     """An attack with its options, which are the fields of a frozen dataclass.
 
-    Subclasses stand in files of their own in this package and are registered with `ATTACKS.register`.
+    Subclasses define `judge`, stand in files of their own in this package and are registered with `ATTACKS.register`.
 
     Attributes:
         least_classes: Logits that a model must have for the attack to be defined.
@@ -44,7 +44,6 @@ class Attack(Checked, ABC):
 
     least_classes: ClassVar[int] = 2
 
-    @abstractmethod
     def __call__(
         self,
         model: nn.Module,
@@ -74,25 +73,21 @@ class Attack(Checked, ABC):
             UserError: When an argument is out of range or shape, or the attack does not know the norm.
             RuntimeError: When an image leaves the budget.
         """
+        return self.judge(model, x, y, threat, Judging(seed, batch_size, progress))
+
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
+        """Attack as a call does, with its settings in one piece."""
+        raise NotImplementedError(f"{type(self).__name__} defines no `judge`.")
 
     def resume(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        folder: Path,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, folder: Path, **judging: Any
     ) -> Verdicts:
         """Attack with the same verdicts, and keep in a folder what is done, to go on from there when interrupted.
 
         An attack that has nothing to keep leaves the folder alone. The folder belongs to this attack, model, images,
-        seed and batch size alone.
+        seed and batch size alone. `judging` are the settings of a call.
         """
-        return self(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)
+        return self(model, x, y, threat, **judging)
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
         """Refuse, before any work, what this attack cannot judge: images ``(N, C, H, W)``, number of logits, threat.

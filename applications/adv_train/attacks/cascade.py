@@ -1,4 +1,4 @@
-"""A short attack that thins out the samples, and the whole of AutoAttack on those that are left."""
+"""A short attack, and the whole of AutoAttack on the samples that survive it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.attacks.base import ATTACKS
-from adv_train.attacks.judging import check_budget
-from adv_train.attacks.official import OfficialAttack, Run
+from adv_train.attacks.checks import check_budget
+from adv_train.attacks.official import OfficialAttack
+from adv_train.attacks.package import Run
 from adv_train.values import Count, Range
 
 if TYPE_CHECKING:
@@ -23,12 +24,11 @@ class Cascade(OfficialAttack):
     """Short APGD-CE and APGD-T first, then the whole of standard AutoAttack on the samples that survive these.
 
     The targets of a sample are its most probable wrong classes, the most probable one first. A sample that the short
-    part breaks is broken: its image is checked against the ball and classified once more. Every survivor gets the
-    verdict of the official attack, run on the survivors alone. Two kinds of verdict can differ from those of official
-    AutoAttack on all samples: a sample may be broken by the short part and not by AutoAttack (the cascade is stronger
-    there); and a sample that falls to some random numbers only may fall here and not there, or the other way round, as
-    with another batch size of AutoAttack, since random numbers depend on the place in a batch. Most of the time goes
-    into survivors, so it saves much only where few survive.
+    part breaks is broken: its image is checked against the ball and classified once more, and the accuracy is lower by
+    those among them that AutoAttack does not break. Every survivor gets the verdict of the official attack, run on the
+    survivors alone; one that falls to some random numbers only may go either way, as with another batch size of
+    AutoAttack, since random numbers depend on the place in a batch. It saves little or no time on the models measured
+    (`python -m benchmarks.cascade`): nearly all of it goes into survivors.
 
     Attributes:
         steps: Iterations of each short APGD, at least 3; the official one has 100.

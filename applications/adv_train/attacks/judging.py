@@ -1,30 +1,39 @@
-"""What the judging attacks share: a frozen model at its own precision, the verdict on a sample, the checks."""
+"""What the judging attacks share: their settings, a frozen model at its own precision, the verdict on a sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adv_train import bars
-from adv_train.errors import UserError
-from adv_train.threat import Threat
+from adv_train.attacks.checks import checked
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 
-TOLERANCE = 1e-6
-"""By how much a float32 image may leave the range of images, and a ball of radius up to 1: a few roundings near 1."""
-
-_ROUNDING = 2.0**-24
-"""By how much a float32 pixel near 1 is off."""
-
 _SMALL_MODEL = 1_000_000
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The settings that every attack takes, whatever its options.
+
+    Attributes:
+        seed: Of all random numbers of the attack.
+        batch_size: Images in a forward pass.
+        progress: Show a bar; ``None`` shows it on a terminal only.
+    """
+
+    seed: int = 0
+    batch_size: int = 512
+    progress: bool | None = False
 
 
 @contextmanager
@@ -102,23 +111,6 @@ def adapted(model: nn.Module, x: Tensor) -> Forward:
     return model
 
 
-def checked(logits: object, n: int) -> Tensor:
-    """Refuse what cannot be the logits of a classifier.
-
-    Raises:
-        UserError: When they are not floating point of shape ``(n, classes)`` with at least two classes.
-    """
-    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
-        raise UserError(f"A model must return logits of shape ({n}, classes) for {n} images, but returns {found}.")
-    if logits.shape[1] < 2:
-        raise UserError(
-            f"A classifier needs at least 2 logits an image, but the model returns {found}: its largest logit is "
-            "always the first. A model with one logit z becomes one with two by `torch.cat([-z, z], 1)`."
-        )
-    return logits
-
-
 def classes_of(logits: Tensor) -> Tensor:
     """Give the class of each row of logits, and -1 where a logit is not finite, which no label equals."""
     return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
@@ -151,62 +143,3 @@ def predict(model: Forward, x: Tensor, batch_size: int) -> Tensor:
         UserError: When the model does not return logits of at least two classes.
     """
     return torch.cat([classes_of(checked(model(batch), len(batch))) for batch in x.split(batch_size)])
-
-
-def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
-    """Refuse images or labels that an attack cannot take.
-
-    Raises:
-        UserError: When images are not floats ``(N, C, H, W)`` in the threat's range with N >= 1, when labels are not
-            classes ``(N,)``, int64, or when the budget reaches every image.
-    """
-    if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
-        raise UserError(
-            f"An attack needs floating-point images of shape (N, C, H, W) with N >= 1, but got {x.dtype} of shape "
-            f"{tuple(x.shape)}. Divide uint8 images by 255."
-        )
-    threat.check_images(x.shape[1:])
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise UserError(
-            f"An attack needs one int64 label an image, so shape ({len(x)},), but got {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
-    if bool((y < 0).any()):
-        raise UserError(f"Labels are classes counted from 0, but the smallest is {int(y.min())}.")
-    span = f"[{threat.low:g}, {threat.high:g}]"
-    if not bool(((x >= threat.low) & (x <= threat.high)).all()):
-        raise UserError(
-            f"An attack needs images in {span}, but their range is [{x.min().item():.3g}, {x.max().item():.3g}]. "
-            "Normalise inside the model, not before it."
-        )
-
-
-def check_labels(y: Tensor, classes: int) -> None:
-    """Refuse labels that name no logit.
-
-    Raises:
-        UserError: When a label is not below the number of classes.
-    """
-    if int(y.max()) >= classes:
-        raise UserError(f"The largest label is {int(y.max())}, but the model has {classes} logits, counted from 0.")
-
-
-def check_budget(adversarial: Tensor, x: Tensor, threat: Threat) -> None:
-    """Refuse to judge by images outside the budget or the range, by more than rounding.
-
-    In l2 and l1 the roundings of all pixels add up, and those of their sum: to 1.9e-4 at 12 in l1 on CIFAR.
-
-    Raises:
-        RuntimeError: When some image is outside or not finite: the attack is broken, and so is its verdict.
-    """
-    distance = threat.distance(adversarial - x)
-    slack = TOLERANCE * max(1.0, threat.eps) + threat.largest(x.shape[1:], _ROUNDING)
-    in_range = ((adversarial >= threat.low - TOLERANCE) & (adversarial <= threat.high + TOLERANCE)).flatten(1).all(1)
-    inside = in_range & (distance <= threat.eps + slack)
-    if not bool(inside.all()):
-        farthest = distance.max().item()
-        raise RuntimeError(
-            f"The attack left its budget: {int((~inside).sum())} of {len(x)} images are outside the {threat.norm} ball "
-            f"of radius {threat.eps:.6g} or outside [{threat.low:g}, {threat.high:g}]; the farthest moved by "
-            f"{farthest:.6g}."
-        )

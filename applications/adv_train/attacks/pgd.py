@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Steps, ascend, untargeted
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.judging import Judging
 from adv_train.threat import Norm, Threat
 from adv_train.values import Count, Positive
 
@@ -36,20 +37,19 @@ class PGD(Attack):
     restarts: Count = 10
     step: Positive | None = None
 
-    def __call__(
+    def judge(
         self,
         model: nn.Module,
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        *,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
+        judging: Judging,
+        generator: torch.Generator | None = None,
     ) -> Verdicts:
-        """Attack every image; the starts are drawn on the CPU, so they are the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        return _attack(model, x, y, threat, self, generator=generator, batch_size=batch_size, progress=progress)
+        """Attack every image, from starts that the seed or a given generator draws."""
+        steps, aims = Steps(self.steps, self.step), [untargeted] * self.restarts
+        found = ascend(model, x, y, threat, steps, lambda classes: aims, judging, generator=generator)
+        return Verdicts(*found, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the options, with the step's length and in l1 the radii of the balls."""
@@ -100,31 +100,6 @@ def pgd(
         UserError: When an argument is out of range or shape.
         RuntimeError: When a gradient is not finite, or an image leaves the ball.
     """
-    settings, threat = PGD(steps, restarts, step), Threat(norm, eps)
-    found = _attack(model, x, y, threat, settings, generator=generator, batch_size=batch_size, progress=progress)
+    judging = Judging(batch_size=batch_size, progress=progress)
+    found = PGD(steps, restarts, step).judge(model, x, y, Threat(norm, eps), judging, generator)
     return found.robust, found.images
-
-
-def _attack(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    settings: PGD,
-    *,
-    generator: torch.Generator,
-    batch_size: int,
-    progress: bool | None,
-) -> Verdicts:
-    robust, images, predicted = ascend(
-        model,
-        x,
-        y,
-        threat,
-        Steps(settings.steps, settings.step),
-        lambda classes: [untargeted] * settings.restarts,
-        generator=generator,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return Verdicts(robust, images, predicted, settings.settings(threat, batch_size))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Aim, Loss, Steps, ascend
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.judging import Judging
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive
 
@@ -37,31 +38,11 @@ class TargetedPGD(Attack):
     restarts: Count = 1
     step: Positive | None = None
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
-    ) -> Verdicts:
-        """Attack every image; the starts are drawn on the CPU, so they are the same on every device."""
-        robust, images, predicted = ascend(
-            model,
-            x,
-            y,
-            threat,
-            Steps(self.steps, self.step),
-            self._aims,
-            generator=torch.Generator().manual_seed(seed),
-            batch_size=batch_size,
-            progress=progress,
-            title="targeted PGD",
-        )
-        return Verdicts(robust, images, predicted, self.settings(threat, batch_size))
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
+        """Attack every image."""
+        steps = Steps(self.steps, self.step)
+        found = ascend(model, x, y, threat, steps, self._aims, judging, title="targeted PGD")
+        return Verdicts(*found, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the options, with the step's length and in l1 the radii of the balls."""

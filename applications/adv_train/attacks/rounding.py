@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adv_train.attacks.judging import TOLERANCE, Forward, predict
+from adv_train.attacks.checks import TOLERANCE
+from adv_train.attacks.judging import Forward, predict
 from adv_train.threat import Threat
 
 LEVELS = 255

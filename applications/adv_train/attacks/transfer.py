@@ -11,18 +11,9 @@ from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Climb, Steps, start_of, untargeted
 from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.checks import check_budget, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import (
-    adapted,
-    check_budget,
-    check_samples,
-    checked,
-    frozen,
-    full_resolution,
-    predict,
-    progress_bar,
-    suitable_threads,
-)
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, progress_bar, suitable_threads
 from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.threat import Threat
@@ -80,43 +71,33 @@ class Transfer(Attack):
     restarts: Count = 1
     step: Positive | None = None
 
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        seed: int,
-        batch_size: int = 512,
-        progress: bool | None = False,
-    ) -> Verdicts:
+    def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
         """Attack every image; a sample that a restart broke is not attacked again."""
         check_samples(x, y, threat)
         source = self._model()
         given, x = x, full_resolution(x)
         images, steps = x.clone(), Steps(self.steps, self.step)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(judging.seed)
         with frozen(model), frozen(source), suitable_threads(source, x):
             judge, maker = adapted(model, given), adapted(source, given)
             climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)
-            predicted = predict(judge, x, batch_size)
+            predicted = predict(judge, x, judging.batch_size)
             robust = predicted == y
-            with progress_bar("transfer", self.restarts * len(x), "img", progress) as bar:
+            with progress_bar("transfer", self.restarts * len(x), "img", judging.progress) as bar:
                 for restart in range(self.restarts):
                     start = start_of(x, threat, generator)
-                    for batch in robust.nonzero().squeeze(1).split(batch_size):
+                    for batch in robust.nonzero().squeeze(1).split(judging.batch_size):
                         if len(batch) == 0:
                             continue
                         with torch.no_grad():
                             clean = checked(maker(x[batch]), len(batch))
                         images[batch] = climb(start[batch], x[batch], y[batch], clean)[0]
-                        predicted[batch] = predict(judge, images[batch], batch_size)
+                        predicted[batch] = predict(judge, images[batch], judging.batch_size)
                         bar.update(len(batch))
                     robust = predicted == y
                     bar.update((restart + 1) * len(x) - bar.n)
         check_budget(images, x, threat)
-        return Verdicts(robust, images, predicted, self.settings(threat, batch_size))
+        return Verdicts(robust, images, predicted, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the options, with a digest of the source's weights, and the step's length."""

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adv_train import accelerate as faster
 from adv_train import data, methods, models
+from adv_train.bench.accelerated import prepared
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.timing import interleaved, ratio
@@ -45,6 +47,8 @@ class Row:
         over_standard: median ratio to a step of standard training in the same round.
         over_by_hand: median ratio to the same step in one hand-written function; None where there is none.
         peak_mib: peak memory on a CUDA device; None elsewhere.
+        over_eager: median ratio of an accelerated step to the eager one in the same round; None where there is none.
+        prepare_seconds: what its capture or compilation took, likewise.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Row:
     over_standard: float
     over_by_hand: float | None
     peak_mib: float | None
+    over_eager: float | None = None
+    prepare_seconds: float | None = None
 
 
 def run(
@@ -66,6 +72,8 @@ def run(
     device: torch.device,
     precision: str = "fp32",
     channels_last: bool = False,
+    accelerate: str = "off",
+    only: Sequence[str] | None = None,
     progress: bool = True,
 ) -> list[Row]:
     """Measure every method on random images.
@@ -79,6 +87,8 @@ def run(
         device: where to run.
         precision: one of `adv_train.precision.PRECISIONS`.
         channels_last: keep weights and images in that memory layout.
+        accelerate: `graph` or `compile` also takes each step so, beside the eager one.
+        only: names of the methods beside standard training; all where none are named.
         progress: show a bar on stderr.
     """
     generator = torch.Generator().manual_seed(0)
@@ -91,18 +101,26 @@ def run(
     y = torch.randint(10, (batch_size,), generator=generator).to(device)
     start = (eps * (2 * torch.rand(x.shape, generator=generator) - 1)).to(device)
 
-    chosen = cases()
+    chosen = [case for case in cases() if only is None or case[1] in ("standard", *only)]
     built = [methods.METHODS.create(method, **options) for _, method, options in chosen]
     threat = Threat("linf", eps)
     batch = data.Batch(x, y, torch.arange(len(x), device=device))
     steps = [_step(method, model, batch, threat, start) for method in built]
     hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
     with computed_in(precision, device):
-        seconds = interleaved([*steps, *hand.values()], repeats=repeats, device=device, progress=progress)
-    by_hand = dict(zip(hand, seconds[len(steps) :], strict=True))
+        view = faster.compiled(model) if accelerate == "compile" else model
+        fast = {
+            at: prepared(accelerate, _step(method, view, batch, threat, start), device)
+            for at, method in enumerate(built)
+            if accelerate == "graph" or (accelerate == "compile" and method.differentiates_once)
+        }
+        every = [*steps, *hand.values(), *(step for step, _ in fast.values())]
+        seconds = interleaved(every, repeats=repeats, device=device, progress=progress)
+    by_hand = dict(zip(hand, seconds[len(steps) :], strict=False))
+    over_eager = {at: ratio(s, seconds[at]) for at, s in zip(fast, seconds[len(steps) + len(hand) :], strict=True)}
 
     rows = []
-    for (name, kind, options), method, step, taken in zip(chosen, built, steps, seconds, strict=False):
+    for at, ((name, kind, options), method, step, taken) in enumerate(zip(chosen, built, steps, seconds, strict=False)):
         median = statistics.median(taken)
         rows.append(
             Row(
@@ -113,6 +131,8 @@ def run(
                 over_standard=ratio(taken, seconds[0]),
                 over_by_hand=ratio(taken, by_hand[kind]) if kind in by_hand and not options else None,
                 peak_mib=_peak(step, device, precision),
+                over_eager=over_eager.get(at),
+                prepare_seconds=fast[at][1] if at in fast else None,
             )
         )
     return rows
@@ -134,8 +154,9 @@ def record(rows: Sequence[Row], **settings: Any) -> dict[str, Any]:
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     head = ("method", "forwards a step", "ms a step", "images/s", "over standard", "over by hand", "peak MiB")
+    accelerated = any(row.over_eager is not None for row in rows)
     return write_table(
-        head,
+        (*head, "accelerated over eager", "s to prepare") if accelerated else head,
         [
             [
                 row.name,
@@ -145,6 +166,7 @@ def table(rows: Sequence[Row]) -> str:
                 _figure(row.over_standard, 2),
                 _figure(row.over_by_hand, 3),
                 _figure(row.peak_mib, 0),
+                *([_figure(row.over_eager, 2), _figure(row.prepare_seconds, 1)] if accelerated else []),
             ]
             for row in rows
         ],

@@ -22,10 +22,11 @@ from adv_train.cli.processes import run_cells
 from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
 from adv_train.errors import UserError
-from adv_train.evaluate_run import STANDARD, summarise
+from adv_train.evaluate_run import STANDARD
 from adv_train.files import make_folder
 from adv_train.report import NextStep, results_table, write_report
 from adv_train.report import command as written
+from adv_train.summaries import summarise
 from adv_train.values import Range
 
 METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from adv_train.attacks.judging import Judging
 from adv_train.cli.command_line import options
 from adv_train.cli.judged_model import JudgedModel, check_run_alone, foreign
 from adv_train.doctor import LIMIT, Patient, chosen, examine, patient_of_run, patient_of_weights
@@ -76,8 +77,7 @@ def _of_run(command: Doctor, folder: Path) -> tuple[Patient, Path]:
         norm=command.norm,
         eps=command.eps,
         limit=command.limit,
-        seed=command.seed,
-        batch_size=command.batch_size,
+        judging=Judging(command.seed, command.batch_size),
         device=command.device,
         data_name=command.data,
         data_root=command.data_root,
@@ -96,8 +96,7 @@ def _of_weights(command: Doctor) -> tuple[Patient, Path]:
         norm=command.norm or "linf",
         eps=command.eps or 0.0,
         limit=command.limit,
-        seed=command.seed,
-        batch_size=command.batch_size,
+        judging=Judging(command.seed, command.batch_size),
         device=command.device,
         data_root=command.data_root or "data",
     )

@@ -30,30 +30,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adv_train.attacks import ATTACKS, Attack
+from adv_train.attacks.judging import Judging
+from adv_train.attacks.named import named_attacks
 from adv_train.cli.command_line import options
+from adv_train.cli.evaluated import about, print_classes, radius, rounding, say, told
 from adv_train.cli.judged_model import JudgedModel, check_run_alone, foreign
 from adv_train.errors import UserError
-from adv_train.evaluate import named
-from adv_train.evaluate_run import evaluate_run, evaluate_weights, summarise, summarise_record
+from adv_train.evaluate_run import evaluate_run, evaluate_weights
 from adv_train.evaluation import Evaluation, check_image_file
 from adv_train.records import RunFolder
-from adv_train.report import (
-    NextStep,
-    RunSummary,
-    budget,
-    class_rows,
-    once_more,
-    percent,
-    results_table,
-    write_report,
-    write_table,
-)
+from adv_train.report import NextStep, RunSummary, once_more, results_table, write_report
 from adv_train.report import command as written
+from adv_train.summaries import summarise, summarise_record
 from adv_train.threat import Threat
 from adv_train.values import Range
-from adv_train.written import items
-
-_SHOWN_CLASSES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +92,23 @@ def run(words: Sequence[str]) -> int:
             outcome, folder, summary = _run(one, command.run) if command.run else _foreign(one)
         judged.append((outcome, RunSummary(**{**vars(summary), "evaluation": outcome.summary()})))
     several = len(judged) > 1
-    rows = [replace(shown, name=f"{shown.name}, {_eps(outcome)}") if several else shown for outcome, shown in judged]
+    rows = [replace(shown, name=f"{shown.name}, {radius(outcome)}") if several else shown for outcome, shown in judged]
     print(results_table(rows, command.table))
     for outcome, shown in judged:
         if command.table == "markdown":
-            _print_classes(shown, f"At {_eps(outcome)}:" if several else "")
-        for line in _told(outcome, several):
+            print_classes(shown, f"At {radius(outcome)}:" if several else "")
+        for line in told(outcome, several):
             print(line, file=sys.stderr)
-        _say(_about(outcome, folder), command.table)
+        say(about(outcome, folder), command.table)
     if command.save_images is not None:
         for outcome, _ in judged:
-            _say(_rounding(outcome), command.table)
+            say(rounding(outcome), command.table)
     if command.report:
         report = folder / "report.html"
         again, further = _steps(folder if command.run else None, words)
         title = f"{summary.name} on {outcome.about['data']}"
         write_report(report, [summary], title=title, again=again, next_steps=further)
-        _say(f"The report is {report}", command.table)
+        say(f"The report is {report}", command.table)
     return 0
 
 
@@ -142,36 +132,6 @@ def _image_file(command: Eval, eps: float | None) -> Path | None:
     check_image_file(path)
     several = command.eps is not None and len(set(command.eps)) > 1
     return path.with_name(f"{path.stem}-eps{eps:.4g}{path.suffix}") if several else path
-
-
-def _eps(outcome: Evaluation) -> str:
-    return f"ε = {outcome.eps:.4g}"
-
-
-def _told(outcome: Evaluation, several: bool) -> list[str]:
-    """Return a line for each warning of a record."""
-    at = f" at {_eps(outcome)}" if several else ""
-    return [f"warning{at}: {warning}" for warning in outcome.warnings]
-
-
-def _about(outcome: Evaluation, folder: Path) -> str:
-    """Say what was judged, and where the record is."""
-    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
-    about = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(outcome.summary())}"
-    part = ""
-    if outcome.of is not None and outcome.n < outcome.of:
-        part = f"\nThe test set has {outcome.of} images; the intervals take the {outcome.n} for a random choice."
-    return f"{about}; written to {folder / 'eval.json'}{part}"
-
-
-def _rounding(outcome: Evaluation) -> str:
-    """Say what rounding the images did to the verdicts."""
-    told = [
-        f"{name} {percent(found['ra'])} ({found['stay']} of {found['broken']} broken ones stay so, "
-        f"{found['more']} more break)"
-        for name, found in outcome.after_rounding().items()
-    ]
-    return f"Robust after rounding to 8 bits at {_eps(outcome)}: {', '.join(told) or 'no attack was run'}"
 
 
 def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:
@@ -208,29 +168,12 @@ def _common(command: Eval) -> dict[str, Any]:
     return {
         "attacks": _attacks(command),
         "limit": command.limit,
-        "seed": command.seed,
-        "batch_size": command.batch_size,
+        "judging": Judging(command.seed, command.batch_size, command.shown),
         "device": command.device,
         "again": command.again,
         "save_images": command.save_images,
-        "tell": lambda line: _say(line, command.table),
-        "progress": command.shown,
+        "tell": lambda line: say(line, command.table),
     }
-
-
-def named_attacks(names: str, *, steps: int, restarts: int) -> list[Attack]:
-    """Make the attacks of a list of names with options, PGD by default with so many steps and restarts.
-
-    Raises:
-        UserError: When a name is unknown, or an option is wrong.
-    """
-    made = []
-    for item in items(names):
-        name, options = ATTACKS.parsed(item, "attacks")
-        defaults = {"steps": steps, "restarts": restarts} if name == "pgd" else {}
-        made.append(ATTACKS.create(name, **{**defaults, **options}))
-    named(made)
-    return made
 
 
 def _attacks(command: Eval) -> list[Attack]:
@@ -239,32 +182,9 @@ def _attacks(command: Eval) -> list[Attack]:
     return [attack for attack in found if ATTACKS.name_of(attack) not in left_out]
 
 
-def _print_classes(summary: RunSummary, heading: str) -> None:
-    """Print the accuracies of each class; of many classes those that fare worst."""
-    titles, rows = class_rows(summary)
-    if not rows:
-        return
-    classes = summary.evaluation["per_class"]
-    # The robust accuracy under the last attack, the strongest one, decides; clean accuracy where there was none.
-    worst = sorted(range(len(rows)), key=lambda i: [*classes[i]["ra"].values(), classes[i]["sa"]][-2:][0] or 0.0)
-    many = len(rows) > _SHOWN_CLASSES
-    chosen = sorted(worst[:_SHOWN_CLASSES]) if many else range(len(rows))
-    if heading:
-        print(f"\n{heading}")
-    print(f"\n{write_table(titles, [rows[i] for i in chosen])}")
-    if many:
-        print(f"These are the {_SHOWN_CLASSES} of {len(rows)} classes that withstand least.")
-    print()
-
-
 def _steps(run: Path | None, words: Sequence[str]) -> tuple[list[NextStep], list[NextStep]]:
     """Give the commands that make the page again, and what to run next."""
     if run is None:
         return [NextStep("Judge it and write this page again.", written("eval", *words))], []
     further = NextStep("Judge it again, with other attack noise.", written("eval", run, "--seed", "1"))
     return once_more(run, ["eval", *words]), [further]
-
-
-def _say(text: str, form: str) -> None:
-    """Print where people look; a table for a program or a paper has the output to itself."""
-    print(text, file=sys.stdout if form == "markdown" else sys.stderr)

@@ -6,6 +6,7 @@ examples:
   adv-train fit --preset cifar10-16-pgd-at --steps 3 --seed 1 --out runs/c
   adv-train fit --data cifar10 --method fast-at --norm l2 --out runs/f
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
+  adv-train fit --preset cifar10-8-fast-bat --precision bf16 --channels-last --accelerate graph --out runs/g
   adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
   adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
   adv-train fit --out runs/a                               (goes on with what runs/a says)
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from adv_train import models
 from adv_train.attacks.autoattack import LEAST_CLASSES
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import chosen, configured
@@ -69,6 +71,9 @@ def run(words: Sequence[str]) -> int:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")
     else:
         print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
+    prepared = sum(line.get("prepare_seconds", 0.0) for line in result.run.timing())
+    if prepared:
+        print(f"Of its training time --accelerate {config.compute.accelerate} took {prepared:.1f} s to prepare.")
     best = result.best
     averaged = config.training.average_after(best["epoch"])
     told = f" (averaged weights, {averaged})" if averaged else ""
@@ -85,7 +90,10 @@ def configuration(command: Run, flags: Mapping[str, Any]) -> RunConfig:
     folder = RunFolder(command.out) if command.out else None
     complete_elsewhere = command.preset or command.config or "data" in flags or "method" in flags
     if folder and folder.config_file.is_file() and not complete_elsewhere:
-        return folder.config().changed(flags)
+        config = folder.config()
+        if "model" not in flags:
+            models.require_trusted(config.model.name, f"`{folder.config_file}`")
+        return config.changed(flags)
     return resolve(flags, preset=command.preset, file=command.config)
 
 

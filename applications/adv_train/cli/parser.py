@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from adv_train.errors import unknown
+from adv_train.errors import UserError, unknown
 
 #: Each command: its module, and a line about it.
 COMMANDS = {
@@ -38,6 +38,9 @@ start here:
   adv-train fit --preset cifar10-8-fast-bat       a cell of the published tables (wants a GPU)
   adv-train list                                  methods, presets, models, data sets
 
+with any command:
+  --trust package.module:factory    run this code where a run folder or a checkpoint names it as its model
+
 exit status: 0 done, 1 training diverged or the doctor found something, 2 something to put right (told in one line),
 130 interrupted"""
 
@@ -62,9 +65,40 @@ def run(words: Sequence[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
+    words = _trusting(words)
     # Only the command that is wanted: the others would bring seconds of imports with them.
     status: int = import_module(f"adv_train.cli.{COMMANDS[words[0]][0]}").run(words[1:])
     return status
+
+
+def _trusting(words: Sequence[str]) -> list[str]:
+    """Trust the factories that `--trust` names, and return the other words.
+
+    Raises:
+        UserError: For what is not the name of a factory.
+    """
+    rest, waiting = [], False
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if waiting or (flag == "--trust" and equals):
+            _trust(word if waiting else value)
+            waiting = False
+        elif word == "--trust":
+            waiting = True
+        else:
+            rest.append(word)
+    if waiting:
+        _trust("")
+    return rest
+
+
+def _trust(name: str) -> None:
+    place, colon, factory = name.partition(":")
+    if not (place and colon and factory):
+        raise UserError(f"--trust takes a name such as package.module:factory, but was given `{name}`.")
+    from adv_train.models import trust  # imports torch, which most errors need not wait for
+
+    trust(name)
 
 
 def _version() -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from adv_train.cli.processes import run_cells
 from adv_train.comparison import Cell, Plan
-from adv_train.evaluate_run import summarise
 from adv_train.report import NextStep, Scatter, Section, command, write_report
+from adv_train.summaries import summarise
 
 
 def finish(

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from adv_train.attacks.named import named_attacks
 from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import configured
-from adv_train.cli.evaluation import named_attacks
 from adv_train.cli.several import finish, write_first_seeds
 from adv_train.config import SECTIONS
 from adv_train.errors import UserError

@@ -109,8 +109,10 @@ class Cell:
 
         The folder holds the configuration already.
         """
+        name = self.config.model.name
+        trusted = ["--trust", name] if ":" in name else []  # the user has named it to the command that made this cell
         if not self.is_trained():
-            yield ["fit", "--out", str(self.out), "--progress"]
+            yield ["fit", "--out", str(self.out), "--progress", *trusted]
         for place, judgement in enumerate(self.judgements):
             if self.evaluations()[place] is None:
-                yield judgement.command(self.config, self.out)
+                yield [*judgement.command(self.config, self.out), *trusted]

@@ -70,13 +70,18 @@ class OptimizerConfig(Checked):
         if self.momentum_cycling and self.momentum is not None and self.momentum < 0.1:
             raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
 
-    def create(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    def create(self, parameters: Iterable[Tensor], *, captured: bool = False) -> torch.optim.Optimizer:
         """Return the optimiser of these parameters.
+
+        Args:
+            parameters: What it moves.
+            captured: As in `adv_train.optimizers.create`.
 
         Raises:
             UserError: When torch refuses an option.
         """
         own = {} if self.momentum is None else {"momentum": self.momentum}
+        chosen: dict[str, Any] = {**own, **(self.options or {})}
         return optimizers.create(
-            self.name, parameters, lr=self.lr, weight_decay=self.weight_decay, **own, **(self.options or {})
+            self.name, parameters, lr=self.lr, weight_decay=self.weight_decay, captured=captured, **chosen
         )

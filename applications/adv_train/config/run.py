@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adv_train import optimizers
 from adv_train.config.optimizer import OptimizerConfig
 from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import INIT, fields, flat, nested, plain
@@ -47,6 +48,10 @@ class RunConfig:
             raise UserError(
                 f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
             )
+        if self.compute.accelerate == "compile":
+            self.method.check_differentiates_once()
+        if self.compute.accelerate == "graph":
+            optimizers.check_captured(self.optimizer.name)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> RunConfig:

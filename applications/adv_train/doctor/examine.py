@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adv_train.attacks.judging import check_labels, checked, full_resolution, progress_bar
+from adv_train.attacks.checks import check_labels, checked
+from adv_train.attacks.judging import Judging, full_resolution, progress_bar
 from adv_train.data import Dataset, Split
 from adv_train.data.stratified import stratified_head
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError
@@ -74,11 +75,8 @@ def doctor(
             raise UserError("A run brings its own images: leave out `images`, `labels` and `train`, or give a module.")
         if threat is not None:
             eps, norm = threat.eps, threat.norm
-        return examine(
-            patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, seed=seed, batch_size=batch_size),
-            names,
-            progress=progress,
-        )
+        patient = patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, judging=Judging(seed, batch_size))
+        return examine(patient, names, progress=progress)
     if images is None:
         raise UserError("`images` are missing: a module is examined by images and labels.")
     if (threat is None) == (eps is None):
@@ -99,8 +97,7 @@ def doctor(
         train=train or (dataset.train if dataset else None),
         test=dataset.test if dataset else _as_split(images, whole, train),
         statistics=(dataset.mean, dataset.std) if dataset else None,
-        seed=seed,
-        batch_size=batch_size,
+        judging=Judging(seed, batch_size),
     )
     return examine(patient, names, progress=progress)
 
@@ -133,7 +130,8 @@ def examine(patient: Patient, names: Sequence[str], *, progress: bool | None = F
             bar.set_postfix_str(name)
             findings[name] = _made(name, patient)
             bar.update()
-    about: dict[str, Any] = {"norm": patient.norm, "eps": patient.eps, "n": len(patient.x), "seed": patient.seed}
+    about: dict[str, Any] = {"norm": patient.norm, "eps": patient.eps, "n": len(patient.x)}
+    about["seed"] = patient.judging.seed
     if patient.checkpoint:
         about["checkpoint"] = patient.checkpoint
     return Diagnosis(findings, about)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from adv_train.attacks.judging import Judging
 from adv_train.data.split import to_unit_range
 from adv_train.devices import find_device
 from adv_train.digests import digest
@@ -24,8 +25,7 @@ def patient_of_run(
     norm: Norm | None = None,
     eps: float | None = None,
     limit: int | None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(),
     device: str | None = None,
     data_name: str | None = None,
     data_root: str | None = None,
@@ -44,8 +44,7 @@ def patient_of_run(
         norm=norm or (trained.norm if trained else "linf"),
         eps=trained.eps if eps is None and trained else eps or 0.0,
         limit=limit,
-        seed=seed,
-        batch_size=batch_size,
+        judging=judging,
         device=device,
         trained=trained,
         records=_own_records(path, opened),
@@ -66,8 +65,7 @@ def patient_of_weights(
     norm: Norm,
     eps: float,
     limit: int | None,
-    seed: int = 0,
-    batch_size: int = 512,
+    judging: Judging = Judging(),
     device: str | None = None,
     data_root: str = "data",
 ) -> Patient:
@@ -86,8 +84,7 @@ def patient_of_weights(
         norm=norm,
         eps=eps,
         limit=limit,
-        seed=seed,
-        batch_size=batch_size,
+        judging=judging,
         device=device,
         records=_own_records(folder, opened),
         judge=f"adv-train eval {flags}",

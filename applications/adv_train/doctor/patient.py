@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack
-from adv_train.attacks.judging import Forward, adapted, frozen, predict, suitable_threads
+from adv_train.attacks.judging import Forward, Judging, adapted, frozen, predict, suitable_threads
 from adv_train.data import Split
 from adv_train.doctor.base import NotCheckedError
 from adv_train.errors import UserError
@@ -44,8 +44,7 @@ class Patient:
         attacked: Whether it was trained on perturbed images.
         judge: The command that judges it, without attacks and budget; empty for a module in Python.
         checkpoint: Which file of a run it comes from; empty otherwise.
-        seed: Of everything that is drawn.
-        batch_size: Images in a forward pass.
+        judging: Seed of everything that is drawn, and the other settings of every attack.
     """
 
     model: nn.Module
@@ -62,8 +61,7 @@ class Patient:
     attacked: bool = True
     judge: str = ""
     checkpoint: str = ""
-    seed: int = 0
-    batch_size: int = 512
+    judging: Judging = Judging()
 
     @contextmanager
     def forward(self) -> Iterator[Forward]:
@@ -74,16 +72,21 @@ class Patient:
     def predict(self, images: Tensor) -> Tensor:
         """Give the class of each image ``(N,)`` in eval mode, -1 where the logits are not finite."""
         with self.forward() as forward:
-            return predict(forward, images, self.batch_size)
+            return predict(forward, images, self.judging.batch_size)
 
     def logits(self, images: Tensor) -> Tensor:
         """Give the logits of images in eval mode, without a graph."""
         with self.forward() as forward, torch.no_grad():
-            return torch.cat([forward(part) for part in images.split(self.batch_size)])
+            return torch.cat([forward(part) for part in images.split(self.judging.batch_size)])
+
+    def batches(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cut images and their labels into batches of one forward pass."""
+        size = self.judging.batch_size
+        return list(zip(x.split(size), y.split(size), strict=True))
 
     def generator(self) -> torch.Generator:
         """Give a fresh source of randomness on the CPU."""
-        return torch.Generator().manual_seed(self.seed)
+        return torch.Generator().manual_seed(self.judging.seed)
 
     @cached_property
     def answers(self) -> Tensor:
@@ -144,7 +147,7 @@ class Patient:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
-                found = attack(self.model, self.x, self.y, threat, seed=self.seed, batch_size=self.batch_size)
+                found = attack.judge(self.model, self.x, self.y, threat, self.judging)
             except UserError as error:
                 raise NotCheckedError(str(error)) from None
             except RuntimeError as error:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from adv_train.evaluation.alarms import collapse, overfitted, overfitting, sound
-from adv_train.evaluation.files import (
-    EVAL_FILE,
-    OUTCOMES_FILE,
-    RECORDS_FOLDER,
-    headline,
-    read,
-    read_all,
-    record_name,
-    records_of,
-    write,
-)
+from adv_train.evaluation.alarms import collapse, overfitted, overfitted_epoch, overfitting, sound
+from adv_train.evaluation.files import RECORDS_FOLDER, headline, read, read_all, record_name, records_of, write
+from adv_train.evaluation.first_format import EVAL_FILE, OUTCOMES_FILE
 from adv_train.evaluation.images import check_image_file, holds_images_of, write_images
 from adv_train.evaluation.intervals import wilson
 from adv_train.evaluation.record import Evaluation, Examples, Outcome
@@ -33,6 +24,7 @@ __all__ = [
     "headline",
     "holds_images_of",
     "overfitted",
+    "overfitted_epoch",
     "overfitting",
     "read",
     "read_all",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,14 +76,22 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     Returns:
         A sentence about the first such epoch, or None.
     """
+    return next((told for _, told in _overfitted_epochs(history)), None)
+
+
+def overfitted_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """Give the epoch that `overfitting` tells of, or None."""
+    return next((epoch for epoch, _ in _overfitted_epochs(history)), None)
+
+
+def _overfitted_epochs(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
     best: Mapping[str, Any] | None = None
     for record in history:
         if "rolled_back_to" in record:
             continue
         if (told := overfitted(record, best)) is not None:
-            return told
+            yield int(record["epoch"]), told
         best = record if best is None or record["val_ra"] >= best["val_ra"] else best
-    return None
 
 
 def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:

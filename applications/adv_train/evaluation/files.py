@@ -8,28 +8,21 @@ stood side by side.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from adv_train.errors import UserError
-from adv_train.evaluation.record import Evaluation, Examples, Outcome
+from adv_train.evaluation.first_format import EVAL_FILE, OUTCOMES_FILE, read_first_format
+from adv_train.evaluation.packed import FORMAT, pack, read_file
+from adv_train.evaluation.record import Evaluation
 from adv_train.files import make_folder, replace_file
 from adv_train.threat import Threat
 
-EVAL_FILE: Final = "eval.json"
-OUTCOMES_FILE: Final = "outcomes.npz"
 RECORDS_FOLDER: Final = "evaluations"
-FORMAT: Final = 2
-
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, UserError, zipfile.BadZipFile)
-Arrays = dict[str, npt.NDArray[Any]]
 
 
 def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = None) -> Path:
@@ -48,7 +41,7 @@ def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = N
     Raises:
         UserError: When a file cannot be written, or an earlier record cannot be read.
     """
-    earlier = _first_format(run_folder)
+    earlier = read_first_format(run_folder, listed=bool(_files(run_folder)))
     folder = run_folder / RECORDS_FOLDER
     if not run_folder.is_dir():
         raise UserError(f"Cannot write an evaluation into `{run_folder}`: there is no such folder.")
@@ -87,7 +80,7 @@ def records_of(run_folder: Path) -> list[Evaluation]:
     Raises:
         UserError: When a record is damaged or has an unknown format.
     """
-    earlier = _first_format(run_folder)
+    earlier = read_first_format(run_folder, listed=bool(_files(run_folder)))
     return [read_file(file) for file in _files(run_folder)] + ([] if earlier is None else [earlier])
 
 
@@ -149,143 +142,3 @@ def record_name(record: Evaluation) -> str:
 
 def _settings(record: Evaluation) -> dict[str, Any]:
     return {name: dict(outcome.settings) for name, outcome in record.attacks.items()}
-
-
-def pack(record: Evaluation) -> bytes:
-    """Give the content of a record's file."""
-    arrays: Arrays = {"clean": record.clean}
-    for name, outcome in record.attacks.items():
-        arrays[name] = outcome.robust
-        if outcome.predicted is not None:
-            arrays[f"predicted_{name}"] = outcome.predicted
-        if outcome.rounded is not None:
-            arrays[f"rounded_{name}"] = outcome.rounded
-    if record.labels is not None and record.predicted is not None:
-        arrays |= {"labels": record.labels, "predicted": record.predicted}
-    if record.files:
-        arrays["files"] = np.array(record.files, dtype=np.str_)
-    if record.examples is not None:
-        arrays |= {f"example_{name}": array for name, array in vars(record.examples).items()}
-    content = {
-        "format": FORMAT,
-        "threat": vars(record.threat),
-        "seed": record.seed,
-        "attacks": [
-            {"name": name, "settings": dict(outcome.settings), "warnings": list(outcome.warnings)}
-            for name, outcome in record.attacks.items()
-        ],
-        "class_names": list(record.class_names),
-        "about": dict(record.about),
-        **({} if record.of is None else {"of": record.of}),
-    }
-    arrays["record"] = np.array(json.dumps(content, allow_nan=False))
-    archive = io.BytesIO()
-    np.savez_compressed(archive, allow_pickle=False, **arrays)
-    return archive.getvalue()
-
-
-def _load(path: Path) -> Arrays:
-    # From memory: a damaged archive would leave its file open.
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def read_file(path: Path) -> Evaluation:
-    """Read the record in a file.
-
-    Raises:
-        UserError: When it is damaged or has an unknown format.
-    """
-    try:
-        arrays = _load(path)
-        content = json.loads(str(arrays["record"]))
-        version = content["format"]
-    except _UNREADABLE as error:
-        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or judge again.") from error
-    if version != FORMAT:
-        raise UserError(f"`{path}` has format {version!r}, but this adv-train reads format {FORMAT}: update it.")
-    try:
-        record = _unpack(arrays, content)
-    except _UNREADABLE as error:
-        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or judge again.") from error
-    return record
-
-
-def _unpack(arrays: Arrays, content: Mapping[str, Any]) -> Evaluation:
-    attacks = {
-        attack["name"]: Outcome(
-            arrays[attack["name"]],
-            arrays.get(f"predicted_{attack['name']}"),
-            attack["settings"],
-            tuple(attack["warnings"]),
-            arrays.get(f"rounded_{attack['name']}"),
-        )
-        for attack in content["attacks"]
-    }
-    files = tuple(arrays["files"].tolist()) if "files" in arrays else ()
-    if any(len(found) not in (0, len(arrays["clean"])) for found in (files, *(a.robust for a in attacks.values()))):
-        raise ValueError("its arrays differ in length")
-    return Evaluation(
-        threat=Threat(**content["threat"]),
-        seed=content["seed"],
-        clean=arrays["clean"],
-        attacks=attacks,
-        labels=arrays.get("labels"),
-        predicted=arrays.get("predicted"),
-        examples=_examples(arrays),
-        class_names=tuple(content["class_names"]),
-        files=files,
-        about=content["about"],
-        of=content.get("of"),
-    )
-
-
-def _examples(arrays: Arrays) -> Examples | None:
-    prefix = "example_"
-    found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return Examples(**found) if found else None
-
-
-def _first_format(run_folder: Path) -> Evaluation | None:
-    """Read the record of a run that was judged when a run had one record, in ``eval.json`` and ``outcomes.npz``.
-
-    Raises:
-        UserError: When its files are damaged or do not belong together.
-    """
-    if not (run_folder / EVAL_FILE).is_file():
-        return None
-    try:
-        try:
-            summary = json.loads((run_folder / EVAL_FILE).read_text(encoding="utf-8"))
-        except ValueError:
-            if _files(run_folder):  # Only the list of these is damaged.
-                return None
-            raise
-        if "format" in summary:
-            return None
-        arrays = _load(run_folder / OUTCOMES_FILE)
-        attacks: dict[str, Outcome] = {
-            name: Outcome(arrays[name], None, summary["attacks"][name])
-            for name in ("pgd", "autoattack")
-            if name in arrays
-        }
-        figures = ("sa", "ra_pgd", "ra_aa", "n", "eps", "seed", "attacks")
-        record = Evaluation(
-            threat=Threat("linf", summary["eps"]),
-            seed=summary["seed"],
-            clean=arrays["clean"],
-            attacks=attacks,
-            examples=_examples(arrays),
-            about={key: value for key, value in summary.items() if key not in figures},
-        )
-        accuracies = [summary[name] for name in figures[:4]]
-    except _UNREADABLE as error:
-        raise UserError(
-            f"The evaluation in `{run_folder}` is damaged ({error}): delete its {EVAL_FILE} and judge again."
-        ) from error
-    if accuracies != [record.sa, record.ra_pgd, record.ra_aa, record.n]:
-        raise UserError(
-            f"`{EVAL_FILE}` and `{OUTCOMES_FILE}` in `{run_folder}` do not belong together: "
-            f"delete {EVAL_FILE} and judge again."
-        )
-    return record

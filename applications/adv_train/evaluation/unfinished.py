@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from adv_train.digests import digest
 from adv_train.errors import UserError
-from adv_train.evaluation.files import RECORDS_FOLDER, pack, read_file
+from adv_train.evaluation.files import RECORDS_FOLDER
+from adv_train.evaluation.packed import pack, read_file
 from adv_train.evaluation.record import Evaluation, Examples, Outcome
 from adv_train.files import make_folder, replace_file
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adv_train.attacks.judging import adapted, check_labels, check_samples, checked, frozen, full_resolution
+from adv_train.attacks.checks import check_labels, check_samples, checked
+from adv_train.attacks.judging import adapted, frozen, full_resolution
 from adv_train.errors import UserError
 from adv_train.measures.slope import scaled, slope
 from adv_train.threat import Threat

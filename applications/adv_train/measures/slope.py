@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adv_train.attacks.judging import Forward, checked, deficit
+from adv_train.attacks.checks import checked
+from adv_train.attacks.judging import Forward, deficit
 
 
 def slope(forward: Forward, x: Tensor, y: Tensor) -> Tensor:

@@ -68,10 +68,12 @@ class Method(Checked, abc.ABC):
     Attributes:
         norms: norms of the threats that it is defined for.
         attacks: whether it trains on perturbed images.
+        differentiates_once_with: flags with which it does, where it does not as it is.
     """
 
     norms: ClassVar[Collection[str]] = ("linf",)
     attacks: ClassVar[bool] = True
+    differentiates_once_with: ClassVar[Collection[str]] = ()
 
     def check_norm(self, norm: str) -> None:
         """Refuse a threat's norm that the method is not defined for.
@@ -82,6 +84,24 @@ class Method(Checked, abc.ABC):
         if norm not in self.norms:
             name = METHODS.name_of(self)
             raise UserError(f"`norm` must be {' or '.join(self.norms)} for {name}, but is {norm}.")
+
+    @property
+    def differentiates_once(self) -> bool:
+        """Whether each forward pass is differentiated once at most: no second derivative, no second backward pass."""
+        return True
+
+    def check_differentiates_once(self) -> None:
+        """Refuse a method that `torch.compile` has no derivatives for.
+
+        Raises:
+            UserError: naming what to use instead.
+        """
+        if not self.differentiates_once:
+            own = "".join(f" or {option}" for option in self.differentiates_once_with)
+            raise UserError(
+                f"`accelerate` compile cannot train {METHODS.name_of(self)} with these options, which differentiates "
+                f"a forward pass twice: use graph (on a CUDA device){own}."
+            )
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         """Return what the method remembers before the first step; nothing, if it does not say otherwise.

@@ -39,6 +39,10 @@ class FastATGA(Adversarial):
     step: Positive | None = None
     coefficient: NotNegative | None = None
 
+    @property
+    def differentiates_once(self) -> bool:
+        return self.coefficient == 0
+
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:

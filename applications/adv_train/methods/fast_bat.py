@@ -44,6 +44,7 @@ class FastBAT(Adversarial):
     """
 
     norms = NORMS
+    differentiates_once_with = ("--implicit shifted",)
     steps: Count = 2
     step: Positive | None = None
     direction: Literal["gradient", "sign"] = "gradient"
@@ -58,6 +59,15 @@ class FastBAT(Adversarial):
             rule = "exact where `attack_loss` is not `train_loss` or `attack_mode` is eval"
             raise values.refused("implicit", rule, self.implicit)
 
+    @property
+    def differentiates_once(self) -> bool:
+        return self.implicit == "shifted" or self._without
+
+    @property
+    def _without(self) -> bool:
+        # The derivative of a sign is zero, so a sign step has no implicit gradient.
+        return self.ig_weight == 0 or self.direction == "sign"
+
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
@@ -66,11 +76,9 @@ class FastBAT(Adversarial):
         if self.steps > 1:
             walk = blo.ProjectedGradient(step, max_steps=self.steps - 1, tol=None, direction=self.direction)
             anchor = blo.argmin(attack, params, start, solver=walk, gradient=blo.Zero(), on_failure="ignore")
-        # The derivative of a sign is zero, so a sign step has no implicit gradient.
-        without = self.ig_weight == 0 or self.direction == "sign"
         solver = blo.OneStep(step, self.direction)
-        strategy = blo.Zero() if without else blo.HessianFree(self.curvature)
-        if without or self.implicit == "exact":
+        strategy = blo.Zero() if self._without else blo.HessianFree(self.curvature)
+        if self._without or self.implicit == "exact":
 
             def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
                 # The implicit part is linear in this slope; a weight in its curvature would also weigh that of a ball.

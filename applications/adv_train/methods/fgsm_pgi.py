@@ -48,6 +48,10 @@ class FGSMPGI(Adversarial):
     coefficient: NotNegative = 10.0
     step: Positive | None = None
 
+    @property
+    def differentiates_once(self) -> bool:
+        return False  # the pass at the start gives the attack its direction, and training its logits
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return per_image.blank(model, sizes, *(("delta", "momentum") if self.memory == "mep" else ("delta",)))
 

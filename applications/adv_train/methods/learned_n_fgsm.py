@@ -57,6 +57,10 @@ class LearnedNFGSM(Adversarial):
     judge_steps: Count = 5
     products: Literal["reverse", "finite-difference"] = "reverse"
 
+    @property
+    def differentiates_once(self) -> bool:
+        return False  # the unrolled step differentiates the gradient that it follows
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self._fresh(next(model.parameters()))
 

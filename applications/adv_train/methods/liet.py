@@ -70,6 +70,10 @@ class LIET(Adversarial):
     most_noise: Share | None = None
     refresh: Count = 20
 
+    @property
+    def differentiates_once(self) -> bool:
+        return False  # the pass at the start gives the attack its direction, and training its logits
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return {"class_signs": next(model.parameters()).new_zeros(sizes.classes, *sizes.images[1:])}
 

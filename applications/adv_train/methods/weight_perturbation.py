@@ -35,6 +35,10 @@ class WeightPerturbed(Method):
     base: Method
     gamma: NotNegative
 
+    @property
+    def differentiates_once(self) -> bool:
+        return self.base.differentiates_once
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self.base.remember(model, sizes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adv_train.models.registry import MODELS, create
 from adv_train.models.torchvision_models import PREFIX as TORCHVISION
+from adv_train.models.trusted import require_trusted, trust
 from adv_train.models.weights import load_weights
 
-__all__ = ["MODELS", "TORCHVISION", "create", "load_weights"]
+__all__ = ["MODELS", "TORCHVISION", "create", "load_weights", "require_trusted", "trust"]

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from adv_train.plots.base import FIGURES, Drawing, Row
 from adv_train.plots.runs import Run
 from adv_train.plots.style import colour, legend_below, line
-from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, RATE, ROBUST, Series
+from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ONE_STEP, RATE, ROBUST, Series, dashes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS = (LOSS, RATE, CLEAN, ROBUST, ALIGNMENT, IMPLICIT)
-_BEST = "epoch in best.pt"
 _RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgewidth": 1.4}
+_CROSS: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2.2, "clip_on": False, "zorder": 3}
+_THIN: dict[str, Any] = {"marker": ".", "markersize": 4, "linewidth": 0.9}
 
 Runs: TypeAlias = Sequence[Run]
 
@@ -27,8 +28,10 @@ Runs: TypeAlias = Sequence[Run]
 class TrainingCurves(Drawing[Runs]):
     """Loss, learning rate, clean and robust accuracy, gradient alignment and implicit share over the epochs.
 
-    The loss is that of training, accuracies and alignment are measured on validation images. A panel shows the runs
-    that have its quantity; a ring marks the epoch in best.pt.
+    The loss is that of training, accuracies and alignment are measured on validation images. Beside the accuracy under
+    PGD a thin line shows that after one FGSM step: where it rises and the other falls, the model has overfitted to its
+    attack. A panel shows the runs that have its quantity; a ring marks the epoch in best.pt, a cross the first epoch
+    that overfitted and those that were rolled back for it.
     """
 
     examples: ClassVar[str] = """\
@@ -49,7 +52,8 @@ examples:
                 **run.about(),
                 "epoch": record["epoch"],
                 "best": int(record["epoch"] == run.best_epoch),
-                **{series.key: record.get(series.key) for series in PANELS},
+                "overfitted": int(record["epoch"] in run.overfitted_epochs),
+                **{series.key: record.get(series.key) for series in (*PANELS, ONE_STEP)},
             }
             for run in numbers
             for record in run.metrics
@@ -67,8 +71,14 @@ examples:
             _panel(figure.add_subplot(rows, 2, place), series, numbers)
         # Lines without data, so that a run which a panel leaves out still has its own.
         handles = [Line2D([], [], **line(index)) for index in range(len(numbers))]
-        ring = Line2D([], [], linestyle="", color="#444444", **_RING)
-        legend_below(figure, [*handles, ring], [*(run.name for run in numbers), _BEST])
+        names = [run.name for run in numbers]
+        looks: dict[str, dict[str, Any]] = {"epoch in best.pt": {"linestyle": "", **_RING}}
+        if any(ONE_STEP.points(run.metrics) for run in numbers):
+            looks["accuracy after one FGSM step"] = _THIN
+        if any(run.overfitted_epochs for run in numbers):
+            looks["overfitted to its attack"] = {"linestyle": "", **_CROSS}
+        signs = [Line2D([], [], color="#444444", **look) for look in looks.values()]
+        legend_below(figure, [*handles, *signs], [*names, *looks])
         return figure
 
 
@@ -78,9 +88,13 @@ def _panel(axes: Axes, series: Series, runs: Runs) -> None:
         if not points:
             continue
         series.plot(axes, points, index, colour(index), width=1.8)
-        best = [point for point in points if point[0] == run.best_epoch]
-        if best:
-            axes.plot(*zip(*best, strict=True), linestyle="", color=colour(index), **_RING)
+        thin = ONE_STEP.points(run.metrics) if series is ROBUST else []
+        if thin:
+            axes.plot(*zip(*thin, strict=True), color=colour(index), linestyle=dashes(index), **_THIN)
+        for epochs, look in (([run.best_epoch], _RING), (run.overfitted_epochs, _CROSS)):
+            marked = [point for point in points if point[0] in epochs]
+            if marked:
+                axes.plot(*zip(*marked, strict=True), linestyle="", color=colour(index), **look)
     series.frame(axes)
     axes.grid(axis="y")
     axes.set_title(series.title)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 
 from adv_train.attacks.judging import progress_bar, suitable_threads
@@ -18,29 +16,15 @@ from adv_train.devices import find_device
 from adv_train.errors import UserError
 from adv_train.judged_data import cut
 from adv_train.loading import build_model, load_checkpoint, load_data
-from adv_train.measures import Landscape, landscape
+from adv_train.measures import landscape
 from adv_train.plots.base import FIGURES, Drawing, Row
 from adv_train.plots.runs import Run
+from adv_train.plots.surfaces import Around, Surfaces, drawn
 from adv_train.threat import Threat
-from adv_train.values import Count, Positive, Range, format_fraction
+from adv_train.values import Count, Positive, Range
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, eq=False)
-class Around:
-    """The landscape of one run."""
-
-    run: Run
-    epoch: int
-    threat: Threat
-    images: int
-    found: Landscape
-
-
-Surfaces: TypeAlias = list[Around]
 
 
 @FIGURES.register("landscape")
@@ -154,25 +138,7 @@ examples:
 
     def draw(self, numbers: Surfaces) -> Figure:
         """Draw a panel for each run; all share the scale of the loss."""
-        from matplotlib.cm import ScalarMappable  # Not at the top: only drawing needs matplotlib.
-        from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
-
-        columns = 2 if len(numbers) == 4 else min(3, len(numbers))
-        rows = math.ceil(len(numbers) / columns)
-        figure = Figure(figsize=(3.9 * columns + 1.2, 3.6 * rows + 0.4), layout="constrained")
-        low, high = _span(numbers)
-        flat = self.style == "contour"
-        panels = []
-        for place, each in enumerate(numbers, start=1):
-            axes = figure.add_subplot(rows, columns, place, **({} if flat else {"projection": "3d"}))
-            (_contour if flat else _surface)(axes, each.found, low, high)
-            # Axes in three dimensions leave room above them.
-            title = f"{each.run.name}, ε = {format_fraction(each.threat.eps)} ({each.threat.norm})"
-            axes.set_title(title, y=None if flat else 0.95)
-            panels.append(axes)
-        scale = ScalarMappable(Normalize(low, high), _MAP)
-        figure.colorbar(scale, ax=panels, label="cross-entropy (nats)", shrink=0.75, pad=0.02, aspect=25)
+        figure = drawn(numbers, flat=self.style == "contour")
         figure.supxlabel(self._caption(numbers), fontsize=9)
         return figure
 
@@ -181,38 +147,3 @@ examples:
         ranges = sorted({(each.threat.low, each.threat.high) for each in numbers})
         told = " or ".join(f"[{low:g}, {high:g}]" for low, high in ranges)
         return f"{what}; images are clamped to {told}; axes in units of ε"
-
-
-_MAP = "viridis"  # Rises evenly in brightness, so that it reads in grey and with any colour vision.
-
-
-def _span(numbers: Surfaces) -> tuple[float, float]:
-    low = min(float(each.found.loss.min()) for each in numbers)
-    high = max(float(each.found.loss.max()) for each in numbers)
-    return low, high if high > low else low + 1e-6
-
-
-def _surface(axes: Any, found: Landscape, low: float, high: float) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    # `Any`: what axes in three dimensions have is not declared by those in two.
-    a, b = np.meshgrid(found.steps, found.steps, indexing="ij")
-    look: dict[str, Any] = {"linewidth": 0.2, "edgecolor": "#00000055", "rstride": 1, "cstride": 1}
-    axes.plot_surface(a, b, found.loss, cmap=_MAP, vmin=low, vmax=high, **look)
-    axes.set_zlim(low, high)
-    axes.set_xlabel("adversarial (ε)")
-    axes.set_ylabel("random (ε)")
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_major_locator(MaxNLocator(5))  # More would run into each other.
-    axes.tick_params(labelsize=9, pad=1)
-    axes.view_init(elev=25, azim=-125)
-    axes.set_box_aspect((1, 1, 0.8), zoom=0.95)
-
-
-def _contour(axes: Axes, found: Landscape, low: float, high: float) -> None:
-    levels = np.linspace(low, high, 16)
-    axes.contourf(found.steps, found.steps, found.loss.T, levels, cmap=_MAP, vmin=low, vmax=high)
-    axes.contour(found.steps, found.steps, found.loss.T, levels, colors="#00000055", linewidths=0.5)
-    axes.set_aspect("equal")
-    axes.set_xlabel("adversarial direction (ε)")
-    axes.set_ylabel("random direction (ε)")

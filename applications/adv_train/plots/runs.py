@@ -10,6 +10,7 @@ from typing import Any
 
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
+from adv_train.evaluation import overfitted_epoch
 from adv_train.records import RunFolder, score
 
 
@@ -43,6 +44,13 @@ class Run:
     def best_epoch(self) -> int:
         """The epoch in ``best.pt``: the first of those with the best score."""
         return int(max(self.metrics, key=lambda line: score(self.config.training.select, line))["epoch"])
+
+    @property
+    def overfitted_epochs(self) -> list[int]:
+        """The epochs that had overfitted to the attack of training: the first that stayed, and those rolled back."""
+        back = [int(line["epoch"]) for line in self.metrics if "rolled_back_to" in line]
+        first = overfitted_epoch(self.metrics) if self.config.method.attacks else None
+        return back if first is None else [*back, first]
 
     def about(self) -> dict[str, str | float | None]:
         """Give the columns that say which run a row belongs to."""

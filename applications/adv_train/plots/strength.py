@@ -6,16 +6,12 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adv_train import evaluation
 from adv_train.errors import UserError
-from adv_train.evaluation import Evaluation
-from adv_train.methods import METHODS
 from adv_train.plots.base import FIGURES, Drawing, Row
+from adv_train.plots.lines import Judged, Points, line_names, mean_and_std, sharing
 from adv_train.plots.runs import Run
 from adv_train.plots.style import MARKERS, budget_axis, legend_below, line
 from adv_train.threat import Threat
@@ -24,31 +20,6 @@ from adv_train.values import NotNegative, format_fraction
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """A run and the record that it is shown by.
-
-    Attributes:
-        run: The run.
-        line: What the legend calls its line: its method, with options where two of its runs differ in them.
-        record: Of its evaluation.
-        ra: Share of the samples that withstand the attack.
-    """
-
-    run: Run
-    line: str
-    record: Evaluation
-    ra: float
-
-    @property
-    def eps(self) -> float:
-        """Of training."""
-        return self.run.config.threat.eps
-
-
-Points: TypeAlias = list[Judged]
 
 
 @FIGURES.register("strength")
@@ -84,7 +55,7 @@ examples:
                     f"`{run.folder.path}` was trained on {' in '.join(ours)} and `{first.folder.path}` on "
                     f"{' in '.join(theirs)}: compare runs on the same data and norm."
                 )
-        names = _lines(runs)
+        names = line_names(runs)
         points = [self._judged(run, name) for run, name in zip(runs, names, strict=True)]
         efforts = {(str(dict(point.record.attacks[self.attack].settings)), point.record.n) for point in points}
         if len({n for _, n in efforts}) > 1 or (self.test_eps is not None and len(efforts) > 1):
@@ -134,8 +105,8 @@ examples:
                 "images": point.record.n,
                 "sa": point.record.sa,
                 "ra": point.ra,
-                "seeds": len(same := _same(numbers, point.line, point.eps)),
-                **{f"{key}_{which}": value for key in _PANELS for which, value in _spread(same, key).items()},
+                "seeds": len(same := sharing(numbers, point.line, point.eps)),
+                **{f"{key}_{which}": value for key in _PANELS for which, value in mean_and_std(same, key).items()},
             }
             for point in numbers
         ]
@@ -166,61 +137,9 @@ def _called(attack: str) -> str:
     return {"pgd": "PGD", "autoattack": "AutoAttack"}.get(attack, attack)
 
 
-def _lines(runs: Sequence[Run]) -> list[str]:
-    """Name the line of each run, and refuse runs of one line and eps that differ in more than the seed."""
-    names = [_called_by_what_differs(run, runs) for run in runs]
-    seen: dict[tuple[str, float], Run] = {}
-    seeds: set[tuple[str, float, int]] = set()
-    for name, run in zip(names, runs, strict=True):
-        config = run.config
-        other = seen.setdefault((name, config.threat.eps), run)
-        differences = config.changed({"seed": other.config.training.seed}).differences(other.config)
-        if differences:
-            raise UserError(
-                f"`{run.folder.path}` and `{other.folder.path}` are both {name} at eps "
-                f"{format_fraction(config.threat.eps)} and differ in {', '.join(differences)}: leave one of them out."
-            )
-        key = (name, config.threat.eps, config.training.seed)
-        if key in seeds:
-            raise UserError(f"`{run.folder.path}` has the seed, method and eps of another run: leave one of them out.")
-        seeds.add(key)
-    return names
-
-
-def _called_by_what_differs(run: Run, runs: Sequence[Run]) -> str:
-    """Give the method, and those of its options in which its runs differ at one eps, as in `fast-bat(ig_weight=0)`.
-
-    An option that follows eps, such as a step in the presets, does not tear a line apart.
-    """
-    name = run.config.method_name
-    mine = [other.config for other in runs if other.config.method_name == name]
-    told = [
-        f"{option}={_text(getattr(run.config.method, option))}"
-        for option in METHODS.options(name)
-        if any(
-            one.threat.eps == two.threat.eps and getattr(one.method, option) != getattr(two.method, option)
-            for one, two in combinations(mine, 2)
-        )
-    ]
-    return f"{name}({', '.join(told)})" if told else name
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _same(points: Points, name: str, eps: float) -> Points:
-    return [point for point in points if (point.line, point.eps) == (name, eps)]
-
-
-def _spread(points: Points, key: str) -> dict[str, Any]:
-    values = [point.ra if key == "ra" else point.record.sa for point in points]
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
-
-
 def _line(axes: Axes, points: Points, name: str, index: int, key: str) -> Any:
     budgets = sorted({point.eps for point in points if point.line == name})
-    found = [_spread(_same(points, name, eps), key) for eps in budgets]
+    found = [mean_and_std(sharing(points, name, eps), key) for eps in budgets]
     bars = [spread["std"] or 0.0 for spread in found]
     look: dict[str, Any] = {**line(index), "marker": MARKERS[index % len(MARKERS)], "capsize": 3, "elinewidth": 1.2}
     return axes.errorbar(budgets, [spread["mean"] for spread in found], yerr=bars if any(bars) else None, **look)

@@ -86,7 +86,7 @@ def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
         "RA-PGD": f"robust accuracy: correct on the clean image and after each restart of {_pgd_name(runs)}.",
         "RA-AA": "robust accuracy under standard AutoAttack (APGD-CE, APGD-T, FAB-T, Square).",
         "brackets": "95 % Wilson interval, in percent: how far the choice of the test images moves an accuracy.",
-        "s/epoch": "training time of an epoch on this machine.",
+        "s/epoch": "training time of an epoch on this machine, with the capture or compilation of --accelerate.",
         "F/step": "cost of a training step, in forward passes of the model.",
         "implicit share": "size of the implicit gradient next to the direct one, averaged over training.",
     }

@@ -37,7 +37,8 @@ class RunSummary:
         metrics: Rows of its ``metrics.jsonl``, one an epoch.
         records: Figures of all its evaluations, likewise.
         class_names: In the order of the labels; empty where they are not known.
-        seconds_per_epoch: Training time of an epoch on this machine, validation left out.
+        seconds_per_epoch: Training time of an epoch on this machine, validation left out, and in it its share of what
+            `accelerate` took to capture or to compile.
         forward_equivalents: Cost of a training step in forward passes of its model.
         implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged over
             training; None where the method has no implicit part.

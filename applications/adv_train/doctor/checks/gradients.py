@@ -28,7 +28,7 @@ def gradients(patient: Patient) -> Finding:
     if len(x) == 0:
         raise NotCheckedError("no image is classified correctly")
     with patient.forward() as forward:
-        parts = list(zip(x.split(patient.batch_size), y.split(patient.batch_size), strict=True))
+        parts = patient.batches(x, y)
         plain = torch.cat([_gradient(forward, *part) for part in parts])
         margin = torch.cat([slope(forward, *part) for part in parts])
     infinite, blind = ~plain.isfinite().flatten(1).all(1), _blind(plain)

@@ -25,12 +25,12 @@ def random_search(patient: Patient) -> Finding:
         broken = torch.cat(
             [
                 draw_uniformly(forward, images, labels, threat, generator, _DRAWS)
-                for images, labels in zip(x.split(patient.batch_size), y.split(patient.batch_size), strict=True)
+                for images, labels in patient.batches(x, y)
             ]
         )
     try:
         square = Square(queries=_QUERIES)
-        found = square(patient.model, x, y, threat, seed=patient.seed, batch_size=patient.batch_size)
+        found = square.judge(patient.model, x, y, threat, patient.judging)
         broken |= ~found.robust
         parts.append(f"Square with {_QUERIES} queries")
     except UserError:  # Square divides no images so small in l2 and l1; the draws stand alone there.

@@ -22,7 +22,7 @@ def smoothing(patient: Patient) -> Finding:
     threat, parts = patient.threat, []
     with patient.forward() as forward:
         generator = patient.generator()
-        for images, labels in zip(x.split(patient.batch_size), y.split(patient.batch_size), strict=True):
+        for images, labels in patient.batches(x, y):
             broken = torch.zeros_like(labels, dtype=torch.bool)
             for rise, draws in ((by_gradients(forward, threat), 8), (by_differences(forward, threat), 32)):
                 rest = ~broken

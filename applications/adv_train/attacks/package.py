@@ -1,0 +1,115 @@
+"""One run of the package `pyautoattack`, with our bar, our warnings and a memory of finished batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from adv_train.attacks.judging import Forward, Judging, predict, progress_bar
+from adv_train.attacks.memory import Memory
+from adv_train.attacks.narration import bar_mover, narrated, undisturbed
+from adv_train.threat import Threat
+
+if TYPE_CHECKING:
+    from pyautoattack import AutoAttack
+
+NORMS: Final = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+Change = Callable[["AutoAttack"], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Runs the package on images.
+
+    Attributes:
+        model: Maps images to logits, frozen.
+        threat: The ball.
+        judging: Seed of all parts, batch size and bar.
+        title: Beside the bar.
+        version: Of AutoAttack.
+        classes: Number of logits.
+        memory: Keeps finished batches; None keeps nothing.
+    """
+
+    model: Forward
+    threat: Threat
+    judging: Judging
+    title: str
+    version: str
+    classes: int
+    memory: Memory | None = None
+
+    def __call__(self, x: Tensor, y: Tensor, change: Change, name: str = "whole") -> tuple[Tensor, Tensor]:
+        """Attack images and give back images and their classes as the package saw them.
+
+        Args:
+            x: Images at full resolution.
+            y: Labels.
+            change: What to change of the package's version.
+            name: Of this run among those of one attack.
+        """
+        from pyautoattack import AutoAttack  # Not at the top: `import adv_train` works without it.
+
+        def forward(z: Tensor) -> Tensor:
+            bar.update()
+            logits = self.model(z.to(x.dtype))
+            if z.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+                logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)  # Without a graph the gradient is zero.
+            return logits.float()
+
+        norm = NORMS[self.threat.norm]
+        attack = AutoAttack(
+            forward, eps=self.threat.eps, norm=norm, seed=self.judging.seed, device=x.device, version=self.version
+        )
+        for part in (attack.apgd_targeted, attack.fab):
+            part.n_target_classes = min(part.n_target_classes, self.classes - 1)
+        change(attack)
+        if self.memory is not None:
+            _remember(attack, self.memory.under(name))
+        batches = math.ceil(len(x) / self.judging.batch_size)
+        passes = {name: batches * count for name, count in _passes(attack).items()}
+        bar = progress_bar(self.title, sum(passes.values()), "pass", self.judging.progress)
+        with bar, narrated(attack.logger, bar_mover(bar, passes, self.title)), undisturbed(x.device):
+            # Every part sets this seed itself; the clean pass of a randomised model comes before.
+            torch.manual_seed(self.judging.seed)
+            found, classes = attack.run_standard_evaluation(x.float(), y, batch_size=self.judging.batch_size)
+        return found.to(x.dtype), classes
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Give the class of each image, -1 where the logits are not finite."""
+        return predict(self.model, images, self.judging.batch_size)
+
+
+def _remember(attack: AutoAttack, memory: Memory) -> None:
+    """Let each part keep what it makes of a batch."""
+    apgd, fab, targeted, square = attack.apgd, attack.fab, attack.apgd_targeted, attack.square
+    apgd.perturb = memory.remembering(apgd.perturb, lambda: f"apgd-{apgd.loss}")
+    targeted.perturb = memory.remembering(targeted.perturb, lambda: "apgd-t")
+    fab.perturb = memory.remembering(fab.perturb, lambda: "fab-t" if fab.targeted else "fab")
+    square.perturb = memory.remembering(square.perturb, lambda: "square")
+
+
+def _passes(attack: AutoAttack) -> dict[str, int]:
+    """Count the forward passes each part makes on a batch of which nothing breaks, in the order they run.
+
+    It steers the progress bar only: iterations of APGD and FAB (two passes each), queries of Square, and the passes
+    that start and finish a part.
+    """
+    apgd, targeted, fab = attack.apgd, attack.apgd_targeted, attack.fab
+    each = (apgd.n_iter + (3 if apgd.use_largereps else 1)) * apgd.eot_iter
+    toward = targeted.n_iter + (3 if targeted.use_largereps else 1) + 1
+    counts = {
+        "apgd-ce": 2 + each * apgd.n_restarts,
+        "apgd-dlr": 2 + each * apgd.n_restarts,
+        "apgd-t": 2 + toward * targeted.n_target_classes,
+        "fab": 2 + 203 * fab.n_restarts,
+        "fab-t": 2 + 203 * fab.n_target_classes,
+        "square": 4 + attack.square.n_queries,
+    }
+    return {part: counts[part] for part in attack.attacks_to_run}

@@ -1,0 +1,65 @@
+"""What an evaluation says on the terminal beside its table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from adv_train.evaluation import Evaluation
+from adv_train.report import RunSummary, budget, class_rows, percent, write_table
+
+_SHOWN_CLASSES = 12
+
+
+def radius(outcome: Evaluation) -> str:
+    """Write the radius of the attacks."""
+    return f"ε = {outcome.eps:.4g}"
+
+
+def told(outcome: Evaluation, several: bool) -> list[str]:
+    """Return a line for each warning of a record."""
+    at = f" at {radius(outcome)}" if several else ""
+    return [f"warning{at}: {warning}" for warning in outcome.warnings]
+
+
+def about(outcome: Evaluation, folder: Path) -> str:
+    """Say what was judged, and where the record is."""
+    averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
+    judged = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(outcome.summary())}"
+    part = ""
+    if outcome.of is not None and outcome.n < outcome.of:
+        part = f"\nThe test set has {outcome.of} images; the intervals take the {outcome.n} for a random choice."
+    return f"{judged}; written to {folder / 'eval.json'}{part}"
+
+
+def rounding(outcome: Evaluation) -> str:
+    """Say what rounding the images did to the verdicts."""
+    each = [
+        f"{name} {percent(found['ra'])} ({found['stay']} of {found['broken']} broken ones stay so, "
+        f"{found['more']} more break)"
+        for name, found in outcome.after_rounding().items()
+    ]
+    return f"Robust after rounding to 8 bits at {radius(outcome)}: {', '.join(each) or 'no attack was run'}"
+
+
+def print_classes(summary: RunSummary, heading: str) -> None:
+    """Print the accuracies of each class; of many classes those that fare worst."""
+    titles, rows = class_rows(summary)
+    if not rows:
+        return
+    classes = summary.evaluation["per_class"]
+    # The robust accuracy under the last attack, the strongest one, decides; clean accuracy where there was none.
+    worst = sorted(range(len(rows)), key=lambda i: [*classes[i]["ra"].values(), classes[i]["sa"]][-2:][0] or 0.0)
+    many = len(rows) > _SHOWN_CLASSES
+    chosen = sorted(worst[:_SHOWN_CLASSES]) if many else range(len(rows))
+    if heading:
+        print(f"\n{heading}")
+    print(f"\n{write_table(titles, [rows[i] for i in chosen])}")
+    if many:
+        print(f"These are the {_SHOWN_CLASSES} of {len(rows)} classes that withstand least.")
+    print()
+
+
+def say(text: str, form: str) -> None:
+    """Print where people look; a table for a program or a paper has the output to itself."""
+    print(text, file=sys.stdout if form == "markdown" else sys.stderr)

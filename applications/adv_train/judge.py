@@ -1,0 +1,137 @@
+"""Clean accuracy and attacks in turn, each taken over where it is done already."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from adv_train.attacks import Attack, Verdicts
+from adv_train.attacks.checks import check_labels, check_samples, checked
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, suitable_threads
+from adv_train.attacks.named import named
+from adv_train.attacks.rounding import judge_rounded, rounded
+from adv_train.errors import UserError
+from adv_train.evaluation import Evaluation, Finished, Outcome, Unfinished, collapse
+from adv_train.samples import Images, gathered, shown_examples
+from adv_train.threat import Threat
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+def judge(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor | None,
+    threat: Threat,
+    judging: Judging,
+    *,
+    attacks: Sequence[Attack | str],
+    class_names: Sequence[str] = (),
+    files: Sequence[str] = (),
+    examples: int = 6,
+    images_too: bool = False,
+    unfinished: Unfinished | None = None,
+) -> tuple[Evaluation, dict[str, Bytes], Bytes]:
+    """Judge as `evaluate` does; attacks that are done already are taken over, and each is kept when it is done.
+
+    Args:
+        model: As for `evaluate`, and so are the others.
+        images: To judge.
+        labels: Of them.
+        threat: What the attacks may do.
+        judging: The settings of every attack.
+        attacks: To run.
+        class_names: In the order of the labels.
+        files: File of each sample.
+        examples: How many attacked samples to keep.
+        images_too: Give back the images of the attacks, and judge them after rounding.
+        unfinished: What is done already.
+
+    Returns:
+        The record; where they are asked for, the rounded images of each attack, and the rounded clean ones.
+    """
+    chosen = named(attacks)
+    x, y, known, paths = gathered(model, images, labels)
+    files = tuple(files) or paths
+    check_samples(x, y, threat)
+    if files and len(files) != len(x):
+        raise UserError(f"`files` must name the file of each of the {len(x)} images, but names {len(files)}.")
+    if class_names and len(class_names) <= int(y.max()):
+        raise UserError(f"`class_names` holds {len(class_names)} names, but the largest label is {int(y.max())}.")
+    with frozen(model), suitable_threads(model, x):
+        forward = adapted(model, x)
+        with torch.no_grad():
+            classes = checked(forward(full_resolution(x[:1])), 1).shape[1]
+            check_labels(y, classes)
+        for attack in chosen.values():
+            attack.check(x, classes, threat)
+        before = predict(forward, full_resolution(x), judging.batch_size)
+    answers, truth = before.cpu().numpy(), y.cpu().numpy()
+    if collapsed := collapse(truth, answers):
+        warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
+    judged = Evaluation(
+        threat=threat,
+        seed=judging.seed,
+        clean=answers == truth,
+        attacks={},
+        labels=truth,
+        predicted=answers,
+        class_names=tuple(class_names) or known,
+        files=files,
+    )
+    done: dict[str, Finished] = {}
+    for name, attack in chosen.items():
+        settings = attack.settings(threat, judging.batch_size)
+        found = unfinished.find(name, settings, images=images_too) if unfinished else None
+        if found is None:
+            folder = unfinished.folder(name, settings) if unfinished else None
+            verdicts, said = _attacked(attack, model, x, y, threat, judging, folder)
+            robust, predicted = verdicts.robust.cpu().numpy(), verdicts.predicted.cpu().numpy()
+            outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
+            shown = shown_examples(x, verdicts, y, before, examples) if examples > 0 else None
+            found = Finished(outcome, shown)
+            if images_too:
+                found = _rounded(found, verdicts, model, x, judged, judging.batch_size)
+            if unfinished is not None:
+                unfinished.keep(name, settings, judged, found)
+        done[name] = found
+    kept = next((finished.examples for finished in done.values() if finished.examples is not None), None)
+    outcomes = {name: finished.outcome for name, finished in done.items()}
+    made = {name: finished.images for name, finished in done.items() if finished.images is not None}
+    clean = rounded(full_resolution(x), threat).cpu().numpy() if images_too else np.zeros(0, np.uint8)
+    return replace(judged, attacks=outcomes, examples=kept), made, clean
+
+
+def _attacked(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path | None
+) -> tuple[Verdicts, tuple[str, ...]]:
+    """Run an attack, and give its verdicts with what it warned of, which is passed on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        if folder is None:
+            verdicts = attack(model, x, y, threat, **vars(judging))
+        else:
+            verdicts = attack.resume(model, x, y, threat, folder=folder, **vars(judging))
+    for warning in caught:
+        warnings.warn(warning.message, warning.category, stacklevel=4)
+    said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)
+    return verdicts, tuple(said)
+
+
+def _rounded(
+    found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, batch_size: int
+) -> Finished:
+    """Add the images, rounded, and the verdicts on these."""
+    stored, full = rounded(verdicts.images, judged.threat), full_resolution(x)
+    with frozen(model), suitable_threads(model, x):
+        classes = judge_rounded(adapted(model, x), stored, full, judged.threat, batch_size).cpu().numpy()
+    outcome = replace(found.outcome, rounded=judged.clean & (classes == judged.labels))
+    return replace(found, outcome=outcome, images=stored.cpu().numpy())

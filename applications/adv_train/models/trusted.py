@@ -1,0 +1,36 @@
+"""Which factories outside adv_train may run when a file names them."""
+
+from __future__ import annotations
+
+from adv_train.errors import UserError
+from adv_train.models.torchvision_models import PREFIX as TORCHVISION
+
+_trusted: set[str] = set()
+
+
+def trust(name: str) -> None:
+    """Allow this process to run a factory that checkpoints and run folders name as their model.
+
+    A name on the command line or in a call of `fit` is trusted without this.
+
+    Args:
+        name: ``package.module:factory``.
+    """
+    _trusted.add(name)
+
+
+def require_trusted(name: str, source: str) -> None:
+    """Refuse a model whose name, read from a file, would run code outside adv_train.
+
+    Args:
+        name: Of the model.
+        source: What names it, for the error.
+
+    Raises:
+        UserError: Unless the model is one of adv_train or torchvision, or its factory is trusted.
+    """
+    if ":" in name and not name.startswith(TORCHVISION) and name not in _trusted:
+        raise UserError(
+            f"{source} names the model `{name}`, which would import and run that module. If you trust it, add "
+            f"--trust {name} to the command, or call adv_train.trust({name!r})."
+        )
