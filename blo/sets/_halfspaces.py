@@ -18,7 +18,7 @@ from blo.sets._base import Set
 from blo.sets._bounds_and_sum import bounds_and_sum
 from blo.sets._hold import hold
 from blo.sets._knapsack import Knapsack
-from blo.sets._rows import Face, fit_rows, require_matrix, times
+from blo.sets._rows import Face, Rows, fit_rows, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,15 @@ class Halfspaces(Set):
     def fit(self, layout: Layout) -> Halfspaces:
         A, b = fit_rows(self.A, self.b, layout, "Halfspaces")
         fitted = replace(self, A=A, b=b, validate=False)  # it was looked at when made
-        fitted = replace(fitted, prepared=fitted._prepare())
-        return fitted if transforms_active() else replace(fitted, knapsack=fitted._knapsack())
+        return fitted._ready()
+
+    @classmethod
+    def of(cls, rows: Rows, slack: float) -> Halfspaces:
+        """Return fitted rows as a set."""
+        return cls(rows.normals, rows.right, slack, validate=False, equations=rows.equations)._ready()
+
+    def rows(self, layout: Layout) -> Rows:
+        return Rows(self.A, torch.as_tensor(self.b), self.equations)
 
     def project(self, z: Tensor) -> Tensor:
         rows, right, gram = self._prepare()
@@ -114,6 +121,10 @@ class Halfspaces(Set):
         equal = origin._equal(rows)
         face = Face.of(rows, near if equal is None else near | equal)
         return times(face.inverse, self._shift(origin, z))
+
+    def _ready(self) -> Halfspaces:
+        fitted = replace(self, prepared=self._prepare())
+        return fitted if transforms_active() else replace(fitted, knapsack=fitted._knapsack())
 
     def _equal(self, rows: Tensor) -> Tensor | None:
         """Return which rows are equations, booleans of shape `(k,)`; None where none is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from blo.errors import InfeasibleError
 from blo.sets import _capped
 from blo.sets._base import Set
 from blo.sets._capped import Capped
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,11 @@ class Simplex(Set):
         kept_sum = torch.where(support, shifted, 0.0).sum(-1, keepdim=True)
         threshold = (kept_sum - total) / support.sum(-1, keepdim=True)
         return (shifted - threshold).relu()
+
+    def rows(self, layout: Layout) -> Rows:
+        bounds = Rows.bounds(layout, 0.0, math.inf if self.cap is None else self.cap)
+        total = torch.zeros_like(bounds.right[..., :1]) + per_lane(self.total)
+        return Rows.joined([Rows(torch.ones_like(bounds.normals[..., :1, :]), total, 1), bounds])
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if self.cap is not None:
