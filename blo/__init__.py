@@ -37,7 +37,18 @@ from blo.sets import (
     Simplex,
     SmoothConstraints,
 )
-from blo.solvers import FISTA, LBFGS, External, FixedPoint, Newton, OneStep, ProjectedGradient, TorchOpt, TorchOptim
+from blo.solvers import (
+    FISTA,
+    LBFGS,
+    External,
+    FixedPoint,
+    MirrorDescent,
+    Newton,
+    OneStep,
+    ProjectedGradient,
+    TorchOpt,
+    TorchOptim,
+)
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
@@ -85,6 +96,7 @@ __all__ = [
     "L1Ball",
     "L2Ball",
     "LowerProblem",
+    "MirrorDescent",
     "Neumann",
     "Newton",
     "NonFiniteError",
