@@ -7,6 +7,7 @@ backward pass of `Solution` is an `Adjoint`, and the backward pass of an `Adjoin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import differentiated_twice, jvp, transforms_active
+from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
 from blo._problem import FlatProblem
@@ -143,7 +145,8 @@ class Adjoint(ReverseOnly):
             bound = problem.bind(live)
             slope, hessian = product(bound.gradient, z)
             tangent = bound.tangent(bound.term, z, slope)
-            operator = Restricted(rule.model(Hessian(hessian)), tangent)
+            squares = partial(_squares, bound, z)
+            operator = Restricted(rule.model(Hessian(hessian, squares=squares)), tangent)
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
 
@@ -160,6 +163,10 @@ class Adjoint(ReverseOnly):
     ) -> tuple[Tensor, int]:
         z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         return Adjoint.solve(problem.lift(info.randomness), leaves, z, v, rule, transposed), 0
+
+
+def _squares(bound: Bound, z: Tensor, v: Tensor) -> Tensor:
+    return bound.gauss_newton(z)(v)
 
 
 def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:
