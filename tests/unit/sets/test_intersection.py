@@ -270,6 +270,13 @@ def test_faces_that_theta_parts_are_degenerate_where_they_tie() -> None:
     )
 
 
+def test_faces_that_are_nearly_parallel_take_few_cycles() -> None:
+    """Without momentum each cycle shifts 1e-3 of a force of 4 from one face to the other."""
+    both = Intersection(L1Ball(1.0), Halfspaces(torch.ones(1, 2).double(), 1.001), max_cycles=300)
+    near = both.fit(Layout.of(ZERO[:2], batched=False)).project(torch.tensor([5.0, 4.5], dtype=torch.float64))
+    torch.testing.assert_close(near, torch.tensor([0.75, 0.25], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("parts", [(), (Free(), 3), (blo.L1(1.0),), (Box,)])
 def test_anything_but_sets_is_refused(parts: tuple[Any, ...]) -> None:
     with pytest.raises(blo.StructureError, match="`Intersection` takes one or more sets"):

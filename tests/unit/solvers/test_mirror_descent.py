@@ -150,6 +150,15 @@ def test_a_start_on_the_boundary_is_moved_off_it(start: list[float]) -> None:
         torch.testing.assert_close(found.z, truth, rtol=0, atol=1e-10)
 
 
+def test_a_coordinate_that_starts_at_zero_soon_grows() -> None:
+    target = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    for made in (Simplex(1.0), NonNegative()):
+        vertex = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+        found = minimise(lambda z: 0.5 * (z - target).square().sum(), vertex, MirrorDescent(), made)
+        torch.testing.assert_close(found.z, target, rtol=0, atol=1e-7)
+        assert found.steps <= 200
+
+
 def test_it_conforms() -> None:
     held = check_solver(MirrorDescent(max_steps=5000), constraints=(Simplex(1.0), NonNegative())).properties
     assert "easy problems are solved to the tolerance" in held
