@@ -14,7 +14,7 @@ from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem, wrapped
-from blo._objective import FixedPoint, PlainSlice, Slice, slice_at
+from blo._objective import FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -100,6 +100,7 @@ class FlatProblem:
             self.symmetric,
             eps=self.eps,
             accuracy=self.accuracy,
+            residuals=self._residuals(leaves),
         )
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
@@ -146,6 +147,21 @@ class FlatProblem:
         def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
             found = evaluate(self.structure.tree(leaves), layout.unravel(z))
             return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
+
+        for randomness in self.randomness:
+            value = torch.vmap(value, randomness=randomness)
+        return PlainSlice(value, list(leaves))
+
+    def _residuals(self, leaves: Sequence[Tensor]) -> Slice | None:
+        objective = self.lower.objective
+        if not isinstance(objective, LeastSquares):
+            return None
+        if not self.lifts:
+            return PlainSlice(objective.vector, self.structure.tree(leaves))
+        vector, layout = objective.vector, self.layout
+
+        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+            return vector(self.structure.tree(leaves), layout.unravel(z))
 
         for randomness in self.randomness:
             value = torch.vmap(value, randomness=randomness)

@@ -7,6 +7,7 @@ a lower solution is an `Adjoint`, and the backward pass of an `Adjoint` is anoth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -106,7 +107,8 @@ class Adjoint(ReverseOnly):
             bound = problem.bind(live)
             slope, hessian = product(bound.gradient, z)
             tangent = bound.tangent(bound.term, z, slope)
-            operator = Restricted(rule.model(Hessian(hessian)), tangent)
+            squares = partial(_squares, bound, z)
+            operator = Restricted(rule.model(Hessian(hessian, squares=squares)), tangent)
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
 
@@ -128,6 +130,10 @@ class Adjoint(ReverseOnly):
     ) -> tuple[Tensor, int]:
         z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         return Adjoint.of(rule, problem.lift(info.randomness), leaves, z, v, transposed), 0
+
+
+def _squares(bound: Bound, z: Tensor, v: Tensor) -> Tensor:
+    return bound.gauss_newton(z)(v)
 
 
 def pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class Point(abc.ABC):
     optimality: Optimality
     #: Whether H is symmetric: not where a fixed point is sought.
     symmetric: bool = True
+    _bound: Bound
+    _z: Tensor
+    _product: Callable[[Tensor], Tensor] | None = None
     #: Relative accuracy of the products beyond which no linear solve can be held to its tolerance.
     noise: float = 0.0
     #: Whether `error` has more to tell than rounding.
@@ -31,6 +35,16 @@ class Point(abc.ABC):
     @abc.abstractmethod
     def hessian(self, direction: Tensor) -> Tensor:
         """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters where a fixed point is sought."""
+
+    def squares(self, direction: Tensor) -> Tensor:
+        """Return J^T J times a direction, with the Jacobian J of the residuals of a least-squares problem.
+
+        Raises:
+            StructureError: for any other problem.
+        """
+        if self._product is None:
+            self._product = self._bound.detach().gauss_newton(self._z.detach())
+        return self._product(direction)
 
     @abc.abstractmethod
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:

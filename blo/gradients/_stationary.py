@@ -52,9 +52,10 @@ class Stationary(Strategy):
     def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
         """Return the adjoint q at a point."""
         tangent = at.optimality.tangent
+        hessian = Hessian(at.hessian, symmetric=at.symmetric, squares=at.squares)
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
-        system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
+        system = Restricted(self.model(hessian), tangent, beside=0.0)
         if tangent.project(v) is v:  # nothing is held
             found = self.invert(system, v, guess)
             return replace(found, noise=at.noise) if at.noise else found

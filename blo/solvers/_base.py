@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -52,6 +52,11 @@ class Problem(Protocol):
 
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> H v with the objective's Hessian at z."""
+
+    def gauss_newton(
+        self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
+    ) -> Callable[[Tensor], Tensor]:
+        """Return v -> J' J v with the Jacobian J of the residuals whose squares the objective sums up at z."""
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with its penalty, shape `lanes`."""

@@ -40,6 +40,7 @@ SETS: dict[str, Any] = {
     "nonnegative": blo.NonNegative(),
     "ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1]),
     "simplex": lambda t: blo.Simplex(1 + t[0]),
+    "capped simplex": lambda t: blo.Simplex(1 + t[0], 0.6 + t[1]),
     "l1 ball": lambda t: blo.L1Ball(1 + t[0]),
     "cut ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1], -0.6 + t[0], 0.4 - t[1]),
     "cut l1 ball": lambda t: blo.L1Ball(1 + t[0], t[1], -0.6 + t[0], 0.4 - t[1]),
@@ -66,10 +67,11 @@ def test_sets_conform(name: str) -> None:
         blo.Box(-0.5, 0.7),
         blo.L2Ball(1.0),
         blo.Simplex(),
+        blo.Simplex(1.0, 0.4),
         blo.L2Ball(1.0, 0.1, -0.4, 0.6),
         blo.L1Ball(1.0, 0.1, -0.4, 0.6),
     ],
-    ids=["box", "ball", "simplex", "cut ball", "cut l1 ball"],
+    ids=["box", "ball", "simplex", "capped simplex", "cut ball", "cut l1 ball"],
 )
 def test_batched_sets_conform(constraint: blo.sets.Set) -> None:
     assert "lanes are independent" in check_set(constraint, BATCH, batched=True).properties
