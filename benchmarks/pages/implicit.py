@@ -18,7 +18,7 @@ def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
         pairs: A method, and the one that it is compared with.
     """
     judge = found.judge
-    header = ["method", "reading", accuracy_title(judge), "SA", "share", "epochs", "over"]
+    header = ["method", "against", "reading", accuracy_title(judge), "SA", "share", "epochs"]
     rows = []
     for name, other in pairs:
         if name not in found.entries or other not in found.entries:
@@ -28,7 +28,7 @@ def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
         told = "–" if share is None else f"{100 * share:.1f} %"
         epochs = str(ours.epochs) if ours.epochs == theirs.epochs else f"{ours.epochs} and {theirs.epochs}"
         clean = points(ours.over(theirs, "sa"))
-        rows.append([f"`{name}`", verdict(gap), points(gap), clean, told, epochs, f"`{other}`"])
+        rows.append([f"`{name}`", f"`{other}`", verdict(gap), points(gap), clean, told, epochs])
     if not rows:
         return "No pair of runs is finished."
     return f"**{found.title}.** Percentage points, last checkpoint, paired by seed.\n\n{write_table(header, rows)}"

@@ -89,12 +89,13 @@ def test_a_pair_is_read_as_its_test_says(record: tuple[Path, dict[str, Any]]) ->
     folder, found = record
     text = implicit(compared(folder), [("strong", "weak"), ("weak", "strong"), ("near", "strong"), ("none", "weak")])
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
-    assert [row[1] for row in rows[:2]] == ["better", "worse"] and len(rows) == 3
+    assert [row[2] for row in rows[:2]] == ["better", "worse"] and len(rows) == 3
     gap = values(found, "near", "autoattack") - values(found, "strong", "autoattack")
     p = stats.ttest_1samp(gap, 0).pvalue
-    assert rows[2][2].startswith(f"{100 * gap.mean():+.1f} [") and rows[2][2].endswith(f"p = {p:.3f}")
-    assert rows[2][1] == ("not told apart" if p >= 0.05 else "worse")
-    assert rows[0][4:] == ["1.2 %", "18", "`weak`"] and rows[2][4:] == ["–", "30 and 18", "`strong`"]
+    assert rows[2][3].startswith(f"{100 * gap.mean():+.1f} [") and rows[2][3].endswith(f"p = {p:.3f}")
+    assert rows[2][2] == ("not told apart" if p >= 0.05 else "worse")
+    assert rows[0][1] == "`weak`" and rows[0][5:] == ["1.2 %", "18"]
+    assert rows[2][1] == "`strong`" and rows[2][5:] == ["–", "30 and 18"]
     assert implicit(compared(folder), [("none", "weak")]) == "No pair of runs is finished."
 
 
