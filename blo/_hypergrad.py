@@ -120,7 +120,7 @@ def value_and_hypergrad(
         start, guess = _resume(state, problem.layout)
     checks.fixed(lower.term)
     rule = gradient.rule(problem, solving)
-    bound = rule.bind(problem, leaves)
+    bound = bare(rule.bind, problem, leaves)
     found = bare(rule.forward, bound, start)
     assert solving.last is not None
 

@@ -46,7 +46,7 @@ class Solved(ReverseOnly):
 
     @staticmethod
     def forward(problem: FlatProblem, rule: FunctionRule, z0: Tensor, *leaves: Tensor) -> Tensor:
-        return rule.forward(rule.bind(problem, leaves), z0)
+        return rule.forward(problem.bind(leaves), z0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

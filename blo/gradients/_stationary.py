@@ -84,7 +84,7 @@ class StationaryRule(FunctionRule):
     uses_start = False
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
-        return self.solve(problem.detach(), z0)
+        return self.solve(problem.detach() if torch.is_grad_enabled() else problem, z0)
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         at = point(self.strategy.products, problem, z)
