@@ -83,10 +83,13 @@ class Direct(LinearSolver):
             indefinite = ~definite & negative if operator.symmetric else indefinite
         # Where the system is singular its factors may fit b better, with a flat share.
         sought = residual > torch.where(definite, max(_CLOSE, 100 * torch.finfo(b.dtype).eps), limit)
-        if isinstance(operator, Restricted) and not all_true(~sought | indefinite):
-            beside, left = bordered(operator, rhs, self.damping)
-            taken = sought & ~indefinite & (left < residual)
-            x, residual = torch.where(taken.unsqueeze(-1), beside, x), torch.where(taken, left, residual)
+        # A tangent space that holds nothing has no border, and noisy products would only be fitted in another way.
+        if isinstance(operator, Restricted) and operator.tangent.project(rhs) is not rhs:
+            wanted = sought & ~indefinite
+            if not all_true(~wanted):
+                beside, left = bordered(operator, rhs, self.damping)
+                taken = wanted & (left < residual)
+                x, residual = torch.where(taken.unsqueeze(-1), beside, x), torch.where(taken, left, residual)
         return LinearSolution(
             x=size * x,
             residual=residual,
