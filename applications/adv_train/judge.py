@@ -117,9 +117,9 @@ def _attacked(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if folder is None:
-            verdicts = attack(model, x, y, threat, **vars(judging))
+            verdicts = attack.judge(model, x, y, threat, judging)
         else:
-            verdicts = attack.resume(model, x, y, threat, folder=folder, **vars(judging))
+            verdicts = attack.resume(model, x, y, threat, judging, folder)
     for warning in caught:
         warnings.warn(warning.message, warning.category, stacklevel=4)
     said = dict.fromkeys(str(found.message) for found in caught if found.category is RuntimeWarning)

@@ -36,12 +36,11 @@ class SteadySGD(torch.optim.SGD):
         if group["weight_decay"] != 0:
             slopes = list(torch._foreach_add(slopes, params, alpha=group["weight_decay"]))
         if isinstance(momentum, Tensor) or momentum != 0:
-            if any("momentum_buffer" not in self.state[value] for value in params):  # before the first step
-                for value, slope in zip(params, slopes, strict=True):
-                    self.state[value]["momentum_buffer"] = slope.detach().clone()
-                buffers = [self.state[value]["momentum_buffer"] for value in params]
-            else:
-                buffers = [self.state[value]["momentum_buffer"] for value in params]
+            first = any("momentum_buffer" not in self.state[value] for value in params)
+            for value, slope in zip(params, slopes, strict=True) if first else ():
+                self.state[value]["momentum_buffer"] = slope.detach().clone()
+            buffers = [self.state[value]["momentum_buffer"] for value in params]
+            if not first:
                 torch._foreach_mul_(buffers, momentum)
                 torch._foreach_add_(buffers, slopes, alpha=1 - group["dampening"])
             ahead = torch._foreach_addcmul

@@ -46,7 +46,7 @@ class Compared:
     Attributes:
         name: Of its folder.
         record: The content of comparison.json.
-        entries: Methods with at least one finished run, keyed by name.
+        entries: The methods that have a finished run; the keys are their names.
     """
 
     name: str

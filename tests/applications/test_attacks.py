@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adv_train import attacks
 from adv_train.attacks import ATTACKS, autoattack, pgd
-from adv_train.attacks.judging import suitable_threads
+from adv_train.attacks.judging import Judging, suitable_threads
 from adv_train.attacks.masking import Progress
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
@@ -317,7 +317,7 @@ def test_a_new_attack_is_a_class_with_a_decorator(monkeypatch: pytest.MonkeyPatc
     @ATTACKS.register("grey")
     @dataclass(frozen=True)
     class Grey(attacks.Attack):
-        def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, **_: object) -> attacks.Verdicts:
+        def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> attacks.Verdicts:
             grey = threat.eps * (0.5 - x).sign() + x
             predicted = model(grey).argmax(1)
             return attacks.Verdicts(predicted == y, grey, predicted, {"level": 0.5})

@@ -1,4 +1,4 @@
-"""The benchmark of accelerated steps: each beside its eager one, and nothing where there is none."""
+"""The benchmark compares accelerated steps with eager ones, and leaves out methods that cannot be accelerated."""
 
 from __future__ import annotations
 

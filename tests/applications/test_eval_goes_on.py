@@ -17,7 +17,8 @@ from torch import Tensor
 
 import adv_train
 from adv_train import data, evaluation
-from adv_train.attacks import ATTACKS, PGD, Square, TargetedPGD, Transfer, Verdicts
+from adv_train.attacks import ATTACKS, PGD, TargetedPGD, Transfer, Verdicts
+from adv_train.attacks.judging import Judging
 from adv_train.attacks.named import named_attacks
 from adv_train.attacks.official import OfficialAttack
 from adv_train.cli import compare, doctor, listing, main
@@ -57,20 +58,19 @@ def run(trained: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What ran, in its order: the name of the attack and its budget."""
     made: list[str] = []
-    for kind in (PGD, Square, TargetedPGD, Transfer):
-        monkeypatch.setattr(kind, "__call__", noted(kind.__call__, made))
-    monkeypatch.setattr(OfficialAttack, "resume", noted(OfficialAttack.resume, made))
+    for kind in (PGD, OfficialAttack, TargetedPGD, Transfer):
+        monkeypatch.setattr(kind, "judge", noted(kind.judge, made))
     return made
 
 
 def noted(attack: Callable[..., Verdicts], made: list[str]) -> Callable[..., Verdicts]:
-    def call(self: Any, model: Any, x: Tensor, y: Tensor, threat: Threat, **named: Any) -> Verdicts:
+    def judge(self: Any, model: Any, x: Tensor, y: Tensor, threat: Threat, *others: Any) -> Verdicts:
         made.append(f"{ATTACKS.name_of(self)} {threat.eps:.3f}")
         if STOP and STOP[0] == made[-1]:
             raise KeyboardInterrupt
-        return attack(self, model, x, y, threat, **named)
+        return attack(self, model, x, y, threat, *others)
 
-    return call
+    return judge
 
 
 STOP: list[str] = []
@@ -296,13 +296,13 @@ def test_rounding_moves_an_image_by_half_a_grey_level_in_every_value_at_most(nor
 
 
 def test_images_that_rounding_cannot_explain_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    far = PGD.__call__
+    far = PGD.judge
 
-    def call(self: PGD, model: Any, x: Tensor, y: Tensor, threat: Threat, **named: Any) -> Verdicts:
-        found = far(self, model, x, y, threat, **named)
+    def judge(self: PGD, model: Any, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
+        found = far(self, model, x, y, threat, judging)
         return Verdicts(found.robust, (x + 0.05).clamp(0, 1), found.predicted, found.settings)
 
-    monkeypatch.setattr(PGD, "__call__", call)
+    monkeypatch.setattr(PGD, "judge", judge)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 4))
     x, y = torch.rand(5, 1, 5, 5), torch.arange(5) % 4
     with pytest.raises(RuntimeError, match="half a grey level"):

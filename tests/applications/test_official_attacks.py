@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import adv_train
 from adv_train import data
 from adv_train.attacks import APGD, ATTACKS, Attack, Cascade, PlusAutoAttack, RandAutoAttack, Square, StandardAutoAttack
-from adv_train.attacks.judging import suitable_threads
+from adv_train.attacks.judging import Judging, suitable_threads
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
 from adv_train.threat import Norm, Threat
@@ -279,9 +279,9 @@ def test_an_interrupted_attack_goes_on_batch_by_batch_with_the_same_verdicts(
         monkeypatch.setitem(globals(), "STOP", [stop])
         if stop < 10**6:
             with pytest.raises(KeyboardInterrupt):
-                attack.resume(*trained, threat, folder=tmp_path / "memory", seed=3, batch_size=10)
+                attack.resume(*trained, threat, Judging(3, 10), tmp_path / "memory")
         else:
-            found = attack.resume(*trained, threat, folder=tmp_path / "memory", seed=3, batch_size=10)
+            found = attack.resume(*trained, threat, Judging(3, 10), tmp_path / "memory")
         again += calls
     assert again == batches  # Nothing is done twice.
     assert torch.equal(found.robust, whole.robust) and torch.equal(found.images, whole.images)
@@ -290,13 +290,13 @@ def test_an_interrupted_attack_goes_on_batch_by_batch_with_the_same_verdicts(
 
 def test_a_damaged_memory_is_done_again(trained: Case, brief: None, calls: list[str], tmp_path: Path) -> None:
     threat, attack = Threat("linf", 0.12), APGD()
-    whole = attack.resume(*trained, threat, folder=tmp_path, seed=3, batch_size=10)
+    whole = attack.resume(*trained, threat, Judging(3, 10), tmp_path)
     first = len(calls)
     files = sorted((tmp_path / "whole").iterdir())
     assert len(files) == first
     files[0].write_bytes(b"PK")
     files[1].write_bytes(files[1].read_bytes()[:50])
-    assert torch.equal(attack.resume(*trained, threat, folder=tmp_path, seed=3, batch_size=10).images, whole.images)
+    assert torch.equal(attack.resume(*trained, threat, Judging(3, 10), tmp_path).images, whole.images)
     assert len(calls) == first + 2
 
 
@@ -304,10 +304,10 @@ def test_a_memory_belongs_to_the_images(trained: Case, brief: None, calls: list[
     model, x, y = trained
     right = model(x).argmax(1) == y
     x, y, threat = x[right], y[right], Threat("linf", 0.12)
-    APGD().resume(model, x, y, threat, folder=tmp_path, seed=3)
+    APGD().resume(model, x, y, threat, Judging(3), tmp_path)
     calls.clear()
     moved = (x * 0.99, y)  # The same labels, and so the same batches.
-    found = APGD().resume(model, *moved, threat, folder=tmp_path, seed=3)
+    found = APGD().resume(model, *moved, threat, Judging(3), tmp_path)
     assert len(calls) == 2
     assert torch.equal(found.images, APGD()(model, *moved, threat, seed=3).images)
 

@@ -39,7 +39,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 def seconds_of_compiling() -> float:
     """Return the seconds that this process has spent on compilation so far."""
-    from torch._dynamo.utils import calculate_time_spent
+    from torch._dynamo.utils import calculate_time_spent  # the compiler takes seconds to import
 
     return calculate_time_spent()["total_wall_time"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,7 +34,7 @@ class Verdicts:
     settings: Mapping[str, Any]
 
 
-class Attack(Checked):
+class Attack(Checked, abc.ABC):
     """An attack with its options, which are the fields of a frozen dataclass.
 
     Subclasses define `judge`, stand in files of their own in this package and are registered with `ATTACKS.register`.
@@ -75,19 +76,19 @@ class Attack(Checked):
         """
         return self.judge(model, x, y, threat, Judging(seed, batch_size, progress))
 
+    @abc.abstractmethod
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
-        """Attack as a call does, with its settings in one piece."""
-        raise NotImplementedError(f"{type(self).__name__} defines no `judge`.")
+        """Attack as a call does, with its settings in one object."""
 
     def resume(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, folder: Path, **judging: Any
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path
     ) -> Verdicts:
-        """Attack with the same verdicts, and keep in a folder what is done, to go on from there when interrupted.
+        """Attack with the verdicts of `judge`; keep in a folder what is done, and go on from there if interrupted.
 
         An attack that has nothing to keep leaves the folder alone. The folder belongs to this attack, model, images,
-        seed and batch size alone. `judging` are the settings of a call.
+        seed and batch size alone.
         """
-        return self(model, x, y, threat, **judging)
+        return self.judge(model, x, y, threat, judging)
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
         """Refuse, before any work, what this attack cannot judge: images ``(N, C, H, W)``, number of logits, threat.

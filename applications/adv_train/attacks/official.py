@@ -84,10 +84,10 @@ class OfficialAttack(Attack):
             return Verdicts(self.decide(clean, after, y), images, after, settings)
 
     def resume(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, folder: Path, **judging: Any
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path
     ) -> Verdicts:
-        """Attack with the verdicts of a call; each batch that a part has done is kept, and not done again."""
-        return self.judge(model, x, y, threat, Judging(**judging), Memory(folder))
+        """Attack with the verdicts of `judge`; each batch that a part has done is kept, and not done again."""
+        return self.judge(model, x, y, threat, judging, Memory(folder))
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
         """Refuse other ranges than [0, 1], too few classes, and in l2 and l1 images that Square cannot divide.

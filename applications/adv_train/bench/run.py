@@ -45,10 +45,10 @@ class Row:
         milliseconds: median of a step.
         images_per_second: images trained on per second.
         over_standard: median ratio to a step of standard training in the same round.
-        over_by_hand: median ratio to the same step in one hand-written function; None where there is none.
+        over_by_hand: median ratio to the same step in one hand-written function; None if there is no such function.
         peak_mib: peak memory on a CUDA device; None elsewhere.
-        over_eager: median ratio of an accelerated step to the eager one in the same round; None where there is none.
-        prepare_seconds: what its capture or compilation took, likewise.
+        over_eager: median ratio of an accelerated step to the eager one in the same round; None without acceleration.
+        prepare_seconds: seconds that its capture or compilation took; None without acceleration.
     """
 
     name: str

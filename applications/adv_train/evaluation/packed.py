@@ -112,7 +112,7 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def examples_in(arrays: Arrays) -> Examples | None:
-    """Give the examples among the arrays of a record; None where there are none."""
+    """Return the examples that the arrays of a record hold, or None."""
     prefix = "example_"
     found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return Examples(**found) if found else None
