@@ -24,8 +24,32 @@ from blo.errors import (
 from blo.gradients import SAMA, HessianFree, Implicit, KKTClosedForm, Unrolled, ValueFunction, Zero
 from blo.linsolve import CG, GMRES, MINRES, Auto, Direct, Identity, Neumann, Nystrom
 from blo.penalties import L1, ElasticNet, GroupLasso
-from blo.sets import Affine, Box, Free, Halfspaces, L1Ball, L2Ball, NonNegative, Product, Simplex, SmoothConstraints
-from blo.solvers import FISTA, LBFGS, External, FixedPoint, Newton, OneStep, ProjectedGradient, TorchOpt, TorchOptim
+from blo.sets import (
+    Affine,
+    Box,
+    Free,
+    Halfspaces,
+    Intersection,
+    L1Ball,
+    L2Ball,
+    NonNegative,
+    Product,
+    Simplex,
+    SmoothConstraints,
+)
+from blo.solvers import (
+    FISTA,
+    LBFGS,
+    External,
+    FixedPoint,
+    LevenbergMarquardt,
+    MirrorDescent,
+    Newton,
+    OneStep,
+    ProjectedGradient,
+    TorchOpt,
+    TorchOptim,
+)
 from blo.stochastic import BOME, F2SA, MASOBA, SABA, SOBA, AmIGO, StocBiO
 
 __version__ = "0.1.0"
@@ -68,10 +92,13 @@ __all__ = [
     "Identity",
     "Implicit",
     "InfeasibleError",
+    "Intersection",
     "KKTClosedForm",
     "L1Ball",
     "L2Ball",
+    "LevenbergMarquardt",
     "LowerProblem",
+    "MirrorDescent",
     "Neumann",
     "Newton",
     "NonFiniteError",

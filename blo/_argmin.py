@@ -18,7 +18,7 @@ from blo._problem import FlatProblem
 from blo._solving import Solving
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Strategy, Unrolled
+from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
 
@@ -60,7 +60,7 @@ def argmin(
         A tree like `z0`.
 
     Raises:
-        StructureError: if a part is none, or the objective or the set do not fit theta and z0.
+        StructureError: if an argument has the wrong type, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
         ConvergenceError: in place of the warnings below, but for that of a theta without grad, if
             `on_failure="raise"`.
@@ -74,7 +74,7 @@ def argmin(
 
     What concerns the derivative is raised, or warned of, in the backward pass.
     """
-    if torch.compiler.is_compiling() and isinstance(gradient, Unrolled) and gradient.recorded and transforms_active():
+    if torch.compiler.is_compiling() and gradient is not None and gradient.recorded and transforms_active():
         solved = _argmin  # steps of a fixed number are traced into the caller's graph
     else:
         solved = outside_compile(_argmin)
@@ -93,7 +93,7 @@ def _argmin(
 ) -> Tree:
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
-    if transforms_active() and not (isinstance(gradient, Unrolled) and gradient.recorded):
+    if transforms_active() and not gradient.recorded:
         hoisted, theta = hoist(lower, theta, z0)
     else:
         hoisted = lower
@@ -106,11 +106,18 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, objective=lower.objective)
-    found = problem.layout.unravel(bare(gradient.attach, problem, leaves, start, solve, checks))
+    found = problem.layout.unravel(bare(_solved, problem, leaves, start, gradient, solve))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():
             leaf.register_hook(_refuse_sparse)
     return found
+
+
+def _solved(problem: FlatProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving) -> Tensor:
+    if torch.is_grad_enabled() or transforms_active():
+        return gradient.rule(problem, solve).attach(problem, leaves, z0)
+    at = problem.bind([leaf.detach() for leaf in leaves])
+    return solve(at, at.place(gradient.start, z0))
 
 
 def _refuse_sparse(gradient: Tensor | None) -> None:

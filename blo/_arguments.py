@@ -16,7 +16,7 @@ _UPPER, _LOWER = {"theta", "thetas", "th", "t", "lam", "phi", "hparams"}, {"z", 
 
 
 def require_function(given: Any, name: str, *arguments: str) -> None:
-    """Refuse what is no function of these arguments, and a function whose parameters say that it takes z first.
+    """Refuse what is not a function of these arguments, and a function whose parameters say that it takes z first.
 
     Args:
         given: the callable.

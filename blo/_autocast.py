@@ -24,7 +24,7 @@ class Autocast:
     """The state of autocast, one device type a setting.
 
     A user leaves `torch.autocast` before calling `.backward()`, yet the products made there are derivatives of what
-    was computed inside it. Projections and linear solves are no part of that: low precision would spoil them.
+    was computed inside it. Projections and linear solves are not part of that: low precision would spoil them.
 
     Attributes:
         settings: whether autocast is on, and its dtype.

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, length, plain, transforms_active, value_and_gradient
+from blo._autodiff import (
+    differentiated_twice,
+    gradient,
+    jvp,
+    length,
+    plain,
+    transforms_active,
+    value_and_gradient,
+)
 from blo._curvature import Place, bend
 from blo._layout import Layout
 from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
@@ -27,6 +36,16 @@ _REACH = 0.25
 _LONG, _TINY = 1e6, 1e-7
 
 
+class Origin(Protocol):
+    """A lower problem at any theta."""
+
+    def bind(self, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at the theta with these leaves."""
+
+    def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
+        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`."""
+
+
 @dataclass(frozen=True)
 class Bound:
     """A lower problem at one theta, on flat tensors of shape `(*lanes, n)`: all that a lower solver sees.
@@ -35,18 +54,23 @@ class Bound:
         slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
         term: the constraint set or the penalty.
         theta: the upper variable.
+        leaves: its leaves, as real tensors.
+        origin: the problem at any theta.
         moving: the term depends on theta.
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
         eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
         accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
+        residuals: what the objective is half the sum of squares of, shape `(*lanes, m)`; None where it is none.
     """
 
     slice: Slice
     term: Term
     layout: Layout
     theta: Tree
+    leaves: Sequence[Tensor]
+    origin: Origin
     lifts: int
     moving: bool
     symmetric: bool = True
@@ -54,6 +78,7 @@ class Bound:
     followed: bool = False
     eps: float | None = None
     accuracy: float = 0.0
+    residuals: Slice | None = None
 
     def value(self, z: Tensor) -> Tensor:
         """Return the objective without the penalty, shape `lanes`.
@@ -133,6 +158,53 @@ class Bound:
 
         return product
 
+    def gauss_newton(
+        self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
+    ) -> Callable[[Tensor], Tensor]:
+        """Return v -> J' J v with the Jacobian J of the residuals at z; one graph of them serves all products.
+
+        Args:
+            z: shape `(*lanes, n)`.
+            products: how J v is computed: by a second backward pass, or in forward mode.
+
+        Raises:
+            StructureError: if the objective is no sum of squares.
+        """
+        source = self.residuals
+        if source is None:
+            raise StructureError(
+                "the objective is not known to be a sum of squares. Use LowerProblem.least_squares(residual), where "
+                "residual(theta, z) returns what is squared."
+            )
+
+        def residuals(at: Tensor) -> Tensor:
+            return source(self._unravel(at))
+
+        if transforms_active():
+            pull = torch.func.vjp(residuals, z)[1]
+            return lambda v: pull(jvp(residuals, z, v))[0]
+        options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
+        with torch.enable_grad():
+            point = z if z.requires_grad else z.detach().requires_grad_()
+            found = residuals(point)
+            probe = torch.zeros_like(found, requires_grad=True)
+            if not found.requires_grad:
+                return torch.zeros_like
+            # The pullback is linear in its argument, so that its own pullback is the product with J.
+            pulled = torch.autograd.grad(found, point, probe, **{**options, "create_graph": True})[0]
+
+        def product(v: Tensor) -> Tensor:
+            with torch.set_grad_enabled(self.recorded):
+                if products == "forward":
+                    along = jvp(residuals, z, v)
+                else:
+                    with differentiated_twice():
+                        along = torch.autograd.grad(pulled, probe, v, **options)[0]
+                image: Tensor = torch.autograd.grad(found, point, along, **options)[0]
+            return image if self.recorded else image.detach()
+
+        return product
+
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
         value = self.value(z)
@@ -175,11 +247,22 @@ class Bound:
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
-        return replace(self, slice=self.slice.detach(), theta=tree.detach(self.theta), recorded=False)
+        return replace(
+            self,
+            slice=self.slice.detach(),
+            theta=tree.detach(self.theta),
+            leaves=[leaf.detach() for leaf in self.leaves],
+            recorded=False,
+            residuals=None if self.residuals is None else self.residuals.detach(),
+        )
 
     def record(self) -> Bound:
         """Return the same problem, keeping the graph through every gradient."""
         return replace(self, recorded=True, followed=True)
+
+    def follow(self) -> Bound:
+        """Return the same problem, for steps that will be differentiated, now or when they are made again."""
+        return self if self.followed else replace(self, followed=True)
 
     def tilt(self, slope: Tensor) -> Bound:
         """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""
@@ -189,6 +272,18 @@ class Bound:
             return flat
 
         return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
+
+    def rebind(self, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at the theta with these leaves."""
+        return self.origin.bind(leaves)
+
+    def place(self, start: Callable[[Tree], Tree] | None, z0: Tensor) -> Tensor:
+        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at this theta, or z0.
+
+        Raises:
+            StructureError: if `start` does not return a tree like z0.
+        """
+        return z0 if start is None else self.origin.place(start, self.leaves)
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)

@@ -35,7 +35,7 @@ class Sides(NamedTuple):
         """Measure the gradients at a point, on its sides and at a quarter of the distance ahead, shape `(*lanes, n)`.
 
         Far out, where a gradient grows like a cube or turns many times, it may do so alike on both sides and not bend.
-        Then what it does nearby, `grad(z + h u / 4)`, is no quarter of it. That is too inexact to count where it is.
+        Then what it does nearby, `grad(z + h u / 4)`, is not a quarter of it. That is too inexact to count where it is.
         """
         change, bend = norm(ahead - behind), norm((ahead - here) + (behind - here))
         if nearby is None:

@@ -30,19 +30,19 @@ def _most(numbers: Tensor | float) -> float:
 
 
 def unasked(dtype: torch.dtype) -> float:
-    """Return the residual of a solution of which none was asked.
+    """Return the largest residual that counts as a solution where the solver has no tolerance.
 
-    One step solves a linearised problem exactly, up to rounding; anything else is no solution.
+    A single step solves a linearised problem exactly, so the limit is a multiple of the rounding.
     """
     return float(10 * torch.finfo(dtype).eps ** 0.5)
 
 
 @dataclass(frozen=True)
 class Checks(Findings):
-    """All that one call looks at: its policy, its findings, and whether the solves have converged."""
+    """The checks of one call: whether solves have converged and results can be trusted, and what to do if not."""
 
     def lower(self, solution: Solution, remedy: Callable[[], str] = lambda: LOOK) -> None:
-        """Report a lower solve that went astray or stopped early; `remedy` says what to do about the former."""
+        """Report a lower solve that diverged or stopped early; `remedy` returns the advice for a diverged one."""
         # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
         residual = solution.residual
         self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")], remedy)
@@ -54,7 +54,7 @@ class Checks(Findings):
             self.stationary(solution.residual, solution.tol, solution.floor)
 
     def random(self, lanes: Tensor) -> None:
-        """Report an objective that is no function, in these lanes."""
+        """Report an objective that is not a function, in these lanes."""
         if not self.off:
             flags = plain(lanes)
             of = f" in {int(flags.sum())} of {flags.numel()} problems" if flags.ndim else ""
@@ -161,7 +161,7 @@ class Checks(Findings):
         if indefinite:
             self.found(
                 f"the curvature is not positive on the tangent space in {indefinite} of "
-                f"{solution.indefinite.numel()} problems: the point is no isolated minimiser, and its derivative "
+                f"{solution.indefinite.numel()} problems: the point is not an isolated minimiser, and its derivative "
                 f"may not exist. The adjoint returned has a relative residual of {float(solution.residual.max()):.2e}. "
                 "Add a proximal term to the objective, or `damping` to the linear solver.",
                 ConvergenceError,

@@ -49,12 +49,6 @@ class Findings(Policy):
                 DegenerateWarning,
             )
 
-    def implicit(self, parts: Sequence[Tensor | None]) -> None:
-        """Report an implicit part that is not finite, or is zero by definition."""
-        self.gradients(parts)
-        if all(part is None for part in parts):
-            self.constant()
-
     def gradients(self, parts: Sequence[Tensor | None]) -> None:
         """Report an implicit part that is not finite."""
         self.all_finite(((part, "the implicit part") for part in parts), lambda: STEEP)

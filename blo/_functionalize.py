@@ -233,7 +233,7 @@ class Functional:
         if missing or unknown:
             raise StructureError(
                 f"`parameters` must have the names in `.parameters`, but lacks {missing} and has unknown {unknown}. "
-                "Tied parameters go by their first name; buffers are no parameters."
+                "Tied parameters go by their first name; buffers are not parameters."
             )
         for name, tensor in parameters.items():
             if tensor.shape != self._shapes[name]:
@@ -271,10 +271,10 @@ def functionalize(
             operations that have them.
 
     Raises:
-        StructureError: if `module` is no module, has parameters without a shape, is wrapped in
+        StructureError: if `module` is not a module, has parameters without a shape, is wrapped in
             `DistributedDataParallel`, holds `DataParallel` or a module of `torch.jit`, or contains a layer whose
             gradient torch has wrong.
-        ValueError: if `buffers` is no policy.
+        ValueError: if `buffers` is not a policy.
     """
     if not isinstance(module, nn.Module):
         raise StructureError(f"`module` must be a torch.nn.Module, but is {type(module).__name__}.")

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._lower import LowerProblem
-from blo._objective import FixedPoint
+from blo._objective import FixedPoint, LeastSquares
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
@@ -43,6 +43,8 @@ def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tre
     objective: Objective = _Hoisted(evaluate, captured)
     if isinstance(lower.objective, FixedPoint):
         objective = FixedPoint(objective)
+    if isinstance(lower.objective, LeastSquares):
+        objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
     hoisted = replace(lower.with_term(term), objective=objective)
     return hoisted, (theta, captured, carried)
 

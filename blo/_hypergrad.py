@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from blo._solving import Solving
 from blo._theta import Structure
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Pulled, Stationary, Strategy, Trace
+from blo.gradients import Implicit, Pulled, Strategy
 from blo.solvers import Solver
 
 
@@ -94,7 +94,8 @@ def value_and_hypergrad(
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
 
     Raises:
-        StructureError: if a part is none, or `upper`, the objective, the set or `state` do not fit theta and z0.
+        StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` do not fit
+            theta and z0.
         NonFiniteError: if a value, a solution or a gradient is not finite.
         ConvergenceError: in place of the warnings below, if `on_failure="raise"`.
         ValueError: for any other `on_failure`.
@@ -110,7 +111,7 @@ def value_and_hypergrad(
     problem, start, given = FlatProblem.of(lower, theta, z0)
     solver, problem = equipped(problem, given, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
-    solving = Solving(solver, checks, gradient, defer=isinstance(gradient, Stationary), objective=lower.objective)
+    solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
 
     # Copies: an optimiser moves theta in place, and the report, read after its step, is one of theta as it was here.
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
@@ -118,25 +119,29 @@ def value_and_hypergrad(
     if state is not None:
         start, guess = _resume(state, problem.layout)
     checks.fixed(lower.term)
-    trace: Trace = bare(gradient.trace, problem, leaves, start, solving)
+    rule = gradient.rule(problem, solving)
+    bound = bare(rule.bind, problem, leaves)
+    found = bare(rule.forward, bound, start)
     assert solving.last is not None
 
-    z = trace.z.detach().requires_grad_()
+    z = found.detach().requires_grad_()
     value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
     _check_upper(value)
     live = [leaf for leaf in leaves if leaf.requires_grad]
     slopes = torch.autograd.grad(value, [*live, z], allow_unused=True)
-    *found, v = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, [*live, z], strict=True)]
-    filled = iter(found)
+    *slopes_in_theta, v = [
+        torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, [*live, z], strict=True)
+    ]
+    filled = iter(slopes_in_theta)
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
-    pulled: Pulled = bare(trace.pullback, v, guess)
-    if solving.last.residual is None and not checks.off:
-        checks = replace(checks, measured=False, tol=solving.last.tol)
-    _check(checks, gradient, value, v, direct, pulled, solving.idle, solving.last.limit)
+    pulled: Pulled = bare(rule.pull, bound, start, found, v, guess)
+    checks.all_finite(
+        [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
+    )
+    mu, solved = lower.strong_convexity, found.detach()  # without the graph of the steps
+    solving.report(bound, solved, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
-
-    mu, solved = lower.strong_convexity, trace.z.detach()  # the trace itself would keep the graph of the steps alive
 
     def solution_error() -> Tensor:
         return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
@@ -148,8 +153,8 @@ def value_and_hypergrad(
         value=value.detach(),
         grad=like_theta(total),
         direct=like_theta(direct),
-        z=problem.layout.unravel(trace.z),
-        state={"z": problem.layout.unravel(trace.z), "q": pulled.q},
+        z=problem.layout.unravel(solved),
+        state={"z": problem.layout.unravel(solved), "q": pulled.q},
         report=Report(
             solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
         ),
@@ -181,31 +186,3 @@ def _check_upper(value: Tensor) -> None:
             "`upper` must depend on theta or z, but its value carries no graph. "
             "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
         )
-
-
-def _check(
-    checks: Checks,
-    gradient: Strategy,
-    value: Tensor,
-    v: Tensor,
-    direct: list[Tensor],
-    pulled: Pulled,
-    idle: bool,
-    limit: Tensor | None,
-) -> None:
-    """Report whatever stands against the result; measures nothing when the policy is to ignore."""
-    if checks.off:
-        return
-    parts = [
-        (value, "the upper value"),
-        (v, "the upper gradient in z"),
-        *((part, "the direct part") for part in direct),
-    ]
-    checks.all_finite(parts)
-    if pulled.linear is not None and pulled.optimality is not None:
-        optimality = pulled.optimality
-        checks.adjoint(pulled.linear, gradient.tol, lambda: optimality.residual, optimality.tangent.counts, limit)
-    checks.loose(pulled.loose)
-    checks.gradients(pulled.cotangents)
-    if not (idle or not gradient.expects_theta or any(part is not None for part in pulled.cotangents)):
-        checks.constant()

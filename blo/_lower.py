@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import FixedPoint, Linearized, around
+from blo._objective import FixedPoint, LeastSquares, Linearized, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -35,7 +37,7 @@ class LowerProblem:
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
-            if one of them is neither that nor a callable; or if the objective is no function of theta and z, in this
+            if one of them is neither that nor a callable; or if the objective is not a function of theta and z, in this
             order as far as the names of its parameters tell.
         ValueError: if `strong_convexity` is not positive.
     """
@@ -89,10 +91,40 @@ class LowerProblem:
             batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
 
         Raises:
-            StructureError: if `function` is no function of theta and z.
+            StructureError: if `function` is not a function of theta and z.
         """
         require_function(function, "function", "theta", "z")
         return cls(FixedPoint(function), batched=batched)
+
+    @classmethod
+    def least_squares(
+        cls,
+        residual: Callable[[Tree, Tree], Tensor],
+        constraint: Set | Callable[[Tree], Set] = _WHOLE,
+        penalty: Penalty | Callable[[Tree], Penalty] | None = None,
+        batched: bool = False,
+        *,
+        strong_convexity: float | None = None,
+    ) -> LowerProblem:
+        """Return the problem of minimising `1/2 |residual(theta, z)|^2`.
+
+        It is like any other, and `LevenbergMarquardt` makes use of the Jacobian of the residuals. Its derivative is
+        that of the minimiser, with the whole Hessian, unless `Implicit(hessian="gauss-newton")` asks for an
+        approximation.
+
+        Args:
+            residual: `residual(theta, z)` returns a real tensor of any shape, whose first axis numbers the problems
+                when `batched`.
+            constraint: as in `LowerProblem`.
+            penalty: likewise.
+            batched: likewise.
+            strong_convexity: likewise.
+
+        Raises:
+            StructureError: if `residual` is no function of theta and z; and as `LowerProblem` does.
+        """
+        require_function(residual, "residual", "theta", "z")
+        return cls(LeastSquares(residual, batched), constraint, penalty, batched, strong_convexity=strong_convexity)
 
     def linearize(self, anchor: Tree, curvature: float) -> LowerProblem:
         """Return the problem with its objective replaced by a first-order model and a proximal term.

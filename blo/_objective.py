@@ -127,12 +127,46 @@ class FixedPoint:
         )
 
 
+@dataclass(frozen=True)
+class LeastSquares:
+    """`1/2 |residual(theta, z)|^2`, one for each problem of a batch.
+
+    Solvers and strategies that know the residuals may use their Jacobian.
+    """
+
+    residual: Callable[[Tree, Tree], Tensor]
+    batched: bool
+
+    def __call__(self, theta: Tree, z: Tree) -> Tensor:
+        return 0.5 * self.vector(theta, z).square().sum(-1)
+
+    def vector(self, theta: Tree, z: Tree) -> Tensor:
+        """Return the residuals, shape `(m,)` or `(batch, m)`.
+
+        Raises:
+            StructureError: for anything but a real tensor, whose first axis numbers the problems of a batch.
+        """
+        found = self.residual(theta, z)
+        lanes = tuple(tree.leaves(z)[0].shape[:1]) if self.batched else ()
+        if not isinstance(found, Tensor) or found.is_complex() or tuple(found.shape[: len(lanes)]) != lanes:
+            is_tensor = isinstance(found, Tensor)
+            given = f"{found.dtype} of shape {tuple(found.shape)}" if is_tensor else type(found).__name__
+            wanted = f"of shape {(*lanes, '...')}, the residuals of each problem" if lanes else "of any shape"
+            raise StructureError(
+                f"`residual` must return a real tensor {wanted}, but returned {given}. Join several by torch.cat; of "
+                "complex ones take torch.view_as_real."
+            )
+        return found.reshape(*lanes, -1)
+
+
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
     """Return the objective with its function wrapped."""
     if isinstance(objective, FixedPoint):
         return FixedPoint(wrap(objective.function))
     if isinstance(objective, Linearized):
         return replace(objective, objective=wrap(objective.objective))
+    if isinstance(objective, LeastSquares):
+        return replace(objective, residual=wrap(objective.residual))
     return wrap(objective)
 
 
@@ -141,4 +175,4 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "Linearized", "Slice", "TiltedSlice", "around", "slice_at"]
+__all__ = ["FixedPoint", "LeastSquares", "Linearized", "Slice", "TiltedSlice", "around", "slice_at"]

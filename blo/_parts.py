@@ -14,7 +14,7 @@ from blo._lower import LowerProblem
 from blo._problem import FlatProblem
 from blo._torch import any_autocast
 from blo.errors import StructureError
-from blo.gradients import Strategy, Unrolled
+from blo.gradients import Strategy
 from blo.solvers import Solver, default_solver
 
 
@@ -69,5 +69,4 @@ def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy)
         )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
-    followed = isinstance(gradient, Unrolled)
-    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=followed)
+    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=gradient.unrolls)

@@ -14,7 +14,7 @@ from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem, wrapped
-from blo._objective import FixedPoint, PlainSlice, Slice, slice_at
+from blo._objective import FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -93,25 +93,26 @@ class FlatProblem:
             term,
             self.layout,
             theta,
+            leaves,
+            self,
             self.lifts,
             self._moving,
             self.symmetric,
             eps=self.eps,
             accuracy=self.accuracy,
+            residuals=self._residuals(leaves),
         )
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
         return self._term(self.structure.tree(leaves))
 
-    def place(self, start: Callable[[Tree], Tree] | None, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at these leaves of theta, or z0.
+    def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
+        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
-            StructureError: if `start` returns no tree like z0.
+            StructureError: if it does not return a tree like z0.
         """
-        if start is None:
-            return z0
 
         def flat(*leaves: Tensor) -> Tensor:
             return self.layout.ravel(start(self.structure.tree(leaves)), "start(theta)")
@@ -146,6 +147,21 @@ class FlatProblem:
         def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
             found = evaluate(self.structure.tree(leaves), layout.unravel(z))
             return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
+
+        for randomness in self.randomness:
+            value = torch.vmap(value, randomness=randomness)
+        return PlainSlice(value, list(leaves))
+
+    def _residuals(self, leaves: Sequence[Tensor]) -> Slice | None:
+        objective = self.lower.objective
+        if not isinstance(objective, LeastSquares):
+            return None
+        if not self.lifts:
+            return PlainSlice(objective.vector, self.structure.tree(leaves))
+        vector, layout = objective.vector, self.layout
+
+        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
+            return vector(self.structure.tree(leaves), layout.unravel(z))
 
         for randomness in self.randomness:
             value = torch.vmap(value, randomness=randomness)

@@ -14,8 +14,8 @@ STEEP = (
 )
 SINGULAR = (
     "The curvature is singular on the tangent space, or nearly, and the upper gradient has a share in the directions "
-    "without curvature: the point is no isolated minimiser, and its derivative may not exist. Add a proximal term to "
-    "the objective, or `damping` to the linear solver."
+    "without curvature: the point is not an isolated minimiser, and its derivative may not exist. Add a proximal term "
+    "to the objective, or `damping` to the linear solver."
 )
 BIND = (
     "Bind the data of each problem to its own objective, `lambda theta, z, data=data: ...`, instead of a loop "

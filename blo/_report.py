@@ -214,7 +214,7 @@ class Report:
 
     @property
     def _limit(self) -> Tensor | float | None:
-        """The residual above which the point is no solution, a number or shape `lanes`; None when not asked for."""
+        """The residual above which the point is not a solution, a number or shape `lanes`; None when not asked for."""
         solution = self.solution
         return solution.tol if solution.tol is None or solution.limit is None else solution.limit
 

@@ -1,9 +1,9 @@
-"""One lower solve as strategies see it, and what it reports."""
+"""One lower solve as strategies see it, and what is reported of it and of its derivative."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._autodiff import all_true, plain, transforms_active
 from blo._bound import Bound
 from blo._curvature import Place
 from blo._draws import may_draw
 from blo._failures import Checks, unasked
-from blo._remedies import ASTRAY, SMALLER
+from blo._origin import origin
 from blo._replay import generators
-from blo.errors import StructureError
-from blo.gradients import Strategy, Unrolled, Zero
-from blo.solvers import Iterative, Solution, Solver, Watch, advance, begin, run
+from blo._steps import Replay
+from blo.gradients import Optimality, Pulled, Strategy, Watch
+from blo.linsolve import LinearSolution
+from blo.solvers import Iterative, Solution, Solver, run
 from blo.solvers._stopping import repeats, solved
 
 
@@ -34,7 +34,7 @@ class Solving:
         checks: what to do with its findings.
         gradient: what is made of the solution.
         hoisted: theta holds the captured tensors beside the caller's theta; the solver gets the latter alone.
-        defer: leave a residual that the solver did not measure to the strategy, which has the gradient at hand.
+        at_once: the derivative is taken in the call that solves.
         objective: the caller's objective, searched for what it may draw from besides the generators of torch.
     """
 
@@ -42,18 +42,34 @@ class Solving:
     checks: Checks
     gradient: Strategy
     hoisted: bool = False
-    defer: bool = False
+    at_once: bool = False
     objective: Any = None
     last: Solution | None = field(default=None, init=False)
     start: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
-        return self._report(problem, z0, self._solve(problem, z0, None))
+    def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
+        solution = self._solve(problem, z0, watch)
+        unmeasured = solution.residual is None and solution.tol is not None
+        if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures_residual)):
+            slope = problem.gradient(solution.z)
+            solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
+        # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
+        parts: dict[str, Any] = {
+            name: value.detach()
+            for name, value in vars(solution).items()
+            if isinstance(value, Tensor) and value.requires_grad
+        }
+        self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
+        if self.gradient.unrolls or not transforms_active():
+            self.checks.lower(solution, self._remedy(problem, z0, solution.z))
+        if self.idle:
+            self.checks.idle()
+        return solution.z if problem.recorded else solution.z.detach()
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
-        solution = self._solve(problem, z0, None)
+        solution = self._solve(problem, z0)
         if not transforms_active():
-            self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
+            self.checks.lower(solution, self._remedy(problem, z0, solution.z))
         return solution.z if problem.recorded else solution.z.detach()
 
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
@@ -62,65 +78,86 @@ class Solving:
             least = torch.finfo(wanted.dtype).tiny  # what is wanted may vanish in half precision
             solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted.detach()).min()), least)))
         rests = found and solver.tol is None
-        solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, None, solver)
+        solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, solver=solver)
         z, residual = solution.z.detach(), solution.residual
         if residual is None:
             residual = z.new_zeros(z.shape[:-1]) if self.checks.off else problem.residual(z, problem.gradient(z))
-        remedy = lambda: self._origin(problem, z0, z)  # noqa: E731
+        remedy = self._remedy(problem, z0, z)
         self.checks.all_finite([(z, "a further lower solution"), (residual, "its residual")], remedy)
         return z, residual
 
-    def watched(self, problem: Bound, z0: Tensor, watch: Watch) -> Tensor:
-        return self._report(problem, z0, self._solve(problem, z0, watch))
+    @property
+    def steps(self) -> Replay:
+        return Replay.of(self.solver)
 
-    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
+    @property
+    def idle(self) -> bool:
+        if not self.gradient.unrolls or self.gradient.start is not None or self.last is None:
+            return False
+        return self.last.steps == 0 and self.last.residual is not None
+
+    def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
+        if self.checks.off:
+            return
+        if pulled.linear is not None and pulled.optimality is not None:
+            self.report_adjoint(problem, pulled.linear, pulled.optimality)
+        elif not (self.gradient.unrolls or self.at_once):
+            self._compare(problem, z, None)
+        if pulled.apart is not None:
+            self.checks.repeated(pulled.apart, torch.finfo(pulled.apart.dtype).eps ** 0.5)
+        self.checks.loose(pulled.loose)
+        self.checks.gradients(pulled.cotangents)
+        if self.gradient.expects_theta and not self.idle and all(part is None for part in pulled.cotangents):
+            self.checks.constant()
+
+    def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
+        if self.checks.off:
+            return
+        self._compare(problem, optimality.z, optimality.slope)
+        limit = self._confirm(problem, optimality.z, optimality.slope)
+        checks = self.checks
+        if self.last is not None and self.last.residual is None:  # it is measured here
+            checks = replace(checks, measured=False, tol=self.last.tol)
+        counts = optimality.tangent.counts
+        checks.adjoint(linear, self.gradient.tol, lambda: optimality.residual, counts, limit)
+
+    def _compare(self, problem: Bound, z: Tensor, slope: Tensor | None) -> None:
+        """Report an objective that has changed since the solve, of which `slope` is the gradient at z now.
+
+        Where the solver measured no residual, there is nothing to compare with.
+        """
         if self.last is not None:
-            self.checks.changed(self.last, slope, again)
+            rest = problem.detach()
+            self.checks.changed(self.last, slope, lambda: rest.gradient(z))
 
-    def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
+    def _confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
+        """Return the residual, shape `lanes`, above which the solution z with this slope is none.
+
+        None where the solver has confirmed its solution itself.
+        """
         last, confirmed = self.last, isinstance(self.solver, Iterative) and self.solver.tol is not None
-        if last is None or confirmed or self.checks.off or self.solver.tol == math.inf:
+        if last is None or confirmed or self.solver.tol == math.inf:
             return None
-        if last.residual is not None and last.tol is not None and not all_true(problem.residual(z, slope) <= last.tol):
-            return None  # it was reported by the solve, or the data have changed, which `compare` reports
+        rest = problem.detach()
+        if last.residual is not None and last.tol is not None and not all_true(rest.residual(z, slope) <= last.tol):
+            return None  # it was reported by the solve, or the data have changed, which `_compare` reports
         start = z if self.start is None or self.start.shape != z.shape else self.start
         tol, asked = unasked(z.dtype) if self.solver.tol is None else self.solver.tol, self.solver.tol is not None
-        limit = solved(tol, problem, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
+        limit = solved(tol, rest, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
         self.last = replace(last, limit=limit.detach())
         return limit
 
-    def compare_points(self, apart: Tensor) -> None:
-        self.checks.repeated(apart, torch.finfo(apart.dtype).eps ** 0.5)
-
-    def begin(self, problem: Bound, z0: Tensor) -> Any:
-        return begin(self._iterative, self._told(problem), z0)
-
-    def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
-        return advance(self._iterative, self._told(problem), state, first, steps)
-
-    def answer(self, state: Any) -> Tensor:
-        z: Tensor = state.state.trial if self.solver.tol is None else state.state.z
-        return z
-
-    @property
-    def _iterative(self) -> Iterative:
-        if not isinstance(self.solver, Iterative):
-            raise StructureError(
-                f"`Unrolled` with `last` or `checkpoint` repeats steps of the solver, but {type(self.solver).__name__} "
-                "has none that can be repeated. Use ProjectedGradient, or plain Unrolled()."
-            )
-        return self.solver
-
-    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None, solver: Solver | None = None) -> Solution:
+    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None = None, solver: Solver | None = None) -> Solution:
         solver = self.solver if solver is None else solver
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
-        watched = not (self.checks.off or self._samples)
+        # Where the steps as they were made are all that counts, their objective may be random.
+        watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
-            found = solver.solve(problem, z0) if watch is None else run(self._iterative, problem, z0, watch)
+            found = solver.solve(problem, z0) if watch is None else run(self.steps.solver, problem, z0, watch)
         drawn = watched and self._may_draw
         if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found
@@ -136,63 +173,9 @@ class Solving:
     def _may_draw(self) -> bool:
         return may_draw(self.objective)
 
-    @property
-    def _samples(self) -> bool:
-        """Whether the steps as they were made are all that counts, so that their objective may be random."""
-        recorded = isinstance(self.gradient, Unrolled) and self.gradient.recorded and self.gradient.last is None
-        return self.solver.tol is None and (recorded or isinstance(self.gradient, Zero))
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to differentiate through: no step was made, from a start that is a constant."""
-        if not isinstance(self.gradient, Unrolled) or self.gradient.start is not None or self.last is None:
-            return False
-        return self.last.steps == 0 and self.last.residual is not None
-
     def _told(self, problem: Bound) -> Bound:
-        return replace(problem, followed=True) if isinstance(self.gradient, Unrolled) else problem
+        return problem.follow() if self.gradient.unrolls else problem
 
-    def _origin(self, problem: Bound, z0: Tensor, z: Tensor) -> str:
-        """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
-        look = "Look at what it was computed from."
-        if not _finite([z0]):
-            return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
-        if not _finite(tree.leaves(problem.theta[0] if self.hoisted else problem.theta)):
-            return f"`theta` is not finite itself. {look}"
-        if not _finite([self._told(problem).detach().gradient(z0)]):
-            return (
-                "The objective has no finite gradient at the start of the solver, so no `step` will help: look for NaN "
-                "in its data, and at the objective with torch.autograd.detect_anomaly."
-            )
-        kind = type(problem.term).__name__
-        if not _finite([problem.prox(z0, 1.0)]):
-            return f"`{kind}` has no finite point nearest to the start of the solver: the set may be empty."
-        slope = self._told(problem).detach().gradient(z.detach())
-        if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
-            return (
-                f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of the "
-                "set the gradients of constraints may vanish or depend on each other."
-            )
-        return SMALLER if hasattr(self.solver, "step") else ASTRAY
-
-    def _report(self, problem: Bound, z0: Tensor, solution: Solution) -> Tensor:
-        unmeasured = solution.residual is None and solution.tol is not None
-        if unmeasured and not (self.defer or self.checks.off):
-            slope = problem.gradient(solution.z)
-            solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
-        # A report is kept for as long as the caller likes, and must not keep the graph of the steps alive.
-        parts: dict[str, Any] = {
-            name: value.detach()
-            for name, value in vars(solution).items()
-            if isinstance(value, Tensor) and value.requires_grad
-        }
-        self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
-        if isinstance(self.gradient, Unrolled) or not transforms_active():
-            self.checks.lower(solution, lambda: self._origin(problem, z0, solution.z))
-        if self.idle:
-            self.checks.idle()
-        return solution.z if problem.recorded else solution.z.detach()
-
-
-def _finite(tensors: Sequence[Tensor]) -> bool:
-    return all(bool(torch.isfinite(plain(tensor)).all()) for tensor in tensors)
+    def _remedy(self, problem: Bound, z0: Tensor, z: Tensor) -> Callable[[], str]:
+        theta = problem.theta[0] if self.hoisted else problem.theta
+        return lambda: origin(self._told(problem), theta, z0, z, self.solver)

@@ -39,7 +39,7 @@ class Structure:
         """Return the structure of theta and its leaves as real tensors, views that keep the graph.
 
         Raises:
-            StructureError: if a leaf is no tensor.
+            StructureError: if a leaf is not a tensor.
         """
         leaves, spec = tree.flatten(theta, "theta")
         pairs = tuple(leaf.is_complex() for leaf in leaves)

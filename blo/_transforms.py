@@ -12,7 +12,7 @@ from blo._torch import functorch, temporarily_clear_interpreter_stack
 
 
 def outside_transforms() -> contextlib.AbstractContextManager[object]:
-    """Suspend all transforms, for what is no part of the function they act on."""
+    """Suspend all transforms, for what is not part of the function they act on."""
     return temporarily_clear_interpreter_stack()
 
 

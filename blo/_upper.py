@@ -19,7 +19,7 @@ from blo._lower import LowerProblem
 from blo._settings import require_count
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Strategy, Unrolled
+from blo.gradients import Strategy
 from blo.solvers import Solver
 
 #: `callback(step, theta, hypergradient)` after each step; true stops the loop.
@@ -99,7 +99,7 @@ def fit(
     if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
         found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
         raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
-    afresh = isinstance(gradient, Unrolled)
+    afresh = gradient is not None and gradient.unrolls
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex()) for leaf in given]
     maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])

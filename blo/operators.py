@@ -145,12 +145,14 @@ class Hessian(Operator):
     Attributes:
         product: v -> H v on vectors of shape `(*lanes, n)`.
         positive: whether the caller knows the function to be convex.
-        symmetric: not so for the Jacobian of an equation that is no gradient.
+        symmetric: not so for the Jacobian of an equation that is not a gradient.
+        squares: v -> J' J v, where the function is half the sum of squares of what has the Jacobian J.
     """
 
     product: Callable[[Tensor], Tensor]
     positive: bool = False
     symmetric: bool = True
+    squares: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, v: Tensor) -> Tensor:
         return self.product(v)

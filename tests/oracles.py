@@ -334,6 +334,22 @@ def project_simplex(point: Array, total: float) -> Array:
     return np.where(support, point - (point[support].sum() - total) / support.sum(), 0.0)
 
 
+def project_capped_simplex(point: Array, total: float, cap: Array) -> Array:
+    """Return the nearest point with `0 <= z <= cap` and this sum, by root finding for the shift; shape (n,)."""
+
+    def at(shift: float) -> Array:
+        found: Array = np.clip(point - shift, 0.0, cap)
+        return found
+
+    shift = brentq(
+        lambda t: at(t).sum() - total, (point - cap).min() - 1e-9, point.max() + 1e-9, xtol=1e-15, rtol=1e-15
+    )
+    free = (at(shift) > 0) & (at(shift) < cap)
+    if not free.any():
+        return at(shift)
+    return np.where(free, point + (total - at(shift)[~free].sum() - point[free].sum()) / free.sum(), at(shift))
+
+
 def project_polyhedron(point: Array, A: Array, b: Array) -> Array:
     """Return the nearest point with `A z <= b`, by non-negative least squares; shape (n,).
 

@@ -78,6 +78,7 @@ SETS: dict[str, Callable[..., Set]] = {
     "nonnegative": blo.NonNegative,
     "ball": blo.L2Ball,
     "simplex": blo.Simplex,
+    "capped simplex": blo.Simplex,
     "l1 ball": blo.L1Ball,
     "cut ball": blo.L2Ball,
     "cut l1 ball": blo.L1Ball,
@@ -132,6 +133,13 @@ def _draw_lane(name: str, point: Array, rng: np.random.Generator) -> _Drawn:
     if name == "simplex":
         total = rng.uniform(0.1, 3.0)
         return _Drawn((np.array(total),), total * rng.dirichlet(np.ones(n)), oracles.project_simplex(point, total))
+    if name == "capped simplex":
+        cap = rng.exponential(size=n)
+        total, share = cap.sum() * rng.uniform(0.05, 0.95), rng.uniform(size=n)
+        member, room = cap * share, cap * (1 - share)
+        over = member.sum() > total
+        member = member * total / member.sum() if over else cap - room * (cap.sum() - total) / room.sum()
+        return _Drawn((np.array(total), cap), member, oracles.project_capped_simplex(point, total, cap))
     if name == "around":
         parameters: tuple[Array, ...] = (rng.uniform(size=n),)
         low, high = np.maximum(-0.3, -parameters[0]), np.minimum(0.3, 1.0 - parameters[0])

@@ -308,6 +308,19 @@ def halfspace_faces(case: TermCase, theta: Array) -> Iterator[Face]:
     return row_faces(case, theta, rows, choices)
 
 
+def capped_faces(case: TermCase, theta: Array) -> Iterator[Face]:
+    n = case.n
+    sides = itertools.product((None, 0, n), repeat=n)  # of each coordinate: free, at zero, at its cap
+    choices = (tuple(i + side for i, side in enumerate(one) if side is not None) for one in sides)
+
+    def rows(theta: Any) -> tuple[Any, Any]:
+        p = case.at(theta)
+        A = np.vstack([np.ones(n), -np.eye(n), np.eye(n)])
+        return A, np.concatenate([p["total"][None], np.zeros(n), p["cap"]])
+
+    return row_faces(case, theta, rows, (tuple(1 + i for i in choice) for choice in choices), equalities=1)
+
+
 def l1_ball_faces(case: TermCase, theta: Array) -> Iterator[Face]:
     """Yield the inside, and every pattern of signs: `s (z - c) = r` with `z = c` where s is zero."""
     n = case.n
@@ -441,6 +454,11 @@ KINDS: dict[str, Kind] = {
         lambda rng, n: {"radius": np.array(rng.uniform(0.3, 1.0)), "center": 0.3 * rng.normal(size=n)},
         lambda p, n: blo.L1Ball(p["radius"], p["center"]),
         l1_ball_faces,
+    ),
+    "capped simplex": Kind(
+        lambda rng, n: {"total": np.array(rng.uniform(0.5, 1.0)), "cap": rng.uniform(0.2, 0.6, size=n)},
+        lambda p, n: blo.Simplex(p["total"], p["cap"]),
+        capped_faces,
     ),
     "cut l2 ball": Kind(
         cut_oracles.cut_parameters,

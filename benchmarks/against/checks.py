@@ -39,7 +39,7 @@ _CHECKS: dict[str, list[Callable[..., Any]]] = {
     "the solve has converged": [Checks.lower, Checks.stationary, Checks.fixed_steps, Checks.repeated],
     "the data are those of the solve": [Checks.changed],
     "the linear system is solved": [Checks.linear, Checks.adjoint],
-    "active constraints are clear, values finite": [Findings.degenerate, Findings.implicit, Findings.gradients],
+    "active constraints are clear, values finite": [Findings.degenerate, Findings.gradients],
 }
 
 

@@ -40,7 +40,7 @@ def truth(net: torch.nn.Module, tasks: Tasks, theta: Parameters) -> tuple[Tensor
     """Return the mean loss and its gradient, flat.
 
     Raises:
-        RuntimeError: if the point found for a task is no minimiser.
+        RuntimeError: if the point found for a task is not a minimiser.
     """
     center = flat(theta.values())
 

@@ -69,7 +69,7 @@ def truth(data: Data[Array], theta: Array) -> tuple[float, Array, Array]:
 
 
 def require_margin(data: Data[Array], theta: Array, z: Array) -> None:
-    """Refuse a z that is no solution, or one at the edge of a change of its support, where no gradient exists.
+    """Refuse a z that is not a solution, or one at the edge of a change of its support, where no gradient exists.
 
     Raises:
         RuntimeError: if so.

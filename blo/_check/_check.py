@@ -111,7 +111,7 @@ def check_hypergrad(
     first = _compare(around, lower, gradient, out, start, exact, drawn, rtol)
     for smaller in () if first.ok or first.culprit is Part.LOWER else (0.1, 0.01):
         found = _compare(replace(around, step=smaller * around.step), lower, gradient, out, start, exact, drawn, rtol)
-        # Noise grows as the step shrinks, and what it drowns is no agreement.
+        # Noise grows as the step shrinks, and what it drowns is not agreement.
         if found.ok and all(row.noise <= rtol * found.scale for row in found.directions):
             return found
     return first

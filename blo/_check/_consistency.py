@@ -31,7 +31,7 @@ def adjointness(
     if not (isinstance(gradient, Stationary) and around.problem.symmetric):
         return []
     bound = around.problem.bind(around.leaves).detach()
-    at = point(gradient.products, around.problem, bound, around.best.z, ())
+    at = point(gradient.products, bound, around.best.z)
     system = Restricted(gradient.model(Hessian(at.hessian)), parts.tangent)
     findings = []
     for one in slopes:

@@ -56,7 +56,7 @@ def diagnose(
         return findings, []
     findings += parts.tangent_findings(slopes)
     if isinstance(gradient, Stationary):
-        at = point(gradient.products, around.problem, bound, z, ())
+        at = point(gradient.products, bound, z)
         findings.append(parts.product_finding(at.hessian, found.q))
     findings.append(parts.inverse_finding(found.q))
     findings.append(parts.cross_finding(found.q, found.cotangents, slopes))

@@ -89,7 +89,7 @@ def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
     there = problem.residual(trial, problem.gradient(trial))
     least = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
     noise = torch.maximum(least, rounding(problem, z, slope, residual))
-    # With a wrong tangent, which may be what is being looked for, the step is no measure of the error of a solution.
+    # With a wrong tangent, which may be what is being looked for, the step is not a measure of the error of a solution.
     telling = (there <= 10 * residual + noise) | (residual > noise)
     return torch.where(telling, torch.linalg.vector_norm(step, dim=-1), residual)
 

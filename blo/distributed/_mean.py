@@ -41,8 +41,8 @@ def mean(objective: Callable[..., Any], weight: float = 1.0, group: Any = None) 
             evaluation, so `init_process_group` may follow.
 
     Raises:
-        StructureError: if `objective` is no function. By an evaluation: if the ranks differ in what they evaluate or in
-            theta or z; if there are several processes, but no process group.
+        StructureError: if `objective` is not a function. By an evaluation: if the ranks differ in what they evaluate or
+            in theta or z; if there are several processes, but no process group.
         RankError: by an evaluation, if another rank's objective raised an exception, or another rank does not answer.
         ValueError: if `weight` is not positive and finite.
     """

@@ -1,6 +1,6 @@
 """Gradient strategies."""
 
-from blo.gradients._base import Optimality, Pulled, Solve, Strategy, Trace
+from blo.gradients._base import Optimality, Pulled, Rule, Solve, Steps, Strategy, Watch
 from blo.gradients._closed_form import HessianFree, KKTClosedForm
 from blo.gradients._implicit import Implicit
 from blo.gradients._sama import SAMA
@@ -16,11 +16,13 @@ __all__ = [
     "KKTClosedForm",
     "Optimality",
     "Pulled",
+    "Rule",
     "Solve",
     "Stationary",
+    "Steps",
     "Strategy",
-    "Trace",
     "Unrolled",
     "ValueFunction",
+    "Watch",
     "Zero",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,68 +14,93 @@ from blo._bound import Bound, residual
 from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._term import Tangent, Term
+from blo._types import Tree
 from blo.linsolve import LinearSolution
 
-__all__ = ["Optimality", "Pulled", "Solve", "Strategy", "Trace", "distance"]
+__all__ = ["Optimality", "Pulled", "Rule", "Snapshot", "Solve", "Steps", "Strategy", "Watch", "distance"]
+
+
+class Snapshot(Protocol):
+    """The state of a solver between two steps: a tree of tensors with leading lane axes.
+
+    Attributes:
+        z: the current point, shape `(*lanes, n)`.
+        resting: the lanes that make no further step, booleans of shape `lanes`.
+    """
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def resting(self) -> Tensor: ...
+
+
+#: Called with the number of steps made so far and the state, before each further step.
+Watch: TypeAlias = Callable[[int, Any], None]
+
+
+class Steps(Protocol):
+    """Repeats single steps of the lower solver."""
+
+    def begin(self, problem: Bound, z0: Tensor) -> Snapshot:
+        """Return the state before the first step."""
+
+    def restart(self, problem: Bound, state: Any) -> Snapshot:
+        """Return the state with its point held constant and the slope there as a function of theta."""
+
+    def advance(self, problem: Bound, state: Any, first: int, steps: int) -> Snapshot:
+        """Return the state after `steps` more steps, the first of which has the number `first`."""
+
+    def answer(self, state: Any) -> Tensor:
+        """Return the solution that belongs to the last state."""
 
 
 class Solve(Protocol):
-    """The lower solve as a callable: a strategy knows no solver."""
+    """Runs the lower solver and reports. Strategies depend on this interface, not on solver classes."""
+
+    @property
+    def checks(self) -> Checks:
+        """The policy for problems that are found."""
 
     @property
     def idle(self) -> bool:
-        """Whether the solve made no step from a start that is a constant, and has reported that."""
+        """Whether the solver made no step from a constant start, so that there is nothing to unroll."""
 
-    def __call__(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it."""
+    @property
+    def steps(self) -> Steps:
+        """Repeats steps of the solver.
+
+        Raises:
+            StructureError: if the solver is not iterative.
+        """
+
+    def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it.
+
+        Raises:
+            StructureError: if `watch` is given and the solver is not iterative.
+        """
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Solve likewise without a report: a further solve in the service of a derivative."""
+        """Solve without a report of convergence: for a further solve that a derivative needs."""
 
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
-        """Solve quietly, to residuals of `wanted` where the solver has a tolerance that is larger.
+        """Solve to the residuals `wanted` if the tolerance of the solver is larger; do not report convergence.
 
         Args:
             problem: at one theta.
-            z0: where to start, shape `(*lanes, n)`.
+            z0: the start, shape `(*lanes, n)`.
             wanted: residuals, shape `lanes`.
-            found: z0 is what the solver has found for this problem, which is improved by a smaller tolerance alone.
+            found: z0 is already the solver's solution; solve again only for a smaller tolerance.
 
         Returns:
-            The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero where nothing is to be measured.
+            The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero if checks are off.
         """
 
-    def compare(self, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
-        """Report an objective that has changed since the solve, of which `slope` is the gradient at the solution now.
+    def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
+        """Check every condition that the implicit part at the solution z relies on, and that it is finite."""
 
-        `again` computes it as the solver does; it is called where the slope differs, or is None. Where the solver
-        measured no residual, there is nothing to compare with.
-        """
-
-    def confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
-        """Return the residual, shape `lanes`, above which the solution z with this slope is none.
-
-        None where the solver has confirmed its solution itself, or nothing is to be measured.
-        """
-
-    def compare_points(self, apart: Tensor) -> None:
-        """Report likewise where repeated steps led elsewhere, at this relative distance of shape `lanes`."""
-
-    def watched(self, problem: Bound, z0: Tensor, watch: Callable[[int, Any], None]) -> Tensor:
-        """Solve likewise, calling `watch(steps, state)` before each step; `state.resting` are the lanes that rest.
-
-        Raises:
-            StructureError: if the solver has no steps that can be repeated.
-        """
-
-    def begin(self, problem: Bound, z0: Tensor) -> Any:
-        """Return the state that the steps of a solve begin from."""
-
-    def again(self, problem: Bound, state: Any, first: int, steps: int) -> Any:
-        """Return the state after the `steps` steps from number `first` on, from the state before them."""
-
-    def answer(self, state: Any) -> Tensor:
-        """Return the solution that a last state stands for."""
+    def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
+        """Check every condition that the adjoint relies on."""
 
 
 def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
@@ -118,6 +143,7 @@ class Pulled:
         defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
         error: measures the relative error of the cross product when asked; None or returns None when exact.
         loose: lanes in which further solves stopped too early for the derivative that rests on them, shape `lanes`.
+        apart: how far from z steps that were made again led, relatively, shape `lanes`.
     """
 
     cotangents: Sequence[Tensor | None]
@@ -127,38 +153,80 @@ class Pulled:
     error: Callable[[], float | None] | None = None
     defect: Callable[[], Tensor] | None = None
     loose: Tensor | None = None
+    apart: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Trace:
-    """A solved lower problem, `z` of shape `(*lanes, n)`, with its pullback.
+class Rule(abc.ABC):
+    """What a strategy does in one call: it solves the lower problem and differentiates the solution.
 
-    `pullback(v, guess)` takes v = df/dz, of z's shape, and a guess of the adjoint or None.
+    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, whose backward pass calls `pull`.
+
+    Attributes:
+        solve: runs the lower solver.
+        keeps_graph: the problems given to `forward` and `pull` keep the graph of theta.
+        uses_start: `pull` reads `z0`, which must then be kept for the backward pass.
     """
 
-    z: Tensor
-    pullback: Callable[[Tensor, Tensor | None], Pulled]
+    solve: Solve
+    keeps_graph: bool = False
+    uses_start: bool = True
+
+    @abc.abstractmethod
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        """Return the lower solution, shape `(*lanes, n)`."""
+
+    @abc.abstractmethod
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        """Return `(dz/dtheta)^T v` for every leaf of theta. `forward` has solved the problem before.
+
+        Args:
+            problem: at the theta of the solve.
+            z0: the start of the solve, shape `(*lanes, n)`.
+            z: what `forward` returned.
+            v: the upper gradient in z, of z's shape.
+            guess: a guess of the adjoint, of z's shape.
+        """
+
+    @abc.abstractmethod
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        """Return the lower solution as a function of the leaves of theta that torch differentiates."""
+
+    def bind(self, problem: FlatProblem, leaves: Sequence[Tensor]) -> Bound:
+        """Return the problem at these leaves of theta, with their graph if `keeps_graph`."""
+        return problem.bind(leaves if self.keeps_graph else [leaf.detach() for leaf in leaves])
 
 
 class Strategy(abc.ABC):
-    """How the lower solution's dependence on theta is differentiated.
-
-    `problem.bind(leaves)` is the lower problem at the theta with these leaves; `solve` takes what it returns.
+    """How the lower solution is differentiated with respect to theta.
 
     Attributes:
-        tol: relative residual of the adjoint system above which it is reported as unconverged; None for 1.
-        expects_theta: whether an implicit part that is zero by definition deserves a warning.
+        expects_theta: theta should influence the solution, and a warning says so if it does not. If False, the
+            strategy treats the solution as a constant.
+        unrolls: the strategy differentiates the steps of the solver, not the solution.
+        measures_residual: `pull` measures the lower residual, so the solve need not.
+        start: a function of theta that returns the start of the solver, or None.
     """
 
-    tol: float | None = 1e-6
     expects_theta: bool = True
+    unrolls: bool = False
+    measures_residual: bool = False
+    start: Callable[[Tree], Tree] | None = None
+
+    @property
+    def tol(self) -> float | None:
+        """Relative residual of the adjoint system above which a warning is given; None for 1."""
+        return 1e-6
+
+    @property
+    def recorded(self) -> bool:
+        """Whether torch records the steps of the solver and differentiates them."""
+        return False
+
+    @property
+    def allows_random(self) -> bool:
+        """Whether a lower objective may draw random numbers, because no step is evaluated twice."""
+        return False
 
     @abc.abstractmethod
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        """Solve at these leaves of theta and return the solution with its pullback (plain autograd, first order)."""
-
-    @abc.abstractmethod
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        """Return the lower solution as a function of the leaves, differentiable under any transform."""
+    def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
+        """Return the rule for one call, which runs the lower solver by `solve`."""

@@ -74,7 +74,7 @@ class KKTClosedForm(Stationary):
 
 def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> LinearSolution:
     """Solve `(curvature I + K) q = b` on the tangent space."""
-    if tangent.bend is not None:  # K is no diagonal, but has few distinct eigenvalues
+    if tangent.bend is not None:  # K is not diagonal, but has few distinct eigenvalues
         return CG().solve(Restricted(ScaledIdentity(curvature), tangent), b)
     lanes = b.new_zeros(b.shape[:-1])
     q = tangent.project(b / (curvature + tangent.curvature))

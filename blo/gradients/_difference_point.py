@@ -12,7 +12,7 @@ from blo._autocast import suspended
 from blo._bound import Bound
 from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo.errors import StructureError
-from blo.gradients._finer import Finer, like
+from blo.gradients._finer import Finer, finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
 
 
@@ -29,14 +29,14 @@ class DifferencePoint(FirstOrderPoint):
 
     estimated = True
 
-    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor], at: Finer | None = None) -> None:
+    def __init__(self, bound: Bound, z: Tensor) -> None:
         if not bound.symmetric:
             raise StructureError(
                 "products='finite-difference' give the Jacobian of a fixed-point problem instead of its transpose, "
                 "which the hypergradient needs. Use products='reverse'."
             )
-        super().__init__(bound, z, leaves)
-        self._at = Finer(bound, leaves, self.optimality.slope) if at is None else at
+        super().__init__(bound, z)
+        self._at = (finer(bound, z) if self._live else None) or Finer(bound, self.optimality.slope)
         # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
@@ -82,8 +82,8 @@ class DifferencePoint(FirstOrderPoint):
 
     def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
         unit, size = split(q)
-        bound, leaves, here = self._at
-        inputs = [leaves[i] for i in self._live]
+        bound, here = self._at
+        inputs = [bound.leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
             shift = (h * unit).requires_grad_()  # whose gradients tell what bends
             values = bound.sides(self._z, shift)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blo._autocast import suspended
 from blo._bound import Bound
-from blo._problem import FlatProblem
 from blo._theta import coarse, refined, taking
 
 
@@ -18,19 +17,17 @@ class Finer(NamedTuple):
     """A lower problem at a theta that is at least as precise as z.
 
     Attributes:
-        bound: the problem.
-        leaves: theta, whose gradients are to be given back in the dtype of theta.
+        bound: the problem. Gradients in its theta are to be given back in the dtype of the theta given.
         slope: the gradient of the objective in z, shape `(*lanes, n)`; that of the theta given differs from it by the
             rounding of what the objective computes from theta alone.
     """
 
     bound: Bound
-    leaves: Sequence[Tensor]
     slope: Tensor
 
 
-def finer(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor) -> Finer | None:
-    """Return the problem with the leaves that are coarser than z in the dtype of z; None if there are none.
+def finer(bound: Bound, z: Tensor) -> Finer | None:
+    """Return the problem with those leaves of theta that are coarser than z in the dtype of z; None if there are none.
 
     A gradient has the dtype of its leaf. Over a displacement that suits z, two gradients in a coarser dtype differ by
     no more than their rounding.
@@ -38,13 +35,14 @@ def finer(problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor) -> Finer | 
     Raises:
         StructureError: if the objective takes theta in its own dtype alone.
     """
+    leaves = bound.leaves
     if not any(coarse(leaf, z.dtype) for leaf in leaves):
         return None
     pairs = zip(refined(leaves, z.dtype), leaves, strict=True)
     taken = [fine if fine is leaf else fine.requires_grad_(leaf.requires_grad) for fine, leaf in pairs]
     with taking(leaves, z.dtype), torch.enable_grad(), suspended():
-        bound = problem.bind(taken)
-        return Finer(bound, taken, bound.detach().gradient(z.detach()).detach())
+        fine = bound.rebind(taken)
+        return Finer(fine, fine.detach().gradient(z.detach()).detach())
 
 
 def like(leaves: Sequence[Tensor], parts: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -18,9 +18,9 @@ from blo.gradients._point import Point
 class FirstOrderPoint(Point, abc.ABC):
     """A point whose products need no second backward pass through the objective."""
 
-    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
-        self._bound, self._leaves, self._z = bound, leaves, z.detach()
-        self._live = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    def __init__(self, bound: Bound, z: Tensor) -> None:
+        self._bound, self._leaves, self._z = bound, bound.leaves, z.detach()
+        self._live = [i for i, leaf in enumerate(bound.leaves) if leaf.requires_grad]
         with torch.no_grad():
             rest = tree.detach(bound.term)
             slope = bound.detach().gradient(self._z)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from blo._autodiff import jvp
 from blo._bound import Bound
-from blo._problem import FlatProblem
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 
@@ -17,15 +14,15 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class ForwardPoint(FirstOrderPoint):
     """`H v` and `B^T q` as the derivatives of the gradients in z and in theta along v and q."""
 
-    def __init__(self, problem: FlatProblem, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, bound: Bound, z: Tensor) -> None:
         if not bound.symmetric:
             raise StructureError(
                 "products='forward' give the Jacobian of a fixed-point problem instead of its transpose, which the "
                 "hypergradient needs. Use products='reverse'."
             )
-        super().__init__(bound, z, leaves)
+        super().__init__(bound, z)
         self.noise = bound.eps or 0.0
-        self._problem, self._at_rest = problem, bound.detach()
+        self._at_rest = bound.detach()
 
     def hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._at_rest.gradient, self._z, direction)
@@ -44,7 +41,7 @@ class ForwardPoint(FirstOrderPoint):
                 full = list(constants)
                 for place, tensor in zip(places, live, strict=True):
                     full[place] = tensor
-                return self._problem.bind(full).value(z).sum()
+                return self._bound.rebind(full).value(z).sum()
 
             found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))
             return found

@@ -1,197 +1,102 @@
-"""The lower solution and its adjoint as functions that torch differentiates, in reverse mode, to any order.
-
-Both use that the derivative of a solution of `F(parameters, x) = 0` is again the solution of a linear system. So the
-backward pass of `Solution` is an `Adjoint`, and the backward pass of an `Adjoint` is another one.
-"""
+"""The lower solution as a function of theta that torch differentiates, in reverse mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import abc
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blo._autocast import without
-from blo._autodiff import differentiated_twice, jvp, transforms_active
+from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
 from blo._problem import FlatProblem
 from blo._torch import functorch
-from blo.gradients._base import Solve
+from blo.gradients._base import Pulled, Rule
 from blo.gradients._reverse_only import ReverseOnly
-from blo.operators import Hessian, Operator, Restricted
 
 
-class Rule(Protocol):
-    """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
+class FunctionRule(Rule, abc.ABC):
+    """A rule whose solve torch does not record: it is a function of its own, with `pull` for its backward pass.
 
-    def solve(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, transposed: bool = False
-    ) -> Tensor:
-        """Return q with `P (H + K)^T P q = P v`, or with H + K if `transposed`, from plain tensors."""
+    Such a rule holds no tensors of the caller's.
+    """
 
-    def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
-        """Return the implicit part for each leaf, from plain tensors, not to be differentiated again."""
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return Solved.by(self, problem, z0, leaves)
 
-    def model(self, hessian: Operator) -> Operator:
-        """Return the operator that stands for H."""
-
-    def finite(self, parts: Sequence[Tensor | None]) -> None:
-        """Report an implicit part that is not finite."""
+    @abc.abstractmethod
+    def pull_again(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+    ) -> Sequence[Tensor | None]:
+        """Return the implicit part for each leaf as a function that transforms may differentiate or map over."""
 
 
-class Solution(ReverseOnly):
-    """`z*(theta)` for a stationary strategy."""
+class Solved(ReverseOnly):
+    """`z*(theta)`."""
 
     @staticmethod
-    def solve(
-        problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, rule: Rule | None = None
-    ) -> Tensor:
-        """Return the solution, shape `(*lanes, n)`; differentiable in the leaves when there is a rule."""
-        z: Tensor = Solution.apply(problem, solve, rule, z0, *leaves)
+    def by(rule: FunctionRule, problem: FlatProblem, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the solution, shape `(*lanes, n)`, differentiable in the leaves."""
+        z: Tensor = Solved.apply(problem, rule, z0, *leaves)
         return z
 
     @staticmethod
-    def forward(problem: FlatProblem, solve: Solve, rule: Rule | None, z0: Tensor, *leaves: Tensor) -> Tensor:
-        return solve(problem.bind(leaves), z0)
+    def forward(problem: FlatProblem, rule: FunctionRule, z0: Tensor, *leaves: Tensor) -> Tensor:
+        return rule.forward(problem.bind(leaves), z0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, _, ctx.rule, _, *leaves = inputs
-        ctx.save_for_backward(output, *leaves)
+        ctx.problem, ctx.rule, z0, *leaves = inputs
+        ctx.save_for_backward(output, z0 if ctx.rule.uses_start else None, *leaves)
 
     @staticmethod
     @outside_compile
     @sound_checkpoints
     @without
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        Solution.require_one(v)
-        z, *leaves = alive(ctx.saved_tensors)
-        if not (torch.is_grad_enabled() or transforms_active()):
+        Solved.require_one(v)
+        z, z0, *leaves = alive(ctx.saved_tensors)
+        assert z is not None
+        if torch.is_grad_enabled() or transforms_active():
+            found = ctx.rule.pull_again(ctx.problem, leaves, z0, z, v)
+        else:
             # The common case: one retained graph serves the products and the cross term, and the objective may use
             # autograd itself or update the buffers of a module.
-            return None, None, None, None, *ctx.rule.pull(ctx.problem, leaves, z, v)
-        q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)
-        # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
-        here = ctx.problem.bind(leaves).record()
-        tangent = here.tangent(here.term, z, here.gradient(z))
-        force = tangent.force
-
-        def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
-            # `here` and `z` stay behind and move in an outer differentiation: nothing is counted twice.
-            bound = ctx.problem.bind(live)
-            motion = bound.motion(here.term, tangent, z)
-            slope = bound.gradient(z + motion)
-            return motion, slope if force is None else slope + force(bound.term, z + motion)
-
-        found = _pull(optimality, leaves, (v, -q))
-        ctx.rule.finite(found)
-        return None, None, None, None, *found
+            found = pulled(ctx.rule, ctx.problem, leaves, z0, z, v).cotangents
+        return None, None, None, *found
 
     @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
         problem: FlatProblem,
-        solve: Solve,
-        rule: Rule | None,
+        rule: FunctionRule,
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
-        z0, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        return Solution.solve(problem.lift(info.randomness), leaves, z0, solve, rule), 0
+        z0, *leaves = lanes_first(info.batch_size, in_dims[2:], tensors)
+        return Solved.by(rule, problem.lift(info.randomness), z0, leaves), 0
 
 
-class Adjoint(ReverseOnly):
-    """`q(theta, z, v)`, the solution of `P (H + K)^T P q = P v`.
-
-    The transpose matters where a fixed point is sought. With `transposed` it is the solution for H + K itself.
-    """
-
-    @staticmethod
-    def solve(
-        problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, rule: Rule, transposed: bool = False
-    ) -> Tensor:
-        """Return the adjoint, shape `(*lanes, n)`."""
-        q: Tensor = Adjoint.apply(problem, rule, transposed, z, v, *leaves)
-        return q
-
-    @staticmethod
-    def forward(problem: FlatProblem, rule: Rule, transposed: bool, z: Tensor, v: Tensor, *leaves: Tensor) -> Tensor:
-        return rule.solve(problem, leaves, z, v, transposed)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.problem, ctx.rule, ctx.transposed, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
-
-    @staticmethod
-    @outside_compile
-    @sound_checkpoints
-    @without
-    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        q, z, v, *leaves = alive(ctx.saved_tensors)
-        problem, rule = ctx.problem, ctx.rule
-
-        def product(gradient: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            slope, pullback = _vjp(gradient, z)
-            if ctx.transposed:
-                return slope, lambda u: jvp(gradient, z, u)
-            return slope, lambda u: pullback(u)[0]
-
-        def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
-            bound = problem.bind(live)
-            slope, hessian = product(bound.gradient, z)
-            tangent = bound.tangent(bound.term, z, slope)
-            operator = Restricted(rule.model(Hessian(hessian)), tangent)
-            difference: Tensor = operator(q) - tangent.project(v)
-            return difference
-
-        here = problem.bind(leaves)
-        tangent = here.tangent(here.term, z, here.gradient(z))
-        # The system is the identity off the tangent space, and so is its inverse. Its own transpose is that of H.
-        other = not ctx.transposed and not problem.symmetric
-        r = Adjoint.solve(problem, leaves, z, w, rule, other) + w - tangent.project(w)
-        return None, None, None, *_pull(system, (z, v, *leaves), -r)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], problem: FlatProblem, rule: Rule, transposed: bool, *tensors: Tensor
-    ) -> tuple[Tensor, int]:
-        z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
-        return Adjoint.solve(problem.lift(info.randomness), leaves, z, v, rule, transposed), 0
-
-
-def _pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:
-    """Return the vector-Jacobian product for each floating point input, None for the others."""
-    places = [i for i, tensor in enumerate(inputs) if tensor.is_floating_point()]
-
-    def of_floats(*floats: Tensor) -> Any:
-        full = list(inputs)
-        for place, tensor in zip(places, floats, strict=True):
-            full[place] = tensor
-        return function(*full)
-
-    _, pullback = _vjp(of_floats, *(inputs[i] for i in places))
-    found: list[Tensor | None] = [None] * len(inputs)
-    for place, tensor in zip(places, pullback(cotangent), strict=True):
-        found[place] = tensor
+def pulled(rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor) -> Pulled:
+    """Pull v back to the leaves, plain tensors, and report on it."""
+    live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    with torch.enable_grad():
+        bound = rule.bind(problem, live)
+    found = rule.pull(bound, z0, z, v)
+    rule.solve.report(bound, z, found)
     return found
 
 
-def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
-    """`torch.func.vjp` without auxiliary output, typed."""
-    with differentiated_twice():
-        value, pullback = torch.func.vjp(function, *inputs)[:2]
-    return value, differentiated_twice()(pullback)
-
-
-def alive(tensors: Sequence[Tensor]) -> list[Tensor]:
+def alive(tensors: Sequence[Any]) -> list[Any]:
     """Take tensors out of the wrappers of transforms that have ended.
 
     Torch looks through one such wrapper, and fails an internal assertion on the two that a vjp of an ended one makes.
     """
-    return [functorch.unwrap_if_dead(tensor) for tensor in tensors]
+    return [None if tensor is None else functorch.unwrap_if_dead(tensor) for tensor in tensors]
 
 
 def lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:

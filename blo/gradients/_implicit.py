@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from blo.errors import StructureError
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import Auto, LinearSolution, LinearSolver
-from blo.operators import Operator, Restricted
+from blo.operators import Hessian, Operator, Restricted
 
 
 @dataclass(frozen=True)
@@ -24,27 +25,39 @@ class Implicit(Stationary):
             `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
             pass (fused attention, compiled or checkpointed modules); known to `eps^(2/3)`, see
             `report.product_error`. For equilibria only `"reverse"`.
+        hessian: `"full"`, or for `LowerProblem.least_squares` an approximation of it, `"gauss-newton"`: J'J with the
+            Jacobian J of the residuals. It leaves out the curvature of the residuals, needs none of their second
+            derivatives in z, and is never indefinite. The gradient is then exact only where residuals vanish or are
+            linear in z.
 
     Raises:
-        StructureError: if `linear_solver` is none.
-        ValueError: for other products.
+        StructureError: if `linear_solver` has the wrong type; by the derivative, with `"gauss-newton"` for any other
+            problem.
+        ValueError: for other products, or another Hessian.
     """
 
     linear_solver: LinearSolver = field(default_factory=Auto)
     products: Products = "reverse"
+    hessian: Literal["full", "gauss-newton"] = "full"
 
     def __post_init__(self) -> None:
         check(self.products)
+        if self.hessian not in ("full", "gauss-newton"):
+            raise ValueError(f"`hessian` must be 'full' or 'gauss-newton', but is {self.hessian!r}.")
         if not isinstance(self.linear_solver, LinearSolver):
             raise StructureError(f"`linear_solver` must be like blo.CG(), but is {self.linear_solver!r}.")
 
     @property
-    def tol(self) -> float | None:  # type: ignore[override]
+    def tol(self) -> float | None:
         """Relative residual that the linear solver was asked for; None for an approximation by choice."""
         return self.linear_solver.tol
 
     def model(self, hessian: Operator) -> Operator:
-        return hessian
+        if self.hessian == "full":
+            return hessian
+        assert isinstance(hessian, Hessian) and hessian.squares is not None
+        return Hessian(hessian.squares, positive=True)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
-        return self.linear_solver.solve(system, b, guess)
+        found = self.linear_solver.solve(system, b, guess)
+        return found if self.hessian == "full" else replace(found, measured=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Point(abc.ABC):
     optimality: Optimality
     #: Whether H is symmetric: not where a fixed point is sought.
     symmetric: bool = True
+    _bound: Bound
+    _z: Tensor
+    _product: Callable[[Tensor], Tensor] | None = None
     #: Relative accuracy of the products beyond which no linear solve can be held to its tolerance.
     noise: float = 0.0
     #: Whether `error` has more to tell than rounding.
@@ -32,6 +35,16 @@ class Point(abc.ABC):
     @abc.abstractmethod
     def hessian(self, direction: Tensor) -> Tensor:
         """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters where a fixed point is sought."""
+
+    def squares(self, direction: Tensor) -> Tensor:
+        """Return J^T J times a direction, with the Jacobian J of the residuals of a least-squares problem.
+
+        Raises:
+            StructureError: for any other problem.
+        """
+        if self._product is None:
+            self._product = self._bound.detach().gauss_newton(self._z.detach())
+        return self._product(direction)
 
     @abc.abstractmethod
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
@@ -48,8 +61,8 @@ class Point(abc.ABC):
 class ReversePoint(Point):
     """Products by a backward pass through one retained graph of the gradient."""
 
-    def __init__(self, bound: Bound, z: Tensor, leaves: Sequence[Tensor]) -> None:
-        self._leaves, self.symmetric, self.noise = leaves, bound.symmetric, bound.eps or 0.0
+    def __init__(self, bound: Bound, z: Tensor) -> None:
+        self.symmetric, self.noise = bound.symmetric, bound.eps or 0.0
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
             self._gradient = bound.record().gradient(self._z)
@@ -72,7 +85,7 @@ class ReversePoint(Point):
         if tangent.force is not None:
             with torch.enable_grad():
                 outputs.append(tangent.force(bound.term, self._z))
-        inputs = [leaf for leaf in self._leaves if leaf.requires_grad]
+        inputs = [leaf for leaf in bound.leaves if leaf.requires_grad]
         # The last product frees the graph on its way, so that memory is reused while it is made.
         places = [*inputs, self._z] if bound.moving else inputs
         parts = pullback(outputs, places, [-q] * len(outputs), last=not bound.moving)
@@ -84,7 +97,7 @@ class ReversePoint(Point):
             carried = pullback([motion], inputs, [v if along is None else v + along], last=True)
             parts = [add(a, b) for a, b in zip(parts, carried, strict=True)]
         spread = iter(parts)
-        return [next(spread) if leaf.requires_grad else None for leaf in self._leaves]
+        return [next(spread) if leaf.requires_grad else None for leaf in bound.leaves]
 
 
 class TransposedPoint(Point):

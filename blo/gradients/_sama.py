@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_positive
 from blo._term import fit_coordinates
 from blo._types import Tree
 from blo.errors import StructureError
-from blo.gradients._base import Solve, Strategy, Trace
+from blo.gradients._base import Solve, Strategy
 from blo.gradients._products import Products, check
-from blo.gradients._stationary import Stationary
+from blo.gradients._stationary import Stationary, StationaryRule
 from blo.linsolve import LinearSolution
 from blo.operators import Diagonal, Operator, Restricted, ScaledIdentity
 
@@ -42,6 +41,7 @@ class SAMA(Strategy):
     preconditioner: Tree = 1.0
     products: Products = "finite-difference"
     tol = None  # an approximation by choice, of which no residual tells
+    measures_residual = True
 
     def __post_init__(self) -> None:
         check(self.products)
@@ -102,17 +102,10 @@ class SAMA(Strategy):
             diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
         return cls(diagonal, products)
 
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        return self._fit(problem).trace(problem, leaves, z0, solve)
-
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        return self._fit(problem).attach(problem, leaves, z0, solve, checks)
-
-    def _fit(self, problem: FlatProblem) -> _Preconditioned:
+    def rule(self, problem: FlatProblem, solve: Solve) -> StationaryRule:
         diagonal = fit_coordinates(self.preconditioner, problem.layout, "SAMA.preconditioner")
-        return _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
+        fitted = _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
+        return fitted.rule(problem, solve)
 
 
 @dataclass(frozen=True, eq=False)

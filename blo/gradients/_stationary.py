@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from blo._bound import Bound
-from blo._failures import Checks
 from blo._problem import FlatProblem
-from blo.gradients._base import Pulled, Solve, Strategy, Trace
-from blo.gradients._function import Solution
+from blo.gradients._adjoint import implicit_part
+from blo.gradients._base import Pulled, Solve, Strategy
+from blo.gradients._function import FunctionRule
 from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
@@ -36,6 +36,7 @@ class Stationary(Strategy):
     """
 
     products: Products = "reverse"
+    measures_residual = True
 
     @abc.abstractmethod
     def model(self, hessian: Operator) -> Operator:
@@ -45,42 +46,16 @@ class Stationary(Strategy):
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         """Solve `P (H + K) P q = b` for b in the tangent space, shape `(*lanes, n)`."""
 
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        bound = problem.bind(leaves)
-        rest = bound.detach()
-        z = solve(rest, z0)
-
-        def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            at = point(self.products, problem, bound, z, leaves)
-            solve.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
-            solve.confirm(rest, z, at.optimality.slope)
-            linear = self.adjoint(at, v, guess)
-            q, tangent = linear.x, at.optimality.tangent
-
-            def defect() -> Tensor:
-                # A new point: the cross term has freed the graph of the old one, which nothing may keep alive.
-                fresh = point(self.products, problem, rest, z, ())
-                system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
-                length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
-                return length
-
-            # Exact products have no error, and no reason to be kept.
-            error = (lambda: at.error(q)) if at.estimated else None
-            return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
-
-        return Trace(z, pullback)
-
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        return Solution.solve(problem, leaves, z0, solve, CheckedRule(self, checks, solve))
+    def rule(self, problem: FlatProblem, solve: Solve) -> StationaryRule:
+        return StationaryRule(self, solve)
 
     def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
         """Return the adjoint q at a point."""
         tangent = at.optimality.tangent
+        hessian = Hessian(at.hessian, symmetric=at.symmetric, squares=at.squares)
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
-        system = Restricted(self.model(Hessian(at.hessian, symmetric=at.symmetric)), tangent, beside=0.0)
+        system = Restricted(self.model(hessian), tangent, beside=0.0)
         if tangent.project(v) is v:  # nothing is held
             found = self.invert(system, v, guess)
             return replace(found, noise=at.noise) if at.noise else found
@@ -100,42 +75,45 @@ def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CheckedRule:
-    """A stationary strategy inside `Solution` and `Adjoint`, reporting what it meets."""
+class StationaryRule(FunctionRule):
+    """A stationary strategy at work. It holds no tensors, so that its adjoint can be differentiated in turn."""
 
     strategy: Stationary
-    checks: Checks
-    lower: Solve
+    solve: Solve
+    keeps_graph = True
+    uses_start = False
 
-    def solve(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, transposed: bool = False
-    ) -> Tensor:
-        bound = problem.bind(leaves)
-        if transposed:
-            return self._adjoint(bound, TransposedPoint(bound, z), z, v)
-        return self._adjoint(bound, point(self.strategy.products, problem, bound, z, ()), z, v)
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        return self.solve(problem.detach() if torch.is_grad_enabled() else problem, z0)
 
-    def pull(self, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor) -> Sequence[Tensor | None]:
-        live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
-        with torch.enable_grad():
-            bound = problem.bind(live)
-        at = point(self.strategy.products, problem, bound, z, live)
-        found = at.cross(self._adjoint(bound, at, z, v), v)
-        self.checks.implicit(found)
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        at = point(self.strategy.products, problem, z)
+        linear = self.strategy.adjoint(at, v, guess)
+        q, tangent, rest = linear.x, at.optimality.tangent, problem.detach()
+
+        def defect() -> Tensor:
+            # A new point: the cross term has freed the graph of the old one, which nothing may keep alive.
+            fresh = point(self.strategy.products, rest, z)
+            system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
+            length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
+            return length
+
+        # Exact products have no error, and no reason to be kept.
+        error = (lambda: at.error(q)) if at.estimated else None
+        return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
+
+    def pull_again(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+    ) -> Sequence[Tensor | None]:
+        found = implicit_part(self, problem, leaves, z, v)
+        self.solve.checks.gradients(found)
         return found
 
-    def _adjoint(self, bound: Bound, at: Point, z: Tensor, v: Tensor) -> Tensor:
-        # The caller may have changed what the objective captures, between the solve and its derivative.
-        self.lower.compare(at.optimality.slope, lambda: bound.detach().gradient(z))
+    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
+        at = TransposedPoint(problem, z) if transposed else point(self.strategy.products, problem, z)
         linear = self.strategy.adjoint(at, v, None)
-        optimality = at.optimality
-        limit = self.lower.confirm(bound.detach(), z, optimality.slope)
-        counts = optimality.tangent.counts
-        self.checks.adjoint(linear, self.strategy.tol, lambda: optimality.residual, counts, limit)
+        self.solve.report_adjoint(problem, linear, at.optimality)
         return linear.x
 
     def model(self, hessian: Operator) -> Operator:
         return self.strategy.model(hessian)
-
-    def finite(self, parts: Sequence[Tensor | None]) -> None:
-        self.checks.gradients(parts)

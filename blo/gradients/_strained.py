@@ -10,13 +10,12 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import plain, pullback
 from blo._bound import Bound
-from blo._problem import FlatProblem
 from blo._term import Counts, Strain, Tangent
 
 __all__ = ["strained"]
 
 
-def strained(tangent: Tangent, problem: FlatProblem, bound: Bound, z: Tensor) -> Tangent:
+def strained(tangent: Tangent, bound: Bound, z: Tensor) -> Tangent:
     """Return the tangent, counting constraints as degenerate that depend on others but do not move like them.
 
     The solution then follows now these, now the others, and has one-sided derivatives only. Where constraints repeat
@@ -28,20 +27,20 @@ def strained(tangent: Tangent, problem: FlatProblem, bound: Bound, z: Tensor) ->
 
     def count() -> Counts:
         counts, surplus = tangent.counts(), strain.surplus()
-        if bool(plain(surplus > 0).any()) and _parts(strain, problem, bound, z):
+        if bool(plain(surplus > 0).any()) and _parts(strain, bound, z):
             return counts._replace(degenerate=counts.degenerate + surplus)
         return counts
 
     return replace(tangent, count=count)
 
 
-def _parts(strain: Strain, problem: FlatProblem, bound: Bound, z: Tensor) -> bool:
+def _parts(strain: Strain, bound: Bound, z: Tensor) -> bool:
     """Tell whether theta drives dependent constraints apart, from two derivatives in theta along a random vector."""
     leaves = [leaf.detach() for leaf in tree.leaves(bound.theta)]
     leaves = [leaf.requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
     live = [leaf for leaf in leaves if leaf.requires_grad]
     with torch.enable_grad():
-        moved, left = strain.of(problem.bind(leaves).term, z.detach())
+        moved, left = strain.of(bound.rebind(leaves).term, z.detach())
     index = torch.arange(1, moved.numel() + 1, dtype=moved.dtype, device=moved.device)
     probe = (2 + index.square().cos()).reshape(moved.shape)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import add, in_lanes, pullback, surely
 from blo._bound import Bound
-from blo._problem import FlatProblem
 from blo._types import Tree
-from blo.gradients._base import Solve, distance
+from blo.gradients._base import Pulled, Snapshot, Solve, distance
+from blo.gradients._first_order import FirstOrderRule
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Tail:
 
     def solve(self, problem: Bound, z0: Tensor, solve: Solve) -> Tensor:
         """Return the solution as a function of the last steps alone."""
-        z = solve.watched(problem.detach(), z0, self)
+        z = solve(problem.detach(), z0, self)
         if not self.states:
             return z  # no step was made, and none is differentiated
         first, state = self.states[0]
         recorded = problem.record()
-        state = solve.again(recorded, restart(recorded, state), first, len(self.states))
-        return solve.answer(state)
+        state = solve.steps.advance(recorded, solve.steps.restart(recorded, state), first, len(self.states))
+        return solve.steps.answer(state)
 
 
 @dataclass
@@ -63,17 +63,16 @@ class Checkpoints:
 
 
 @dataclass
-class TapeRule:
+class TapeRule(FirstOrderRule):
     """Solves with checkpoints, and sweeps back over them."""
 
     solve: Solve
     last: int | None
     start: Callable[[Tree], Tree] | None = None
-    #: States and number of steps of the solves made, by the problem's identity.
+    #: States and number of steps of the solves made, by how often the problem is mapped over.
     kept: dict[int, tuple[list[tuple[int, Any]], int]] = field(default_factory=dict)
 
-    def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        """Return the solution, keeping states of it."""
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
         watch = Checkpoints() if self.last is None else Tail(self.last)
         count = 0
 
@@ -82,21 +81,19 @@ class TapeRule:
             count = steps + 1
             watch(steps, state)
 
-        start = problem.place(self.start, leaves, z0).detach()
-        z = self.solve.watched(problem.bind(leaves).detach(), start, counted)
+        z = self.solve(problem.detach(), problem.place(self.start, z0).detach(), counted)
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
-        self.kept[id(problem)] = watch.states[::stride], count
+        self.kept[problem.lifts] = watch.states[::stride], count
         return z
 
-    def pull(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
-    ) -> list[Tensor | None]:
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         """Return `(dz/dtheta)^T v` for each leaf, segment after segment from the last one."""
-        states, end = self.kept[id(problem)]
+        states, end = self.kept[problem.lifts]
+        leaves, steps = problem.leaves, self.solve.steps
         if not states and self.start is not None:
             states = [(0, None)]  # no step was made, and what is found is the start
         if not states:
-            return [leaf.new_zeros(leaf.shape) if leaf.is_floating_point() else None for leaf in leaves]
+            return Pulled([leaf.new_zeros(leaf.shape) if leaf.is_floating_point() else None for leaf in leaves])
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         inputs = [leaf for leaf in live if leaf.requires_grad]
         total: list[Tensor | None] = [None] * len(inputs)
@@ -105,33 +102,26 @@ class TapeRule:
         for index in reversed(range(len(states))):
             first, state = states[index]
             with torch.enable_grad():
-                bound = problem.bind(live).record()
-                carried, start = _lift(state) if index else ([], self._first(problem, bound, live, z0, state))
-                after = self.solve.again(bound, start, first, end - first)
-                outputs = _floats(after) if cotangents else [self.solve.answer(after)]
-            reached = after.state.z if cotangents else outputs[0]
+                bound = problem.rebind(live).record()
+                carried, start = _lift(state) if index else ([], self._first(bound, z0, state))
+                after = steps.advance(bound, start, first, end - first)
+                outputs = _floats(after) if cotangents else [steps.answer(after)]
+            reached = after.z if cotangents else outputs[0]
             apart = torch.maximum(apart, distance(place, reached, z0))
             given = cotangents or [v]
             pairs = [(out, c) for out, c in zip(outputs, given, strict=True) if c is not None]
             found = pullback([out for out, _ in pairs], [*carried, *inputs], [c for _, c in pairs], last=True)
             cotangents, end = found[: len(carried)], first
-            place = state.state.z if index else z0
+            place = state.z if index else z0
             total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
-        self.solve.compare_points(apart)
         filled = iter(total)
-        return [next(filled) if leaf.requires_grad else None for leaf in live]
+        return Pulled([next(filled) if leaf.requires_grad else None for leaf in live], apart=apart)
 
-    def _first(self, problem: FlatProblem, bound: Bound, leaves: Sequence[Tensor], z0: Tensor, state: Any) -> Any:
+    def _first(self, problem: Bound, z0: Tensor, state: Any) -> Snapshot:
         """Return the first state, a constant but for its slope unless the start depends on theta."""
         if self.start is None:
-            return restart(bound, state)
-        return self.solve.begin(bound, problem.place(self.start, leaves, z0))
-
-
-def restart(problem: Bound, state: Any) -> Any:
-    """Return a state whose point is a constant and whose slope there depends on theta."""
-    held = tree.map(lambda tensor: tensor.detach(), state)
-    return held._replace(state=held.state.anew(problem.gradient))
+            return self.solve.steps.restart(problem, state)
+        return self.solve.steps.begin(problem, problem.place(self.start, z0))
 
 
 def _lift(state: Any) -> tuple[list[Tensor], Any]:

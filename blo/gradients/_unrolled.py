@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from blo import _autodiff
-from blo._failures import Checks
+from blo._bound import Bound
 from blo._problem import FlatProblem
 from blo._settings import require_count
 from blo._types import Tree
 from blo.errors import StructureError
-from blo.gradients._base import Pulled, Solve, Strategy, Trace
-from blo.gradients._first_order import FirstOrder, FirstOrderRule
+from blo.gradients._base import Pulled, Rule, Solve, Strategy
 from blo.gradients._forward_mode import ForwardRule
 from blo.gradients._still import Still
 from blo.gradients._tape import Tail, TapeRule
@@ -49,10 +47,12 @@ class Unrolled(Strategy):
 
     Raises:
         StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
-            for one whose steps cannot be repeated (`OneStep`). If `start` is no function, or returns no tree like z0.
+            for one whose steps cannot be repeated (`OneStep`); if `start` does not return a tree like z0.
         ValueError: for `last` below 1, an unknown mode, forward mode together with `last` or `checkpoint`, or `last`
             together with `start`.
     """
+
+    unrolls = True
 
     last: int | None = None
     checkpoint: bool = False
@@ -81,37 +81,35 @@ class Unrolled(Strategy):
         # That function would not see what `start` captures.
         return not sparing or (self.start is not None and _autodiff.transforms_active())
 
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        if not self.recorded:
-            rule = self._rule(solve)
-            fixed = [leaf.detach() for leaf in leaves]
-            z = rule.forward(problem, fixed, z0)
-            return Trace(z, lambda v, guess: Pulled(rule.pull(problem, leaves, z0, z, v)))
-        z = self._recorded(problem, leaves, z0, solve)
-        inputs = [leaf for leaf in leaves if leaf.requires_grad]
+    @property
+    def allows_random(self) -> bool:
+        """Whether torch has recorded every step, so that the derivative needs no second evaluation."""
+        return self.recorded and self.last is None
 
-        def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            found = iter(_autodiff.pullback([z], inputs, [v]))
-            return Pulled([next(found) if leaf.requires_grad else None for leaf in leaves])
-
-        return Trace(z.detach(), pullback)
-
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        if not (torch.is_grad_enabled() or _autodiff.transforms_active()):
-            fixed = [leaf.detach() for leaf in leaves]
-            return solve(problem.bind(fixed), problem.place(self.start, fixed, z0))
-        if not self.recorded:
-            return FirstOrder.solve(problem, self._rule(solve), z0, leaves, checks)
-        z = self._recorded(problem, checks.watched(leaves), z0, solve)
-        return Still.attach(z, leaves) if solve.idle and not _autodiff.transforms_active() else z
-
-    def _recorded(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Tensor:
-        bound = problem.bind(leaves)
-        if self.last is None:
-            return solve(bound.record(), problem.place(self.start, leaves, z0))
-        return Tail(self.last).solve(bound, z0, solve)
-
-    def _rule(self, solve: Solve) -> FirstOrderRule:
+    def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
+        if self.recorded:
+            return RecordedRule(solve, self.last, self.start)
         return TapeRule(solve, self.last, self.start) if self.checkpoint else ForwardRule(solve, self.start)
+
+
+@dataclass(frozen=True)
+class RecordedRule(Rule):
+    """Leaves the steps, or the last ones, to torch."""
+
+    solve: Solve
+    last: int | None
+    start: Callable[[Tree], Tree] | None
+    keeps_graph = True
+
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        if self.last is None:
+            return self.solve(problem.record(), problem.place(self.start, z0))
+        return Tail(self.last).solve(problem, z0, self.solve)
+
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
+        return Still.attach(z, leaves) if self.solve.idle and not _autodiff.transforms_active() else z
+
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        found = iter(_autodiff.pullback([z], [leaf for leaf in problem.leaves if leaf.requires_grad], [v]))
+        return Pulled([next(found) if leaf.requires_grad else None for leaf in problem.leaves])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,12 +11,11 @@ from blo import tree
 from blo._autocast import suspended
 from blo._autodiff import length
 from blo._bound import Bound
-from blo._failures import Checks
 from blo._problem import FlatProblem
 from blo._settings import require_positive
-from blo.gradients._base import Pulled, Solve, Strategy, Trace
+from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._finer import finer, like
-from blo.gradients._first_order import FirstOrder
+from blo.gradients._first_order import FirstOrderRule
 
 #: Residuals that the solves are asked for, and above which they do not bear the result, in units of the tilt.
 _SHARE, _LOOSE = 1e-6, 1e-2
@@ -56,56 +54,30 @@ class ValueFunction(Strategy):
     def __post_init__(self) -> None:
         require_positive(self.penalty, "penalty", "Larger is more exact.")
 
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        rule = _TiltRule(self, solve)
-        z = rule.forward(problem, [leaf.detach() for leaf in leaves], z0)
-
-        def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            parts, loose = rule.compare(problem, leaves, z0, z, v)
-            return Pulled(parts, loose=loose)
-
-        return Trace(z, pullback)
-
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        return FirstOrder.solve(problem, _TiltRule(self, solve, checks), z0, leaves, checks)
+    def rule(self, problem: FlatProblem, solve: Solve) -> FirstOrderRule:
+        return _TiltRule(self, solve)
 
 
 @dataclass(frozen=True)
-class _TiltRule:
+class _TiltRule(FirstOrderRule):
     strategy: ValueFunction
     solve: Solve
-    checks: Checks | None = None
 
-    def forward(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        return self.solve(problem.bind(leaves), z0)
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        return self.solve(problem, z0)
 
-    def pull(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
-    ) -> list[Tensor | None]:
-        rest = problem.bind([leaf.detach() for leaf in leaves])
-        self.solve.compare(None, lambda: rest.gradient(z))
-        parts, loose = self.compare(problem, leaves, z0, z, v)
-        if self.checks is not None:
-            self.checks.loose(loose)
-        return parts
-
-    def compare(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
-    ) -> tuple[list[Tensor | None], Tensor]:
-        """Return the implicit part for each leaf, and the lanes whose solves do not bear it, shape `lanes`."""
-        both = self.strategy.two_sided
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        both, leaves = self.strategy.two_sided, problem.leaves
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         # A difference multiplied by the penalty does not bear the rounding of autocast, nor that of a coarse theta.
         with torch.enable_grad(), suspended():
-            bound = replace(problem.bind(live), eps=None)
-            at, taken, _ = finer(problem, live, z) or (bound, live, z)
+            bound = replace(problem.rebind(live), eps=None)
+            at, _ = finer(bound, z) or (bound, z)
             weight = self._weight(bound.detach(), z0, z, v)
             ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
             fine_ahead, fine_behind = at.tilt(v / weight), at.tilt(-v / weight) if both else at
             scale = 0.5 * weight if both else weight
-            inputs = [leaf for leaf in taken if leaf.requires_grad]
+            inputs = [leaf for leaf in at.leaves if leaf.requires_grad]
             # A residual r moves the solution like a tilt by r.
             tilt = (length(v) / weight).squeeze(-1)
             wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
@@ -124,7 +96,8 @@ class _TiltRule:
         # bend that is alike on both.
         error = 4 * half if not both else (2 * even).square() + (4 * half - 2 * even).clamp(min=0)
         loose = ((left + beside > _LOOSE * tilt) | (error > _BENT)) & (tilt > 0)
-        return like(leaves, [next(found) if leaf.requires_grad else None for leaf in live]), loose
+        parts = like(leaves, [next(found) if leaf.requires_grad else None for leaf in live])
+        return Pulled(parts, loose=loose)
 
     def _weight(self, rest: Bound, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:
         """Return the penalty, or another where the tilt would be lost in rounding or lead far away, `(*lanes, 1)`.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from blo._failures import Checks
+from blo._bound import Bound
 from blo._problem import FlatProblem
-from blo.gradients._base import Pulled, Solve, Strategy, Trace
-from blo.gradients._function import Solution
+from blo.gradients._base import Pulled, Solve, Strategy
+from blo.gradients._function import FunctionRule, Solved
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,27 @@ class Zero(Strategy):
     """
 
     expects_theta = False
+    allows_random = True
 
-    def trace(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve) -> Trace:
-        z = solve(problem.bind([leaf.detach() for leaf in leaves]), z0)
-        return Trace(z, lambda v, guess: Pulled([None] * len(leaves)))
+    def rule(self, problem: FlatProblem, solve: Solve) -> FunctionRule:
+        return _ZeroRule(solve)
 
-    def attach(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, solve: Solve, checks: Checks
-    ) -> Tensor:
-        return Solution.solve(problem, [leaf.detach() for leaf in leaves], z0, solve).detach()
+
+@dataclass(frozen=True)
+class _ZeroRule(FunctionRule):
+    solve: Solve
+    uses_start = False
+
+    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+        return self.solve(problem, z0)
+
+    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+        return Solved.by(self, problem, z0, [leaf.detach() for leaf in leaves]).detach()
+
+    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+        return Pulled([None] * len(problem.leaves))
+
+    def pull_again(
+        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+    ) -> Sequence[Tensor | None]:
+        return [None] * len(leaves)

@@ -17,8 +17,12 @@ from blo.linsolve._base import (
     require_single,
     within,
 )
+from blo.linsolve._bordered import bordered
 from blo.linsolve._singular import least_norm
-from blo.operators import Operator
+from blo.operators import Operator, Restricted
+
+#: Relative residual above which a factorisation is tried that a tangent space does not get into.
+_CLOSE = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +81,15 @@ class Direct(LinearSolver):
             x = torch.where(taken.unsqueeze(-1), least, x)
             residual = torch.where(taken, left, residual)
             indefinite = ~definite & negative if operator.symmetric else indefinite
+        # Where the system is singular its factors may fit b better, with a flat share.
+        sought = residual > torch.where(definite, max(_CLOSE, 100 * torch.finfo(b.dtype).eps), limit)
+        # A tangent space that holds nothing has no border, and noisy products would only be fitted in another way.
+        if isinstance(operator, Restricted) and operator.tangent.project(rhs) is not rhs:
+            wanted = sought & ~indefinite
+            if not all_true(~wanted):
+                beside, left = bordered(operator, rhs, self.damping)
+                taken = wanted & (left < residual)
+                x, residual = torch.where(taken.unsqueeze(-1), beside, x), torch.where(taken, left, residual)
         return LinearSolution(
             x=size * x,
             residual=residual,

@@ -27,25 +27,36 @@ def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, T
         beyond rounding, shape `lanes`.
     """
     n, eps = b.shape[-1], torch.finfo(b.dtype).eps
-    sound = torch.isfinite(matrix).all(-1).all(-1)
-    # Torch refuses to decompose a batch in which one matrix is not finite.
-    scaled = torch.where(sound[..., None, None], matrix, torch.eye(n, dtype=b.dtype, device=b.device))
-    rows, columns = torch.ones_like(b), torch.ones_like(b)
-    for _ in range(_ROUNDS):
-        left, right = _root(scaled.abs().amax(-1)), _root(scaled.abs().amax(-2))
-        scaled = scaled / left.unsqueeze(-1) / right.unsqueeze(-2)
-        rows, columns = rows / left, columns / right
+    even, rows, columns, sound = scaled(matrix)
     rhs = (rows * b).unsqueeze(-1)
     if symmetric:
-        values, right_vectors = torch.linalg.eigh(scaled)
+        values, right_vectors = torch.linalg.eigh(even)
         shares = right_vectors.mT @ rhs
     else:
-        left_vectors, values, transposed = torch.linalg.svd(scaled)
+        left_vectors, values, transposed = torch.linalg.svd(even)
         right_vectors, shares = transposed.mT, left_vectors.mT @ rhs
     flat = values.abs() <= 10 * n * eps * values.abs().amax(-1, keepdim=True)
     shares = torch.where(flat, 0.0, shares.squeeze(-1) / torch.where(flat, 1.0, values))
     x = columns * (right_vectors @ shares.unsqueeze(-1)).squeeze(-1)
     return torch.where(sound.unsqueeze(-1), x, torch.nan), ((values < 0) & ~flat).any(-1)
+
+
+def scaled(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return `rows matrix columns` with rows and columns of about the same size.
+
+    Returns:
+        The matrix, the identity where it is not finite; the factors of rows and of columns, shape `(*lanes, n)`; and
+        where it is finite, shape `lanes`.
+    """
+    sound = torch.isfinite(matrix).all(-1).all(-1)
+    # Torch refuses to decompose a batch in which one matrix is not finite.
+    even = torch.where(sound[..., None, None], matrix, torch.eye(matrix.shape[-1]).to(matrix))
+    rows, columns = torch.ones_like(even[..., 0]), torch.ones_like(even[..., 0])
+    for _ in range(_ROUNDS):
+        left, right = _root(even.abs().amax(-1)), _root(even.abs().amax(-2))
+        even = even / left.unsqueeze(-1) / right.unsqueeze(-2)
+        rows, columns = rows / left, columns / right
+    return even, rows, columns, sound
 
 
 def _root(size: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from blo.sets._base import Counts, Set, Tangent
 from blo.sets._box import Box
 from blo.sets._free import Free
 from blo.sets._halfspaces import Halfspaces
+from blo.sets._intersection import Intersection
 from blo.sets._l1_ball import L1Ball
 from blo.sets._l2ball import L2Ball
 from blo.sets._nonnegative import NonNegative
@@ -18,6 +19,7 @@ __all__ = [
     "Counts",
     "Free",
     "Halfspaces",
+    "Intersection",
     "L1Ball",
     "L2Ball",
     "NonNegative",

@@ -13,7 +13,7 @@ from blo._layout import Layout
 from blo._term import Counts, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
-from blo.sets._rows import Face, fit_rows, inverse, require_matrix, times
+from blo.sets._rows import Face, Rows, fit_rows, inverse, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Affine(Set):
 
     Raises:
         InfeasibleError: if no z solves the equations.
-        StructureError: if A is no floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length.
     """
 
     A: Tensor
@@ -73,6 +73,9 @@ class Affine(Set):
         moved = z - times(face.inverse, times(self.A, z) - self.b)
         # Once more for what the first time left by rounding.
         return moved - times(face.inverse, times(self.A, moved) - self.b)
+
+    def rows(self, layout: Layout) -> Rows:
+        return Rows(self.A, torch.as_tensor(self.b), self.A.shape[-2])
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         face = self._face

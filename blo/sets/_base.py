@@ -6,7 +6,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
+from blo._layout import Layout
 from blo._term import Counts, Tangent, Term
+from blo.sets._rows import Rows
 
 __all__ = ["Counts", "Set", "Tangent"]
 
@@ -21,6 +23,13 @@ class Set(Term):
         Args:
             z: shape `(*lanes, n)`.
         """
+
+    def rows(self, layout: Layout) -> Rows | None:
+        """Return the equations and inequalities that describe a fitted set, None where it has no such description.
+
+        `Intersection` makes one set of all that have.
+        """
+        return None
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         return self.project(z)

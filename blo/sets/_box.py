@@ -15,6 +15,7 @@ from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError, StructureError
 from blo.sets._base import Set
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,9 @@ class Box(Set):
         # Two clamps: one takes no mixture of number and tensor, and loses the derivative where low == high.
         nearest: Tensor = z.clamp(min=self.low).clamp(max=self.high)
         return nearest
+
+    def rows(self, layout: Layout) -> Rows:
+        return Rows.bounds(layout, self.low, self.high)
 
     @property
     def rounds(self) -> bool:

@@ -59,14 +59,18 @@ class Piece(NamedTuple):
     full: Tensor
 
     @classmethod
-    def find(cls, early: Tensor, late: Tensor, end: Tensor, within: Callable[[Tensor], Tensor]) -> Piece:
+    def find(
+        cls, early: Tensor, late: Tensor, end: Tensor, within: Callable[[Tensor], Tensor], start: float = 0.0
+    ) -> Piece:
         """Search for the piece.
 
         Args:
-            early: where each coordinate leaves its lower limit, in [0, end].
+            early: where each coordinate leaves its lower limit, in [start, end].
             late: where it comes to its upper limit, likewise, and not before.
             end: shape `(*lanes, 1)`.
-            within: t of this shape -> whether the norm is at most the radius there: true at 0, false at the end.
+            within: t of this shape -> whether the norm is at most the radius there: true at the start, false at the
+                end.
+            start: where the path begins.
         """
         breaks = torch.cat([early, late], -1).sort(-1).values
         size = breaks.shape[-1]
@@ -77,7 +81,7 @@ class Piece(NamedTuple):
             inside = within(breaks.gather(-1, middle.clamp(max=size - 1)))
             first = torch.where(inside, torch.minimum(middle + 1, last), first)
             last = torch.where(inside, last, middle)
-        left = torch.where(first > 0, breaks.gather(-1, (first - 1).clamp(min=0)), 0.0)
+        left = torch.where(first > 0, breaks.gather(-1, (first - 1).clamp(min=0)), start)
         right = torch.where(first < size, breaks.gather(-1, first.clamp(max=size - 1)), end)
         return cls(left, right, (early <= left) & (late >= right), late <= left)
 

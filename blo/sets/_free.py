@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from blo._layout import Layout
 from blo._term import Counts, Tangent
 from blo.sets._base import Set
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +20,9 @@ class Free(Set):
 
     def project(self, z: Tensor) -> Tensor:
         return z
+
+    def rows(self, layout: Layout) -> Rows:
+        return Rows.bounds(layout, -math.inf, math.inf)
 
     @property
     def rounds(self) -> bool:

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
+from blo._autodiff import transforms_active
 from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
+from blo.sets._bounds_and_sum import bounds_and_sum
 from blo.sets._hold import hold
-from blo.sets._rows import Face, fit_rows, require_matrix, times
+from blo.sets._knapsack import Knapsack
+from blo.sets._rows import Face, Rows, fit_rows, require_matrix, times
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +36,22 @@ class Halfspaces(Set):
         b: a number, or shape `(k,)` or `(*lanes, k)`; `inf` leaves a row open.
         slack: a row is active when z is at most this far from its plane, up to rounding; absolute, in z's unit.
         validate: refuse an empty set: the cost of one projection, and host synchronisations on an accelerator.
+        equations: how many rows, from the first on, hold with equality; `Intersection` makes such sets.
         prepared: rows scaled to norm one, right-hand sides and `A A'`, made once by `fit`.
+        knapsack: the same set as bounds and one sum, where it is that; made once by `fit`.
 
     Raises:
         InfeasibleError: if no z satisfies the inequalities.
-        StructureError: if A is no floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length.
     """
 
     A: Tensor
     b: Tensor | float = 0.0
     slack: float = 1e-7
     validate: bool = True
+    equations: int = 0
     prepared: tuple[Tensor, Tensor, Tensor] | None = None
+    knapsack: Knapsack | None = None
 
     @without
     def __post_init__(self) -> None:
@@ -54,7 +61,7 @@ class Halfspaces(Set):
         with torch.no_grad():
             rows, right, gram = self._prepare()
             origin = rows.new_zeros((*torch.broadcast_shapes(rows.shape[:-2], right.shape[:-1]), rows.shape[-1]))
-            empty = ~search(rows, right, gram, origin).solved
+            empty = ~search(rows, right, gram, origin, self._equal(rows)).solved
         if bool(empty.any()):
             raise InfeasibleError(
                 f"`Halfspaces` needs a z with A z <= b, but {int(empty.sum())} of {empty.numel()} systems have none "
@@ -64,16 +71,30 @@ class Halfspaces(Set):
     def fit(self, layout: Layout) -> Halfspaces:
         A, b = fit_rows(self.A, self.b, layout, "Halfspaces")
         fitted = replace(self, A=A, b=b, validate=False)  # it was looked at when made
-        return replace(fitted, prepared=fitted._prepare())
+        return fitted._ready()
+
+    @classmethod
+    def of(cls, rows: Rows, slack: float) -> Halfspaces:
+        """Return fitted rows as a set."""
+        return cls(rows.normals, rows.right, slack, validate=False, equations=rows.equations)._ready()
+
+    def rows(self, layout: Layout) -> Rows:
+        return Rows(self.A, torch.as_tensor(self.b), self.equations)
 
     def project(self, z: Tensor) -> Tensor:
         rows, right, gram = self._prepare()
-        found = search(rows, right, gram, z)
+        # What is differentiated keeps all entries of its rows, those that are zero here too.
+        if not (transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, rows, right)))):
+            knapsack = self._knapsack() if self.prepared is None else self.knapsack
+            if knapsack is not None:
+                return knapsack.fill(z).point
+        found = search(rows, right, gram, z, self._equal(rows))
         return torch.where(found.solved, onto(rows, right, gram, z, found), torch.nan)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         distance, rounding = self._distance(z)
-        held = hold(self._prepare()[0], distance, gradient, rounding, self.slack)
+        rows = self._prepare()[0]
+        held = hold(rows, distance, gradient, rounding, self.slack, self._equal(rows))
         face, y = held.face, held.y
 
         def count() -> Counts:
@@ -95,8 +116,22 @@ class Halfspaces(Set):
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         distance, rounding = origin._distance(z)
-        near = Face.of(origin._prepare()[0], distance - rounding <= origin.slack)
-        return times(near.inverse, self._shift(origin, z))
+        rows = origin._prepare()[0]
+        near = distance - rounding <= origin.slack
+        equal = origin._equal(rows)
+        face = Face.of(rows, near if equal is None else near | equal)
+        return times(face.inverse, self._shift(origin, z))
+
+    def _ready(self) -> Halfspaces:
+        fitted = replace(self, prepared=self._prepare())
+        return fitted if transforms_active() else replace(fitted, knapsack=fitted._knapsack())
+
+    def _equal(self, rows: Tensor) -> Tensor | None:
+        """Return which rows are equations, booleans of shape `(k,)`; None where none is."""
+        return torch.arange(rows.shape[-2], device=rows.device) < self.equations if self.equations else None
+
+    def _knapsack(self) -> Knapsack | None:
+        return bounds_and_sum(*self._prepare()[:2], self.equations)
 
     def _distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distance to each row's plane and its rounding, shape `(*lanes, k)`."""

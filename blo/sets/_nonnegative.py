@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from blo._layout import Layout
 from blo._term import Tangent
 from blo.sets._base import Set
 from blo.sets._box import Box
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,9 @@ class NonNegative(Set):
 
     def project(self, z: Tensor) -> Tensor:
         return self.box.project(z)
+
+    def rows(self, layout: Layout) -> Rows:
+        return self.box.rows(layout)
 
     @property
     def rounds(self) -> bool:

@@ -14,6 +14,7 @@ from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent
 from blo.errors import StructureError
 from blo.sets._base import Set
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -37,7 +38,7 @@ class Product(Set):
         """Take the sets, or one mapping of sets.
 
         Raises:
-            StructureError: if there is none, or one of them is no set.
+            StructureError: if there is none, or one of them is not a set.
         """
         keys: tuple[object, ...] | None = None
         parts: tuple[object, ...] = sets
@@ -79,6 +80,17 @@ class Product(Set):
     def project(self, z: Tensor) -> Tensor:
         parts = zip(self.sets, self._split(z), strict=True)
         return torch.cat([part.project(block) for part, block in parts], dim=-1)
+
+    def rows(self, layout: Layout) -> Rows | None:
+        found = []
+        for part, (child, span) in zip(self.sets, layout.children(), strict=True):
+            rows = part.rows(child)
+            if rows is None:
+                return None
+            whole = rows.normals.new_zeros((*rows.normals.shape[:-1], layout.size))
+            place = torch.arange(span.start, span.stop, device=layout.device)
+            found.append(rows._replace(normals=whole.index_copy(-1, place, rows.normals)))
+        return Rows.joined(found)
 
     @property
     def rounds(self) -> bool:

@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from blo._layout import Layout
 from blo.errors import StructureError
+
+
+class Rows(NamedTuple):
+    """Linear equations and inequalities, `normals z = right` in the first rows and `<=` in the others.
+
+    Attributes:
+        normals: shape `(*lanes, k, n)`; lanes may be of length one.
+        right: shape `(*lanes, k)`.
+        equations: the number of equations.
+    """
+
+    normals: Tensor
+    right: Tensor
+    equations: int
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Return all rows, equations first."""
+        lanes = torch.broadcast_shapes(*(p.right.shape[:-1] for p in parts), *(p.normals.shape[:-2] for p in parts))
+        normals = [p.normals.expand(*lanes, *p.normals.shape[-2:]) for p in parts]
+        rights = [p.right.expand(*lanes, p.right.shape[-1]) for p in parts]
+        counts = [p.equations for p in parts]
+        order = [
+            *((i, slice(0, k)) for i, k in enumerate(counts)),
+            *((i, slice(k, None)) for i, k in enumerate(counts)),
+        ]
+        return cls(
+            torch.cat([normals[i][..., span, :] for i, span in order], -2),
+            torch.cat([rights[i][..., span] for i, span in order], -1),
+            sum(counts),
+        )
+
+    @classmethod
+    def bounds(cls, layout: Layout, low: Tensor | float, high: Tensor | float) -> Rows:
+        """Return bounds on coordinates; infinite numbers are none."""
+        one = torch.eye(layout.size, dtype=layout.dtype, device=layout.device)
+        one = one.reshape((1,) * len(layout.lanes) + one.shape)
+        none = torch.zeros_like(one[..., 0])
+        sides = [(one, high)] if isinstance(high, Tensor) or high < math.inf else []
+        sides += [(-one, -low)] if isinstance(low, Tensor) or low > -math.inf else []
+        parts = [cls(normals, none + right, 0) for normals, right in sides]
+        return cls.joined(parts) if parts else cls(one[..., :0, :], none[..., :0], 0)
 
 
 def times(matrix: Tensor, v: Tensor) -> Tensor:
@@ -96,7 +140,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
 
 
 def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
-    """Refuse what is no floating point matrix with a right-hand side.
+    """Refuse what is not a floating point matrix with a right-hand side.
 
     Raises:
         StructureError: naming `name`.

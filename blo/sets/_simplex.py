@@ -1,38 +1,51 @@
-"""Non-negative weights with a given sum."""
+"""Non-negative weights with a given sum, and bounded above where asked for."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Carry, Counts, Tangent, can_validate, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._types import Tree
 from blo.errors import InfeasibleError
+from blo.sets import _capped
 from blo.sets._base import Set
+from blo.sets._capped import Capped
+from blo.sets._rows import Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Simplex(Set):
-    """`{ z : z >= 0, sum(z) = total }`, the sum running over all of z (of each lane).
+    """`{ z : 0 <= z <= cap, sum(z) = total }`, the sum running over all of z (of each lane).
 
     Attributes:
         total: a number, or a tensor of shape `()` or `lanes`; positive.
-        slack: the support is where `z > slack`; absolute, in z's unit.
-        validate: look at a tensor total. That is a host synchronisation on an accelerator.
+        cap: the greatest value of a coordinate: a number, a tensor of z's shape, or a tree like z; `inf` leaves a
+            coordinate open. None: there is no cap.
+        slack: the support is where `z > slack`, and a cap holds a coordinate within this distance of it where the
+            gradient presses it there; absolute, in z's unit.
+        validate: look at a tensor total or cap, and once more when the simplex meets z. That is a host
+            synchronisation on an accelerator.
 
     Raises:
-        InfeasibleError: if a total is not positive. (At zero the set is one point, without a derivative.)
+        InfeasibleError: if a total is not positive (at zero the set is one point, without a derivative), a cap is
+            negative or NaN, or the caps add up to less than the total.
     """
 
     total: Tensor | float = 1.0
+    cap: Tree | None = None
     slack: float = 1e-7
     validate: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.cap, int | float) or (self.validate and can_validate() and isinstance(self.cap, Tensor)):
+            _require_caps(self.cap)
         if isinstance(self.total, Tensor) and not (self.validate and can_validate()):
             return
         empty = torch.as_tensor(self.total > 0).logical_not()
@@ -44,7 +57,13 @@ class Simplex(Set):
 
     def fit(self, layout: Layout) -> Simplex:
         total = fit_per_lane(self.total, layout, "Simplex.total")
-        return replace(self, total=total, validate=False)  # it was looked at when made
+        if self.cap is None:
+            return replace(self, total=total, validate=False)  # it was looked at when made
+        cap = fit_coordinates(self.cap, layout, "Simplex.cap")
+        fitted = replace(self, total=total, cap=cap, validate=False)
+        if self.validate and can_validate():
+            fitted._require_room(layout)
+        return fitted
 
     @property
     def extent(self) -> Tensor | float:
@@ -55,6 +74,8 @@ class Simplex(Set):
 
         Source: Held, Wolfe and Crowder (1974), Validation of subgradient optimization; Duchi et al. (2008).
         """
+        if self.cap is not None:
+            return Capped.of(self).fill(z)[0]
         total = per_lane(self.total)
         # The projection ignores a common shift; without it the total drowns in the rounding of large z.
         shifted = z - z.detach().amax(-1, keepdim=True)
@@ -68,7 +89,14 @@ class Simplex(Set):
         threshold = (kept_sum - total) / support.sum(-1, keepdim=True)
         return (shifted - threshold).relu()
 
+    def rows(self, layout: Layout) -> Rows:
+        bounds = Rows.bounds(layout, 0.0, math.inf if self.cap is None else self.cap)
+        total = torch.zeros_like(bounds.right[..., :1]) + per_lane(self.total)
+        return Rows.joined([Rows(torch.ones_like(bounds.normals[..., :1, :]), total, 1), bounds])
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        if self.cap is not None:
+            return _capped.tangent(Capped.of(self), z, gradient, Simplex.motion)
         # The multiplier of z_i >= 0 is its gradient less that of the sum, which the support shares.
         surely = self._surely(z)
         multiplier = gradient - (gradient * surely).sum(-1, keepdim=True) / surely.sum(-1, keepdim=True)
@@ -94,7 +122,24 @@ class Simplex(Set):
         return Tangent(projector, 0.0, count, motion=Carry(Simplex.motion, motion))
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        if self.cap is not None:
+            return _capped.motion(Capped.of(self), Capped.of(origin), z)
         return self._carried(origin, origin._surely(z))
+
+    def _require_room(self, layout: Layout) -> None:
+        """Refuse caps that add up to less than the total.
+
+        Raises:
+            InfeasibleError: also for a negative cap in a tree.
+        """
+        _require_caps(self.cap)
+        z = torch.zeros((*layout.lanes, layout.size), dtype=layout.dtype, device=layout.device)
+        short = Capped.of(self).sack(z).empty(z)
+        if bool(short.any()):
+            raise InfeasibleError(
+                f"`Simplex` needs caps that add up to `total` at least, but in {int(short.sum())} of {short.numel()} "
+                "problems they add up to less. Raise `cap`, or lower `total`."
+            )
 
     def _carried(self, origin: Self, support: Tensor) -> Tensor:
         return support * (per_lane(self.total) - per_lane(origin.total)) / support.sum(-1, keepdim=True)
@@ -102,3 +147,17 @@ class Simplex(Set):
     def _surely(self, z: Tensor) -> Tensor:
         """Return which coordinates are off zero whatever the gradient; of a small simplex, the largest one."""
         return z >= z.amax(-1, keepdim=True).clamp(max=self.slack)
+
+
+def _require_caps(cap: Any) -> None:
+    """Refuse caps that are negative or NaN.
+
+    Raises:
+        InfeasibleError: if there is one.
+    """
+    wrong = torch.as_tensor(cap >= 0).logical_not()
+    if bool(wrong.any()):
+        raise InfeasibleError(
+            f"`Simplex` needs cap >= 0, but {int(wrong.sum())} of {wrong.numel()} are negative or NaN. If the cap is "
+            "learned, learn its logarithm."
+        )

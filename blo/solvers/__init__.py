@@ -7,6 +7,8 @@ from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._iterative import Iterative, Watch, advance, begin, run
 from blo.solvers._lbfgs import LBFGS
+from blo.solvers._levenberg_marquardt import LevenbergMarquardt
+from blo.solvers._mirror_descent import MirrorDescent
 from blo.solvers._newton import Newton
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
@@ -19,6 +21,8 @@ __all__ = [
     "External",
     "FixedPoint",
     "Iterative",
+    "LevenbergMarquardt",
+    "MirrorDescent",
     "Newton",
     "OneStep",
     "Problem",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -53,6 +53,11 @@ class Problem(Protocol):
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> H v with the objective's Hessian at z."""
 
+    def gauss_newton(
+        self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
+    ) -> Callable[[Tensor], Tensor]:
+        """Return v -> J' J v with the Jacobian J of the residuals whose squares the objective sums up at z."""
+
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with its penalty, shape `lanes`."""
 
@@ -97,7 +102,7 @@ class Solution:
         steps: gradient steps that were made.
         slope: the gradient that the solver last saw at the point, shape `(*lanes, n)`; None when it saw none there.
         floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
-        limit: residual above which the point is no solution, shape `lanes`, found by the caller; None where it is
+        limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
             `tol`, or what fixed steps are held to.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
     """

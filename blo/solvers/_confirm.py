@@ -22,7 +22,7 @@ from blo.solvers._stopping import (
 
 #: Units of rounding of the largest gradient below which a solve may stop where nothing improves.
 _FLOOR = 64
-#: Times that residual below which a solve that does not improve may owe it to an objective that is no function.
+#: Times that residual below which a solve that does not improve may owe it to an objective that is not a function.
 _NEAR = 100
 
 

@@ -26,7 +26,7 @@ class External(Solver):
             residual is shown, and nothing is promised.
 
     Raises:
-        StructureError: if `function` is none.
+        StructureError: if `function` is not callable.
     """
 
     function: Callable[[Tree, Tree], Tree]
@@ -47,7 +47,7 @@ class External(Solver):
             )
         layout = problem.layout
         if z0.ndim != len(layout.lanes) + 1:
-            raise StructureError("`External` cannot run under vmap, since its function is no torch function.")
+            raise StructureError("`External` cannot run under vmap, since its function is not a torch function.")
         found = self.function(tree.detach(problem.theta), layout.unravel(z0))
         z = layout.ravel(found, "the result of External's function").detach()
         # Measured by the caller: an implicit gradient at z needs the gradient of the objective there anyway.

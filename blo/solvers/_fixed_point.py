@@ -20,7 +20,7 @@ class FixedPoint(Iterative):
     """Iterates `z <- prox(z - step * gradient(z))`; for `LowerProblem.fixed_point(f)`, `z <- f(theta, z)`.
 
     With `memory`, each step combines the last points so that their residuals cancel best in the least-squares sense,
-    which converges for many maps that are no contractions. An accelerated step after which the map moves the point
+    which converges for many maps that are not contractions. An accelerated step after which the map moves the point
     further than before is taken back and a plain one made instead, in each lane by itself.
 
     Source: Walker and Ni (SIAM J. Numer. Anal. 2011), algorithm AA; Mai and Johansson (ICML 2020), for constraints and

@@ -44,7 +44,7 @@ class Newton(Iterative):
             larger. 0 solves every system to the latter.
 
     Raises:
-        StructureError: if `linear_solver` is none.
+        StructureError: if `linear_solver` has the wrong type.
         ValueError: for values outside these ranges.
     """
 
@@ -73,13 +73,12 @@ class Newton(Iterative):
         return _State(z, slope, z, none, none + self.forcing, _line.start(value, none))
 
     def move(self, problem: Problem, state: _State) -> _State:
-        limits = bounds(problem.term, state.z, "Newton")
-        free = None if limits is None else _line.free(state.z, state.slope, *limits, _margin(problem, state))
+        free = free_coordinates(problem, state.z, state.slope, "Newton")
         slope = state.slope if free is None else state.slope * free
         hessian: Operator = Hessian(problem.hessian(state.z))
         if not surely(state.shift == 0):
             hessian = Sum(hessian, ScaledIdentity(state.shift))
-        found = loosened(self.linear_solver, state.forcing).solve(_restricted(hessian, free), slope)
+        found = loosened(self.linear_solver, state.forcing).solve(restricted(hessian, free), slope)
         step = found.x if free is None else torch.where(free, found.x, state.slope)
         descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
         usable = descends & ~found.indefinite.unsqueeze(-1)
@@ -150,13 +149,18 @@ class _Mask:
         return torch.zeros_like(v)
 
 
-def _margin(problem: Problem, state: _State) -> Tensor:
-    """Return how far from a bound a coordinate is held, shape `(*lanes, 1)`: it vanishes at a solution."""
-    margin: Tensor = problem.residual(state.z, state.slope).detach().unsqueeze(-1).clamp(max=1e-3)
-    return margin
+def free_coordinates(problem: Problem, z: Tensor, slope: Tensor, solver: str) -> Tensor | None:
+    """Return the coordinates that no bound holds, booleans of z's shape; None where nothing is bounded."""
+    limits = bounds(problem.term, z, solver)
+    if limits is None:
+        return None
+    # How far from a bound a coordinate is held vanishes at a solution.
+    margin: Tensor = problem.residual(z, slope).detach().unsqueeze(-1).clamp(max=1e-3)
+    return _line.free(z, slope, *limits, margin)
 
 
-def _restricted(hessian: Operator, free: Tensor | None) -> Operator:
+def restricted(hessian: Operator, free: Tensor | None) -> Operator:
+    """Return the operator on the free coordinates alone."""
     return hessian if free is None else Restricted(hessian, _Mask(free))
 
 

@@ -76,6 +76,12 @@ class Running(NamedTuple):
         return (self.residual <= self.limit) | self.lost | self.floor
 
     @property
+    def z(self) -> Tensor:
+        """The current point, shape `(*lanes, n)`."""
+        z: Tensor = self.state.z
+        return z
+
+    @property
     def at(self) -> Place:
         """Where the solve is, held constant."""
         return Place(self.state.z.detach(), self.state.slope.detach(), self.origin, self.first)

@@ -54,7 +54,7 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
 
 
 def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
-    """Return the residual above which a point that its solver has not confirmed is no solution, shape `lanes`.
+    """Return the residual above which a point that its solver has not confirmed is not a solution, shape `lanes`.
 
     It is the tolerance, or less where the curvature is small. There is no further gradient where the residual is above
     the tolerance anyway.
@@ -96,7 +96,7 @@ def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[
 def repeats(problem: Problem, at: Place) -> Tensor:
     """Tell in which lanes a second evaluation of the gradient at z is the first one, up to rounding, shape `lanes`."""
     drift = length(problem.gradient(at.z).detach() - at.slope).squeeze(-1)
-    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)  # a NaN is no difference
+    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)  # a NaN is not a difference
 
 
 def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:

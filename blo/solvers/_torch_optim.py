@@ -31,7 +31,7 @@ class TorchOptim(Solver):
 
     Raises:
         ValueError: for values outside these ranges.
-        StructureError: if `factory` is no function.
+        StructureError: if `factory` is not a function.
     """
 
     factory: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,13 +15,14 @@ from torch.autograd.function import once_differentiable
 import blo
 from blo._check import Check, Part
 from blo._term import Tangent
-from blo.gradients import Pulled, Stationary, Trace
+from blo.gradients import Pulled, Rule, Stationary
 from blo.linsolve import LinearSolution
 from blo.operators import Operator, Restricted
 from tests import oracles
 from tests.integration.problems import EXACT, TIGHT, as_tensor
 from tests.oracles import QuadraticCase
 from tests.strategies import normal, spd
+from tests.tampered import TamperedRule
 
 BALL = oracles.draw("ball", 4, 2, seed=9)
 BOX = oracles.draw("box", 4, 2, seed=9)
@@ -216,17 +217,11 @@ class CrossScaled(blo.gradients.Strategy):
 
     right: blo.gradients.Strategy = EXACT
 
-    def trace(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor, solve: Any) -> Trace:
-        trace = self.right.trace(problem, leaves, z0, solve)
-
-        def pullback(v: Tensor, guess: Tensor | None) -> Pulled:
-            pulled = trace.pullback(v, guess)
+    def rule(self, problem: Any, solve: Any) -> Rule:
+        def scaled(pulled: Pulled) -> Pulled:
             return replace(pulled, cotangents=[None if c is None else 1.01 * c for c in pulled.cotangents])
 
-        return Trace(trace.z, pullback)
-
-    def attach(self, *arguments: Any) -> Tensor:
-        return self.right.attach(*arguments)
+        return TamperedRule(solve, self.right.rule(problem, solve), scaled)
 
 
 @pytest.mark.parametrize("case", [BALL, BOX], ids=["ball", "box"])
@@ -247,9 +242,8 @@ def test_an_objective_that_hides_theta_from_autograd() -> None:
 def test_a_strategy_without_parts_is_blamed_as_a_whole() -> None:
     @dataclass(frozen=True)
     class Opaque(CrossScaled):
-        def trace(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor, solve: Any) -> Trace:
-            trace = CrossScaled.trace(self, problem, leaves, z0, solve)
-            return Trace(trace.z, lambda v, guess: Pulled(trace.pullback(v, guess).cotangents))
+        def rule(self, problem: Any, solve: Any) -> Rule:
+            return TamperedRule(solve, CrossScaled.rule(self, problem, solve), lambda pulled: Pulled(pulled.cotangents))
 
     assert_blamed(check(BALL, gradient=Opaque()), Part.IMPLICIT, "implicit part")
 

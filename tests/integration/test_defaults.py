@@ -73,7 +73,7 @@ def test_penalized_problems_do_not_depend_on_the_unit_of_the_objective() -> None
 def test_a_solution_without_a_free_direction_moves_with_its_set(
     linear_solver: blo.linsolve.LinearSolver, scale: float
 ) -> None:
-    """What rounding leaves of the upper gradient is no right-hand side."""
+    """What rounding leaves of the upper gradient is not a right-hand side."""
     rng = np.random.default_rng(1)
     A, b = torch.as_tensor(rng.normal(size=(5, 5))), torch.as_tensor(rng.normal(size=5))
     lower = blo.LowerProblem(lambda theta, z: scale * (z - theta).cosh().sum(), lambda theta: blo.Affine(A, theta * b))

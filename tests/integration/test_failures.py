@@ -494,7 +494,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"objective": lambda t, z: (z - t).square()},
         r"`objective` must return a scalar tensor, here \(\), but returned \(3,\)",
     ),
-    "objective is no tensor": (
+    "objective is not a tensor": (
         {"objective": lambda t, z: 1.0},
         "`objective` must return a scalar tensor.*but returned float",
     ),
@@ -523,7 +523,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "batched z0 has no axis": ({"batched": True, "z0": torch.tensor(0.0)}, "`z0`"),
     "batched leaves disagree": ({"batched": True, "z0": (torch.zeros(3, 1), torch.zeros(2, 1))}, "`z0`"),
     "upper is a vector": ({"upper": lambda t, z: z}, r"`upper` must return a scalar.*shape \(3,\)"),
-    "upper is no tensor": ({"upper": lambda t, z: 1.0}, "`upper` must return a scalar tensor.*float"),
+    "upper is not a tensor": ({"upper": lambda t, z: 1.0}, "`upper` must return a scalar tensor.*float"),
     "upper is constant": ({"upper": lambda t, z: z.detach().sum()}, "`upper` must depend on theta or z"),
     "theta is a number": ({"theta": 1.0}, "`theta` must hold tensors only.*float"),
     "theta is a module": ({"theta": torch.nn.Linear(1, 1)}, "`theta`.*Linear.*named_parameters"),
@@ -531,7 +531,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "z0 is empty": ({"z0": ()}, "`z0` must hold at least one tensor"),
     "z0 is integer": ({"z0": torch.zeros(3, dtype=torch.int64)}, "`z0` must be floating point"),
     "z0 mixes precisions": ({"z0": (Z, Z.float())}, "`z0` must share dtype and device"),
-    "constraint is no set": ({"constraint": lambda t: 1.0}, "`constraint` must be a blo set.*float"),
+    "constraint is not a set": ({"constraint": lambda t: 1.0}, "`constraint` must be a blo set.*float"),
     "bound of another shape": ({"constraint": blo.Box(torch.zeros(2).double(), 1.0)}, "`Box.low`"),
     "bound of another structure": ({"constraint": blo.Box(0.0, (Z, Z))}, "`Box.high` must have the structure"),
     "bound on another device": ({"constraint": blo.Box(0.0, Z.to("meta"), validate=False)}, "`Box.high`.*on meta"),

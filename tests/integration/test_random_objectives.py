@@ -1,4 +1,4 @@
-"""An objective that is no function is reported as that, whatever solves it and however much it wavers."""
+"""An objective that is not a function is reported as that, whatever solves it and however much it wavers."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_solution_at_which_the_solve_started_is_a_tensor_of_its_own(solver: bl
 
 @pytest.mark.parametrize("gradient", [blo.KKTClosedForm(), blo.HessianFree(1.0)], ids=str)
 def test_a_saddle_on_a_curved_boundary(gradient: blo.gradients.Strategy) -> None:
-    """Outside the unit circle the nearest point to a far one is no minimum along the circle when it lies inside."""
+    """Outside the unit circle the nearest point to a far one is not a minimum along the circle when it lies inside."""
     outside = blo.SmoothConstraints(inequalities=lambda z: (1 - z.square().sum()).reshape(1))
     lower = blo.LowerProblem(lambda t, z: 0.5 * (z - t).square().sum(), outside)
     start = torch.tensor([-1.0, 0.0], dtype=torch.float64)  # the farthest point of the circle from theta

@@ -70,7 +70,7 @@ def test_nor_does_that_of_a_first_order_solver(solver: Solver, dtype: torch.dtyp
 @both
 @pytest.mark.parametrize("name", ["equal", "three"])
 def test_points_that_no_solver_has_confirmed_are_looked_at(name: str, dtype: torch.dtype) -> None:
-    """Where the objective is in a small unit, points that are no solution pass every absolute tolerance."""
+    """Where the objective is in a small unit, points that are not solutions pass every absolute tolerance."""
     for unit, scale in UNITS:
         case = Case(name, unit, scale, dtype)
         beside = case.solution + 0.01 * unit * torch.eye(len(case.theta), dtype=dtype)[-1]

@@ -94,7 +94,9 @@ MUTATIONS = (
         "data that change before the backward pass go unnoticed",
         (
             Patch(
-                "blo/gradients/_stationary.py", "        self.lower.compare(at", "        lambda: self.lower.compare(at"
+                "blo/_solving.py",
+                "        self._compare(problem, optimality.z",
+                "        lambda: self._compare(problem, optimality.z",
             ),
         ),
         (WHOLE + "test_late_data.py::test_a_module_that_is_reseeded_is_reported",),
@@ -114,9 +116,9 @@ MUTATIONS = (
         "the second derivative is cut off",
         (
             Patch(
-                "blo/gradients/_function.py",
-                "q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule)",
-                "q = Adjoint.solve(ctx.problem, leaves, z, v, ctx.rule).detach()",
+                "blo/gradients/_adjoint.py",
+                "q = Adjoint.of(rule, problem, leaves, z, v)",
+                "q = Adjoint.of(rule, problem, leaves, z, v).detach()",
             ),
         ),
         (WHOLE + "test_higher_order.py::test_the_hessian_of_the_value_function[free]",),
@@ -388,7 +390,7 @@ MUTATIONS = (
         (UNIT + "test_value_function.py::test_it_scales_with_the_upper_objective",),
     ),
     Mutation(
-        "an objective that is no function is taken for one",
+        "an objective that is not a function is taken for one",
         (Patch("blo/solvers/_stopping.py", "return ~(drift > _REPEATED *", "return ~(drift > torch.inf *"),),
         (WHOLE + "test_random_objectives.py::test_draws_from_the_global_generator_are_named",),
     ),

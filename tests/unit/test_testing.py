@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import blo
 from blo._term import Tangent
-from blo.gradients import Pulled, Trace
+from blo.gradients import Pulled, Rule
 from blo.linsolve import LinearSolution, LinearSolver
 from blo.operators import Operator
 from blo.solvers import Solution, Solver
@@ -25,6 +25,7 @@ from blo.testing import (
     check_strategy,
 )
 from tests.strategies import normal
+from tests.tampered import TamperedRule
 
 Z = torch.zeros(4, dtype=torch.float64)
 BATCH = torch.zeros(3, 4, dtype=torch.float64)
@@ -39,6 +40,7 @@ SETS: dict[str, Any] = {
     "nonnegative": blo.NonNegative(),
     "ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1]),
     "simplex": lambda t: blo.Simplex(1 + t[0]),
+    "capped simplex": lambda t: blo.Simplex(1 + t[0], 0.6 + t[1]),
     "l1 ball": lambda t: blo.L1Ball(1 + t[0]),
     "cut ball": lambda t: blo.L2Ball(1 + t[0] ** 2, t[1], -0.6 + t[0], 0.4 - t[1]),
     "cut l1 ball": lambda t: blo.L1Ball(1 + t[0], t[1], -0.6 + t[0], 0.4 - t[1]),
@@ -65,10 +67,11 @@ def test_sets_conform(name: str) -> None:
         blo.Box(-0.5, 0.7),
         blo.L2Ball(1.0),
         blo.Simplex(),
+        blo.Simplex(1.0, 0.4),
         blo.L2Ball(1.0, 0.1, -0.4, 0.6),
         blo.L1Ball(1.0, 0.1, -0.4, 0.6),
     ],
-    ids=["box", "ball", "simplex", "cut ball", "cut l1 ball"],
+    ids=["box", "ball", "simplex", "capped simplex", "cut ball", "cut l1 ball"],
 )
 def test_batched_sets_conform(constraint: blo.sets.Set) -> None:
     assert "lanes are independent" in check_set(constraint, BATCH, batched=True).properties
@@ -361,12 +364,8 @@ def test_a_solver_with_one_defect_fails_by_name(name: str) -> None:
 class TamperedStrategy(blo.gradients.Strategy):
     change: Callable[[Pulled], Pulled]
 
-    def trace(self, problem: Any, leaves: Sequence[Tensor], z0: Tensor, solve: Any) -> Trace:
-        trace = blo.Implicit(blo.Direct()).trace(problem, leaves, z0, solve)
-        return Trace(trace.z, lambda v, guess: self.change(trace.pullback(v, guess)))
-
-    def attach(self, *arguments: Any) -> Tensor:
-        return blo.Implicit(blo.Direct()).attach(*arguments)
+    def rule(self, problem: Any, solve: Any) -> Rule:
+        return TamperedRule(solve, blo.Implicit(blo.Direct()).rule(problem, solve), self.change)
 
 
 def scaled(pulled: Pulled) -> Pulled:

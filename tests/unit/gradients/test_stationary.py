@@ -26,7 +26,7 @@ def test_a_moving_face_adds_its_share_to_the_cross_term(case: QuadraticCase, see
     z, v = torch.as_tensor(case.solution(case.theta)), normal(seed, len(case.c))
     theta = case.start().requires_grad_()
     problem, _, _ = FlatProblem.of(case.lower(), theta, z)
-    (found,) = ReversePoint(problem.bind([theta]), z, [theta]).cross(torch.zeros_like(v), v)
+    (found,) = ReversePoint(problem.bind([theta]), z).cross(torch.zeros_like(v), v)
     rows, n = case.solve(case.theta).rows, len(z)
     tangent_and_normal = np.block([[np.eye(n), rows.T], [rows, np.zeros((len(rows),) * 2)]])
     # The least motion that keeps the active constraints: differences of the same minimiser re-solved by KKT.

@@ -67,7 +67,7 @@ def test_it_is_autodiff_through_a_loop_by_hand(mode: str, seed: int) -> None:
     again = blo.value_and_hypergrad(
         upper, lower, theta, torch.zeros_like(TARGET), solver=SOLVER, gradient=gradient, state=out.state
     )
-    assert torch.equal(again.grad, out.grad), "what `state` remembers is no start"
+    assert torch.equal(again.grad, out.grad), "what `state` remembers is not a start"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -212,6 +212,7 @@ def test_nothing_looks_at_values(name: str) -> None:
         "nonnegative": blo.NonNegative(),
         "ball": blo.L2Ball(none, z, validate=False),
         "simplex": blo.Simplex(none, validate=False),
+        "capped simplex": blo.Simplex(none, z, validate=False),
         "l1 ball": blo.L1Ball(none, z, validate=False),
         "cut ball": blo.L2Ball(none, z, z, z, validate=False),
         "cut l1 ball": blo.L1Ball(none, z, z, 1.0, validate=False),
@@ -238,6 +239,7 @@ def test_the_dtype_of_z_is_kept(name: str, dtype: torch.dtype) -> None:
         "nonnegative": blo.NonNegative(),
         "ball": blo.L2Ball(radius),
         "simplex": blo.Simplex(radius),
+        "capped simplex": blo.Simplex(radius, 0.4),
         "l1 ball": blo.L1Ball(radius),
         "cut ball": blo.L2Ball(radius, z, 0.0, 0.9),
         "cut l1 ball": blo.L1Ball(radius, z, 0.0, 0.9),
@@ -254,13 +256,23 @@ def test_the_dtype_of_z_is_kept(name: str, dtype: torch.dtype) -> None:
 def test_parameters_take_the_precision_of_z() -> None:
     z, wide = torch.randn(3), torch.ones(3, dtype=torch.float64)
     sets = blo.Box(-wide, wide), blo.L2Ball(wide[0], wide), blo.Simplex(wide[0]), blo.L1Ball(wide[0], wide)
-    cut = blo.L2Ball(wide[0], wide, -wide, wide), blo.L1Ball(1.0, 0.0, -wide, wide)
+    cut = blo.L2Ball(wide[0], wide, -wide, wide), blo.L1Ball(1.0, 0.0, -wide, wide), blo.Simplex(1.0, wide)
     for moving in (*sets, *cut, blo.Affine(wide[None], wide[0]), blo.Halfspaces(wide[None], wide[0])):
         assert moving.fit(Layout.of(z, batched=False)).project(z).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    "name", ["Box.low", "L2Ball.radius", "L2Ball.center", "Simplex.total", "L1Ball.radius", "L2Ball.low", "L1Ball.high"]
+    "name",
+    [
+        "Box.low",
+        "L2Ball.radius",
+        "L2Ball.center",
+        "Simplex.total",
+        "Simplex.cap",
+        "L1Ball.radius",
+        "L2Ball.low",
+        "L1Ball.high",
+    ],
 )
 def test_parameters_on_another_device_are_named(name: str) -> None:
     kind, field = name.split(".")

@@ -53,7 +53,7 @@ def test_a_lane_without_a_gradient_stops_after_one_step_and_shows_it(solver: Sol
 
 @pytest.mark.parametrize("solver", [blo.ProjectedGradient, blo.FISTA, blo.LBFGS, blo.Newton], ids=str)
 def test_a_solve_that_uses_its_very_last_step_is_confirmed_too(solver: type[Solver]) -> None:
-    """The first gradient, 1e13, has a rounding of 0.04, which at the end, where the curvature is 2, is no tolerance."""
+    """The first gradient, 1e13, has a rounding of 0.04, which is too coarse at the end, where the curvature is 2."""
     lower = blo.LowerProblem(lambda theta, z: (z.exp() - theta * z).sum())
     theta, z0 = torch.tensor([2.0], dtype=torch.float64), torch.tensor([30.0], dtype=torch.float64)
     for max_steps in range(1, 60):

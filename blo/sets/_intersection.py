@@ -1,0 +1,133 @@
+"""What several sets have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, cast
+
+import torch
+from torch import Tensor
+
+from blo._autocast import without
+from blo._layout import Layout
+from blo._settings import require_count
+from blo._term import Tangent, can_validate
+from blo.errors import InfeasibleError, StructureError
+from blo.sets import _meet
+from blo.sets._base import Set
+from blo.sets._dykstra import nearest, search
+from blo.sets._free import Free
+from blo.sets._halfspaces import Halfspaces
+from blo.sets._meet import Meet, pushed_back
+from blo.sets._rows import Rows
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Intersection(Set):
+    """`{ z : z in each of the sets }`, for convex sets; each holds all of z.
+
+    Sets that linear equations and inequalities describe (`Box`, `NonNegative`, `Simplex`, `Affine`, `Halfspaces`, a
+    `Product` of these) become one, `Halfspaces`, which if there is no other is projected on exactly. Otherwise cycles
+    of projections on the parts come near the nearest point and Newton's method ends on it, with dense matrices of the
+    size of z times the number of parts; where it does not (an empty set that was not validated), the projection is
+    NaN, which solvers report.
+
+    The derivative is that of all active faces together, with the curvature of each for its own share of the
+    gradient. Where these shares are not unique and a curved part is among them, it is counted as degenerate.
+
+    A ball within bounds is faster as `L2Ball(radius, low=..., high=...)`.
+
+    Attributes:
+        sets: the parts, in the order given; after `fit`, those that remain.
+        max_cycles: most cycles of projections.
+        validate: refuse an empty set when it meets z: the cost of one projection, and host synchronisations on an
+            accelerator.
+    """
+
+    sets: tuple[Set, ...]
+    max_cycles: int
+    validate: bool
+
+    def __init__(self, *sets: Set, max_cycles: int = 1000, validate: bool = True) -> None:
+        """Take the sets.
+
+        Raises:
+            StructureError: if there is none, or one of them is no set.
+            ValueError: for `max_cycles` below 1.
+            InfeasibleError: once the sets meet z, if no point of all of them is found.
+        """
+        found = tuple(part for part in sets if isinstance(part, Set))
+        if not sets or len(found) != len(sets):
+            names = [type(part).__name__ for part in sets]
+            raise StructureError(f"`Intersection` takes one or more sets, but got {names}.")
+        require_count(max_cycles, "max_cycles")
+        self._assign(found, max_cycles, validate)
+
+    @without
+    def fit(self, layout: Layout) -> Set:
+        parts = [cast(Set, part.fit(layout)) for part in self._flat()]
+        described = [(part, part.rows(layout)) for part in parts]
+        others = [part for part, rows in described if rows is None]
+        linear = [(part, rows) for part, rows in described if rows is not None and rows.right.shape[-1]]
+        if len(linear) > 1:
+            slack = max(getattr(part, "slack", 0.0) for part, _ in linear)
+            others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack))
+        else:
+            others[:0] = [part for part, _ in linear]
+        fitted = self._with(others or [Free()])
+        if self.validate and can_validate():
+            fitted._require_point(layout)
+        return fitted.sets[0] if len(fitted.sets) == 1 else fitted
+
+    @property
+    def extent(self) -> Tensor | float | None:
+        known = [part.extent for part in self.sets if part.extent is not None]
+        return known[0] if known else None
+
+    def loosened(self, slack: float) -> Self:
+        return self._with([part.loosened(slack) for part in self.sets])
+
+    def project(self, z: Tensor) -> Tensor:
+        return nearest(self.sets, z, self.max_cycles)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        return _meet.tangent(self.sets, z, gradient, self.max_cycles, Intersection.motion)
+
+    def motion(self, origin: Self, z: Tensor) -> Tensor:
+        shares = [-pushed_back(part, z) for part in origin.sets]
+        tangents = [part.tangent(z, share) for part, share in zip(origin.sets, shares, strict=True)]
+        pairs = zip(self.sets, origin.sets, strict=True)
+        return Meet.of(origin.sets, z, shares, tangents).motion([part.motion(before, z) for part, before in pairs])
+
+    def _flat(self) -> list[Set]:
+        nested = (part._flat() if isinstance(part, Intersection) else [part] for part in self.sets)
+        return [part for parts in nested for part in parts]
+
+    def _require_point(self, layout: Layout) -> None:
+        """Refuse an empty intersection.
+
+        Raises:
+            InfeasibleError: if no point is found.
+        """
+        zero = torch.zeros((*layout.lanes, layout.size), dtype=layout.dtype, device=layout.device)
+        with torch.no_grad():
+            found = search(self.sets, zero, self.max_cycles)
+        missed = ~found.found | ~torch.isfinite(found.gap)
+        if bool(missed.any()):
+            raise InfeasibleError(
+                f"`Intersection` needs a point that lies in all its sets, but in {int(missed.sum())} of "
+                f"{missed.numel()} problems none was found in {self.max_cycles} cycles: the nearest attempt leaves a "
+                f"gap of {float(found.gap[missed].max()):.1e}. Make a set larger, or raise `max_cycles` if the sets "
+                "meet at a small angle."
+            )
+
+    def _with(self, sets: Sequence[Set]) -> Self:
+        other = type(self).__new__(type(self))
+        other._assign(tuple(sets), self.max_cycles, self.validate)
+        return other
+
+    def _assign(self, sets: tuple[Set, ...], max_cycles: int, validate: bool) -> None:
+        # The dataclass is frozen and its constructor takes the parts themselves, so the fields are set here.
+        for name, value in [("sets", sets), ("max_cycles", max_cycles), ("validate", validate)]:
+            object.__setattr__(self, name, value)
