@@ -222,7 +222,7 @@ def test_torchrun_starts_the_ranks_of_a_command(tmp_path: Path) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("is trained") == 1 and found.stderr.count("epoch 1/1") == 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from adv_train.ranks import Ranks
+from adv_train.ranks import ALONE, Ranks
 
 _SEEING = 0.01
 """Least share of the pixels with a gradient other than zero for a sample to count as attacked."""
@@ -56,7 +56,7 @@ class Progress:
         rose = _loss(logits, y) > loss * (1 - slack)
         self._stuck.append(~(fell | rose) & ~self._blind[-1])
 
-    def warn(self, ranks: Ranks) -> None:
+    def warn(self, ranks: Ranks = ALONE) -> None:
         """Say so when there were many, on all ranks together.
 
         Warns:
