@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +29,13 @@ def transforms_active() -> bool:
     return bool(are_functorch_transforms_active())
 
 
-def all_true(condition: Tensor) -> bool:
-    """Tell whether every entry is true, in every lane of an enclosing `vmap` as well.
+def all_true(*conditions: Tensor) -> bool:
+    """Tell whether every entry of each is true, in every lane of an enclosing `vmap` as well.
 
     One host synchronisation.
     """
-    return bool(plain(condition).all())
+    flags = [plain(condition).all() for condition in conditions]
+    return bool(flags[0] if len(flags) == 1 else torch.stack(flags).all())
 
 
 def stride(b: Tensor) -> int:
@@ -56,6 +58,18 @@ def unmapped(tensor: Tensor) -> Tensor:
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
+
+
+def whole(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether the sum of all entries is finite. If it is, then no entry is NaN or infinite.
+
+    One pass over each tensor, and one host synchronisation. A sum of finite entries may overflow.
+    """
+    total: Tensor | float = 0.0
+    for tensor in tensors:
+        part = plain(tensor).sum()
+        total = part if isinstance(total, float) else total.to(part.device) + part
+    return not isinstance(total, Tensor) or math.isfinite(abs(total.item()))
 
 
 def surely(condition: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -116,14 +117,18 @@ class Bound:
             )
         return value
 
-    def gradient(self, z: Tensor) -> Tensor:
-        """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`."""
+    def gradient(self, z: Tensor, *, graph: bool = False) -> Tensor:
+        """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`.
+
+        Its graph is kept where `graph` asks for it, and where the problem is `recorded`.
+        """
         if isinstance(self.slice, TiltedSlice):
             # Added last: among the terms of the gradient a small tilt would be lost, unseen by the residual.
-            return replace(self, slice=self.slice.slice).gradient(z) + self.slice.slope
+            return replace(self, slice=self.slice.slice).gradient(z, graph=graph) + self.slice.slope
+        graph = graph or self.recorded
         if self.symmetric:
-            return gradient(self.value, z, create_graph=self.recorded)
-        with torch.set_grad_enabled(self.recorded or (transforms_active() and torch.is_grad_enabled())):
+            return gradient(self.value, z, create_graph=graph)
+        with torch.set_grad_enabled(graph or (transforms_active() and torch.is_grad_enabled())):
             found = self.slice(self._unravel(z))
             return found if self.lifts else self.layout.ravel(found, "the residual of the fixed point")
 
@@ -149,7 +154,7 @@ class Bound:
             return lambda v: pullback(v)[0]
         with torch.enable_grad():
             point = z if z.requires_grad else z.detach().requires_grad_()
-            slope = self.record().gradient(point)
+            slope = self.gradient(point, graph=True)
 
         def product(v: Tensor) -> Tensor:
             options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
@@ -247,6 +252,10 @@ class Bound:
 
     def detach(self) -> Bound:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
+        return self._constant
+
+    @cached_property
+    def _constant(self) -> Bound:
         return replace(
             self,
             slice=self.slice.detach(),

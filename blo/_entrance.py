@@ -10,7 +10,9 @@ import torch
 
 from blo import tree
 from blo._autodiff import transforms_active
+from blo._checkpoints import sound_checkpoints
 from blo._torch import compiler_loaded
+from blo._types import Tree
 from blo.errors import StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,14 +37,21 @@ def outside_compile(function: F) -> F:
     return called  # type: ignore[return-value]
 
 
-def outside_transforms(instead: str) -> Callable[[F], F]:
-    """Refuse calls inside `torch.func` transforms, naming what to write `instead`.
+def entrance(instead: str) -> Callable[[F], F]:
+    """Prepare a function of `(..., theta, z0)` that returns constants, for callers of all kinds.
+
+    It runs outside `torch.compile`, with gradients enabled and with sound checkpoints.
+
+    Args:
+        instead: what to write in the place of a call inside `torch.func` transforms.
 
     Raises:
-        StructureError: by the function.
+        StructureError: by the function, inside transforms, and for tensors without numbers.
     """
 
     def decorate(function: F) -> F:
+        sound = sound_checkpoints(function)
+
         @functools.wraps(function)
         def called(*arguments: Any, **options: Any) -> Any:
             if transforms_active():
@@ -50,9 +59,16 @@ def outside_transforms(instead: str) -> Callable[[F], F]:
                     f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
                     f"relative. {instead}"
                 )
-            return function(*arguments, **options)
+            try:
+                if torch.is_grad_enabled():
+                    return sound(*arguments, **options)
+                with torch.enable_grad():
+                    return sound(*arguments, **options)
+            except (RuntimeError, NotImplementedError) as error:
+                _require_numbers(error, (arguments, options))
+                raise
 
-        return called  # type: ignore[return-value]
+        return outside_compile(called)  # type: ignore[return-value]
 
     return decorate
 
@@ -69,12 +85,16 @@ def with_numbers(function: F) -> F:
         try:
             return function(*arguments, **options)
         except (RuntimeError, NotImplementedError) as error:
-            given = [leaf for leaf in tree.tensors((arguments, options)) if leaf.is_meta]
-            if not given or isinstance(error, StructureError):
-                raise
-            raise StructureError(
-                "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for "
-                "shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
-            ) from error
+            _require_numbers(error, (arguments, options))
+            raise
 
     return called  # type: ignore[return-value]
+
+
+def _require_numbers(error: Exception, given: Tree) -> None:
+    if isinstance(error, StructureError) or not any(leaf.is_meta for leaf in tree.tensors(given)):
+        return
+    raise StructureError(
+        "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for shapes "
+        "alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
+    ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._autodiff import length, plain
+from blo._autodiff import all_true, length, plain, whole
 from blo._findings import Findings
 from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, remedy_of
 from blo._term import Counts
@@ -196,14 +196,20 @@ class Checks(Findings):
         """
         if self.off:
             return
-        if not self.measured or limit is not None:
-            found = residual()
+        found, counted = None if self.measured and limit is None else residual(), counts()
+        asked = self.tol if limit is None else limit
+        most = unasked(linear.x.dtype) if asked is None else asked
+        good = [~linear.indefinite, linear.converged(tol), counted.degenerate == 0]
+        values = [linear.x, linear.residual]
+        if found is not None:
+            good, values = [*good, found <= most], [*values, found]
+        if all_true(*good) and whole(values):
+            return
+        if found is not None:
             self.finite(found, "the residual of the lower solution")
             if self.measured or self.tol is not None:
-                asked = self.tol if limit is None else limit
-                assert asked is not None  # a residual that was measured, and is looked at again, has a limit
-                self.stationary(found, asked)
+                self.stationary(found, most)
             else:
-                self.fixed_steps(found, unasked(linear.x.dtype) if limit is None else limit)
+                self.fixed_steps(found, most)
         self.linear(linear, tol)
-        self.degenerate(counts())
+        self.degenerate(counted)

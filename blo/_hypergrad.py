@@ -13,8 +13,7 @@ from torch import Tensor
 from blo import _bounds
 from blo._arguments import require_function
 from blo._autocast import bare
-from blo._checkpoints import sound_checkpoints
-from blo._entrance import outside_compile, outside_transforms, with_numbers
+from blo._entrance import entrance
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
@@ -59,11 +58,7 @@ class Hypergradient:
         return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
 
 
-@outside_compile
-@sound_checkpoints
-@outside_transforms("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
-@with_numbers
-@torch.enable_grad()  # under `no_grad` a moving set would lose its share without a word
+@entrance("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
 def value_and_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,

@@ -7,7 +7,7 @@ problems; an unbatched one has none. All linear algebra of `blo` happens on flat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class Layout:
         lanes: `()`, or `(batch,)` for a batched problem.
         dtype: the dtype that all leaves share.
         device: the device that all leaves share.
+        bare: the tree is one tensor of one axis beside the lanes, its own flat form.
     """
 
     spec: tree.TreeSpec
@@ -34,6 +35,7 @@ class Layout:
     lanes: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    bare: bool = field(init=False)
 
     @classmethod
     def of(cls, z: Tree, *, batched: bool, name: str = "z0") -> Layout:
@@ -67,10 +69,8 @@ class Layout:
         shapes = tuple(leaf.shape[len(lanes) :] for leaf in leaves)
         return cls(spec, shapes, lanes, first.dtype, first.device)
 
-    @property
-    def _bare(self) -> bool:
-        """Whether the tree is one tensor of one axis beside the lanes: its own flat form."""
-        return self.spec.is_leaf() and len(self.shapes[0]) == 1
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bare", self.spec.is_leaf() and len(self.shapes[0]) == 1)
 
     @property
     def sizes(self) -> list[int]:
@@ -88,7 +88,7 @@ class Layout:
         Raises:
             StructureError: if structure, shapes, dtype or device differ from the layout's.
         """
-        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self._bare else None
+        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self.bare else None
         if isinstance(z, Tensor) and own == (z.shape, z.dtype, z.device):
             return z
         leaves, spec = tree.flatten(z, name)
@@ -108,7 +108,7 @@ class Layout:
         """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
         # One leaf is the common case on hot paths, and needs no split; one axis needs no view, which every
         # differentiation would carry along.
-        if self._bare:
+        if self.bare:
             return flat
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from blo._autodiff import plain
+from blo._autodiff import plain, whole
 from blo._remedies import LOOK
 from blo._types import OnFailure
 from blo._warned import warn
@@ -38,7 +39,7 @@ class Policy:
         if self.on_failure not in (None, "raise", "warn", "ignore"):
             raise ValueError(f"`on_failure` must be 'raise', 'warn' or 'ignore', but is {self.on_failure!r}.")
 
-    @property
+    @cached_property
     def off(self) -> bool:
         """Whether nothing is to be measured."""
         return self.on_failure == "ignore"
@@ -67,8 +68,7 @@ class Policy:
                     f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Use "
                     "sparse=False, or `functionalize`, which does so."
                 )
-        flags = [plain(torch.isfinite(tensor)).all() for tensor, _ in known]
-        if not bool(torch.stack([flag.to(flags[0].device) for flag in flags]).all()):
+        if not whole([tensor for tensor, _ in known]):
             for tensor, what in known:
                 self.finite(tensor, what, remedy())
 

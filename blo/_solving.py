@@ -127,8 +127,7 @@ class Solving:
         Where the solver measured no residual, there is nothing to compare with.
         """
         if self.last is not None:
-            rest = problem.detach()
-            self.checks.changed(self.last, slope, lambda: rest.gradient(z))
+            self.checks.changed(self.last, slope, lambda: problem.detach().gradient(z))
 
     def _confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
         """Return the residual, shape `lanes`, above which the solution z with this slope is none.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blo import tree
-from blo._entrance import outside_compile, outside_transforms
+from blo._entrance import entrance
 from blo._failures import one_of_a_kind
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
@@ -46,8 +46,7 @@ class FitResult:
     state: dict[str, Any]
 
 
-@outside_compile
-@outside_transforms("Solve several problems in one fit as a problem with batched=True, whose upper objective is a sum.")
+@entrance("Solve several problems in one fit as a problem with batched=True, whose upper objective is a sum.")
 def fit(
     upper: Callable[[Tree, Tree], Tensor],
     lower: LowerProblem,

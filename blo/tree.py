@@ -46,7 +46,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 def tensors(tree: Tree) -> list[Tensor]:
     """Return the leaves that are tensors."""
-    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    return [tree] if isinstance(tree, Tensor) else [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:

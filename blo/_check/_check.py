@@ -15,8 +15,7 @@ from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction, Part
 from blo._check._resolve import resolve
 from blo._check._slopes import Differences, Slope, along, units
-from blo._checkpoints import sound_checkpoints
-from blo._entrance import outside_compile, outside_transforms
+from blo._entrance import entrance
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._layout import Layout
 from blo._lower import LowerProblem
@@ -30,9 +29,7 @@ from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
 
-@outside_compile
-@sound_checkpoints
-@outside_transforms("Call it outside.")
+@entrance("Call it outside.")
 @without
 def check_hypergrad(
     upper: Callable[[Tree, Tree], Tensor],

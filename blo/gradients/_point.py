@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._autodiff import add, differentiated_twice, jvp, pullback
 from blo._bound import Bound
 from blo.gradients._base import Optimality
@@ -65,10 +64,10 @@ class ReversePoint(Point):
         self.symmetric, self.noise = bound.symmetric, bound.eps or 0.0
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            self._gradient = bound.record().gradient(self._z)
+            self._gradient = bound.gradient(self._z, graph=True)
         slope = self._gradient.detach()
         # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
-        rest = tree.detach(bound.term)
+        rest = bound.term.at_rest()
         self._bound = bound
         self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
 
