@@ -28,7 +28,7 @@ from adv_train.training_step import TrainingStep
 
 _VALIDATION_BATCH = 500
 
-_ALIGNED = 256
+ALIGNED = 256
 """Validation images, at most, on which gradient alignment is measured: 4 F for each of them after an epoch."""
 
 
@@ -149,9 +149,10 @@ class Trainer:
         The model is the average of the weights, where there is one.
 
         Returns:
-            ``val_sa`` and ``val_ra``; ``val_fgsm``, the accuracy after one step of an attack; ``val_top_class``, the
-            share of the images that get the most frequent answer; and ``val_alignment``, the gradient alignment on a
-            fixed choice of at most 256 of the images, within the whole eps: None where no image has a finite gradient.
+            ``val_images``, the number of images; ``val_sa`` and ``val_ra``; ``val_fgsm``, the accuracy after one step
+            of an attack; ``val_top_class``, the share of the images that get the most frequent answer; and
+            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 of the images, within the whole
+            eps: None where no image has a finite gradient.
         """
         model = self.state.judged.eval()
         generator = Stream(self.device)
@@ -183,6 +184,7 @@ class Trainer:
         samples, predicted = len(split), self.ranks.add(predicted)
         robust, one_step = self.ranks.add(survivors).tolist()
         return {
+            "val_images": samples,
             "val_sa": int((predicted == split.labels).sum()) / samples,
             "val_ra": robust / samples,
             "val_fgsm": one_step / samples,
@@ -199,7 +201,7 @@ class Trainer:
         return split.subset(stratified_head(split.labels.cpu(), most).to(self.device))
 
     def _alignment(self, model: nn.Module) -> float | None:
-        split = self._validation(min(_ALIGNED, self.config.training.validation_images or _ALIGNED))
+        split = self._validation(min(ALIGNED, self.config.training.validation_images or ALIGNED))
         with computed_in(self.config.compute.precision, self.device):
             found = measures.alignment(
                 model, to_unit_range(split.images), split.labels, self.config.threat, torch.Generator().manual_seed(0)

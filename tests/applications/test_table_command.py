@@ -223,9 +223,9 @@ def test_a_dry_run_needs_no_data_and_counts_what_the_cells_would_take(
     row = next(line for line in text.splitlines() if line.startswith("| cifar10-8-fast-at "))
     runs, epochs, training, judging, pflop, hours = (float(cell) for cell in row.split("|")[2:-1])
     assert (runs, epochs) == (5, 20)
-    # 5 F a step on 45,000 images, and PGD-10 and a step on 5,000, 20 times; twice PGD-50-10 on those that are left.
-    assert training == pytest.approx(5 * 20 * (5 * 45_000 + 37 * 5_000) / 1e6, rel=0.01)
-    assert judging == pytest.approx(5 * 2 * 10_000 * (1 + (0.8239 + 9 * 0.4549) * 151) / 1e6, rel=0.01)
+    # 5 F a step on 45,000 images, and PGD-5 and a step on 500, 20 times; twice PGD-50-10 on those that are left.
+    assert training == pytest.approx(5 * 20 * (5 * 45_000 + 16 * 500 + 4 * 256) / 1e6, rel=0.003)
+    assert judging == pytest.approx(5 * 2 * 10_000 * (1 + (0.8239 + 9 * 0.4549) * 101) / 1e6, rel=0.003)
     assert pflop == pytest.approx((training + judging) * 1e6 * 1.11e9 / 1e15, rel=0.02)
     total = re.search(r"About ([\d.e+]+) hours .*, ([\d.]+) at 2 an hour", text)
     assert total is not None and hours > 0 and float(total[2]) == pytest.approx(2 * float(total[1]), rel=0.01)

@@ -236,6 +236,7 @@ def test_a_part_of_the_validation_images_may_validate(tmp_path: Path) -> None:
     answers = load_model(part.run.last)(to_unit_range(chosen.images))
     clean = float((answers.argmax(1) == chosen.labels).double().mean())
     assert part.run.metrics()[-1]["val_sa"] == clean
+    assert [run.metrics()[-1]["val_images"] for run in (part.run, whole.run)] == [50, 96]
 
 
 # --- the run folder ---------------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_records_of_every_epoch_and_the_best_checkpoint_agree(tmp_path: Path) ->
     run = result.run
     metrics = run.metrics()
     assert [line["epoch"] for line in metrics] == [1, 2, 3, 4] == [line["epoch"] for line in run.timing()]
-    measured = {"val_sa", "val_ra", "val_fgsm", "val_top_class", "val_alignment"}
+    measured = {"val_images", "val_sa", "val_ra", "val_fgsm", "val_top_class", "val_alignment"}
     assert set(metrics[0]) == {"epoch", "lr", "loss", "implicit_share", *measured}
     best, last = checkpoint.load(run.best), checkpoint.load(run.last)
     chosen = max(metrics, key=lambda line: (line["val_ra"], line["val_sa"], -line["epoch"]))

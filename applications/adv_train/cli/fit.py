@@ -84,7 +84,8 @@ def run(words: Sequence[str]) -> int:
     averaged = config.training.average_after(best["epoch"])
     told = f" (averaged weights, {averaged})" if averaged else ""
     print(
-        f"best.pt is epoch {best['epoch']}{told}: on the validation images SA {best['val_sa']:.1%}, "
+        f"best.pt is epoch {best['epoch']}{told}: on {best.get('val_images', 'the')} validation images "
+        f"SA {best['val_sa']:.1%}, "
         f"RA (PGD-{config.training.validation_steps}) {best['val_ra']:.1%}."
     )
     print(f"Next: adv-train eval {out}{'' if result.classes >= LEAST_CLASSES else ' --no-autoattack'}")

@@ -63,7 +63,8 @@ class TrainingConfig(Checked):
         batch_size: Images a step.
         select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
         validation_steps: Steps of PGD on the validation images after each epoch.
-        validation_images: Validate on at most so many images, of all classes in proportion; none for all of them.
+        validation_images: Validate on at most so many images, always the same, of all classes in proportion; none for
+            all of them.
         seed: Fixes weights, order, augmentation and attack noise.
         ema: Decay of an exponential moving average of the weights after each step, such as 0.9995; it warms up. The
             average is what is validated, selected and judged.
@@ -81,8 +82,8 @@ class TrainingConfig(Checked):
     epochs: Count
     batch_size: Count
     select: Literal["robust", "clean", "last"] = "robust"
-    validation_steps: Count = 10
-    validation_images: Count | None = None
+    validation_steps: Count = 5
+    validation_images: Count | None = 500
     seed: Annotated[int, Range(0)] = 0
     ema: Annotated[float, Range(0, 1)] | None = None
     average_from: Annotated[int, Range(0)] | None = None

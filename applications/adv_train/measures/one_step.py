@@ -15,7 +15,7 @@ def survives_one_step(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) ->
     """Say of each image whether it is still classified correctly after one step from it to the edge of the ball.
 
     In linf the step is that of FGSM (Goodfellow, Shlens and Szegedy, ICLR 2015), and in l2 and l1 it follows the
-    gradient. A model that withstands it and not PGD has overfitted to it. It costs 4 F for these images.
+    gradient. A model that withstands it and not PGD has overfitted to it. It costs 3 F for these images.
 
     Args:
         model: Maps images to logits, with its normalisation inside. It is handed back as it was.

@@ -12,14 +12,16 @@ from adv_train import models
 from adv_train.attacks import APGD, PGD, Attack
 from adv_train.bench.count import flops
 from adv_train.comparison import Planned
+from adv_train.config import TrainingConfig
 from adv_train.data import Facts
 from adv_train.devices import find_device
 from adv_train.reproduction.planned import Block, Blocks
+from adv_train.trainer import ALIGNED
 
-_GRADIENT = 3
-"""Forward passes that a gradient in the images costs, the pass itself among them."""
+_GRADIENT = 2
+"""Forward passes that a gradient in the images costs, the pass itself among them: the weights are held constant."""
 
-_APGD_CE, _APGD_T, _OTHERS = 100 * _GRADIENT, 9 * 100 * _GRADIENT, 9 * 100 * 4 + 5_000
+_APGD_CE, _APGD_T, _OTHERS = 100 * _GRADIENT, 9 * 100 * _GRADIENT, 9 * 100 * (_GRADIENT + 1) + 5_000
 """Forward passes of AutoAttack on an image that nothing breaks: APGD-CE; APGD-T; FAB-T and Square."""
 
 _TIMED = 16
@@ -66,15 +68,20 @@ def _cost(method: Planned, block: Block, timed: dict[str, tuple[float, float]]) 
     if key not in timed:
         timed[key] = _pass(method, facts)
     operations, seconds = timed[key]
-    validated = min(facts.validation, config.training.validation_images or facts.validation)
-    # Clean, PGD with a last look, and one step.
-    each = 1 + (2 + _GRADIENT * config.training.validation_steps) + (_GRADIENT + 1)
-    epoch = method.forwards * facts.train + each * validated
+    epoch = method.forwards * facts.train + validation(config.training, facts.validation)
     published = {name: figure.mean / 100 for name, figure in block.published[method.name].items()}
     clean, robust = published.get("sa", 1.0), published.get("pgd", 1.0)
     judging = block.plan.images * (1 + sum(_attack(attack, clean, robust) for attack in block.plan.attacks))
     left = sum(not cell.is_done() for cell in method.cells.values())
     return Cost(method.name, left, config.training.epochs * epoch, _CHECKPOINTS * judging, operations, seconds)
+
+
+def validation(training: TrainingConfig, images: int) -> float:
+    """Count forward passes of an image in validating once, on a split of so many images, none of them wrong."""
+    validated = min(images, training.validation_images or images)
+    # Clean, PGD with a first and a last look, and one step; gradients at two points for the alignment.
+    each = 1 + (2 + _GRADIENT * training.validation_steps) + (_GRADIENT + 1)
+    return each * validated + 2 * _GRADIENT * min(validated, ALIGNED)
 
 
 def _attack(attack: Attack, clean: float, robust: float) -> float:
