@@ -196,14 +196,13 @@ class Checks(Findings):
         """
         if self.off:
             return
-        found, counted = None if self.measured and limit is None else residual(), counts()
+        found = None if self.measured and limit is None else residual()
         asked = self.tol if limit is None else limit
         most = unasked(linear.x.dtype) if asked is None else asked
-        good = [~linear.indefinite, linear.converged(tol), counted.degenerate == 0]
-        values = [linear.x, linear.residual]
+        good, values = [~linear.indefinite, linear.converged(tol)], [linear.x, linear.residual]
         if found is not None:
             good, values = [*good, found <= most], [*values, found]
-        if all_true(*good) and whole(values):
+        if whole(values) and all_true(*good, counts().degenerate == 0):
             return
         if found is not None:
             self.finite(found, "the residual of the lower solution")
@@ -212,4 +211,4 @@ class Checks(Findings):
             else:
                 self.fixed_steps(found, most)
         self.linear(linear, tol)
-        self.degenerate(counted)
+        self.degenerate(counts())

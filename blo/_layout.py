@@ -7,7 +7,7 @@ problems; an unbatched one has none. All linear algebra of `blo` happens on flat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ class Layout:
         lanes: `()`, or `(batch,)` for a batched problem.
         dtype: the dtype that all leaves share.
         device: the device that all leaves share.
-        bare: the tree is one tensor of one axis beside the lanes, its own flat form.
     """
 
     spec: tree.TreeSpec
@@ -35,7 +34,6 @@ class Layout:
     lanes: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
-    bare: bool = field(init=False)
 
     @classmethod
     def of(cls, z: Tree, *, batched: bool, name: str = "z0") -> Layout:
@@ -69,8 +67,10 @@ class Layout:
         shapes = tuple(leaf.shape[len(lanes) :] for leaf in leaves)
         return cls(spec, shapes, lanes, first.dtype, first.device)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bare", self.spec.is_leaf() and len(self.shapes[0]) == 1)
+    @property
+    def bare(self) -> bool:
+        """Whether the tree is one tensor of one axis beside the lanes: its own flat form."""
+        return self.spec.is_leaf() and len(self.shapes[0]) == 1
 
     @property
     def sizes(self) -> list[int]:

@@ -170,9 +170,18 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
     return wrap(objective)
 
 
+def written(objective: Objective) -> Callable[..., Any]:
+    """Return the function that the user wrote for an objective."""
+    while isinstance(objective, Linearized):
+        objective = objective.objective
+    if isinstance(objective, FixedPoint):
+        return objective.function
+    return objective.residual if isinstance(objective, LeastSquares) else objective
+
+
 def slice_at(objective: Objective, theta: Tree) -> Slice:
     """Return the objective at one theta, sharing whatever depends on theta alone."""
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "LeastSquares", "Linearized", "Slice", "TiltedSlice", "around", "slice_at"]
+__all__ = ["FixedPoint", "LeastSquares", "Linearized", "Slice", "TiltedSlice", "around", "slice_at", "written"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +38,7 @@ class Policy:
         if self.on_failure not in (None, "raise", "warn", "ignore"):
             raise ValueError(f"`on_failure` must be 'raise', 'warn' or 'ignore', but is {self.on_failure!r}.")
 
-    @cached_property
+    @property
     def off(self) -> bool:
         """Whether nothing is to be measured."""
         return self.on_failure == "ignore"

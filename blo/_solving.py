@@ -16,6 +16,7 @@ from blo._bound import Bound
 from blo._curvature import Place
 from blo._draws import may_draw
 from blo._failures import Checks, unasked
+from blo._objective import written
 from blo._origin import origin
 from blo._replay import generators
 from blo._steps import Replay
@@ -170,7 +171,7 @@ class Solving:
 
     @cached_property
     def _may_draw(self) -> bool:
-        return may_draw(self.objective)
+        return may_draw(written(self.objective))
 
     def _told(self, problem: Bound) -> Bound:
         return problem.follow() if self.gradient.unrolls else problem

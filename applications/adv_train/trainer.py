@@ -17,6 +17,7 @@ from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.data.split import to_unit_range
 from adv_train.data.stratified import stratified_head
+from adv_train.errors import UserError
 from adv_train.methods import Sizes
 from adv_train.precision import computed_in
 from adv_train.ranks import ALONE, Ranks, Share, Stream
@@ -59,6 +60,12 @@ class Trainer:
         self.method = config.full_method
         self.replays = self.method.replays()
         bounds = data.batch_bounds(len(dataset.train), config.training.batch_size, ranks.size)
+        if config.compute.sync_batchnorm and any((stop - start) % ranks.size for start, stop in bounds):
+            raise UserError(
+                f"With --sync-batchnorm each batch must divide among the {ranks.size} processes, since the gradient "
+                f"through the statistics is right for equal parts only, but there are batches of "
+                f"{sorted({stop - start for start, stop in bounds})}. Change --batch-size or --train-limit."
+            )
         self.steps = self.replays * len(bounds)
         most = Share(max(stop - start for start, stop in bounds), ranks)
         sizes = Sizes(dataset.train.images.shape, dataset.classes, len(most))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Self, cast
 
 import torch
@@ -83,10 +84,14 @@ class Intersection(Set):
     @property
     def extent(self) -> Tensor | float | None:
         known = [part.extent for part in self.sets if part.extent is not None]
-        return known[0] if known else None
+        if not known:
+            return None
+        return reduce(torch.minimum, map(torch.as_tensor, known))
 
     def loosened(self, slack: float) -> Self:
-        return self._with([part.loosened(slack) for part in self.sets])
+        parts = [part.loosened(slack) for part in self.sets]
+        same = all(new is old for new, old in zip(parts, self.sets, strict=True))
+        return self if same else self._with(parts)
 
     def project(self, z: Tensor) -> Tensor:
         return nearest(self.sets, z, self.max_cycles)

@@ -23,10 +23,12 @@ from adv_train import checkpoint, data
 from adv_train.cli import main
 from adv_train.cli.parser import COMMANDS, SHARED
 from adv_train.errors import UserError
+from adv_train.loading import load_data
 from adv_train.methods import METHODS
 from adv_train.ranks import Ranks, Share, Stream, uniform
 from adv_train.records import RunFolder
 from adv_train.train import fit
+from adv_train.trainer import Trainer
 from tests.applications import ranked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,3 +264,16 @@ def test_several_processes_need_devices_of_their_own(device: str) -> None:
     with pytest.raises(UserError, match=r"each on a GPU of its own"):
         Ranks(1, 2).device(torch.device(device))
     assert Ranks(0, 1).device(torch.device(device)) == torch.device(device)
+
+
+def test_batchnorm_of_all_ranks_needs_equal_parts() -> None:
+    uneven = ranked.config("fast-at", **ranked.NORMED, sync_batchnorm=True)
+    dataset, device = load_data(uneven, None), torch.device("cpu")
+    with pytest.raises(UserError, match=r"each batch must divide among the 2 processes.*\[17, 31\]"):
+        Trainer(uneven, dataset, device, Ranks(0, 2))
+    Trainer(uneven, dataset, device)
+
+
+def test_a_part_of_a_part_counts_from_the_same_sample() -> None:
+    shares = [Share(9, Ranks(rank, 2)).tail(3).head(4) for rank in range(2)]
+    assert [list(range(3, 7))[share.rows] for share in shares] == [[4, 6], [3, 5]]

@@ -96,6 +96,13 @@ def vanishing(kind: str) -> Any:
     return lambda theta, z: ((z - theta).square() + draw() * (z - 1.0).square()).sum()
 
 
+def test_noise_in_the_residuals_of_least_squares_is_seen() -> None:
+    numpy, theta = np.random.default_rng(0), torch.ones(3, dtype=torch.float64)
+    lower = blo.LowerProblem.least_squares(lambda t, z: torch.cat([z - t, numpy.random() * (z - 1.0)]))
+    with pytest.warns(blo.ConvergenceWarning, match="two evaluations of its gradient at one point differ"):
+        blo.value_and_hypergrad(lambda t, z: z.sum(), lower, theta, 0 * theta)
+
+
 @pytest.mark.parametrize("name", ["default", "Newton", "FISTA", "projected gradient"])
 @pytest.mark.parametrize(
     "kind",

@@ -45,11 +45,11 @@ class Share:
 
     def head(self, samples: int) -> Share:
         """Return the part of the first samples of the batch, which this rank has at the head of its own."""
-        return Share(samples, self.ranks)
+        return Share(samples, self.ranks, self.before)
 
     def tail(self, first: int) -> Share:
         """Return the part of the samples from the first one given on."""
-        return Share(self.whole - first, self.ranks, first)
+        return Share(self.whole - first, self.ranks, self.before + first)
 
     def sum(self, found: Tensor) -> Tensor:
         """Return the sum of a term over the ranks.

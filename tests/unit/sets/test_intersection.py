@@ -291,3 +291,17 @@ def test_a_number_of_cycles_is_whole_and_positive(cycles: Any) -> None:
 
 def test_of_what_has_no_bounds_everything_is_left() -> None:
     assert isinstance(Intersection(Free(), Box(-float("inf"), float("inf"))).fit(Layout.of(ZERO, batched=False)), Free)
+
+
+def test_an_intersection_is_as_small_as_its_smallest_part() -> None:
+    layout = Layout.of(ZERO, batched=False)
+    for parts in ((L2Ball(1.0), L2Ball(1e-6, 0.1)), (L2Ball(1e-6, 0.1), L2Ball(1.0))):
+        extent = Intersection(*parts).fit(layout).extent
+        assert extent is not None and float(extent) == pytest.approx(2e-6)
+
+
+def test_what_is_loose_enough_is_not_loosened() -> None:
+    layout = Layout.of(ZERO, batched=False)
+    fitted = Intersection(L2Ball(1.0), Box(0.0, 0.4)).fit(layout)
+    assert fitted.loosened(0.0) is fitted
+    assert fitted.loosened(1e-3) is not fitted
