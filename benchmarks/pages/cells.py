@@ -26,9 +26,9 @@ def points(difference: Difference) -> str:
 
 
 def verdict(difference: Difference) -> str:
-    """Say what a difference tells."""
+    """Say whether a difference is significant, and its direction."""
     if difference.mean is None or difference.p is None:
-        return "one seed tells nothing" if difference.n < 2 else "alike on every seed"
+        return "too few seeds" if difference.n < 2 else "equal on every seed"
     if difference.p >= SIGNIFICANT:
-        return "not told apart"
+        return "not significant"
     return "better" if difference.mean > 0 else "worse"

@@ -9,7 +9,7 @@ from benchmarks.pages.records import Compared, Entry
 
 
 def choose(found: Compared) -> str:
-    """Write the table of a comparison, the most robust first, and who is not told apart from the first.
+    """Write the table of a comparison, the most robust first, and which do not differ significantly from the first.
 
     Args:
         found: The record.
@@ -23,8 +23,8 @@ def choose(found: Compared) -> str:
     header = [
         "method",
         *titles.values(),
-        f"{titles[judge]} best",
-        f"{titles[judge]} over the first",
+        f"{titles[judge]}, best.pt",
+        f"{titles[judge]}, difference from the first",
         "epochs",
         "F/batch",
     ]
@@ -40,7 +40,7 @@ def choose(found: Compared) -> str:
         for entry in ranked
     ]
     return "\n\n".join(
-        [f"**{found.title}.** Percent, last checkpoint.", write_table(header, rows), _first(ranked, judge)]
+        [f"**{found.title}.** In percent, for `last.pt`.", write_table(header, rows), _first(ranked, judge)]
     )
 
 
@@ -49,7 +49,7 @@ def _first(ranked: list[Entry], judge: str) -> str:
     differences = [(entry, entry.over(first, judge)) for entry in others]
     near = [f"`{entry.name}`" for entry, gap in differences if gap.p is not None and gap.p >= SIGNIFICANT]
     alone = [f"`{entry.name}`" for entry, gap in differences if gap.p is None]
-    told = f"The first is `{first.name}`. "
-    told += f"Not told apart from it (paired t-test, p >= {SIGNIFICANT}): {', '.join(near)}." if near else ""
-    told += f" Too few seeds to tell: {', '.join(alone)}." if alone else ""
+    told = f"The most robust method is `{first.name}`. "
+    told += f"No significant difference from it (paired t-test, p >= {SIGNIFICANT}): {', '.join(near)}." if near else ""
+    told += f" Too few seeds for a test: {', '.join(alone)}." if alone else ""
     return told.strip()

@@ -18,7 +18,7 @@ def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
         pairs: A method, and the one that it is compared with.
     """
     judge = found.judge
-    header = ["method", "against", "reading", accuracy_title(judge), "SA", "share", "epochs"]
+    header = ["method", "compared with", "verdict", accuracy_title(judge), "SA", "share", "epochs"]
     rows = []
     for name, other in pairs:
         if name not in found.entries or other not in found.entries:
@@ -31,4 +31,5 @@ def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
         rows.append([f"`{name}`", f"`{other}`", verdict(gap), points(gap), clean, told, epochs])
     if not rows:
         return "No pair of runs is finished."
-    return f"**{found.title}.** Percentage points, last checkpoint, paired by seed.\n\n{write_table(header, rows)}"
+    about = "Differences in percentage points, for `last.pt`, paired by seed."
+    return f"**{found.title}.** {about}\n\n{write_table(header, rows)}"

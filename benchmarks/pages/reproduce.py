@@ -36,7 +36,7 @@ def reproduce(name: str, records: Sequence[Path]) -> str:
         ]
         for cell, row in table.cells.items()
     ]
-    told = [f"**{table.about}.** Percent; measured: last checkpoint.", write_table(header, rows)]
+    told = [f"**{table.about}.** In percent; measured figures are for `last.pt`.", write_table(header, rows)]
     told += [f"Scale {record['scale']}: record `{path.as_posix()}`, {_where(record)}." for path, record in read]
     return "\n\n".join(told)
 

@@ -79,9 +79,10 @@ def test_methods_are_ranked_by_the_strongest_attack_with_paired_differences(
     assert table["`weak`"][2] == f"{100 * weak.mean():.1f} ± {100 * weak.std(ddof=1):.1f}"
     low, high = stats.ttest_rel(weak, first).confidence_interval(0.95)
     assert table["`weak`"][4] == f"{100 * (weak - first).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p < 0.001"
-    assert table["`alone`"][2] == f"{100 * means['alone']:.1f}" and "Too few seeds to tell: `alone`" in text
+    assert table["`alone`"][2] == f"{100 * means['alone']:.1f}" and "Too few seeds for a test: `alone`" in text
     near = {"strong", "near"} - {ranked[0]}
-    assert f"The first is `{ranked[0]}`. Not told apart from it (paired t-test, p >= 0.05): `{near.pop()}`." in text
+    found_near = f"No significant difference from it (paired t-test, p >= 0.05): `{near.pop()}`."
+    assert f"The most robust method is `{ranked[0]}`. {found_near}" in text
     assert text.startswith("**digits, linf, eps 8/255, small-cnn, equal cost of 7 F, 5 seeds, 360 test images.**")
 
 
@@ -93,7 +94,7 @@ def test_a_pair_is_read_as_its_test_says(record: tuple[Path, dict[str, Any]]) ->
     gap = values(found, "near", "autoattack") - values(found, "strong", "autoattack")
     p = stats.ttest_1samp(gap, 0).pvalue
     assert rows[2][3].startswith(f"{100 * gap.mean():+.1f} [") and rows[2][3].endswith(f"p = {p:.3f}")
-    assert rows[2][2] == ("not told apart" if p >= 0.05 else "worse")
+    assert rows[2][2] == ("not significant" if p >= 0.05 else "worse")
     assert rows[0][1] == "`weak`" and rows[0][5:] == ["1.2 %", "18"]
     assert rows[2][1] == "`strong`" and rows[2][5:] == ["–", "30 and 18"]
     assert implicit(compared(folder), [("none", "weak")]) == "No pair of runs is finished."
