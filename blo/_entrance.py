@@ -12,7 +12,6 @@ from blo import tree
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._torch import compiler_loaded
-from blo._types import Tree
 from blo.errors import StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,7 +49,7 @@ def entrance(instead: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        sound = sound_checkpoints(function)
+        prepared = with_numbers(sound_checkpoints(function))
 
         @functools.wraps(function)
         def called(*arguments: Any, **options: Any) -> Any:
@@ -59,14 +58,8 @@ def entrance(instead: str) -> Callable[[F], F]:
                     f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
                     f"relative. {instead}"
                 )
-            try:
-                if torch.is_grad_enabled():
-                    return sound(*arguments, **options)
-                with torch.enable_grad():
-                    return sound(*arguments, **options)
-            except (RuntimeError, NotImplementedError) as error:
-                _require_numbers(error, (arguments, options))
-                raise
+            with torch.enable_grad():  # without gradients a moving set would lose its share unnoticed
+                return prepared(*arguments, **options)
 
         return outside_compile(called)  # type: ignore[return-value]
 
@@ -85,16 +78,12 @@ def with_numbers(function: F) -> F:
         try:
             return function(*arguments, **options)
         except (RuntimeError, NotImplementedError) as error:
-            _require_numbers(error, (arguments, options))
-            raise
+            given = [leaf for leaf in tree.tensors((arguments, options)) if leaf.is_meta]
+            if not given or isinstance(error, StructureError):
+                raise
+            raise StructureError(
+                "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for "
+                "shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
+            ) from error
 
     return called  # type: ignore[return-value]
-
-
-def _require_numbers(error: Exception, given: Tree) -> None:
-    if isinstance(error, StructureError) or not any(leaf.is_meta for leaf in tree.tensors(given)):
-        return
-    raise StructureError(
-        "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for shapes "
-        "alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
-    ) from error

@@ -68,7 +68,7 @@ class Layout:
         return cls(spec, shapes, lanes, first.dtype, first.device)
 
     @property
-    def bare(self) -> bool:
+    def _bare(self) -> bool:
         """Whether the tree is one tensor of one axis beside the lanes: its own flat form."""
         return self.spec.is_leaf() and len(self.shapes[0]) == 1
 
@@ -88,7 +88,7 @@ class Layout:
         Raises:
             StructureError: if structure, shapes, dtype or device differ from the layout's.
         """
-        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self.bare else None
+        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self._bare else None
         if isinstance(z, Tensor) and own == (z.shape, z.dtype, z.device):
             return z
         leaves, spec = tree.flatten(z, name)
@@ -108,7 +108,7 @@ class Layout:
         """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
         # One leaf is the common case on hot paths, and needs no split; one axis needs no view, which every
         # differentiation would carry along.
-        if self.bare:
+        if self._bare:
             return flat
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)

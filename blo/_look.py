@@ -53,23 +53,23 @@ class Looked:
         before = versions(given)
         value = self._function(theta, z)
         self._seen.add(live)
-        if before != versions(given):
+        if versions(given) != before:
             raise StructureError(
                 f"`{self._name}` must not write to theta or z, but does, as embeddings with max_norm do: its "
                 "derivative would not be that of the value. Compute what is changed by operations that autograd "
                 "records; for a module use blo.functionalize."
             )
-        if _misleads(value, given):
+        if _misleads(tree.tensors(value), given):
             self._by_formulas, self._passed = True, object()
             return self(theta, z)
         self._passed = theta
         return value
 
 
-def _misleads(value: Any, inputs: Iterable[Tensor]) -> bool:
+def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
     """Tell whether an operation between inputs and values has other derivatives than its value."""
     seen = {tensor.grad_fn for tensor in inputs}  # what comes before the arguments is none of the function
-    nodes = [part.grad_fn for part in tree.tensors(value)]
+    nodes = [value.grad_fn for value in values]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

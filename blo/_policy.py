@@ -67,7 +67,7 @@ class Policy:
                     f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Use "
                     "sparse=False, or `functionalize`, which does so."
                 )
-        if not whole([tensor for tensor, _ in known]):
+        if not whole(tensor for tensor, _ in known):
             for tensor, what in known:
                 self.finite(tensor, what, remedy())
 

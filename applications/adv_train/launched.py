@@ -23,8 +23,10 @@ def launched() -> tuple[int, int]:
             f"The environment tells of several processes, but not {' and '.join(missing)}: start them by torchrun, or "
             "unset RANK and WORLD_SIZE."
         )
-    told = " of ".join(os.environ[name] for name in ("RANK", "WORLD_SIZE"))
-    rank, _, size = told.partition(" of ")
+    rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
-        raise UserError(f"The environment says that this is process {told} (RANK of WORLD_SIZE), counted from 0.")
+        raise UserError(
+            f"RANK must be a number from 0 up to WORLD_SIZE - 1, but the environment has RANK={rank} and "
+            f"WORLD_SIZE={size}."
+        )
     return int(rank), int(size)

@@ -19,6 +19,7 @@ from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
 from adv_train.devices import own_device
+from adv_train.digests import digest
 from adv_train.errors import Diverged, UserError
 from adv_train.evaluation import overfitted, sound
 from adv_train.loading import load_data
@@ -95,7 +96,8 @@ def fit(
     state = replace(saved, config=config) if saved else fresh
     if saved:
         _restore(trainer, saved, run)
-    together.agree(_likeness(trainer), "Images and weights")
+    if together.size > 1:
+        together.agree(_likeness(trainer), "Images, labels and weights")
     # Only now is anything written: what cannot be trained must not occupy the folder.
     with (
         run.claim(config) if together.first else nullcontext(),
@@ -234,11 +236,10 @@ def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
         ) from error
 
 
-def _likeness(trainer: Trainer) -> tuple[float, ...]:
-    """Return numbers that tell data and weights of ranks apart."""
-    split = trainer.dataset.train
-    sums = [float(value.double().sum()) for value in trainer.state.model.state_dict().values()]
-    return len(split), len(trainer.dataset.validation), float(split.labels.double().sum()), sum(sums)
+def _likeness(trainer: Trainer) -> str:
+    """Return a digest of the data and the weights, which tells those of ranks apart."""
+    splits = [[split.images, split.labels] for split in (trainer.dataset.train, trainer.dataset.validation)]
+    return digest([splits, trainer.state.model.state_dict()])
 
 
 def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:

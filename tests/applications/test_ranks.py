@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from adv_train.loading import load_data
 from adv_train.methods import METHODS
 from adv_train.ranks import Ranks, Share, Stream, uniform
 from adv_train.records import RunFolder
-from adv_train.train import fit
+from adv_train.train import _likeness, fit
 from adv_train.trainer import Trainer
 from tests.applications import ranked
 
@@ -185,8 +186,8 @@ def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Pa
     [
         ({"WORLD_SIZE": "2"}, "not RANK and MASTER_ADDR and MASTER_PORT: start them by torchrun"),
         ({"RANK": "1"}, "not WORLD_SIZE and MASTER_ADDR"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "process 2 of 2"),
-        ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "process 0 of two"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK=2 and WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK=0 and WORLD_SIZE=two"),
     ],
     ids=["no rank", "no size", "too high", "no number"],
 )
@@ -277,3 +278,33 @@ def test_batchnorm_of_all_ranks_needs_equal_parts() -> None:
 def test_a_part_of_a_part_counts_from_the_same_sample() -> None:
     shares = [Share(9, Ranks(rank, 2)).tail(3).head(4) for rank in range(2)]
     assert [list(range(3, 7))[share.rows] for share in shares] == [[4, 6], [3, 5]]
+
+
+def test_data_that_differ_in_two_images_alone_are_told_apart() -> None:
+    config, device = ranked.config("fast-at"), torch.device("cpu")
+    dataset = load_data(config, None)
+    first, second = (dataset.train.labels == 0).nonzero().flatten()[:2].tolist()
+    images = dataset.train.images.clone()
+    images[[first, second]] = images[[second, first]]
+    other = replace(dataset, train=replace(dataset.train, images=images))
+    assert _likeness(Trainer(config, dataset, device)) == _likeness(Trainer(config, load_data(config, None), device))
+    assert _likeness(Trainer(config, dataset, device)) != _likeness(Trainer(config, other, device))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer", UserError),
+        ("CUDA out of memory", RuntimeError),
+    ],
+)
+def test_only_a_failed_exchange_is_the_fault_of_another_rank(
+    message: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(found: Tensor) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", failing)
+    with pytest.raises(kind, match=r"Connection closed|out of memory") as error:
+        Ranks(0, 2).add(torch.ones(1))
+    assert type(error.value) is kind

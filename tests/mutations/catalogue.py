@@ -332,7 +332,7 @@ MUTATIONS = (
     ),
     Mutation(
         "objectives are not looked into for operations that torch differentiates otherwise",
-        (Patch("blo/_look.py", "[part.grad_fn for part in", "[None for part in"),),
+        (Patch("blo/_look.py", "nodes = [value.grad_fn for value in values]", "nodes = [None for value in values]"),),
         ("tests/integration/test_plain_modules.py::test_the_hypergradient_is_that_of_the_value",),
     ),
     Mutation(

@@ -62,19 +62,19 @@ class Progress:
         Warns:
             RuntimeWarning: Names the share of the samples, and what to do about it.
         """
-        counts = [self.samples, *(sum(int(flags.sum()) for flags in found) for found in (self._blind, self._stuck))]
-        samples, blind, stuck = ranks.add(torch.tensor(counts, dtype=torch.float64)).tolist()
+        found = [int(torch.cat(flags).sum()) if flags else 0 for flags in (self._blind, self._stuck)]
+        samples, *counts = map(sum, zip(*ranks.every([self.samples, *found]), strict=True))
         if samples == 0:
             return
-        blind, stuck = blind / samples, stuck / samples
+        blind, stuck = (count / samples for count in counts)
         if blind >= _MANY:
-            found = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {samples:.0f}"
+            what = f"the model gives PGD (nearly) no gradient on {blind:.0%} of its {samples}"
         elif stuck >= _MANY and samples >= _ENOUGH:
-            found = f"PGD neither lowered the margin nor raised the loss of {stuck:.0%} of the {samples:.0f}"
+            what = f"PGD neither lowered the margin nor raised the loss of {stuck:.0%} of the {samples}"
         else:
             return
         warnings.warn(
-            f"Masked gradients: {found} correctly classified images, so that they withstand it says nothing. Look for "
+            f"Masked gradients: {what} correctly classified images, so that they withstand it says nothing. Look for "
             "rounding, sampling, detach() or saturation inside the model; judge it by an attack without gradients "
             "(`square`), or with the rounding passed straight through.",
             RuntimeWarning,

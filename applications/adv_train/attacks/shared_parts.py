@@ -34,7 +34,8 @@ def run_parts(attack: AutoAttack, x: Tensor, y: Tensor, batch_size: int, ranks: 
     with torch.no_grad():
         classes = torch.cat([attack.get_logits(batch).argmax(1) for batch in x.split(batch_size)])
     images, accuracies = x.clone(), {"clean": _accuracy(classes, y)}
-    for part in attack.attacks_to_run:
+    parts = attack.attacks_to_run
+    for part in parts:
         left = (classes == y).nonzero().squeeze(1)
         own = torch.cat([left[:0], *left.split(batch_size)[ranks.rank :: ranks.size]])
         made, answers = torch.zeros_like(images), torch.zeros_like(classes)
@@ -43,6 +44,7 @@ def run_parts(attack: AutoAttack, x: Tensor, y: Tensor, batch_size: int, ranks: 
             made[own], answers[own] = attack.run_standard_evaluation(x[own], y[own], batch_size=batch_size)
         images[left], classes[left] = ranks.add(made)[left], ranks.add(answers)[left]
         accuracies[part] = _accuracy(classes, y)
+    attack.attacks_to_run = parts
     # The package compares Square with the parts before it, which it did not see together.
     checks.check_square_sr(accuracies, logger=attack.logger)
     return images, classes

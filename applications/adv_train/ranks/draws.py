@@ -64,9 +64,9 @@ def exponential(like: Tensor, *, generator: torch.Generator | None) -> Tensor:
 
 
 def _drawn(like: Tensor, fill: Callable[[Tensor], Tensor], generator: torch.Generator | None, times: int = 1) -> Tensor:
-    share = generator.share if isinstance(generator, Stream) else None
-    if share is None or share.alone:
-        return fill(torch.empty_like(like) if times == 1 else like.new_empty(times * len(like), *like.shape[1:]))
+    share = (generator.share if isinstance(generator, Stream) else None) or Share(len(like))
     every = fill(like.new_empty(times * share.whole, *like.shape[1:]))
+    if share.alone:
+        return every
     own: Tensor = every.unflatten(0, (times, share.whole))[:, share.rows].flatten(0, 1)
     return own
