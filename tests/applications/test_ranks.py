@@ -155,7 +155,7 @@ def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:
         assert rank["small"][0] == "UserError" and "take a larger batch size" in rank["small"][1]
         assert rank["unlike"][0] == "UserError" and "must be the same on all ranks" in rank["unlike"][1]
     kind, text = seen[0]["lost"]
-    assert kind == "UserError" and text.startswith("Stopped, since another rank has ended")
+    assert kind == "UserError" and text.startswith("Stopped, because another rank has ended")
 
 
 def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Pa
     while not (run / "metrics.jsonl").exists() and writer.poll() is None:
         time.sleep(0.01)
     writer.kill()
-    assert "error: rank 1: Stopped, since another rank has ended" in other.communicate(timeout=60)[1]
+    assert "error: rank 1: Stopped, because another rank has ended" in other.communicate(timeout=60)[1]
     writer.communicate()
     assert (writer.returncode, other.returncode) == (-signal.SIGKILL, 2)
     done = checkpoint.load(run / "last.pt").epoch

@@ -14,7 +14,7 @@ from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
 @OBJECTIVES.register("kl")
 @dataclass(frozen=True)
 class KL(Objective):
-    """KL(clean prediction, perturbed prediction), as in TRADES (Zhang et al., ICML 2019); labels do not enter."""
+    """KL(clean prediction, perturbed prediction), as in TRADES (Zhang et al., ICML 2019); labels are not used."""
 
     looks_at_clean: ClassVar[bool] = True
 
