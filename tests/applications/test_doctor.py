@@ -152,7 +152,7 @@ def test_a_randomised_model_is_told_apart_from_one_in_train_mode() -> None:
     layer = found(fitted(perceptron(Noise())), "randomness")
     assert layer.verdict == "ill" and "`2` (Noise)" in layer.seen and "autoattack-rand" in layer.remedy
     inside = found(Before(lambda x: x + 0.1 * torch.randn_like(x), healthy()), "randomness")
-    assert inside.verdict == "ill" and "does not arise in a single layer" not in layer.seen and inside.figures["in_eval_mode"]
+    assert inside.verdict == "ill" and "single layer" not in layer.seen and inside.figures["in_eval_mode"]
 
 
 # --- 3. budgets -------------------------------------------------------------------------------------------------------

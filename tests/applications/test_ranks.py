@@ -270,7 +270,7 @@ def test_several_processes_need_devices_of_their_own(device: str) -> None:
 def test_batchnorm_of_all_ranks_needs_equal_parts() -> None:
     uneven = ranked.config("fast-at", **ranked.NORMED, sync_batchnorm=True)
     dataset, device = load_data(uneven, None), torch.device("cpu")
-    with pytest.raises(UserError, match=r"each batch must divide among the 2 processes.*\[17, 31\]"):
+    with pytest.raises(UserError, match=r"the size of each batch must be divisible by 2.*\[17, 31\]"):
         Trainer(uneven, dataset, device, Ranks(0, 2))
     Trainer(uneven, dataset, device)
 
