@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
 
-_TINY = 1e-12
+_TINY = 1e-12  # as in the published code: the ratio stays finite if the three largest logits are equal
 
 
 @OBJECTIVES.register("dlr")

@@ -20,5 +20,6 @@ class KL(Objective):
 
     def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
         assert clean is not None
+        # The argument order is reversed: `kl_div(input, target)` is KL(target, input).
         pairs = F.kl_div(logits.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True)
         return reduced(pairs.sum(1), reduction)
