@@ -105,7 +105,7 @@ class LearnedNFGSM(Adversarial):
         lower = blo.LowerProblem(
             _of_all(lambda trial, weights: student.train(weights, perturbation(trial, rest)), learning)
         )
-        # The linearised problem has the Hessian I / unrolled_lr: one step solves it, and `HessianFree` is its inverse.
+        # The Hessian of the linearised problem is I / unrolled_lr: one step solves it, and `HessianFree` is exact.
         found = blo.value_and_hypergrad(
             _of_all(upper, judging),
             lower.linearize(params, curvature=1 / self.unrolled_lr),
