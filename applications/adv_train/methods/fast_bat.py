@@ -32,8 +32,9 @@ class FastBAT(Adversarial):
     `implicit="shifted"` evaluates dL/dz at delta* instead of the anchor, and replaces the sum of the direct and the
     implicit gradient by the plain gradient at `delta* + u`, which needs no second derivatives. For smooth networks the
     two differ by O(|u|^2), and the shifted gradient differs from the published one also by O(|u| |delta* - anchor|).
-    For a network of ReLUs it is another estimator. A step costs `2 steps + 5` forward passes (9 for two attack steps, 7
-    for one) instead of `2 steps + 7`. The shifted point may leave the ball by up to |u|, and no implicit share is reported.
+    For a network of ReLUs it is another estimator. A training step costs `2 steps + 5` forward passes (9 for two attack
+    steps, 7 for one) instead of `2 steps + 7`. The shifted point may leave the ball by up to |u|, and no implicit share
+    is reported.
 
     Attributes:
         steps: number of attack steps; the last one solves the linearised problem, the earlier ones find its anchor.
