@@ -176,7 +176,7 @@ def budget(norm: Norm, eps: float) -> Finding:
         ("linf", 8.0, "ill", "8/255 = 0.03137"),
         ("l2", 128.0, "ill", "128/255 = 0.502"),
         ("linf", 8 / 255 / 255, "ill", r"eps 0.03137 \(8/255\)"),
-        ("linf", 0.4 / 255, "ill", "divided by 255 twice"),
+        ("linf", 0.4 / 255, "ill", "by 255 twice"),
         ("linf", 0.5, "ill", "usual for l2"),
         ("l2", 40.0, "ill", "usual for CIFAR"),
         ("linf", 0.0, "ill", "above 0"),
