@@ -50,7 +50,9 @@ def write_first_seeds(
     figures: Sequence[Scatter],
     words: Sequence[str],
 ) -> None:
-    """Write report.html, where a run is done: the tables, and what is known of the first seed of each method.
+    """Write report.html once a run is done: the tables, and curves and images of the first seed of each method.
+
+    A run whose `best.pt` is gone (records may be kept without weights) appears in the tables only.
 
     Args:
         plans: Those whose runs are shown.
@@ -61,7 +63,8 @@ def write_first_seeds(
         words: After ``adv-train``, of the command that trained and judged it all.
     """
     methods = [(method, plan.seeds[0]) for plan in plans for method in plan.methods]
-    done = [(method.name, cell) for method, seed in methods if (cell := method.cells[seed]).is_done()]
+    cells = [(method.name, method.cells[seed]) for method, seed in methods]
+    done = [(name, cell) for name, cell in cells if cell.is_done() and cell.run.best.is_file()]
     if done:
         again = [NextStep("Train what is missing, judge it and write this page again.", command(*words))]
         runs = [summarise(cell.out, name) for name, cell in done]
