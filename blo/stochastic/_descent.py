@@ -129,8 +129,7 @@ def require_descent(settings: Settings, *, series: bool = False) -> None:
     if optimizer is None and scheduler is not None:
         raise ValueError("`lower_scheduler` needs a `lower_optimizer`. For plain steps make `lower_step` a schedule.")
     if step is None and (optimizer is None or series):
-        rest = "the Neumann series needs it" if series else "or pass `lower_optimizer`"
-        raise ValueError(f"`lower_step` must be given: {rest}.")
+        raise ValueError("`lower_step` must be given, but is None." + ("" if series else " Or pass `lower_optimizer`."))
     if step is not None and optimizer is not None and not series:
         raise ValueError(
             "`lower_step` has no effect beside `lower_optimizer`, which has step sizes of its own. Leave it out; "
