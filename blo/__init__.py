@@ -7,7 +7,7 @@ from blo._functionalize import functionalize
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._status import Status
-from blo._upper import FitResult, fit
+from blo._upper import FitResult, FitStep, fit
 from blo.errors import (
     BloError,
     BloWarning,
@@ -82,6 +82,7 @@ __all__ = [
     "ElasticNet",
     "External",
     "FitResult",
+    "FitStep",
     "FixedPoint",
     "FixedStepsWarning",
     "Free",
