@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from adv_train.attacks.checks import check_budget, check_labels, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES, Geometry
 from adv_train.attacks.judging import (
-    Forward,
     Judging,
     adapted,
     classes_of,
@@ -28,6 +27,7 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.masking import LEAST_EPS, Progress
+from adv_train.attacks.room import Forward
 from adv_train.ranks import Share
 from adv_train.threat import Threat
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack
-from adv_train.attacks.judging import Forward, Judging, adapted, frozen, full_resolution, predict, suitable_threads
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, suitable_threads
+from adv_train.attacks.room import Forward
 from adv_train.data import Split
 from adv_train.doctor.base import NotCheckedError
 from adv_train.errors import UserError
