@@ -141,7 +141,7 @@ import os, pickle, signal, sys
 from adv_train.cli import cluster
 from adv_train.trainer import Trainer
 cell, folder = pickle.load(sys.stdin.buffer)
-again, epoch = cell.run.last.exists(), Trainer.train_epoch
+again, epoch = os.path.exists(os.path.join(folder, cell.run.last)), Trainer.train_epoch
 def train_epoch(trainer, number, *others):
     if number == 1 and not again:
         os.kill(os.getpid(), signal.SIGKILL)
