@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack, PGDSettings, StandardAutoAttack
 from adv_train.attacks.judging import Judging
+from adv_train.attacks.room import BatchSize
 from adv_train.callable_module import make_callable
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation, Examples, Outcome, check_image_file, read, read_all, write, write_images
@@ -43,7 +44,7 @@ def evaluate(
     class_names: Sequence[str] = (),
     files: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: BatchSize = 512,
     examples: int = 6,
     save_images: Path | str | None = None,
     progress: bool | None = False,
@@ -67,7 +68,7 @@ def evaluate(
         class_names: In the order of the labels; by default those of the data set.
         files: File of each sample, for the record.
         seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a forward pass; ``"auto"`` takes as many as memory holds, found by trying.
         examples: How many attacked samples to keep for looking at.
         save_images: File for the attacks' images, ``.npz``, rounded to 8 bits and judged once more after that; see
             `adv_train.evaluation.write_images` for what it holds.
@@ -90,7 +91,7 @@ def evaluate(
     """
     if save_images is not None:
         check_image_file(Path(save_images))
-    judging = Judging(seed, batch_size, progress).shared()
+    judging = Judging.of(seed, batch_size, progress).shared()
     judged, made, clean = judge(
         model,
         images,

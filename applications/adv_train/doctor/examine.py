@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks.checks import check_labels, checked
 from adv_train.attacks.judging import Judging, full_resolution, progress_bar
+from adv_train.attacks.room import BatchSize
 from adv_train.data import Dataset, Split
 from adv_train.data.stratified import stratified_head
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError
@@ -37,7 +38,7 @@ def doctor(
     skip: Sequence[str] = (),
     limit: int | None = LIMIT,
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: BatchSize = 512,
     progress: bool | None = False,
 ) -> Diagnosis:
     """Look for the classic mistakes of evaluating robustness, in a model or a run.
@@ -60,7 +61,7 @@ def doctor(
         skip: Names of checks to leave out.
         limit: Most images for the checks that call the model, of all classes in proportion; None takes all.
         seed: Of everything that is drawn.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a forward pass; ``"auto"`` takes as many as memory holds.
         progress: Show a bar; ``None`` shows it on a terminal only.
 
     Returns:
@@ -75,7 +76,7 @@ def doctor(
             raise UserError("A run brings its own images: leave out `images`, `labels` and `train`, or give a module.")
         if threat is not None:
             eps, norm = threat.eps, threat.norm
-        patient = patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, judging=Judging(seed, batch_size))
+        patient = patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, judging=Judging.of(seed, batch_size))
         return examine(patient, names, progress=progress)
     if images is None:
         raise UserError("`images` are missing: a module is examined by images and labels.")
@@ -97,7 +98,7 @@ def doctor(
         train=train or (dataset.train if dataset else None),
         test=dataset.test if dataset else _as_split(images, whole, train),
         statistics=(dataset.mean, dataset.std) if dataset else None,
-        judging=Judging(seed, batch_size),
+        judging=Judging.of(seed, batch_size),
     )
     return examine(patient, names, progress=progress)
 
