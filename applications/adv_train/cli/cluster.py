@@ -128,11 +128,16 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # of many classes, and bare ones too
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"No Ray cluster answers at {address or 'this machine'}: {reason}") from error
+    for last in (False, True):
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception as error:  # of many classes, and bare ones too
+            if not last and address is None:  # Ray gives its first process 30 s, which a busy machine may exceed
+                ray.shutdown()
+                continue
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"No Ray cluster answers at {address or 'this machine'}: {reason}") from error
     try:
         yield
     finally:
