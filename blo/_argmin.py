@@ -94,7 +94,7 @@ def _argmin(
     require_parts(lower, solver, gradient)
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not gradient.recorded:
-        hoisted, theta = hoist(lower, theta, z0)
+        hoisted, theta, solver = hoist(lower, theta, z0, solver)
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)

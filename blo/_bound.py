@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class Origin(Protocol):
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
         """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`."""
+
+    def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
+        """Return what a function gives at these leaves of theta, lane by lane."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,21 @@ class Bound:
             StructureError: if `start` does not return a tree like z0.
         """
         return z0 if start is None else self.origin.place(start, self.leaves)
+
+    def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
+        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+
+        Raises:
+            StructureError: inside `vmap`, if `read` does not return a tensor.
+        """
+        key = name, id(function)
+        if key not in self._at_theta:
+            self._at_theta[key] = self.origin.at(lambda theta: read(function(theta)), name, self.leaves)
+        return self._at_theta[key]
+
+    @cached_property
+    def _at_theta(self) -> dict[tuple[str, int], Any]:
+        return {}
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)

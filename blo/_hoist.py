@@ -20,21 +20,30 @@ from blo._objective import FixedPoint, LeastSquares
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
+from blo.solvers import Solver, functions_of_theta
 
 
-def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tree]:
-    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set or penalty)`."""
+def hoist(
+    lower: LowerProblem, theta: Tree, z0: Tree, solver: Solver | None
+) -> tuple[LowerProblem, Tree, Solver | None]:
+    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set or penalty)`.
+
+    The settings of the solver that are functions of theta become functions of that.
+    """
+    settings = {} if solver is None else functions_of_theta(solver)
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
         evaluate = lower.objective.function if isinstance(lower.objective, FixedPoint) else lower.objective
         evaluate(theta, z0)
         if not isinstance(lower.term, Term):
             finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
+        for setting in settings.values():
+            finder.note(setting(theta))
     captured = tuple(finder.found.values())
     term = lower.term
     carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
     if not captured and not carries:
-        return lower, theta
+        return lower, theta, solver
     carried: Tree = ()
     if carries:
         term, carried = _last, term
@@ -46,7 +55,10 @@ def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tre
     if isinstance(lower.objective, LeastSquares):
         objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
     hoisted = replace(lower.with_term(term), objective=objective)
-    return hoisted, (theta, captured, carried)
+    if settings:
+        hoisted_settings: dict[str, Any] = {name: _Hoisted(setting, captured) for name, setting in settings.items()}
+        solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]
+    return hoisted, (theta, captured, carried), solver
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +123,26 @@ class FlatProblem:
         found = flat(*leaves)
         # A tensor of its own: in a leaf of theta the objective's dependence on theta would pass for that on z.
         return found.clone()
+
+    def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
+        """Return what the setting `name` of a solver is at these leaves of theta, lane by lane.
+
+        Raises:
+            StructureError: inside `vmap`, if the function does not return a tensor.
+        """
+
+        def found(*leaves: Tensor) -> Any:
+            value = function(self.structure.tree(leaves))
+            if self.lifts and not isinstance(value, Tensor):
+                raise StructureError(
+                    f"`{name}` as a function of theta returns {type(value).__name__} here, over which `vmap` cannot "
+                    "map. Use gradient=Unrolled(), a number, or problems with batched=True."
+                )
+            return value
+
+        for randomness in self.randomness:
+            found = torch.vmap(found, randomness=randomness)
+        return found(*leaves)
 
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:

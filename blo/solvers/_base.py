@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,18 @@ class Problem(Protocol):
     @property
     def theta(self) -> Tree:
         """The upper variable."""
+
+    def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
+        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+
+        Args:
+            function: the setting `name` of a solver.
+            name: what to call it.
+            read: makes a tensor of what the function returns for one lane; anything else only outside `vmap`.
+
+        Raises:
+            StructureError: inside `vmap`, if `read` does not return a tensor.
+        """
 
     @property
     def recorded(self) -> bool:
@@ -125,9 +137,11 @@ class Solver(abc.ABC):
 
     Attributes:
         tol: residual that the solver is asked to reach; None when it measures none.
+        may_vary: names of the settings that may be functions of theta.
     """
 
     tol: float | None = None
+    may_vary: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
