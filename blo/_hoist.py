@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._lower import LowerProblem
-from blo._objective import FixedPoint, LeastSquares
+from blo._objective import Batched, FixedPoint, LeastSquares, written
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
-from blo.solvers import Solver, functions_of_theta
+from blo.solvers import Iterative, Solver, functions_of_theta
 
 
 def hoist(
@@ -33,8 +33,15 @@ def hoist(
     settings = {} if solver is None else functions_of_theta(solver)
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
-        evaluate = lower.objective.function if isinstance(lower.objective, FixedPoint) else lower.objective
-        evaluate(theta, z0)
+        evaluate: Callable[..., Any] = lower.objective
+        if isinstance(lower.objective, FixedPoint | Batched):
+            evaluate = lower.objective.function
+        if isinstance(lower.objective, Batched):
+            evaluate(theta, z0, 0)
+            for step in range(solver.max_steps if isinstance(solver, Iterative) else 0):
+                finder.note(written(lower.objective).batch(step))  # type: ignore[attr-defined]
+        else:
+            evaluate(theta, z0)
         if not isinstance(lower.term, Term):
             finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
         for setting in settings.values():
@@ -49,9 +56,12 @@ def hoist(
         term, carried = _last, term
     elif not isinstance(term, Term):
         term = _Hoisted(term, captured)
-    objective: Objective = _Hoisted(evaluate, captured)
+    function = _Hoisted(evaluate, captured)
+    objective: Objective = function
     if isinstance(lower.objective, FixedPoint):
-        objective = FixedPoint(objective)
+        objective = FixedPoint(function)
+    if isinstance(lower.objective, Batched):
+        objective = Batched(function)
     if isinstance(lower.objective, LeastSquares):
         objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
     hoisted = replace(lower.with_term(term), objective=objective)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -35,6 +35,21 @@ class Problem(Protocol):
 
         Raises:
             StructureError: inside `vmap`, if `read` does not return a tensor.
+        """
+
+    @property
+    def carried(self) -> Sequence[Tensor] | None:
+        """What the solver left in an earlier call; None where there was none, or it carries nothing."""
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether each step has an objective of its own, with another minibatch."""
+
+    def at_step(self, step: int | Tensor | tuple[()]) -> Problem:
+        """Return the problem whose objective is that of one step; the same one if all steps share the objective.
+
+        Args:
+            step: its number from 0, also as an integer of shape `()`; `()` where steps are not counted.
         """
 
     @property
@@ -117,6 +132,7 @@ class Solution:
         limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
             `tol`, or what fixed steps are held to.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
+        carried: what the next call continues from.
     """
 
     z: Tensor
@@ -127,6 +143,7 @@ class Solution:
     floor: Tensor | None = None
     random: Tensor | None = None
     limit: Tensor | None = None
+    carried: Sequence[Tensor] = ()
 
 
 class Solver(abc.ABC):
@@ -138,10 +155,14 @@ class Solver(abc.ABC):
     Attributes:
         tol: residual that the solver is asked to reach; None when it measures none.
         may_vary: names of the settings that may be functions of theta.
+        carry: what the solver keeps beside the point is carried to the next call.
+        takes_batches: each step evaluates `problem.at_step(number of the step)`.
     """
 
     tol: float | None = None
+    carry: bool = False
     may_vary: ClassVar[tuple[str, ...]] = ()
+    takes_batches: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, problem: Problem, z0: Tensor) -> Solution:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from blo._types import Tree
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._bounds import bounds
+from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
@@ -35,6 +36,8 @@ class ProjectedGradient(Iterative):
         direction: `"gradient"`, or that of steepest descent in the max-norm `"sign"`, the 2-norm `"normalized"` or the
             1-norm `"coordinate"`: along the largest coordinate that no bound stops.
         momentum: heavy-ball weight in [0, 1), a number or a function of theta.
+        carry: the `state` of `value_and_hypergrad` hands the momentum and the number of the next batch on to the next
+            call. For a fixed number of steps (tol=None) of given sizes.
 
     A function of theta returns a scalar; one value a step, as `max_steps` scalars or a tensor of shape `(max_steps,)`;
     or one value a coordinate, as a tree like z. `Unrolled` differentiates these values with the steps (Maclaurin,
@@ -49,12 +52,14 @@ class ProjectedGradient(Iterative):
     """
 
     may_vary = ("step", "momentum")
+    takes_batches = True
 
     step: float | Callable[[Tree], Tree] | None = None
     max_steps: int = 1000
     tol: float | None = 1e-8
     direction: _direction.Direction = "gradient"
     momentum: float | Callable[[Tree], Tree] = 0.0
+    carry: bool = False
 
     def __post_init__(self) -> None:
         _direction.check(self.direction)
@@ -65,20 +70,26 @@ class ProjectedGradient(Iterative):
             raise ValueError(f"`momentum` must lie in [0, 1), but is {self.momentum}.")
         if self.step is None and (self.direction != "gradient" or self.momentum):
             raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
+        require_carry(self.carry, self.tol is None and self.step is not None)
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        fixed = not functions_of_theta(self)
+        counted = self.carry or problem.stepwise or functions_of_theta(self)
         size = 1.0 if self.step is None or varies(self.step) else self.step
         step = z0.new_full((*z0.shape[:-1], 1), size)
-        slope = problem.gradient(z0)
         velocity = torch.zeros_like(z0) if self.momentum else z0  # of no use without momentum, and then at no cost
-        age = () if fixed else torch.zeros((), dtype=torch.int64)
+        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if counted else ()
+        if self.carry and isinstance(age, Tensor):
+            age, velocity = continued(problem, [age, velocity])
+        slope = problem.at_step(age).gradient(z0)
         if varies(self.step) and rate(problem, self.step, "step", self.max_steps, age).shape[-1] > 1:
             bounds(problem.term, z0, "ProjectedGradient with a `step` for each coordinate")
         if self.step is not None or not problem.followed:
             return _State(z0, slope, z0, step, velocity, (), age)
         probe = Probe.at(problem, z0, slope)
         return _State(z0, slope, z0, probe.limited(step), velocity, probe, age)
+
+    def carried(self, state: _State) -> Sequence[Tensor]:
+        return (state.age, state.velocity) if self.carry and isinstance(state.age, Tensor) else ()
 
     def move(self, problem: Problem, state: _State) -> _State:
         along = _direction.scaled(problem, state.z, state.slope, self.direction)
@@ -101,7 +112,7 @@ class ProjectedGradient(Iterative):
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:
-            return state._replace(z=state.trial, slope=problem.gradient(state.trial))
+            return state._replace(z=state.trial, slope=problem.at_step(state.age).gradient(state.trial))
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)

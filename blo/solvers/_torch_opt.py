@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from blo._settings import require_budget
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.solvers._base import Problem
+from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative
 from blo.solvers._of_theta import varies
 from blo.solvers._optimizers import Differentiably, require_derivative, require_set
@@ -56,6 +57,8 @@ class TorchOpt(Iterative):
             returns such an optimiser; it sees z as one flat tensor.
         steps: most updates.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `steps` updates.
+        carry: the `state` of `value_and_hypergrad` hands the state of the optimiser and the number of the next batch on
+            to the next call. For a fixed number of steps (tol=None).
 
     Raises:
         ValueError: for values outside these ranges.
@@ -63,14 +66,17 @@ class TorchOpt(Iterative):
     """
 
     may_vary = ("optimizer",)
+    takes_batches = True
 
     optimizer: FunctionalOptimizer | Callable[[Tree], FunctionalOptimizer]
     steps: int
     tol: float | None = None
+    carry: bool = False
     _begun: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_budget(self.steps, self.tol, "steps")
+        require_carry(self.carry, self.tol is None)
         if not varies(self.optimizer):
             _required(self.optimizer)
 
@@ -86,7 +92,10 @@ class TorchOpt(Iterative):
             StructureError: if there is a penalty.
         """
         require_set(problem.term, "TorchOpt")
-        slope = problem.gradient(z0)
+        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if self.carry or problem.stepwise else ()
+        if self.carry and problem.carried:
+            age = problem.carried[0]
+        slope = problem.at_step(age).gradient(z0)
         # Under `vmap` the optimiser updates its tensors in place, so they need the mapped axis of the slope. Counters
         # that are numbers become tensors, so that steps can be repeated from any state.
         optimizer = self._optimizer(problem)
@@ -94,7 +103,13 @@ class TorchOpt(Iterative):
         if not varies(self.optimizer) and not self._begun:
             _updated(optimizer, slope.detach(), inner, z0)
             self._begun.append(True)
-        return _State(z0, slope, z0, inner)
+        if self.carry and isinstance(age, Tensor):
+            leaves, spec = tree.flatten(inner)
+            inner = tree.unflatten(continued(problem, [age, *leaves])[1:], spec)
+        return _State(z0, slope, z0, inner, age)
+
+    def carried(self, state: _State) -> Sequence[Tensor]:
+        return (state.age, *tree.leaves(state.inner)) if self.carry and isinstance(state.age, Tensor) else ()
 
     def move(self, problem: Problem, state: _State) -> _State:
         optimizer = self._optimizer(problem)
@@ -106,10 +121,11 @@ class TorchOpt(Iterative):
             if mode.constants:
                 past, z = (tree.map(lambda leaf: plain(leaf).detach(), part) for part in (state.inner, state.z))
                 require_derivative(lambda slope: _updated(optimizer, slope, past, z)[0], state.slope)
-        return state._replace(trial=problem.prox(state.z + updates, 1.0), inner=inner)
+        age = state.age + 1 if isinstance(state.age, Tensor) else state.age
+        return state._replace(trial=problem.prox(state.z + updates, 1.0), inner=inner, age=age)
 
     def look(self, problem: Problem, state: _State) -> _State:
-        return state._replace(z=state.trial, slope=problem.gradient(state.trial))
+        return state._replace(z=state.trial, slope=problem.at_step(state.age).gradient(state.trial))
 
     def _optimizer(self, problem: Problem) -> FunctionalOptimizer:
         """Return the optimiser for this theta.
@@ -158,12 +174,13 @@ def _updated(optimizer: FunctionalOptimizer, slope: Tensor, inner: Any, z: Tenso
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: what the optimiser keeps, a tree of tensors."""
+    """Beside z, slope and trial: what the optimiser keeps, a tree of tensors, and how many steps were made."""
 
     z: Tensor
     slope: Tensor
     trial: Tensor
     inner: Any
+    age: Tensor | tuple[()]
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))
