@@ -49,6 +49,9 @@ class Origin(Protocol):
     def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
         """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
 
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function of trees like z makes of a flat one."""
+
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
         """Return what a function gives at these leaves of theta, lane by lane."""
 
@@ -311,6 +314,14 @@ class Bound:
         # Under `vmap`, problems that rest have stopped counting.
         number = int(plain(step).max()) if isinstance(step, Tensor) else step
         return replace(self, slice=self.origin.slice(self.leaves, number))
+
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it returns anything else, calling that `name`.
+        """
+        return self.origin.mapped(function, name, z)
 
     def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
         """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.

@@ -20,6 +20,7 @@ from blo._objective import Batched, FixedPoint, LeastSquares, written
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
+from blo.errors import StructureError
 from blo.solvers import Iterative, Solver, functions_of_theta
 
 
@@ -46,6 +47,7 @@ def hoist(
             finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
         for setting in settings.values():
             finder.note(setting(theta))
+    _refuse_captured(getattr(solver, "transform", None), z0)
     captured = tuple(finder.found.values())
     term = lower.term
     carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
@@ -69,6 +71,23 @@ def hoist(
         hoisted_settings: dict[str, Any] = {name: _Hoisted(setting, captured) for name, setting in settings.items()}
         solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]
     return hoisted, (theta, captured, carried), solver
+
+
+def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None:
+    """Refuse a solver's `transform` that captures what a transform of torch acts on: it has no theta to bring it along.
+
+    Raises:
+        StructureError: naming it.
+    """
+    finder = _Finder(tree.leaves(z0))
+    if transform is not None:
+        with finder:
+            transform(z0)
+    if finder.found:
+        raise StructureError(
+            "`transform` captures a tensor that `vmap`, `grad` or a relative acts on, which reaches it in recorded "
+            "steps alone. Use gradient=Unrolled(), or make it a constant."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,6 +131,20 @@ class FlatProblem:
         # A tensor of its own: in a leaf of theta the objective's dependence on theta would pass for that on z.
         return found.clone()
 
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function of trees like z makes of a flat one, shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it does not return a tree like z.
+        """
+
+        def flat(z: Tensor) -> Tensor:
+            return self.layout.ravel(function(self.layout.unravel(z)), name)
+
+        for randomness in self.randomness:
+            flat = torch.vmap(flat, randomness=randomness)
+        return flat(z)
+
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
         """Return what the setting `name` of a solver is at these leaves of theta, lane by lane.
 

@@ -37,6 +37,13 @@ class Problem(Protocol):
             StructureError: inside `vmap`, if `read` does not return a tensor.
         """
 
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it returns anything else, calling that `name`.
+        """
+
     @property
     def carried(self) -> Sequence[Tensor] | None:
         """What the solver left in an earlier call; None where there was none, or it carries nothing."""

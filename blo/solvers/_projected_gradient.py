@@ -18,6 +18,7 @@ from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
+from blo.solvers._transform import require_transform, transformed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ProjectedGradient(Iterative):
         direction: `"gradient"`, or that of steepest descent in the max-norm `"sign"`, the 2-norm `"normalized"` or the
             1-norm `"coordinate"`: along the largest coordinate that no bound stops.
         momentum: heavy-ball weight in [0, 1), a number or a function of theta.
+        transform: what is made of each gradient before the step, for example clipping: a function that returns a tree
+            like the gradient, a tree like z (with the axis of the batch in front), without writing to it. `Unrolled`
+            differentiates it; residuals are those of the gradient itself.
         carry: the `state` of `value_and_hypergrad` hands the momentum and the number of the next batch on to the next
             call. For a fixed number of steps (tol=None) of given sizes.
 
@@ -59,6 +63,7 @@ class ProjectedGradient(Iterative):
     tol: float | None = 1e-8
     direction: _direction.Direction = "gradient"
     momentum: float | Callable[[Tree], Tree] = 0.0
+    transform: Callable[[Tree], Tree] | None = None
     carry: bool = False
 
     def __post_init__(self) -> None:
@@ -68,7 +73,8 @@ class ProjectedGradient(Iterative):
             require_positive(self.step, "step")
         if not varies(self.momentum) and not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must lie in [0, 1), but is {self.momentum}.")
-        if self.step is None and (self.direction != "gradient" or self.momentum):
+        require_transform(self.transform)
+        if self.step is None and (self.direction != "gradient" or self.momentum or self.transform is not None):
             raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
         require_carry(self.carry, self.tol is None and self.step is not None)
 
@@ -92,7 +98,8 @@ class ProjectedGradient(Iterative):
         return (state.age, state.velocity) if self.carry and isinstance(state.age, Tensor) else ()
 
     def move(self, problem: Problem, state: _State) -> _State:
-        along = _direction.scaled(problem, state.z, state.slope, self.direction)
+        slope = transformed(problem, self.transform, state.slope)
+        along = _direction.scaled(problem, state.z, slope, self.direction)
         velocity = state.velocity
         if varies(self.momentum):
             momentum = rate(problem, self.momentum, "momentum", self.max_steps, state.age)

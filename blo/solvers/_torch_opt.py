@@ -20,6 +20,7 @@ from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative
 from blo.solvers._of_theta import varies
 from blo.solvers._optimizers import Differentiably, require_derivative, require_set
+from blo.solvers._transform import require_transform, transformed
 
 
 class FunctionalOptimizer(Protocol):
@@ -57,6 +58,9 @@ class TorchOpt(Iterative):
             returns such an optimiser; it sees z as one flat tensor.
         steps: most updates.
         tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `steps` updates.
+        transform: what is made of each gradient before the step, for example clipping: a function that returns a tree
+            like the gradient, a tree like z (with the axis of the batch in front), without writing to it. `Unrolled`
+            differentiates it; residuals are those of the gradient itself.
         carry: the `state` of `value_and_hypergrad` hands the state of the optimiser and the number of the next batch on
             to the next call. For a fixed number of steps (tol=None).
 
@@ -71,11 +75,13 @@ class TorchOpt(Iterative):
     optimizer: FunctionalOptimizer | Callable[[Tree], FunctionalOptimizer]
     steps: int
     tol: float | None = None
+    transform: Callable[[Tree], Tree] | None = None
     carry: bool = False
     _begun: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_budget(self.steps, self.tol, "steps")
+        require_transform(self.transform)
         require_carry(self.carry, self.tol is None)
         if not varies(self.optimizer):
             _required(self.optimizer)
@@ -112,15 +118,15 @@ class TorchOpt(Iterative):
         return (state.age, *tree.leaves(state.inner)) if self.carry and isinstance(state.age, Tensor) else ()
 
     def move(self, problem: Problem, state: _State) -> _State:
-        optimizer = self._optimizer(problem)
+        optimizer, slope = self._optimizer(problem), transformed(problem, self.transform, state.slope)
         if not problem.recorded:
-            updates, inner = _updated(optimizer, state.slope, state.inner, state.z)
+            updates, inner = _updated(optimizer, slope, state.inner, state.z)
         else:
             with Differentiably() as mode:
-                updates, inner = _updated(optimizer, state.slope, state.inner, state.z)
+                updates, inner = _updated(optimizer, slope, state.inner, state.z)
             if mode.constants:
                 past, z = (tree.map(lambda leaf: plain(leaf).detach(), part) for part in (state.inner, state.z))
-                require_derivative(lambda slope: _updated(optimizer, slope, past, z)[0], state.slope)
+                require_derivative(lambda slope: _updated(optimizer, slope, past, z)[0], slope)
         age = state.age + 1 if isinstance(state.age, Tensor) else state.age
         return state._replace(trial=problem.prox(state.z + updates, 1.0), inner=inner, age=age)
 
