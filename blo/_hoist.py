@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blo import tree
-from blo._lower import LowerProblem
-from blo._objective import Batched, FixedPoint, LeastSquares, written
+from blo._lower import LowerProblem, replace_objective
+from blo._objective import Batched, FixedPoint, LeastSquares
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
@@ -40,7 +40,7 @@ def hoist(
         if isinstance(lower.objective, Batched):
             evaluate(theta, z0, 0)
             for step in range(solver.max_steps if isinstance(solver, Iterative) else 0):
-                finder.note(written(lower.objective).batch(step))  # type: ignore[attr-defined]
+                finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
         else:
             evaluate(theta, z0)
         if not isinstance(lower.term, Term):
@@ -66,7 +66,7 @@ def hoist(
         objective = Batched(function)
     if isinstance(lower.objective, LeastSquares):
         objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
-    hoisted = replace(lower.with_term(term), objective=objective)
+    hoisted = replace_objective(lower.with_term(term), objective)
     if settings:
         hoisted_settings: dict[str, Any] = {name: _Hoisted(setting, captured) for name, setting in settings.items()}
         solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import _bounds
+from blo import _bounds, tree
 from blo._arguments import require_function
 from blo._autocast import bare
 from blo._entrance import entrance
@@ -18,6 +18,7 @@ from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem
+from blo._objective import split
 from blo._parts import equipped, require_parts
 from blo._problem import FlatProblem
 from blo._report import Report
@@ -42,6 +43,7 @@ class Hypergradient:
             shape `(*lanes, n)`, or None; with `carry=True` what the solver keeps, a list of tensors under `"solver"`;
             safe to `torch.save`.
         report: diagnostics, computed when read.
+        aux: with `has_aux=True` what `upper` returned beside its value, its tensors without a graph; otherwise None.
     """
 
     value: Tensor
@@ -50,6 +52,7 @@ class Hypergradient:
     z: Tree
     state: dict[str, Any]
     report: Report
+    aux: Any = None
 
     @cached_property
     def implicit(self) -> Tree:
@@ -70,6 +73,7 @@ def value_and_hypergrad(
     gradient: Strategy | None = None,
     state: dict[str, Any] | None = None,
     on_failure: OnFailure | None = None,
+    has_aux: bool = False,
 ) -> Hypergradient:
     """Return f(theta, z*(theta)) and its gradient, direct and implicit parts apart.
 
@@ -88,6 +92,7 @@ def value_and_hypergrad(
         state: `.state` of an earlier call: the lower solver starts from its solution instead of `z0`, and an
             iterative linear solver from its adjoint. A solver with `carry=True` goes on with its momentum.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
+        has_aux: `upper` returns `(value, aux)`, and the result has the latter, a tree of anything, as `aux`.
 
     Raises:
         StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` do not fit
@@ -123,6 +128,9 @@ def value_and_hypergrad(
 
     z = found.detach().requires_grad_()
     value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
+    aux = None
+    if has_aux:
+        value, aux = split(value, "upper")
     _check_upper(value)
     live = [leaf for leaf in leaves if leaf.requires_grad]
     slopes = torch.autograd.grad(value, [*live, z], allow_unused=True)
@@ -158,6 +166,7 @@ def value_and_hypergrad(
         report=Report(
             solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
         ),
+        aux=tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux),
     )
 
 
@@ -181,7 +190,8 @@ def _resume(
 def _check_upper(value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != ():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. Did you mean .mean()?")
+        remedy = "For (value, aux) pass has_aux=True." if isinstance(value, tuple) else "Did you mean .mean()?"
+        raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. {remedy}")
     if value.is_complex():
         raise StructureError(f"`upper` must return a real value, but returned {value.dtype}. Did you mean .real?")
     if not value.requires_grad:

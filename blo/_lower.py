@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import Batched, FixedPoint, Indexed, LeastSquares, Linearized, around
+from blo._objective import Batched, FixedPoint, Indexed, LeastSquares, Linearized, WithoutAux, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -38,6 +38,7 @@ class LowerProblem:
             the same whenever it is called with the same number, or a sequence, which begins again after its end. Then
             the objective is `objective(theta, z, batch)`. It takes a fixed number of steps of `ProjectedGradient`,
             `TorchOpt` or `TorchOptim`, and `Unrolled` or `Zero`, since no point solves such a problem.
+        has_aux: the objective returns `(loss, aux)`, of which blo takes the loss.
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
@@ -52,14 +53,19 @@ class LowerProblem:
     batched: bool = False
     strong_convexity: float | None = field(default=None, kw_only=True)
     batches: Callable[[int], Any] | Sequence[Any] | None = field(default=None, kw_only=True)
+    has_aux: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
+        made = FixedPoint | LeastSquares | Linearized | Batched | WithoutAux
+        if not isinstance(self.objective, made):
+            batch = () if self.batches is None else ("a batch",)
+            require_function(self.objective, "objective", "theta", "z", *batch)
+            if self.has_aux:
+                object.__setattr__(self, "objective", WithoutAux(self.objective))
         if self.batches is not None:
             object.__setattr__(self, "objective", _with_batches(self.objective, self.batches))
-        elif not isinstance(self.objective, FixedPoint):
-            require_function(self.objective, "objective", "theta", "z")
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             maker = callable(given) and not isinstance(given, Term)
             missing = given is None and name == "penalty"
@@ -165,7 +171,6 @@ def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] |
             "`batches` needs a plain `objective(theta, z, batch)`, which sums of squares, linearised problems and "
             "fixed points are not. Write the sum or the model into the objective."
         )
-    require_function(objective, "objective", "theta", "z", "a batch")
     if not callable(batches) and not (isinstance(batches, Sequence | Tensor) and len(batches) > 0):
         raise StructureError(
             "`batches` must be a function of the number of a step, or a sequence that is not empty, but is of type "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -160,6 +161,29 @@ class LeastSquares:
 
 
 @dataclass(frozen=True)
+class WithoutAux:
+    """The first of the two values of a function that returns `(loss, aux)`."""
+
+    function: Callable[..., Any]
+    name: str = "objective"
+
+    def __call__(self, *arguments: Any) -> Any:
+        return split(self.function(*arguments), self.name)[0]
+
+
+def split(found: Any, name: str) -> tuple[Any, Any]:
+    """Return the loss and what comes with it.
+
+    Raises:
+        StructureError: if there are not just these two.
+    """
+    if not isinstance(found, tuple) or len(found) != 2:
+        given = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
+        raise StructureError(f"with has_aux=True, `{name}` must return the pair (loss, aux), but returned {given}.")
+    return found
+
+
+@dataclass(frozen=True)
 class Indexed:
     """`objective(theta, z, batch)` as a function of theta, z and the number of a step."""
 
@@ -211,7 +235,9 @@ def written(objective: Objective) -> Callable[..., Any]:
     """Return the function that the user wrote for an objective."""
     while isinstance(objective, Linearized):
         objective = objective.objective
-    if isinstance(objective, FixedPoint | Batched):
+    if isinstance(objective, Batched) and isinstance(objective.function, Indexed):
+        return partial(written(objective.function.objective), objective.function.batches)
+    if isinstance(objective, FixedPoint | Batched | WithoutAux):
         return objective.function
     return objective.residual if isinstance(objective, LeastSquares) else objective
 
@@ -229,7 +255,9 @@ __all__ = [
     "Linearized",
     "Slice",
     "TiltedSlice",
+    "WithoutAux",
     "around",
     "slice_at",
+    "split",
     "written",
 ]
