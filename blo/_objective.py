@@ -231,7 +231,7 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
     return wrap(objective)
 
 
-def written(objective: Objective) -> Callable[..., Any]:
+def written(objective: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that the user wrote for an objective."""
     while isinstance(objective, Linearized):
         objective = objective.objective
