@@ -10,6 +10,7 @@ from blo.solvers._lbfgs import LBFGS
 from blo.solvers._levenberg_marquardt import LevenbergMarquardt
 from blo.solvers._mirror_descent import MirrorDescent
 from blo.solvers._newton import Newton
+from blo.solvers._of_theta import functions_of_theta
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
 from blo.solvers._torch_opt import TorchOpt
@@ -35,5 +36,6 @@ __all__ = [
     "advance",
     "begin",
     "default_solver",
+    "functions_of_theta",
     "run",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -57,6 +57,10 @@ class Iterative(Solver, abc.ABC):
         """Return the state told the residual to reach, shape `lanes`, and its unit, `(*lanes, 1)`; few solvers care."""
         return state
 
+    def carried(self, state: Any) -> Sequence[Tensor]:
+        """Return what the next call continues from, if the solver is one that can."""
+        return ()
+
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         return run(self, problem, z0)
 
@@ -89,7 +93,7 @@ def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
     state = solver.move(problem, solver.start(problem, z0))
     for _ in range(solver.max_steps - 1):
         state = solver.move(problem, solver.look(problem, state))
-    return Solution(state.trial, None, None, solver.max_steps)
+    return Solution(state.trial, None, None, solver.max_steps, carried=solver.carried(state))
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
@@ -137,7 +141,7 @@ def advance(solver: Iterative, problem: Problem, state: Running, first: int, ste
 def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
     """Return the solution that a state stands for."""
     if solver.tol is None:
-        return Solution(state.state.trial, None, None, steps)
+        return Solution(state.state.trial, None, None, steps, carried=solver.carried(state.state))
     state = measured(solver, problem, state)
     if steps == solver.max_steps or not all_true(state.resting):
         state = measured(solver, problem, confirmed(solver, problem, state))
