@@ -5,6 +5,7 @@ from blo.solvers._default import default_solver
 from blo.solvers._external import External
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
+from blo.solvers._given import Given
 from blo.solvers._iterative import Iterative, Watch, advance, begin, run
 from blo.solvers._lbfgs import LBFGS
 from blo.solvers._levenberg_marquardt import LevenbergMarquardt
@@ -21,6 +22,7 @@ __all__ = [
     "LBFGS",
     "External",
     "FixedPoint",
+    "Given",
     "Iterative",
     "LevenbergMarquardt",
     "MirrorDescent",

@@ -138,6 +138,7 @@ class Solution:
         floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
         limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
             `tol`, or what fixed steps are held to.
+        stuck: lanes that stopped since nothing improved, far above the rounding of gradients; None when not looked at.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
         carried: what the next call continues from.
     """
@@ -151,6 +152,7 @@ class Solution:
     random: Tensor | None = None
     limit: Tensor | None = None
     carried: Sequence[Tensor] = ()
+    stuck: Tensor | None = None
 
 
 class Solver(abc.ABC):
