@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack, PGDSettings, StandardAutoAttack
 from adv_train.attacks.judging import Judging
+from adv_train.attacks.room import BatchSize
 from adv_train.callable_module import make_callable
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation, Examples, Outcome, check_image_file, read, read_all, write, write_images
@@ -43,7 +44,7 @@ def evaluate(
     class_names: Sequence[str] = (),
     files: Sequence[str] = (),
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: BatchSize = 512,
     examples: int = 6,
     save_images: Path | str | None = None,
     progress: bool | None = False,
@@ -72,7 +73,7 @@ def evaluate(
         class_names: Names of the classes in the order of the labels; by default those of the data set.
         files: File of each sample, for the record.
         seed: Seed of the attacks.
-        batch_size: Number of images in a forward pass.
+        batch_size: Number of images in a forward pass; ``"auto"`` takes as many as memory holds, found by trial.
         examples: Number of attacked samples that the record keeps as examples.
         save_images: ``.npz`` file for the attacks' images, which are rounded to 8 bits and classified once more; see
             `adv_train.evaluation.write_images` for its content.
@@ -92,7 +93,7 @@ def evaluate(
     """
     if save_images is not None:
         check_image_file(Path(save_images))
-    judging = Judging(seed, batch_size, progress).shared()
+    judging = Judging.of(seed, batch_size, progress).shared()
     judged, made, clean = judge(
         model,
         images,

@@ -53,13 +53,16 @@ def reader(hint: Any) -> Reader:
 
     Args:
         hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a mapping, a class with `read`, one of these or None,
-            a number within `Annotated[..., Range(...)]`, or a `tuple[..., ...]` of one of these.
+            a number within `Annotated[..., Range(...)]`, such a number or a `Literal`, or a `tuple[..., ...]` of one of
+            these.
     """
     if get_origin(hint) is Annotated:
         kind, limits = get_args(hint)
         return _whole(limits) if kind is int else _number(limits)
     if get_origin(hint) in (Union, types.UnionType):
-        (kind,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
+        kind, *words = (kind for kind in get_args(hint) if kind is not types.NoneType)
+        if words:
+            return _or_word(reader(kind), get_args(*words))
         nothing = (None, "none") if get_origin(kind) is Annotated or kind in (int, float) else (None,)
         return lambda value, name: None if value in nothing else reader(kind)(value, name)
     if get_origin(hint) is tuple:
@@ -132,6 +135,18 @@ def one_of(valid: tuple[str, ...]) -> Reader:
         if not isinstance(value, str) or value not in valid:
             raise unknown(name, reprlib.repr(value).strip("'"), valid)
         return value
+
+    return read
+
+
+def _or_word(read_number: Reader, words: tuple[str, ...]) -> Reader:
+    def read(value: object, name: str) -> Any:
+        if value in words:
+            return value
+        try:
+            return read_number(value, name)
+        except UserError as error:
+            raise UserError(f"{error} Or write {' or '.join(words)}.") from None
 
     return read
 

@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from adv_train.attacks.checks import check_budget, check_labels, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES, Geometry
 from adv_train.attacks.judging import (
-    Forward,
     Judging,
     adapted,
     classes_of,
@@ -28,6 +27,7 @@ from adv_train.attacks.judging import (
     suitable_threads,
 )
 from adv_train.attacks.masking import LEAST_EPS, Progress
+from adv_train.attacks.room import Forward
 from adv_train.ranks import Share
 from adv_train.threat import Threat
 
@@ -121,9 +121,9 @@ def ascend(
     adversarial = x.clone()
     watch = Progress()
     with frozen(model), suitable_threads(model, x):
-        forward = adapted(model, given)
+        forward, size = judging.fitted(adapted(model, given), x)
         with torch.no_grad():
-            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(judging.batch_size)])
+            logits = torch.cat([checked(forward(batch), len(batch)) for batch in x.split(size)])
         check_labels(y, logits.shape[1])
         predicted = classes_of(logits)
         share, rounds = Share(len(x), judging.ranks), aims(logits.shape[1])
@@ -131,7 +131,7 @@ def ascend(
         with progress_bar(title, len(rounds) * len(own), "img", judging.progress) as bar:
             for number, aim in enumerate(rounds):
                 start = start_of(x, threat, generator)
-                for batch in own[robust[own]].split(judging.batch_size):
+                for batch in own[robust[own]].split(size):
                     if len(batch) == 0:
                         continue
                     climb = Climb(forward, shape, threat, steps, aim, watch if number == 0 else None)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from adv_train.attacks.judging import Judging
+from adv_train.attacks.room import BatchSize
 from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
@@ -53,7 +54,7 @@ class Attack(Checked, abc.ABC):
         threat: Threat,
         *,
         seed: int,
-        batch_size: int = 512,
+        batch_size: BatchSize = 512,
         progress: bool | None = False,
     ) -> Verdicts:
         """Attack every image within the threat; the model's state is the same afterwards.
@@ -64,7 +65,7 @@ class Attack(Checked, abc.ABC):
             y: Labels ``(N,)``, int64.
             threat: The perturbations that the attack may choose from.
             seed: Seed of all random numbers of the attack.
-            batch_size: Number of images in a forward pass.
+            batch_size: Number of images in a forward pass; ``"auto"`` takes as many as memory holds.
             progress: Show a bar; ``None`` shows it on a terminal only.
 
         Warns:
@@ -74,7 +75,7 @@ class Attack(Checked, abc.ABC):
             UserError: If an argument has the wrong range or shape, or the attack does not support the norm.
             RuntimeError: If an image leaves the budget.
         """
-        return self.judge(model, x, y, threat, Judging(seed, batch_size, progress))
+        return self.judge(model, x, y, threat, Judging.of(seed, batch_size, progress))
 
     @abc.abstractmethod
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:

@@ -69,12 +69,12 @@ class OfficialAttack(Attack):
         settings = self.settings(threat, judging.batch_size)
         given, x = x, full_resolution(x)
         with frozen(model), suitable_threads(model, x):
-            shown = adapted(model, given)
+            shown, size = judging.fitted(adapted(model, given), x)
             with torch.no_grad():
                 classes = checked(shown(x[:1]), 1).shape[1]
             self.check(x, classes, threat)
             check_labels(y, classes)
-            before = predict(shown, x, judging.batch_size)
+            before = predict(shown, x, size)
             clean = before == y
             if threat.eps == 0 or not clean.any():
                 return Verdicts(clean, x.clone(), before, settings)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from adv_train.attacks.judging import Forward, Judging, predict, progress_bar
+from adv_train.attacks.judging import Judging, predict, progress_bar
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import bar_mover, narrated, undisturbed
+from adv_train.attacks.room import Forward
 from adv_train.attacks.shared_parts import run_parts
 from adv_train.threat import Threat
 

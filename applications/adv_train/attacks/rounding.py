@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.checks import TOLERANCE
-from adv_train.attacks.judging import Forward, predict
+from adv_train.attacks.judging import predict
+from adv_train.attacks.room import Forward
 from adv_train.threat import Threat
 
 LEVELS = 255

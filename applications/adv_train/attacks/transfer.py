@@ -80,21 +80,22 @@ class Transfer(Attack):
         images, steps = x.clone(), Steps(self.steps, self.step)
         generator = torch.Generator().manual_seed(judging.seed)
         with frozen(model), frozen(source), suitable_threads(source, x):
-            judge, maker = adapted(model, given), adapted(source, given)
+            judge, most = judging.fitted(adapted(model, given), x)
+            maker, size = judging.fitted(adapted(source, given), x)
             climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)
-            predicted = predict(judge, x, judging.batch_size)
+            predicted = predict(judge, x, most)
             robust, share = predicted == y, Share(len(x), judging.ranks)
             own = torch.arange(len(x), device=x.device)[share.rows]
             with progress_bar("transfer", self.restarts * len(own), "img", judging.progress) as bar:
                 for restart in range(self.restarts):
                     start = start_of(x, threat, generator)
-                    for batch in own[robust[own]].split(judging.batch_size):
+                    for batch in own[robust[own]].split(size):
                         if len(batch) == 0:
                             continue
                         with torch.no_grad():
                             clean = checked(maker(x[batch]), len(batch))
                         images[batch] = climb(start[batch], x[batch], y[batch], clean)[0]
-                        predicted[batch] = predict(judge, images[batch], judging.batch_size)
+                        predicted[batch] = predict(judge, images[batch], size)
                         bar.update(len(batch))
                     robust = predicted == y
                     bar.update((restart + 1) * len(own) - bar.n)

@@ -23,7 +23,7 @@ class JudgedModel(Progress):
         norm: Of the attacks: linf, l2 or l1; by default that of training, and linf for a model not trained here.
         limit: Judge only so many test images, of all classes in proportion.
         seed: Of the attacks.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a forward pass; auto: as many as memory holds, found by trying (512 on the CPU).
         device: auto, cpu, cuda, cuda:1, mps.
         data_root: Where the data sets are, if no longer where they were.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
@@ -39,7 +39,7 @@ class JudgedModel(Progress):
     norm: Norm | None = None
     limit: Annotated[int, Range(1)] | None = None
     seed: Annotated[int, Range(0)] = 0
-    batch_size: Annotated[int, Range(1)] = 512
+    batch_size: Annotated[int, Range(1)] | Literal["auto"] = "auto"
     device: str = "auto"
     data_root: str | None = None
     checkpoint_file: Path | None = None

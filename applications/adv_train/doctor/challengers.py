@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import Forward, classes_of, deficit
+from adv_train.attacks.judging import classes_of, deficit
+from adv_train.attacks.room import Forward
 from adv_train.measures.slope import scaled, slope
 from adv_train.threat import Threat
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adv_train.attacks.checks import check_labels, checked
 from adv_train.attacks.judging import Judging, full_resolution, progress_bar
+from adv_train.attacks.room import BatchSize
 from adv_train.data import Dataset, Split
 from adv_train.data.stratified import stratified_head
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError
@@ -37,7 +38,7 @@ def doctor(
     skip: Sequence[str] = (),
     limit: int | None = LIMIT,
     seed: int = 0,
-    batch_size: int = 512,
+    batch_size: BatchSize = 512,
     progress: bool | None = False,
 ) -> Diagnosis:
     """Look for the classic mistakes in evaluating robustness, in a model or a run.
@@ -62,7 +63,7 @@ def doctor(
         limit: Largest number of images for the checks that call the model, drawn from all classes in proportion; None
             uses all images.
         seed: Seed of all random numbers.
-        batch_size: Number of images in a forward pass.
+        batch_size: Number of images in a forward pass; ``"auto"`` takes as many as memory holds.
         progress: Show a bar; ``None`` shows it on a terminal only.
 
     Returns:
@@ -77,7 +78,7 @@ def doctor(
             raise UserError("A run brings its own images: leave out `images`, `labels` and `train`, or pass a module.")
         if threat is not None:
             eps, norm = threat.eps, threat.norm
-        patient = patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, judging=Judging(seed, batch_size))
+        patient = patient_of_run(Path(model), norm=norm, eps=eps, limit=limit, judging=Judging.of(seed, batch_size))
         return examine(patient, names, progress=progress)
     if images is None:
         raise UserError("`images` are missing: to examine a module, pass images and labels.")
@@ -99,7 +100,7 @@ def doctor(
         train=train or (dataset.train if dataset else None),
         test=dataset.test if dataset else _as_split(images, whole, train),
         statistics=(dataset.mean, dataset.std) if dataset else None,
-        judging=Judging(seed, batch_size),
+        judging=Judging.of(seed, batch_size),
     )
     return examine(patient, names, progress=progress)
 

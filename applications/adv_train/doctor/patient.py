@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack
-from adv_train.attacks.judging import Forward, Judging, adapted, frozen, predict, suitable_threads
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, suitable_threads
+from adv_train.attacks.room import Forward
 from adv_train.data import Split
 from adv_train.doctor.base import NotCheckedError
 from adv_train.errors import UserError
@@ -67,7 +68,7 @@ class Patient:
     def forward(self) -> Iterator[Forward]:
         """Put the model in eval mode within the block, and yield the function from images to logits."""
         with frozen(self.model), suitable_threads(self.model, self.x):
-            yield adapted(self.model, self.x)
+            yield self.judging.fitted(adapted(self.model, self.x), full_resolution(self.x))[0]
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the class of each image ``(N,)`` in eval mode, -1 where the logits are not finite."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.checks import checked
-from adv_train.attacks.judging import Forward, deficit
+from adv_train.attacks.judging import deficit
+from adv_train.attacks.room import Forward
 
 
 def slope(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
