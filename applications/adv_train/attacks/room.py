@@ -1,4 +1,4 @@
-"""How many images a device holds in one pass of a model: as many as its memory takes, found by trying."""
+"""Finds by trial how many images fit into a device's memory in one pass of a model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ BatchSize: TypeAlias = int | Literal["auto"]
 """A number of images, or ``"auto"``: as many as memory holds."""
 
 MOST: Final = 4096
-"""Images to begin with on an accelerator: more than this are no faster."""
+"""Number of images in the first trial on an accelerator; a larger batch is no faster."""
 
 ON_CPU: Final = 512
-"""Images to begin with on the CPU, which is no faster with more."""
+"""Largest batch on the CPU, where a larger one is no faster."""
 
 _COPIES: Final = 8
-"""Of the images, for which a trial leaves memory: an attack keeps its iterates, gradients and the best of each."""
+"""Copies of the images for which a trial reserves memory: an attack keeps iterates, gradients and its best images."""
 
-# Of the allocators of the CPU (on Linux, on Windows), of MPS and of CUDA's libraries.
+# Parts of the error messages of the allocators of the CPU (on Linux, on Windows), of MPS and of CUDA's libraries.
 _SAID: Final = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 class Room:
-    """What is known of a device's memory.
+    """Remembers how many images fit into a device's memory.
 
     Attributes:
-        size: Images that fit, as far as is known.
+        size: Largest number of images that may still fit, after the trials so far.
     """
 
     def __init__(self) -> None:
@@ -40,10 +40,11 @@ class Room:
         self._tried: WeakKeyDictionary[Forward, int] = WeakKeyDictionary()
 
     def fitted(self, model: Forward, x: Tensor) -> Forward:
-        """Give a function like the model, which takes as many images as it is given and never more at once than fit.
+        """Return a function equal to the model that passes a batch in parts if the whole batch does not fit.
 
-        On an accelerator a pass forward and back over some of the images is tried first, and with half as many where
-        memory runs out. On the CPU, where a trial costs more than it tells, memory has to run out by itself.
+        On an accelerator, a forward and a backward pass over some of the images are tried first. If memory runs out,
+        the trial is repeated with half as many. On the CPU there is no trial, which would cost more than it saves:
+        `size` shrinks when memory runs out in an ordinary pass.
 
         Args:
             model: Maps images to logits, frozen.
@@ -56,12 +57,12 @@ class Room:
         return Fitted(model, self)
 
     def try_out(self, model: Forward, x: Tensor) -> None:
-        """Pass images forward and back, half of them where memory runs out, and so on; `size` is what worked.
+        """Try a forward and a backward pass over images, with half of them each time memory runs out; set `size`.
 
-        The random state of the process is left as it was.
+        The random state of the process is the same afterwards.
 
         Raises:
-            RuntimeError: When one image is too much.
+            RuntimeError: If a single image does not fit.
         """
         devices = [x.device] if x.is_cuda else []
         while True:
@@ -71,16 +72,16 @@ class Room:
                 self._tried[model] = len(x)
                 return
             if x.is_cuda:
-                torch.cuda.empty_cache()  # Blocks of the larger size are of no use any more.
+                torch.cuda.empty_cache()  # Free the cached blocks of the larger pass that failed.
             self.size = len(x) // 2
             x = x[: self.size]
 
 
 class Fitted:
-    """A model that is shown no more images at once than fit.
+    """A model that passes a batch in parts if the whole batch does not fit into memory.
 
-    Where a batch is larger, its parts are passed forward in turn, and once more when their gradient is wanted, so that
-    memory holds the graph of one part alone. What a sample gets does not depend on that, beyond rounding.
+    Each part is passed forward in turn, and once more in the backward pass (activation checkpointing), so that memory
+    holds the graph of one part at a time. The logits and gradients do not depend on the parts, beyond rounding.
     """
 
     def __init__(self, model: Forward, room: Room) -> None:
@@ -95,7 +96,7 @@ class Fitted:
             except RuntimeError as error:
                 if len(z) == 1 or not is_out_of_memory(error):
                     raise
-            # Not in the handler: the error holds on to what the failed pass allocated.
+            # Outside the handler, because the error keeps the tensors of the failed pass alive.
             self.room.size = len(z) // 2
             self.room.try_out(self.model, z.detach()[: self.room.size])
         parts = z.split(self.room.size)
@@ -105,12 +106,12 @@ class Fitted:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that a device's memory has run out."""
+    """Return whether an error says that a device's memory has run out."""
     return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _SAID)
 
 
 def _fits(model: Forward, x: Tensor) -> bool:
-    """Whether a pass forward and back over images works; what it allocates is free again afterwards."""
+    """Return whether a forward and a backward pass over images fit into memory, which is free again afterwards."""
     try:
         with torch.enable_grad():
             z = x.detach().clone().requires_grad_()
