@@ -1,4 +1,4 @@
-"""The linear solver that suits the system."""
+"""A linear solver that chooses a method for each system."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from blo.linsolve._minres import MINRES
 from blo.linsolve._precondition import Preconditioning
 from blo.operators import Operator
 
-#: Most entries of all lanes' matrices that are factorised: 128 MiB in double precision.
+#: The largest number of matrix entries, over all lanes, to factorise: 128 MiB in double precision.
 _ENTRIES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
 class Auto(LinearSolver):
-    """Picks by size, symmetry and definiteness, and says in `LinearSolution.method` what it picked.
+    """Chooses a method by size, symmetry and definiteness, and names it in `LinearSolution.method`.
 
-    * `Direct` for at most `direct` unknowns, if the matrices of all lanes together hold no more than 2^24 entries:
-      as many products as unknowns.
+    * `Direct` for at most `direct` unknowns, if the matrices of all lanes together hold no more than 2^24 entries. It
+      takes as many products as there are unknowns.
     * `GMRES` for an operator that is not declared symmetric.
-    * `CG` otherwise. Lanes in which it meets curvature that is not positive are reported as `indefinite` all the same,
-      and go on with `MINRES`.
-    * `Direct` after these, for up to `8 * direct` unknowns, if some lane is not solved in as many iterations as there
-      are unknowns: its condition is bad, and more iterations would cost more than a factorisation.
+    * `CG` otherwise. Lanes in which it finds non-positive curvature continue with `MINRES`, and are still reported as
+      `indefinite`.
+    * `Direct` after these, for up to `8 * direct` unknowns, if a lane has not converged in as many iterations as there
+      are unknowns: it is ill-conditioned, and more iterations would cost more than a factorisation.
 
     Attributes:
-        max_iter: most iterations of each iterative solver.
-        tol: relative residual at which a lane of an iterative solver stops; None for `max_iter` iterations, as an
-            approximation by choice.
+        max_iter: maximum number of iterations of each iterative solver.
+        tol: relative residual at which a lane of an iterative solver stops; None runs `max_iter` iterations, as an
+            intended approximation.
         damping: d in `(A + d I) x = b`.
-        direct: most unknowns of a lane for a factorisation; 0 for none.
-        preconditioner: as for `CG`; a factorisation has no use for it.
+        direct: maximum number of unknowns of a lane for which `Direct` is tried first; 0 never factorises.
+        preconditioner: as for `CG`; a factorisation ignores it.
 
     Raises:
         ValueError: if `tol`, `damping` or `direct` is negative, or `max_iter` is below 1.
@@ -55,7 +55,7 @@ class Auto(LinearSolver):
         require_tolerance(self.tol, "Auto.tol")
         require_nonnegative(self.damping, "Auto.damping")
         require_nonnegative(self.direct, "Auto.direct")
-        require_count(self.max_iter, "Auto.max_iter", "For no solve, use `Zero`.")
+        require_count(self.max_iter, "Auto.max_iter", "To solve no system, use the strategy `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]
@@ -75,8 +75,8 @@ class Auto(LinearSolver):
         return self._factorised(found, operator, b) if fits else found
 
     def _factorised(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
-        """Factorise where iterations did not end, and keep what is better in each lane."""
-        tol: Any = self.tol  # a solver may have made it one of each lane
+        """Factorise if a lane has not converged, and keep the better solution in each lane."""
+        tol: Any = self.tol  # `loosened` makes it a tensor with one tolerance for each lane
         solved = found.converged(tol.squeeze(-1) if isinstance(tol, Tensor) else tol)
         if all_true(solved):
             return found
@@ -91,9 +91,10 @@ class Auto(LinearSolver):
         )
 
     def _finish(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
-        """Solve the lanes that conjugate gradients gave up, from where it stopped, or from zero where that is nearer.
+        """Solve the lanes that CG left as indefinite, from its iterate, or from zero if that has a smaller residual.
 
-        Across curvature near zero it has gone far: all that way would be lost to rounding.
+        Along a direction of nearly zero curvature CG takes a very long step. A correction to such an iterate would lose
+        the solution to rounding.
         """
         bent = found.indefinite.unsqueeze(-1)
         start = torch.where(found.residual.unsqueeze(-1) < 1, found.x, 0.0)
