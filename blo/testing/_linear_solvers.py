@@ -1,4 +1,4 @@
-"""Linear solvers: honest residuals, exact zeros, and lanes that do not know each other."""
+"""Conformance of linear solvers: true residuals, exact zeros, and lanes that do not affect each other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from blo.testing._suite import Conformance, Suite, normal
 def check_linear_solver(solver: LinearSolver, *, symmetric: bool = True, seed: int = 0) -> Conformance:
     """Check a linear solver on small dense systems in double and single precision.
 
-    A solver whose `tol` is None is taken for an approximation by choice: its residual must be honest, but need not be
-    small. A field named `damping` is tried, too.
+    A solver whose `tol` is None counts as an intended approximation: the residual that it reports must be the true one,
+    but need not be small. A field named `damping` is tested as well.
 
     Args:
         solver: the solver.
-        symmetric: it wants symmetric positive definite operators; otherwise it is also given others.
+        symmetric: whether it requires symmetric positive definite operators; otherwise they are not symmetric.
         seed: of the random systems.
 
     Raises:
