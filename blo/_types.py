@@ -1,4 +1,4 @@
-"""Names for the shapes of things that pass through `blo`."""
+"""Type aliases that all of `blo` uses."""
 
 from __future__ import annotations
 
