@@ -126,7 +126,7 @@ class Layout:
             The number, or a tensor that broadcasts against `(*lanes, n)`.
 
         Raises:
-            StructureError: if it does not fit, naming `name`.
+            StructureError: if it does not fit; the message names `name`.
         """
         if isinstance(value, int | float):
             return value

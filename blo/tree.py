@@ -25,7 +25,7 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     """Return the leaves in depth-first order and the structure.
 
     Raises:
-        StructureError: if a leaf is not a tensor, naming `name` and the leaf's place.
+        StructureError: if a leaf is not a tensor; the message names `name` and the index of the leaf.
     """
     if isinstance(tree, Tensor):
         return [tree], _LEAF

@@ -186,7 +186,7 @@ def _finding(
 
 
 def _judge(part: Part, name: str, error: float, size: float, rtol: float, noise: float = 0.0) -> Finding:
-    """Compare an error with a size, or if the size is small beside its noise, with the noise."""
+    """Compare an error with a size, or with the noise if the size is smaller."""
     size = max(size, noise / rtol, 1e-300)
     return Finding(part, name, error / size, rtol + noise / size)
 

@@ -93,7 +93,7 @@ def require_symmetric(operator: Operator, solver: str) -> None:
     """Raise unless the operator is declared symmetric.
 
     Raises:
-        StructureError: naming `solver`.
+        StructureError: if it is not; the message names `solver`.
     """
     if not operator.symmetric:
         raise StructureError(
@@ -107,7 +107,7 @@ def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
     """Raise for half precision, in which torch cannot factorise matrices.
 
     Raises:
-        StructureError: naming `solver`.
+        StructureError: for half precision; the message names `solver`.
     """
     if b.dtype not in (torch.float32, torch.float64):
         raise StructureError(

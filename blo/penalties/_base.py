@@ -27,7 +27,7 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
     Values of a tensor are read only if `validate` is true, and never under `torch.func` transforms.
 
     Raises:
-        ValueError: naming `name`.
+        ValueError: in that case; the message names `name`.
     """
     if isinstance(value, Tensor) and not (validate and can_validate()):
         return

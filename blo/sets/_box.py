@@ -98,7 +98,7 @@ class Box(Set):
         return False
 
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
-        # z - project(z - move), without z - move, in which a move that is short beside z would be rounded.
+        # z - project(z - move), without z - move, which would round off a move that is short compared with z.
         return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:

@@ -110,7 +110,7 @@ def require_reach(ball: Ball, layout: Layout, name: str, is_empty: Callable[[Cut
     """Raise if a fitted ball has no point within its bounds.
 
     Raises:
-        InfeasibleError: naming `name`.
+        InfeasibleError: in that case; the message names `name`.
     """
     require_bounds(ball, name, look=True)
     cut = Cut.of(ball)

@@ -62,7 +62,7 @@ class CutFace:
         """Return how far z moves with the face when the ball becomes `cut`.
 
         Coordinates at a bound follow it, and the others follow the centre. The free ones also move along the normal, by
-        the growth of the radius less the growth of the norm that the bounds cause.
+        the growth of the radius minus the growth of the norm that the bounds cause.
         """
         step, shift, left = self._moves(cut, z)
         along = torch.where(self.free, self.normal * self.active, 0.0)

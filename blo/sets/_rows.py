@@ -117,7 +117,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
     """Return A and b with the axes of `(*lanes, k, n)` and `(*lanes, k)`, in z's precision.
 
     Raises:
-        StructureError: naming `name.A` or `name.b`, if it does not fit.
+        StructureError: if A or b does not fit; the message names `name.A` or `name.b`.
     """
     lanes, n = layout.lanes, layout.size
     k = matrix.shape[-2]
@@ -143,7 +143,7 @@ def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
     """Raise unless there is a floating point matrix with a right-hand side that fits.
 
     Raises:
-        StructureError: naming `name`.
+        StructureError: otherwise; the message names `name`.
     """
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or matrix.ndim < 2:
         found = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix)

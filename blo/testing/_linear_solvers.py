@@ -25,7 +25,7 @@ def check_linear_solver(solver: LinearSolver, *, symmetric: bool = True, seed: i
         seed: of the random systems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite, generator = Suite(type(solver).__name__), torch.Generator().manual_seed(seed)
     damping = float(getattr(solver, "damping", 0.0))

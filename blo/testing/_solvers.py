@@ -28,7 +28,7 @@ def check_solver(
         seed: of the random problems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite, generator = Suite(type(solver).__name__), torch.Generator().manual_seed(seed)
     for constraint in constraints:

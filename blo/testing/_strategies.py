@@ -48,7 +48,7 @@ def check_strategy(
         seed: of the random problems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite = Suite(type(strategy).__name__)
     options: dict[str, Any] = {"gradient": strategy, "on_failure": "ignore"}

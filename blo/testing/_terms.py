@@ -46,7 +46,7 @@ def check_set(
         seed: of the random numbers.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     made = _Made(constraint, z0, theta, batched, sample)
     suite, generator = Suite(made.name), torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def check_penalty(
         seed: as in `check_set`.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     made = _Made(penalty, z0, theta, batched, sample)
     suite, generator = Suite(made.name), torch.Generator().manual_seed(seed)
