@@ -117,6 +117,7 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         share = length(rest)
         if all_true(size * share <= curved * fine):
             break
+    # The residual was scaled to length 1. Its Newton step is `newton`, plus the rest over the last curvature.
     curved = 1 / (length(newton) + share / curved)
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
     return curved, (curved * step).squeeze(-1)

@@ -209,7 +209,7 @@ def can_validate() -> bool:
 
 
 def per_lane(value: Tensor | float) -> Tensor | float:
-    """Make one value a lane, shape `lanes`, broadcast against `(*lanes, n)`."""
+    """Make one value per lane, shape `lanes`, broadcast against `(*lanes, n)`."""
     return torch.unsqueeze(value, -1) if isinstance(value, Tensor) and value.ndim > 0 else value
 
 
@@ -217,7 +217,7 @@ def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | f
     """Return a number unchanged, and a tensor with the axes of `layout.lanes`, of length one if it had none.
 
     Raises:
-        StructureError: with `name`, if it is neither a number nor one value a lane.
+        StructureError: with `name`, if it is neither a number nor one value per lane.
     """
     if not isinstance(value, Tensor):
         return value
@@ -225,7 +225,7 @@ def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | f
         allowed = "()" if not layout.lanes else f"() or {layout.lanes}"
         raise StructureError(
             f"`{name}` must be a number or a tensor of shape {allowed}, but has shape {tuple(value.shape)}. "
-            "For one value a block of z, put the blocks in a `Product`."
+            "For one value per block of z, put the blocks in a `Product`."
         )
     return _like_z(value, layout, name, len(layout.lanes))
 

@@ -24,7 +24,7 @@ class DerivativeError(BloError, NotImplementedError):
 
 
 class ConvergenceError(BloError, RuntimeError):
-    """With `on_failure="raise"`, takes the place of a `ConvergenceWarning`. Also a `RuntimeError`."""
+    """Raised in place of most warnings with `on_failure="raise"`. Also a `RuntimeError`."""
 
 
 class RankError(BloError, RuntimeError):

@@ -52,4 +52,5 @@ def _parts(strain: Strain, bound: Bound, z: Tensor) -> bool:
     def size(of: Tensor) -> float:
         return sum(float(part.double().square().sum()) for part in pullback([of], live, [probe]) if part is not None)
 
+    # Sizes are squares, so this compares norms with a relative tolerance of sqrt(eps).
     return size(left) > torch.finfo(z.dtype).eps * size(moved)

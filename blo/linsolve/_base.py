@@ -133,6 +133,7 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     """
     defect = b - operator(x)
     rest = torch.linalg.vector_norm(defect - damping * x if damping else defect, dim=-1)
+    # Zero b with zero x would give 0 / 0.
     return torch.where(rest == 0, 0.0, rest / torch.linalg.vector_norm(b, dim=-1))
 
 

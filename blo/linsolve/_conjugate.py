@@ -91,7 +91,7 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
         rr = dot(r, r)
         z = r if inverse is None else inverse(r)
         rz_next = rr if inverse is None else dot(r, z)
-        # This ratio makes the next direction conjugate to the last one (Fletcher-Reeves).
+        # This ratio makes the next direction conjugate to the last one: <p, A p_last> = 0.
         p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
         rz = rz_next
         if whole:

@@ -75,7 +75,7 @@ class Nystrom(LinearSolver, Preconditioner):
 
     def inverse(self, operator: Operator, like: Tensor) -> Product:
         vectors, values, _ = self._approximate(operator, like)
-        # Off the low-rank subspace, A is replaced by the smallest value l: up to a factor,
+        # Off the low-rank subspace, A is replaced by the smallest value l. Scaled by l + damping, the inverse is then
         # M^-1 = (l + damping) U (diag(values) + damping I)^-1 U' + (I - U U'). Frangella et al., section 5.
         weights = (values[..., -1:] + self.damping) / (values + self.damping) - 1
 

@@ -43,7 +43,7 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
 def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor | float:
     """Return a number unchanged, and a tensor or tree as a tensor with all axes of `(*lanes, n)`, to broadcast.
 
-    A tensor of shape `lanes` is one value a lane; any other is broadcast to the shapes of z.
+    A tensor of shape `lanes` is one value per lane; any other is broadcast to the shapes of z.
 
     Raises:
         StructureError: if it does not fit, or fits in both ways.
@@ -58,7 +58,7 @@ def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor
     batch = layout.lanes[0]
     if batch > 1 and any(shape and shape[-1] == batch for shape in layout.shapes):
         raise StructureError(
-            f"`{name}` has shape {tuple(value.shape)}, which may mean one value a problem or one a coordinate, since "
+            f"`{name}` has shape {tuple(value.shape)}, which may mean one value per problem or one per coordinate, since "
             "z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the second."
         )
     return per_lane(fit_per_lane(value, layout, name))

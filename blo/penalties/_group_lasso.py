@@ -22,7 +22,7 @@ class GroupLasso(Penalty):
     Unlike `L1` it is curved on its support, by `weight_g / |z_g|` across the direction of `z_g`.
 
     Attributes:
-        weight: at least 0: a number, a tensor of shape `(groups,)` with one value a group, or `(*lanes, groups)`.
+        weight: at least 0: a number, a tensor of shape `(groups,)` with one value per group, or `(*lanes, groups)`.
             Groups of weight 0 are not penalised.
         groups: the group of each coordinate, numbered from 0: an integer tensor that broadcasts to z, or a tree like
             z. Coordinates with -1 are not penalised.
@@ -48,7 +48,7 @@ class GroupLasso(Penalty):
         if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.device != layout.device:
             found = type(groups).__name__ if not isinstance(groups, Tensor) else f"{groups.dtype} on {groups.device}"
             raise StructureError(
-                f"`GroupLasso.groups` must be an integer tensor on {layout.device}, one entry a coordinate, but is "
+                f"`GroupLasso.groups` must be an integer tensor on {layout.device}, one entry per coordinate, but is "
                 f"{found}. Use torch.arange or a tree of such tensors."
             )
         axes = len(layout.lanes) + 1
@@ -72,7 +72,7 @@ class GroupLasso(Penalty):
             if isinstance(given, Tensor) and given.ndim == 1 and given.shape == layout.lanes and len(given) != number:
                 raise StructureError(
                     f"`GroupLasso.weight` of shape {tuple(given.shape)} has one entry for each problem, but it is "
-                    f"read as one entry for each of the {number} groups. For one weight a problem, give it the shape "
+                    f"read as one entry for each of the {number} groups. For one weight per problem, give it the shape "
                     f"{(*layout.lanes, 1)}; otherwise leave out weights of groups without coordinates."
                 )
         return replace(self, weight=weight, groups=groups, validate=False)
@@ -88,10 +88,12 @@ class GroupLasso(Penalty):
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         norm, weight = self._norm(z), self._weight(z)
         positive = norm > 0
+        # Block soft thresholding: max(0, 1 - step weight / |z_g|) z_g.
         return z * (1 - step * weight / torch.where(positive, norm, 1.0)).relu()
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         norm, weight = self._norm(z), self._weight(z)
+        # A group at zero is optimal if |gradient_g| <= weight_g; the difference is the multiplier that holds it there.
         multiplier = weight - self._norm(gradient)
         off = clear(norm, multiplier, self.slack) & (norm > 0)
         support = off | (weight == 0)
@@ -156,6 +158,7 @@ class GroupLasso(Penalty):
 
 
 def _root(squares: Tensor) -> Tensor:
+    # The derivative of the root is infinite at 0: take a constant there. 0 * squares keeps a NaN visible.
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0 * squares)
 

@@ -22,7 +22,7 @@ class L1(Penalty):
     linear (Bertrand et al., JMLR 2022, Implicit differentiation for fast hyperparameter selection, Prop. 4).
 
     Attributes:
-        weight: at least 0: a number, a tensor of shape `lanes` (one value a problem), a tensor that broadcasts to z,
+        weight: at least 0: a number, a tensor of shape `lanes` (one value per problem), a tensor that broadcasts to z,
             or a tree like z. Coordinates of weight 0 are not penalised.
         slack: a coordinate is on the support when `|z| > slack`; absolute, in z's unit.
         validate: check the values of a tensor, which is a host synchronisation on an accelerator.

@@ -72,6 +72,7 @@ class Box(Set):
         def spread(value: Tree) -> Tree:
             return tree.map(lambda _: value, x) if isinstance(value, int | float | Tensor) else value
 
+        # max(low - x, -radius) <= z <= min(high - x, radius).
         radius = spread(radius)
         lower = tree.map(lambda at, r, end: torch.clamp(end - at, min=-r), x, radius, spread(low))
         upper = tree.map(lambda at, r, end: torch.clamp(end - at, max=r), x, radius, spread(high))

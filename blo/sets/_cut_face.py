@@ -65,6 +65,7 @@ class CutFace:
         the growth of the radius minus the growth of the norm that the bounds cause.
         """
         step, shift, left = self._moves(cut, z)
+        # The shortest motion u of the free coordinates with <normal, u> = left.
         along = torch.where(self.free, self.normal * self.active, 0.0)
         squares = along.square().sum(-1, keepdim=True)
         push = along * left / torch.where(squares > 0, squares, 1.0)
@@ -79,6 +80,7 @@ class CutFace:
         step, shift, left = self._moves(cut, z)
         radius = torch.zeros_like(left) + cut.radius - self.cut.radius
         moved = torch.cat([step * self.bound, shift, radius], -1)
+        # A coordinate held by a bound and by the centre can follow only one of them.
         apart = torch.where(self.twice, step - shift, 0.0)
         return moved, torch.cat([apart, torch.zeros_like(shift), torch.where(self.full, left, 0.0)], -1)
 
@@ -86,6 +88,7 @@ class CutFace:
         """Return the motion of bounds and centre, and the growth of the radius that the free coordinates make up."""
         step = cut.box._carried(self.cut.box, z, self.multiplier)
         shift = torch.zeros_like(z) + (cut.center - self.cut.center)
+        # The change of the norm, to first order, by coordinates that follow their bounds and not the centre.
         taken = (self.normal * torch.where(self.bound, step - shift, 0.0)).sum(-1, keepdim=True)
         return step, shift, cut.radius - self.cut.radius - taken
 

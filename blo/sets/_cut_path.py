@@ -76,6 +76,7 @@ class Piece(NamedTuple):
         size = breaks.shape[-1]
         first = torch.zeros_like(breaks[..., :1], dtype=torch.int64)
         last = first + size
+        # Bisection: `first` becomes the number of breakpoints at which the norm is at most the radius.
         for _ in range(size.bit_length()):
             middle = (first + last) // 2
             inside = within(breaks.gather(-1, middle.clamp(max=size - 1)))
@@ -94,6 +95,7 @@ class Piece(NamedTuple):
 def place(cut: Cut, ray: Ray, piece: Piece, moved: Tensor) -> Tensor:
     """Return the point whose free coordinates are those of `moved`; the others are at a bound or at the centre."""
     none = torch.zeros_like(moved)  # so that numbers keep the precision of z
+    # A coordinate that has not left its lower limit is at a bound, or at the centre if its bounds include that.
     limit = torch.where(ray.back == piece.full, none + cut.low, none + cut.high)
     held = torch.where(piece.full | (ray.inner > 0), limit, none + cut.center)
     nearest: Tensor = torch.where(piece.free, moved, held)

@@ -72,6 +72,7 @@ class Functions:
 
     def linearize(self, leaves: Sequence[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values with their Jacobian, shape `(*lanes, k, n)`."""
+        # One backward pass for each constraint, all of them at once under `vmap`.
         values, pullback = torch.func.vjp(lambda at: self.values(leaves, at), z)[:2]
         k = values.shape[-1]
         units = torch.eye(k, dtype=z.dtype, device=z.device).reshape(k, *(1,) * (values.ndim - 1), k)

@@ -143,6 +143,7 @@ class Halfspaces(Set):
     def _shift(self, origin: Halfspaces, z: Tensor) -> Tensor:
         """Return how far each plane moves at z, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
+        # The plane a z = b moves by db - da z along its normal a of length one, to first order.
         rows_then, right_then, _ = origin._prepare()
         return (right - right_then) - times(rows - rows_then, z)
 

@@ -71,6 +71,7 @@ class Intersection(Set):
         described = [(part, part.rows(layout)) for part in parts]
         others = [part for part, rows in described if rows is None]
         linear = [(part, rows) for part, rows in described if rows is not None and rows.right.shape[-1]]
+        # One set of all linear constraints has an exact projection, and needs no cycles over its parts.
         if len(linear) > 1:
             slack = max(getattr(part, "slack", 0.0) for part, _ in linear)
             others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack))

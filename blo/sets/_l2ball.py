@@ -75,6 +75,7 @@ class L2Ball(Set):
         offset = z - self.center
         norm = euclidean_norm(offset)
         outside = norm > radius
+        # Inside, divide by 1: the branch that is not taken must have a finite derivative.
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:

@@ -42,6 +42,7 @@ class Meet:
 
     @classmethod
     def of(cls, parts: Sequence[Set], z: Tensor, shares: Sequence[Tensor], tangents: Sequence[Tangent]) -> Meet:
+        # A direction stays on all faces if every normal projector maps it to zero: these are the common face's rows.
         normals = [_normal(tangent, z) for tangent in tangents]
         rows = torch.cat([torch.where(torch.isfinite(normal), normal, 0.0) for normal in normals], -2)
         return cls(parts, shares, tangents, z, normals, Face(rows, inverse(rows)))
@@ -94,6 +95,8 @@ class Meet:
         unsure = sum((tangent.counts().degenerate for tangent in self.tangents), torch.zeros_like(held))
         if bool(plain((unsure > 0) & (self.surplus() > 0)).any()):
             unsure = torch.where(self._strong().held() == held, 0, unsure)
+        # R R^+ projects on the multipliers that are unique. If the block of a part is smaller than its normal
+        # projector, it shares some of its multipliers with other parts.
         image = self.face.rows @ self.face.inverse
         n = self.z.shape[-1]
         for index, (tangent, normal) in enumerate(zip(self.tangents, self.normals, strict=True)):
@@ -180,6 +183,7 @@ def _balanced(meet: Meet, rough: Sequence[Tensor], gradient: Tensor) -> list[Ten
     n = gradient.shape[-1]
 
     def made_up(shares: Sequence[Tensor]) -> list[Tensor]:
+        # Least-squares multipliers y of the rest of the gradient: part i gets -N_i y_i, with its normal projector N_i.
         y = meet.face.multipliers(gradient - sum(shares, torch.zeros_like(gradient)))
         blocks = y.unflatten(-1, (len(meet.parts), n)).unbind(-2)
         rows = zip(shares, meet.normals, blocks, strict=True)

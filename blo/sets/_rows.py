@@ -106,7 +106,7 @@ class Face:
 
     def multipliers(self, gradient: Tensor) -> Tensor:
         """Return the y of smallest norm that minimises `|gradient + rows' y|`, shape `(*lanes, k)`."""
-        return -times(self.inverse.mT, gradient)
+        return -times(self.inverse.mT, gradient)  # (R')^+ = (R^+)'
 
     def held(self) -> Tensor:
         """Return the rank of the rows: the trace of the projector on their span, integers of shape `lanes`."""

@@ -138,6 +138,7 @@ class SmoothConstraints(Set):
         return times(Face.of(planes.rows, near).inverse, planes.shift(self, z))
 
     def _planes(self, z: Tensor) -> _Planes:
+        # To first order, z lies at the distance -c / |grad c| inside the constraint c <= 0.
         values, jacobian = self.functions.linearize(self.leaves, z)
         equal = ~self.functions.unequal(self.leaves, z, values)
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)

@@ -86,7 +86,7 @@ def _solves(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, dampi
     shapes = {tuple(part.shape) for part in (found.residual, found.iterations, found.indefinite)}
     kept = found.x.shape == b.shape and shapes == {tuple(b.shape[:-1])}
     text = f"b {tuple(b.shape)} gave x {tuple(found.x.shape)} and statistics of shape {shapes}"
-    suite.require("x is like b, and there is one statistic a lane", kept, text)
+    suite.require("x is like b, and there is one statistic per lane", kept, text)
     kinds = found.iterations.dtype == torch.int64 and found.indefinite.dtype == torch.bool
     text = f"they are {found.iterations.dtype} and {found.indefinite.dtype}"
     suite.require("iterations are integers and flags are booleans", kinds, text)

@@ -104,7 +104,7 @@ def check_penalty(
         _kept(suite, made, nearest, point)
         value = term.value(nearest)
         text = f"its shape is {tuple(value.shape)}, not {tuple(point.shape[:-1])}"
-        suite.require("the value has one number a lane", value.shape == point.shape[:-1], text)
+        suite.require("the value has one number per lane", value.shape == point.shape[:-1], text)
         for step in (0.3, torch.full((*point.shape[:-1], 1), 0.3, dtype=point.dtype)):
             x = term.prox(point, step)
 
