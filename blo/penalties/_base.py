@@ -58,7 +58,8 @@ def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor
     batch = layout.lanes[0]
     if batch > 1 and any(shape and shape[-1] == batch for shape in layout.shapes):
         raise StructureError(
-            f"`{name}` has shape {tuple(value.shape)}, which may mean one value per problem or one per coordinate, since "
-            "z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the second."
+            f"`{name}` has shape {tuple(value.shape)}, which may mean one value per problem or one per coordinate, "
+            "since z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the "
+            "second."
         )
     return per_lane(fit_per_lane(value, layout, name))
