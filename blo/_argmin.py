@@ -53,8 +53,8 @@ def argmin(
             sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
             where the objective's curvature is below 1. For `Unrolled`, at most 2,000 steps of `FISTA`
             for every objective.
-        gradient: a strategy; `Implicit()` by default, with the linear solver that suits the adjoint system.
-        on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
+        gradient: a strategy; `Implicit()` by default, which chooses a linear solver for the adjoint system.
+        on_failure: `"raise"`, `"warn"` or `"ignore"`; by default, non-finite values raise and other problems warn.
 
     Returns:
         A tree like `z0`.
@@ -62,8 +62,7 @@ def argmin(
     Raises:
         StructureError: if an argument has the wrong type, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
-        ConvergenceError: in place of the warnings below, but for that of a theta without grad, if
-            `on_failure="raise"`.
+        ConvergenceError: if `on_failure="raise"`, instead of the warnings below, except that on a theta without grad.
         ValueError: for any other `on_failure`.
 
     Warns:
@@ -72,10 +71,10 @@ def argmin(
         ConstantWarning: if theta does not enter the lower problem, or has no leaf that requires grad where gradients
             are enabled.
 
-    What concerns the derivative is raised, or warned of, in the backward pass.
+    Errors and warnings that concern the derivative come in the backward pass.
     """
     if torch.compiler.is_compiling() and gradient is not None and gradient.recorded and transforms_active():
-        solved = _argmin  # steps of a fixed number are traced into the caller's graph
+        solved = _argmin  # a fixed number of steps is traced into the caller's graph
     else:
         solved = outside_compile(_argmin)
     return solved(lower, theta, z0, solver, gradient, on_failure)
@@ -126,7 +125,7 @@ def _solved(problem: FlatProblem, leaves: list[Tensor], z0: Tensor, gradient: St
 
 
 def _refuse_sparse(gradient: Tensor | None) -> None:
-    """Name what torch has no shape for in the backward pass; None is a gradient that nothing has reached."""
+    """Raise for a sparse upper gradient; None is the gradient of a solution that the upper objective does not use."""
     if gradient is not None and gradient.is_sparse:
         raise StructureError(
             "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Use "

@@ -1,4 +1,4 @@
-"""Whether a callable can be what its place asks for, as far as its parameters tell."""
+"""Checks that a callable can take the arguments with which it will be called."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _UPPER, _LOWER = {"theta", "thetas", "th", "t", "lam", "phi", "hparams"}, {"z", 
 
 
 def require_function(given: Any, name: str, *arguments: str) -> None:
-    """Refuse what is not a function of these arguments, and a function whose parameters say that it takes z first.
+    """Raise unless this is a function of these arguments, and if its parameter names show that it takes z first.
 
     Args:
         given: the callable.
-        name: what to call it.
-        arguments: what it will be called with, theta first.
+        name: its name in messages.
+        arguments: the names of the arguments with which it will be called, theta first.
 
     Raises:
-        StructureError: naming it.
+        StructureError: with the name.
     """
     wanted = " and ".join([", ".join(arguments[:-1]), arguments[-1]])
     if not callable(given) or isinstance(given, type):
@@ -36,8 +36,8 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
     if _plainly_takes(called, len(arguments)):
         return
     try:
-        signature = inspect.signature(called, follow_wrapped=False)  # a wrapper may turn arguments round
-    except (TypeError, ValueError):  # builtins and compiled modules do not say
+        signature = inspect.signature(called, follow_wrapped=False)  # a wrapper may reorder arguments
+    except (TypeError, ValueError):  # builtins and compiled modules have no signature
         return
     try:
         bound = signature.bind(*arguments).arguments
@@ -45,7 +45,7 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
         kind, remedy = "it", ""
         if isinstance(given, nn.Module):
             kind = f"{type(given).__name__}.forward"
-            remedy = " blo.functionalize makes a function of a module's parameters to write it with."
+            remedy = " Write it with blo.functionalize, which makes a function of a module's parameters."
         message = f"`{name}` must be a function of {wanted}, but {kind} takes {signature}.{remedy}"
         raise StructureError(message) from None
     first, second, *_ = [*bound, "", ""]
@@ -57,9 +57,9 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
 
 
 def _plainly_takes(called: Any, count: int) -> bool:
-    """Tell whether it is a function that takes so many arguments, the first of them not named like the lower variable.
+    """Return whether this is a plain function of so many arguments, the first not named like the lower variable.
 
-    A signature takes 50 microseconds to build, as long as ten tensor operations; this takes two.
+    Building a signature takes 50 microseconds, as long as ten tensor operations; this test takes two.
     """
     bound = isinstance(called, MethodType)
     function = called.__func__ if bound else called

@@ -21,10 +21,11 @@ _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 @dataclass(frozen=True)
 class Autocast:
-    """The state of autocast, one device type a setting.
+    """The state of autocast, with one setting for each device type.
 
-    A user leaves `torch.autocast` before calling `.backward()`, yet the products made there are derivatives of what
-    was computed inside it. Projections and linear solves are not part of that: low precision would spoil them.
+    A user leaves `torch.autocast` before calling `.backward()`, but the products made there are derivatives of what was
+    computed inside it. So the state is restored for objectives. It is not restored for projections and linear solves,
+    which low precision would spoil.
 
     Attributes:
         settings: whether autocast is on, and its dtype.
@@ -38,14 +39,14 @@ class Autocast:
         return cls(tuple((torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in _DEVICE_TYPES))
 
     def eps(self, kind: str) -> float | None:
-        """Return the unit of rounding of what is computed on devices of this type; None where autocast is off."""
+        """Return the eps of the dtype of autocast on devices of this type; None where autocast is off."""
         of_type = dict(zip(_DEVICE_TYPES, self.settings, strict=True))
         enabled, dtype = of_type.get(kind, (False, torch.float32))
         return torch.finfo(dtype).eps if enabled else None
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Put the state in force again, for a while."""
+        """Restore the state inside the context."""
         present = Autocast.current().settings
         with contextlib.ExitStack() as stack:
             for kind, setting, now in zip(_DEVICE_TYPES, self.settings, present, strict=True):
@@ -57,7 +58,7 @@ class Autocast:
 
 @dataclass(frozen=True)
 class Under:
-    """A function that is evaluated under a state of autocast, whatever is in force."""
+    """A function that is always evaluated under this state of autocast."""
 
     function: Callable[..., Any]
     autocast: Autocast
@@ -72,7 +73,7 @@ class Under:
 
 @contextlib.contextmanager
 def _named() -> Iterator[None]:
-    """Say so where an objective runs under autocast alone.
+    """Explain the error of an objective that runs only under autocast.
 
     Raises:
         StructureError: in place of torch's error.
@@ -84,14 +85,15 @@ def _named() -> Iterator[None]:
             raise
         raise StructureError(
             "products='finite-difference' and `ValueFunction` evaluate the objective without autocast, whose rounding "
-            f"their small step would magnify, but there it fails: {str(error).splitlines()[0]}. Let captured data and "
-            "theta have the dtype of z, or use Implicit(products='reverse')."
+            "their small step would amplify, but without it the objective fails: "
+            f"{str(error).splitlines()[0]}. Let captured data and theta have the dtype of z, or use "
+            "Implicit(products='reverse')."
         ) from error
 
 
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
-    """Evaluate objectives without autocast, for differences, which divide its rounding by their step."""
+    """Evaluate objectives without autocast, for finite differences: their small step would amplify its rounding."""
     token = _SUSPENDED.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The two faces of autodiff in torch: a retained graph outside `torch.func` transforms, `torch.func` inside them."""
+"""Derivatives in torch: by a retained graph outside `torch.func` transforms, and by `torch.func` inside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from blo._torch import are_functorch_transforms_active, functorch, load_forward_mode
 from blo.errors import DerivativeError, StructureError
 
-#: What torch says where an operation cannot be differentiated twice.
+#: Torch's error messages for operations that cannot be differentiated twice.
 _ONCE = re.compile(
     "derivative for .* is not implemented|double backward|differentiate twice|donated buffer|"
     "don't support automatic differentiation"
@@ -22,15 +22,15 @@ _ONCE = re.compile(
 
 
 def transforms_active() -> bool:
-    """Tell whether the caller runs inside `torch.func.grad`, `vmap` or a relative.
+    """Return whether the caller runs inside `torch.func.grad`, `vmap` or a similar transform.
 
-    There no tensor may decide a branch, and `requires_grad_` is refused.
+    There the value of a tensor must not decide a branch, and `requires_grad_` raises an error.
     """
     return bool(are_functorch_transforms_active())
 
 
 def all_true(*conditions: Tensor) -> bool:
-    """Tell whether every entry of each is true, in every lane of an enclosing `vmap` as well.
+    """Return whether every entry of each is true, in every lane of an enclosing `vmap` as well.
 
     One host synchronisation.
     """
@@ -39,29 +39,29 @@ def all_true(*conditions: Tensor) -> bool:
 
 
 def stride(b: Tensor) -> int:
-    """Return the number of iterations between two looks at the convergence flags.
+    """Return the number of iterations between two tests of the convergence flags.
 
-    A look stalls an accelerator's queue, and costs nothing on a CPU.
+    A test stalls an accelerator's queue, and costs nothing on a CPU.
     """
     return 1 if b.device.type == "cpu" else 8
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Return the tensor that those of `torch.func` transforms stand for, with the lanes of every enclosing `vmap`."""
+    """Return the tensor inside the wrappers of `torch.func` transforms, with the lanes of every enclosing `vmap`."""
     while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)  # what `vmap` shows is one lane of this
+        tensor = functorch.get_unwrapped(tensor)  # `vmap` shows one lane of this
     return tensor
 
 
 def unmapped(tensor: Tensor) -> Tensor:
-    """Return the tensor below all enclosing `vmap`s, with all their lanes: what a graph is recorded of."""
+    """Return the tensor inside the wrappers of all enclosing `vmap`s, with all lanes: the one with a recorded graph."""
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
 
 
 def whole(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether the sum of all entries is finite. If it is, then no entry is NaN or infinite.
+    """Return whether the sum of all entries is finite. If it is, then no entry is NaN or infinite.
 
     One pass over each tensor, and one host synchronisation. A sum of finite entries may overflow.
     """
@@ -73,9 +73,9 @@ def whole(tensors: Iterable[Tensor]) -> bool:
 
 
 def surely(condition: Tensor) -> bool:
-    """Tell whether every entry is true, where that can be seen without waiting; false on an accelerator.
+    """Return whether every entry is true, on the CPU; False on an accelerator, where the test would stall the queue.
 
-    For work that may be spared. What is computed must not depend on it.
+    Use it only to skip work: results must not depend on it.
     """
     return condition.device.type == "cpu" and all_true(condition)
 
@@ -107,7 +107,7 @@ def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _forward_named() -> Iterator[None]:
-    """Say what to do where torch differentiates an operation in reverse mode only.
+    """Explain the error of an operation that torch differentiates only in reverse mode.
 
     Raises:
         StructureError: in place of torch's error.
@@ -119,14 +119,14 @@ def _forward_named() -> Iterator[None]:
             raise
         raise StructureError(
             f"an operation of the objective has no derivative in forward mode: {str(error).splitlines()[0]} "
-            "Use products='reverse' and mode='reverse', the defaults, or write the operation by others."
+            "Use products='reverse' and mode='reverse', the defaults, or replace the operation by others."
         ) from error
 
 
 def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> Any:
     """Return the derivative of a function along a direction, by forward mode."""
     load_forward_mode()
-    # Forward mode writes into its tangents, which a vector expanded over lanes does not bear.
+    # Forward mode writes to its tangents in place, which fails for a vector that is expanded over lanes.
     with _forward_named():
         return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
@@ -146,7 +146,7 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
     BatchNorm), and it is cut off from the graph unless `create_graph`. Inside them the graph is always kept.
 
     Raises:
-        StructureError: if the value was computed without regard to `z`.
+        StructureError: if the value does not depend on `z`.
     """
     return value_and_gradient(function, z, create_graph=create_graph)[1]
 
@@ -166,7 +166,7 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
         value = function(point)
         if not value.requires_grad:
             raise StructureError(f"`objective` must depend on z, but its value carries no graph. {_look()}")
-        total = value.sum() if value.ndim else value  # every operation would be differentiated twice
+        total = value.sum() if value.ndim else value  # a needless sum would also be differentiated twice
         with differentiated_twice() if create_graph else contextlib.nullcontext():
             (found,) = torch.autograd.grad(total, point, create_graph=create_graph, allow_unused=True)
     if found is None:
@@ -181,7 +181,7 @@ def _look() -> str:
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    """Return the sum of two cotangents, None standing for zero."""
+    """Return the sum of two cotangents, where None is zero."""
     if left is None or right is None:
         return right if left is None else left
     return left + right
@@ -193,7 +193,7 @@ def pullback(
     """Return sum_i (d output_i / d input_j)^T cotangent_i for each input, None where there is no dependence.
 
     The graph is kept, so that one graph of grad g serves every Hessian-vector product and the cross term; the `last`
-    product frees it on the way.
+    product frees it while it runs.
     """
     live = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
     if not live or not inputs:
@@ -204,7 +204,7 @@ def pullback(
 
 
 class differentiated_twice(contextlib.ContextDecorator):  # entered for each product: a generator costs ten times more
-    """Say what to do where an operation has no second derivative.
+    """Explain the error of an operation without a second derivative.
 
     Raises:
         DerivativeError: in place of torch's own error.
@@ -221,7 +221,7 @@ class differentiated_twice(contextlib.ContextDecorator):  # entered for each pro
             return
         raise DerivativeError(
             f"this strategy needs second derivatives, but torch has none of an operation in the objective: {reason}. "
-            "Use products='finite-difference', as in Implicit(products='finite-difference'), which needs first "
-            "derivatives alone. Attention has second derivatives with functionalize(..., fused_attention=False), and a "
-            "module where torch.compile is left out."
+            "Use products='finite-difference', as in Implicit(products='finite-difference'), which needs only first "
+            "derivatives. Attention has second derivatives with functionalize(..., fused_attention=False), and a "
+            "module has them without torch.compile."
         ) from error

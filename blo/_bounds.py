@@ -1,4 +1,4 @@
-"""How far an approximate lower solution can be from the exact one, where a curvature is known."""
+"""An upper bound on the error of an approximate lower solution, for a known strong convexity."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor
 
     With x = prox(z - t grad g(z), t), the vector `s = (z - x)/t + grad g(x) - grad g(z)` is a subgradient of
     `g + term` at x. That function is mu-strongly convex, so `|x - z*| <= |s|/mu`, and `|z - z*|` is at most `|z - x|`
-    more. The bound holds for every step t; the smaller of the ones for t = 1 and for t = 1 over the curvature met
-    along the first step is returned. Three gradients.
+    more. The bound holds for every step t; the smaller of the ones for t = 1 and for t = 1 over the curvature along
+    the first step is returned. It costs three gradients.
     """
     at_rest = problem.detach()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The buffers of a module, such as running statistics: what an evaluation gets, and what becomes of its changes."""
+"""The buffers of a module, such as running statistics: copies for an evaluation, and writing its changes back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from blo.errors import StructureError
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a buffer lives. Tied buffers have one place and several names."""
+    """The place of a buffer in the module. Tied buffers have one place and several names."""
 
     owner: nn.Module
     attribute: str
@@ -65,10 +65,10 @@ class Buffers:
 
     @contextlib.contextmanager
     def none_made(self) -> Iterator[None]:
-        """Refuse an evaluation that makes a buffer where the module has None, which the next one would see.
+        """Raise if an evaluation creates a buffer where the module has None: the next evaluation would see it.
 
         Raises:
-            StructureError: naming the buffers.
+            StructureError: with the names of the buffers.
         """
         absent = [place for place in self._places if place.value is None]
         try:
@@ -79,8 +79,8 @@ class Buffers:
                 setattr(place.owner, place.attribute, None)
         if made:
             raise StructureError(
-                f"evaluations must be one function, but this one makes {[place.names[0] for place in made]}, which the "
-                "module has as None. Call the module once on a batch before."
+                f"evaluations must be one function, but this one makes {[place.names[0] for place in made]}, which "
+                "were None in the module. Call the module once on a batch before."
             )
 
     def update(self, written: Mapping[str, Tensor], *, pin: bool) -> None:
@@ -88,7 +88,7 @@ class Buffers:
 
         Args:
             written: the buffers after the evaluation, by name.
-            pin: later evaluations go on from the values before this one.
+            pin: later evaluations still start from the values before this one.
 
         Raises:
             StructureError: if the values differ between the lanes of a `vmap`.
@@ -115,7 +115,7 @@ class Buffers:
 
 
 def _differ(pairs: Sequence[tuple[_Place, Tensor, Tensor]]) -> list[bool]:
-    """Tell which of the second tensors are not equal to the first; the host waits for the device once."""
+    """Return which of the second tensors are not equal to the first, with one host synchronisation."""
     if not pairs:
         return []
     target = pairs[0][1].device

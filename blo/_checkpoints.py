@@ -1,4 +1,4 @@
-"""Activation checkpoints inside objectives: re-entrant ones would lose a gradient without a word."""
+"""Activation checkpoints inside objectives: re-entrant ones would silently lose a gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from blo.errors import StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
-#: What torch says of what it has in plain autograd alone, and what that is.
+#: Torch's error messages for features of plain autograd that transforms lack, and names of the features.
 _UNTRANSFORMED = {
     "support saved tensor hooks": "checkpoints activations",
     "override the setup_context staticmethod": (
@@ -28,18 +28,18 @@ _depth = 0
 def sound_checkpoints(function: F) -> F:
     """Run a function in which `checkpoint(..., use_reentrant=True)` acts like `use_reentrant=False`.
 
-    A re-entrant checkpoint differentiates in its arguments that are tensors: the derivative in captured tensors and in
-    those of a dict is lost, and `torch.autograd.grad` and `torch.func` do not work through it at all. The substitute
-    is right for all callers, so that it does not matter if another thread meets it.
+    A re-entrant checkpoint differentiates only in those of its arguments that are tensors: the derivative in captured
+    tensors and in those of a dict is lost, and `torch.autograd.grad` and `torch.func` do not work through it at all.
+    The substitute is correct for every caller, so another thread may use it meanwhile.
 
     Raises:
-        StructureError: by the function, where torch has no checkpoints.
+        StructureError: when the function is called, if it uses checkpoints where torch does not support them.
     """
 
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
         global _depth
-        if torch.compiler.is_compiling():  # compilers trace no locks, and know checkpoints of their own
+        if torch.compiler.is_compiling():  # compilers cannot trace locks, and handle checkpoints themselves
             return function(*arguments, **options)
         with _LOCK:
             _depth += 1
@@ -58,19 +58,19 @@ def sound_checkpoints(function: F) -> F:
             with _LOCK:
                 _depth -= 1
                 if not _depth:
-                    del CheckpointFunction.apply  # torch's own shows again
+                    del CheckpointFunction.apply  # restores torch's own
 
     return called  # type: ignore[return-value]
 
 
 def _apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
-    """Stand in for `CheckpointFunction.apply`; without a checkpoint where torch has none."""
+    """Replace `CheckpointFunction.apply`; call the function without a checkpoint where torch supports none."""
     try:
         with saved_tensors_hooks(_same, _same):
             pass
     except RuntimeError:
         return function(*arguments)
-    # The backward pass, which repeats the function, may come when torch's own checkpoints are back.
+    # The backward pass repeats the function, possibly after torch's own checkpoints have been restored.
     return checkpoint(sound_checkpoints(function), *arguments, use_reentrant=False, preserve_rng_state=preserve)
 
 

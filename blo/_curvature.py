@@ -1,4 +1,4 @@
-"""The curvature along a residual: how far a solution may be from a point that leaves it."""
+"""The curvature along a residual: it shows how far the solution may be from a point with this residual."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from blo._term import Term
 
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
-#: Most steps from which the curvatures that make up a residual are read off.
+#: Maximum number of steps to measure the curvatures in a residual.
 _LOOKS = 2
-#: The part of a Newton step, in units of z, that hides no error along curvatures far smaller than those looked at.
+#: The part of a Newton step, relative to z, that is too short to hide an error along far smaller curvatures.
 HIDDEN = 3e-10
-#: How often a step that shows no curvature is made longer, and how much.
+#: How often a step that shows no curvature is made longer, and by which factor.
 _LONGER, _LONG = 8, 1e4
 
 
 class Mapped(Protocol):
-    """What has a natural map, that of first-order optimality; see `blo.solvers.Problem`."""
+    """A problem with the natural map of first-order optimality; see `blo.solvers.Problem`."""
 
     @property
     def term(self) -> Term: ...
@@ -34,7 +34,7 @@ class Mapped(Protocol):
 
 
 class Place(NamedTuple):
-    """Where a solve has come to and where it began, all held constant, shapes `(*lanes, n)`.
+    """The point that a solve has reached and its start, as constants, shapes `(*lanes, n)`.
 
     Attributes:
         z: the point.
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
     @property
     def span(self) -> Tensor:
-        """The length that errors of z are compared with, shape `(*lanes, 1)`: that of z or of the way to it."""
+        """The length with which errors of z are compared, `(*lanes, 1)`: `max(|z|, |z - origin|)`."""
         return torch.maximum(length(self.z), length(self.z - self.origin))
 
     @property
@@ -62,18 +62,21 @@ class Place(NamedTuple):
 def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
 
-    A step as short as errors should be leads down the residual; the curvature is what the step changes of the natural
-    map, over its length. Where the change drowns in rounding, the curvature is the largest that would drown as well.
+    The curvature is the change of the natural map over a step along the residual, divided by the length of the step,
+    which is as short as errors should be. If the change is lost in rounding, it is the largest curvature that would be
+    lost as well.
 
-    A residual of several curvatures shows the largest. Where the error along the others may matter, further steps lead
-    along the part of the residual that the ones before have not changed (Eisenstat, Elman and Schultz, SIAM J. Numer.
-    Anal. 1983, GCR), and the curvature is the residual over the length of the Newton step that they make up.
+    If several curvatures make up the residual, the largest one dominates. Where the error along the others may matter,
+    further steps go along the part of the residual that the earlier ones have not changed (Eisenstat, Elman and
+    Schultz, SIAM J. Numer. Anal. 1983, GCR), and the curvature is the residual over the length of the Newton step that
+    they add up to.
 
     Args:
         problem: the problem.
-        at: where.
-        unit: what the residual is measured in; None for 1.
-        fine: the part of the Newton step that is not looked into, shape `(*lanes, 1)`; by default `HIDDEN` of z.
+        at: the point and the start.
+        unit: the unit of the residual; None for 1.
+        fine: length of the rest of the Newton step below which no more curvatures are measured, shape `(*lanes, 1)`; by
+            default `HIDDEN` times z.
     """
     fine = HIDDEN * at.span if fine is None else fine
     unit = problem.scale(at.z, at.slope, unit)
@@ -94,11 +97,13 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         least = torch.maximum(noise, drowned(unit * aside)) if problem.term.rounds else noise
         lost = (size > 0) & (length(turned) <= least)
         if longer and not (known or all_true(~lost)):
-            # The solver may have made no way at all, which says nothing about the unit of z.
+            # The solver may not have moved at all: then the length of its way does not show the scale of z.
             step, longer = torch.where(lost, _LONG * step, step), longer - 1
             unit = torch.minimum(unit, problem.scale(at.z - step * ahead, at.slope, unit))
             left = problem.natural(at.z, at.slope, unit)
             continue
+        # GCR: make the image orthogonal to the earlier ones, and the direction with it, then reduce the residual along
+        # the image.
         looks -= 1
         for past, image in known:
             along = (turned * image).sum(-1, keepdim=True)
@@ -112,19 +117,20 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         share = length(rest)
         if all_true(size * share <= curved * fine):
             break
+    # The residual was scaled to length 1. Its Newton step is `newton`, plus the rest over the last curvature.
     curved = 1 / (length(newton) + share / curved)
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
     return curved, (curved * step).squeeze(-1)
 
 
 def over(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
-    """Return the change of a gradient over the length of a step, or what rounding may hide; 1 where nothing tells."""
+    """Return the change of a gradient, or one that rounding may hide, over the length of a step; 1 if unknown."""
     found = torch.maximum(change, least) / step
     return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
 
 
 def drowned(slope: Tensor) -> Tensor:
-    """Return the change of a vector that drowns in its rounding, shape `(*lanes, 1)`."""
+    """Return the largest change of a vector that is lost in its rounding, shape `(*lanes, 1)`."""
     return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 
 

@@ -1,4 +1,4 @@
-"""How far apart the two gradients of a central difference are taken: as far as they themselves bear."""
+"""The displacement of a central difference of gradients, chosen from the gradients themselves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from blo._autodiff import length as norm
 
 T = TypeVar("T")
 
-#: Share of the change above which what is seen nearby counts.
+#: Share of the change above which the test at a quarter of the displacement counts.
 _GROSS = 0.5
-#: Most rounds in which a displacement is made shorter, and unknowns up to which its first length grows with their norm.
+#: Maximum number of rounds that shorten a displacement, and the number of unknowns up to which the first one grows.
 _ROUNDS, _FEW = 4, 100
 
 
@@ -34,13 +34,14 @@ class Sides(NamedTuple):
     def of(cls, ahead: Tensor, behind: Tensor, here: Tensor, nearby: Tensor | None = None) -> Sides:
         """Measure the gradients at a point, on its sides and at a quarter of the distance ahead, shape `(*lanes, n)`.
 
-        Far out, where a gradient grows like a cube or turns many times, it may do so alike on both sides and not bend.
-        Then what it does nearby, `grad(z + h u / 4)`, is not a quarter of it. That is too inexact to count where it is.
+        Over a long displacement a gradient that grows like a cube, or oscillates, may change equally on both sides, so
+        that there is no bend. Then the change up to `z + h u / 4` is not a quarter of the whole change. This test is
+        inexact, so it counts only if the difference is large.
         """
         change, bend = norm(ahead - behind), norm((ahead - here) + (behind - here))
         if nearby is None:
             return cls(change, bend)
-        off = 4 * norm(8 * (nearby - here) - (ahead - behind))  # what a bend alone would make of itself
+        off = 4 * norm(8 * (nearby - here) - (ahead - behind))  # for a quadratic gradient it equals `bend`
         return cls(change, torch.where((off > _GROSS * change) & (off > bend), off, bend))
 
     @property
@@ -52,8 +53,8 @@ class Sides(NamedTuple):
 def first(z: Tensor) -> Tensor:
     """Return the displacement to begin with, shape `(*lanes, 1)`, right for third derivatives of size one.
 
-    It is `eps^(1/3)` times the length of z, at least 1. Of many unknowns, such as the weights of a network, a step
-    that grows with their number leads out of the region in which the gradient is smooth; so they count as a hundred.
+    It is `eps^(1/3)` times the length of z, at least 1. More than a hundred unknowns, such as the weights of a network,
+    count as a hundred: a step that grows with their number leads out of the region in which the gradient is smooth.
     """
     few = min(1.0, (_FEW / max(1, z.shape[-1])) ** 0.5)
     length: Tensor = torch.finfo(z.dtype).eps ** (1 / 3) * (few * norm(z)).clamp(min=1.0)
@@ -65,15 +66,15 @@ def adapted(
 ) -> tuple[T, Tensor]:
     """Return a central difference and its displacement, made shorter where the gradients bend too much over it.
 
-    With the scale l over which the curvature `c = |H u|` changes by its own size, read off the bend, and the rounding s
-    of a gradient, the error is about `s / h + c h^2 / (6 l^2)`, which is least for `h^3 = 3 s l^2 / c`. Where all is
-    smooth enough at first nothing is taken again. A shorter displacement that bends no less is not used: there the
-    bend is rounding, or one kink after the other.
+    With the scale l over which the curvature `c = |H u|` changes by its own size, estimated from the bend, and the
+    rounding s of a gradient, the error is about `s / h + c h^2 / (6 l^2)`, which is least for `h^3 = 3 s l^2 / c`. If
+    the first displacement is good enough, the difference is not recomputed. A shorter displacement that does not reduce
+    the bend is rejected: there the bend is rounding, or a sequence of kinks.
 
     Args:
-        take: returns the difference for displacements of shape `(*lanes, 1)`, and what was seen on the sides.
-        length: the displacements to begin with.
-        rounding: measures s, shape `(*lanes, 1)`; called where something bends.
+        take: returns the difference for displacements of shape `(*lanes, 1)`, and the gradients on the sides.
+        length: the first displacements.
+        rounding: measures s, shape `(*lanes, 1)`; called only if a displacement may be too long.
     """
     eps = torch.finfo(length.dtype).eps
     found, sides = take(length)
@@ -100,7 +101,7 @@ def adapted(
 def along(
     gradient: Callable[[Tensor], Tensor], z: Tensor, slope: Tensor, unit: Tensor, h: Tensor, *, look: bool
 ) -> tuple[Tensor, Sides]:
-    """Return the central difference of a gradient along unit vectors, shape `(*lanes, n)`, and what bends.
+    """Return the central difference of a gradient along unit vectors, shape `(*lanes, n)`, and its `Sides`.
 
     Args:
         gradient: of the objective.
@@ -108,7 +109,7 @@ def along(
         slope: the gradient there.
         unit: shape `(*lanes, n)`.
         h: displacement, shape `(*lanes, 1)`.
-        look: whether the displacement is in question: one gradient more.
+        look: whether the displacement is to be tested, which takes one more gradient.
     """
     ahead, behind = (gradient(z + side * h * unit).detach() for side in (1, -1))
     nearby = gradient(z + 0.25 * h * unit).detach() if look else None
@@ -116,7 +117,7 @@ def along(
 
 
 def rounding(gradient: Callable[[Tensor], Tensor], z: Tensor, slope: Tensor) -> Tensor:
-    """Return how much the gradient changes when z does by its own rounding, shape `(*lanes, 1)`."""
+    """Return the change of the gradient when z changes by its own rounding, shape `(*lanes, 1)`."""
     beside = gradient(z * (1 + 2 * torch.finfo(z.dtype).eps)).detach()
     return norm(beside - slope)
 

@@ -1,4 +1,4 @@
-"""Whether an objective holds anything that it may draw from, as far as its code tells."""
+"""Whether an objective may draw random numbers or read an iterator, as far as its code shows it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 _SOURCES = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, Iterator)
-#: Packages whose functions are not looked into.
+#: Packages whose functions are not searched.
 _KNOWN = ("torch", "numpy", "blo")
-#: Functions that functions name, and so on, which are looked into.
+#: How deep the search follows functions that functions name.
 _DEPTH = 3
 
 
 def may_draw(function: Any) -> bool:
-    """Tell whether a function, or one that it names, holds a generator or an iterator, or names a module `random`.
+    """Return whether a function, or one that it names, holds a generator or an iterator, or names a module `random`.
 
-    That it does proves nothing, so this is no more than a reason to compare two evaluations. What counts calls, or
-    reads data that change, is not found. While a compiler traces, nothing is.
+    This proves nothing: it is only a reason to compare two evaluations. A function that counts its calls, or reads data
+    that change, is not found. While a compiler traces, the answer is False.
     """
     return not torch.compiler.is_compiling() and _may_draw([function], _DEPTH, set())
 
@@ -71,5 +71,5 @@ def _attributes(value: Any) -> Iterable[Any]:
 def _filled(cell: Any) -> bool:
     try:
         return cell.cell_contents is not None
-    except ValueError:  # a name that is yet to be given a value
+    except ValueError:  # a variable that has no value yet
         return False

@@ -1,4 +1,4 @@
-"""What the public functions share: they run outside `torch.compile`, and name what they cannot work with."""
+"""Decorators of the public functions: they run outside `torch.compile`, and explain inputs that they cannot use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _OUTSIDE: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def outside_compile(function: F) -> F:
-    """Run a function outside `torch.compile`: a break in the graph of a compiled caller, and nothing elsewhere.
+    """Run a function outside `torch.compile`: this breaks the graph of a compiled caller, and does nothing elsewhere.
 
-    A solve decides by numbers when to stop, and differentiates with tools of its own: no compiler traces it.
+    A solve decides by values when to stop, and calls autograd itself, so compilers cannot trace it.
     """
 
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
-        # The compiler takes seconds to import. Where nobody has, nothing is compiled.
+        # Importing the compiler takes seconds. If it has not been imported, nothing is compiled.
         if not torch.compiler.is_compiling() and not compiler_loaded():
             return function(*arguments, **options)
         if function not in _OUTSIDE:
@@ -37,15 +37,15 @@ def outside_compile(function: F) -> F:
 
 
 def entrance(instead: str) -> Callable[[F], F]:
-    """Prepare a function of `(..., theta, z0)` that returns constants, for callers of all kinds.
+    """Return a decorator for public functions of `(..., theta, z0)` that return constants.
 
     It runs outside `torch.compile`, with gradients enabled and with sound checkpoints.
 
     Args:
-        instead: what to write in the place of a call inside `torch.func` transforms.
+        instead: the advice in the error of a call inside `torch.func` transforms.
 
     Raises:
-        StructureError: by the function, inside transforms, and for tensors without numbers.
+        StructureError: when the function is called, inside transforms and for tensors without values.
     """
 
     def decorate(function: F) -> F:
@@ -58,7 +58,7 @@ def entrance(instead: str) -> Callable[[F], F]:
                     f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
                     f"relative. {instead}"
                 )
-            with torch.enable_grad():  # without gradients a moving set would lose its share unnoticed
+            with torch.enable_grad():  # without it the contribution of a moving set would be lost silently
                 return prepared(*arguments, **options)
 
         return outside_compile(called)  # type: ignore[return-value]
@@ -67,10 +67,10 @@ def entrance(instead: str) -> Callable[[F], F]:
 
 
 def with_numbers(function: F) -> F:
-    """Say so where a function of `(..., theta, z0)` fails because they are on the meta device, without numbers.
+    """Explain the failure of a function of `(..., theta, z0)` on tensors of the meta device, which have no values.
 
     Raises:
-        StructureError: by the function.
+        StructureError: when the function is called.
     """
 
     @functools.wraps(function)

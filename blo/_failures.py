@@ -1,4 +1,4 @@
-"""What happens when something did not converge, is degenerate or is not finite: never nothing."""
+"""Checks of one call: whether solves converged, constraints are degenerate and values are finite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Checks(Findings):
 
     def lower(self, solution: Solution, remedy: Callable[[], str] = lambda: LOOK) -> None:
         """Report a lower solve that diverged or stopped early; `remedy` returns the advice for a diverged one."""
-        # A solver that takes bad steps back stays at a finite point where the gradient is NaN.
+        # A solver that takes back bad steps may stay at a finite point where the gradient is NaN.
         residual = solution.residual
         self.all_finite([(solution.z, "the lower solution"), (residual, "the residual of the lower solution")], remedy)
         if self.off:
@@ -63,7 +63,10 @@ class Checks(Findings):
     def stationary(
         self, residual: Tensor, tol: Tensor | float, floor: Tensor | None = None, stuck: Tensor | None = None
     ) -> None:
-        """Report lanes whose projected-gradient residual exceeds the tolerance, or has come down to rounding."""
+        """Report lanes whose projected-gradient residual exceeds the tolerance.
+
+        `floor` marks those limited by rounding, `stuck` those that stopped because nothing improved.
+        """
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if not self.off and late:
@@ -78,7 +81,7 @@ class Checks(Findings):
             )
 
     def fixed_steps(self, residual: Tensor, tol: Tensor | float) -> None:
-        """Warn of lanes in which the number of steps that was asked for ended off the solution."""
+        """Warn of lanes in which a fixed number of steps ended away from the solution."""
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if late:
@@ -94,14 +97,14 @@ class Checks(Findings):
     def changed(self, then: Solution, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         """Report an objective whose gradient at the lower solution is not that of the solve.
 
-        Only lanes that had converged are looked at. Their slopes agree up to what the solve was asked for and to
-        rounding. Where they do not, the slope is computed twice more, as the solver did it: an objective of lower
-        precision, or an operation that is not deterministic, shows how far apart two evaluations are.
+        Only lanes that had converged are tested. Their gradients should agree up to the tolerance of the solve and to
+        rounding. If they do not, the gradient is computed twice more, as in the solve: for an objective of lower
+        precision, or with an operation that is not deterministic, these two differ as well, and that is allowed for.
 
         Args:
             then: what the solve reported.
             slope: the gradient now, shape `(*lanes, n)`; `vmap` over the derivative alone adds lanes. None: compute it.
-            again: computes it anew.
+            again: computes it again.
         """
         if self.off or then.slope is None or then.residual is None or then.tol is None:
             return
@@ -113,7 +116,7 @@ class Checks(Findings):
             now = plain(now)
             if now.shape == then.slope.shape:  # type: ignore[union-attr]
                 return _length(now - then.slope)  # type: ignore[operator]
-            # The same problems, each several times over, in an order that nobody knows here.
+            # `vmap` repeats the same problems in an unknown order, so only the largest norms can be compared.
             return (_length(now).max() - _length(then.slope).max()).abs()  # type: ignore[arg-type]
 
         limit = limit + 100 * torch.finfo(slope.dtype).eps * _length(then.slope)
@@ -134,11 +137,11 @@ class Checks(Findings):
             )
 
     def repeated(self, apart: Tensor, limit: float) -> None:
-        """Report steps that lead elsewhere when they are made again.
+        """Report steps of a solver that lead to another point when they are repeated.
 
         Args:
-            apart: how far, beside the size of the solution or of the way to it, shape `lanes`.
-            limit: how far rounding may lead.
+            apart: the distance, relative to the solution or to its distance from the start, shape `lanes`.
+            limit: the largest distance that rounding explains.
         """
         if self.off:
             return
@@ -146,8 +149,8 @@ class Checks(Findings):
         if bool(late.any()):
             self.found(
                 f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "
-                f"{late.numel()} problems: the solver's steps, made again, lead to another point, at a relative "
-                f"distance of {float(plain(apart).max()):.2e}. {BIND}",
+                f"{late.numel()} problems: the solver's steps lead to another point when they are repeated, at a "
+                f"relative distance of {float(plain(apart).max()):.2e}. {BIND}",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -187,14 +190,14 @@ class Checks(Findings):
         counts: Callable[[], Counts],
         limit: Tensor | None = None,
     ) -> None:
-        """Report all that an implicit gradient rests on.
+        """Check all conditions of an implicit gradient, and report those that fail.
 
         Args:
             linear: the adjoint.
-            tol: the relative residual that it was asked to reach.
-            residual: computes that of the lower solution, shape `lanes`.
+            tol: the tolerance of its relative residual.
+            residual: computes the residual of the lower solution, shape `lanes`.
             counts: counts the directions there.
-            limit: the residual above which it is none, shape `lanes`; None where the solver has seen to it.
+            limit: the residual above which it is no solution, shape `lanes`; None if the solver has tested this.
         """
         if self.off:
             return

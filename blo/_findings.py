@@ -1,4 +1,4 @@
-"""Findings about the problem and its derivative, where all solves have converged."""
+"""Reports on the problem and its derivative, apart from the convergence of the solves."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from blo.errors import ConstantWarning, ConvergenceError, ConvergenceWarning, De
 
 @dataclass(frozen=True)
 class Findings(Policy):
-    """A policy, and what it is applied to: constants where a derivative is expected, degenerate constraints."""
+    """Reports constants where a derivative is expected, degenerate constraints and derivatives that are not finite."""
 
     def loose(self, lanes: Tensor | None) -> None:
-        """Report further solves whose residual is not small beside the change that they are to show."""
+        """Report extra solves whose residual is not small compared with the change that they should show."""
         count = 0 if self.off or lanes is None else int(lanes.sum())
         if count:
             self.found(
                 f"the lower solve has not converged in {count} of {plain(lanes).numel()} problems "  # type: ignore[arg-type]
-                "tilted for `ValueFunction`: the residual is not small beside the tilt, or the solution does not "
-                "follow the tilt along a line, so the implicit part is wrong. Raise `max_steps` or give the solver a "
-                "tolerance, change `penalty` (lower against the residual, higher against the bend), use float64, or "
-                "Implicit().",
+                "tilted for `ValueFunction`: the residual is not small compared with the tilt, or the solution does "
+                "not respond linearly to it, so the implicit part is wrong. Raise `max_steps` or give the solver a "
+                "tolerance, change `penalty` (a lower one against the residual, a higher one against the "
+                "nonlinearity), use float64, or Implicit().",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -42,7 +42,7 @@ class Findings(Policy):
         count = int(counts.degenerate.sum())
         if not self.off and count:
             self.found(
-                f"{count} active constraints have a zero multiplier, or depend on others from which theta parts them: "
+                f"{count} active constraints have a zero multiplier, or depend on others but move apart with theta: "
                 "strict complementarity fails, and the solution has one-sided derivatives only. The hypergradient "
                 "returned is that of the side on which z was found, or between those of two sides.",
                 ConvergenceError,
@@ -54,7 +54,7 @@ class Findings(Policy):
         self.all_finite(((part, "the implicit part") for part in parts), lambda: STEEP)
 
     def watched(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the leaves of theta so that their gradients are looked at, for steps that torch records."""
+        """Return the leaves of theta with a hook that checks their gradients, for steps that torch records."""
         if self.off or not torch.is_grad_enabled():
             return leaves
         seen = [leaf.view_as(leaf) for leaf in leaves]
@@ -64,7 +64,7 @@ class Findings(Policy):
         return seen
 
     def unsettled(self, found: str) -> None:
-        """Report steps of a stochastic algorithm that lead nowhere."""
+        """Report a stochastic algorithm that does not settle."""
         if not self.off:
             self.found(f"the run does not settle: {found}.", ConvergenceError, ConvergenceWarning)
 
@@ -79,7 +79,7 @@ class Findings(Policy):
             )
 
     def fixed(self, term: Tree) -> None:
-        """Report a set or penalty that is given as it is although it holds tensors that require grad."""
+        """Report a set or penalty that is given as a constant although it holds tensors that require grad."""
         if not self.off and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree.leaves(term)):
             self.found(
                 f"the {type(term).__name__} holds a tensor that requires grad, but is given as a constant, so no "

@@ -1,4 +1,4 @@
-"""Losses by their formulas, where torch has their second derivatives in reverse mode only."""
+"""Losses computed by their formulas, where torch has the second derivative only in reverse mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blo._torch import forward_level
 
 
 def forward_mode() -> bool:
-    """Tell whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
+    """Return whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
     return forward_level() >= 0
 
 
@@ -29,7 +29,7 @@ class Formulas(TorchFunctionMode):
 def _mse(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean", **rest: Any
 ) -> Tensor:
-    if rest.get("weight") is not None:  # is a formula already
+    if rest.get("weight") is not None:  # torch computes this case by a formula itself
         return F.mse_loss(input, target, size_average, reduce, reduction, **rest)
     return _reduced((input - target).square(), size_average, reduce, reduction)
 
@@ -47,7 +47,7 @@ def _soft_margin(
 
 
 def _reduced(parts: Tensor, size_average: Any, reduce: Any, reduction: str) -> Tensor:
-    if size_average is not None or reduce is not None:  # torch's older way to say it
+    if size_average is not None or reduce is not None:  # torch's older arguments
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
     return parts if reduction == "none" else parts.sum() if reduction == "sum" else parts.mean()
 

@@ -44,7 +44,7 @@ def hoist(
         else:
             evaluate(theta, z0)
         if not isinstance(lower.term, Term):
-            finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
+            finder.note(lower.term(theta))  # a captured tensor may become a parameter of a set without an operation
         for setting in settings.values():
             finder.note(setting(theta))
     _refuse_captured(getattr(solver, "transform", None), z0)
@@ -92,7 +92,7 @@ def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None
 
 @dataclass(frozen=True, eq=False)
 class _Hoisted:
-    """A function of theta (and z) whose captured tensors are replaced by those that theta brings along."""
+    """A function of theta (and z) whose captured tensors are replaced by those in the extended theta."""
 
     function: Callable[..., Any]
     captured: tuple[Tensor, ...]
@@ -110,7 +110,7 @@ def _last(theta: Tree) -> Term:
 
 
 class _Finder(TorchFunctionMode):
-    """Records the tensors of a transform that enter torch functions without having come out of one."""
+    """Records the tensors of a transform that enter torch functions but are not results of one: the captured ones."""
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
@@ -135,14 +135,14 @@ class _Finder(TorchFunctionMode):
 
 
 class _Exchange(TorchFunctionMode):
-    """Hands torch functions other tensors in place of some."""
+    """Replaces some tensors among the arguments of torch functions by others."""
 
     def __init__(self, replacement: Mapping[int, Tensor]) -> None:
         super().__init__()
         self._replacement = replacement
 
     def swapped(self, used: Tree) -> Tree:
-        """Return a tree with the other tensors in place of those."""
+        """Return a tree in which these tensors are replaced."""
         return tree.map(lambda leaf: self._replacement.get(id(leaf), leaf), used)
 
     def __torch_function__(

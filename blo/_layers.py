@@ -1,4 +1,4 @@
-"""Layers of torch whose derivatives are not those of their values, and what takes their place in an evaluation."""
+"""Layers whose derivatives in torch are not those of their values, and formulas that replace them in an evaluation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from blo.errors import StructureError
 
 @dataclass(frozen=True)
 class _Spectral:
-    """A spectral norm: what makes its power iterations, the module whose mode tells whether, names of u and v."""
+    """A spectral norm: its rule, the module whose mode decides about power iterations, and the names of u and v."""
 
     rule: Any
     owner: nn.Module
@@ -32,7 +32,7 @@ class Layers:
     """The layers of a module that are evaluated by formulas with the same values and the right derivatives.
 
     Raises:
-        StructureError: if the module has a layer whose gradient torch has wrong and no formula here gives.
+        StructureError: if the module has a layer whose gradient is wrong in torch and for which there is no formula.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Layers:
             if isinstance(layer, nn.CrossMapLRN2d):
                 raise StructureError(
                     f"`module` must have gradients that are those of its values, but torch's gradient of {path!r}, a "
-                    "CrossMapLRN2d, is another one. Use nn.LocalResponseNorm."
+                    "CrossMapLRN2d, is not. Use nn.LocalResponseNorm."
                 )
             if isinstance(layer, SpectralNormRule) and "_u" in layer._buffers:
                 self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))
@@ -83,8 +83,8 @@ class Layers:
         """Evaluate the module inside.
 
         Args:
-            iterate: let spectral norms in training mode make their power iterations. Torch takes u and v for
-                constants, but they move with the weights: an evaluation that makes iterations has not the gradient of
+            iterate: let spectral norms in training mode make their power iterations. Torch treats u and v as constants
+                although they change with the weights, so the gradient of an evaluation with iterations is not that of
                 its value.
         """
         swaps = list(self._fixed)
@@ -112,11 +112,11 @@ _ABSENT = object()
 
 
 def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor:
-    """Return rows of an embedding, differentiated as they are computed.
+    """Return rows of an embedding, with the derivative of what is computed.
 
-    Torch scales rows to `max_norm` in place and takes that for no operation; it divides gradients by counts, and leaves
-    out that of the padding row. Here that row is the module's own: a constant, as torch has it. Where a parametrization
-    makes the weight, there is no such row, and it is differentiated like the others.
+    Torch scales rows to `max_norm` in place without recording it, divides gradients by counts, and leaves out that of
+    the padding row. Here the padding row is the module's own: a constant, as in torch. If a parametrization computes
+    the weight, the module has no such row, and the row is differentiated like the others.
     """
     rows = F.embedding(indices, layer.weight)
     if layer.padding_idx is not None and own is not None:
@@ -155,7 +155,7 @@ def _hardsigmoid(x: Tensor) -> Tensor:
 
 
 def weight_norm(dim: int, g: Tensor, v: Tensor) -> Tensor:
-    """Return `g v / |v|`. The second derivative of torch's fused operation takes the norm for a constant."""
+    """Return `g v / |v|`. The second derivative of torch's fused operation treats the norm as a constant."""
     normed: Tensor = v * (g / torch.norm_except_dim(v, 2, dim))
     return normed
 

@@ -1,4 +1,4 @@
-"""How a pytree lies in one flat tensor of shape `(*lanes, n)`.
+"""The layout of a pytree in one flat tensor of shape `(*lanes, n)`.
 
 The last axis numbers coordinates. A batched problem has one leading axis whose entries, the lanes, are independent
 problems; an unbatched one has none. All linear algebra of `blo` happens on flat tensors, so it is written once.
@@ -19,7 +19,7 @@ from blo.errors import StructureError
 
 @dataclass(frozen=True)
 class Layout:
-    """The structure of a lower variable, without its numbers.
+    """The structure of a lower variable, without its values.
 
     Attributes:
         spec: structure of the tree.
@@ -37,11 +37,11 @@ class Layout:
 
     @classmethod
     def of(cls, z: Tree, *, batched: bool, name: str = "z0") -> Layout:
-        """Read the layout off `z`.
+        """Return the layout of `z`.
 
         Raises:
-            StructureError: no leaf, an empty one, one without the lane axis, or leaves that differ in batch, dtype or
-                device.
+            StructureError: if there is no leaf, a leaf is empty or lacks the lane axis, or leaves differ in batch size,
+                dtype or device.
         """
         leaves, spec = tree.flatten(z, name)
         if not leaves:
@@ -69,7 +69,7 @@ class Layout:
 
     @property
     def _bare(self) -> bool:
-        """Whether the tree is one tensor of one axis beside the lanes: its own flat form."""
+        """Whether the tree is one tensor with one axis besides the lanes, so that it is flat already."""
         return self.spec.is_leaf() and len(self.shapes[0]) == 1
 
     @property
@@ -105,15 +105,15 @@ class Layout:
         return self._join([leaf.reshape(*self.lanes, -1) for leaf in leaves])
 
     def unravel(self, flat: Tensor) -> Tree:
-        """Return the tree that a tensor of shape `(*lanes, n)` stands for."""
-        # One leaf is the common case on hot paths, and needs no split; one axis needs no view, which every
-        # differentiation would carry along.
+        """Return the tree with the entries of a flat tensor of shape `(*lanes, n)`."""
+        # One leaf is the common case on hot paths, and needs no split. One axis needs no view, which would be another
+        # operation to differentiate.
         if self._bare:
             return flat
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)
         pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)
-        # A view that changes nothing would be differentiated as often as the others.
+        # Leave out a view that changes nothing: it would be differentiated like the others.
         leaves = [
             p if len(s) == 1 else p.reshape(self.lanes + tuple(s)) for p, s in zip(pieces, self.shapes, strict=True)
         ]
@@ -126,7 +126,7 @@ class Layout:
             The number, or a tensor that broadcasts against `(*lanes, n)`.
 
         Raises:
-            StructureError: if it does not fit, naming `name`.
+            StructureError: if it does not fit; the message names `name`.
         """
         if isinstance(value, int | float):
             return value

@@ -1,4 +1,4 @@
-"""What torch differentiates by another rule than the value has, found in the graph of an objective's first value."""
+"""Finds operations whose derivative in torch is wrong, in the graph of an objective's first value."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from blo.errors import StructureError
 
 
 class Looked:
-    """A function of theta and z, or of these and the number of a step, whose first values are looked at.
+    """A function of theta, z and possibly a step number, whose first graphs are searched for wrong derivatives.
 
-    Where they were computed by the fused weight norm or by a cross-entropy in chunks, whose second derivatives torch
-    has wrong, or by embeddings with gradients that are sparse or divided by counts, all values are computed with
-    formulas in the place of these. The graph is walked once with a theta that requires grad and once without, at a
-    microsecond for each operation, so that neither a compiler nor later evaluations notice.
+    These are the fused weight norm and a cross-entropy in chunks, whose second derivatives are wrong in torch, and
+    embeddings with gradients that are sparse or divided by counts. If there is one, all values are computed by formulas
+    instead. The graph is searched once for a theta that requires grad and once for one that does not, at a microsecond
+    for each operation. Compilers and later evaluations are not affected.
 
     Raises:
         StructureError: when called, if the function writes to its arguments.
@@ -34,7 +34,7 @@ class Looked:
         self._function, self._name = function, name
         self._seen: set[bool] = set()
         self._by_formulas = False
-        self._passed: Any = object()  # the theta with which the function was found to be in order
+        self._passed: Any = object()  # the last theta for which nothing wrong was found
 
     def __call__(self, theta: Any, z: Any, *step: int) -> Any:
         if theta is self._passed or torch.compiler.is_compiling():  # a solver calls with one theta again and again
@@ -56,7 +56,7 @@ class Looked:
         if versions(given) != before:
             raise StructureError(
                 f"`{self._name}` must not write to theta or z, but does, as embeddings with max_norm do: its "
-                "derivative would not be that of the value. Compute what is changed by operations that autograd "
+                "derivative would not be that of the value. Compute the changed tensor by operations that autograd "
                 "records; for a module use blo.functionalize."
             )
         if _misleads(tree.tensors(value), given):
@@ -67,8 +67,8 @@ class Looked:
 
 
 def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
-    """Tell whether an operation between inputs and values has other derivatives than its value."""
-    seen = {tensor.grad_fn for tensor in inputs}  # what comes before the arguments is none of the function
+    """Return whether an operation between inputs and values has a wrong derivative."""
+    seen = {tensor.grad_fn for tensor in inputs}  # operations before the inputs do not belong to the function
     nodes = [value.grad_fn for value in values]
     while nodes:
         node = nodes.pop()
@@ -85,7 +85,7 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
 
 @cache
 def _suspect(kind: type) -> tuple[str, ...] | None:
-    """Return which attributes of a node of that class, when true, make its derivative another; None: it has none."""
+    """Return the attributes of a node of that class that, if one is true, make its derivative wrong; None: no such."""
     name = kind.__name__
     if name.startswith("WeightNormInterface"):
         return ("next_functions",)  # always
@@ -95,7 +95,7 @@ def _suspect(kind: type) -> tuple[str, ...] | None:
 
 
 class _Formulas(TorchFunctionMode):
-    """Computes such operations by formulas."""
+    """Computes operations with a wrong derivative by formulas."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -133,7 +133,7 @@ def _embedding_bag(
 
 
 def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
-    """Return the loss without chunks, whose gradient torch takes for a constant."""
+    """Return the loss without chunks: torch treats the gradient of chunks as a constant."""
     found: Tensor = F.linear_cross_entropy(*args, **kwargs)
     return found
 

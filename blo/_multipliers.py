@@ -1,8 +1,8 @@
-"""Which constraints hold a solution, told from where it lies and from the multipliers that press it there.
+"""Which constraints are active at a solution, decided from their distances and multipliers.
 
-A solution is known to the accuracy of its solver only. One that lies next to a constraint is held by it where the
-multiplier exceeds the distance, both in units in which the objective's curvature is one, and is free otherwise. On a
-constraint from which the multiplier pulls it away it is free: its solver stopped there within the tolerance.
+A solution is known only to the accuracy of its solver. A constraint near it is active if the multiplier exceeds the
+distance, both in units in which the objective's curvature is one, and inactive otherwise. If the multiplier pulls the
+solution away from the constraint, it is inactive even at distance zero: the solver stopped there within its tolerance.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import math
 import torch
 from torch import Tensor
 
-#: Ratio between distance and multiplier beyond which it is plain which of the two is zero.
+#: Ratio between distance and multiplier beyond which it is clear which of the two is zero.
 _PLAIN = 1e3
 
 
 def clear(distance: Tensor, multiplier: Tensor, slack: float) -> Tensor:
-    """Tell which constraints leave the solution free, booleans of the shape of the distance.
+    """Return which constraints are inactive, booleans of the shape of the distance.
 
     Args:
         distance: how far inside the constraint the solution lies.
         multiplier: how strongly the objective pushes it outwards; negative where it pulls it inwards.
-        slack: distance beyond which no multiplier holds it.
+        slack: distance beyond which a constraint is inactive whatever its multiplier.
     """
     return (distance > multiplier.clamp(0.0, slack)) | (multiplier < 0)
 
 
 def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Tensor:
-    """Tell which constraints are near, and neither clear of the solution nor pressed against it.
+    """Return which constraints are near, but neither clearly inactive nor clearly active.
 
     Args:
         distance: see `clear`.
@@ -43,7 +43,7 @@ def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) ->
 
 
 def negligible(multiplier: Tensor, gradient: Tensor, tangential: Tensor) -> Tensor:
-    """Tell which multipliers cannot be told from zero.
+    """Return which multipliers cannot be distinguished from zero.
 
     The threshold of a lane is `sqrt(eps) * max|gradient| + max|P gradient|` with eps of the dtype (1.5e-8 and
     3.5e-4 relative in double and single precision): the second term is zero at an exact solution, so its size

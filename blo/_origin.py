@@ -1,4 +1,4 @@
-"""Where a lower solution that is not finite comes from."""
+"""The cause of a lower solution that is not finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blo.solvers import Solver
 
 
 def origin(problem: Bound, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -> str:
-    """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
+    """Return a message on the cause of a NaN in the lower solution z, as far as arguments and two gradients show it."""
     look, rest = "Look at what it was computed from.", problem.detach().at_step(0)
     if not _finite([z0]):
         return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
@@ -33,8 +33,8 @@ def origin(problem: Bound, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -
     slope = rest.gradient(z.detach())
     if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
         return (
-            f"`{kind}` finds no point nearest to a gradient step from where the solver ended: at the edge of the "
-            "set the gradients of constraints may vanish or depend on each other."
+            f"`{kind}` finds no point nearest to a gradient step from where the solver ended: on the boundary of the "
+            "set the gradients of constraints may vanish or be linearly dependent."
         )
     return SMALLER if hasattr(solver, "step") else ASTRAY
 

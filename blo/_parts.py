@@ -1,4 +1,4 @@
-"""The parts of a call: refused in each other's places; the solver that a call gets, and the problem as it sees it."""
+"""Checks the types of the parts of a call, chooses the default solver, and prepares the problem for the solver."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from blo.solvers import Solver, default_solver
 
 
 def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy | None) -> None:
-    """Refuse parts in each other's places, and classes in the place of their instances.
+    """Raise if a part has the wrong type, or is a class instead of an instance.
 
     Raises:
-        StructureError: naming the argument.
+        StructureError: with the name of the argument.
     """
     parts = {"lower": (lower, LowerProblem), "solver": (solver, Solver), "gradient": (gradient, Strategy)}
     for name, (given, kind) in parts.items():
@@ -36,11 +36,11 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
 def equipped(
     problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy, solver: Solver | None
 ) -> tuple[Solver, FlatProblem]:
-    """Return the solver, the default one for None, and the problem as this solver is to see it.
+    """Return the solver, the default one for None, and the problem prepared for this solver.
 
-    Autocast acts on a fixed number of steps. A solve with a tolerance is made and differentiated without it: the
-    rounding of autocast is far above any tolerance, costs more steps than it speeds up, and is magnified where the
-    residuals of data are small beside their terms.
+    Autocast applies to a fixed number of steps. A solve with a tolerance is made and differentiated without it: the
+    rounding of autocast is far above any tolerance, costs more time in extra steps than it saves, and is amplified
+    where the residuals of data are small compared with their terms.
 
     Raises:
         StructureError: in half precision without a solver; for a solver or a strategy that does not take `batches`.
@@ -50,7 +50,7 @@ def equipped(
     elif solver is None:
         solver = _default(problem, leaves, gradient)
     elif solver.tol and solver.tol != math.inf:
-        # A solver that accepts any residual says nothing about how far z is from constraints that hold it.
+        # With an infinite tolerance, nothing is known about the distance of z from active constraints.
         problem = replace(problem, accuracy=solver.tol)
     if any_autocast() and (solver.tol is None or not bare(problem.runs, leaves, z0)):
         problem = problem.under(Autocast.current())
@@ -84,13 +84,13 @@ def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy)
     """Return the solver for a problem that comes without one.
 
     Raises:
-        StructureError: in half precision, which shows no solution to be one.
+        StructureError: in half precision, in which a residual cannot show convergence.
     """
     if problem.layout.dtype not in (torch.float32, torch.float64):
         raise StructureError(
-            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}, in which no "
-            "residual shows a solution to be one. Keep z in float32 and cast it inside the objective, or ask for a "
-            "fixed number of steps."
+            f"without `solver`, z0 must be float32 or float64, but is {problem.layout.dtype}, in which a "
+            "residual cannot show convergence. Keep z in float32 and cast it inside the objective, or pass a solver "
+            "with a fixed number of steps."
         )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])

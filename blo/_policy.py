@@ -1,4 +1,4 @@
-"""What one call does about what it finds: an error, a warning or nothing."""
+"""How one call reports problems: by an error, a warning or not at all."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Policy:
     """The policy of one call.
 
     Args:
-        on_failure: `"raise"`: every finding is an error. `"warn"`: every finding is a warning. None (the default of
-            the library): what is not finite is an error, all else a warning. `"ignore"`: nothing is measured, so
-            the host never waits for the device.
-        measured: the lower solver reports its own residual; otherwise implicit strategies measure it.
-        tol: what that residual was asked to reach; None: `10 sqrt(eps)`.
+        on_failure: `"raise"`: every problem is an error. `"warn"`: every problem is a warning. None (the default of
+            the library): values that are not finite are an error, other problems a warning. `"ignore"`: nothing is
+            measured, so the host never waits for the device.
+        measured: whether the lower solver reports its own residual; otherwise implicit strategies measure it.
+        tol: the tolerance of that residual; None: `10 sqrt(eps)`.
 
     Raises:
         ValueError: for any other value.
@@ -57,7 +57,7 @@ class Policy:
                 raise NonFiniteError(message)
 
     def all_finite(self, parts: Iterable[tuple[Tensor | None, str]], remedy: Callable[[], str] = lambda: LOOK) -> None:
-        """Report entries of several tensors that are NaN or infinite; one wait for the device where there are none."""
+        """Report entries of several tensors that are NaN or infinite; one host synchronisation if there are none."""
         known = [(tensor, what) for tensor, what in parts if tensor is not None]
         if self.off or not known:
             return

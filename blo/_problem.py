@@ -32,7 +32,7 @@ class FlatProblem:
     under `vmap` is a batched problem, solved with the same code.
 
     Attributes:
-        randomness: of each lift: what the `vmap` that it stands for was told of random operations.
+        randomness: for each lift, the option `randomness` of its `vmap`.
         eps: as in `Bound`.
         accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
         carried: what the solver left in an earlier call, constants; None where it carries nothing.
@@ -52,7 +52,7 @@ class FlatProblem:
         lower = wrapped(lower, Looked)
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
-        # A copy: a solver that makes no step returns its start, and a result shares no memory with an argument.
+        # A copy: a solver that makes no step returns its start, and results must not share memory with arguments.
         start = layout.ravel(z0).detach().clone()
         return cls(lower, layout, structure), start, leaves
 
@@ -62,17 +62,17 @@ class FlatProblem:
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
 
     def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:
-        """Tell whether the objective can be evaluated as things are: some run under autocast alone."""
+        """Return whether the objective can be evaluated in the current state of autocast: some run only under it."""
         try:
             with torch.no_grad():
                 self.slice([leaf.detach() for leaf in leaves], 0)(self.layout.unravel(z))
         except RuntimeError as error:
-            return isinstance(error, BloError)  # which is told again where it belongs
+            return isinstance(error, BloError)  # the solve will raise it again
         return True
 
     @property
     def lifts(self) -> int:
-        """How often the problem is mapped over."""
+        """The number of `vmap` levels around the problem."""
         return len(self.randomness)
 
     def lift(self, randomness: str) -> FlatProblem:
@@ -116,7 +116,7 @@ class FlatProblem:
         return self._term(self.structure.tree(leaves))
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
-        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`.
+        """Return the start that `start` returns at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
             StructureError: if it does not return a tree like z0.
@@ -128,7 +128,7 @@ class FlatProblem:
         for randomness in self.randomness:
             flat = torch.vmap(flat, randomness=randomness)
         found = flat(*leaves)
-        # A tensor of its own: in a leaf of theta the objective's dependence on theta would pass for that on z.
+        # A new tensor: if the start were a leaf of theta, the dependence on theta would count as dependence on z.
         return found.clone()
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
@@ -241,7 +241,7 @@ class FlatProblem:
 
 
 def _require_like(found: Tree, z: Tree) -> None:
-    """Refuse what a fixed point's function returned where subtraction would broadcast it.
+    """Raise if the function of a fixed point does not return a tree like z, which subtraction might broadcast.
 
     Raises:
         StructureError: if structure or shapes differ from those of z.

@@ -1,4 +1,4 @@
-"""What to try where something did not converge or is not finite."""
+"""Advice in messages about solves that did not converge and values that are not finite."""
 
 LOOK = "Look at the objective with torch.autograd.detect_anomaly."
 SMALLER = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
@@ -7,13 +7,13 @@ ASTRAY = (
     "Theta, the start and the gradient there are finite, so the objective falls without bound, or its gradient is not "
     "finite on the way: bound z by a constraint, or look at the objective with torch.autograd.detect_anomaly."
 )
-#: What to do about a derivative that is not finite although what is differentiated is.
+#: For a derivative that is not finite although the solution is.
 STEEP = (
     "The solution is finite, so some derivative on the way is not: look for roots, norms, logarithms and powers at 0, "
     "and at the objective with torch.autograd.detect_anomaly."
 )
 SINGULAR = (
-    "The curvature is singular on the tangent space, or nearly, and the upper gradient has a share in the directions "
+    "The curvature is singular on the tangent space, or nearly, and the upper gradient has a component in directions "
     "without curvature: the point is not an isolated minimiser, and its derivative may not exist. Add a proximal term "
     "to the objective, or `damping` to the linear solver."
 )
@@ -23,8 +23,8 @@ BIND = (
 )
 EARLY = "Raise `max_steps`, change `step`, or differentiate with Unrolled()."
 FLOOR = (
-    "Nothing improves it: it has come down to the rounding of the gradient, in the precision in which the objective is "
-    "computed. Use float64 or no autocast, scale z so that its curvatures differ less, or ask for a larger `tol`."
+    "More steps do not help: the residual is at the rounding of the gradient, in the precision in which the objective "
+    "is computed. Use float64 or no autocast, scale z so that its curvatures differ less, or set a larger `tol`."
 )
 STUCK = (
     "The residual there did not fall for 128 steps, so the solve stopped: the map is no contraction. Try `relaxation` "
@@ -32,18 +32,18 @@ STUCK = (
 )
 RANDOM = (
     "`objective` must be a function of theta and z, but two evaluations of its gradient at one point differ{lanes}: it "
-    "draws random numbers, or reads data that change. No solve of it converges, and a hypergradient means nothing. For "
+    "draws random numbers, or reads data that change. No solve converges, and a hypergradient is meaningless. For "
     "a module with dropout use blo.functionalize; draw a minibatch outside the objective, or use the algorithms of "
     "blo.stochastic, which are made for noise."
 )
 
 
 def remedy_of(method: str) -> str:
-    """Say what to try where a linear solver, named in a report, has not converged."""
+    """Return advice for a linear solver, named in a report, that has not converged."""
     if "Direct" in method:  # more effort does not help a factorisation
         return SINGULAR
     if "Neumann" in method or "Nystrom" in method:
         return "Give it more terms, a larger rank or `damping`, or use CG()."
-    if not method:  # a division
+    if not method:  # the system was solved by a division
         return "Use Implicit(), which assumes nothing about the curvature."
     return "Raise `max_iter`, add `damping`, or use Direct()."

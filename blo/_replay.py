@@ -1,4 +1,4 @@
-"""What makes any two evaluations of a module the same function: one random state, one way to draw from it."""
+"""Makes all evaluations of a module the same function: they draw the same random numbers in the same order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _aten = torch.ops.aten
 
 
 class Replay:
-    """Random numbers as if `torch.manual_seed(seed)` came before each evaluation; the global state stays as it was.
+    """Random numbers as if `torch.manual_seed(seed)` came before each evaluation; the global state does not change.
 
-    The numbers depend on the seed and the shapes alone. Torch fills a tensor in the order of its memory, and its fused
-    dropout on accelerators draws another stream under `vmap`, so draws are made contiguous and dropout is taken
-    apart. That costs microseconds for each operation, so it is left out once nothing has been seen to draw.
+    The numbers depend only on the seed and the shapes. Torch fills a tensor in the order of its memory, and its fused
+    dropout on accelerators draws another stream under `vmap`. So draws fill contiguous tensors, and dropout is computed
+    from a mask. That costs microseconds for each operation, and is skipped after an evaluation that drew nothing.
 
     Inside `torch.vmap(..., randomness="error")`, the default, every lane draws the same numbers.
     """
@@ -81,7 +81,7 @@ class _Contiguous(DispatchMode):
 
 
 def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    """Return what `vmap` makes of `native_dropout`, and so what it has to be everywhere."""
+    """Return dropout by the operations into which `vmap` decomposes `native_dropout`, to get the same everywhere."""
     if train is False:
         return _aten.native_dropout.default(x, p, train)  # type: ignore[no-any-return]
     mask = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)

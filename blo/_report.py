@@ -1,4 +1,4 @@
-"""What happened in one hypergradient, read off its tensors when somebody asks."""
+"""Diagnostics of one hypergradient, computed from its tensors when they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blo._status import Status
 from blo.gradients import Pulled
 from blo.solvers import Solution
 
-#: Relative residual up to which an adjoint that was asked for no tolerance passes for a solution.
+#: Relative residual up to which an adjoint that has no tolerance counts as a solution.
 _SOLVED = 1e-6
 
 
@@ -29,7 +29,7 @@ class Report:
         pulled: what the strategy returned.
         direct_parts: the direct part, leaf by leaf.
         implicit_parts: the implicit part, leaf by leaf.
-        linear_tol: relative residual that the linear solve was asked for; None for an approximation by choice.
+        linear_tol: tolerance of the linear solve; None for an intended approximation.
         strong_convexity: that of the lower problem, where it is known.
         solution_error: computes a bound of the lower solution's error for each lane.
     """
@@ -44,7 +44,7 @@ class Report:
 
     @cached_property
     def lower_residual(self) -> float | None:
-        """Largest `|z - prox(z - gradient)|` over the lanes; None when nothing measured it.
+        """Largest `|z - prox(z - gradient)|` over the lanes; None if it was not measured.
 
         `LBFGS` and `FISTA` with `relative=True`, as chosen by default, measure it with another step: see `LBFGS`.
         """
@@ -66,7 +66,7 @@ class Report:
 
     @cached_property
     def _residuals(self) -> Tensor | None:
-        """The residual of each lane: what the solver measured, else what the strategy knows."""
+        """The residual of each lane, measured by the solver or else by the strategy."""
         known, optimality = self.solution.residual, self.pulled.optimality
         return optimality.residual if known is None and optimality is not None else known
 
@@ -79,14 +79,14 @@ class Report:
     def linear_residual(self) -> float | None:
         """Largest relative residual of the adjoint system over the lanes; None without such a system.
 
-        None too for `HessianFree`, `SAMA` and `Identity`, which solve a system of their own in its place.
+        Also None for `HessianFree`, `SAMA` and `Identity`, which solve another system instead.
         """
         linear = self.pulled.linear
         return None if linear is None or not linear.measured else float(linear.residual.max())
 
     @cached_property
     def linear_iterations(self) -> int:
-        """Most iterations of the linear solver in any lane."""
+        """Largest number of iterations of the linear solver in any lane."""
         linear = self.pulled.linear
         return 0 if linear is None else int(linear.iterations.max())
 
@@ -106,7 +106,7 @@ class Report:
 
     @property
     def linear_method(self) -> str:
-        """Name of the linear solver, and what it picked where it chose; empty without one."""
+        """Name of the linear solver, and of the method that `Auto` chose; empty without one."""
         return "" if self.pulled.linear is None else self.pulled.linear.method
 
     @cached_property
@@ -147,22 +147,22 @@ class Report:
 
     @property
     def free(self) -> int | None:
-        """Directions in which the solution can move, of all lanes together; None when not looked at."""
+        """Directions in which the solution can move, of all lanes together; None if not counted."""
         return None if self._counts is None else self._counts[0]
 
     @property
     def active(self) -> int | None:
-        """Directions that the constraints hold, of all lanes together: `n - free` of each; None when not looked at."""
+        """Directions that the constraints hold, of all lanes together: `n - free` of each; None if not counted."""
         return None if self._counts is None else self._counts[1]
 
     @property
     def degenerate(self) -> int | None:
-        """Active constraints whose multiplier is zero, of all lanes together; None when not looked at."""
+        """Active constraints whose multiplier is zero, of all lanes together; None if not counted."""
         return None if self._counts is None else self._counts[2]
 
     @cached_property
     def depends_on_theta(self) -> bool:
-        """Whether theta enters the lower problem at all, as far as the strategy looked."""
+        """Whether theta enters the lower problem at all, as far as the strategy shows it."""
         return any(part is not None for part in self.implicit_parts)
 
     @cached_property
@@ -184,9 +184,9 @@ class Report:
         return product / scale if scale else 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what can be saved: all that the report can tell, read now, without the functions that it is read by.
+        """Return what can be saved: all diagnostics, computed now, without the functions that compute them.
 
-        The objective is among those functions, and so is what it captures.
+        These functions hold the objective and what it captures.
         """
         for name, attribute in vars(type(self)).items():
             if isinstance(attribute, cached_property):
@@ -201,8 +201,8 @@ class Report:
     def ok(self) -> bool:
         """Whether the report shows no problem with the hypergradient.
 
-        An approximation of the adjoint by choice passes where its residual shows it to be a solution, to 1e-6 or
-        rounding, and not where nobody measured one.
+        An intended approximation of the adjoint passes if its residual is at most 1e-6 or at rounding level, and fails
+        if the residual was not measured.
         """
         fine = (Status.CONVERGED, Status.UNCHECKED, Status.GIVEN)
         loose = self.pulled.loose is not None and bool(self.pulled.loose.any())
@@ -210,13 +210,13 @@ class Report:
 
     @property
     def _asked_for(self) -> bool:
-        """Whether the lower solver was asked for a residual."""
+        """Whether the lower solver has a finite tolerance."""
         tol = self.solution.tol
         return tol is not None and not (isinstance(tol, float) and math.isinf(tol))
 
     @property
     def _limit(self) -> Tensor | float | None:
-        """The residual above which the point is not a solution, a number or shape `lanes`; None when not asked for."""
+        """The residual above which the point is not a solution, a number or shape `lanes`; None without a tolerance."""
         solution = self.solution
         return solution.tol if solution.tol is None or solution.limit is None else solution.limit
 
@@ -239,7 +239,7 @@ class Report:
 
     @property
     def _asked(self) -> str:
-        """The tolerance of the lane with the largest residual: what was asked for, or what rounding allows there."""
+        """The tolerance of the lane with the largest residual: that of the solver, or what rounding allows there."""
         residual, tol = self._residuals, self._limit
         if residual is None or tol is None or not self._asked_for:
             return ""
@@ -259,7 +259,7 @@ class Report:
         if self.pulled.linear is None:
             rows["linear solve"] = str(self.linear_status)
         if self._counts is None:
-            rows["coordinates"] = "not looked at"
+            rows["coordinates"] = "not counted"
         if self.direct_norm and self.implicit_norm:
             rows["implicit part"] += f", cosine with the direct part {self.cosine:+.4f}"
         if self.product_error is not None:

@@ -1,4 +1,4 @@
-"""What settings must satisfy that are numbers."""
+"""Checks of numerical settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["require_budget", "require_count", "require_nonnegative", "require_po
 
 
 def require_positive(value: float, name: str, otherwise: str = "") -> None:
-    """Refuse a setting that is zero, negative or NaN, and one that a gradient is expected of.
+    """Raise if a setting is zero, negative or NaN, or a tensor that requires grad.
 
     Raises:
-        ValueError: naming `name`, with what to do `otherwise`.
-        StructureError: likewise, for a tensor that requires grad.
+        ValueError: with `name`, and the advice `otherwise`.
+        StructureError: with `name`, for a tensor that requires grad.
     """
     if isinstance(value, Tensor) and value.requires_grad:
         raise StructureError(
@@ -26,46 +26,46 @@ def require_positive(value: float, name: str, otherwise: str = "") -> None:
 
 
 def require_nonnegative(value: float | Tensor, name: str) -> None:
-    """Refuse a setting that is negative or NaN; tolerances of each lane, which solvers compute, are not looked at.
+    """Raise if a setting is negative or NaN. Tensors, tolerances of each lane that solvers compute, are not checked.
 
     Raises:
-        ValueError: naming `name`.
+        ValueError: with `name`.
     """
     if not isinstance(value, Tensor) and not value >= 0:
         raise ValueError(f"`{name}` must be at least 0, but is {value}. Zero switches it off.")
 
 
 def require_tolerance(value: float | Tensor | None, name: str) -> None:
-    """Refuse a tolerance that is negative or NaN. None stands for a fixed number of iterations.
+    """Raise if a tolerance is negative or NaN. None means a fixed number of iterations.
 
     Raises:
-        ValueError: naming `name`.
+        ValueError: with `name`.
     """
     if value is not None:
         require_nonnegative(value, name)
 
 
 def require_count(value: int, name: str, otherwise: str = "", least: int = 1) -> None:
-    """Refuse a number of things below the `least`, or one that is not whole.
+    """Raise if a count is below `least` or not whole.
 
     Raises:
-        ValueError: naming `name`, with what to do `otherwise`.
+        ValueError: with `name`, and the advice `otherwise`.
     """
     if not value >= least or value % 1:
         raise ValueError(f"`{name}` must be at least {least} and whole, but is {value}. {otherwise}".rstrip())
 
 
 def require_budget(max_steps: int, tol: float | None, name: str = "max_steps") -> None:
-    """Refuse a number of steps below one, and a tolerance that is not positive.
+    """Raise if a number of steps is below one or a tolerance is not positive.
 
     Args:
         max_steps: the number.
         tol: the tolerance.
-        name: what the number is called.
+        name: the name of the number.
 
     Raises:
-        ValueError: naming the setting.
+        ValueError: with the name of the setting.
     """
     require_count(max_steps, name)
     if tol is not None:
-        require_positive(tol, "tol", "For a fixed number of steps, None.")
+        require_positive(tol, "tol", "Use None for a fixed number of steps.")

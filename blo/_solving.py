@@ -1,4 +1,4 @@
-"""One lower solve as strategies see it, and what is reported of it and of its derivative."""
+"""The lower solver as strategies call it, and the reports on the solve and on its derivative."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from blo.solvers._stopping import repeats, solved
 
 @dataclass
 class Solving:
-    """A lower solver as the callable that strategies receive; keeps what the last solve reported.
+    """A lower solver as the callable that strategies receive. It keeps the report of the last solve.
 
     Args:
         solver: the solver.
-        checks: what to do with its findings.
-        gradient: what is made of the solution.
-        hoisted: theta holds the captured tensors beside the caller's theta; the solver gets the latter alone.
+        checks: checks and reports of this call.
+        gradient: the strategy that differentiates the solution.
+        hoisted: theta holds the captured tensors besides the caller's theta; the solver gets only the latter.
         at_once: the derivative is taken in the call that solves.
-        objective: the caller's objective, searched for what it may draw from besides the generators of torch.
+        objective: the caller's objective, searched for random sources other than the generators of torch.
     """
 
     solver: Solver
@@ -78,7 +78,7 @@ class Solving:
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
         solver = self.solver
         if solver.tol is not None and is_dataclass(solver):
-            least = torch.finfo(wanted.dtype).tiny  # what is wanted may vanish in half precision
+            least = torch.finfo(wanted.dtype).tiny  # the wanted residual may underflow in half precision
             solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted.detach()).min()), least)))
         rests = found and solver.tol is None
         solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, solver=solver)
@@ -125,17 +125,17 @@ class Solving:
         checks.adjoint(linear, self.gradient.tol, lambda: optimality.residual, counts, limit)
 
     def _compare(self, problem: Bound, z: Tensor, slope: Tensor | None) -> None:
-        """Report an objective that has changed since the solve, of which `slope` is the gradient at z now.
+        """Report an objective that has changed since the solve; `slope` is its gradient at z now.
 
-        Where the solver measured no residual, there is nothing to compare with.
+        If the solver measured no residual, there is nothing to compare with.
         """
         if self.last is not None:
             self.checks.changed(self.last, slope, lambda: problem.detach().gradient(z))
 
     def _confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
-        """Return the residual, shape `lanes`, above which the solution z with this slope is none.
+        """Return the residual, shape `lanes`, above which z with this gradient is not a solution.
 
-        None where the solver has confirmed its solution itself.
+        None if the solver has confirmed its solution itself.
         """
         last, confirmed = self.last, isinstance(self.solver, Iterative) and self.solver.tol is not None
         if last is None or confirmed or self.solver.tol == math.inf:
@@ -154,7 +154,7 @@ class Solving:
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
         problem = self._told(problem)
-        # Where the steps as they were made are all that counts, their objective may be random.
+        # If only the steps that were made are differentiated, their objective may be random.
         watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
@@ -163,8 +163,8 @@ class Solving:
         drawn = watched and self._may_draw
         if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found
-        # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver. Noise may
-        # vanish at the solution.
+        # Random numbers were drawn: by the objective, which may reset its seed each time, or by the solver. Evaluate
+        # twice at the start and at the solution, since noise may vanish at one of them.
         rest, lanes = problem.detach().at_step(0), torch.zeros_like(z0[..., 0], dtype=torch.bool)
         for place in (z0.detach(), found.z.detach()):
             slope = rest.gradient(place).detach()

@@ -1,4 +1,4 @@
-"""Which buffers an evaluation writes to and computes with, without a derivative."""
+"""Which buffers an evaluation writes to and then computes with, so that a derivative is lost."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from blo._autodiff import plain
 
 
 class Stale:
-    """Follows, operation by operation, what is made of parameters and goes into an output as a constant, by a buffer.
+    """Tracks, operation by operation, values computed from parameters that enter an output as constants, by a buffer.
 
     Args:
-        moving: what the derivative is taken in.
-        buffers: under their names; kept alive, so that no other tensor gets their memory.
+        moving: the tensors to differentiate in.
+        buffers: by name; kept alive, so that no other tensor gets their memory.
     """
 
     def __init__(self, moving: Iterable[Tensor], buffers: Mapping[str, Tensor]) -> None:
         self._kept = dict(buffers)
         self._buffers = {memory(tensor): name for name, tensor in buffers.items()}
-        #: Memory whose contents depend on what moves.
+        #: Memory whose contents depend on `moving`.
         self._derived = {memory(tensor) for tensor in moving}
-        #: The buffer that the contents of memory come from, where autograd takes them for constants.
+        #: The buffer from which the contents of memory come, where autograd treats them as constants.
         self._source: dict[int | None, str] = {}
-        #: Constants that were combined with what has a derivative.
+        #: Memory of constants that were combined with tensors that have a derivative.
         self._used: set[int | None] = set()
         self.found: set[str] = set()
 
     def see(self, given: list[Tensor], results: list[Tensor], writes: set[int | None]) -> None:
-        """Note one operation.
+        """Record one operation.
 
         Args:
             given: its arguments.
-            results: what it returned.
+            results: the tensors that it returned.
             writes: the memory that it wrote to.
         """
         places = {memory(tensor): tensor.requires_grad for tensor in given}
@@ -55,14 +55,14 @@ class Stale:
                 self._source.pop(place, None)
 
     def put(self, after: Mapping[str, Tensor]) -> None:
-        """Note which tensors took the places of buffers."""
+        """Record which tensors have replaced buffers."""
         for name, tensor in after.items():
             if name in self._kept and tensor is not self._kept[name] and memory(tensor) in self._used:
                 self.found.add(name)
 
 
 def memory(tensor: Tensor) -> int | None:
-    """Return what tells the memory of a tensor from that of others."""
+    """Return a key of the memory of a tensor."""
     bare = plain(tensor)
     return bare.untyped_storage()._cdata if bare.layout is torch.strided else None
 
@@ -70,8 +70,8 @@ def memory(tensor: Tensor) -> int | None:
 def unseen(names: Iterable[str]) -> str:
     """Return the message about buffers that were found."""
     return (
-        f"`module` writes what it makes of parameters or inputs to its buffers {sorted(names)}, and computes its "
-        "output with them: autograd takes buffers for constants, so the derivative is not that of the value. Compute "
+        f"`module` writes values computed from parameters or inputs to its buffers {sorted(names)}, and computes its "
+        "output with them: autograd treats buffers as constants, so the derivative is not that of the value. Compute "
         "with the buffers as they were before the forward pass, or with a tensor that autograd records, or use "
         "evaluation mode."
     )

@@ -1,9 +1,9 @@
-"""What a non-smooth part of a lower problem offers: its proximal operator and its smooth face at a solution.
+"""The interface of the non-smooth part of a lower problem: its proximal operator and its smooth face at a solution.
 
-Such a term is the indicator of a constraint set or a penalty. Near a solution it moves on a face: a smooth piece along
-which the solution can move both ways. Vectors are flat, shape `(*lanes, n)`: the last axis holds coordinates, each
-leading index is a problem of its own. Everything is a tensor function of its arguments without branches on their
-values, so that `torch.func` transforms and a second backward pass go through it.
+Such a term is the indicator of a constraint set or a penalty. A face is a smooth piece of it, along which the solution
+can move in both directions. Vectors are flat, shape `(*lanes, n)`: the last axis holds coordinates, and each leading
+index is a separate problem. Everything is a tensor function of its arguments without branches on their values, so that
+`torch.func` transforms and a second backward pass work through it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Counts(NamedTuple):
     Attributes:
         free: dimension of the tangent space (the rank of P).
         active: `n - free`, directions that the term holds.
-        degenerate: active constraints whose multiplier cannot be told from zero: it is at most
+        degenerate: active constraints whose multiplier cannot be distinguished from zero: it is at most
             `sqrt(eps) max|gradient| + max|P gradient|`, with eps of the dtype. Also constraints within `slack` whose
             distance and multiplier differ by a factor of less than 1,000.
     """
@@ -40,11 +40,11 @@ class Counts(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """How far a face carries z, where that needs the multipliers: of two bounds within `slack` of z, one holds it.
+    """The motion of z with a face, where it needs multipliers: of two bounds within `slack` of z, one is active.
 
     Attributes:
-        instead: the `Term.motion` in whose place it is used. A subclass, or a set around the one that made the tangent,
-            may have another one.
+        instead: the `Term.motion` that it replaces. A subclass, or a set around the one that made the tangent, may have
+            another `motion`, which is then used.
         of: `(term, z)` -> the motion when the term becomes `term`.
     """
 
@@ -53,12 +53,13 @@ class Carry(NamedTuple):
 
 
 class Strain(NamedTuple):
-    """What is to be known where more constraints hold a solution than are independent.
+    """Active constraints that are linearly dependent.
 
     Attributes:
-        surplus: returns by how many they are more, integers of shape `lanes`.
-        of: `(term, z)` -> how each constraint moves when the term becomes `term`, and what of it no motion of z can
-            follow, both `(*lanes, k)`. Where theta changes the latter, the solution has one-sided derivatives only.
+        surplus: returns the number of active constraints minus the number of independent ones, shape `lanes`.
+        of: `(term, z)` -> the motion of each constraint when the term becomes `term`, and the part of it that no motion
+            of z can follow, both `(*lanes, k)`. If theta changes the latter, the solution has one-sided derivatives
+            only.
     """
 
     surplus: Callable[[], Tensor]
@@ -74,14 +75,14 @@ class Tangent:
         curvature: diagonal of K, where K is diagonal and commutes with P; broadcasts against `(*lanes, n)`. K is the
             second derivative of the term along its face; for a set, the curvature of the active boundary times its
             multiplier.
-        count: computes the counts; deferred because it is not free and most callers never ask.
+        count: computes the counts; deferred because it takes time and most callers do not need them.
         bend: v -> K v, where K is not diagonal; None otherwise. Called with tangent vectors.
         force: `(term, at)` -> the gradient of the smooth function that the term is along its face, taken at `at` for
             the parameters of `term`, with the face and the multipliers of this tangent. It carries how theta moves
-            the optimality condition through the term. None where it is constant up to normals that the `motion`
-            takes along: for flat faces and the ball.
-        motion: how far the face of this tangent carries z; None where `Term.motion` will do.
-        strain: about constraints that depend on each other; None where none can.
+            the optimality condition through the term. None where it is constant up to normals that move with the face:
+            for flat faces and the ball.
+        motion: the motion of z with the face of this tangent; None to use `Term.motion`.
+        strain: on constraints that are linearly dependent; None if none can be.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -102,7 +103,7 @@ class Tangent:
         return diagonal if self.bend is None else diagonal + self.bend(v)
 
     def carry(self, origin: Any, term: Any, z: Tensor) -> Tensor:
-        """Return how far the face carries z when `origin`, whose tangent this is, becomes `term`."""
+        """Return how far z moves with the face when `origin`, whose tangent this is, becomes `term`."""
         known = self.motion
         if known is None or type(origin).motion is not known.instead:
             moved: Tensor = term.motion(origin, z)
@@ -129,8 +130,8 @@ class Term(ABC):
     def extent(self) -> Tensor | float | None:
         """The greatest distance of two points of a bounded set, a number or shape `(*lanes, 1)`; None if not known.
 
-        In a set that is small beside the gradient, any two points are near. Optimality is looked at in steps no longer
-        than this.
+        In a set that is small compared with the gradient, any two points are near each other. So optimality is tested
+        with steps no longer than this.
         """
         return None
 
@@ -145,7 +146,7 @@ class Term(ABC):
 
     @property
     def rounds(self) -> bool:
-        """Whether `retreat` loses moves that are short beside z to the rounding of z."""
+        """Whether `retreat` loses moves that are short compared with z to the rounding of z."""
         return True
 
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
@@ -165,11 +166,11 @@ class Term(ABC):
 
         Args:
             z: a minimiser, shape `(*lanes, n)`.
-            gradient: gradient of the lower objective there, same shape. The multipliers are read off it.
+            gradient: gradient of the lower objective there, same shape. The multipliers follow from it.
         """
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
-        """Return how far the face carries `z` when the term's parameters move from `origin`'s to these.
+        """Return how far `z` moves with the face when the parameters change from `origin`'s to those of this term.
 
         The value is zero where the parameters are equal; the derivative in these parameters is N of the hypergradient
         formula. Which constraints are active, and their normals, are those of `origin` at `z`. Terms whose face
@@ -186,7 +187,7 @@ class Term(ABC):
         return tree.detach(self) if any(map(_is_parameter, vars(self).values())) else self
 
     def loosened(self, slack: float) -> Self:
-        """Return the same term with a `slack` of at least this; itself where it has such a one, or none."""
+        """Return the same term with a `slack` of at least this; the term itself if it has that already, or none."""
         held = getattr(self, "slack", None)
         if held is None or held >= slack or not is_dataclass(self):
             return self
@@ -203,20 +204,20 @@ class Term(ABC):
 
 
 def can_validate() -> bool:
-    """Tell whether the values of tensors may be looked at: under `torch.func` transforms they may not."""
+    """Return whether the values of tensors may be read: not under `torch.func` transforms."""
     return not transforms_active()
 
 
 def per_lane(value: Tensor | float) -> Tensor | float:
-    """Make one value a lane, shape `lanes`, broadcast against `(*lanes, n)`."""
+    """Make one value per lane, shape `lanes`, broadcast against `(*lanes, n)`."""
     return torch.unsqueeze(value, -1) if isinstance(value, Tensor) and value.ndim > 0 else value
 
 
 def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | float:
-    """Return a number as it is, and a tensor with the axes of `layout.lanes`, of length one if it had none.
+    """Return a number unchanged, and a tensor with the axes of `layout.lanes`, of length one if it had none.
 
     Raises:
-        StructureError: naming `name`, if it is neither a number nor one value a lane.
+        StructureError: with `name`, if it is neither a number nor one value per lane.
     """
     if not isinstance(value, Tensor):
         return value
@@ -224,16 +225,16 @@ def fit_per_lane(value: Tensor | float, layout: Layout, name: str) -> Tensor | f
         allowed = "()" if not layout.lanes else f"() or {layout.lanes}"
         raise StructureError(
             f"`{name}` must be a number or a tensor of shape {allowed}, but has shape {tuple(value.shape)}. "
-            "For one value a block of z, put the blocks in a `Product`."
+            "For one value per block of z, put the blocks in a `Product`."
         )
     return _like_z(value, layout, name, len(layout.lanes))
 
 
 def fit_coordinates(value: Tree, layout: Layout, name: str) -> Tensor | float:
-    """Return a number as it is, and a tensor or tree flattened like z, with the axes of `(*lanes, n)`.
+    """Return a number unchanged, and a tensor or tree flattened like z, with the axes of `(*lanes, n)`.
 
     Raises:
-        StructureError: naming `name`, if it does not fit.
+        StructureError: with `name`, if it does not fit.
     """
     flat = layout.ravel_parameter(value, name)
     return _like_z(flat, layout, name, len(layout.lanes) + 1) if isinstance(flat, Tensor) else flat
@@ -243,7 +244,7 @@ def _like_z(value: Tensor, layout: Layout, name: str, axes: int) -> Tensor:
     """Return a parameter with this number of axes, in z's precision, so that a projection keeps that of z."""
     if value.device != layout.device:
         raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {value.device}. Use `.to`.")
-    # All axes are spelled out, so that the axis which `vmap` puts in front meets that of z.
+    # Keep all axes, so that an axis which `vmap` adds in front lines up with that of z.
     return value.to(layout.dtype).reshape((1,) * (axes - value.ndim) + value.shape)
 
 

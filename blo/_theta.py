@@ -14,17 +14,16 @@ from blo import tree
 from blo._types import Tree
 from blo.errors import BloError, StructureError
 
-#: What torch says where the tensors of an operation differ in dtype.
+#: Torch's error messages for operations on tensors of different dtypes.
 _DTYPES = re.compile("dtype|scalar type|same type")
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The structure of theta, without its numbers.
+    """The structure of theta, without its values.
 
-    A complex leaf is differentiated as the pair of its real and imaginary parts, on a last axis of length 2. The
-    derivatives in the pair, put together again, are the gradient of the complex leaf by torch's convention,
-    `dF/dRe + i dF/dIm`.
+    A complex leaf is differentiated as the pair of its real and imaginary parts, on a last axis of length 2. The two
+    derivatives together are the gradient of the complex leaf by torch's convention, `dF/dRe + i dF/dIm`.
 
     Attributes:
         spec: structure of the tree.
@@ -54,7 +53,7 @@ class Structure:
 
 def join(pair: Tensor) -> Tensor:
     """Return the complex tensor of real and imaginary parts on a last axis of length 2."""
-    # `view_as_complex` refuses the strides of a pair that a transform has moved an axis of.
+    # `view_as_complex` rejects the strides of a pair after a transform has moved one of its axes.
     return torch.complex(*pair.unbind(-1))
 
 
@@ -63,20 +62,20 @@ def _split(leaf: Tensor) -> Tensor:
 
 
 def coarse(leaf: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether a leaf has a larger unit of rounding than a real dtype."""
+    """Return whether a leaf is less precise than a real dtype."""
     inexact = leaf.is_floating_point() or leaf.is_complex()
     return inexact and torch.finfo(leaf.dtype).eps > torch.finfo(dtype).eps
 
 
 def refined(leaves: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Return constants in at least this precision."""
+    """Return the leaves, with those that are less precise than this dtype converted to it, as constants."""
     fine = [dtype.to_complex() if leaf.is_complex() else dtype for leaf in leaves]
     return [leaf.detach().to(to) if coarse(leaf, dtype) else leaf for leaf, to in zip(leaves, fine, strict=True)]
 
 
 @contextlib.contextmanager
 def taking(leaves: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
-    """Say what to do where an objective does not take theta in another precision than its own.
+    """Explain the error of an objective that does not accept theta in another precision than its own.
 
     Raises:
         StructureError: in place of torch's error.

@@ -1,6 +1,6 @@
-"""The private parts of torch that `blo` needs; no other module names one, but `blo.tree` for the pytree library.
+"""The private parts of torch that `blo` needs; no other module uses one, except `blo.tree` for the pytree library.
 
-Where releases differ, the substitute is here.
+Where releases of torch differ, the difference is handled here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DispatchMode(TorchDispatchMode):
 
 
 def compiler_loaded() -> bool:
-    """Tell whether this process has imported the compiler, which takes seconds."""
+    """Return whether this process has imported the compiler, which takes seconds."""
     return "torch._dynamo" in sys.modules
 
 

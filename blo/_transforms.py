@@ -1,4 +1,4 @@
-"""The transforms in force, `torch.func.grad`, `vmap` and relatives, as a stack of levels that can be looked at."""
+"""The active transforms (`torch.func.grad`, `vmap` and similar ones) as a stack of levels."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from blo._torch import functorch, temporarily_clear_interpreter_stack
 
 
 def outside_transforms() -> contextlib.AbstractContextManager[object]:
-    """Suspend all transforms, for what is not part of the function they act on."""
+    """Suspend all transforms, for computations that are not part of the transformed function."""
     return temporarily_clear_interpreter_stack()
 
 
 @contextlib.contextmanager
 def random_in_vmap() -> Iterator[None]:
-    """Let each `vmap` in force that refuses random operations draw the same numbers for every lane.
+    """Let each active `vmap` that forbids random operations draw the same numbers for every lane.
 
-    Sound where the random state is set before, since a loop over the lanes would then do the same. A transform fixes
-    its choice when it starts (and `jacrev` offers none), so each such level is replaced by an equal one. A tensor
-    knows its level by a number, which stays.
+    This is right if the random state is set before, since a loop over the lanes would then do the same. A transform
+    fixes its choice when it starts (and `jacrev` has no such option), so each such level is replaced by an equal one.
+    Tensors refer to their level by its number, which does not change.
     """
     levels = functorch.get_interpreter_stack() or []
     lanes = [functorch.CVmapInterpreterPtr(level) if _is_vmap(level) else None for level in levels]
@@ -49,7 +49,7 @@ def random_in_vmap() -> Iterator[None]:
 
 
 def lanes_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Return level and size of each `vmap` in force that maps over one of these tensors, outermost first."""
+    """Return level and size of each active `vmap` that maps over one of these tensors, outermost first."""
     levels = functorch.get_interpreter_stack() or []
     sizes = {level.level(): functorch.CVmapInterpreterPtr(level).batchSize() for level in levels if _is_vmap(level)}
     found: set[int] = set()
@@ -74,7 +74,7 @@ def spread(value: Tensor, lanes: list[tuple[int, int]]) -> Tensor:
 
 
 def unwrapped(value: Tensor) -> Tensor | None:
-    """Return the plain tensor that `grad` and its relatives compute with, None where lanes of a `vmap` differ."""
+    """Return the plain tensor inside the wrappers of `grad` and similar transforms; None inside a `vmap` over it."""
     while functorch.is_functorch_wrapped_tensor(value):
         if functorch.is_batchedtensor(value):
             return None

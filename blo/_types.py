@@ -1,4 +1,4 @@
-"""Names for the shapes of things that pass through `blo`."""
+"""Type aliases that all of `blo` uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 #: A tensor, or a tuple, list or dict of trees: for example a module's parameters by name.
 Tree: TypeAlias = Any
-#: `objective(theta, z)`: a scalar, or one value a lane when the problem is batched.
+#: `objective(theta, z)`: a scalar, or one value per lane when the problem is batched.
 Objective: TypeAlias = Callable[[Tree, Tree], Tensor]
 #: What to do when something did not converge, is degenerate or is not finite.
 OnFailure: TypeAlias = Literal["raise", "warn", "ignore"]

@@ -1,4 +1,4 @@
-"""Warnings at the line of the caller's code, in a loop once for each kind."""
+"""Warnings at the line of the caller's code; in a loop, one for each kind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from blo.errors import BloWarning
 
-#: Files that no warning is about: those of this package and of torch, whose decorators and backward passes lie between.
+#: Files that cannot be the caller's: those of this package and of torch, whose decorators and backward passes call it.
 _INSIDE = (*(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__)), contextlib.__file__)
 
 #: The kinds of warnings that a loop has given; None outside loops.
@@ -25,7 +25,7 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @contextlib.contextmanager
 def one_of_a_kind(given: set[tuple[type, str]]) -> Iterator[None]:
-    """Give a warning that differs from one in `given` by its numbers alone no second time; the set is added to."""
+    """Suppress a warning that differs from one in `given` only by its numbers; other warnings are added to the set."""
     token = _GIVEN.set(given)
     try:
         yield

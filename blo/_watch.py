@@ -1,4 +1,4 @@
-"""What an evaluation of a module may not do, and torch does not tell of."""
+"""Finds operations that an evaluation of a module must not use, and that torch does not report."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _REENTRANT = (
 
 
 class Watch(DispatchMode):
-    """Looks at the operations of an evaluation that is given copies of all its tensors.
+    """Inspects the operations of an evaluation that gets copies of all its tensors.
 
-    It costs some microseconds for each operation, so it is there for the first evaluation alone.
+    It costs some microseconds for each operation, so it is used only for the first evaluation.
 
     Args:
-        parameters: copies under their names. No operation may write to them.
-        inputs: copies which operations may write to; `writes` then tells so.
-        stale: is told of every operation.
+        parameters: copies by name. No operation may write to them.
+        inputs: copies to which operations may write; `writes` is then True.
+        stale: records every operation.
     """
 
     def __init__(self, parameters: dict[str, Tensor], inputs: Iterable[Tensor], stale: Stale) -> None:
@@ -60,14 +60,14 @@ class Watch(DispatchMode):
             warnings.warn(
                 "`module` calls an embedding with padding_idx, whose gradient leaves out the padding row though the "
                 "value depends on it: the derivative is right while nothing moves that row. Use nn.Embedding itself, "
-                "for which `functionalize` takes the row for a constant.",
+                "for which `functionalize` treats the row as a constant.",
                 BloWarning,
                 stacklevel=2,
             )
         if function is _aten._weight_norm_interface.default:
             raise StructureError(
-                "`module` must have the right second derivatives, but calls the fused weight norm of torch, which has "
-                "not. Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` takes a formula."
+                "`module` must have the right second derivatives, but those of torch's fused weight norm are wrong. "
+                "Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` uses a formula."
             )
         result = function(*args, **kwargs)
         self._stale.see(tree.tensors((args, kwargs)), tree.tensors(result), writes)
@@ -84,10 +84,10 @@ def written(name: str, how: str) -> str:
 
 
 def refuse_reentrant() -> None:
-    """Refuse to be called by a re-entrant checkpoint.
+    """Raise if the call comes from a re-entrant checkpoint.
 
     Raises:
-        StructureError: pointing to the other kind.
+        StructureError: with the advice to use the other kind.
     """
     frame, code = sys._getframe(1), CheckpointFunction.forward.__code__
     while frame is not None:
@@ -97,7 +97,7 @@ def refuse_reentrant() -> None:
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
-    """Return counts of the writes to tensors that torch saw."""
+    """Return the number of writes to each tensor that torch has recorded."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
@@ -112,7 +112,7 @@ def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[
 
 
 def _miscounts(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Tell whether an operation is an embedding whose gradients are divided by counts."""
+    """Return whether an operation is an embedding whose gradients are divided by counts."""
     if function not in (
         _aten.embedding.default,
         _aten._embedding_bag.default,

@@ -16,15 +16,15 @@ class InfeasibleError(BloError, ValueError):
 
 
 class NonFiniteError(BloError, ArithmeticError):
-    """A NaN or an infinity appeared; no number is made up in its place. Also an `ArithmeticError`."""
+    """A NaN or an infinity appeared; it is never replaced by a number. Also an `ArithmeticError`."""
 
 
 class DerivativeError(BloError, NotImplementedError):
-    """Torch has no second derivative of an operation of an objective. Also a `NotImplementedError`."""
+    """An objective uses an operation that torch cannot differentiate twice. Also a `NotImplementedError`."""
 
 
 class ConvergenceError(BloError, RuntimeError):
-    """What is else a warning, with `on_failure="raise"`: a solve that stopped early, say. Also a `RuntimeError`."""
+    """Raised in place of most warnings with `on_failure="raise"`. Also a `RuntimeError`."""
 
 
 class RankError(BloError, RuntimeError):
@@ -36,17 +36,17 @@ class BloWarning(UserWarning):
 
 
 class ConvergenceWarning(BloWarning):
-    """A solve stopped before its tolerance, or the curvature is not positive: the result is not what was asked for.
+    """A solve stopped before its tolerance, or the curvature is not positive: the result may be wrong.
 
-    With `on_failure="warn"` it also tells of values that are not finite.
+    With `on_failure="warn"` it also reports values that are not finite.
     """
 
 
 class FixedStepsWarning(ConvergenceWarning):
-    """A fixed number of steps, as asked for, ended off the solution, and an implicit gradient was taken there.
+    """A solver with a fixed number of steps ended away from the solution, and an implicit gradient was taken there.
 
-    Whoever knows may silence it alone, `warnings.simplefilter("ignore", blo.FixedStepsWarning)`: what else is wrong is
-    still told. It is a warning with `on_failure="raise"`, too.
+    If this is intended, silence this category alone: `warnings.simplefilter("ignore", blo.FixedStepsWarning)`. Other
+    problems are still reported. It stays a warning with `on_failure="raise"`.
     """
 
 

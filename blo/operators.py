@@ -1,4 +1,4 @@
-"""Linear operators on flat vectors, one a lane. Properties are declared; solvers demand them."""
+"""Linear operators on flat vectors, one for each lane. Operators declare properties, and solvers require them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TangentSpace(Protocol):
-    """What `Restricted` needs to know of a constraint set or a penalty."""
+    """The part of the tangent of a constraint set or penalty that `Restricted` uses."""
 
     @property
     def curvature(self) -> Tensor | float:
@@ -140,13 +140,13 @@ class Sum(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Hessian(Operator):
-    """The second derivative of a function at one point, known by its products.
+    """The second derivative of a function at one point, given by its products.
 
     Attributes:
         product: v -> H v on vectors of shape `(*lanes, n)`.
         positive: whether the caller knows the function to be convex.
-        symmetric: not so for the Jacobian of an equation that is not a gradient.
-        squares: v -> J' J v, where the function is half the sum of squares of what has the Jacobian J.
+        symmetric: False for the Jacobian of a map that is not a gradient.
+        squares: v -> J' J v with the Jacobian J of the residuals, if the function is half the sum of their squares.
     """
 
     product: Callable[[Tensor], Tensor]
@@ -162,14 +162,14 @@ class Hessian(Operator):
 class Restricted(Operator):
     """`P (A + K) P` on the tangent space of a constraint set, a multiple of the identity on its complement.
 
-    The complement's identity makes it invertible exactly when `P (A + K) P` is on the tangent space; a right
-    hand side in the tangent space has its solution there.
+    With the identity on the complement, it is invertible exactly if `P (A + K) P` is invertible on the tangent space. A
+    right-hand side in the tangent space has its solution there.
 
     Attributes:
         operator: A, for example the Hessian of the lower objective.
         tangent: P and K.
-        beside: the multiple. Of 0, products show nothing of what rounding leaves beside the tangent space, which is
-            much next to a small A; a matrix assembled for a factorisation then has the size of A there.
+        beside: the multiple. With 0, products drop the rounding errors that v has off the tangent space, which would
+            dominate if A is small. `dense` then uses a multiple of the size of A, so that the matrix is invertible.
     """
 
     operator: Operator
@@ -182,17 +182,17 @@ class Restricted(Operator):
 
     @property
     def positive(self) -> bool:
-        """That of A: the multipliers in K are not negative at a solution."""
+        """Whether A is: the multipliers in K are not negative at a solution."""
         return self.operator.positive
 
     def __call__(self, v: Tensor) -> Tensor:
         tangent = self.tangent
-        # The mask goes on both sides of A, which couples held and free coordinates.
+        # P goes on both sides of A: A couples active and free coordinates, so P A alone is a different operator.
         inside = tangent.project(v)
         image = self.operator(inside)
         if tangent.bend is not None or isinstance(tangent.curvature, Tensor) or tangent.curvature != 0:
             image = image + tangent.curve(inside)
-        # Where nothing is held, P hands back what it is given, and nothing is left beside it.
+        # Without an active constraint P returns v itself, and v has no part off the tangent space.
         if inside is v:
             return image
         image = tangent.project(image)
@@ -203,7 +203,7 @@ class Restricted(Operator):
         if self.beside:
             return matrix
         projector = Hessian(self.tangent.project).dense(like)
-        # A projector has the norm 0, or 1 and more: where nothing is free, both norms are rounding.
+        # The Frobenius norm of a projector is 0 or at least 1. If it is 0, nothing is free and both norms are rounding.
         rank = torch.linalg.matrix_norm(projector, keepdim=True)
         size = torch.linalg.matrix_norm(matrix, keepdim=True) / rank
         identity = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""Pytree algebra: the only module that knows the pytree library.
+"""Pytree algebra: the only module that uses the pytree library.
 
 A tree is a tensor, or a tuple, list, dict or named tuple of trees. Functions here accept trees whose leaves are
 tensors and keep structure, dtype and device.
@@ -17,7 +17,7 @@ from blo.errors import StructureError
 
 TreeSpec = pytree.TreeSpec
 
-#: The structure of a bare tensor, the common case on hot paths, which the functions below tell first.
+#: The structure of a bare tensor: the common case on hot paths, which the functions below test for first.
 _LEAF = pytree.tree_structure(0)
 
 
@@ -25,7 +25,7 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     """Return the leaves in depth-first order and the structure.
 
     Raises:
-        StructureError: if a leaf is not a tensor, naming `name` and the leaf's place.
+        StructureError: if a leaf is not a tensor; the message names `name` and the index of the leaf.
     """
     if isinstance(tree, Tensor):
         return [tree], _LEAF
@@ -45,7 +45,7 @@ def structure(tree: Tree) -> tuple[list[Any], TreeSpec]:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """Return the leaves, whatever they are."""
+    """Return the leaves, whatever their types."""
     return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
 
 
@@ -65,7 +65,7 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def detach(tree: Tree) -> Tree:
-    """Return the tree cut off from the autograd graph (no copy)."""
+    """Return the tree with detached leaves, without a copy."""
     if isinstance(tree, Tensor):
         return tree.detach()
     leaves, spec = pytree.tree_flatten(tree)
@@ -73,7 +73,7 @@ def detach(tree: Tree) -> Tree:
 
 
 def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:
-    """Return the leaf numbers and the structure of each tree one level below the root.
+    """Return the leaf indices and the structure of each tree one level below the root.
 
     The only child of a bare leaf is the leaf itself.
     """
@@ -91,14 +91,15 @@ def dot(left: Tree, right: Tree) -> Tensor:
 
 
 def register(cls: type, is_child: Callable[[Any], bool]) -> None:
-    """Make a class a node whose children are those attributes for which `is_child`; the others are its structure.
+    """Register a class as a node: attributes for which `is_child` is true are its children, the others its structure.
 
-    With it, `torch.func` transforms map over instances as they do over tuples.
+    `torch.func` transforms then map over instances as they do over tuples.
     """
 
     def take_apart(instance: Any) -> tuple[list[Any], tuple[Any, ...]]:
         rest = dict(vars(instance))
-        # Torch puts placeholders in the places of children, so what was put together remembers which these are.
+        # Torch also rebuilds instances with placeholders for children, which `is_child` would not recognise. So an
+        # instance that was rebuilt stores the names of its children.
         names = rest.pop("_children", None)
         if names is None:
             names = tuple(name for name, value in rest.items() if is_child(value))

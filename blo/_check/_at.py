@@ -1,4 +1,4 @@
-"""A strategy at the solution that the check has found, whatever the solver."""
+"""The hypergradient of a strategy at the tight solution of a check, without the solver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blo.solvers import External
 
 
 def at_solution(around: Differences, lower: LowerProblem, gradient: Strategy) -> Hypergradient | None:
-    """Return the hypergradient there; None for a strategy that asks more of a solver than the solution."""
+    """Return the hypergradient at the tight solution; None for a strategy that needs more than one solution."""
     layout, calls = around.problem.layout, []
 
     def found(theta: Tree, z0: Tree) -> Tree:
@@ -29,6 +29,6 @@ def at_solution(around: Differences, lower: LowerProblem, gradient: Strategy) ->
             gradient=gradient,
             on_failure="ignore",
         )
-    except StructureError:  # steps are wanted, to be differentiated
+    except StructureError:  # the strategy differentiates the steps of a solver
         return None
     return out if len(calls) == 1 else None

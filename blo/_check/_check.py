@@ -46,30 +46,31 @@ def check_hypergrad(
 ) -> Check:
     """Compare a hypergradient with fourth-order central differences of F(theta) = f(theta, z*(theta)).
 
-    At every displaced theta the lower problem is solved anew, starting from the solution found and down to rounding,
-    whatever solver is being checked: `1 + 4 * directions` solves beside the one with `solver`. So a strategy that is
-    exact for its solver but not for the problem (a short unroll, say) fails here, with the lower error shown beside it.
+    At every displaced theta the lower problem is solved again, from the solution found and to rounding level, but not
+    by the solver being checked: `1 + 4 * directions` solves besides the one with `solver`. So a strategy that is exact
+    for its solver but not for the problem (for example a short unroll) fails, and the report shows the lower error.
 
-    For strategies with an adjoint two more tests need no such differences: the pullback that the strategy gives is
-    adjoint to the linearised solution map, and it scales as it should (`g -> c g` leaves the implicit part,
-    `f -> c f` multiplies it by c).
+    Two more tests, of strategies with an adjoint, need no such differences: the pullback must be the adjoint of the
+    linearised solution map, and it must scale correctly (`g -> c g` does not change the implicit part, `f -> c f`
+    multiplies it by c).
 
-    Autocast is left for the whole check. When something disagrees, the ingredients of the formula are recomputed one by
+    Autocast is off during the whole check. If something disagrees, the ingredients of the formula are recomputed one by
     one, from first derivatives and from the motion of the re-solved solution, and `report.culprit` names the first one
     that differs.
 
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`; use float64 inputs for a sharp verdict.
-        theta: as in `value_and_hypergrad`; leaves coarser than z0 are taken in its dtype, in which they can be moved.
+        theta: as in `value_and_hypergrad`; leaves less precise than z0 are converted to its dtype, so that they can be
+            displaced by small steps.
         z0: as in `value_and_hypergrad`.
         solver: as in `value_and_hypergrad`.
         gradient: as in `value_and_hypergrad`.
         directions: number of random unit directions of theta; at least 1.
-        step: displacement of theta along a unit direction, relative to `max(1, |theta|)`; made shorter where F bends
-            so much over it that a shorter one tells more. When something disagrees, a tenth and a hundredth of it are
-            tried as well, as far as rounding leaves them sharp: a step that changes which constraints are active
-            measures no derivative.
+        step: displacement of theta along a unit direction, relative to `max(1, |theta|)`; shortened if F is so
+            nonlinear over it that a shorter one is more accurate. If something disagrees, a tenth and a hundredth of it
+            are tried as well, as far as rounding allows: a step that changes which constraints are active does not
+            measure a derivative.
         rtol: error allowed relative to the gradient's norm; by default the cube root of the dtype's epsilon
             (6e-6 in float64).
         seed: of the random directions.
@@ -80,7 +81,7 @@ def check_hypergrad(
     Raises:
         ValueError: if `directions` is below 1, or `step` is not positive.
         NonFiniteError: if the lower solution, or the gradient there, is not finite.
-        StructureError: as in `value_and_hypergrad`. Whatever else is found at theta is a warning.
+        StructureError: as in `value_and_hypergrad`. Other problems at theta give warnings.
     """
     require_count(directions, "directions")
     require_positive(step, "step")
@@ -108,7 +109,7 @@ def check_hypergrad(
     first = _compare(around, lower, gradient, out, start, exact, drawn, rtol)
     for smaller in () if first.ok or first.culprit is Part.LOWER else (0.1, 0.01):
         found = _compare(replace(around, step=smaller * around.step), lower, gradient, out, start, exact, drawn, rtol)
-        # Noise grows as the step shrinks, and what it drowns is not agreement.
+        # Noise grows as the step shrinks, and agreement within large noise does not count.
         if found.ok and all(row.noise <= rtol * found.scale for row in found.directions):
             return found
     return first

@@ -1,4 +1,4 @@
-"""Properties that a right derivative has at any point; no differences of F are needed to test them."""
+"""Properties that a correct derivative has at any point, tested without differences of F."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def scales(parts: Ingredients, lower: LowerProblem, gradient: Strategy, exact: H
     found = at_solution(replace(around, upper=upper), lower, gradient)
     if found is not None:
         findings.append(_change("f -> 4 f", exact, found, 4.0, parts.rtol))
-    if around.problem.symmetric and lower.penalty is None:  # else what is minimised would change
+    if around.problem.symmetric and lower.penalty is None:  # otherwise the minimiser would change
 
         def objective(theta: Tree, z: Tree) -> Tensor:
             return 4.0 * lower.objective(theta, z)

@@ -27,15 +27,15 @@ def diagnose(
     slopes: Sequence[Slope],
     rtol: float,
 ) -> tuple[list[Finding], list[Finding]]:
-    """Return what was found of each ingredient, and of the properties that need no differences of F.
+    """Return the findings on each ingredient, and on the properties that need no differences of F.
 
     Args:
         around: the tightly solved problem.
         lower: the lower problem.
         gradient: the strategy.
         start: the solver's solution, shape `(*lanes, n)`.
-        exact: the strategy's hypergradient at the tight solution; None where it cannot be had.
-        slopes: what was measured.
+        exact: the strategy's hypergradient at the tight solution; None if it cannot be computed.
+        slopes: the measured slopes.
         rtol: relative error allowed.
     """
     z = around.best.z

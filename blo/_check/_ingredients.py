@@ -20,12 +20,12 @@ from blo.sets import Set
 
 
 class Moves(NamedTuple):
-    """What moves along a direction d of theta, each of shape `(*lanes, n)`.
+    """Derivatives along a direction d of theta, each of shape `(*lanes, n)`.
 
     Attributes:
-        mixed: B d, the lower gradient's motion at fixed z.
+        mixed: B d, the change of the lower gradient at fixed z.
         face: N d, the motion of the active face.
-        force: the motion of the term's force, taken along with the face.
+        force: G d, the change of the term's force at a fixed point of the face.
     """
 
     mixed: Tensor
@@ -56,13 +56,13 @@ class Ingredients:
         return differences(self.around.problem.bind(self.around.leaves).detach(), self.around.best.z, self.slope, w)
 
     def transposed(self, w: Tensor) -> Tensor:
-        """Return H^T w; H is symmetric unless a fixed point is sought, whose Jacobian is then assembled."""
+        """Return H^T w. H is symmetric except for a fixed-point problem, whose Jacobian is assembled."""
         if self.around.problem.symmetric:
             return self.hessian(w)
         return (Hessian(self.hessian).dense(w).mT @ w.unsqueeze(-1)).squeeze(-1)
 
     def moves(self, unit: Sequence[Tensor]) -> Moves:
-        """Return what moves along a direction of theta."""
+        """Return the derivatives along a direction of theta, by fourth-order central differences."""
         z, h, here = self.around.best.z, self.around.step, self.around.bound(unit, 0.0)
 
         def sides(function: Callable[[float], Tensor]) -> Tensor:
@@ -83,13 +83,13 @@ class Ingredients:
         return Moves(mixed, sides(motion), torch.zeros_like(z) if self.tangent.force is None else sides(force))
 
     def tangent_findings(self, slopes: Sequence[Slope]) -> list[Finding]:
-        """Hold the tangent against the motion of the re-solved solution."""
+        """Compare the tangent with the motion of the re-solved solution."""
         here = self.around.bound(slopes[0].unit, 0.0)
         pull = slope_on_face(here, self.tangent, self.around.best.z, self.slope)
         findings = []
         if self.tangent.force is not None or isinstance(here.term, Set):
             left = self.tangent.project(pull)
-            # At the solution of an interior problem both vanish, up to what the tight solve left.
+            # At an interior solution both vanish, up to the residual of the tight solve.
             slack = (100 * self.around.best.residual + 1e3 * torch.finfo(pull.dtype).eps) * (1 + _norm(pull))
             findings.append(_finding(Part.TANGENT, "P grad g = 0", left, [pull], self.rtol, slack))
         leaves_face, unbalanced = [], []
@@ -98,6 +98,7 @@ class Ingredients:
             inside = one.solution - moves.face
             off = inside - self.tangent.project(inside)
             noise = one.solution_noise
+            # dz - N dtheta must be tangent, and solve P (B dtheta + G dtheta + H dz + K (dz - N dtheta)) = 0.
             leaves_face.append(_finding(Part.TANGENT, "P (dz - N dtheta)", off, [one.solution], self.rtol, noise))
             bent, curved = self.hessian(one.solution), self.tangent.curve(self.tangent.project(inside))
             rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
@@ -109,7 +110,7 @@ class Ingredients:
         return [*findings, _worst(leaves_face), _worst(unbalanced)]
 
     def inverse_finding(self, q: Tensor) -> Finding:
-        """Hold the adjoint against the system with differences in place of H."""
+        """Check that the adjoint solves the system, with differences in place of H."""
         target = self.tangent.project(self.v)
         inside = self.tangent.project(q)
         image = self.transposed(inside)
@@ -118,13 +119,13 @@ class Ingredients:
         return _finding(Part.INVERSE, "P (H + K) P q - P v", rest, [target], self.rtol, rounding)
 
     def product_finding(self, product: Callable[[Tensor], Tensor], q: Tensor) -> Finding:
-        """Hold the strategy's own product with H against differences."""
+        """Compare the strategy's own product with H with differences."""
         w = self.tangent.project(self.v) if not bool(q.any()) else self.tangent.project(q)
         image = self.transposed(w)
         return _finding(Part.INVERSE, "H times a vector", product(w) - image, [image], 10 * self.rtol)
 
     def cross_finding(self, q: Tensor, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]) -> Finding:
-        """Hold the cross term for the strategy's q against differences."""
+        """Compare the cross term for the strategy's q with differences."""
         bent, found = self.transposed(q), []
         for one in slopes:
             moves = self.moves(one.unit)
@@ -135,8 +136,8 @@ class Ingredients:
         return _worst(found)
 
     def implicit_finding(self, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]) -> Finding:
-        """Hold the implicit part against the motion of the re-solved solution."""
-        # With no cotangent at all, zero stands for the inverse.
+        """Compare the implicit part with the motion of the re-solved solution."""
+        # A strategy without any cotangent takes zero for the inverse.
         part = Part.IMPLICIT if any(one is not None for one in cotangents) else Part.INVERSE
         found = []
         for one in slopes:
@@ -146,7 +147,7 @@ class Ingredients:
         return _worst(found)
 
     def direct_findings(self, direct: Sequence[Tensor], slopes: Sequence[Slope]) -> list[Finding]:
-        """Hold the upper gradients against differences of the upper objective."""
+        """Compare the upper gradients with differences of the upper objective."""
         problem, around = self.around.problem, self.around
         z, h = around.best.z, around.step
 
@@ -185,7 +186,7 @@ def _finding(
 
 
 def _judge(part: Part, name: str, error: float, size: float, rtol: float, noise: float = 0.0) -> Finding:
-    """Compare an error with a size; what is smaller than its own noise is compared with that."""
+    """Compare an error with a size, or with the noise if the size is smaller."""
     size = max(size, noise / rtol, 1e-300)
     return Finding(part, name, error / size, rtol + noise / size)
 

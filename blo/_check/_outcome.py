@@ -1,4 +1,4 @@
-"""What a check found."""
+"""The outcome of a check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Part(enum.Enum):
     TANGENT = "the tangent (P, K, N): the set or penalty does not describe how its solutions move"
     INVERSE = "the inverse: the adjoint q does not solve P (H + K) P q = P v"
     CROSS = "the cross term: the products with B and N are not those of the lower gradient and the set"
-    IMPLICIT = "the implicit part: the strategy shows no parts of which one could be blamed"
+    IMPLICIT = "the implicit part: the strategy does not expose parts that could be checked one by one"
 
     def __str__(self) -> str:
         return self.value
@@ -29,7 +29,7 @@ class Direction:
     Attributes:
         predicted: by the hypergradient.
         measured: by differences of the re-solved problem.
-        noise: how well the measured slope can be known.
+        noise: the uncertainty of the measured slope.
     """
 
     predicted: float
@@ -77,7 +77,7 @@ class Check:
         findings: the ingredients of the hypergradient at the tightly solved point, in the order of the formula.
         consistency: adjointness and scale: properties that hold at any point and need no differences of F.
         settled: whether the strategy's hypergradient at the tightly solved point agrees with the differences; None
-            when it cannot be had there.
+            if it cannot be computed there.
         hypergradient: what was checked.
     """
 
@@ -98,7 +98,7 @@ class Check:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the noise floors are low enough to tell: at most a tenth of the slopes, or of F."""
+        """Whether the noise is low enough for a verdict: at most a tenth of the slopes, or of F."""
         size = max(self.scale, abs(float(self.hypergradient.value)))
         return all(direction.noise <= 0.1 * size for direction in self.directions)
 
@@ -110,7 +110,7 @@ class Check:
         wrong = [finding.part for finding in (*self.findings, *self.consistency) if not finding.ok]
         if self.settled and not self._agrees:
             return Part.LOWER
-        if self.settled is not None:  # it is wrong at the solution, too, so that is not the only thing
+        if self.settled is not None:  # it is also wrong at the solution, so the lower solve is not the only cause
             wrong = [part for part in wrong if part is not Part.LOWER]
         if wrong:
             return wrong[0]

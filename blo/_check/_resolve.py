@@ -1,4 +1,4 @@
-"""Solves a lower problem down to rounding, whatever its condition, with first derivatives alone."""
+"""Solves a lower problem to rounding level, even if it is ill-conditioned, with first derivatives only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Resolved(NamedTuple):
     Attributes:
         z: shape `(*lanes, n)`.
         residual: the largest `|z - prox(z - gradient)|` of a lane.
-        error: length of the Newton step that is left: about the distance to the solution.
+        error: length of the remaining Newton step: about the distance to the solution.
     """
 
     z: Tensor
@@ -40,12 +40,12 @@ def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
     """Alternate projected gradient steps, which find the active face, with Newton steps along it.
 
     A Newton step is kept in the lanes whose residual it reduces. The products with the Hessian are central
-    differences of gradients, so nothing here rests on second derivatives that may be what is being checked.
+    differences of gradients, so nothing here depends on the second derivatives, which may be what is wrong.
 
     Args:
         problem: at one theta, held constant.
-        z: where to start, shape `(*lanes, n)`.
-        rounds: most Newton steps.
+        z: the start, shape `(*lanes, n)`.
+        rounds: maximum number of Newton steps.
     """
     eps = torch.finfo(z.dtype).eps
     slope = problem.gradient(z)
@@ -82,14 +82,14 @@ def _descend(problem: Bound, z: Tensor) -> Tensor:
 
 
 def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
-    """Return the length of the Newton step that is left; where it leads astray from a solution, the residual."""
+    """Return the length of the remaining Newton step; the residual where the step leads away from a solution."""
     step = newton(problem, z, slope)
     trial = z + step
     trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
     there = problem.residual(trial, problem.gradient(trial))
     least = 1e3 * torch.finfo(z.dtype).eps * (1 + torch.linalg.vector_norm(slope, dim=-1))
     noise = torch.maximum(least, rounding(problem, z, slope, residual))
-    # With a wrong tangent, which may be what is being looked for, the step is not a measure of the error of a solution.
+    # With a wrong tangent, which may be what the check looks for, the step does not measure the error of a solution.
     telling = (there <= 10 * residual + noise) | (residual > noise)
     return torch.where(telling, torch.linalg.vector_norm(step, dim=-1), residual)
 

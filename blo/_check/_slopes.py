@@ -13,23 +13,23 @@ from blo._check._resolve import Resolved, resolve
 from blo._problem import FlatProblem
 from blo._types import Tree
 
-#: Most times that a displacement is divided by four.
+#: How often a displacement is divided by four at most.
 _ROUNDS = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Slope:
-    """What moves along one direction of theta.
+    """Derivatives along one direction of theta.
 
     Attributes:
         unit: the direction, leaf by leaf.
         value: dF.
-        value_noise: how well that is known.
+        value_noise: the uncertainty of `value`.
         solution: dz*, shape `(*lanes, n)`.
-        solution_noise: how well that is known, in the 2-norm over all lanes.
-        resolved: the largest residual that a solve on the way was left with.
-        step: displacement of theta over which it was measured.
-        steep: F bends so much over it that a shorter one may tell more.
+        solution_noise: the uncertainty of `solution`, in the 2-norm over all lanes.
+        resolved: the largest residual of the solves.
+        step: displacement of theta over which they were measured.
+        steep: whether F is so nonlinear over the step that a shorter one may be more accurate.
     """
 
     unit: list[Tensor]
@@ -61,7 +61,7 @@ class Differences:
     step: float
 
     def moved(self, unit: Sequence[Tensor], t: float) -> list[Tensor]:
-        """Return theta displaced by t along a direction; leaves that are data stay."""
+        """Return theta displaced by t along a direction; leaves that are not floating point stay."""
         return [p + t * d if p.is_floating_point() else p for p, d in zip(self.leaves, unit, strict=True)]
 
     def bound(self, unit: Sequence[Tensor], t: float) -> Bound:
@@ -73,7 +73,7 @@ class Differences:
 
         Args:
             unit: of norm one over all leaves.
-            curvature: norm of the upper gradient in z, which carries errors of solutions into F.
+            curvature: norm of the upper gradient in z, by which errors of solutions enter F.
         """
         found = [self._slope(unit, curvature, self.step)]
         while found[-1].steep and len(found) <= _ROUNDS:
@@ -95,7 +95,8 @@ class Differences:
         value = (8 * near - far) / (12 * h)
         z_near, z_far = solved[1].z - solved[-1].z, solved[2].z - solved[-2].z
         solution = (8 * z_near - z_far) / (12 * h)
-        # What the tight solves left, the rounding of F, and the truncation read off the two differences.
+        # Three errors: of the tight solves, of the rounding of F, and of the truncation, which the second-order and the
+        # fourth-order difference together estimate.
         left = 1.5 * max(one.error for one in solved.values()) / h
         size = sum(float(leaf.double().square().sum()) for leaf in self.leaves) ** 0.5
         rounding = eps * (16 * max(abs(v) for v in values.values()) + size * abs(value)) / h
@@ -118,15 +119,15 @@ class Differences:
 
 
 def _share(gap: float, size: float, h: float) -> float:
-    """Return the error of a fourth-order difference in units of that of the second-order one, `gap`, inside it.
+    """Return the error of a fourth-order difference relative to `gap`, the error of the second-order difference.
 
-    The step itself where what is differentiated changes over lengths of about one, as the gap would then show.
+    For a function that varies over lengths of about one it is h; where the gap is large, the function varies faster.
     """
     return max(h, min(1.0, 2 * gap / size)) if size else h
 
 
 def units(leaves: Sequence[Tensor], number: int, seed: int) -> list[list[Tensor]]:
-    """Draw directions of norm 1 over all floating point leaves; others stay where they are."""
+    """Draw directions of norm 1 over all floating point leaves; they are zero on the others."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(number):

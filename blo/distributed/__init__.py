@@ -1,4 +1,4 @@
-"""Objectives whose data is spread over the processes of `torch.distributed`."""
+"""Objectives whose data is distributed over the processes of `torch.distributed`."""
 
 from blo.distributed._mean import mean
 from blo.errors import RankError

@@ -1,4 +1,4 @@
-"""Whether all ranks are at the same place: told by a row of numbers that each of them sends with its value."""
+"""Tests that all ranks make the same evaluation: each sends a row of numbers that describes its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blo._types import Tree
 from blo.distributed._ranks import Ranks
 from blo.errors import RankError, StructureError
 
-#: Values of an objective that travel in the row itself, which saves a reduction of their own.
+#: How many values of an objective can be sent in the row itself, which saves a separate all-reduce.
 FEW = 4
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: How many objectives have been evaluated in each group.
@@ -26,15 +26,15 @@ _COUNTS: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 class Row(NamedTuple):
-    """What a rank says of its evaluation.
+    """The description of an evaluation on one rank.
 
     Attributes:
         failed: whether the objective raised an exception.
         objective: number of the objective in its group, in order of first evaluation.
-        purpose: 0 for what is exchanged once for each objective, 1 for an evaluation.
-        structure: checksum of structure, shapes and dtypes; of an evaluation, the number of its values.
-        gradients: a number that tells which leaves of theta and z require grad.
-        theta: checksum of theta's leaves; 0 where they are on an accelerator, which would be waited for.
+        purpose: 0 for the exchange that is made once for each objective, 1 for an evaluation.
+        structure: checksum of structure, shapes and dtypes; for an evaluation, the number of its values.
+        gradients: a hash of the places of the leaves of theta and z that require grad.
+        theta: checksum of theta's leaves; 0 if they are on an accelerator, which it would synchronise.
         z: likewise.
     """
 
@@ -58,21 +58,21 @@ _RULES = {
 
 
 def next_number(ranks: Ranks) -> int:
-    """Return the number of an objective that is evaluated for the first time."""
+    """Return the number for an objective that is evaluated for the first time."""
     number = _COUNTS.get(ranks.group, 0)
     _COUNTS[ranks.group] = number + 1
     return number
 
 
 def structure(theta: Tree, z: Tree) -> tuple[int, str]:
-    """Return a checksum of the structures, and what it is made of."""
+    """Return a checksum of structures, shapes and dtypes, and the text from which it is computed."""
     leaves, spec = tree.flatten((theta, z))
     text = " ".join(f"{[(tuple(leaf.shape), leaf.dtype) for leaf in leaves]} in {spec}".split())
     return zlib.crc32(text.encode()), text
 
 
 def checksum(leaves: Sequence[Tensor], *, wait: bool = False) -> int:
-    """Return a number that tells apart tensors which differ in any bit; 0 where an accelerator would be waited for."""
+    """Return a checksum of the bits of tensors; 0 on an accelerator, unless `wait` permits a synchronisation."""
     total = len(leaves)
     with outside_transforms():
         for leaf in leaves:
@@ -88,14 +88,16 @@ def checksum(leaves: Sequence[Tensor], *, wait: bool = False) -> int:
 def meet(
     ranks: Ranks, row: Row, numbers: Sequence[float], device: torch.device, about: Callable[[], str]
 ) -> list[list[float]]:
-    """Return the numbers of each rank, having seen that the rows agree. A rank that failed only tells the others.
+    """Exchange rows and numbers, check that the rows agree, and return the numbers of each rank.
+
+    A rank whose objective failed only informs the others.
 
     Args:
         ranks: the processes.
-        row: what this one says.
-        numbers: what it adds, at most `FEW`, as many on each rank where the rows agree.
-        device: where the row is sent from where the group has no backend for the CPU.
-        about: what it says if rows differ: where it is, or why it failed.
+        row: the description of this rank's evaluation.
+        numbers: sent with the row, at most `FEW`; the same number of them on all ranks if the rows agree.
+        device: the device of the row if the group has no backend for the CPU.
+        about: returns what this rank evaluates, or why it failed, for an error message if rows differ.
 
     Raises:
         RankError: if the objective has failed on another rank.
@@ -116,14 +118,14 @@ def _refuse(rows: Sequence[Row], words: Sequence[str]) -> None:
     failed = [rank for rank, row in enumerate(rows) if row.failed]
     if failed:
         raise RankError(
-            f"the objective failed on rank {failed[0]}, and no mean can be taken without it: {words[failed[0]]}"
+            f"the objective failed on rank {failed[0]}, so there is no mean over all ranks: {words[failed[0]]}"
         )
     differs = next(name for name in _RULES if len({getattr(row, name) for row in rows}) > 1)
     said = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(words))
     raise StructureError(
         f"all ranks must {_RULES[differs]} at the same time, but do not ({said}). Make the same calls in the same "
         "order on every rank, also those that read a report; start from the same theta and z0, with the same seed and "
-        "number of threads. Problems that one rank has for itself are solved inside its objective."
+        "number of threads. A rank must solve problems of its own inside its objective."
     )
 
 

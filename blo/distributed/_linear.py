@@ -1,11 +1,13 @@
-"""The two linear maps between what is equal on all ranks and what is not. Each is the derivative of the other.
+"""The two linear maps between tensors that are equal on all ranks and others. Each is the adjoint of the other.
 
-A tensor that is equal on all ranks enters a computation on each of them: that is a copy, and its adjoint adds the
-cotangents of the ranks. The sum over ranks is used on each of them, and its adjoint copies. Both are linear, so the
-derivative along a tangent is the map itself; made of one another, they can be differentiated any number of times.
+A tensor that is equal on all ranks enters a computation on each of them: that is a copy, and its adjoint sums the
+cotangents over ranks. The sum over ranks is used on each of them, and its adjoint is a copy. Both are linear, so the
+derivative along a tangent is the map itself. Each backward pass consists of the other map, so they can be
+differentiated any number of times.
 
-A backward pass reaches a sum or a copy on all ranks or on none, even where one rank's objective leaves out theta: what
-is summed is tied to the copies it may have been computed from, by edges of the graph along which nothing flows.
+A backward pass must reach a sum or a copy on all ranks or on none, even if the objective of one rank does not use
+theta. So a sum also has edges in the graph to the copies from which its tensors may have been computed; no cotangent
+flows along these edges.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ Adder: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Copy(Function):
-    """What is equal on all ranks, as each rank's own."""
+    """Tensors that are equal on all ranks, as tensors of each rank."""
 
     @staticmethod
     def of(ranks: Ranks, tensors: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Return copies; `beside` are others that the same computation uses."""
+        """Return copies; `beside` are other copies that the same computation uses."""
         beside = () if transforms_active() else tuple(beside)  # a transform would not know of them
         copies: tuple[Tensor, ...] = Copy.apply(ranks, beside, *tensors) if tensors else ()
         return list(copies)
@@ -47,7 +49,8 @@ class Copy(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        # A rank that has no use for a tensor adds zero. Whether any rank has is counted along with the sums.
+        # A rank that does not use a tensor adds zero. How many ranks use it is summed as well: if none does, its
+        # cotangent is None.
         used = [cotangent is not None for cotangent in cotangents]
         dtype, device = ctx.kinds[0][1:]
         counts = torch.tensor(used, dtype=dtype, device=device)
@@ -73,7 +76,7 @@ class Sum(Function):
     def of(
         ranks: Ranks, tensors: Sequence[Tensor], ties: Sequence[Tensor] = (), add: Adder | None = None
     ) -> list[Tensor]:
-        """Return the sum of each tensor over ranks, as `add` makes them, by default `ranks.sum`."""
+        """Return the sum of each tensor over ranks, computed by `add`, by default `ranks.sum`."""
         add = ranks.sum if add is None else add
         sums: tuple[Tensor, ...] = Sum.apply(ranks, add, len(tensors), *tensors, *ties)
         return list(sums)
@@ -102,7 +105,7 @@ class Sum(Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], ranks: Ranks, add: Adder, count: int, *tensors: Tensor
     ) -> tuple[Any, Any]:
-        # All of them get the lanes, for on another rank they may have them.
+        # Give all of them the mapped axis, since on another rank they may have it.
         wide = [
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(tensors[:count], in_dims[3:][:count], strict=True)

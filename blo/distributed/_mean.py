@@ -1,4 +1,4 @@
-"""An objective over the data of all processes, from each one's objective over its own."""
+"""The mean over all processes of an objective that each evaluates on its own data."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ from blo.errors import RankError, StructureError
 def mean(objective: Callable[..., Any], weight: float = 1.0, group: Any = None) -> Callable[..., Any]:
     """Return the mean over all ranks of an objective that each rank evaluates on its share of the data.
 
-    The mean is a function of theta and z like any other: it stands in lower problems and as the upper objective, for
-    every solver, strategy and transform, and its derivatives of any order are those of the objective on all the data.
-    Theta and z are equal on all ranks, and so are solutions and hypergradients, bit for bit: nothing remains to be
-    all-reduced. All ranks make the same calls in the same order.
+    The mean is a function of theta and z like any other. Use it in lower problems and as the upper objective, with
+    every solver, strategy and transform; its derivatives of any order are those of the objective on all the data.
+    Theta and z must be equal on all ranks. Solutions and hypergradients are then equal too, bit for bit, and need no
+    all-reduce. All ranks must make the same calls in the same order.
 
-    Without a process group, or in a group of one, the objective is evaluated as it is.
+    Without a process group, or in a group of one, the mean is the objective itself.
 
     Args:
         objective: `objective(theta, z)` on this rank's share of the data: a mean over it if the result is to be the
             mean over all data. Returns a tensor of the same shape on all ranks, `()` or `(batch,)`. Further arguments
-            of the mean, such as a minibatch, are handed to it. What it captures is this rank's own, and a constant.
-        weight: how much this rank counts, relative to the others: the number of its samples, where shares differ in
-            size. Positive.
+            of the mean, such as a minibatch, are passed to it. Tensors that it captures belong to this rank and are
+            constants.
+        weight: the weight of this rank relative to the others: the number of its samples if shares differ in size.
+            Positive.
         group: a process group of `torch.distributed`; by default that of all processes. It is looked up at each
-            evaluation, so `init_process_group` may follow.
+            evaluation, so `init_process_group` may be called after `mean`.
 
     Raises:
-        StructureError: if `objective` is not a function. By an evaluation: if the ranks differ in what they evaluate or
-            in theta or z; if there are several processes, but no process group.
-        RankError: by an evaluation, if another rank's objective raised an exception, or another rank does not answer.
+        StructureError: if `objective` is not a function. When the mean is evaluated: if the ranks differ in what they
+            evaluate or in theta or z; if there are several processes, but no process group.
+        RankError: when the mean is evaluated, if another rank's objective raised an exception, or another rank does not
+            answer.
         ValueError: if `weight` is not positive and finite.
     """
     if not callable(objective):
@@ -51,7 +53,7 @@ def mean(objective: Callable[..., Any], weight: float = 1.0, group: Any = None) 
             f"`objective` must be a function of theta and z, but is of type {type(objective).__name__}. Wrap the "
             "objective before it is given to LowerProblem."
         )
-    require_positive(weight, "weight", "A rank without data stays out of the `group`.")
+    require_positive(weight, "weight", "Leave a rank without data out of the `group`.")
     if not math.isfinite(weight):
         raise ValueError(f"`weight` must be finite, but is {weight}.")
     return _Mean(objective, float(weight), group)
@@ -59,7 +61,7 @@ def mean(objective: Callable[..., Any], weight: float = 1.0, group: Any = None) 
 
 @final
 class _Mean:
-    """The mean; keeps what was agreed upon at its first evaluation."""
+    """The mean. It stores what the ranks exchanged at its first evaluation."""
 
     def __init__(self, objective: Callable[..., Any], weight: float, group: Any) -> None:
         self._objective, self._weight, self._group = objective, weight, group
@@ -84,13 +86,13 @@ class _Mean:
             parts, spec = tree.flatten(value, "objective(theta, z)")
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            if ranks.host:  # otherwise no rank listens
-                with contextlib.suppress(RankError):  # the error that came first is the one to see
+            if ranks.host:  # otherwise ranks exchange no rows in an evaluation
+                with contextlib.suppress(RankError):  # the user should see the first error
                     meet(ranks, row._replace(failed=1), (), device, lambda: reason)
             raise
 
         def add(values: Sequence[Tensor]) -> list[Tensor]:
-            """Add the values of all ranks; the few of an objective on the CPU travel in the row."""
+            """Add the values of all ranks; a few values on the CPU are sent in the row."""
             size = sum(value.numel() for value in values)
             travel = size <= FEW and all(v.device.type == "cpu" and v.dtype.is_floating_point for v in values)
             numbers = [float(entry) for v in values for entry in v.reshape(-1).tolist()] if travel else []
@@ -116,7 +118,7 @@ class _Mean:
 
 
 def _own(ranks: Ranks, leaves: Sequence[Tensor], beside: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the leaves for this rank's computation, and those of them that are copies, for derivatives."""
+    """Return the leaves for this rank's computation, and those of them that are copies for differentiation."""
     own, places = list(leaves), _followed(leaves)
     copies = Copy.of(ranks, [leaves[place] for place in places], beside)
     for place, copy in zip(places, copies, strict=True):
@@ -125,7 +127,7 @@ def _own(ranks: Ranks, leaves: Sequence[Tensor], beside: Sequence[Tensor] = ()) 
 
 
 def _followed(leaves: Sequence[Tensor]) -> list[int]:
-    """Return which leaves derivatives may be taken in. A transform does not say: then all."""
+    """Return the places of leaves that may be differentiated: under a transform, which does not show it, all."""
     if transforms_active():
         return [i for i, leaf in enumerate(leaves) if leaf.is_floating_point() or leaf.is_complex()]
     return [i for i, leaf in enumerate(leaves) if leaf.requires_grad] if torch.is_grad_enabled() else []

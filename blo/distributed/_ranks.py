@@ -1,4 +1,4 @@
-"""The processes of a group, and the three things that they tell each other."""
+"""The processes of a group, and their three collective operations."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Ranks:
     """Two or more processes of which this is one.
 
     Attributes:
-        known: their process group, held weakly: whoever keeps an objective or a result must not keep the threads of a
-            group alive that was destroyed, which would abort the process at its exit.
-        size: how many they are.
+        known: their process group, held weakly: an objective or a result must not keep the threads of a destroyed group
+            alive, which would abort the process at exit.
+        size: the number of processes.
         rank: the number of this one in the group.
-        host: whether the group has a backend for tensors on the CPU, through which no accelerator is waited for.
+        host: whether the group has a backend for tensors on the CPU, which needs no synchronisation of an accelerator.
     """
 
     known: weakref.ReferenceType[Any]
@@ -36,11 +36,11 @@ class Ranks:
 
     @classmethod
     def of(cls, group: Any) -> Ranks | None:
-        """Return the processes of a group, by default all of them; None where there is but one.
+        """Return the processes of a group, by default all of them; None if there is only one.
 
         Raises:
-            StructureError: if there are more, but the process group was not initialised; if this process is not in the
-                group.
+            StructureError: if there are several, but the process group was not initialised; if this process is not in
+                the group.
         """
         if not (dist.is_available() and dist.is_initialized()):
             started = os.environ.get("WORLD_SIZE", "1")
@@ -48,7 +48,7 @@ class Ranks:
                 found = "a `group` was given" if group is not None else f"WORLD_SIZE={started} in the environment"
                 raise StructureError(
                     f"`blo.distributed.mean` needs torch.distributed.init_process_group() before its first evaluation: "
-                    f"{found}, but this process is in no process group, and its share would be taken for all the data."
+                    f"{found}, but this process is in no process group, so its share would count as all the data."
                 )
             return None
         group = dist.group.WORLD if group is None else group
@@ -71,8 +71,8 @@ class Ranks:
         group = self.known()
         if group is None:
             raise RankError(
-                "the process group must live while derivatives and reports are made of what was computed in it, but "
-                "has been destroyed. Call destroy_process_group() later."
+                "the process group has been destroyed, but derivatives and reports of results that were computed in it "
+                "still need it. Call destroy_process_group() later."
             )
         return group
 
@@ -92,7 +92,7 @@ class Ranks:
         return totals
 
     def table(self, row: Sequence[int], device: torch.device) -> list[list[int]]:
-        """Return the rows of all ranks, each of equal length; waits for an accelerator if there is no other way."""
+        """Return the rows of all ranks, all of equal length; synchronises an accelerator if there is no CPU backend."""
         mine = torch.tensor(row, dtype=torch.int64, device="cpu" if self.host else device)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         self._call(dist.all_gather, rows, mine)
@@ -100,7 +100,7 @@ class Ranks:
         return table
 
     def words(self, text: str) -> list[str]:
-        """Return what each rank has to say."""
+        """Return the text of each rank."""
         said: list[str] = [""] * self.size
         self._call(dist.all_gather_object, said, text)
         return said
@@ -110,7 +110,7 @@ class Ranks:
             collective(*arguments, group=self.group)
         except RuntimeError as error:  # what every backend raises
             raise RankError(
-                f"rank {self.rank} of {self.size} did not hear from the others: {str(error).splitlines()[0]} Either "
+                f"rank {self.rank} of {self.size} got no answer from the others: {str(error).splitlines()[0]} Either "
                 "one of them has failed, which its own output explains, or it does not make the same calls: all ranks "
                 "must evaluate the same objectives in the same order, also when a report is read. How long a rank "
                 "waits is the `timeout` of init_process_group."

@@ -31,7 +31,7 @@ class AdjointRule(Protocol):
         """Return q with `P (H + K)^T P q = P v`, or with H + K if `transposed`, from plain tensors."""
 
     def model(self, hessian: Operator) -> Operator:
-        """Return the operator that stands for H."""
+        """Return the operator used in place of H."""
 
 
 def implicit_part(
@@ -39,25 +39,29 @@ def implicit_part(
 ) -> list[Tensor | None]:
     """Return the implicit part for each leaf, differentiable to any order."""
     q = Adjoint.of(rule, problem, leaves, z, v)
-    # Recorded, since the multipliers in the force move with z and theta in an outer differentiation.
+    # Record the graph: in an outer differentiation the multipliers in the force depend on z and theta.
     here = problem.bind(leaves).record()
     tangent = here.tangent(here.term, z, here.gradient(z))
     force = tangent.force
 
     def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
-        # `here` and `z` stay behind and move in an outer differentiation: nothing is counted twice.
+        # `tangent` and `z` are constants of this product. An outer differentiation goes through their own graphs, so no
+        # dependence on theta is counted twice.
         bound = problem.bind(live)
         motion = bound.motion(here.term, tangent, z)
         slope = bound.gradient(z + motion)
         return motion, slope if force is None else slope + force(bound.term, z + motion)
 
+    # With the cotangents (v, -q), the motion contributes N^T v, and gradient and force at z + motion contribute
+    # -(B + G)^T q - N^T H q: together the implicit part -(B + G)^T q + N^T (v - H q).
     return pull(optimality, leaves, (v, -q))
 
 
 class Adjoint(ReverseOnly):
     """`q(theta, z, v)`, the solution of `P (H + K)^T P q = P v`.
 
-    The transpose matters where a fixed point is sought. With `transposed` it is the solution for H + K itself.
+    The transpose matters for fixed-point problems, where H is not symmetric. With `transposed`, q solves
+    `P (H + K) P q = P v` instead.
     """
 
     @staticmethod
@@ -114,7 +118,9 @@ class Adjoint(ReverseOnly):
 
         here = problem.bind(leaves)
         tangent = here.tangent(here.term, z, here.gradient(z))
-        # The system is the identity off the tangent space, and so is its inverse. Its own transpose is that of H.
+        # q is defined by S q - P v = 0 with S = P (H + K)^T P + (I - P), so its cotangent w is pulled back as -S^-T w
+        # through `system`. Off the tangent space S^-T is the identity: hence w - P w. S^-T needs the other transpose
+        # of H, unless H is symmetric.
         other = not ctx.transposed and not problem.symmetric
         r = Adjoint.of(rule, problem, leaves, z, w, other) + w - tangent.project(w)
         return None, None, None, *pull(system, (z, v, *leaves), -r)

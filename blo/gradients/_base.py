@@ -1,4 +1,4 @@
-"""What a gradient strategy is."""
+"""The interface of gradient strategies, and the interface through which they run the lower solver."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Solve(Protocol):
         """
 
     def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
-        """Solve without a report of convergence: for a further solve that a derivative needs."""
+        """Solve without reporting convergence, for an extra solve that a derivative needs."""
 
     def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
         """Solve to the residuals `wanted` if the tolerance of the solver is larger; do not report convergence.
@@ -104,7 +104,7 @@ class Solve(Protocol):
 
 
 def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
-    """Return how far `again` is from `found`, beside the size of that and of the way from `start`, shape `lanes`."""
+    """Return `|again - found| / max(|found|, |found - start|)`, shape `lanes`; zero where the two are equal."""
     apart, size, way = (torch.linalg.vector_norm(v.detach(), dim=-1) for v in (again - found, found, found - start))
     return torch.where(apart == 0, 0.0, apart / torch.maximum(size, way))
 
@@ -133,17 +133,17 @@ class Optimality:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a strategy makes of the upper gradient v = df/dz.
+    """The upper gradient v = df/dz, pulled back to theta by a strategy.
 
     Attributes:
         cotangents: the implicit part for each leaf of theta, None where theta has no influence.
         q: the adjoint, shape `(*lanes, n)`; None for strategies without one.
         linear: how the linear system was solved.
-        optimality: the conditions that the formula rests on.
-        defect: measures `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping, when asked.
-        error: measures the relative error of the cross product when asked; None or returns None when exact.
-        loose: lanes in which further solves stopped too early for the derivative that rests on them, shape `lanes`.
-        apart: how far from z steps that were made again led, relatively, shape `lanes`.
+        optimality: the optimality conditions at the solution, which the formula differentiates.
+        defect: computes `|P v - P (H + K) P q|`, shape `lanes`, with the true H and without damping.
+        error: estimates the relative error of the cross product; None, or returns None, if it is exact.
+        loose: lanes in which an extra solve stopped too early for the derivative computed from it, shape `lanes`.
+        apart: relative distance between z and the end of the steps when they were repeated, shape `lanes`.
     """
 
     cotangents: Sequence[Tensor | None]
@@ -157,7 +157,7 @@ class Pulled:
 
 
 class Rule(abc.ABC):
-    """What a strategy does in one call: it solves the lower problem and differentiates the solution.
+    """One call of a strategy: it solves the lower problem and differentiates the solution.
 
     `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, whose backward pass calls `pull`.
 
@@ -229,4 +229,4 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
-        """Return the rule for one call, which runs the lower solver by `solve`."""
+        """Return the rule for one call, which runs the lower solver through `solve`."""

@@ -15,10 +15,10 @@ from blo.operators import Operator, Restricted, ScaledIdentity, TangentSpace
 
 @dataclass(frozen=True)
 class HessianFree(Stationary):
-    """Takes `curvature` times the identity for the lower Hessian H; the cross term stays exact.
+    """Replaces the lower Hessian H by `curvature` times the identity; the cross term stays exact.
 
     T1-T2 (Luketina et al., 2016), Jacobian-free backpropagation, and the update of Fast-BAT (Zhang et al., ICML 2022,
-    with curvature 10) are this strategy. The curvature of an active boundary is still accounted for.
+    with curvature 10) are this strategy. K, the curvature of an active boundary, is kept.
 
     Args:
         curvature: in units of objective over z squared. Larger means a smaller implicit part; a negative one reverses
@@ -31,12 +31,12 @@ class HessianFree(Stationary):
 
     curvature: float = 1.0
     products: Products = "reverse"
-    tol = None  # an approximation by choice, of which no residual tells
+    tol = None  # the approximation is intended, and no residual measures it
 
     def __post_init__(self) -> None:
         check(self.products)
         if self.curvature == 0:
-            raise ValueError("`curvature` must not be zero. For no implicit part use Zero().")
+            raise ValueError("`curvature` must not be zero. To leave out the implicit part, use Zero().")
 
     def model(self, hessian: Operator) -> Operator:
         return ScaledIdentity(self.curvature)
@@ -49,9 +49,9 @@ class HessianFree(Stationary):
 class KKTClosedForm(Stationary):
     """The exact implicit gradient of a lower problem whose Hessian on the tangent space is a multiple of the identity.
 
-    That is what `LowerProblem.linearize` gives (Zhang et al., ICML 2022, Prop. 1). The multiple
-    is read off one Hessian-vector product, which also verifies the assumption: if the Hessian does not act on the
-    right-hand side as a multiple of the identity, the linear solve is reported as unconverged.
+    `LowerProblem.linearize` returns such a problem (Zhang et al., ICML 2022, Prop. 1). The multiple is computed from
+    one Hessian-vector product, which also tests the assumption: if the Hessian does not act on the right-hand side as
+    a multiple of the identity, the linear solve is reported as unconverged.
     """
 
     def model(self, hessian: Operator) -> Operator:
@@ -61,6 +61,7 @@ class KKTClosedForm(Stationary):
         image = system.tangent.project(system.operator(b))
         length = (b * b).sum(-1, keepdim=True)
         zero = length == 0
+        # The Rayleigh quotient b'Hb / b'b is the multiple if P H b = c b, and |P H b - c b| tests that it is.
         curvature = torch.where(zero, 1.0, (b * image).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
         scale = torch.linalg.vector_norm(image, dim=-1)
         error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
@@ -74,7 +75,7 @@ class KKTClosedForm(Stationary):
 
 def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> LinearSolution:
     """Solve `(curvature I + K) q = b` on the tangent space."""
-    if tangent.bend is not None:  # K is not diagonal, but has few distinct eigenvalues
+    if tangent.bend is not None:  # K is not diagonal but has few distinct eigenvalues, so CG needs few iterations
         return CG().solve(Restricted(ScaledIdentity(curvature), tangent), b)
     lanes = b.new_zeros(b.shape[:-1])
     q = tangent.project(b / (curvature + tangent.curvature))

@@ -1,4 +1,4 @@
-"""Products by central differences of first-order gradients, where a second backward pass does not exist or pay."""
+"""Products by central differences of gradients, for objectives without a second backward pass or with a costly one."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class DifferencePoint(FirstOrderPoint):
     """`H v = (grad(z + h v) - grad(z - h v)) / 2h`, and `B^T q` likewise from the gradients in theta.
 
-    The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation. It begins with
-    `eps^(1/3) * max(1, |z|)`, which is right for third derivatives of size one, and is made shorter where the gradients
-    on the two sides and at z are not nearly on a line. That is seen at the first product with H, whose displacement
-    serves all others, and at the cross term. So a product is known to about `eps^(2/3)` where the rounding of the
-    gradients allows it: 4e-11 in double and 2e-5 in single precision. Gradients in theta are taken at a theta that is
-    at least as precise as z.
+    The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation error. It starts
+    at `eps^(1/3) * max(1, |z|)`, which suits third derivatives of size one, and is shortened where the gradient is far
+    from linear over it. This is tested in the first product with H, whose displacement all later ones use, and in the
+    cross term. A product is then accurate to about `eps^(2/3)` as far as the rounding of the gradients allows: 4e-11 in
+    double and 2e-5 in single precision. Gradients in theta are taken at a theta that is at least as precise as z.
     """
 
     estimated = True
@@ -37,7 +36,8 @@ class DifferencePoint(FirstOrderPoint):
             )
         super().__init__(bound, z)
         self._at = (finer(bound, z) if self._live else None) or Finer(bound, self.optimality.slope)
-        # A few products enter a residual. Iterates beyond this accuracy differ by the noise of the products alone.
+        # A residual contains a few products, each with an error of about eps^(2/3). Below this level, iterates of a
+        # linear solver differ only by that error.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
 
@@ -56,7 +56,8 @@ class DifferencePoint(FirstOrderPoint):
     def error(self, q: Tensor) -> float:
         """Return `|D(2h) - D(h)| / |D(h)|` of `H q` or of `B^T q`, whichever is larger.
 
-        That is about the relative error where rounding makes it, and three times it where truncation does.
+        This is about the relative error where rounding dominates, and three times it where truncation does, since the
+        truncation error grows with h^2.
         """
         unit, size = split(q)
         image, h = adapted(lambda h: self._along_z(unit, h, look=True), self._start, self._rounding)
@@ -85,9 +86,9 @@ class DifferencePoint(FirstOrderPoint):
         bound, here = self._at
         inputs = [bound.leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
-            shift = (h * unit).requires_grad_()  # whose gradients tell what bends
+            shift = (h * unit).requires_grad_()  # its gradients are those on the two sides, which `Sides` compares
             values = bound.sides(self._z, shift)
-        # Each lane has its own step, so its share of the sum over lanes is weighted before the sum is taken.
+        # Each lane has its own h, so each value is weighted by size / 2h before the sum over lanes.
         weight = size / (2 * h)
         slopes, parts = [], []
         for side, value in zip((1, -1), values, strict=True):
@@ -103,7 +104,7 @@ class DifferencePoint(FirstOrderPoint):
         pairs = zip(*parts, strict=True)
         spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
         nearby = None
-        if self._length is None:  # no product with H has found the displacement
+        if self._length is None:  # no product with H has chosen the displacement yet
             with torch.enable_grad(), suspended():
                 near = (0.25 * h * unit).requires_grad_()
                 value, _ = bound.detach().sides(self._z, near)
@@ -112,9 +113,10 @@ class DifferencePoint(FirstOrderPoint):
 
     @property
     def _derived(self) -> bool:
-        """Whether theta was made from the leaves by operations, as complex leaves are.
+        """Whether theta is computed from the leaves, as complex leaves are.
 
-        All evaluations share the graph of these. What else they record is freed: a compiled module demands it.
+        All evaluations share the graph of this computation, so it is retained. Any other graph is freed after use,
+        which compiled modules require.
         """
         return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._at.bound.theta))
 

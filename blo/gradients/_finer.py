@@ -17,9 +17,9 @@ class Finer(NamedTuple):
     """A lower problem at a theta that is at least as precise as z.
 
     Attributes:
-        bound: the problem. Gradients in its theta are to be given back in the dtype of the theta given.
-        slope: the gradient of the objective in z, shape `(*lanes, n)`; that of the theta given differs from it by the
-            rounding of what the objective computes from theta alone.
+        bound: the problem. `like` converts gradients in its theta to the dtypes of the original theta.
+        slope: the gradient of the objective in z, shape `(*lanes, n)`. It differs from the gradient at the original
+            theta by the rounding of what the objective computes from theta alone.
     """
 
     bound: Bound
@@ -27,13 +27,13 @@ class Finer(NamedTuple):
 
 
 def finer(bound: Bound, z: Tensor) -> Finer | None:
-    """Return the problem with those leaves of theta that are coarser than z in the dtype of z; None if there are none.
+    """Return the problem with each leaf of theta that is less precise than z converted to z's dtype.
 
-    A gradient has the dtype of its leaf. Over a displacement that suits z, two gradients in a coarser dtype differ by
-    no more than their rounding.
+    A gradient has the dtype of its leaf. Over a displacement chosen for z's precision, two gradients in a less precise
+    dtype would differ by little more than their rounding. The result is None if there is no such leaf.
 
     Raises:
-        StructureError: if the objective takes theta in its own dtype alone.
+        StructureError: if the objective accepts theta only in its original dtype.
     """
     leaves = bound.leaves
     if not any(coarse(leaf, z.dtype) for leaf in leaves):

@@ -1,4 +1,4 @@
-"""Rules whose pullback is a procedure that can be run, mapped over, but not differentiated again."""
+"""Rules whose pullback can be run and mapped over by `vmap`, but not differentiated again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from blo.gradients._base import distance
 from blo.gradients._function import FunctionRule, lanes_first, pulled
 from blo.gradients._reverse_only import ReverseOnly
 
-#: How far a solve made again under `vmap` may end from the first one, relatively.
+#: Largest relative distance allowed between the solution and that of a solve repeated under `vmap`.
 _RESOLVED = 1e-2
 
 
 class FirstOrderRule(FunctionRule, abc.ABC):
-    """A rule that differentiates once, under every transform."""
+    """A rule that can be differentiated once, under every transform."""
 
     def pull_again(
         self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
@@ -33,7 +33,7 @@ class FirstOrderRule(FunctionRule, abc.ABC):
 
 
 class _Pull(ReverseOnly):
-    """The pullback as a function, so that `vmap` can map over it."""
+    """The pullback as an autograd function, so that `vmap` can map over it."""
 
     @staticmethod
     def forward(
@@ -55,8 +55,8 @@ class _Pull(ReverseOnly):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         raise StructureError(
-            "this gradient strategy gives first derivatives only, but a derivative of the hypergradient was asked "
-            "for. Use Implicit(), or Unrolled() without `checkpoint` and in reverse mode."
+            "this gradient strategy gives first derivatives only, but a derivative of the hypergradient was "
+            "requested. Use Implicit(), or Unrolled() without `checkpoint` and in reverse mode."
         )
 
     @staticmethod
@@ -71,6 +71,6 @@ class _Pull(ReverseOnly):
         z0, z, v, *leaves = lanes_first(info.batch_size, in_dims[3:], tensors)
         lifted = problem.lift(info.randomness)
         again = rule.forward(rule.bind(lifted, leaves), z0)
-        # Solved to a tolerance: a batch of lanes takes other last steps than one alone.
+        # A solve to a tolerance is not repeated exactly: a batch of lanes takes other last steps than a single lane.
         rule.solve.checks.repeated(distance(z, again, z0), _RESOLVED)
         return _Pull.apply(lifted, rule, places, z0, z, v, *leaves), (0,) * len(places)

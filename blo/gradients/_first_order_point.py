@@ -1,4 +1,4 @@
-"""What products without a graph of the gradient share: the parts that come from the term, by one backward pass."""
+"""The part that all products without a graph of the gradient share: N and G of the term, by one backward pass."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class FirstOrderPoint(Point, abc.ABC):
         parts = [None if part is None else -part for part in self.along(q)]
         if not self._bound.moving:
             return parts
+        # The motion of the active face adds N^T (v - H q), and the force of the term at z + motion adds -G^T q.
         with torch.enable_grad():
             motion = self._bound.motion(self.optimality.term, self.optimality.tangent, self._z)
             outputs, cotangents = [motion], [v - self.hessian(q)]

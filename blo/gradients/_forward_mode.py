@@ -17,11 +17,11 @@ from blo.gradients._first_order import FirstOrderRule
 
 @dataclass
 class ForwardRule(FirstOrderRule):
-    """Solves once for the solution and once, for all coordinates of theta together, for its Jacobian."""
+    """Solves once for the solution, and once more for its Jacobian in all coordinates of theta together."""
 
     solve: Solve
     start: Callable[[Tree], Tree] | None = None
-    #: Jacobians of the solves made, leaf by leaf, by how often the problem is mapped over.
+    #: The Jacobian of each solve, leaf by leaf, under the number of `vmap` levels around the problem.
     kept: dict[int, list[Tensor | None]] = field(default_factory=dict)
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class ForwardRule(FirstOrderRule):
 
         jacobians: list[Tensor | None] = [None] * len(leaves)
         if places:
-            # A tangent cannot be laid out like a leaf that `vmap` expanded.
+            # A tangent must have the memory layout of its leaf, and cannot have that of a leaf that `vmap` expanded.
             live = tuple(leaves[place].contiguous() for place in places)
             found = jacobian(solved, live)
             for place, part in zip(places, found, strict=True):

@@ -33,7 +33,7 @@ class ForwardPoint(FirstOrderPoint):
         constants = [leaf.detach() for leaf in self._leaves]
         with torch.enable_grad():
             enters = self._bound.value(self._z).requires_grad
-        if not enters:  # forward mode cannot tell this from a derivative of zero
+        if not enters:  # forward mode returns zeros in this case, but None is what says that theta does not enter
             return [None] * len(self._leaves)
 
         def slopes(z: Tensor) -> tuple[Tensor, ...]:

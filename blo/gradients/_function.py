@@ -20,9 +20,9 @@ from blo.gradients._reverse_only import ReverseOnly
 
 
 class FunctionRule(Rule, abc.ABC):
-    """A rule whose solve torch does not record: it is a function of its own, with `pull` for its backward pass.
+    """A rule whose solve is one autograd function with `pull` as its backward pass; torch does not record its steps.
 
-    Such a rule holds no tensors of the caller's.
+    Such a rule holds no tensors of the caller.
     """
 
     def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Solved(ReverseOnly):
 
 
 def pulled(rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor) -> Pulled:
-    """Pull v back to the leaves, plain tensors, and report on it."""
+    """Pull v back to the leaves, which are plain tensors, and report."""
     live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     with torch.enable_grad():
         bound = rule.bind(problem, live)
@@ -94,13 +94,14 @@ def pulled(rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tenso
 def alive(tensors: Sequence[Any]) -> list[Any]:
     """Take tensors out of the wrappers of transforms that have ended.
 
-    Torch looks through one such wrapper, and fails an internal assertion on the two that a vjp of an ended one makes.
+    Torch itself removes one such wrapper, but fails an internal assertion on two, which a vjp through an ended
+    transform produces.
     """
     return [None if tensor is None else functorch.unwrap_if_dead(tensor) for tensor in tensors]
 
 
 def lanes_first(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Move the mapped axis of each tensor to the front, and give one to tensors that have none."""
+    """Move the mapped axis of each tensor to the front, and expand tensors without a mapped axis along it."""
     return [
         tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
         for tensor, dim in zip(tensors, dims, strict=True)

@@ -19,21 +19,21 @@ class Implicit(Stationary):
     """Solves the adjoint system with Hessian-vector products. iMAML is this with CG, OptNet with Direct.
 
     Args:
-        linear_solver: `Auto()` by default, which picks by size, symmetry and definiteness.
+        linear_solver: `Auto()` by default, which chooses by size, symmetry and definiteness.
         products: how second derivatives are multiplied with vectors. `"reverse"`: one retained graph of the lower
             gradient serves all products. `"forward"`: forward over reverse mode, no graph is kept.
             `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
-            pass (fused attention, compiled or checkpointed modules); known to `eps^(2/3)`, see
-            `report.product_error`. For equilibria only `"reverse"`.
-        hessian: `"full"`, or for `LowerProblem.least_squares` an approximation of it, `"gauss-newton"`: J'J with the
-            Jacobian J of the residuals. It leaves out the curvature of the residuals, needs none of their second
-            derivatives in z, and is never indefinite. The gradient is then exact only where residuals vanish or are
-            linear in z.
+            pass (fused attention, compiled or checkpointed modules); accurate to about `eps^(2/3)`, see
+            `report.product_error`. Fixed-point problems support only `"reverse"`.
+        hessian: `"full"`, or `"gauss-newton"` for problems made by `LowerProblem.least_squares`: J'J with the Jacobian
+            J of the residuals. It leaves out the curvature of the residuals, so it needs no second derivative of them
+            in z and is never indefinite. The hypergradient is then exact only where the residuals vanish or are linear
+            in z.
 
     Raises:
-        StructureError: if `linear_solver` has the wrong type; by the derivative, with `"gauss-newton"` for any other
-            problem.
-        ValueError: for other products, or another Hessian.
+        StructureError: if `linear_solver` has the wrong type; when the solution is differentiated, if `hessian` is
+            `"gauss-newton"` and the problem was not made by `LowerProblem.least_squares`.
+        ValueError: if `products` or `hessian` is none of the values above.
     """
 
     linear_solver: LinearSolver = field(default_factory=Auto)
@@ -49,15 +49,17 @@ class Implicit(Stationary):
 
     @property
     def tol(self) -> float | None:
-        """Relative residual that the linear solver was asked for; None for an approximation by choice."""
+        """Relative residual that the linear solver promises; None for an intended approximation."""
         return self.linear_solver.tol
 
     def model(self, hessian: Operator) -> Operator:
         if self.hessian == "full":
             return hessian
+        # H = J'J + sum_i r_i d2 r_i/dz2. Gauss-Newton drops the sum; J'J is positive semidefinite by construction.
         assert isinstance(hessian, Hessian) and hessian.squares is not None
         return Hessian(hessian.squares, positive=True)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        # With Gauss-Newton the residual is that of J'J, and does not measure how far J'J is from H.
         found = self.linear_solver.solve(system, b, guess)
         return found if self.hessian == "full" else replace(found, measured=False)

@@ -16,24 +16,24 @@ from blo.gradients._base import Optimality
 class Point(abc.ABC):
     """The lower problem at `(theta, z)` with its products.
 
-    With H = d2g/dz2, B = d2g/dz dtheta, N the motion of the active face and G the motion of the term's force, taken
-    along with the face (N and G are zero unless the term moves).
+    H = d2g/dz2, B = d2g/dz dtheta, N is the motion of the active face with theta, and G the change of the term's force
+    with theta at a fixed point of the face. N and G are zero unless the term depends on theta.
     """
 
     optimality: Optimality
-    #: Whether H is symmetric: not where a fixed point is sought.
+    #: Whether H is symmetric. For a fixed-point problem it is not.
     symmetric: bool = True
     _bound: Bound
     _z: Tensor
     _product: Callable[[Tensor], Tensor] | None = None
-    #: Relative accuracy of the products beyond which no linear solve can be held to its tolerance.
+    #: Relative error of the products. No linear solve is required to reach a smaller residual.
     noise: float = 0.0
-    #: Whether `error` has more to tell than rounding.
+    #: Whether `error` estimates more than rounding.
     estimated: bool = False
 
     @abc.abstractmethod
     def hessian(self, direction: Tensor) -> Tensor:
-        """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters where a fixed point is sought."""
+        """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters for fixed-point problems."""
 
     def squares(self, direction: Tensor) -> Tensor:
         """Return J^T J times a direction, with the Jacobian J of the residuals of a least-squares problem.
@@ -49,11 +49,11 @@ class Point(abc.ABC):
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
         """Return `-(B + G)^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence.
 
-        To be called last: it may free what the products are made from.
+        Call it last: it may free the graph that the products need.
         """
 
     def error(self, q: Tensor) -> float | None:
-        """Return the estimated relative error of the cross product; None where there is none but rounding."""
+        """Return the estimated relative error of the cross product; None if it is exact up to rounding."""
         return None
 
 
@@ -66,7 +66,8 @@ class ReversePoint(Point):
             self._z = z.detach().requires_grad_()
             self._gradient = bound.gradient(self._z, graph=True)
         slope = self._gradient.detach()
-        # What moves is measured from a term at rest; its tangent space, too, must not drag a graph of theta along.
+        # The motion is measured from a term with constant parameters, and the tangent space must not keep a graph of
+        # theta alive.
         rest = bound.term.at_rest()
         self._bound = bound
         self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
@@ -85,11 +86,12 @@ class ReversePoint(Point):
             with torch.enable_grad():
                 outputs.append(tangent.force(bound.term, self._z))
         inputs = [leaf for leaf in bound.leaves if leaf.requires_grad]
-        # The last product frees the graph on its way, so that memory is reused while it is made.
+        # The last product frees the graph while it runs, so that its memory can be reused.
         places = [*inputs, self._z] if bound.moving else inputs
         parts = pullback(outputs, places, [-q] * len(outputs), last=not bound.moving)
         if bound.moving:
-            # The solution moves with the active face, and with it the place where gradient and force are taken.
+            # The solution moves with the active face, and with it the point at which gradient and force are taken.
+            # `along` is -H q, and includes the derivative of the force in z: the motion has the cotangent v + along.
             along = parts.pop()
             with torch.enable_grad():
                 motion = bound.motion(self.optimality.term, tangent, self._z.detach())
@@ -100,7 +102,7 @@ class ReversePoint(Point):
 
 
 class TransposedPoint(Point):
-    """Products with H instead of H^T: what the derivative of an adjoint of a fixed point needs."""
+    """Products with H instead of H^T, which the derivative of the adjoint of a fixed point needs."""
 
     def __init__(self, bound: Bound, z: Tensor) -> None:
         self._bound, self._z, self.symmetric, self.noise = bound, z, bound.symmetric, bound.eps or 0.0

@@ -23,10 +23,10 @@ _POINTS: dict[str, Callable[[Bound, Tensor], Point]] = {
 
 
 def check(products: str) -> None:
-    """Refuse an unknown way.
+    """Check that `products` has one of its possible values.
 
     Raises:
-        ValueError: naming the ones there are.
+        ValueError: if it has not; the message lists them.
     """
     if products not in get_args(Products):
         raise ValueError(f"`products` must be one of {', '.join(get_args(Products))}, but is {products!r}.")

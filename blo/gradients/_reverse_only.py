@@ -1,4 +1,4 @@
-"""Functions that are differentiated in reverse mode, and say so when forward mode is tried."""
+"""Autograd functions with reverse mode only, which raise an error that says so in forward mode."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReverseOnly(Function):
 
     @staticmethod
     def require_one(cotangent: Tensor) -> None:
-        """Refuse the batches of cotangents of an older `vmap` in torch, under which no solve can look at its residual.
+        """Reject a batch of cotangents from torch's older `vmap`, under which a solve cannot read its residual.
 
         Raises:
             StructureError: for a cotangent from `torch.autograd.grad(..., is_grads_batched=True)`.

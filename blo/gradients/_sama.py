@@ -23,10 +23,10 @@ from blo.operators import Diagonal, Operator, Restricted, ScaledIdentity
 
 @dataclass(frozen=True)
 class SAMA(Strategy):
-    """Takes the inverse of the lower Hessian for a diagonal, and the cross term by central differences.
+    """Replaces the inverse of the lower Hessian by a diagonal, and takes the cross term by central differences.
 
     Choe et al., NeurIPS 2023 (Making scalable meta learning practical): when Adam trains the lower variable, the
-    derivative of its update in the gradient is the diagonal to use. Two more first-order gradients in all.
+    diagonal is the derivative of its update with respect to the gradient. It costs two extra first-order gradients.
 
     Args:
         preconditioner: the diagonal: a number, a tensor that broadcasts to z, or a tree like z; in units of z squared
@@ -34,13 +34,13 @@ class SAMA(Strategy):
         products: as in `Implicit`.
 
     Raises:
-        StructureError: by the solve, if the preconditioner does not fit z.
-        ValueError: for other products, or a number that is not positive.
+        StructureError: when the problem is solved, if the preconditioner does not fit z.
+        ValueError: if `products` is unknown, or the preconditioner is a number that is not positive.
     """
 
     preconditioner: Tree = 1.0
     products: Products = "finite-difference"
-    tol = None  # an approximation by choice, of which no residual tells
+    tol = None  # the approximation is intended, and no residual measures it
     measures_residual = True
 
     def __post_init__(self) -> None:
@@ -57,18 +57,18 @@ class SAMA(Strategy):
         scale: float = 1.0,
         products: Products = "finite-difference",
     ) -> Self:
-        """Return the strategy whose diagonal is the derivative of Adam's last update in its gradient.
+        """Return the strategy whose diagonal is the derivative of Adam's last update with respect to the gradient.
 
         Args:
-            optimizer: Adam or AdamW; has made a step, and its parameters still hold the gradients of that step.
+            optimizer: Adam or AdamW. It has made a step, and its parameters still hold the gradients of that step.
             parameters: the parameters that are the lower variable, by name.
             scale: multiplies the diagonal: the number of steps that the linearised update stands for.
             products: as in the constructor.
 
         Raises:
-            StructureError: if the optimiser is another one, whose update has another derivative (NAdam, RAdam), or uses
-                amsgrad, maximize or weight decay that is not decoupled; if a parameter has not been stepped by it, or
-                has no gradient.
+            StructureError: if the optimiser is neither Adam nor AdamW (the updates of NAdam and RAdam have another
+                derivative); if it uses amsgrad, maximize or weight decay that is not decoupled; if a parameter has no
+                gradient, or the optimiser has not updated it.
         """
         if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             raise StructureError(
@@ -82,14 +82,14 @@ class SAMA(Strategy):
             state = optimizer.state.get(parameter, {})
             if group is None or "exp_avg_sq" not in state or parameter.grad is None:
                 raise StructureError(
-                    f"`parameters[{name!r}]` must have been stepped by `optimizer` and still hold its `.grad`, but it "
+                    f"`parameters[{name!r}]` must have been updated by `optimizer` and still hold its `.grad`, but it "
                     "has no Adam state or no gradient. Call SAMA.from_adam after optimizer.step(), before zero_grad()."
                 )
             decays = group["weight_decay"] and not group.get("decoupled_weight_decay", False)
             if group["amsgrad"] or group["maximize"] or decays:
                 raise StructureError(
-                    "`optimizer` must be Adam without amsgrad, maximize and weight decay in the gradient, whose update "
-                    "has another derivative. Decoupled weight decay (AdamW) is none of it."
+                    "`optimizer` must be Adam without amsgrad, maximize and weight decay in the gradient, which change "
+                    "the derivative of the update. Decoupled weight decay (AdamW) is allowed."
                 )
             first, second = group["betas"]
             count = float(state["step"])
@@ -97,7 +97,9 @@ class SAMA(Strategy):
             root = (state["exp_avg_sq"] / slow).sqrt()
             below = root + group["eps"]
             moment = state["exp_avg"] / fast
-            # d/dg of moment / (root + eps), where both averages hold the gradient g of this step.
+            # The update is lr m / (root + eps) with m = exp_avg / (1 - beta1^t), root^2 = exp_avg_sq / (1 - beta2^t).
+            # Both averages contain this step's gradient g: dm/dg = (1 - beta1) / (1 - beta1^t), and `turned` is
+            # droot/dg = (1 - beta2) g / ((1 - beta2^t) root).
             turned = (1 - second) * parameter.grad / (slow * torch.where(root > 0, root, 1.0))
             diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
         return cls(diagonal, products)
@@ -117,7 +119,7 @@ class _Preconditioned(Stationary):
         return ScaledIdentity(1 / self.diagonal) if isinstance(self.diagonal, float) else Diagonal(1 / self.diagonal)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
-        # The diagonal stands for the inverse on the tangent space, curvature of the boundary included.
+        # The diagonal replaces the inverse of H + K on the tangent space, so K is not added to it.
         q = system.tangent.project(self.diagonal * b)
         lanes = b.new_zeros(b.shape[:-1])
         return LinearSolution(q, lanes, lanes.long(), lanes.bool(), measured=False)

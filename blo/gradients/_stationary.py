@@ -25,11 +25,12 @@ class Stationary(Strategy):
     """Differentiates the optimality conditions at the lower solution.
 
     With P the projector on the tangent space, K the curvature of the active boundary times its multiplier, N the
-    motion of the active face and G that of the force which set or penalty exerts, taken along with the face,
+    motion of the active face with theta, and G the change with theta of the force of the set or penalty at a fixed
+    point of the face,
 
         P (H + K) P q = P v,      implicit part = -(B + G)^T q + N^T (v - H q).
 
-    Subclasses say what stands for H and how the system is solved.
+    Subclasses choose the operator in place of H and how the system is solved.
 
     Attributes:
         products: how H and B are multiplied with vectors: `"reverse"`, `"forward"` or `"finite-difference"`.
@@ -40,7 +41,7 @@ class Stationary(Strategy):
 
     @abc.abstractmethod
     def model(self, hessian: Operator) -> Operator:
-        """Return the operator that stands for H."""
+        """Return the operator used in place of H."""
 
     @abc.abstractmethod
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
@@ -56,10 +57,10 @@ class Stationary(Strategy):
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(hessian), tangent, beside=0.0)
-        if tangent.project(v) is v:  # nothing is held
+        if tangent.project(v) is v:  # no constraint is active
             found = self.invert(system, v, guess)
             return replace(found, noise=at.noise) if at.noise else found
-        # In units of v: parts of a tiny vector would be lost in the underflow.
+        # Solve for v / max|v|: products with a tiny v would underflow.
         size, _ = largest(v)
         guess = None if guess is None else tangent.project(guess / size)
         found = self.invert(system, _inside(tangent, v / size), guess)
@@ -67,7 +68,7 @@ class Stationary(Strategy):
 
 
 def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
-    """Return P v, and zero where that is nothing but rounding: another projection takes most of it away."""
+    """Return P v, or zero where P v is only rounding error, most of which a second projection removes."""
     once = tangent.project(v)
     twice = tangent.project(once)
     length, left = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (once, twice))
@@ -76,7 +77,7 @@ def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StationaryRule(FunctionRule):
-    """A stationary strategy at work. It holds no tensors, so that its adjoint can be differentiated in turn."""
+    """The rule of a stationary strategy. It holds no tensors, so that its adjoint can be differentiated in turn."""
 
     strategy: Stationary
     solve: Solve
@@ -92,13 +93,13 @@ class StationaryRule(FunctionRule):
         q, tangent, rest = linear.x, at.optimality.tangent, problem.detach()
 
         def defect() -> Tensor:
-            # A new point: the cross term has freed the graph of the old one, which nothing may keep alive.
+            # Build a new point: the cross term has freed the graph of the old one, and no closure may keep it alive.
             fresh = point(self.strategy.products, rest, z)
             system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
             length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
             return length
 
-        # Exact products have no error, and no reason to be kept.
+        # Exact products have no error to estimate, so their point need not be kept alive.
         error = (lambda: at.error(q)) if at.estimated else None
         return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
 

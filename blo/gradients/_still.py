@@ -1,4 +1,4 @@
-"""A solution that was found without a step, as a function of theta."""
+"""The solution of a solve that made no step, as a function of theta."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 
 class Still(Function):
-    """`z`, with a graph to the leaves: a backward pass finds zeros instead of failing for want of a graph."""
+    """`z` with a graph to the leaves, so that a backward pass returns zeros instead of failing for lack of a graph."""
 
     @staticmethod
     def attach(z: Tensor, leaves: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Constraints that depend on each other: whether a solution that they hold has a derivative."""
+"""Linearly dependent active constraints: whether the solution is still differentiable."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["strained"]
 
 
 def strained(tangent: Tangent, bound: Bound, z: Tensor) -> Tangent:
-    """Return the tangent, counting constraints as degenerate that depend on others but do not move like them.
+    """Return the tangent, counting dependent constraints as degenerate if theta moves them apart.
 
-    The solution then follows now these, now the others, and has one-sided derivatives only. Where constraints repeat
-    each other, and go on to do so as theta moves, there is a derivative. It is looked at when the tangent counts.
+    The active constraints then differ with the direction in which theta changes, and the solution has one-sided
+    derivatives only. Constraints that stay redundant as theta changes do not affect the derivative. The test runs when
+    the directions are counted.
     """
     strain = tangent.strain
     if strain is None or not bound.moving:
@@ -35,7 +36,11 @@ def strained(tangent: Tangent, bound: Bound, z: Tensor) -> Tangent:
 
 
 def _parts(strain: Strain, bound: Bound, z: Tensor) -> bool:
-    """Tell whether theta drives dependent constraints apart, from two derivatives in theta along a random vector."""
+    """Return whether theta moves dependent constraints apart.
+
+    It compares two vector-Jacobian products in theta, with a fixed irregular vector: of the motion of the constraints,
+    and of the part of it that no motion of z can follow.
+    """
     leaves = [leaf.detach() for leaf in tree.leaves(bound.theta)]
     leaves = [leaf.requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
     live = [leaf for leaf in leaves if leaf.requires_grad]
@@ -47,4 +52,5 @@ def _parts(strain: Strain, bound: Bound, z: Tensor) -> bool:
     def size(of: Tensor) -> float:
         return sum(float(part.double().square().sum()) for part in pullback([of], live, [probe]) if part is not None)
 
+    # Sizes are squares, so this compares norms with a relative tolerance of sqrt(eps).
     return size(left) > torch.finfo(z.dtype).eps * size(moved)

@@ -19,7 +19,7 @@ from blo.gradients._first_order import FirstOrderRule
 
 @dataclass
 class Tail:
-    """Keeps the states before the last steps of a solve, in each lane those that it made itself."""
+    """Keeps the states before the last steps of a solve; in each lane, those before its own last steps."""
 
     last: int
     states: list[tuple[int, Any]] = field(default_factory=list)
@@ -30,7 +30,8 @@ class Tail:
             return
         resting = state.resting
         if not surely(~resting):
-            # A lane that rests has made its last steps: it keeps what it has, one place further on.
+            # A resting lane has already made its last step. Move its states on by one place, so that the deletion below
+            # does not remove its first one.
             pairs = zip(self.states[:-1], self.states[1:], strict=True)
             kept = [tree.map(lambda old, new: in_lanes(resting, old, new), old, new) for (_, old), (_, new) in pairs]
             self.states[1:] = [(at, merged) for (at, _), merged in zip(self.states[1:], kept, strict=True)]
@@ -49,7 +50,7 @@ class Tail:
 
 @dataclass
 class Checkpoints:
-    """Keeps the states before every `stride`-th step; the stride doubles so that about `2 stride` states are kept."""
+    """Keeps the state before every `stride`-th step, and doubles the stride when there are more than `2 stride`."""
 
     stride: int = 1
     states: list[tuple[int, Any]] = field(default_factory=list)
@@ -69,7 +70,7 @@ class TapeRule(FirstOrderRule):
     solve: Solve
     last: int | None
     start: Callable[[Tree], Tree] | None = None
-    #: States and number of steps of the solves made, by how often the problem is mapped over.
+    #: The states and the number of steps of each solve, under the number of `vmap` levels around the problem.
     kept: dict[int, tuple[list[tuple[int, Any]], int]] = field(default_factory=dict)
 
     def forward(self, problem: Bound, z0: Tensor) -> Tensor:
@@ -87,11 +88,11 @@ class TapeRule(FirstOrderRule):
         return z
 
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
-        """Return `(dz/dtheta)^T v` for each leaf, segment after segment from the last one."""
+        """Return `(dz/dtheta)^T v` for each leaf, by a reverse sweep over the segments between kept states."""
         states, end = self.kept[problem.lifts]
         leaves, steps = problem.leaves, self.solve.steps
         if not states and self.start is not None:
-            states = [(0, None)]  # no step was made, and what is found is the start
+            states = [(0, None)]  # no step was made: the solution is the start
         if not states:
             return Pulled([leaf.new_zeros(leaf.shape) if leaf.is_floating_point() else None for leaf in leaves])
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
@@ -105,6 +106,8 @@ class TapeRule(FirstOrderRule):
                 bound = problem.rebind(live).record()
                 carried, start = _lift(state) if index else ([], self._first(bound, z0, state))
                 after = steps.advance(bound, start, first, end - first)
+                # `cotangents` are those of the state after this segment. There are none after the last segment, where
+                # v is the cotangent of the answer.
                 outputs = _floats(after) if cotangents else [steps.answer(after)]
             reached = after.z if cotangents else outputs[0]
             apart = torch.maximum(apart, distance(place, reached, z0))
@@ -118,7 +121,7 @@ class TapeRule(FirstOrderRule):
         return Pulled([next(filled) if leaf.requires_grad else None for leaf in live], apart=apart)
 
     def _first(self, problem: Bound, z0: Tensor, state: Any) -> Snapshot:
-        """Return the first state, a constant but for its slope unless the start depends on theta."""
+        """Return the first state: with a constant point, or with a `start`, as a function of theta."""
         if self.start is None:
             return self.solve.steps.restart(problem, state)
         return self.solve.steps.begin(problem, problem.place(self.start, z0))

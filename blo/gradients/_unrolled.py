@@ -26,30 +26,30 @@ class Unrolled(Strategy):
 
     It is the exact derivative of what the solver computed, converged or not. By default memory grows with the number
     of steps; `checkpoint` and `mode="forward"` give the same derivative in less memory, `last` a truncated one. A solve
-    that starts at the solution makes no step, and nothing is differentiated: do not pass the `state` of an earlier one.
+    that starts at the solution makes no step, so its derivative is zero: do not pass the `state` of an earlier solve.
 
     Args:
-        last: differentiate through this many last steps only, taking the point before them for a constant
-            (Shaban et al., AISTATS 2019, truncated back-propagation), in a batch the last ones of each problem.
-            None: all steps.
+        last: differentiate through only this many last steps, and treat the point before them as a constant
+            (Shaban et al., AISTATS 2019, truncated back-propagation). In a batch, these are the last steps of each
+            problem. None: all steps.
         checkpoint: keep about the square root of the number of states and repeat the steps between them when
             differentiating: one more solve for memory of about `2 sqrt(steps)` states and `sqrt(steps)` steps
             (Griewank and Walther, 2000, with one level). Differentiable once.
-        mode: `"reverse"` or `"forward"`. Forward mode carries dz/dtheta along: no step is remembered, and cost and
-            memory are those of one more solve for each coordinate of theta, so it is for few (Franceschi et al.,
-            ICML 2017). Differentiable once.
-        start: a function of theta that returns a tree like z0: where the solver starts, in place of `z0` and of what
-            `state` remembers, differentiated with the steps (Finn et al., ICML 2017, MAML: `start=lambda theta:
-            theta`). None: from `z0`, a constant.
+        mode: `"reverse"` or `"forward"`. Forward mode computes dz/dtheta along with z and stores no step. It costs the
+            time and memory of one more solve for each coordinate of theta, so it suits a theta with few coordinates
+            (Franceschi et al., ICML 2017). Differentiable once.
+        start: a function of theta that returns the start of the solver, a tree like z0. It replaces `z0` and the start
+            stored in `state`, and is differentiated with the steps (Finn et al., ICML 2017, MAML: `start=lambda
+            theta: theta`). None: start from `z0`, a constant.
 
-    Under `torch.func` transforms `checkpoint` and `mode` give the same derivatives; with `start` at the memory of
-    neither.
+    Under `torch.func` transforms, `checkpoint` and `mode` give the same derivatives, but save no memory if there is a
+    `start`.
 
     Raises:
-        StructureError: by the solve, for a solver whose steps cannot be differentiated; with `last` or `checkpoint`,
-            for one whose steps cannot be repeated (`OneStep`); if `start` does not return a tree like z0.
-        ValueError: for `last` below 1, an unknown mode, forward mode together with `last` or `checkpoint`, or `last`
-            together with `start`.
+        StructureError: when the problem is solved, if the steps of the solver cannot be differentiated; with `last` or
+            `checkpoint`, if they cannot be repeated (`OneStep`); if `start` does not return a tree like z0.
+        ValueError: if `last` is below 1, `mode` is unknown, forward mode is combined with `last` or `checkpoint`, or
+            `last` with `start`.
     """
 
     unrolls = True
@@ -61,24 +61,26 @@ class Unrolled(Strategy):
 
     def __post_init__(self) -> None:
         if self.last is not None:
-            require_count(self.last, "last", "For all steps: None. For none: Zero().")
+            require_count(self.last, "last", "Use None for all steps, or Zero() for none.")
         if self.mode not in ("reverse", "forward"):
             raise ValueError(f"`mode` must be 'reverse' or 'forward', but is {self.mode!r}.")
         if self.mode == "forward" and (self.checkpoint or self.last is not None):
-            raise ValueError("mode='forward' remembers no step, so it takes neither `last` nor `checkpoint`.")
+            raise ValueError("mode='forward' stores no step, so it cannot be combined with `last` or `checkpoint`.")
         if self.start is not None and not callable(self.start):
             raise StructureError(
                 f"`start` must be a function of theta that returns a tree like z0, but is of type "
-                f"{type(self.start).__name__}. A start that is constant is the argument `z0`."
+                f"{type(self.start).__name__}. Pass a constant start as the argument `z0`."
             )
         if self.start is not None and self.last is not None:
-            raise ValueError("`last` takes the point before the last steps for a constant, so it leaves out `start`.")
+            raise ValueError(
+                "`last` treats the point before the last steps as a constant, so it cannot be combined with `start`."
+            )
 
     @property
     def recorded(self) -> bool:
-        """Whether torch records the steps; otherwise they are a function of its own."""
+        """Whether torch records the steps; otherwise the solve is one autograd function."""
         sparing = self.checkpoint or self.mode == "forward"
-        # That function would not see what `start` captures.
+        # Under transforms, that function would not see the tensors that `start` captures.
         return not sparing or (self.start is not None and _autodiff.transforms_active())
 
     @property
@@ -94,7 +96,7 @@ class Unrolled(Strategy):
 
 @dataclass(frozen=True)
 class RecordedRule(Rule):
-    """Leaves the steps, or the last ones, to torch."""
+    """Lets torch record and differentiate the steps, or the last ones."""
 
     solve: Solve
     last: int | None

@@ -17,11 +17,11 @@ from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._finer import finer, like
 from blo.gradients._first_order import FirstOrderRule
 
-#: Residuals that the solves are asked for, and above which they do not bear the result, in units of the tilt.
+#: The residual requested from the solves, and the one above which the result is not reliable, relative to the tilt.
 _SHARE, _LOOSE = 1e-6, 1e-2
-#: Relative change of z beyond which no tilt is to move it, to one side and to both.
+#: The largest relative change of z that a tilt may cause, for one-sided and for two-sided differences.
 _FAR = (0.01, 0.02)
-#: Estimated relative error of what a tilt shows from which it is reported.
+#: The estimated relative error of the difference above which it is reported.
 _BENT = 0.05
 
 
@@ -32,17 +32,20 @@ class ValueFunction(Strategy):
     With `y` the solution of `minimise g(theta, z) + <v, z> / penalty`, the implicit part is estimated by
     `penalty * (dg/dtheta(y) - dg/dtheta(z*))`, whose error is of the order `1/penalty` (Liu et al., NeurIPS 2022,
     BOME; Kwon et al., ICML 2023, F2SA). It takes one or two more lower solves and no second derivative at all, on any
-    constraint set and with any penalty term. What the solves leave is amplified by `penalty`: a solver with a tolerance
-    is asked for residuals of `1e-6 |v| / penalty`, and a warning says where they stay above a hundredth of the tilt.
+    constraint set and with any penalty term. The residuals of the solves are amplified by `penalty`. So a solver with a
+    tolerance is asked for residuals of `1e-6 |v| / penalty`, and you are warned if they stay above a hundredth of the
+    tilt.
 
-    Where the tilt `v / penalty` would move z by less than the rounding of gradients shows, or by more than a hundredth
-    of its length (two, if both ways), another penalty takes the place of this one: scaling the upper objective, as
-    loss scalers do, scales the implicit part. A warning says where the solution bends under the tilt all the same.
+    If the tilt `v / penalty` would move z by less than the rounding of gradients can resolve, or by more than a
+    hundredth of its length (two hundredths if `two_sided`), another penalty is used instead. So the implicit part
+    scales with the upper objective, as under loss scaling. You are warned if the solution still does not respond
+    linearly to the tilt.
 
     Args:
-        penalty: the weight of the lower problem against the upper one, in units of upper over lower objective, as far
-            as rounding and the length of z allow.
-        two_sided: also tilt the other way and take the central difference, whose error is of the order `1/penalty^2`.
+        penalty: the weight of the lower problem relative to the upper one, in units of upper over lower objective;
+            replaced as described above where rounding or the length of z demands it.
+        two_sided: also tilt in the opposite direction and take the central difference, whose error is of the order
+            `1/penalty^2`.
 
     Raises:
         ValueError: if the penalty is not positive.
@@ -69,7 +72,8 @@ class _TiltRule(FirstOrderRule):
     def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         both, leaves = self.strategy.two_sided, problem.leaves
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-        # A difference multiplied by the penalty does not bear the rounding of autocast, nor that of a coarse theta.
+        # The penalty multiplies a difference together with its rounding errors. So autocast is off, and theta is at
+        # least as precise as z.
         with torch.enable_grad(), suspended():
             bound = replace(problem.rebind(live), eps=None)
             at, _ = finer(bound, z) or (bound, z)
@@ -83,26 +87,27 @@ class _TiltRule(FirstOrderRule):
             wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
             there, left = self.solve.closely(ahead.detach(), z, wanted)
             here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both and problem.eps is None)
-            # The tilt halfway between two others leads halfway where the solution follows along a line.
+            # If the solution responds linearly, half the tilt moves it half as far. The residual at that point, under
+            # half the tilt, measures the deviation from that.
             centre = 0.5 * (there + here) if both else here
             half = self._off(bound.tilt(0.5 * v / weight), 0.5 * (there + centre), tilt)
             even = self._off(bound, centre, tilt) if both else torch.zeros_like(half)
             gap = self._least(ahead, fine_ahead, there) - self._least(behind, fine_behind, here)
             gap = (scale.squeeze(-1) * gap).sum()
-            # One backward pass frees both graphs: a compiled module demands it.
+            # One backward pass over the difference frees both graphs, which compiled modules require.
             slopes = torch.autograd.grad(gap, inputs, allow_unused=True) if inputs and gap.requires_grad else ()
         found = iter(slopes or [None] * len(inputs))
-        # A bend to one side errs by four times what it is off halfway. Seen from both sides its square is left, and a
-        # bend that is alike on both.
+        # One-sided: with z(t) = z + a t + b t^2 the error is b, four times the deviation b / 4 halfway. Two-sided: a
+        # bend on one side only leaves its square, and a bend that is the same on both sides remains.
         error = 4 * half if not both else (2 * even).square() + (4 * half - 2 * even).clamp(min=0)
         loose = ((left + beside > _LOOSE * tilt) | (error > _BENT)) & (tilt > 0)
         parts = like(leaves, [next(found) if leaf.requires_grad else None for leaf in live])
         return Pulled(parts, loose=loose)
 
     def _weight(self, rest: Bound, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:
-        """Return the penalty, or another where the tilt would be lost in rounding or lead far away, `(*lanes, 1)`.
+        """Return the penalty, or another where the tilt would be lost in rounding or move z too far, `(*lanes, 1)`.
 
-        A tilt moves z by about its length over the curvature, which is measured along v by a difference of gradients.
+        A tilt moves z by about `|tilt| / curvature`; a difference of gradients measures the curvature along v.
         """
         size, root = length(v), torch.finfo(z.dtype).eps ** 0.5
         span = torch.maximum(length(z), length(z - z0))
@@ -120,9 +125,9 @@ class _TiltRule(FirstOrderRule):
         return rest.residual(z, rest.gradient(z)) / torch.where(tilt > 0, tilt, 1.0)
 
     def _least(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
-        """Return the least value, attained at z, shape `lanes`: its derivative in theta is that at z (Danskin).
+        """Return the minimum, attained at z, shape `lanes`; its derivative in theta is that at a fixed z (Danskin).
 
-        A set that moves takes z along, and the tilt with it. Which constraints hold z is seen where it was `solved`.
+        If the set moves with theta, z moves with its face. The active face is that of the problem that was `solved`.
         """
         return bound.penalized(z + self._motion(solved, bound, z))
 

@@ -17,8 +17,8 @@ from blo.gradients._function import FunctionRule, Solved
 class Zero(Strategy):
     """Treats the lower solution as a constant.
 
-    Exact when the lower objective is minus the upper one and is solved exactly (Danskin); Fast-AT, PGD-AT and
-    first-order MAML use it as an approximation elsewhere.
+    This is exact if the lower objective is minus the upper one and is solved exactly (Danskin). Otherwise it is an
+    approximation, which Fast-AT, PGD-AT and first-order MAML use.
     """
 
     expects_theta = False

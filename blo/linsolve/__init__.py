@@ -1,4 +1,4 @@
-"""Linear solvers: `(A + damping I) x = b`, one system a lane."""
+"""Linear solvers: `(A + damping I) x = b`, one system for each lane."""
 
 from blo.linsolve._auto import Auto
 from blo.linsolve._base import LinearSolution, LinearSolver

@@ -1,4 +1,4 @@
-"""The linear solver that suits the system."""
+"""A linear solver that chooses a method for each system."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from blo.linsolve._minres import MINRES
 from blo.linsolve._precondition import Preconditioning
 from blo.operators import Operator
 
-#: Most entries of all lanes' matrices that are factorised: 128 MiB in double precision.
+#: The largest number of matrix entries, over all lanes, to factorise: 128 MiB in double precision.
 _ENTRIES = 2**24
-#: Most unknowns for a factorisation where the operator is not symmetric. An equilibrium seldom needs more products.
+#: The largest number of unknowns to factorise if the operator is not symmetric: an equilibrium rarely needs more
+#: products than this.
 _FEW = 32
-#: Most products of a series before GMRES is tried, which needs fewer of them and more of everything else.
+#: The largest number of products of the series. GMRES needs fewer products, but more work and memory for each.
 _SERIES = 48
-#: Share of the tolerance that GMRES is asked for in place of a factorisation, which leaves a residual of rounding.
+#: GMRES in place of a factorisation, whose residual would be rounding error, solves to this share of the tolerance.
 _CLOSER = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Auto(LinearSolver):
-    """Picks by size, symmetry and definiteness, and says in `LinearSolution.method` what it picked.
+    """Chooses a method by size, symmetry and definiteness, and names it in `LinearSolution.method`.
 
-    * `Direct` for at most `direct` unknowns, if the matrices of all lanes together hold no more than 2^24 entries:
-      as many products as unknowns.
-    * For an operator that is not declared symmetric, as that of an equilibrium, `Direct` for at most 32 unknowns. For
-      more, the series of `Neumann` with a step of 1, while every lane's residual shrinks fast enough for 48 products to
-      do; then `GMRES` from there.
-    * `CG` otherwise. Lanes in which it meets curvature that is not positive are reported as `indefinite` all the same,
-      and go on with `MINRES`.
-    * `Direct` after these, for up to `8 * direct` unknowns, if some lane is not solved in as many iterations as there
-      are unknowns: its condition is bad, and more iterations would cost more than a factorisation.
+    * `Direct` for at most `direct` unknowns, if the matrices of all lanes together hold no more than 2^24 entries. It
+      takes as many products as there are unknowns.
+    * For an operator that is not declared symmetric, as for an equilibrium, `Direct` for at most 32 unknowns. For more,
+      the Neumann series with step 1 while the residual of every lane falls fast enough to converge in 48 products; then
+      `GMRES`, started from the sum.
+    * `CG` otherwise. Lanes in which it finds non-positive curvature continue with `MINRES`, and are still reported as
+      `indefinite`.
+    * `Direct` after these, for up to `8 * direct` unknowns, if a lane has not converged in as many iterations as there
+      are unknowns: it is ill-conditioned, and more iterations would cost more than a factorisation.
 
     Attributes:
-        max_iter: most iterations of each iterative solver.
-        tol: relative residual at which a lane of an iterative solver stops; None for `max_iter` iterations, as an
-            approximation by choice.
+        max_iter: maximum number of iterations of each iterative solver.
+        tol: relative residual at which a lane of an iterative solver stops; None runs `max_iter` iterations, as an
+            intended approximation.
         damping: d in `(A + d I) x = b`.
-        direct: most unknowns of a lane for a factorisation; 0 for none.
-        preconditioner: as for `CG`; a factorisation has no use for it.
+        direct: maximum number of unknowns of a lane for which `Direct` is tried first; 0 never factorises.
+        preconditioner: as for `CG`; a factorisation ignores it.
 
     Raises:
         ValueError: if `tol`, `damping` or `direct` is negative, or `max_iter` is below 1.
@@ -64,7 +65,7 @@ class Auto(LinearSolver):
         require_tolerance(self.tol, "Auto.tol")
         require_nonnegative(self.damping, "Auto.damping")
         require_nonnegative(self.direct, "Auto.direct")
-        require_count(self.max_iter, "Auto.max_iter", "For no solve, use `Zero`.")
+        require_count(self.max_iter, "Auto.max_iter", "To solve no system, use the strategy `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]
@@ -83,7 +84,7 @@ class Auto(LinearSolver):
         return self._factorised(found, operator, b) if fits else found
 
     def _unsymmetric(self, operator: Operator, b: Tensor, x0: Tensor | None, most: int) -> LinearSolution:
-        """Sum the series up where it is fast, and go on with GMRES where it is not."""
+        """Sum the Neumann series if it converges fast, and continue with GMRES otherwise."""
         n, tol = b.shape[-1], self.tol
         before: Tensor | int = 0
         if tol is not None and self.preconditioner is None:
@@ -97,11 +98,11 @@ class Auto(LinearSolver):
         return replace(found, iterations=before + found.iterations, method=f"Auto: GMRES (n = {n}, not symmetric)")
 
     def _solved(self, found: LinearSolution) -> Tensor:
-        tol: Any = self.tol  # a solver may have made it one of each lane
+        tol: Any = self.tol  # `loosened` makes it a tensor with one tolerance for each lane
         return found.converged(tol.squeeze(-1) if isinstance(tol, Tensor) else tol)
 
     def _factorised(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
-        """Factorise where iterations did not end, and keep what is better in each lane."""
+        """Factorise if a lane has not converged, and keep the better solution in each lane."""
         solved = self._solved(found)
         if all_true(solved):
             return found
@@ -116,9 +117,10 @@ class Auto(LinearSolver):
         )
 
     def _finish(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:
-        """Solve the lanes that conjugate gradients gave up, from where it stopped, or from zero where that is nearer.
+        """Solve the lanes that CG left as indefinite, from its iterate, or from zero if that has a smaller residual.
 
-        Across curvature near zero it has gone far: all that way would be lost to rounding.
+        Along a direction of nearly zero curvature CG takes a very long step. A correction to such an iterate would lose
+        the solution to rounding.
         """
         bent = found.indefinite.unsqueeze(-1)
         start = torch.where(found.residual.unsqueeze(-1) < 1, found.x, 0.0)

@@ -1,4 +1,4 @@
-"""What a linear solver takes and gives back."""
+"""The interface of linear solvers, and functions that they share."""
 
 from __future__ import annotations
 
@@ -34,17 +34,16 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
-    """A solution with the evidence for it.
+    """The solution of a linear system, with its residual.
 
     Attributes:
         x: shape `(*lanes, n)`; exactly zero where b is.
         residual: `|b - (A + damping I) x| / |b|`, recomputed from x, shape `lanes`; zero where b is.
         iterations: shape `lanes`, integers.
-        indefinite: lanes in which a symmetric `A + damping I` showed itself not positive definite, shape
-            `lanes`.
-        method: the solver's name; where it chose one, the one it chose.
-        noise: relative accuracy of the operator's products, which no residual can be asked to beat.
-        measured: the residual is that of A; False where something else was put in the place of A, and nobody looked.
+        indefinite: lanes in which a symmetric `A + damping I` was found not to be positive definite, shape `lanes`.
+        method: the solver's name; for a solver that chooses a method, the method.
+        noise: relative error of the operator's products. No smaller residual is required.
+        measured: whether the residual is that of A; False if it is that of another operator, used in place of A.
     """
 
     x: Tensor
@@ -56,11 +55,11 @@ class LinearSolution:
     measured: bool = True
 
     def converged(self, tol: float | Tensor | None) -> Tensor:
-        """Tell which lanes have a relative residual of at most `tol`, a number or a tensor of shape `lanes`.
+        """Return which lanes have a relative residual of at most `tol`, a number or a tensor of shape `lanes`.
 
-        A tolerance below 100 units of rounding is out of reach and taken as that: 2e-14 in double and 1.2e-5
-        in single precision; so is one below the noise of the products. None asks only that x is better than zero.
-        A lane with a NaN has not converged.
+        A tolerance below 100 eps (2e-14 in double and 1.2e-5 in single precision) or below the noise of the products
+        cannot be reached, and is raised to that. None only requires x to be better than zero, whose relative residual
+        is 1. A lane with a NaN has not converged.
         """
         least = max(100 * torch.finfo(self.x.dtype).eps, self.noise)
         if isinstance(tol, Tensor):
@@ -76,7 +75,7 @@ class LinearSolver(ABC):
     def tol(self) -> float | None:
         """Relative residual that the solver promises; judge a solution by `LinearSolution.converged(tol)`.
 
-        None for an inverse that is approximate by choice.
+        None for an inverse that is meant to be approximate.
         """
 
     @abstractmethod
@@ -86,29 +85,29 @@ class LinearSolver(ABC):
         Args:
             operator: A.
             b: shape `(*lanes, n)`.
-            x0: a guess of the same shape; a direct method has no use for it.
+            x0: a guess of the same shape; direct methods ignore it.
         """
 
 
 def require_symmetric(operator: Operator, solver: str) -> None:
-    """Refuse an operator that is not declared symmetric.
+    """Raise unless the operator is declared symmetric.
 
     Raises:
-        StructureError: naming `solver`.
+        StructureError: if it is not; the message names `solver`.
     """
     if not operator.symmetric:
         raise StructureError(
-            f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric; that of "
-            "`LowerProblem.fixed_point` never is. Use `GMRES`, `Direct` or `Auto`, or declare an operator of your own: "
-            "`Dense(matrix, symmetric=True)`."
+            f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. The "
+            "operator of `LowerProblem.fixed_point` is never symmetric: use `GMRES`, `Direct` or `Auto`. Declare an "
+            "operator of your own as `Dense(matrix, symmetric=True)`."
         )
 
 
 def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
-    """Refuse half precision, in which torch factorises no matrices.
+    """Raise for half precision, in which torch cannot factorise matrices.
 
     Raises:
-        StructureError: naming `solver`.
+        StructureError: for half precision; the message names `solver`.
     """
     if b.dtype not in (torch.float32, torch.float64):
         raise StructureError(
@@ -118,9 +117,9 @@ def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
 
 
 def largest(b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `max|b|` with 1 in place of 0, and where it was 0; both of shape `(*lanes, 1)`.
+    """Return `max|b|`, with 1 in place of 0, and where it is 0; both of shape `(*lanes, 1)`.
 
-    Divided by it, squares of b neither overflow nor vanish.
+    The norm of `b / max|b|` neither overflows nor underflows.
     """
     size = torch.linalg.vector_norm(b, torch.inf, -1, keepdim=True)
     zero = size == 0
@@ -134,13 +133,14 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) 
     """
     defect = b - operator(x)
     rest = torch.linalg.vector_norm(defect - damping * x if damping else defect, dim=-1)
+    # Zero b with zero x would give 0 / 0.
     return torch.where(rest == 0, 0.0, rest / torch.linalg.vector_norm(b, dim=-1))
 
 
 def started(
     apply: Callable[[Tensor], Tensor], rhs: Tensor, x0: Tensor | None, size: Tensor, zero: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return where an iteration starts, and its residual: the guess, or zero where the guess is worse than that.
+    """Return the start of an iteration and its residual: the guess, or zero where the guess has a larger residual.
 
     Args:
         apply: the product with the system's matrix.
@@ -179,7 +179,7 @@ def norm(v: Tensor) -> Tensor:
 
 
 def floor_of(tol: float | Tensor | None, b: Tensor) -> Any:
-    """Return the tolerance, or rounding where it is below or None."""
+    """Return the tolerance, but at least the dtype's eps, which also replaces None."""
     eps = torch.finfo(b.dtype).eps
     if tol is None:
         return eps

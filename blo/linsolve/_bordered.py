@@ -1,4 +1,4 @@
-"""Systems on a tangent space, with the constraints beside the matrix instead of inside it."""
+"""Systems on a tangent space as bordered systems: the constraints are extra rows and columns beside the matrix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from blo.operators import Hessian, Restricted
 def bordered(operator: Restricted, b: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Solve `P (A + K + damping I) P x = b` as `[A + K + damping I, I - P; I - P, P] [x; y] = [b; 0]`.
 
-    A large entry of A stays an entry there: P would spread it, and its rounding, over all others. So it is for
-    entropies and barriers next to a bound, with curvatures like `1 / z`. There x must not be projected either.
+    In this form a large entry of A stays a single entry, while P A P spreads it, and its rounding, over all others.
+    Entropies and barriers have such entries near a bound, where their curvature grows like `1 / z`. For the same reason
+    x is not projected.
 
     Returns:
-        x, shape `(*lanes, n)`, NaN where the matrix is not finite; and of the residual along the tangent space and of
-        the part of x beside it, relative to b and x, the sum, shape `lanes`.
+        x, shape `(*lanes, n)`, NaN where the matrix is not finite; and an error of shape `lanes`: the residual on the
+        tangent space relative to b, plus the part of x off the tangent space relative to x.
     """
     one = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
     tangent = operator.tangent
@@ -25,6 +26,7 @@ def bordered(operator: Restricted, b: Tensor, damping: float) -> tuple[Tensor, T
     beside = one - inside
     curved = Hessian(lambda v: tangent.curve(tangent.project(v))).dense(b)
     corner = operator.operator.dense(b) + curved + damping * one
+    # The second row gives (I - P) x = 0 and P y = 0. The first row times P is then P (A + K + damping I) x = b.
     system = torch.cat([torch.cat([corner, beside], -1), torch.cat([beside, inside], -1)], -2)
     matrix, rows, columns, sound = scaled(system)
     rhs = rows * torch.cat([b, torch.zeros_like(b)], -1)

@@ -26,14 +26,14 @@ from blo.linsolve._conjugate import Ended, Scalar, alone, dot, lanes
 from blo.linsolve._precondition import Preconditioning, inverse_of
 from blo.operators import Operator
 
-#: Relative residual above which that of the recursion tells as much as one measured by another product: rounding parts
-#: them by far less.
+#: Relative residual above which the recursive residual is used instead of the true one, which costs a product: the
+#: difference of the two, made by rounding, is far smaller than this.
 _FAR = 1e-3
-#: Cosine between a direction and the image of the last one, zero but for rounding, above which products are so rough
-#: (bfloat16 inside the operator) that the recursion tells nothing.
+#: The cosine between a direction and the image of the last one is zero in exact arithmetic. Above this value products
+#: are so inaccurate (bfloat16 inside the operator) that the recursive residual means nothing.
 _ROUGH = 1e-4
-#: How many times larger than the least residual met the last one may be. Where the operator is positive definite, it
-#: rises and falls while the error shrinks in every iteration.
+#: How many times larger than the smallest residual so far the last one may be. For a positive definite operator it
+#: rises and falls, while the error in the norm of A decreases in every iteration.
 _RISE = 100.0
 
 
@@ -41,23 +41,23 @@ _RISE = 100.0
 class CG(LinearSolver):
     """Conjugate gradients for symmetric positive definite operators.
 
-    Each lane has its own step sizes. A lane stops when its residual is below `tol`, or when a direction of non-positive
-    curvature turns up, which is reported as `indefinite`. It returns its last iterate, whose error is the least in the
-    norm of A. Where the lane is indefinite, or the last residual is larger than that of zero or far larger than one
-    before, it returns the iterate with the least residual, or the last one shortened, whichever leaves less: the
-    relative residual is never above 1, unless `tol` is 0.
+    Each lane has its own step sizes. A lane stops when its residual is below `tol`, or at a direction of non-positive
+    curvature, which is reported as `indefinite`. It returns its last iterate, which has the smallest error in the norm
+    of A over its Krylov space. If the lane is indefinite, or the last residual is larger than `|b|` or far larger than
+    an earlier one, it returns the iterate with the smallest residual or a multiple of the last iterate, whichever
+    leaves the smaller residual. So the relative residual is never above 1, unless `tol` is 0.
 
     Source: Hestenes and Stiefel (1952); Shewchuk (1994), sections 8 and 12.
 
     Attributes:
-        max_iter: most applications of the operator, beside one for the guess and one for the last residual, where that
-            is small or in doubt.
-        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
-            iterations, as an approximation by choice: a lane stops at rounding alone. 0 likewise, and a lane that is
-            not seen to be indefinite returns its last iterate whatever the residual.
-        damping: d in `(A + d I) x = b`; nearly singular operators gain from some.
+        max_iter: maximum number of products with the operator, besides one for the guess and one that measures the
+            final residual if that is small or in doubt.
+        tol: relative residual at which a lane stops, measured without the preconditioner. None runs `max_iter`
+            iterations, as an intended approximation: a lane stops earlier only at rounding level. 0 does the same, and
+            a lane that is not found indefinite returns its last iterate whatever the residual.
+        damping: d in `(A + d I) x = b`; a positive one helps if the operator is nearly singular.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
-            definite; an inverse of the whole Hessian serves on every tangent space. Or a `Nystrom`.
+            definite; an approximate inverse of the whole Hessian also works on a tangent space. Or a `Nystrom`.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
@@ -72,14 +72,14 @@ class CG(LinearSolver):
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "CG.tol")
         require_nonnegative(self.damping, "CG.damping")
-        require_count(self.max_iter, "CG.max_iter", "For no solve, use `Zero`.")
+        require_count(self.max_iter, "CG.max_iter", "To solve no system, use the strategy `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "CG")
         apply = damped(operator, self.damping)
         inverse = inverse_of(self.preconditioner, operator, b)
 
-        # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
+        # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
         size, zero = largest(b)
         rhs = b / size
         x, r = started(apply, rhs, x0, size, zero)
@@ -87,7 +87,7 @@ class CG(LinearSolver):
         goal = floor_of(self.tol, b) ** 2 * bb
         given = (apply, inverse, x, r, goal, self.max_iter)
         ended = alone(*given) or lanes(*given)
-        textbook = isinstance(self.tol, float) and self.tol == 0  # Newton passes a tensor
+        textbook = isinstance(self.tol, float) and self.tol == 0  # `loosened` makes it a tensor
         x, residual = _judged(ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping))
         iterations = _of_lanes(ended.iterations, rhs, torch.int64)
         indefinite = _of_lanes(ended.indefinite, rhs, torch.bool)
@@ -97,11 +97,12 @@ class CG(LinearSolver):
 def _judged(
     ended: Ended, rhs: Tensor, bb: Tensor, textbook: bool, measure: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return the iterate to hand back and its relative residual, measured where the recursion may have lost it."""
+    """Return the iterate to return, and its relative residual: measured, unless the recursive one is good enough."""
     x, rr, least, indefinite = ended.x, ended.rr, ended.least, ended.indefinite
     numbers = isinstance(rr, float)
     size: Scalar = bb.item() if numbers else bb
-    # Where the operator is positive definite, each iterate is the best in its norm, whatever the residual.
+    # For a positive definite operator each iterate minimises the error in the norm of A, so a residual that has risen
+    # by a factor of up to `_RISE` is no failure.
     bound = _RISE**2 * least
     if not textbook:
         bound = min(size, bound) if numbers else torch.minimum(size, bound)
@@ -112,31 +113,32 @@ def _judged(
         rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))
     lost = indefinite | (rr > bound)
     if not surely(~lost):
-        # Of all multiples of x, this one leaves the least residual.
+        # Of all multiples s x, s = <b, A x> / |A x|^2 leaves the smallest residual: |b|^2 - s^2 |A x|^2, squared.
+        # A x is b - r, without another product.
         image = rhs - ended.r
         length = dot(image, image)
         share = dot(rhs, image) / torch.where(length > 0, length, 1.0)
         shortened = bb - share * share * length < least
         x = torch.where(lost, torch.where(shortened, share * x, ended.best()), x)
     residual = measure(x)
-    # There the recursion has lost touch with the true residual.
+    # The recursive residual has drifted from the true one. Return zero, whose relative residual is 1.
     worse = (residual > 1) & _of_lanes((lost | (rr <= bb)) & (bb > 0), rhs)
     return torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)
 
 
 def _of_lanes(scalar: Scalar, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a scalar of each lane as a tensor of shape `lanes`, a number where `like` is."""
+    """Return one scalar for each lane as a tensor of shape `lanes`; a Python number goes to the device of `like`."""
     if not isinstance(scalar, Tensor):
         return like.new_full((), scalar, dtype=dtype)
     return scalar.squeeze(-1) if scalar.dim() else scalar
 
 
 def _orthogonal(p: Tensor, q: Tensor) -> bool:
-    """Tell whether one vector's directions are as `_cosine` has them, where no square leaves the range."""
+    """Return whether `_cosine` is at most `_ROUGH`, for a single vector; False if a square overflows."""
     pq, pp, qq = (torch.dot(a, b).item() for a, b in ((p, q), (p, p), (q, q)))
     return abs(pq) <= _ROUGH * math.sqrt(pp * qq) < math.inf
 
 
 def _cosine(p: Tensor, q: Tensor) -> Tensor:
-    """Return how far each lane's directions are from conjugate: zero but for rounding."""
+    """Return `|<p, q>| / (|p| |q|)`, shape `(*lanes, 1)`; zero in exact arithmetic, since directions are conjugate."""
     return dot(p, q).abs() / (norm(p) * norm(q))

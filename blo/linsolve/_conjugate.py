@@ -1,7 +1,7 @@
 """The recursion of conjugate gradients: for all lanes at once, and for one vector with its scalars as Python numbers.
 
-Both make the same steps. One vector has a loop of its own because next to a product that streams a large matrix
-through the cache, each kernel on a single number costs as much as one on a vector.
+Both make the same steps. A single vector has its own loop because, after a product that streams a large matrix through
+the cache, a kernel on a single number costs as much as one on a vector.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Scalar: TypeAlias = Any
 
 @dataclass(frozen=True, eq=False)
 class Ended:
-    """Where a recursion ended.
+    """The state in which a recursion ended.
 
     Attributes:
         x: the last iterate, shape `(*lanes, n)`.
-        r: its residual by the recursion.
+        r: its recursive residual.
         p: the next direction.
         q: the image of the last direction; p where no product was made.
-        rr: the square of r.
-        running: whether the goal is still ahead, and all curvature was positive.
-        indefinite: whether a direction of non-positive curvature turned up.
-        iterations: the products made.
-        least: the smallest square of a residual.
-        best: returns the iterate that had it.
+        rr: the squared norm of r.
+        running: whether the goal has not been reached and all curvature was positive.
+        indefinite: whether a direction of non-positive curvature was found.
+        iterations: the number of products.
+        least: the smallest squared norm of a residual.
+        best: returns the iterate with that residual.
     """
 
     x: Tensor
@@ -57,11 +57,11 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
 
     Args:
         apply: the product with the matrix.
-        inverse: that with the inverse of the preconditioner.
-        x: where it starts, shape `(*lanes, n)`.
+        inverse: v -> M^-1 v for the preconditioner M, or None.
+        x: the start, shape `(*lanes, n)`.
         r: the residual there.
-        goal: the square of the residual at which a lane rests.
-        most: the number of products.
+        goal: the squared norm of the residual at which a lane stops.
+        most: the maximum number of products.
     """
     p = q = r if inverse is None else inverse(r)
     rr = dot(r, r)
@@ -71,11 +71,12 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
     iterations = torch.zeros_like(running, dtype=torch.int64)
     indefinite = torch.zeros_like(running)
     looks = stride(r)
-    # While no lane rests, none has to be kept from moving. An accelerator is not stalled to find out.
+    # While every lane is running, no mask is needed. Only the CPU tests for this, since it stalls an accelerator.
     whole, together = looks == 1 and all_true(running), 0
     for index in range(most):
         if not whole and index % looks == 0 and all_true(~running):
             break
+        # step = <r, M^-1 r> / <p, A p> minimises the error in the norm of A along p, which needs <p, A p> > 0.
         q = apply(p)
         bend = dot(p, q)
         whole = whole and all_true(bend > 0)
@@ -84,12 +85,13 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
             running = running & (bend > 0)
         mask = None if whole else running
         step = _ratio(rz, bend, mask)
-        # Where a lane rests, p and q may be infinite.
+        # In a lane that has stopped, p and q may be infinite, and a step of zero would give NaN: select instead.
         x = _move(x, torch.addcmul(x, step, p), mask)
         r = _move(r, torch.addcmul(r, step, q, value=-1), mask)
         rr = dot(r, r)
         z = r if inverse is None else inverse(r)
         rz_next = rr if inverse is None else dot(r, z)
+        # This ratio makes the next direction conjugate to the last one: <p, A p_last> = 0.
         p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
         rz = rz_next
         if whole:
@@ -103,7 +105,7 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
 
 
 def alone(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: Tensor, most: int) -> Ended | None:
-    """Run one vector on the CPU as `lanes` does; None where that cannot be, inside transforms or a graph."""
+    """Run one vector on the CPU as `lanes` does; None for any other, inside transforms and where there is a graph."""
     if r.dim() != 1 or r.device.type != "cpu" or transforms_active():
         return None
     best, bound, top = x, goal.item(), torch.finfo(r.dtype).max
@@ -137,16 +139,16 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _quotient(above: float, below: float, top: float) -> float:
-    """Return the quotient, no larger than the vectors' dtype can hold: torch refuses other factors."""
+    """Return the quotient, limited to the range of the vectors' dtype: torch rejects factors outside it."""
     return max(min(above / below, top), -top) if below else math.nan
 
 
 def _ratio(above: Tensor, below: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the quotient in the lanes of the mask, in all of them without one, and zero elsewhere."""
+    """Return the quotient in the lanes of the mask (in all lanes if it is None), and zero elsewhere."""
     ratio = above / below
     return ratio if mask is None else torch.where(mask, ratio, 0.0)
 
 
 def _move(old: Tensor, new: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the new vector in the lanes of the mask, in all of them without one."""
+    """Return the new vector in the lanes of the mask (in all lanes if it is None), and the old one elsewhere."""
     return new if mask is None else torch.where(mask, new, old)

@@ -21,7 +21,7 @@ from blo.linsolve._bordered import bordered
 from blo.linsolve._singular import least_norm
 from blo.operators import Operator, Restricted
 
-#: Relative residual above which a factorisation is tried that a tangent space does not get into.
+#: Relative residual above which the bordered system is tried as well, whose matrix is not projected.
 _CLOSE = 1e-10
 
 
@@ -29,18 +29,18 @@ _CLOSE = 1e-10
 class Direct(LinearSolver):
     """Cholesky where the matrix is positive definite, LU elsewhere, a spectral decomposition where it is singular.
 
-    The matrix of each lane is assembled by n applications of the operator and takes n^2 numbers: for small n,
-    and as the reference that iterative solvers are held against.
+    The matrix of each lane is assembled by n products with the operator and takes n^2 numbers. Use it for small n, and
+    as a reference for iterative solvers.
 
     A singular system may have solutions: an unknown that the objective does not use leaves a zero row. Then the
-    solution without a share of the flat directions is returned. Where it has none, the residual tells.
+    solution without a component in the null space is returned. If there is no solution, the residual shows it.
 
     Attributes:
         damping: d in `(A + d I) x = b`.
 
     Raises:
         ValueError: if `damping` is negative.
-        StructureError: by the solve, for half precision.
+        StructureError: by `solve`, for half precision.
     """
 
     damping: float = 0.0
@@ -75,15 +75,17 @@ class Direct(LinearSolver):
             least, negative = least_norm(matrix, rhs, symmetric=operator.symmetric)
             least = within(operator, torch.where(zero, 0.0, least))
             left = relative_residual(operator, least, rhs, self.damping)
-            # Factors of a matrix that is singular up to rounding leave a small residual, and any flat share in x.
+            # The factors of a matrix that is singular up to rounding leave a small residual, but an arbitrary component
+            # of x in the null space.
             flat = ~definite & ~negative if operator.symmetric else ~good
             taken = (flat & (left <= limit)) | ~(residual <= left)
             x = torch.where(taken.unsqueeze(-1), least, x)
             residual = torch.where(taken, left, residual)
             indefinite = ~definite & negative if operator.symmetric else indefinite
-        # Where the system is singular its factors may fit b better, with a flat share.
+        # Where the matrix is not positive definite, the larger `limit` applies: the bordered factors of a singular
+        # system may fit b better, but with a component in the null space.
         sought = residual > torch.where(definite, max(_CLOSE, 100 * torch.finfo(b.dtype).eps), limit)
-        # A tangent space that holds nothing has no border, and noisy products would only be fitted in another way.
+        # Without an active constraint there is no border: the other factors would only fit noisy products differently.
         if isinstance(operator, Restricted) and operator.tangent.project(rhs) is not rhs:
             wanted = sought & ~indefinite
             if not all_true(~wanted):

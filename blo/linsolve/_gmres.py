@@ -1,4 +1,4 @@
-"""Generalised minimal residuals."""
+"""The generalised minimal residual method."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from blo.operators import Operator
 class GMRES(LinearSolver):
     """Restarted generalised minimal residuals, for any operator.
 
-    Each lane has its own Krylov space and stops when its residual is below `tol`. The basis takes `restart` vectors
-    of memory. A restarted method can stagnate; a lane in which a whole cycle brings nothing stops.
+    Each lane has its own Krylov space and stops when its residual is below `tol`. The basis takes the memory of
+    `restart` vectors. A restarted method can stagnate: a lane stops after a cycle that does not reduce its residual.
 
-    Source: Saad and Schultz (1986); Gram-Schmidt is done twice over (Giraud, Langou and Rozloznik, 2005).
+    Source: Saad and Schultz (1986); Giraud, Langou and Rozloznik (2005) for repeating Gram-Schmidt once.
 
     Attributes:
-        max_iter: most iterations; beside their products there is one for the guess and one for each cycle.
-        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
-            iterations, as an approximation by choice: a lane stops at rounding alone.
+        max_iter: maximum number of iterations, each with one product; the guess and each cycle take one more.
+        tol: relative residual at which a lane stops, measured without the preconditioner. None runs `max_iter`
+            iterations, as an intended approximation: a lane stops earlier only at rounding level.
         damping: d in `(A + d I) x = b`.
         restart: iterations of one cycle.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, applied from the
-            right; an inverse of the whole Jacobian serves on every tangent space.
+            right; an approximate inverse of the whole Jacobian also works on a tangent space.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` or `restart` is below 1.
@@ -55,7 +55,7 @@ class GMRES(LinearSolver):
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "GMRES.tol")
         require_nonnegative(self.damping, "GMRES.damping")
-        require_count(self.max_iter, "GMRES.max_iter", "For no solve, use `Zero`.")
+        require_count(self.max_iter, "GMRES.max_iter", "To solve no system, use the strategy `Zero`.")
         require_count(self.restart, "GMRES.restart", "A few dozen are usual.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
@@ -102,7 +102,7 @@ def _arnoldi(
         products += 1
         indefinite = indefinite | (running & (dot(z, w) <= 0) & symmetric)
         if k == 0:
-            # Made from w, so that under `vmap` they have every mapped axis and can be written to.
+            # Made from w, so that under `vmap` they have every mapped axis and can be written in place.
             basis = torch.zeros_like(w).unsqueeze(-2).repeat(*[1] * (w.dim() - 1), most, 1)
             none = torch.zeros_like(w[..., :1])
             turns = none.unsqueeze(-1) + torch.eye(most + 1, dtype=w.dtype, device=w.device)
@@ -111,20 +111,24 @@ def _arnoldi(
         before = norm(w)
         w, column = _orthogonal(w, basis[..., : k + 1, :])
         below = norm(w)
-        below = torch.where(below > 10 * eps * before, below, 0.0)  # the space is invariant
-        # All earlier reflections at once, then the one that clears what is below the diagonal.
+        below = torch.where(below > 10 * eps * before, below, 0.0)  # the Krylov space is invariant
+        # `turns` accumulates the reflections that make the Hessenberg matrix triangular. Apply it to the new column,
+        # then add the reflection that zeroes the entry below the diagonal.
         column = (turns[..., : k + 1, : k + 1] @ column.unsqueeze(-1)).squeeze(-1)
         corner = column[..., k:]
         diagonal = torch.hypot(corner, below)
-        running = running & (diagonal > 100 * eps * before)  # a singular matrix has no more to give
+        # A zero on the diagonal means that A is singular on the Krylov space: the lane cannot improve.
+        running = running & (diagonal > 100 * eps * before)
         divisor = torch.where(running, diagonal, 1.0)
         cosine, sine = corner / divisor, below / divisor
         turn = torch.cat([cosine, sine, sine, -cosine], -1).unflatten(-1, (2, 2))
         turns[..., k : k + 2, :] = turn @ turns[..., k : k + 2, :]
-        # A lane at rest keeps a row and column of the identity, with zero on the right: no share of the basis vector.
+        # In a lane that has stopped, row and column k are those of the identity and the right-hand side is zero, so v
+        # gets the coefficient zero.
         upper[..., :k, k] = torch.where(running, column[..., :k], 0.0)
         upper[..., k : k + 1, k] = torch.where(running, diagonal, 1.0)
         rest[..., k : k + 1] = torch.where(running, cosine * left, 0.0)
+        # The last entry of the rotated right-hand side is the norm of the residual.
         left = torch.where(running, sine * left, left)
         steps = steps + running
         running = running & (left > goal)
@@ -137,9 +141,9 @@ def _arnoldi(
 
 
 def _orthogonal(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what w has beside the basis `(*lanes, k, n)`, and its shares `(*lanes, k)` in it."""
+    """Return the part of w orthogonal to the basis `(*lanes, k, n)`, and the coefficients of w in it, `(*lanes, k)`."""
     shares = torch.zeros_like(basis[..., 0])
-    for _ in range(2):  # what rounding leaves of the first pass, the second takes
+    for _ in range(2):  # the second pass removes the components that rounding leaves after the first
         more = (basis @ w.unsqueeze(-1)).squeeze(-1)
         w = w - (basis.mT @ more.unsqueeze(-1)).squeeze(-1)
         shares = shares + more

@@ -1,4 +1,4 @@
-"""The inverse of an operator taken for a multiple of the identity."""
+"""The inverse of a multiple of the identity that is used in place of the operator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from blo.operators import Operator
 
 @dataclass(frozen=True, eq=False)
 class Identity(LinearSolver):
-    """Solves `(scale + damping) x = b`, whatever the operator: `scale * I` stands in for A.
+    """Solves `(scale + damping) x = b` for any operator: `scale * I` replaces A.
 
-    It solves that system exactly; how far `scale * I` is from A is not measured.
+    It solves that system exactly; the distance of `scale * I` from A is not measured.
 
     Attributes:
-        scale: the curvature that stands in for A; negative reverses the sign of x.
+        scale: the curvature used in place of A; a negative one reverses the sign of x.
         damping: d in `(scale + d) x = b`.
 
     Raises:
@@ -34,7 +34,7 @@ class Identity(LinearSolver):
         if self.scale + self.damping == 0:
             raise ValueError(
                 f"`Identity` needs scale + damping != 0, but they are {self.scale} and {self.damping}. "
-                "For an implicit part of zero, use the strategy `Zero`."
+                "To leave out the implicit part, use the strategy `Zero`."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The iterate with the least residual in each lane, at next to no cost while no lane turns out to need it."""
+"""The iterate with the smallest residual in each lane, at almost no cost as long as no lane needs it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from blo._torch import functorch
 
-#: How many iterates are compared at once, and how many numbers they may hold. To compare each with the best before
-#: would cost a small problem a tenth of an iteration.
+#: How many iterates are compared at once, and how many numbers they may hold together. Comparing each iterate with the
+#: best one so far would cost a tenth of an iteration of a small problem.
 _ITERATES, _NUMBERS = 128, 2**18
 
 
@@ -17,7 +17,7 @@ class Least:
 
     Args:
         x: the first iterate, shape `(*lanes, n)`.
-        rr: the square of its residual, shape `(*lanes, 1)`, or `()` without lanes.
+        rr: the squared norm of its residual, shape `(*lanes, 1)`, or `()` without lanes.
     """
 
     def __init__(self, x: Tensor, rr: Tensor) -> None:
@@ -25,17 +25,17 @@ class Least:
         self._most = max(2, min(_ITERATES, _NUMBERS // max(x.numel(), 1)))
 
     def see(self, x: Tensor, rr: Tensor) -> None:
-        """Take note of an iterate."""
+        """Record an iterate."""
         self._kept.append((x, rr))
         if len(self._kept) >= self._most:
             self._kept = [(self.iterate(), self.least())]
 
     def least(self) -> Tensor:
-        """Return the square of the least residual of each lane."""
+        """Return the smallest squared norm of a residual of each lane."""
         return self._sizes().amin(0)
 
     def iterate(self) -> Tensor:
-        """Return the iterate that had it, the first of several."""
+        """Return the iterate with that residual, the first if there are several."""
         first = self._sizes().argmin(0)
         known = first.device.type == "cpu" and not functorch.is_functorch_wrapped_tensor(first)
         start, *others = (first.unique().tolist() if known else range(len(self._kept))) or [0]  # there may be no lane

@@ -1,4 +1,4 @@
-"""Linear solvers that stop early."""
+"""Linear solvers with a larger tolerance, which stop earlier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Minimal residuals."""
+"""The minimal residual method."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class MINRES(LinearSolver):
     """Minimal residuals for symmetric operators, positive definite or not.
 
     Each lane has its own recurrences and stops when its residual is below `tol`. An indefinite lane is solved like
-    any other, and reported as `indefinite` when the Krylov space holds a direction of non-positive curvature.
-    Where rounding leaves the true residual above `tol`, the method starts again from it.
+    any other, and reported as `indefinite` if the Krylov space contains a direction of non-positive curvature.
+    If rounding leaves the true residual above `tol`, the method restarts from it.
 
-    Source: Paige and Saunders (1975); Choi, Paige and Saunders (2011) for the residual's recurrence.
+    Source: Paige and Saunders (1975); Choi, Paige and Saunders (2011) for the recurrence of the residual.
 
     Attributes:
-        max_iter: most iterations; beside their products there is one for the guess and one for each true residual.
-        tol: relative residual at which a lane stops, measured without the preconditioner; None for `max_iter`
-            iterations, as an approximation by choice: a lane stops at rounding alone.
+        max_iter: maximum number of iterations, each with one product; the guess and each true residual take one more.
+        tol: relative residual at which a lane stops, measured without the preconditioner. None runs `max_iter`
+            iterations, as an intended approximation: a lane stops earlier only at rounding level.
         damping: d in `(A + d I) x = b`.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
-            definite even where A is not; an inverse of the whole Hessian serves on every tangent space. Or a
-            `Nystrom`.
+            definite even where A is not; an approximate inverse of the whole Hessian also works on a tangent space. Or
+            a `Nystrom`.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
@@ -56,7 +56,7 @@ class MINRES(LinearSolver):
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "MINRES.tol")
         require_nonnegative(self.damping, "MINRES.damping")
-        require_count(self.max_iter, "MINRES.max_iter", "For no solve, use `Zero`.")
+        require_count(self.max_iter, "MINRES.max_iter", "To solve no system, use the strategy `Zero`.")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "MINRES")
@@ -74,7 +74,7 @@ class MINRES(LinearSolver):
             tol=self.tol,
             max_iter=self.max_iter,
             length=self.max_iter,
-            gain=0.5,  # less is rounding
+            gain=0.5,  # a cycle that gains less is limited by rounding
             method="MINRES",
         )
 
@@ -100,27 +100,31 @@ def _lanczos(
         q = apply(v)
         products += 1
         alpha = dot(v, q)
-        # The tridiagonal matrix is positive definite as long as its pivots are: they are CG's curvatures.
+        # The pivots of the Lanczos tridiagonal matrix T = L D L' are d_k = alpha_k - beta_k^2 / d_(k-1). T is positive
+        # definite as long as they are positive; they are the curvatures p'Ap / r'r of CG.
         pivot = alpha - beta * beta / pivot
         indefinite = indefinite | (running & (pivot <= 0))
         pivot = torch.where(pivot == 0, eps, pivot)
         u = q - alpha * s - beta * s_old
         y = u if inverse is None else inverse(u)
         beta_old, beta = beta, dot(u, y).clamp(min=0).sqrt()
-        # The last rotation acts on this column of the matrix, and a new one clears what is below its diagonal.
+        # The earlier reflections turn the new column of T into (far_old, delta, corner); a new one zeroes the entry
+        # beta below the diagonal.
         far_old, delta, corner = far, cosine * above + sine * alpha, sine * above - cosine * alpha
         far, above = sine * beta, -cosine * beta
         diagonal = torch.hypot(corner, beta)
         scale = torch.maximum(scale, torch.maximum(alpha.abs(), torch.maximum(beta, beta_old * (index > 0))))
-        running = running & (diagonal > 100 * eps * scale)  # a singular matrix has no more to give
+        # A zero on the diagonal means that A is singular on the Krylov space: the lane cannot improve.
+        running = running & (diagonal > 100 * eps * scale)
         divisor = torch.where(running, diagonal, 1.0)
         cosine, sine = corner / divisor, beta / divisor
+        # w is a column of V R^-1, with the Lanczos vectors V and T = Q R: three terms, so no basis is stored.
         w_old, w = w, (v - far_old * w_old - delta * w) / divisor
         x = torch.where(running, x + cosine * left * w, x)
         left = torch.where(running, sine * left, left)
         s_old, s = s, u / torch.where(beta > 0, beta, 1.0)
         v = y / torch.where(beta > 0, beta, 1.0)
-        # Without a preconditioner `left` is the norm of the residual.
+        # `left` is sqrt(r' M^-1 r): without a preconditioner the norm of r, with one r itself needs its recurrence.
         r = sine * sine * r - cosine * left * s if inverse is not None else r
         steps = steps + running
         running = running & ((left if inverse is None else norm(r)) > goal)

@@ -32,19 +32,19 @@ _POWER = 10
 class Neumann(LinearSolver):
     """`x = step * sum_k (I - step (A + damping I))^k b`, a truncated series.
 
-    It converges when every eigenvalue of `A + damping I` lies between 0 and `2 / step`; where it diverges, the
-    residual tells. With the step of gradient descent, k terms give the derivative of k steps from the optimum.
+    It converges if every eigenvalue of `A + damping I` lies between 0 and `2 / step`; if it diverges, the residual
+    shows it. With the step of gradient descent, k terms give the derivative of k steps from the optimum.
 
     Source: Lorraine, Vicol and Duvenaud (AISTATS 2020), section 4.
 
     Attributes:
-        terms: terms of the series, beside a guess that takes the place of zero; one product each, the last one for
-            the residual.
+        terms: number of terms of the series, which starts from the guess if there is one. Each takes one product, the
+            last one for the residual.
         step: positive; None for the inverse of the largest eigenvalue, which ten power iterations from b estimate
-            for each lane, from below. Each costs a product.
+            from below for each lane. Each takes a product.
         damping: d in `(A + d I) x = b`.
-        tol: relative residual at which a lane stops early; None for all terms, and no promise but that the series
-            does not make things worse.
+        tol: relative residual at which a lane stops early; None sums all terms, and then counts any solution better
+            than zero as converged.
 
     Raises:
         ValueError: if `terms` is below 1, `step` is not positive, or `damping` or `tol` is negative.
@@ -56,7 +56,7 @@ class Neumann(LinearSolver):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        require_count(self.terms, "Neumann.terms", "For no solve, use `Zero`.")
+        require_count(self.terms, "Neumann.terms", "To solve no system, use the strategy `Zero`.")
         require_nonnegative(self.damping, "Neumann.damping")
         require_tolerance(self.tol, "Neumann.tol")
         if self.step is not None:
@@ -64,11 +64,11 @@ class Neumann(LinearSolver):
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         apply = damped(operator, self.damping)
-        # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
+        # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
         size, zero = largest(b)
         rhs = b / size
-        # On a tangent space, rounding must not leave it: there the matrix is the identity, which may be too much for
-        # the step.
+        # Project each term, so that rounding errors do not leave the tangent space: off it the matrix is the identity,
+        # for which the step may be too long.
         inside = within(operator, rhs)
         x = torch.zeros_like(b) if x0 is None else within(operator, torch.where(zero, 0.0, x0 / size))
         term = inside if x0 is None else within(operator, inside - apply(x))
@@ -89,22 +89,23 @@ class Neumann(LinearSolver):
             iterations = iterations + running
             if index + 1 < self.terms:
                 image = image_of(term)
-                # A term lost in rounding tells nothing: its square underflows in the end.
+                # A term at rounding level shows nothing about the curvature: its square underflows in the end.
                 telling = norm(term) > floor_of(0.0, b) * length
                 indefinite = indefinite | (running & telling & (dot(term, image) <= 0))
                 term = term - step * image
                 running = running & (norm(term) > goal)
         if not operator.symmetric:
             indefinite = torch.zeros_like(indefinite)
+        # Off the tangent space the system is (1 + damping) I.
         x = x + (rhs - inside) / (1 + self.damping)
         residual = relative_residual(operator, x, rhs, self.damping)
         return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "Neumann")
 
 
 def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-    """Return how much a power iteration stretches b, shape `(*lanes, 1)`; 1 where that is nothing.
+    """Estimate the largest eigenvalue by power iterations from b, shape `(*lanes, 1)`; 1 where the image is zero.
 
-    What b has no share in the series has no share in either.
+    Eigenvectors without a component in b do not occur in the series either, so their eigenvalues do not matter.
     """
     v, stretch = b, torch.ones_like(b[..., :1])
     for _ in range(_POWER):

@@ -26,18 +26,18 @@ from blo.operators import Operator, Restricted
 class Nystrom(LinearSolver, Preconditioner):
     """`(U diag(values) U' + damping I)^-1` with a positive semidefinite approximation of low rank for A.
 
-    A is seen through `rank` products with random vectors, and the inverse follows without iteration. It is exact when
-    A has no more than `rank` non-zero eigenvalues on the tangent space, and its residual tells how far off it is
-    elsewhere. As `CG(preconditioner=Nystrom(...))` it serves to speed up a solve that is exact.
+    The approximation takes `rank` products of A with random vectors, and its inverse no iteration. It is exact if A has
+    no more than `rank` non-zero eigenvalues on the tangent space; otherwise the residual measures its error. As
+    `CG(preconditioner=Nystrom(...))` it speeds up an exact solve.
 
     Source: Hataya and Yamada (AISTATS 2023), the inverse; Frangella, Tropp and Udell (2023), algorithm 2.1 for the
     approximation and section 5 for the preconditioner.
 
     Attributes:
-        rank: random vectors, each costing a product and n numbers of memory in every lane.
-        damping: d in `(A + d I) x = b`, positive: it is the inverse's whole curvature off the low rank.
-        seed: decides the random vectors, the same in every lane and on every device.
-        tol: relative residual to promise; None promises no more than to be better than zero.
+        rank: number of random vectors, each of which costs a product and n numbers of memory in every lane.
+        damping: d in `(A + d I) x = b`, positive: off the low-rank subspace there is no other curvature.
+        seed: determines the random vectors, which are the same in every lane and on every device.
+        tol: relative residual to promise; None counts any solution better than zero as converged.
 
     Raises:
         ValueError: if `rank` is below 1, `damping` is not positive, or `tol` is negative.
@@ -50,7 +50,7 @@ class Nystrom(LinearSolver, Preconditioner):
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        require_count(self.rank, "Nystrom.rank", "For no solve, use `Zero`.")
+        require_count(self.rank, "Nystrom.rank", "To solve no system, use the strategy `Zero`.")
         require_positive(self.damping, "Nystrom.damping", "A matrix of low rank has no inverse without it.")
         require_tolerance(self.tol, "Nystrom.tol")
 
@@ -61,9 +61,9 @@ class Nystrom(LinearSolver, Preconditioner):
         inside = within(operator, rhs)
         shares = vectors.mT @ inside.unsqueeze(-1)
         x = (vectors @ (shares / (values + self.damping).unsqueeze(-1))).squeeze(-1)
-        if self.rank < b.shape[-1]:  # else this is rounding, divided by the damping
+        if self.rank < b.shape[-1]:  # otherwise the difference is rounding, which the division would amplify
             x = x + (inside - (vectors @ shares).squeeze(-1)) / self.damping
-        x = x + (rhs - inside) / (1 + self.damping)  # off the tangent space the system is the identity
+        x = x + (rhs - inside) / (1 + self.damping)  # off the tangent space the system is (1 + damping) I
         x = torch.where(zero, 0.0, x)
         return LinearSolution(
             x=size * x,
@@ -75,7 +75,8 @@ class Nystrom(LinearSolver, Preconditioner):
 
     def inverse(self, operator: Operator, like: Tensor) -> Product:
         vectors, values, _ = self._approximate(operator, like)
-        # What the low rank leaves is taken for its least eigenvalue.
+        # Off the low-rank subspace, A is replaced by the smallest value l. Scaled by l + damping, the inverse is then
+        # M^-1 = (l + damping) U (diag(values) + damping I)^-1 U' + (I - U U'). Frangella et al., section 5.
         weights = (values[..., -1:] + self.damping) / (values + self.damping) - 1
 
         def inverse(v: Tensor) -> Tensor:
@@ -85,19 +86,20 @@ class Nystrom(LinearSolver, Preconditioner):
         return inverse
 
     def _approximate(self, operator: Operator, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return orthonormal vectors `(*lanes, n, k)`, falling values `(*lanes, k)`, and lanes not positive."""
+        """Return orthonormal vectors U `(*lanes, n, k)`, decreasing values `(*lanes, k)`, and the indefinite lanes."""
         require_symmetric(operator, "Nystrom")
         require_single(like, "Nystrom")
         n = like.shape[-1]
         if isinstance(operator, Restricted):
-            # More vectors than free directions: those beside the tangent space must not look like null vectors of A.
+            # There may be more vectors than free directions. Those off the tangent space must not look like null
+            # vectors of A.
             operator = replace(operator, beside=1.0)
-        # NumPy's generators are local, and `vmap` does not refuse them.
+        # A NumPy generator leaves torch's random state alone, and works under `vmap`.
         drawn = np.random.default_rng(self.seed).standard_normal((min(self.rank, n), n))
         directions = [within(operator, torch.as_tensor(row).to(like).expand_as(like)) for row in drawn]
         sketch, _ = torch.linalg.qr(torch.stack(directions, -1))
         image = torch.stack([operator(column) for column in sketch.unbind(-1)], -1)
-        # A small multiple of the identity is added to A for the factorisation, and taken off its values.
+        # Factorise A + shift I, which is stable although A may be singular, and subtract the shift from the values.
         shift = n**0.5 * torch.finfo(like.dtype).eps * torch.linalg.matrix_norm(image)[..., None, None]
         core = sketch.mT @ image
         eigenvalues, basis = torch.linalg.eigh((core + core.mT) / 2)

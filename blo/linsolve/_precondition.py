@@ -1,4 +1,4 @@
-"""Approximate inverses that a user hands to a Krylov solver."""
+"""Approximate inverses that a user passes to a Krylov solver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Product: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Preconditioner(ABC):
-    """An approximate inverse made anew for every system."""
+    """An approximate inverse that is computed for each system."""
 
     @abstractmethod
     def inverse(self, operator: Operator, like: Tensor) -> Product:
@@ -26,14 +26,14 @@ class Preconditioner(ABC):
         """
 
 
-#: `v -> M^-1 v` for the whole space, an operator or any callable; or what makes one for each system.
+#: `v -> M^-1 v` for the whole space, an operator or any callable; or a `Preconditioner`, which computes one.
 Preconditioning: TypeAlias = Product | Preconditioner
 
 
 def inverse_of(preconditioner: Preconditioning | None, operator: Operator, like: Tensor) -> Product | None:
-    """Return `v -> M^-1 v` fit for the operator, None for none.
+    """Return `v -> M^-1 v` for the space of the operator; None without a preconditioner.
 
-    A user knows an inverse of the whole Hessian. On a tangent space the system is `P (H + K) P + (I - P)`, and
+    The user gives an inverse for the whole Hessian. On a tangent space the system is `P (H + K) P + (I - P)`, and
     `P M^-1 P + (I - P)` has its block structure: it keeps Krylov vectors in the tangent space, and it is symmetric
     positive definite when `M^-1` is.
     """

@@ -1,4 +1,4 @@
-"""Krylov methods in cycles, each from the true residual of the last."""
+"""Krylov methods in cycles, each of which starts from the true residual after the last one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm
 
 @dataclass(frozen=True, eq=False)
 class Cycle:
-    """What one cycle did.
+    """The result of one cycle.
 
     Attributes:
         correction: what to add to x, shape `(*lanes, n)`.
         steps: iterations of each lane, shape `(*lanes, 1)`.
-        indefinite: lanes in which curvature was not positive, shape `(*lanes, 1)`.
-        products: applications of the operator.
+        indefinite: lanes in which non-positive curvature was found, shape `(*lanes, 1)`.
+        products: number of products with the operator.
     """
 
     correction: Tensor
@@ -30,7 +30,7 @@ class Cycle:
 
 
 #: `cycle(r, running, goal, most)` solves for the residual r in the running lanes down to a norm of `goal`, shapes
-#: `(*lanes, n)`, `(*lanes, 1)`, `(*lanes, 1)`, in at most so many steps.
+#: `(*lanes, n)`, `(*lanes, 1)`, `(*lanes, 1)`, in at most `most` steps.
 Cycling: TypeAlias = Callable[[Tensor, Tensor, Tensor, int], Cycle]
 
 
@@ -48,21 +48,21 @@ def in_cycles(
 ) -> LinearSolution:
     """Run cycles until each lane's true residual is below the tolerance.
 
-    The residual that a Krylov method keeps by recursion drifts from the true one. So each cycle starts from the true
-    one, a correction that makes it larger is not taken, and the residual returned is the true one.
+    The residual that a Krylov method updates by recursion drifts from the true one. So each cycle starts from the true
+    residual, a correction that would increase it is rejected, and the residual returned is the true one.
 
     Args:
         cycle: one cycle.
         apply: the product with the system's matrix.
         b: shape `(*lanes, n)`.
         x0: a guess, or None for zero.
-        tol: relative residual at which a lane stops; None for rounding.
-        max_iter: most iterations of a lane, over all cycles.
-        length: most iterations of one cycle.
-        gain: a lane goes on while a cycle brings its residual below `gain` times the last.
+        tol: relative residual at which a lane stops; None for rounding level.
+        max_iter: maximum number of iterations of a lane, over all cycles.
+        length: maximum number of iterations of one cycle.
+        gain: a lane continues while each cycle reduces its residual to less than `gain` times the last one.
         method: the solver's name.
     """
-    # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
+    # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
     size, zero = largest(b)
     rhs = b / size
     x, r = started(apply, rhs, x0, size, zero)
@@ -80,7 +80,7 @@ def in_cycles(
         x_next = x + torch.where(running, done.correction, 0.0)
         r_next = rhs - apply(x_next)
         rest_next = norm(r_next)
-        # A NaN is taken on, so that it shows in the residual.
+        # Accept a NaN, so that it shows in the residual.
         taken = running & ~(rest_next >= rest)
         x, r = torch.where(taken, x_next, x), torch.where(taken, r_next, r)
         running = running & (rest_next < gain * rest) & (rest_next > goal)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Rounds of scaling; each takes the root of what is left of the spread of the rows' sizes.
+#: Rounds of scaling. Each reduces the spread of the sizes of rows to about its square root.
 _ROUNDS = 4
 
 
 def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Solve `A x = b` with no share of flat directions in x; where there is no solution, the residual is the least.
+    """Solve `A x = b` without a component of x in the null space; if there is no solution, minimise the residual.
 
-    Rows and columns are scaled to the same size first, so that a direction of little curvature in another unit is not
-    taken for a flat one; norms are those of the scaled system.
+    Rows and columns are first scaled to equal size, so that a direction whose curvature is small only because of its
+    units does not count as a null vector. Norms are those of the scaled system.
 
     Source: Ruiz (2001) for the scaling.
 
@@ -35,6 +35,7 @@ def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, T
     else:
         left_vectors, values, transposed = torch.linalg.svd(even)
         right_vectors, shares = transposed.mT, left_vectors.mT @ rhs
+    # Values within rounding of zero belong to the null space: their components of the solution are left out.
     flat = values.abs() <= 10 * n * eps * values.abs().amax(-1, keepdim=True)
     shares = torch.where(flat, 0.0, shares.squeeze(-1) / torch.where(flat, 1.0, values))
     x = columns * (right_vectors @ shares.unsqueeze(-1)).squeeze(-1)
@@ -49,7 +50,7 @@ def scaled(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         where it is finite, shape `lanes`.
     """
     sound = torch.isfinite(matrix).all(-1).all(-1)
-    # Torch refuses to decompose a batch in which one matrix is not finite.
+    # Torch raises an error for a batch in which one matrix is not finite.
     even = torch.where(sound[..., None, None], matrix, torch.eye(matrix.shape[-1]).to(matrix))
     rows, columns = torch.ones_like(even[..., 0]), torch.ones_like(even[..., 0])
     for _ in range(_ROUNDS):

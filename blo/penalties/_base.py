@@ -1,4 +1,4 @@
-"""What every penalty offers."""
+"""The interface of penalties."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class Penalty(Term):
 
 
 def require_weight(value: Tree, name: str, validate: bool) -> None:
-    """Refuse a number or tensor with a negative entry or a NaN, if its values may be looked at.
+    """Raise if a number or tensor has a negative entry or a NaN.
+
+    Values of a tensor are read only if `validate` is true, and never under `torch.func` transforms.
 
     Raises:
-        ValueError: naming `name`.
+        ValueError: in that case; the message names `name`.
     """
     if isinstance(value, Tensor) and not (validate and can_validate()):
         return
@@ -39,13 +41,13 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
 
 
 def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor | float:
-    """Return a number as it is, and a tensor or tree so that it broadcasts against `(*lanes, n)`, with all its axes.
+    """Return a number unchanged, and a tensor or tree as a tensor with all axes of `(*lanes, n)`, to broadcast.
 
-    A tensor of shape `lanes` is one value a lane; any other is broadcast to the shapes of z.
+    A tensor of shape `lanes` is one value per lane; any other is broadcast to the shapes of z.
 
     Raises:
-        StructureError: if it does not fit, or may be read both ways.
-        ValueError: if it is a tree with a negative entry or a NaN, and may be looked at: see `require_weight`.
+        StructureError: if it does not fit, or fits in both ways.
+        ValueError: if it is a tree with a negative entry or a NaN, as far as `require_weight` may read it.
     """
     if not isinstance(value, int | float | Tensor):
         fitted = fit_coordinates(value, layout, name)
@@ -56,7 +58,8 @@ def fit_weight(value: Tree, layout: Layout, name: str, validate: bool) -> Tensor
     batch = layout.lanes[0]
     if batch > 1 and any(shape and shape[-1] == batch for shape in layout.shapes):
         raise StructureError(
-            f"`{name}` has shape {tuple(value.shape)}, which may mean one value a problem or one a coordinate, since "
-            "z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the second."
+            f"`{name}` has shape {tuple(value.shape)}, which may mean one value per problem or one per coordinate, "
+            "since z has as many of each. Write `weight[:, None]` for the first or `weight.expand_as(z)` for the "
+            "second."
         )
     return per_lane(fit_per_lane(value, layout, name))

@@ -22,7 +22,7 @@ class ElasticNet(Penalty):
         weight: as in `L1`.
         ridge: like weight, in units of objective over z squared.
         slack: a coordinate is on the support when `|z| > slack`; absolute, in z's unit.
-        validate: look at tensors. That is a host synchronisation on an accelerator.
+        validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:
         ValueError: if a weight or a ridge is negative or NaN.
@@ -46,6 +46,7 @@ class ElasticNet(Penalty):
         return torch.sum(self.weight * z.abs() + 0.5 * self.ridge * z.square(), -1)
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
+        # The minimiser x of (x - z)^2 / 2 + step (weight |x| + ridge x^2 / 2): soft thresholding, then shrinkage.
         near: Tensor = soft_threshold(z, step * self.weight) / (1 + step * self.ridge)
         return near
 

@@ -22,17 +22,17 @@ class GroupLasso(Penalty):
     Unlike `L1` it is curved on its support, by `weight_g / |z_g|` across the direction of `z_g`.
 
     Attributes:
-        weight: at least 0: a number, a tensor of shape `(groups,)` with one value a group, or `(*lanes, groups)`.
+        weight: at least 0: a number, a tensor of shape `(groups,)` with one value per group, or `(*lanes, groups)`.
             Groups of weight 0 are not penalised.
         groups: the group of each coordinate, numbered from 0: an integer tensor that broadcasts to z, or a tree like
             z. Coordinates with -1 are not penalised.
         slack: a group is on the support when `|z_g| > slack`; absolute, in z's unit.
-        validate: look at tensors. That is a host synchronisation on an accelerator.
+        validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:
         ValueError: if a weight is negative or NaN.
-        StructureError: if a group has no number within the weights, numbers exceed the size of z, or there is a weight
-            for each problem where one for each group is read.
+        StructureError: if the number of a group exceeds the number of weights or the size of z, or if there is one
+            weight for each problem instead of one for each group.
     """
 
     weight: Tensor | float
@@ -48,7 +48,7 @@ class GroupLasso(Penalty):
         if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.device != layout.device:
             found = type(groups).__name__ if not isinstance(groups, Tensor) else f"{groups.dtype} on {groups.device}"
             raise StructureError(
-                f"`GroupLasso.groups` must be an integer tensor on {layout.device}, one number a coordinate, but is "
+                f"`GroupLasso.groups` must be an integer tensor on {layout.device}, one entry per coordinate, but is "
                 f"{found}. Use torch.arange or a tree of such tensors."
             )
         axes = len(layout.lanes) + 1
@@ -71,9 +71,9 @@ class GroupLasso(Penalty):
             given = self.weight
             if isinstance(given, Tensor) and given.ndim == 1 and given.shape == layout.lanes and len(given) != number:
                 raise StructureError(
-                    f"`GroupLasso.weight` of shape {tuple(given.shape)} has one entry for each problem, but one "
-                    f"for each of the {number} groups is read from it. For one weight a problem, give it the shape "
-                    f"{(*layout.lanes, 1)}; weights of groups without coordinates are to be left out."
+                    f"`GroupLasso.weight` of shape {tuple(given.shape)} has one entry for each problem, but it is "
+                    f"read as one entry for each of the {number} groups. For one weight per problem, give it the shape "
+                    f"{(*layout.lanes, 1)}; otherwise leave out weights of groups without coordinates."
                 )
         return replace(self, weight=weight, groups=groups, validate=False)
 
@@ -88,10 +88,12 @@ class GroupLasso(Penalty):
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         norm, weight = self._norm(z), self._weight(z)
         positive = norm > 0
+        # Block soft thresholding: max(0, 1 - step weight / |z_g|) z_g.
         return z * (1 - step * weight / torch.where(positive, norm, 1.0)).relu()
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         norm, weight = self._norm(z), self._weight(z)
+        # A group at zero is optimal if |gradient_g| <= weight_g; the difference is the multiplier that holds it there.
         multiplier = weight - self._norm(gradient)
         off = clear(norm, multiplier, self.slack) & (norm > 0)
         support = off | (weight == 0)
@@ -99,6 +101,7 @@ class GroupLasso(Penalty):
         def direction(at: Tensor) -> Tensor:
             return torch.where(off, at / torch.where(off, self._norm(at), 1.0), 0.0)
 
+        # K is the Hessian of the penalty on its support: weight / |z_g| (I - u u') in each group, with u = z_g / |z_g|.
         def bend(v: Tensor) -> Tensor:
             u = direction(z)
             across = v - u * self._within(u * v)
@@ -108,7 +111,7 @@ class GroupLasso(Penalty):
             return term._weight(at) * direction(at)
 
         def count() -> Counts:
-            # One constraint a group: it is counted at its first coordinate.
+            # A group is one constraint, which is counted at its first coordinate.
             tangential = gradient * support + force(self, z)
             undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
             undecided = undecided | (unresolved(norm, multiplier, self.slack, z) & (weight > 0))
@@ -122,7 +125,10 @@ class GroupLasso(Penalty):
         return Tangent(lambda v: v * support, 0.0, count, bend=bend, force=force)
 
     def _sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum over each group, shape `(*lanes, n + 1)`, the last one of no group, and the places."""
+        """Return the sum over each group, and the index of the sum to which each coordinate belongs.
+
+        Shapes `(*lanes, n + 1)` and `(*lanes, n)`; the last sum is over the coordinates without a group.
+        """
         n = values.shape[-1]
         groups: Tensor = self.groups
         index = torch.where(groups < 0, n, groups).expand(values.shape)
@@ -135,13 +141,13 @@ class GroupLasso(Penalty):
         return sums.gather(-1, index)
 
     def _norm(self, z: Tensor) -> Tensor:
-        """Return for each coordinate the norm of its group: no overflow, and a zero derivative at zero."""
+        """Return for each coordinate the norm of its group, without overflow and with the derivative zero at zero."""
         size = z.detach().abs().amax(-1, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
         return size * _root(self._within((z / size).square()))
 
     def _weight(self, like: Tensor) -> Tensor:
-        """Return for each coordinate the weight of its group, zero without one."""
+        """Return for each coordinate the weight of its group, or zero if it has none."""
         groups: Tensor = self.groups
         if isinstance(self.weight, Tensor) and self.weight.shape[-1] > 1:
             index = groups.clamp(min=0).expand(like.shape)
@@ -152,6 +158,7 @@ class GroupLasso(Penalty):
 
 
 def _root(squares: Tensor) -> Tensor:
+    # The derivative of the root is infinite at 0: take a constant there. 0 * squares keeps a NaN visible.
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0 * squares)
 

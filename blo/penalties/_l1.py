@@ -18,14 +18,14 @@ from blo.penalties._base import Penalty, fit_weight, require_weight
 class L1(Penalty):
     """`sum_i weight_i |z_i|`, which makes solutions sparse (the lasso).
 
-    The implicit gradient is that on the support: zeros stay where they are, and the rest moves as if the penalty were
+    The implicit gradient is that on the support: zeros stay zero, and the other coordinates move as if the penalty were
     linear (Bertrand et al., JMLR 2022, Implicit differentiation for fast hyperparameter selection, Prop. 4).
 
     Attributes:
-        weight: at least 0: a number, a tensor of shape `lanes` (one value a problem), a tensor that broadcasts to z,
+        weight: at least 0: a number, a tensor of shape `lanes` (one value per problem), a tensor that broadcasts to z,
             or a tree like z. Coordinates of weight 0 are not penalised.
         slack: a coordinate is on the support when `|z| > slack`; absolute, in z's unit.
-        validate: look at a tensor weight. That is a host synchronisation on an accelerator.
+        validate: check the values of a tensor, which is a host synchronisation on an accelerator.
 
     Raises:
         ValueError: if a weight is negative or NaN.
@@ -68,8 +68,9 @@ def soft_threshold(z: Tensor, threshold: Tensor | float) -> Tensor:
 
 
 def on_support(z: Tensor, gradient: Tensor, weight: Tensor | float, slack: float) -> Tensor:
-    """Return where z may move both ways: off zero, and where nothing holds it there; booleans of z's shape."""
-    off = clear(z.abs(), weight - gradient.abs(), slack) & (z != 0)  # at zero itself it has no sign
+    """Return where z can move in both directions: off zero, and where the weight is zero; booleans of z's shape."""
+    # A zero subgradient needs |gradient| <= weight, so weight - |gradient| is the multiplier that holds z at zero.
+    off = clear(z.abs(), weight - gradient.abs(), slack) & (z != 0)  # zero itself has no sign
     return off | (torch.as_tensor(weight, device=z.device) == 0)
 
 

@@ -1,4 +1,4 @@
-"""Which linear inequalities hold with equality at the nearest point of a polyhedron."""
+"""The active linear inequalities at the nearest point of a polyhedron."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOSER = (1.0, 2.0**8, 2.0**16)
 def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor | None = None) -> Found:
     """Find the active rows at the nearest point to z of `{ x : rows x <= right }`, all lanes at once.
 
-    First by exchanges of many rows; lanes where these do not end are searched for row by row.
+    Exchanges of many rows at once come first. Lanes in which these do not terminate are searched row by row.
 
     Args:
         rows: shape `(*lanes, k, n)`, of norm one or zero.
@@ -29,7 +29,7 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor |
     equal = torch.zeros(right.shape[-1], dtype=torch.bool, device=z.device) if equal is None else equal
     tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
     found = exchange(gram, times(rows, z) - right, tol, equal, z.shape[-1])
-    # Rows that meet in a point at a small angle contradict each other by their rounding, which the angle magnifies.
+    # Rows that meet at a small angle may contradict each other by their rounding, which the angle amplifies.
     for looser in _LOOSER:
         if all_true(found.solved):
             break
@@ -40,10 +40,10 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor |
 def _row_by_row(
     rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, tol: Tensor, equal: Tensor, known: Tensor
 ) -> Found:
-    """Find the active rows by the dual method of Goldfarb and Idnani, but for lanes that are known.
+    """Find the active rows by the dual method of Goldfarb and Idnani, except in lanes that are known already.
 
-    The most violated row is made to hold, and rows whose multiplier would turn negative on the way are let go. Active
-    rows stay linearly independent, whatever the rows are.
+    Each step makes the most violated row active, and drops rows whose multiplier would become negative on the way.
+    Active rows stay linearly independent, even if the rows are not.
 
     Source: Goldfarb and Idnani (Math. Prog. 1983), for the identity as Hessian.
     """
@@ -52,7 +52,7 @@ def _row_by_row(
     order = torch.arange(k, device=z.device)
     identity = torch.eye(k, dtype=z.dtype, device=z.device)
     y = torch.zeros_like(tol)
-    sign = torch.ones_like(tol)  # that of an equation is the side from which it was reached
+    sign = torch.ones_like(tol)  # for an equation, the side from which it was reached
     active = torch.zeros(shape, dtype=torch.bool, device=z.device)
     entering = active
     pending = torch.zeros((*shape[:-1], 1), dtype=torch.bool, device=z.device)
@@ -71,7 +71,8 @@ def _row_by_row(
         turned = torch.where(excess < 0, -1.0, torch.ones_like(excess))
         sign = torch.where(entering & equal & ~pending, turned, sign)
 
-        # Raise the multiplier of the entering row; the others give way so that active rows keep holding.
+        # Raise the multiplier of the entering row. With the active normals N and the entering normal a, the multipliers
+        # of the active rows fall by give = (N'N)^-1 N'a per unit, so that these rows stay active.
         signed = sign.unsqueeze(-1) * gram * sign.unsqueeze(-2)
         column = (signed * entering.unsqueeze(-2)).sum(-1)
         both = active.unsqueeze(-1) & active.unsqueeze(-2)
@@ -82,8 +83,10 @@ def _row_by_row(
         move = times(rows.mT, sign * change)
         gain = (move * move).sum(-1, keepdim=True)
         violation = torch.where(entering, sign * excess, 0.0).sum(-1, keepdim=True)
-        # As many independent rows as unknowns span everything, which rounding may hide.
+        # `gain` is the squared distance of a to the span of N. With as many active rows as unknowns it is zero, which
+        # rounding may hide.
         independent = (gain > k * eps) & (active.sum(-1, keepdim=True) < z.shape[-1])
+        # After the step `full` the entering row holds; after `partial` the first multiplier is zero.
         full = torch.where(independent, violation.clamp(min=0.0) / torch.where(independent, gain, 1.0), torch.inf)
         blocking = active & ~equal & (give > eps)
         ratio = torch.where(blocking, y.clamp(min=0.0) / torch.where(blocking, give, 1.0), torch.inf)
@@ -101,12 +104,12 @@ def _row_by_row(
 
 
 def onto(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, found: Found) -> Tensor:
-    """Return the nearest point to z on which the active rows of a search from z hold; differentiable."""
+    """Return the nearest point to z at which the active rows of a search from z hold; differentiable."""
     active = found.active
     both = active.unsqueeze(-1) & active.unsqueeze(-2)
     identity = torch.eye(active.shape[-1], dtype=z.dtype, device=z.device)
-    # A projection of the point that is known, for what its multipliers left by rounding. Differentiated, they drop
-    # out: a move along the normals of active rows does not change the projection, nor any of its derivatives.
+    # Project the point that the multipliers give, which removes their rounding error. That they are constants does not
+    # affect derivatives: a move along the normals of active rows changes neither the projection nor its derivatives.
     near = z - times(rows.mT, found.multipliers)
     excess = torch.where(active, times(rows, near) - right, 0.0)
     y, _ = torch.linalg.solve_ex(torch.where(both, gram, identity), excess.unsqueeze(-1))

@@ -20,7 +20,7 @@ from blo.sets._rows import Face, Rows, fit_rows, inverse, require_matrix, times
 class Affine(Set):
     """`{ z : A z = b }`.
 
-    Equations may repeat or combine each other as long as they agree; then A must keep its rank as theta moves.
+    Equations may be redundant as long as they are consistent; the rank of A must then not change with theta.
 
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for equations of each problem. The columns follow the leaves of z in
@@ -28,8 +28,8 @@ class Affine(Set):
         b: a number, or shape `(k,)` or `(*lanes, k)`.
         rtol: singular values of A up to `rtol` times the largest count as zero; by default `max(k, n)` times the
             dtype's epsilon.
-        validate: refuse equations that contradict each other: one host synchronisation on an accelerator.
-        inverse: the pseudo-inverse of A, made once by `fit`.
+        validate: raise if the equations contradict each other, which is one host synchronisation on an accelerator.
+        inverse: the pseudo-inverse of A, computed once by `fit`.
 
     Raises:
         InfeasibleError: if no z solves the equations.
@@ -54,24 +54,24 @@ class Affine(Set):
             z = times(inverse(A, self.rtol), b)
             defect = (times(A, z) - b).abs()
             scale = times(A.abs(), z.abs()) + b.abs()
-            # With room for the rounding of what made A and b.
+            # The factor allows for rounding in the computation of A and b.
             wrong = ~(defect <= 16 * torch.finfo(A.dtype).eps * max(A.shape[-2:]) * scale)
         if bool(wrong.any()):
             raise InfeasibleError(
-                f"`Affine` needs equations that can hold together, but {int(wrong.any(-1).sum())} of "
-                f"{wrong[..., 0].numel()} systems A z = b have no solution: the rows of A depend on each other and b "
-                f"does not follow, by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if they are "
-                "meant to be dependent."
+                f"`Affine` needs consistent equations, but {int(wrong.any(-1).sum())} of "
+                f"{wrong[..., 0].numel()} systems A z = b have no solution: rows of A are linearly dependent, and b "
+                f"deviates from the same dependence by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if "
+                "they are meant to be dependent."
             )
 
     def fit(self, layout: Layout) -> Affine:
         A, b = fit_rows(self.A, self.b, layout, "Affine")
-        return replace(self, A=A, b=b, validate=False, inverse=inverse(A, self.rtol))  # looked at when made
+        return replace(self, A=A, b=b, validate=False, inverse=inverse(A, self.rtol))  # valid since it was made
 
     def project(self, z: Tensor) -> Tensor:
         face = self._face
         moved = z - times(face.inverse, times(self.A, z) - self.b)
-        # Once more for what the first time left by rounding.
+        # The second projection removes the rounding error of the first.
         return moved - times(face.inverse, times(self.A, moved) - self.b)
 
     def rows(self, layout: Layout) -> Rows:
@@ -83,7 +83,7 @@ class Affine(Set):
 
         def count() -> Counts:
             held = face.held().expand(z.shape[:-1])
-            return Counts(z.shape[-1] - held, held, torch.zeros_like(held))  # equations are never undecided
+            return Counts(z.shape[-1] - held, held, torch.zeros_like(held))  # equations are never degenerate
 
         def force(term: Affine, at: Tensor) -> Tensor:
             return times(term.A.mT, y)
@@ -91,6 +91,7 @@ class Affine(Set):
         return Tangent(face.project, 0.0, count, force=force)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        # A z = b gives dz = A^+ (db - dA z).
         moved = times(self.A - origin.A, z)
         return times(origin._face.inverse, (self.b - origin.b) - moved)
 

@@ -1,4 +1,4 @@
-"""What every constraint set offers."""
+"""The interface of constraint sets."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Set(Term):
         """
 
     def rows(self, layout: Layout) -> Rows | None:
-        """Return the equations and inequalities that describe a fitted set, None where it has no such description.
+        """Return the linear equations and inequalities that describe a fitted set, None if there are no such.
 
-        `Intersection` makes one set of all that have.
+        `Intersection` combines all sets that have them into one.
         """
         return None
 

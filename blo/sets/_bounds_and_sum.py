@@ -1,4 +1,4 @@
-"""Inequalities that bound coordinates, with one sum of coordinates beside them at most."""
+"""Linear constraints that are bounds on coordinates and at most one weighted sum."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from blo.sets._knapsack import Knapsack
 
 @torch.no_grad()
 def bounds_and_sum(rows: Tensor, right: Tensor, equations: int) -> Knapsack | None:
-    """Return `{ z : rows z <= right }` as bounds and one sum, held constant; None where it is more than that.
+    """Return `{ z : rows z <= right }` as constant bounds and one weighted sum; None if it does not have this form.
 
-    Two rows that are each other's opposite are an equation. To be called where tensors may be looked at.
+    Two opposite rows are an equation. Call it only where the values of tensors may be read.
 
     Args:
         rows: shape `(*lanes, k, n)`, of norm one or zero.
         right: shape `(*lanes, k)`.
-        equations: how many rows, from the first on, are equations.
+        equations: the number of leading rows that are equations.
     """
     entries = (rows != 0).sum(-1)
     single, several = (entries == 1).expand(right.shape), (entries > 1).expand(right.shape)

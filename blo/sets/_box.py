@@ -1,4 +1,4 @@
-"""Bounds on each coordinate, and the perturbations that keep an image an image."""
+"""Bounds on each coordinate, and the perturbations that keep an image in its range."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Box(Set):
     Attributes:
         low: a number, a tensor of z's shape, or a tree like z; `-inf` leaves a coordinate open.
         high: likewise.
-        slack: a coordinate is free when `low + slack < z < high - slack`, or nearer to a bound where the gradient
-            presses it there by less than its distance; absolute, in z's unit.
-        validate: look at tensor bounds and refuse crossed ones: one host synchronisation on an accelerator.
+        slack: a coordinate is free if `low + slack < z < high - slack`, and nearer to a bound if the gradient presses
+            it against the bound by less than its distance; absolute, in z's unit.
+        validate: raise if tensor bounds cross, which is one host synchronisation on an accelerator.
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
@@ -72,6 +72,7 @@ class Box(Set):
         def spread(value: Tree) -> Tree:
             return tree.map(lambda _: value, x) if isinstance(value, int | float | Tensor) else value
 
+        # max(low - x, -radius) <= z <= min(high - x, radius).
         radius = spread(radius)
         lower = tree.map(lambda at, r, end: torch.clamp(end - at, min=-r), x, radius, spread(low))
         upper = tree.map(lambda at, r, end: torch.clamp(end - at, max=r), x, radius, spread(high))
@@ -82,11 +83,11 @@ class Box(Set):
             self,
             low=fit_coordinates(self.low, layout, "Box.low"),
             high=fit_coordinates(self.high, layout, "Box.high"),
-            validate=self.validate and self._holds_tree(),  # tensors were looked at when the box was made
+            validate=self.validate and self._holds_tree(),  # tensors were validated when the box was made
         )
 
     def project(self, z: Tensor) -> Tensor:
-        # Two clamps: one takes no mixture of number and tensor, and loses the derivative where low == high.
+        # Two clamps: a single one cannot take a number and a tensor, and loses the derivative where low == high.
         nearest: Tensor = z.clamp(min=self.low).clamp(max=self.high)
         return nearest
 
@@ -98,6 +99,7 @@ class Box(Set):
         return False
 
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
+        # z - project(z - move), without z - move, which would round off a move that is short compared with z.
         return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
@@ -112,7 +114,7 @@ class Box(Set):
         free = self.free(z, gradient)
 
         def count() -> Counts:
-            # Where no point is inside, z is given by the bounds and its multiplier has no say.
+            # Where low == high the bounds determine z, and the multiplier does not matter.
             open_ = torch.as_tensor(self.low < self.high, device=z.device)
             near = torch.minimum(z - self.low, self.high - z)
             inner = free & (near > 0)
@@ -121,7 +123,7 @@ class Box(Set):
             inside = free.sum(-1)
             return Counts(inside, z.shape[-1] - inside, undecided.sum(-1))
 
-        # Multiplied rather than selected, so that a NaN in v is not hidden; by numbers, which is faster than by flags.
+        # Multiply instead of selecting, so that a NaN in v stays visible. A mask of numbers is faster than booleans.
         mask = free.to(z.dtype)
 
         def motion(term: Box, at: Tensor) -> Tensor:
@@ -135,8 +137,8 @@ class Box(Set):
     def _carried(self, origin: Self, z: Tensor, gradient: Tensor) -> Tensor:
         none, above, below = torch.zeros_like(z), z - origin.low, origin.high - z
         near_low, near_high = above <= origin.slack, below <= origin.slack
-        # Of two bounds that are near, that one holds z against which it is pressed; without a force, the nearer one,
-        # or both by half: a radius of zero holds z where it is, a centre takes it along.
+        # If both bounds are within the slack, z follows the one against which it is pressed; without a force, the
+        # nearer one, or the mean of both. Then a box of radius zero moves z with its centre, but not with its radius.
         push = torch.where(gradient == 0, above - below, -gradient).sign()
         share = torch.where(near_low & near_high, 0.5 * (1 + push), near_high.to(z.dtype))
         up = torch.where(near_high, self.high - origin.high, none)
@@ -148,13 +150,13 @@ class Box(Set):
 
 
 def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:
-    """Refuse bounds that cross.
+    """Raise if bounds cross.
 
     Args:
         name: of the set.
-        low: the lower bounds; trees are not looked at.
+        low: the lower bounds; trees are not checked.
         high: the upper bounds, likewise.
-        look: whether tensors may be looked at.
+        look: whether to read the values of tensors.
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
@@ -162,15 +164,15 @@ def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:
     numbers = (int, float)
     if isinstance(low, numbers) and isinstance(high, numbers):
         if low <= high:
-            return  # no tensor is made: `NonNegative` is a box at each projection
+            return  # make no tensor: `NonNegative` makes a box for each projection
         crossed = torch.ones(1, dtype=torch.bool)
     elif look and can_validate() and all(isinstance(bound, int | float | Tensor) for bound in (low, high)):
-        crossed = torch.as_tensor(low <= high).logical_not()  # negated, to refuse NaN too
+        crossed = torch.as_tensor(low <= high).logical_not()  # negated, so that NaN counts as crossed
     else:
         return
     if bool(crossed.any()):
         raise InfeasibleError(
             f"`{name}` needs low <= high everywhere, but {int(crossed.sum())} of {crossed.numel()} "
-            "coordinates cross or are NaN. If the bounds come from `Box.around`, or are taken less an x, check that x "
-            "already lies in [low, high]."
+            "coordinates cross or are NaN. If the bounds come from `Box.around`, or x was subtracted from them, check "
+            "that x already lies in [low, high]."
         )

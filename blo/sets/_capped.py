@@ -1,4 +1,4 @@
-"""The simplex whose coordinates have an upper bound each."""
+"""The simplex with an upper bound, the cap, on each coordinate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Capped(NamedTuple):
         return cls(per_lane(simplex.total), simplex.cap, simplex.slack)
 
     def constant(self, dtype: torch.dtype) -> Capped:
-        """Return the same as constants of another precision."""
+        """Return the same parameters as constants in another precision."""
         total, cap = (p.detach().to(dtype) if isinstance(p, Tensor) else p for p in (self.total, self.cap))
         return Capped(total, cap, self.slack)
 
@@ -54,17 +54,17 @@ class Capped(NamedTuple):
         return self.cap - z
 
     def sack(self, z: Tensor) -> Knapsack:
-        """Return the bounds and the sum in the shape of z."""
+        """Return the bounds and the sum as a `Knapsack`, in the shape of z."""
         none, one = torch.zeros_like(z), torch.ones_like(z)
         total = none[..., :1] + self.total
         return Knapsack(none, none + self.cap, one, total, one[..., :1].bool())
 
     def fill(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nearest point, and what all coordinates that are free gain on the way there, `(*lanes, 1)`.
+        """Return the nearest point to z, and the common shift of its free coordinates, `(*lanes, 1)`.
 
         The point is NaN where the caps add up to less than the total.
         """
-        # The nearest point ignores a common shift; without it the total drowns in the rounding of large z.
+        # A common shift of z does not change the nearest point. Without it, the rounding of a large z swamps the total.
         top = z.detach().amax(-1, keepdim=True)
         found = self.sack(z).fill(z - top)
         return found.point, found.level - top
@@ -81,7 +81,7 @@ def tangent(capped: Capped, z: Tensor, gradient: Tensor, instead: Callable[..., 
         inner = free & (z > 0) & (room > 0)
         loose = ~inner & negligible(pressed, gradient, face.project(gradient) * inner)
         loose = loose | unresolved(z, pressed, capped.slack, z) | unresolved(room, -pressed, capped.slack, z)
-        loose = loose & torch.as_tensor(capped.cap > 0, device=z.device)  # a cap of zero leaves nothing to decide
+        loose = loose & torch.as_tensor(capped.cap > 0, device=z.device)  # a coordinate with cap 0 is not degenerate
         move = (free.sum(-1) - 1).clamp(min=0)
         return Counts(move, z.shape[-1] - move, loose.sum(-1))
 
@@ -93,16 +93,17 @@ def tangent(capped: Capped, z: Tensor, gradient: Tensor, instead: Callable[..., 
 
 
 def motion(capped: Capped, origin: Capped, z: Tensor) -> Tensor:
-    """Return how far the face within the slack carries z when `origin` becomes `capped`."""
+    """Return how far z moves with the constraints within the slack when `origin` becomes `capped`."""
     room = origin.room(z)
     upper = (room <= origin.slack) & (room < z)
     return _Face(origin, z, (z > origin.slack) & ~upper, upper).motion(capped)
 
 
 def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the multiplier of the sum, `(*lanes, 1)`: the gradient on the coordinates that are free."""
+    """Return the multiplier of the sum, `(*lanes, 1)`: the mean gradient of the free coordinates."""
     surely = (z > capped.slack) & (capped.room(z) > capped.slack)
-    # Where none is clear of its bounds, a gradient step from z tells, projected; it should be about as long as z.
+    # If no coordinate is clear of its bounds, the projection of a gradient step from z gives the multiplier: its common
+    # shift over the step size. The step is about as long as z, so that neither is lost in the rounding of the other.
     wide = z.dtype if z.device.type == "mps" else torch.float64
     at, slope = z.detach().to(wide), gradient.detach().to(wide)
     span, size = euclidean_norm(at), euclidean_norm(slope)
@@ -115,7 +116,7 @@ def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Face:
-    """The part of the simplex around a solution.
+    """The face of the simplex that contains a solution.
 
     Attributes:
         capped: the simplex.
@@ -138,16 +139,19 @@ class _Face:
         return (v - (v * self.free).sum(-1, keepdim=True) / self.size) * self.free
 
     def motion(self, capped: Capped) -> Tensor:
-        """Return how far z is carried: caps take their coordinates along, the free ones make up for the sum."""
+        """Return the motion of z: coordinates at a cap follow it, and the free ones share the rest of the total."""
         moved, left = self._moves(capped)
         return torch.where(self.free, left / self.size, moved)
 
     def surplus(self) -> Tensor:
-        """Tell, as integers of shape `lanes`, where caps alone make up the total: the sum is one constraint more."""
+        """Return 1 where no coordinate is free, so that the sum depends on the bounds, else 0; shape `lanes`."""
         return (~self.free.any(-1)).long()
 
     def strain(self, capped: Capped) -> tuple[Tensor, Tensor]:
-        """Return how the constraints move, and what of it z cannot follow: what caps do not make up of the total."""
+        """Return the motion of the constraints, and the part of it that z cannot follow.
+
+        Without a free coordinate, that is the change of the total which the caps do not make up.
+        """
         moved, left = self._moves(capped)
         total = torch.zeros_like(left) + (capped.total - self.capped.total)
         apart = torch.where(self.free.any(-1, keepdim=True), 0.0, left)

@@ -1,4 +1,4 @@
-"""Balls cut by bounds: their parameters, and what is refused."""
+"""Balls cut by bounds: their parameters and validation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Cut(NamedTuple):
         return Box(self.low, self.high, slack=self.slack, validate=False)
 
     def constant(self, dtype: torch.dtype) -> Cut:
-        """Return the same as constants of another precision."""
+        """Return the same parameters as constants in another precision."""
 
         def at(part: Tensor | float) -> Tensor | float:
             return part.detach().to(dtype) if isinstance(part, Tensor) else part
@@ -72,8 +72,9 @@ class Cut(NamedTuple):
 def ahead(cut: Cut, z: Tensor, gradient: Tensor) -> tuple[Cut, Tensor, Tensor]:
     """Return the ball, a gradient step from z and its step size, `(*lanes, 1)`, in double precision.
 
-    A solution is the nearest point to such a step, whatever its size, and then the ball's multiplier is known even
-    where no coordinate is clear of its bounds. One about as long as z drowns neither in the rounding of the other.
+    A solution is the projection of a gradient step of any size from it. This projection gives the ball's multiplier
+    even where no coordinate is clear of its bounds. The step is about as long as z, so that neither is lost in the
+    rounding of the other.
     """
     wide = z.dtype if z.device.type == "mps" else torch.float64
     cut, z, gradient = cut.constant(wide), z.detach().to(wide), gradient.detach().to(wide)
@@ -83,42 +84,42 @@ def ahead(cut: Cut, z: Tensor, gradient: Tensor) -> tuple[Cut, Tensor, Tensor]:
 
 
 def require_bounds(ball: Ball, name: str, *, look: bool) -> None:
-    """Refuse bounds that cross; see `require_order`."""
+    """Raise if bounds cross; see `require_order`."""
     if is_cut(ball):
         require_order(name, *bounds(ball), look=look)
 
 
 def bounds(ball: Ball) -> tuple[Tree, Tree]:
-    """Return both bounds, those that are None as numbers."""
+    """Return both bounds, with an infinite number in place of None."""
     return -math.inf if ball.low is None else ball.low, math.inf if ball.high is None else ball.high
 
 
 def is_cut(ball: Ball) -> bool:
-    """Tell whether a ball has bounds; infinite numbers are none."""
+    """Return whether a ball has bounds; infinite numbers do not count."""
     numbers = (int, float)
     low, high = bounds(ball)
     return not (isinstance(low, numbers) and isinstance(high, numbers) and low == -math.inf and high == math.inf)
 
 
 def fit_bound(bound: Tree | None, layout: Layout, name: str) -> Tensor | float | None:
-    """Return a bound flattened like z, None as it is."""
+    """Return a bound flattened like z; None stays None."""
     return None if bound is None else fit_coordinates(bound, layout, name)
 
 
 def require_reach(ball: Ball, layout: Layout, name: str, is_empty: Callable[[Cut, Tensor], Tensor]) -> None:
-    """Refuse a fitted ball that has no point within its bounds.
+    """Raise if a fitted ball has no point within its bounds.
 
     Raises:
-        InfeasibleError: naming `name`.
+        InfeasibleError: in that case; the message names `name`.
     """
     require_bounds(ball, name, look=True)
     cut = Cut.of(ball)
-    # Numbers are looked at on the CPU, which waits for nothing.
+    # Parameters that are numbers are tested on the CPU, without a host synchronisation.
     tensors = any(isinstance(part, Tensor) for part in cut)
     shape, device = ((*layout.lanes, layout.size), layout.device) if tensors else ((layout.size,), "cpu")
     empty = is_empty(cut, torch.zeros(shape, dtype=layout.dtype, device=device))
     if bool(empty.any()):
         raise InfeasibleError(
             f"`{name}` needs a point within `radius` of `center` and between `low` and `high`, but {int(empty.sum())} "
-            f"of {empty.numel()} balls have none. Move the centre to its bounds, or make the radius larger."
+            f"of {empty.numel()} balls have none. Move the centre towards the bounds, or make the radius larger."
         )

@@ -19,13 +19,13 @@ class CutFace:
 
     Attributes:
         cut: the ball.
-        bound: coordinates that a bound holds, booleans of shape `(*lanes, n)`.
-        still: coordinates that the ball holds at its centre (the 1-norm does), likewise.
-        active: whether the ball holds the solution, booleans of shape `(*lanes, 1)`.
+        bound: coordinates held at a bound, booleans of shape `(*lanes, n)`.
+        still: coordinates held at the centre, where the 1-norm has a kink, likewise.
+        active: whether the sphere is active, booleans of shape `(*lanes, 1)`.
         normal: the gradient of the norm, shape `(*lanes, n)`; zero on coordinates at the centre.
-        multiplier: what presses coordinates against their bounds, negative towards the upper one, same shape.
+        multiplier: the multipliers of the bounds, negative at an upper bound, same shape.
         twice: coordinates whose bound is at the centre, where the norm has a kink as well.
-        full: lanes in which the ball passes through a solution that leaves it no free coordinate, `(*lanes, 1)`.
+        full: lanes in which the solution lies on the sphere and has no free coordinate, `(*lanes, 1)`.
     """
 
     cut: Cut
@@ -59,44 +59,47 @@ class CutFace:
         return Tangent(projector, curvature, count, motion=Carry(instead, motion), strain=Strain(self.surplus, strain))
 
     def motion(self, cut: Cut, z: Tensor) -> Tensor:
-        """Return how far the face carries z when the ball becomes this one.
+        """Return how far z moves with the face when the ball becomes `cut`.
 
-        Bounds take their coordinates along, the centre the others; and along the normal these make up for the radius
-        and for what the bounds change of the norm.
+        Coordinates at a bound follow it, and the others follow the centre. The free ones also move along the normal, by
+        the growth of the radius minus the growth of the norm that the bounds cause.
         """
         step, shift, left = self._moves(cut, z)
+        # The shortest motion u of the free coordinates with <normal, u> = left.
         along = torch.where(self.free, self.normal * self.active, 0.0)
         squares = along.square().sum(-1, keepdim=True)
         push = along * left / torch.where(squares > 0, squares, 1.0)
         return torch.where(self.bound, step, (self.active | self.full) * shift) + push
 
     def surplus(self) -> Tensor:
-        """Return by how many constraints more than are independent hold the solution, shape `lanes`."""
+        """Return the number of active constraints minus the number of independent ones, shape `lanes`."""
         return self.twice.sum(-1) + self.full.squeeze(-1).long()
 
     def strain(self, cut: Cut, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how constraints move when the ball becomes this one, and what of it z cannot follow."""
+        """Return the motion of the constraints when the ball becomes `cut`, and the part that z cannot follow."""
         step, shift, left = self._moves(cut, z)
         radius = torch.zeros_like(left) + cut.radius - self.cut.radius
         moved = torch.cat([step * self.bound, shift, radius], -1)
+        # A coordinate held by a bound and by the centre can follow only one of them.
         apart = torch.where(self.twice, step - shift, 0.0)
         return moved, torch.cat([apart, torch.zeros_like(shift), torch.where(self.full, left, 0.0)], -1)
 
     def _moves(self, cut: Cut, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how far bounds and centre move, and what is left of the radius's growth for the free coordinates."""
+        """Return the motion of bounds and centre, and the growth of the radius that the free coordinates make up."""
         step = cut.box._carried(self.cut.box, z, self.multiplier)
         shift = torch.zeros_like(z) + (cut.center - self.cut.center)
+        # The change of the norm, to first order, by coordinates that follow their bounds and not the centre.
         taken = (self.normal * torch.where(self.bound, step - shift, 0.0)).sum(-1, keepdim=True)
         return step, shift, cut.radius - self.cut.radius - taken
 
 
 def left_over(gradient: Tensor, force: Tensor, size: Tensor) -> Tensor:
-    """Return what the ball's force leaves of the gradient for the bounds, zero where that is rounding.
+    """Return the part of the gradient that the bounds balance: gradient plus force, or zero if that is only rounding.
 
     Args:
         gradient: of the objective at the solution, shape `(*lanes, n)`.
-        force: that of the ball, which takes the gradient of free coordinates away, same shape.
-        size: that of the force before its rounding, same shape.
+        force: of the ball, which balances the gradient on free coordinates, same shape.
+        size: the size of the terms of the force, which bounds its rounding error, same shape.
     """
     left = gradient + force
     noise = 16 * torch.finfo(gradient.dtype).eps * (gradient.abs() + size).detach()
@@ -106,17 +109,17 @@ def left_over(gradient: Tensor, force: Tensor, size: Tensor) -> Tensor:
 def loose_bounds(
     cut: Cut, z: Tensor, gradient: Tensor, multiplier: Tensor, tangential: Tensor, inner: Tensor
 ) -> Tensor:
-    """Tell which bounds are undecided, booleans of shape `(*lanes, n)`.
+    """Return which bounds are undecided, booleans of shape `(*lanes, n)`.
 
     Args:
         cut: the ball.
         z: the solution.
         gradient: of the objective there.
-        multiplier: what is left of it for the bounds, once the ball has taken its share.
-        tangential: its part along the face.
+        multiplier: of the bounds, see `left_over`.
+        tangential: the gradient projected on the face.
         inner: coordinates that are free and strictly between their bounds.
     """
-    # Where no point is between them, z is given by the bounds and its multiplier has no say.
+    # Where low == high the bounds determine z, and the multiplier does not matter.
     open_ = torch.as_tensor(cut.low < cut.high, device=z.device)
     undecided = ~inner & negligible(multiplier, gradient, tangential)
     near = torch.minimum(z - cut.low, cut.high - z)

@@ -16,11 +16,11 @@ from blo.sets._cut_path import Piece, Ray, place
 
 
 class Reach(NamedTuple):
-    """What all coordinates lose of their distance from the centre, until the sum of distances is the radius.
+    """The common loss of all distances from the centre after which their sum is the radius.
 
     Attributes:
-        outside: lanes in which that is something, so that the ball holds the nearest point.
-        loss: shape `(*lanes, 1)`; of no meaning where not outside.
+        outside: lanes in which the loss is positive, so that the nearest point lies on the sphere.
+        loss: shape `(*lanes, 1)`; meaningless where not outside.
         nearest: the nearest point to z, shape `(*lanes, n)`; NaN where there is none.
     """
 
@@ -33,7 +33,7 @@ def reach(cut: Cut, z: Tensor) -> Reach:
     """Find the nearest point of the ball within the bounds."""
     ray, radius = Ray.of(cut, z), torch.zeros_like(z[..., :1]) + cut.radius
     top = ray.offset.detach().abs().amax(-1, keepdim=True)
-    # Less the largest, which a common loss does not change; without it the radius drowns in the rounding of large z.
+    # Subtract the largest distance, which only shifts the loss. Otherwise the rounding of a large z swamps the radius.
     size = ray.offset.abs() - top
     inner, outer, behind = ray.inner.clamp(min=0.0), ray.outer.clamp(min=0.0), (-ray.outer).clamp(min=0.0)
     low, line, high = inner.detach(), size.detach(), outer.detach()
@@ -46,7 +46,8 @@ def reach(cut: Cut, z: Tensor) -> Reach:
         return torch.minimum(torch.maximum(t + line, low), high).sum(-1, keepdim=True) <= share
 
     piece = Piece.find(early, late, top, within)
-    # t again, from the coordinates that are free, so that only smooth operations are differentiated.
+    # Recompute t from the free coordinates, so that only smooth operations are differentiated: the distances of the
+    # held ones, and size + t of the free ones, add up to the radius.
     held = torch.where(piece.free, 0.0, torch.where(piece.full, torch.where(beyond, behind, outer), inner))
     left = radius - held.sum(-1, keepdim=True) - torch.where(piece.free, size, 0.0).sum(-1, keepdim=True)
     count = piece.free.sum(-1, keepdim=True)
@@ -58,20 +59,20 @@ def reach(cut: Cut, z: Tensor) -> Reach:
 
 
 def is_empty(cut: Cut, z: Tensor) -> Tensor:
-    """Tell in which lanes the bounds are out of reach, or the radius is NaN, shape `(*lanes, 1)`."""
+    """Return in which lanes the ball has no point within the bounds, or the radius is NaN, shape `(*lanes, 1)`."""
     base = cut.base(z)
     gap = (base - cut.center).detach().abs().sum(-1, keepdim=True)
     return ~(gap <= cut.radius + rounding(cut, base))
 
 
 def rounding(cut: Cut, z: Tensor) -> Tensor:
-    """Return how far a point projected onto the boundary is off it, shape `(*lanes, 1)`."""
+    """Return how far rounding moves a projected point off the boundary, shape `(*lanes, 1)`."""
     size = (z.abs() + (torch.zeros_like(z) + cut.center).abs()).sum(-1, keepdim=True) + cut.radius
     return 8 * torch.finfo(z.dtype).eps * size.detach()
 
 
 def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`."""
+    """Return the ball's multiplier from the projection of a gradient step from z, `(*lanes, 1)`."""
     wide, point, step = ahead(cut, z, gradient)
     found = reach(wide, point)
     return torch.where(found.outside, found.loss / step, 0.0).to(z.dtype)
@@ -83,8 +84,8 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     size, sign, near = offset.abs(), offset.sign(), distance <= cut.slack
     rough = torch.where(near, _multiplier(cut, z, gradient), 0.0)
     lower, upper = torch.zeros_like(size) + (cut.low - cut.center), torch.zeros_like(size) + (cut.high - cut.center)
-    seat = (lower <= 0) & (upper >= 0)  # the bounds leave the centre within reach
-    # How strongly a coordinate at the centre is pulled off it, where a bound lies there only to the other side.
+    seat = (lower <= 0) & (upper >= 0)  # the centre lies within the bounds
+    # The force that pulls a coordinate off the centre: if a bound is there, only the one away from the bound.
     pull = torch.where(lower >= 0, -gradient, torch.where(upper <= 0, gradient, gradient.abs()))
     still = near & seat & ~clear(size, rough - pull, cut.slack)
     bound = ~still & ~cut.box.free(z, left_over(gradient, rough * sign, rough))
@@ -93,7 +94,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     some, divisor = count > 0, count.clamp(min=1)
     pressed = -(support * gradient).sum(-1, keepdim=True) / divisor
     active = near & some & ~clear(distance, pressed, cut.slack)
-    on = active | (near & some & (distance <= 0))  # on the boundary, where the gradient may pull it off
+    on = active | (near & some & (distance <= 0))  # on the boundary, even if the gradient pulls z off it
     along = gradient + support * pressed
     full = near & ~some & (distance <= 0)
     holds = active | full
@@ -110,9 +111,9 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     def counts() -> Counts:
         inner = ~bound & (room > 0)
         tangential = projector(gradient) * inner
-        # Every coordinate at the centre is undecided when its slope is as large as that of the sum.
+        # A coordinate at the centre is undecided if the force that pulls it off equals the ball's multiplier.
         rest = mu - pull
-        edge = still & (negligible(rest, gradient, tangential) | (rest < 0))  # at zero itself it has no sign
+        edge = still & (negligible(rest, gradient, tangential) | (rest < 0))  # zero itself has no sign
         edge = edge | (holds & seat & ~bound & unresolved(size, rest, cut.slack, z))
         bounds = loose_bounds(cut, z, gradient, multiplier, tangential, inner) & ~still
         loose = on & negligible(pressed, gradient, torch.where(active, tangential, along * inner))
@@ -129,7 +130,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
 
 
 def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
-    """Return how far the face within the slack carries z when `origin` becomes `cut`."""
+    """Return how far z moves with the constraints within the slack when `origin` becomes `cut`."""
     offset, distance = _room(origin, z)
     size, near = offset.abs(), distance <= origin.slack
     room = torch.minimum(z - origin.low, origin.high - z)
@@ -142,7 +143,7 @@ def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
 
 
 def _room(cut: Cut, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z less the centre, and how far inside the boundary z lies, `(*lanes, 1)`, up to rounding."""
+    """Return z minus the centre, and how far inside the boundary z lies less rounding, `(*lanes, 1)`."""
     offset = (z - cut.center).detach()
     inside = cut.radius - rounding(cut, z) - offset.abs().sum(-1, keepdim=True)
     return offset, torch.as_tensor(inside).detach()

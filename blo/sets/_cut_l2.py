@@ -17,11 +17,11 @@ from blo.sets._norm import euclidean_norm as norm
 
 
 class Reach(NamedTuple):
-    """Where `clip(center + t (z - center))` comes to the sphere.
+    """The t at which `clip(center + t (z - center))` meets the sphere.
 
     Attributes:
-        outside: lanes in which that is before t = 1, so that the ball holds the nearest point.
-        t: shape `(*lanes, 1)`; of no meaning where not outside.
+        outside: lanes in which t is below 1, so that the nearest point lies on the sphere.
+        t: shape `(*lanes, 1)`; meaningless where not outside.
         nearest: the nearest point to z, shape `(*lanes, n)`; NaN where there is none.
     """
 
@@ -33,10 +33,10 @@ class Reach(NamedTuple):
 def reach(cut: Cut, z: Tensor) -> Reach:
     """Find the nearest point of the ball within the bounds."""
     ray, radius = Ray.of(cut, z), torch.zeros_like(z[..., :1]) + cut.radius
-    unit = torch.where(radius > 0, radius, 1.0).detach()  # squares of radii overflow
+    unit = torch.where(radius > 0, radius, 1.0).detach()  # the square of a large radius would overflow
     share, size = radius / unit, (ray.offset.abs() / unit).detach()
     inner, outer = ((side / unit).detach() for side in (ray.inner, ray.outer))
-    behind = outer.clamp(max=0.0).square().sum(-1, keepdim=True)  # what the path does not change
+    behind = outer.clamp(max=0.0).square().sum(-1, keepdim=True)  # of coordinates that are constant on the path
     inner, outer = inner.clamp(min=0.0), outer.clamp(min=0.0)
     none = torch.zeros_like(size)
     early = torch.where(inner > 0, inner / size, none).clamp(max=1.0)
@@ -47,7 +47,8 @@ def reach(cut: Cut, z: Tensor) -> Reach:
         return at.square().sum(-1, keepdim=True) + behind <= share.detach().square()
 
     piece = Piece.find(early, late, torch.ones_like(radius), within)
-    # t again, from the coordinates that are free, so that only smooth operations are differentiated.
+    # Recompute t from the free coordinates, so that only smooth operations are differentiated: the squares of the held
+    # ones, and t^2 times those of the free ones, add up to radius^2.
     held = torch.where(piece.free, 0.0, torch.where(piece.full, ray.outer, ray.inner)) / unit
     left = share.square() - held.square().sum(-1, keepdim=True)
     length = norm(torch.where(piece.free, ray.offset, 0.0))
@@ -60,7 +61,7 @@ def reach(cut: Cut, z: Tensor) -> Reach:
 
 
 def is_empty(cut: Cut, z: Tensor) -> Tensor:
-    """Tell in which lanes the bounds are out of reach, or the radius is negative or NaN, shape `(*lanes, 1)`."""
+    """Return where the ball has no point within the bounds, or the radius is negative or NaN, shape `(*lanes, 1)`."""
     base = cut.base(z)
     return ~(
         (norm(base - cut.center).detach() <= cut.radius + rounding(cut, base)) & (torch.as_tensor(cut.radius) >= 0)
@@ -68,15 +69,16 @@ def is_empty(cut: Cut, z: Tensor) -> Tensor:
 
 
 def rounding(cut: Cut, z: Tensor) -> Tensor:
-    """Return how far a point projected onto the sphere is off it, shape `(*lanes, 1)`."""
+    """Return how far rounding moves a projected point off the sphere, shape `(*lanes, 1)`."""
     return 8 * torch.finfo(z.dtype).eps * (norm(z) + cut.radius).detach()
 
 
 def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
-    """Return the ball's multiplier as a gradient step from z, projected, shows it, `(*lanes, 1)`."""
+    """Return the ball's multiplier from the projection of a gradient step from z, `(*lanes, 1)`."""
     wide, point, step = ahead(cut, z, gradient)
     found = reach(wide, point)
     t = found.t.clamp(min=torch.finfo(point.dtype).tiny ** 0.5, max=1.0)
+    # On free coordinates of the projection x, point - x = step mu (x - center) and x - center = t (point - center).
     mu = torch.where(found.outside, (1 / t - 1) / step, 0.0)
     return mu.clamp(max=torch.finfo(z.dtype).max).to(z.dtype)
 
@@ -95,11 +97,11 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     u = part / divisor
     slope = (gradient * u).sum(-1, keepdim=True)
     pressed, across = -slope, (gradient - u * slope) * within
-    # Free coordinates leave the sphere at an angle. However far that is, the ball is near.
+    # Free coordinates meet the sphere at an angle, so the distance along them is longer. The ball still counts as near.
     distance = torch.where(length > 0, room * size / divisor, room).clamp(max=cut.slack).detach()
     active = near & some & ~clear(distance, pressed, cut.slack)
-    on = active | (near & some & (room <= 0))  # on the sphere, where the gradient may pull it off
-    # Where the bounds take all of the radius, or there is none, the ball holds every direction.
+    on = active | (near & some & (room <= 0))  # on the sphere, even if the gradient pulls z off it
+    # If the coordinates at bounds use up the radius, or it is zero, the ball fixes the free coordinates as well.
     taken = norm(torch.where(within, 0.0, offset)) * (8 * torch.finfo(z.dtype).eps) ** 0.5
     point = active & (length <= torch.maximum(rounding(cut, z), taken).detach())
     curvature = torch.where(active & ~point, pressed / divisor, 0.0)
@@ -118,7 +120,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
         loose = loose_bounds(cut, z, gradient, multiplier, projector(gradient) * inner, inner)
         return Counts(z.shape[-1] - fixed, fixed, undecided.squeeze(-1).long() + loose.sum(-1))
 
-    # From radius zero it moves to where it is pulled.
+    # From radius zero, z moves in the direction of the force.
     pull = torch.where(point, norm(gradient * within), 1.0)
     toward = -gradient * within / torch.where(pull > 0, pull, 1.0)
     normal = torch.where(point, toward, offset / torch.where(size > 0, size, 1.0))
@@ -128,7 +130,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
 
 
 def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
-    """Return how far the face within the slack carries z when `origin` becomes `cut`."""
+    """Return how far z moves with the constraints within the slack when `origin` becomes `cut`."""
     offset, size, room = _room(origin, z)
     bound = torch.minimum(z - origin.low, origin.high - z) <= origin.slack
     none = torch.zeros_like(bound)
@@ -138,7 +140,7 @@ def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
 
 
 def _room(cut: Cut, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z less the centre, its norm, and how far inside the sphere z lies at least, up to rounding."""
+    """Return z minus the centre, its norm, and how far inside the sphere z lies less rounding."""
     offset = z - cut.center
     size = norm(offset)
     return offset, size, (cut.radius - rounding(cut, z) - size).detach()

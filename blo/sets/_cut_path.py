@@ -1,9 +1,9 @@
-"""Balls cut by bounds: the search for the nearest point, which is one and the same for both norms.
+"""Balls cut by bounds: the search for the nearest point, which is the same for both norms.
 
-Seen from the centre, the nearest point lies on a path of one parameter: each coordinate leaves its lower limit, grows
-along a line and stops at its upper limit. The norm grows along the path, and is smooth between the places where a
-coordinate leaves or stops. These are sorted, and the two between which the norm passes the radius are found by
-bisection: exactly, in a number of operations that depends on shapes alone.
+Relative to the centre, the nearest point lies on a path with one parameter: each coordinate leaves its lower limit,
+grows along a line and stops at its upper limit. The norm grows along the path, and is smooth between the breakpoints,
+at which a coordinate leaves or stops. The breakpoints are sorted, and bisection finds the two between which the norm
+reaches the radius. This is exact, and the number of operations depends only on shapes.
 
 Source: Helgason, Kennington and Lall (Math. Prog. 1980), the continuous quadratic knapsack problem; Croce and Hein
 (ICML 2021), Mind the box, for the 1-norm.
@@ -21,13 +21,13 @@ from blo.sets._cut import Cut
 
 
 class Ray(NamedTuple):
-    """A point seen from the centre, all shape `(*lanes, n)`; coordinates behind it are mirrored.
+    """A point relative to the centre, all of shape `(*lanes, n)`; negative coordinates are mirrored.
 
     Attributes:
-        offset: the point less the centre.
-        back: where it is negative.
-        inner, outer: how far the bounds let the coordinate be from the centre on the point's side; negative for places
-            on the other side.
+        offset: the point minus the centre.
+        back: where the offset is negative.
+        inner, outer: the least and the largest distance from the centre, on the point's side, that the bounds allow;
+            negative on the other side.
     """
 
     offset: Tensor
@@ -45,12 +45,12 @@ class Ray(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Where the path passes the radius: between two neighbouring breaks.
+    """The piece of the path, between two neighbouring breakpoints, on which the norm reaches the radius.
 
     Attributes:
-        left, right: the breaks, shape `(*lanes, 1)`.
-        free: coordinates that are on their line there, `(*lanes, n)`.
-        full: those that have come to their upper limit.
+        left, right: the breakpoints, shape `(*lanes, 1)`.
+        free: coordinates that vary on the piece, `(*lanes, n)`.
+        full: those that have reached their upper limit.
     """
 
     left: Tensor
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
 
         Args:
             early: where each coordinate leaves its lower limit, in [start, end].
-            late: where it comes to its upper limit, likewise, and not before.
+            late: where it reaches its upper limit, likewise, and not before.
             end: shape `(*lanes, 1)`.
             within: t of this shape -> whether the norm is at most the radius there: true at the start, false at the
                 end.
@@ -76,6 +76,7 @@ class Piece(NamedTuple):
         size = breaks.shape[-1]
         first = torch.zeros_like(breaks[..., :1], dtype=torch.int64)
         last = first + size
+        # Bisection: `first` becomes the number of breakpoints at which the norm is at most the radius.
         for _ in range(size.bit_length()):
             middle = (first + last) // 2
             inside = within(breaks.gather(-1, middle.clamp(max=size - 1)))
@@ -87,14 +88,15 @@ class Piece(NamedTuple):
 
     @property
     def middle(self) -> Tensor:
-        """What to take where no coordinate is free, and every t between the breaks is right."""
+        """The t to use where no coordinate is free, so that every t on the piece is right."""
         return 0.5 * (self.left + self.right)
 
 
 def place(cut: Cut, ray: Ray, piece: Piece, moved: Tensor) -> Tensor:
     """Return the point whose free coordinates are those of `moved`; the others are at a bound or at the centre."""
     none = torch.zeros_like(moved)  # so that numbers keep the precision of z
+    # A coordinate that has not left its lower limit is at a bound, or at the centre if its bounds include that.
     limit = torch.where(ray.back == piece.full, none + cut.low, none + cut.high)
     held = torch.where(piece.full | (ray.inner > 0), limit, none + cut.center)
     nearest: Tensor = torch.where(piece.free, moved, held)
-    return cut.box.project(nearest)  # free coordinates may be off by rounding
+    return cut.box.project(nearest)  # rounding may have moved free coordinates out of their bounds

@@ -1,4 +1,4 @@
-"""The nearest point of an intersection, from the projections on its parts."""
+"""The nearest point of an intersection, from the projections onto its parts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from blo._autodiff import all_true, transforms_active
 from blo.sets._base import Set
 from blo.sets._rows import inverse, times
 
-#: Cycles after which Newton's method is first tried, and most of its steps at a time.
+#: Cycles after which Newton's method is first tried, and the maximum number of its steps each time.
 _FIRST, _STEPS = 4, 12
-#: Steps after which it is given up unless the gap has fallen to this share.
+#: Newton's method stops if this many steps have not reduced the gap to this share.
 _LOOK, _GAIN = 3, 0.1
-#: Steps with the derivatives at the solution: each adds one order to the derivatives of what is found.
+#: Differentiated Newton steps at the solution: each makes one more order of derivatives right.
 _ORDERS = 2
 
 
 class Split(NamedTuple):
-    """A point `z - sum(forces)` that is the projection of itself plus each force on the part of that force.
+    """A point `x = z - sum(forces)` with `x = project_i(x + forces_i)` for every part i: the nearest point to z.
 
     Attributes:
-        forces: one a part, shape `(*lanes, parts, n)`; each a normal of its part at the point.
-        found: lanes in which that holds, shape `(*lanes, 1)`.
+        forces: one for each part, shape `(*lanes, parts, n)`; each is a normal of its part at the point.
+        found: lanes in which the equations hold, shape `(*lanes, 1)`.
         gap: the distance of the point to its projections, shape `(*lanes, 1)`.
     """
 
@@ -47,19 +47,21 @@ def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
         split = search(rest, at.detach(), max_cycles)
         forces = split.forces
         back = _inverse(rest, at.detach(), forces) if recorded else None
+    # A Newton step with a constant inverse changes the forces only by rounding. Its derivative is that of the implicit
+    # function theorem; a second step makes the second derivatives right.
     for _ in range(_ORDERS if back is not None else 0):
         assert back is not None
         forces = forces - times(back, _apart(parts, at, forces).flatten(-2)).unflatten(-1, forces.shape[-2:])
-    # The point once more from where the first force pulls it: on bounds, of which rounding would keep it a little off.
+    # Compute x as a projection onto the first part, so that it lies exactly on its bounds.
     x = parts[0].project(at - forces[..., 1:, :].sum(-2))
     return torch.where(finite & split.found, x, torch.nan)
 
 
 def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
-    """Find the nearest point to z: cycles of projections come near it, Newton's method ends on it.
+    """Find the nearest point to z: cycles of projections approach it, and Newton's method converges to it.
 
     Source: Boyle and Dykstra (1986), A method for finding projections onto the intersection of convex sets in Hilbert
-    spaces; Qi and Sun (Math. Prog. 1993), for Newton's method on functions with kinks; O'Donoghue and Candes (Found.
+    spaces; Qi and Sun (Math. Prog. 1993), for Newton's method on nonsmooth functions; O'Donoghue and Candes (Found.
     Comput. Math. 2015), for the restarts.
     """
     forces = torch.zeros_like(z).unsqueeze(-2).repeat_interleave(len(parts), -2)
@@ -73,8 +75,9 @@ def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
             ahead = x + force
             x = part.project(ahead)
             columns.append(ahead - x)
-        # Cycles are descent on the forces, one after another. Momentum, restarted where it points uphill, shortens the
-        # way where parts are nearly parallel: there a cycle shifts no more than their distance from force to force.
+        # A cycle is block coordinate descent in the forces. It is slow where parts are nearly parallel: there a cycle
+        # changes the forces by no more than the distance between the parts. Momentum, restarted where it points uphill,
+        # accelerates it.
         last, forces = forces, torch.stack(columns, -2)
         onward = forces - last
         uphill = ((base - forces) * onward).sum((-2, -1), keepdim=True) > 0
@@ -88,13 +91,13 @@ def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
 
 
 def _newton(parts: Sequence[Set], z: Tensor, forces: Tensor, best: Split) -> Split:
-    """Return the best of what is known and of what Newton's method finds from here, in each lane."""
+    """Return in each lane the better of `best` and what Newton's method finds from `forces`."""
     before = _judged(parts, z, forces)[1]
     for step in range(_STEPS):
         move = -times(_inverse(parts, z, forces), _apart(parts, z, forces).flatten(-2)).unflatten(-1, forces.shape[-2:])
         forces = forces + move
         found, gap = _judged(parts, z, forces)
-        # Where parts touch, the gap is far smaller than the error; then steps are long.
+        # Where parts only touch, the gap is far smaller than the error. The steps are then long, so test them as well.
         found = found & (_norm(move.sum(-2)) <= torch.finfo(z.dtype).eps ** 0.375 * _size(z, forces))
         better = (found & ~best.found) | ((found == best.found) & (gap < best.gap))
         best = Split(
@@ -105,7 +108,7 @@ def _newton(parts: Sequence[Set], z: Tensor, forces: Tensor, best: Split) -> Spl
         )
         arrived = best.found & (gap >= 0.5 * best.gap)
         if step % _LOOK == _LOOK - 1:
-            arrived, before = arrived | ~(best.found | (gap < _GAIN * before)), gap  # or it leads nowhere from here
+            arrived, before = arrived | ~(best.found | (gap < _GAIN * before)), gap  # or no progress from here
         if all_true(arrived):
             break
     return best
@@ -117,7 +120,7 @@ def _judged(parts: Sequence[Set], z: Tensor, forces: Tensor) -> tuple[Tensor, Te
 
 
 def _apart(parts: Sequence[Set], z: Tensor, forces: Tensor) -> Tensor:
-    """Return the point less its projections from where each force pulls it, shape `(*lanes, parts, n)`."""
+    """Return `x - project_i(x + forces_i)` for each part i, with `x = z - sum(forces)`, shape `(*lanes, parts, n)`."""
     x = z - forces.sum(-2)
     pairs = zip(parts, forces.unbind(-2), strict=True)
     return torch.stack([x - part.project(x + force) for part, force in pairs], -2)
@@ -129,6 +132,7 @@ def _inverse(parts: Sequence[Set], z: Tensor, forces: Tensor) -> Tensor:
     one = torch.eye(n, dtype=z.dtype, device=z.device)
     rows = []
     for index, (part, force) in enumerate(zip(parts, forces.unbind(-2), strict=True)):
+        # d/dforces_j of x - project_i(x + forces_i) is -I - S (-I + [i = j] I) with the derivative S of project_i.
         slope = _slope(part, x + force)
         blocks = [slope - one - slope if other == index else slope - one for other in range(len(parts))]
         rows.append(torch.cat(blocks, -1))

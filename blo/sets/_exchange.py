@@ -1,4 +1,4 @@
-"""A guess at the active rows of a polyhedron that is right most of the time, and known to be so."""
+"""A fast search for the active rows of a polyhedron, which usually succeeds and verifies its result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from blo._autodiff import all_true
 from blo.sets._rows import times
 
-#: Rounds after which each attempt is given up. Those that end take two or three, and more with hundreds of rows.
+#: Maximum number of rounds of each attempt. A successful one takes two or three, and more with hundreds of rows.
 _FIRST, _FROM_BELOW, _LAST = 8, 16, 3
 
 
@@ -20,7 +20,7 @@ class Found(NamedTuple):
     Attributes:
         active: linearly independent rows that determine the nearest point, booleans of shape `(*lanes, k)`.
         multipliers: their multipliers, zero on the other rows, shape `(*lanes, k)`.
-        solved: shape `(*lanes, 1)`; false where the polyhedron is empty or rounding kept the search from its end.
+        solved: shape `(*lanes, 1)`; false where the polyhedron is empty or rounding made the search fail.
     """
 
     active: Tensor
@@ -28,32 +28,32 @@ class Found(NamedTuple):
     solved: Tensor
 
     def of_rank(self, most: int) -> Found:
-        """Return the outcome, not solved in lanes where more rows are active than can be independent."""
+        """Return the outcome, with lanes marked as unsolved if more rows are active than can be independent."""
         return self._replace(solved=self.solved & (self.active.sum(-1, keepdim=True) <= most))
 
     def completed(self, other: Found) -> Found:
-        """Return the outcome of another search in lanes where this one is not solved."""
+        """Return this outcome, with that of another search in the lanes that are not solved."""
         return Found(*(torch.where(self.solved, *pair) for pair in zip(self, other, strict=True)))
 
 
 def exchange(gram: Tensor, excess: Tensor, tol: Tensor, equal: Tensor, unknowns: int) -> Found:
     """Find the active rows at the nearest point of a polyhedron by exchanging many of them at once.
 
-    What is found is solved where it is known to be right: the active rows are independent and hold, the others are not
-    violated.
+    A lane counts as solved only if the result is verified: the active rows are independent and hold, and the others are
+    not violated.
 
     Args:
         gram: inner products of the rows, which have norm one or zero, shape `(*lanes, k, k)`.
         excess: by how much the point violates each row, shape `(*lanes, k)`.
-        tol: below which a row holds, same shape.
+        tol: violation up to which a row holds, same shape.
         equal: rows that are equations, shape `(k,)`.
-        unknowns: length of a row; no more rows are independent, which rounding may hide.
+        unknowns: length of a row. No more rows than this are independent, even if rounding hides it.
     """
     found = _rounds(gram, excess, tol, equal, equal | (excess > tol), _FIRST).of_rank(unknowns)
     if all_true(found.solved):
         return found
-    # With many more rows than unknowns the answer is better approached from below. If rows give way a little none are
-    # dependent; those that hold then are looked at again as they are.
+    # With many more rows than unknowns it is better to start with few active rows. The shift of the Gram matrix makes
+    # rows elastic, so that none are dependent. The last attempt starts from the rows found this way, without a shift.
     start, shift = equal.expand_as(excess), torch.finfo(gram.dtype).eps ** 0.75
     rough = _rounds(gram, excess, tol, equal, start, _FROM_BELOW, share=0.5, shift=shift)
     return found.completed(_rounds(gram, excess, tol, equal, rough.active, _LAST).of_rank(unknowns))
@@ -70,18 +70,18 @@ def _rounds(
     share: float = 0.0,
     shift: float = 0.0,
 ) -> Found:
-    """Make the active rows hold, let go of those that pull, take in those that are violated; and so on.
+    """Repeat: make the active rows hold, drop those with a negative multiplier, and add those that are violated.
 
-    This is Newton's method on the complementarity conditions. Where it ends it takes few rounds, but it may meet rows
-    that depend on each other, or repeat itself. Of rows that depend on each other the first are active.
+    This is Newton's method on the complementarity conditions. It takes few rounds or fails: it may meet dependent rows,
+    or cycle. Of dependent rows the first ones are active.
 
     Source: Hintermüller, Ito and Kunisch (SIAM J. Optim. 2002), the primal-dual active set strategy.
 
     Args:
         gram: as `exchange` takes it, like `excess`, `tol` and `equal`.
         active: where to start.
-        most: rounds after which to stop.
-        share: of the largest violation, from which rows are taken in.
+        most: maximum number of rounds.
+        share: rows are added if they are violated by more than this share of the largest violation.
         shift: a multiple of the identity to add to `gram`.
     """
     k = excess.shape[-1]
@@ -96,11 +96,12 @@ def _rounds(
         least = (torch.where(active, 0.0, left).amax(-1, keepdim=True) * share).maximum(tol) if share else tol
         wanted = equal | torch.where(active, y > 0, left > least)
         settled = (wanted == active).all(-1, keepdim=True)
-        # Where a look stalls the device's queue there is one, at the end.
+        # On an accelerator the test would stall the queue, so all rounds are made there.
         if (excess.device.type == "cpu" and all_true(settled | failed)) or index == most - 1:
             break
         active = wanted
-    # The square of a pivot is the squared distance of a row to the span of those before it, and more when shifted.
+    # A squared pivot of the Cholesky factor is the squared distance of a row to the span of the rows before it; with a
+    # shift it is larger.
     nothing = k * (4 * shift if shift else torch.finfo(gram.dtype).eps)
     dependent = active & (torch.diagonal(factor, dim1=-2, dim2=-1).square() <= nothing)
     holds = (torch.where(active, left.abs(), left) <= tol).all(-1, keepdim=True)

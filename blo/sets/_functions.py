@@ -1,4 +1,4 @@
-"""Constraint functions written for the user's trees, as functions of flat tensors with their derivatives."""
+"""The user's constraint functions of trees, as functions of flat tensors with their derivatives."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Expansion(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Functions:
-    """Equations and inequalities side by side, in this order. Holds no tensors, apart from what the functions capture.
+    """Equations, then inequalities. This object holds no tensors, apart from those that the functions capture.
 
     Attributes:
-        equalities: zero where they hold; or None.
-        inequalities: at most zero where they hold; or None.
+        equalities: returns zero where the equations hold; or None.
+        inequalities: returns at most zero where the inequalities hold; or None.
         spec: the structure of theta; None where the functions take z alone.
         layout: that of z; None before it is known.
         axes: the number of axes of each leaf of theta, as the functions expect them.
@@ -72,6 +72,7 @@ class Functions:
 
     def linearize(self, leaves: Sequence[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values with their Jacobian, shape `(*lanes, k, n)`."""
+        # One backward pass for each constraint, all of them at once under `vmap`.
         values, pullback = torch.func.vjp(lambda at: self.values(leaves, at), z)[:2]
         k = values.shape[-1]
         units = torch.eye(k, dtype=z.dtype, device=z.device).reshape(k, *(1,) * (values.ndim - 1), k)
@@ -89,7 +90,7 @@ class Functions:
         return found
 
     def unequal(self, leaves: Sequence[Tensor], z: Tensor, values: Tensor) -> Tensor:
-        """Tell which of the values belong to inequalities, booleans of shape `(k,)`."""
+        """Return which of the values belong to inequalities, booleans of shape `(k,)`."""
         equations = 0 if self.equalities is None else self.split(leaves, z)[0].shape[-1]
         return torch.arange(values.shape[-1], device=z.device) >= equations
 
@@ -108,7 +109,7 @@ class Functions:
         return Expansion(values, jacobian, found.movedim(0, -2))
 
     def touch(self, leaves: Sequence[Tensor], z: Tensor) -> Expansion:
-        """Return the functions at z to first order: to second, with multipliers of zero."""
+        """Return the functions at z to first order, with a Hessian of zero."""
         values, jacobian = self.linearize(leaves, z)
         return Expansion(values, jacobian, z.new_zeros((*z.shape, z.shape[-1])))
 

@@ -25,20 +25,19 @@ from blo.sets._rows import Face, Rows, fit_rows, require_matrix, times
 class Halfspaces(Set):
     """`{ z : A z <= b }`.
 
-    Rows may repeat or depend on each other. Each projection factorises a few k by k matrices to find the active rows,
-    and where rows depend on each other sometimes one for each change of a row, so k is meant to be at most a few
-    hundred. Where the search does not end (an empty set that was not validated, or rounding), the projection is NaN,
-    which solvers report.
+    Rows may repeat or be linearly dependent. Each projection factorises a few k by k matrices to find the active rows;
+    with dependent rows it may take one for each row that enters or leaves. So k should be at most a few hundred. If the
+    search fails (an empty set that was not validated, or rounding), the projection is NaN, which solvers report.
 
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in
             order, each flattened.
         b: a number, or shape `(k,)` or `(*lanes, k)`; `inf` leaves a row open.
         slack: a row is active when z is at most this far from its plane, up to rounding; absolute, in z's unit.
-        validate: refuse an empty set: the cost of one projection, and host synchronisations on an accelerator.
-        equations: how many rows, from the first on, hold with equality; `Intersection` makes such sets.
-        prepared: rows scaled to norm one, right-hand sides and `A A'`, made once by `fit`.
-        knapsack: the same set as bounds and one sum, where it is that; made once by `fit`.
+        validate: raise if the set is empty, which costs one projection and host synchronisations on an accelerator.
+        equations: the number of leading rows that hold with equality; `Intersection` makes such sets.
+        prepared: rows scaled to norm one, right-hand sides and `A A'`, computed once by `fit`.
+        knapsack: the same set as bounds and one weighted sum, if it has this form; computed once by `fit`.
 
     Raises:
         InfeasibleError: if no z satisfies the inequalities.
@@ -70,7 +69,7 @@ class Halfspaces(Set):
 
     def fit(self, layout: Layout) -> Halfspaces:
         A, b = fit_rows(self.A, self.b, layout, "Halfspaces")
-        fitted = replace(self, A=A, b=b, validate=False)  # it was looked at when made
+        fitted = replace(self, A=A, b=b, validate=False)  # validated when it was made
         return fitted._ready()
 
     @classmethod
@@ -83,7 +82,7 @@ class Halfspaces(Set):
 
     def project(self, z: Tensor) -> Tensor:
         rows, right, gram = self._prepare()
-        # What is differentiated keeps all entries of its rows, those that are zero here too.
+        # A knapsack is constant and leaves out entries that are zero. To differentiate, all entries of the rows count.
         if not (transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, rows, right)))):
             knapsack = self._knapsack() if self.prepared is None else self.knapsack
             if knapsack is not None:
@@ -136,7 +135,7 @@ class Halfspaces(Set):
     def _distance(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the distance to each row's plane and its rounding, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
-        # A projected point is off its planes by rounding, in single precision by more than slack.
+        # Rounding moves a projected point off its planes, in single precision by more than the slack.
         size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
         distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
         return distance, 8 * torch.finfo(z.dtype).eps * size
@@ -144,6 +143,7 @@ class Halfspaces(Set):
     def _shift(self, origin: Halfspaces, z: Tensor) -> Tensor:
         """Return how far each plane moves at z, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
+        # The plane a z = b moves by db - da z along its normal a of length one, to first order.
         rows_then, right_then, _ = origin._prepare()
         return (right - right_then) - times(rows - rows_then, z)
 
@@ -153,7 +153,7 @@ class Halfspaces(Set):
         A = self.A
         b = torch.as_tensor(self.b, dtype=A.dtype, device=A.device)
         b = b.expand(A.shape[-2]) if b.ndim == 0 else b
-        # A row that is open, or zero, becomes `0 z <= 1` or `0 z <= -1`, so that nothing infinite is computed with.
+        # A row that is open, or zero, becomes `0 z <= 1` or `0 z <= -1`, so that no infinite number is used.
         bounded = torch.isfinite(b) | b.isnan()
         norm = torch.linalg.vector_norm(A.detach(), dim=-1) > 0
         usable = norm & bounded

@@ -1,4 +1,4 @@
-"""Which of the rows near a solution hold it: those on which a gradient step from it, projected, comes to lie."""
+"""The active rows at a solution: those that are active at the projection of a gradient step from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from blo.sets._rows import Face, times
 
 @dataclass(frozen=True, eq=False)
 class Hold:
-    """The rows that hold a solution.
+    """The active rows at a solution.
 
     Attributes:
-        face: where these rows stay what they are; they may depend on each other.
+        face: the face on which these rows are constant; they may be linearly dependent.
         y: multipliers that balance the gradient, zero on the other rows, shape `(*lanes, k)`.
-        pressed: the same, and on the other rows how strongly the gradient left on the face pushes towards them.
-        tangential: the gradient left on the face, shape `(*lanes, n)`.
-        spare: rows that hold, beside those that alone balance the gradient, booleans of shape `(*lanes, k)`.
-        unsure: lanes in which the rows were not found, shape `(*lanes, 1)`.
+        pressed: the same, and on the other rows how strongly the tangential gradient pushes towards them.
+        tangential: the gradient projected on the face, shape `(*lanes, n)`.
+        spare: active rows that are not needed to balance the gradient, booleans of shape `(*lanes, k)`.
+        unsure: lanes in which the search failed, shape `(*lanes, 1)`.
     """
 
     face: Face
@@ -33,13 +33,14 @@ class Hold:
     unsure: Tensor
 
     def undecided(self, distance: Tensor, gradient: Tensor, slack: float, z: Tensor) -> Tensor:
-        """Tell which rows have a multiplier that cannot be told from zero, booleans of shape `(*lanes, k)`."""
+        """Return which rows have a multiplier that is zero within its accuracy, booleans of shape `(*lanes, k)`."""
         active = self.face.active
         weak = active & negligible(self.y, gradient, self.tangential)
         weak = weak | unresolved(distance, self.pressed, slack, z)
-        # A step that is left crosses a row beyond the slack: the solution is not known as well as that.
+        # The tangential gradient would step across a row beyond the slack: z is less accurate than the slack.
         weak = weak | (~active & (distance > slack) & (self.pressed > distance))
-        # Multipliers may be shifted along the dependences of the rows: a spare row that gains by it has a share.
+        # Multipliers are unique up to vectors d with rows' d = 0. A spare row with a positive entry in the projection
+        # of `spare` on these vectors can have a positive multiplier, so it is not degenerate.
         share = self.spare.to(self.y.dtype)
         share = share - times(self.face.rows, times(self.face.inverse, share))
         gains = share > torch.finfo(z.dtype).eps ** 0.5
@@ -47,11 +48,11 @@ class Hold:
         return found
 
     def surplus(self) -> Tensor:
-        """Return by how many rows more than are independent hold the solution, shape `lanes`."""
+        """Return the number of active rows minus the number of independent ones, shape `lanes`."""
         return self.face.active.sum(-1) - self.face.held()
 
     def strain(self, moved: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how the planes of the held rows move, and what of it no motion of z can follow, `(*lanes, k)`."""
+        """Return the motion of the planes of active rows, and the part no motion of z can follow, `(*lanes, k)`."""
         moved = torch.where(self.face.active, moved, 0.0)
         return moved, moved - times(self.face.rows, times(self.face.inverse, moved))
 
@@ -59,27 +60,28 @@ class Hold:
 def hold(
     rows: Tensor, distance: Tensor, gradient: Tensor, rounding: Tensor, slack: float, equal: Tensor | None = None
 ) -> Hold:
-    """Find the rows that hold a solution.
+    """Find the active rows at a solution.
 
-    Rows within `slack` are looked at alone. Multipliers tell which of them hold it, even where they depend on each
-    other: a least-squares fit would spread the force over all of them.
+    Only rows within `slack` can be active. The multipliers of a projection decide which of them are, even if rows are
+    dependent, where a least-squares fit of multipliers would spread the force over all of them.
 
     Args:
         rows: normals of length one or zero, shape `(*lanes, k, n)`.
         distance: of the solution to their planes, shape `(*lanes, k)`; infinite for rows that are open.
         gradient: of the objective at the solution, shape `(*lanes, n)`.
-        rounding: that of the distance, broadcasts to it.
+        rounding: of the distance, broadcasts to it.
         slack: see the sets.
         equal: rows that are equations, booleans of shape `(k,)`; their distance is signed. By default none.
     """
     near = distance - rounding <= slack
     near = near if equal is None else near | equal
-    # In double precision, since a gradient drowns the distances of rows that are near.
+    # In double precision, since the small distances of near rows would be lost in the rounding of the gradient.
     wide = rows.dtype if rows.device.type == "mps" else torch.float64
     normals = (rows * near.unsqueeze(-1)).detach().to(wide)
     right = distance + rounding if equal is None else torch.where(equal, distance, distance + rounding)
     right = torch.where(near, right, 1.0).to(wide)
-    # A long step would drown differences of distances in its rounding, and a shorter one ends on the same rows.
+    # Limit the step to length 1: in a long one, differences of distances would be lost in rounding. The projection of a
+    # shorter step has the same active rows.
     slope = gradient.detach().to(wide)
     size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
     ahead = -slope / size.clamp(min=1.0)

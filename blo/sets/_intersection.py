@@ -1,4 +1,4 @@
-"""What several sets have in common."""
+"""Intersections of sets."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from blo.sets._rows import Rows
 
 @dataclass(frozen=True, eq=False, init=False)
 class Intersection(Set):
-    """`{ z : z in each of the sets }`, for convex sets; each holds all of z.
+    """`{ z : z in each of the sets }`, for convex sets; each constrains all of z.
 
-    Sets that linear equations and inequalities describe (`Box`, `NonNegative`, `Simplex`, `Affine`, `Halfspaces`, a
-    `Product` of these) become one, `Halfspaces`, which if there is no other is projected on exactly. Otherwise cycles
-    of projections on the parts come near the nearest point and Newton's method ends on it, with dense matrices of the
-    size of z times the number of parts; where it does not (an empty set that was not validated), the projection is
+    Sets of linear equations and inequalities (`Box`, `NonNegative`, `Simplex`, `Affine`, `Halfspaces`, a `Product` of
+    these) are combined into one `Halfspaces`; if there are no others, its projection is exact. Otherwise cycles of
+    projections onto the parts approach the nearest point and Newton's method converges to it, with dense matrices of
+    the size of z times the number of parts. If this fails (for an empty set that was not validated), the projection is
     NaN, which solvers report.
 
-    The derivative is that of all active faces together, with the curvature of each for its own share of the
-    gradient. Where these shares are not unique and a curved part is among them, it is counted as degenerate.
+    The derivative is that on the intersection of all active faces, with the curvature of each for its own share of the
+    gradient. If these shares are not unique and a curved part has one, it is counted as degenerate.
 
     A ball within bounds is faster as `L2Ball(radius, low=..., high=...)`.
 
     Attributes:
         sets: the parts, in the order given; after `fit`, those that remain.
-        max_cycles: most cycles of projections.
-        validate: refuse an empty set when it meets z: the cost of one projection, and host synchronisations on an
-            accelerator.
+        max_cycles: maximum number of cycles of projections.
+        validate: raise if the set is empty, when the problem is solved; this costs one projection, and host
+            synchronisations on an accelerator.
     """
 
     sets: tuple[Set, ...]
@@ -54,9 +54,9 @@ class Intersection(Set):
         """Take the sets.
 
         Raises:
-            StructureError: if there is none, or one of them is no set.
-            ValueError: for `max_cycles` below 1.
-            InfeasibleError: once the sets meet z, if no point of all of them is found.
+            StructureError: if there are no sets, or an argument is not a set.
+            ValueError: if `max_cycles` is below 1.
+            InfeasibleError: when the problem is solved, if no common point is found.
         """
         found = tuple(part for part in sets if isinstance(part, Set))
         if not sets or len(found) != len(sets):
@@ -71,6 +71,7 @@ class Intersection(Set):
         described = [(part, part.rows(layout)) for part in parts]
         others = [part for part, rows in described if rows is None]
         linear = [(part, rows) for part, rows in described if rows is not None and rows.right.shape[-1]]
+        # One set of all linear constraints has an exact projection, and needs no cycles over its parts.
         if len(linear) > 1:
             slack = max(getattr(part, "slack", 0.0) for part, _ in linear)
             others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack))
@@ -110,7 +111,7 @@ class Intersection(Set):
         return [part for parts in nested for part in parts]
 
     def _require_point(self, layout: Layout) -> None:
-        """Refuse an empty intersection.
+        """Raise if the intersection is empty.
 
         Raises:
             InfeasibleError: if no point is found.

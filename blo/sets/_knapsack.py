@@ -1,8 +1,8 @@
-"""The nearest point on one weighted sum within bounds: capped simplices, budgets, and half spaces that amount to them.
+"""The nearest point within bounds with a given weighted sum: capped simplices, budgets, and half-spaces of this form.
 
-Along the normal of the sum each coordinate leaves one of its bounds, grows along a line and stops at the other one. The
-places where it leaves and stops are sorted, and the two between which the sum is right are found by bisection: exactly,
-in a number of operations that depends on shapes alone.
+Along the normal of the sum, each coordinate leaves one of its bounds, moves along a line and stops at the other one.
+The breakpoints, at which it leaves and stops, are sorted, and bisection finds the two between which the sum is right.
+This is exact, and the number of operations depends only on shapes.
 
 Source: Helgason, Kennington and Lall (Math. Prog. 1980), the continuous quadratic knapsack problem.
 """
@@ -26,7 +26,7 @@ class Filled(NamedTuple):
     Attributes:
         point: shape `(*lanes, n)`; NaN where there is none.
         level: shape `(*lanes, 1)`; where no coordinate is free, one of those that give the same point.
-        empty: shape `(*lanes, 1)`: no point of the bounds has the sum, or z or a bound is NaN.
+        empty: shape `(*lanes, 1)`: no point within the bounds has the sum, or z or a bound is NaN.
     """
 
     point: Tensor
@@ -67,10 +67,10 @@ class Knapsack(NamedTuple):
             return torch.where(t.isinf(), t < 0, found)
 
         piece = Piece.find(early, late, torch.full_like(right + at[..., :1], torch.inf), within, -torch.inf)
-        # Far from the others a coordinate passes its whole line in less than the rounding of its breaks.
+        # If a coordinate is far from its bounds, rounding may make its two breakpoints equal: it is free between them.
         short = (early == late) & (early == piece.left)
         full = piece.full & ~short
-        # Where bounds alone make up the sum it stays what it is from one break to the next, and nothing is free.
+        # Where bounds alone make up the sum, it is constant from one breakpoint to the next, and nothing is free.
         rest = right - _sum(row, torch.where(idle, 0.0, torch.where(full, end, begin)))
         moving = ((early < piece.left) & (late > piece.left)).any(-1, keepdim=True)
         tied = ~moving & (rest <= limit - right)
@@ -84,8 +84,9 @@ class Knapsack(NamedTuple):
             left = self.right - _sum(self.row, torch.where(idle, 0.0, torch.where(free, point, held)))
             return left / torch.where(some, square, 1.0)
 
-        # The level again, from the coordinates that are free, so that only smooth operations are differentiated; and
-        # once more from near the answer, for what rounding left of a small sum beside a large z.
+        # Recompute the level from the free coordinates, so that only smooth operations are differentiated:
+        # row (z + level row) = right, with the held coordinates at their bounds. Then repeat it from near the answer,
+        # since the rounding of a large z swamps a small sum.
         level = torch.where(some, level_from(z), _between(piece, early, late))
         near = z + self.row * level.detach()
         moved = torch.where(free, near + self.row * level_from(near), held).clamp(min=self.low).clamp(max=self.high)
@@ -95,7 +96,7 @@ class Knapsack(NamedTuple):
         return Filled(point, torch.where(rests, 0.0, level), empty)
 
     def empty(self, z: Tensor) -> Tensor:
-        """Tell in which lanes there is no such point, or something is NaN, shape `(*lanes, 1)`."""
+        """Return in which lanes there is no such point, or a parameter is NaN, shape `(*lanes, 1)`."""
         low, high, row, right = (part.detach() for part in self[:4])
         ends = torch.where(row == 0, 0.0, row * low), torch.where(row == 0, 0.0, row * high)
         least, most = torch.minimum(*ends).sum(-1, keepdim=True), torch.maximum(*ends).sum(-1, keepdim=True)

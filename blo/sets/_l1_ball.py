@@ -1,4 +1,4 @@
-"""Bounded sums of absolute values."""
+"""The 1-norm ball."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class L1Ball(Set):
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`; positive.
         center: a number, a tensor of z's shape, or a tree like z.
-        low: as in `Box`, and a bound holds a coordinate as there; None, like `-inf`, leaves a side open.
+        low: as in `Box`, with the same rule for active bounds; None, like `-inf`, leaves a side open.
         high: likewise.
         slack: the boundary is active when `|z - center|_1 >= radius - slack`, up to rounding, and then the coordinates
             with `|z - center| > slack` are its support; absolute, in z's unit.
-        validate: look at a tensor radius and at tensor bounds, and at these once more when the ball meets z. That is a
-            host synchronisation on an accelerator.
+        validate: check a tensor radius and tensor bounds, and a ball with bounds again when the problem is solved. Each
+            is a host synchronisation on an accelerator.
 
     Raises:
         InfeasibleError: if a radius is not positive (at zero the set is one point, without a derivative), bounds cross,
@@ -70,7 +70,7 @@ class L1Ball(Set):
         return 2 * per_lane(self.radius)
 
     def project(self, z: Tensor) -> Tensor:
-        """Return the nearest point: outside, that of the simplex which the sign of the offset picks."""
+        """Return the nearest point: for z outside, that of the simplex in the orthant of `z - center`."""
         if is_cut(self):
             return _cut_l1.reach(Cut.of(self), z).nearest
         offset = z - self.center
@@ -88,7 +88,7 @@ class L1Ball(Set):
         multiplier = -(sign * gradient).sum(-1, keepdim=True) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
         offset, distance = (z - self.center).detach(), self._distance(z)
         active = near & ~clear(distance, multiplier, self.slack)
-        on = active | (near & (distance <= 0))  # on the boundary, where the gradient may pull it off
+        on = active | (near & (distance <= 0))  # on the boundary, even if the gradient pulls z off it
         along = gradient + sign * multiplier
         sign = torch.where(active & clear(offset.abs(), multiplier - gradient.abs(), self.slack), offset.sign(), 0.0)
         held = active & (sign == 0)
@@ -98,10 +98,10 @@ class L1Ball(Set):
             return v * ~held - sign * (sign * v).sum(-1, keepdim=True) / size
 
         def count() -> Counts:
-            # Every coordinate off the support has one undecided side when its slope is as large as that of the sum.
+            # A coordinate off the support is undecided if its slope equals the ball's multiplier.
             tangential = projector(gradient)
             rest = multiplier - gradient.abs()
-            edge = held & (negligible(rest, gradient, tangential) | (rest < 0))  # at zero itself it has no sign
+            edge = held & (negligible(rest, gradient, tangential) | (rest < 0))  # zero itself has no sign
             edge = edge | (active & unresolved(offset.abs(), rest, self.slack, z))
             loose = on & negligible(multiplier, gradient, torch.where(active, tangential, along))
             loose = loose | (near & unresolved(distance, multiplier, self.slack, z))
@@ -125,16 +125,16 @@ class L1Ball(Set):
         return moved
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether the boundary is near, `(*lanes, 1)`, and the signs of its support, zero off it."""
+        """Return whether the boundary is near, `(*lanes, 1)`, and the signs on the support, zero off it."""
         offset = (z - self.center).detach()
         near: Tensor = self._distance(z) <= self.slack
-        size = offset.abs()  # of a ball smaller than the slack, the largest coordinates are on the support all the same
+        size = offset.abs()  # in a ball smaller than the slack, the largest coordinates are still on the support
         surely = size >= size.amax(-1, keepdim=True).clamp(max=self.slack)
         return near, offset.sign() * (surely & near)
 
     def _distance(self, z: Tensor) -> Tensor:
         """Return how far inside the boundary z lies, shape `(*lanes, 1)`; at most 0 for a projected point."""
-        # A point projected onto the boundary is off it by rounding, in single precision by more than slack.
+        # Rounding moves a projected point off the boundary, in single precision by more than the slack.
         size = torch.as_tensor(z.detach().abs() + abs(self.center)).sum(-1, keepdim=True) + per_lane(self.radius)
         rounding = 8 * torch.finfo(z.dtype).eps * size
         reach = (z - self.center).detach().abs().sum(-1, keepdim=True)

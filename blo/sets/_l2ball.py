@@ -1,4 +1,4 @@
-"""The Euclidean ball: the one set here whose boundary is curved."""
+"""The Euclidean ball, whose boundary is curved."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class L2Ball(Set):
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`.
         center: a number, a tensor of z's shape, or a tree like z.
-        low: as in `Box`, and a bound holds a coordinate as there; None, like `-inf`, leaves a side open.
+        low: as in `Box`, with the same rule for active bounds; None, like `-inf`, leaves a side open.
         high: likewise.
         slack: the boundary is active when `|z - center| >= radius - slack`, up to rounding; absolute, in z's
             unit.
-        validate: look at a tensor radius and at tensor bounds, and at these once more when the ball meets z. That is a
-            host synchronisation on an accelerator.
+        validate: check a tensor radius and tensor bounds, and a ball with bounds again when the problem is solved. Each
+            is a host synchronisation on an accelerator.
 
     Raises:
         InfeasibleError: if a radius is negative or NaN, bounds cross, or no point of the ball lies between them.
@@ -75,6 +75,7 @@ class L2Ball(Set):
         offset = z - self.center
         norm = euclidean_norm(offset)
         outside = norm > radius
+        # Inside, divide by 1: the branch that is not taken must have a finite derivative.
         return torch.where(outside, self.center + offset * (radius / torch.where(outside, norm, 1.0)), z)
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
@@ -87,9 +88,9 @@ class L2Ball(Set):
         slope = (gradient * u).sum(-1, keepdim=True)
         distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
         active = near & ~clear(distance, pressed, self.slack)
-        on = active | (near & (distance <= 0))  # on the sphere, where the gradient may pull it off
+        on = active | (near & (distance <= 0))  # on the sphere, even if the gradient pulls z off it
         across = gradient - u * slope
-        point = active & (norm <= self._rounding(z))  # a ball of radius zero holds every direction
+        point = active & (norm <= self._rounding(z))  # a ball of radius zero fixes every direction
         u, slope = u * (active & ~point), slope * (active & ~point)
 
         def projector(v: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class L2Ball(Set):
             return Counts(n - held, held, undecided.squeeze(-1).long())
 
         def motion(term: L2Ball, at: Tensor) -> Tensor:
-            # From radius zero it moves to where it is pulled.
+            # From radius zero, z moves in the direction of the force.
             force = euclidean_norm(gradient)
             normal = torch.where(point, -gradient / torch.where(force > 0, force, 1.0), u)
             return term._carried(self, active, normal)
@@ -131,5 +132,5 @@ class L2Ball(Set):
         return active, norm, torch.where(active, offset / torch.where(norm > 0, norm, 1.0), 0.0)
 
     def _rounding(self, z: Tensor) -> Tensor:
-        """Return how far a point projected onto the sphere is off it, in single precision more than `slack`."""
+        """Return how far rounding moves a projected point off the sphere; in single precision more than `slack`."""
         return 8 * torch.finfo(z.dtype).eps * (euclidean_norm(z) + per_lane(self.radius)).detach()

@@ -1,4 +1,4 @@
-"""The tangent space of an intersection, put together from those of its parts."""
+"""The tangent space of an intersection, assembled from those of its parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blo.sets._dykstra import search
 from blo.sets._norm import euclidean_norm
 from blo.sets._rows import Face, inverse, times
 
-#: Share of its force by which a part is pressed less, to see what holds.
+#: Relative reduction of the force of a part, to test which constraints stay active.
 _EASE = 1e-5
 
 
@@ -26,11 +26,11 @@ class Meet:
 
     Attributes:
         parts: the sets.
-        shares: what each part balances of the gradient, shape `(*lanes, n)`.
+        shares: the part of the gradient that each set balances, shape `(*lanes, n)`.
         tangents: those of the parts.
         z: the solution, shape `(*lanes, n)`.
-        normals: for each part the projector on the directions that its face holds, shape `(*lanes, n, n)`.
-        face: where all of them hold.
+        normals: for each part the projector on the normal space of its face, shape `(*lanes, n, n)`.
+        face: the intersection of all faces.
     """
 
     parts: Sequence[Set]
@@ -42,6 +42,7 @@ class Meet:
 
     @classmethod
     def of(cls, parts: Sequence[Set], z: Tensor, shares: Sequence[Tensor], tangents: Sequence[Tangent]) -> Meet:
+        # A direction stays on all faces if every normal projector maps it to zero: these are the common face's rows.
         normals = [_normal(tangent, z) for tangent in tangents]
         rows = torch.cat([torch.where(torch.isfinite(normal), normal, 0.0) for normal in normals], -2)
         return cls(parts, shares, tangents, z, normals, Face(rows, inverse(rows)))
@@ -51,19 +52,19 @@ class Meet:
         return times(self.face.inverse, self._along(carried))
 
     def carried(self, terms: Sequence[Set], at: Tensor) -> list[Tensor]:
-        """Return how far each part alone carries z when the parts become these."""
+        """Return how far z moves with each part alone when the parts become `terms`."""
         rows = zip(self.tangents, self.parts, terms, strict=True)
         return [tangent.carry(before, term, at) for tangent, before, term in rows]
 
     def bend(self, v: Tensor) -> Tensor:
-        """Return the curvatures of all parts times a tangent vector."""
+        """Return K v for a tangent vector v: the sum over the parts, projected on the common face."""
         return self.face.project(sum((t.curve(v) for t in self.tangents), torch.zeros_like(v)))
 
     def force(self, terms: Sequence[Set], at: Tensor) -> Tensor:
         """Return the sum of the parts' forces.
 
-        A part without one keeps its normals where its own motion leads; the common motion is another one, and on a
-        curved face another place has another normal.
+        A part without a `force` keeps its normals along its own motion. The common motion differs from that, and on a
+        curved face the normal changes with the difference.
         """
         total = torch.zeros_like(at)
         for tangent, term, carried in zip(self.tangents, terms, self.carried(terms, self.z), strict=True):
@@ -74,7 +75,7 @@ class Meet:
         return total
 
     def strain(self, terms: Sequence[Set], at: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how the faces move along their normals, and what of it z cannot follow; also within the parts."""
+        """Return the motion of the faces along their normals, and the part z cannot follow; also within the parts."""
         moved = self._along(self.carried(terms, at))
         pairs = [(moved, moved - times(self.face.rows, times(self.face.inverse, moved)))]
         inner = zip(self.tangents, terms, strict=True)
@@ -83,17 +84,19 @@ class Meet:
         return both[0], both[1]
 
     def surplus(self) -> Tensor:
-        """Return by how many directions the parts hold more than once, and constraints within them, shape `lanes`."""
+        """Return the sum of the ranks of all normals minus their common rank, plus the surplus within the parts."""
         across = sum((normal.diagonal(dim1=-2, dim2=-1).sum(-1) for normal in self.normals), -self.face.held())
         inner = [tangent.strain.surplus() for tangent in self.tangents if tangent.strain is not None]
         return sum(inner, torch.as_tensor(across).round().long())
 
     def count(self) -> Counts:
-        """Count, a curved part as degenerate where others share its normals: then nothing tells its multiplier."""
+        """Count. A curved part whose normals other parts share is degenerate, since its multiplier is not unique."""
         held = self.face.held()
         unsure = sum((tangent.counts().degenerate for tangent in self.tangents), torch.zeros_like(held))
         if bool(plain((unsure > 0) & (self.surplus() > 0)).any()):
             unsure = torch.where(self._strong().held() == held, 0, unsure)
+        # R R^+ projects on the multipliers that are unique. If the block of a part is smaller than its normal
+        # projector, it shares some of its multipliers with other parts.
         image = self.face.rows @ self.face.inverse
         n = self.z.shape[-1]
         for index, (tangent, normal) in enumerate(zip(self.tangents, self.normals, strict=True)):
@@ -103,9 +106,9 @@ class Meet:
         return Counts(n - held, held, unsure)
 
     def _strong(self) -> Face:
-        """Return where those faces hold that go on to do so when each part is pressed a little less.
+        """Return the face of those constraints that stay active if each part is pressed a little less.
 
-        What a part holds without force, another part may hold with one.
+        A constraint that one part holds without a force, another part may hold with one.
         """
         tangents = []
         for part, share in zip(self.parts, self.shares, strict=True):
@@ -150,15 +153,15 @@ def tangent(
 
 
 def is_curved(tangent: Tangent) -> bool:
-    """Tell whether a face may be curved."""
+    """Return whether a face may be curved."""
     return tangent.bend is not None or isinstance(tangent.curvature, Tensor) or tangent.curvature != 0
 
 
 def _shares(parts: Sequence[Set], z: Tensor, gradient: Tensor, max_cycles: int) -> tuple[list[Tensor], Tensor]:
     """Return the part of the gradient that each part balances, and in which lanes they were found, `(*lanes, 1)`.
 
-    A solution is the nearest point to a gradient step from it. One about as long as z drowns neither in the rounding
-    of the other.
+    A solution is the projection of a gradient step from it, so the forces of this projection are the shares times the
+    step size. The step is about as long as z, so that neither is lost in the rounding of the other.
     """
     wide = z.dtype if z.device.type == "mps" else torch.float64
     at, slope = z.detach().to(wide), gradient.detach().to(wide)
@@ -172,14 +175,15 @@ def _shares(parts: Sequence[Set], z: Tensor, gradient: Tensor, max_cycles: int) 
 
 
 def _balanced(meet: Meet, rough: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-    """Return shares that balance the gradient to rounding, as even as possible, and differentiable.
+    """Return differentiable shares that balance the gradient to rounding, as evenly as possible.
 
-    Where parts hold a direction more than once, even shares may pull at a face instead of pressing against it; there
-    the rough ones are kept, and made up for what they leave.
+    If several parts hold the same direction, an even share may pull z off a face instead of pressing it against it.
+    There the rough shares are kept, and the rest of the gradient is added to them.
     """
     n = gradient.shape[-1]
 
     def made_up(shares: Sequence[Tensor]) -> list[Tensor]:
+        # Least-squares multipliers y of the rest of the gradient: part i gets -N_i y_i, with its normal projector N_i.
         y = meet.face.multipliers(gradient - sum(shares, torch.zeros_like(gradient)))
         blocks = y.unflatten(-1, (len(meet.parts), n)).unbind(-2)
         rows = zip(shares, meet.normals, blocks, strict=True)
@@ -201,16 +205,16 @@ def _balanced(meet: Meet, rough: Sequence[Tensor], gradient: Tensor) -> list[Ten
 
 
 def _normal(tangent: Tangent, z: Tensor) -> Tensor:
-    """Return the projector on the directions that a face holds, shape `(*lanes, n, n)`."""
+    """Return the projector on the normal space of a face, shape `(*lanes, n, n)`."""
     n = z.shape[-1]
     units = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, *(1,) * (z.ndim - 1), n).expand(n, *z.shape)
     return (units - torch.vmap(tangent.project)(units)).movedim(0, -2)
 
 
 def pushed_back(part: Set, z: Tensor) -> Tensor:
-    """Return a force of the set at z that presses z against all faces that touch it, shape `(*lanes, n)`.
+    """Return a vector that presses z against all faces of the set that touch it, shape `(*lanes, n)`.
 
-    It is what projections of points all around z are moved by.
+    It is the sum of the displacements when points around z, in both directions of each axis, are projected.
     """
     n, reach = z.shape[-1], torch.finfo(z.dtype).eps ** 0.5 * (1 + z.abs().amax(-1, keepdim=True))
     units = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, *(1,) * (z.ndim - 1), n)

@@ -12,7 +12,7 @@ from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import times
 from blo.sets._sqp import descend
 
-#: Steps of Newton's method from a solution to half of the digits: each doubles the digits.
+#: Newton steps from a solution that is right to half of the digits: each doubles the number of right digits.
 _STEPS = 2
 
 
@@ -23,12 +23,13 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
     """
     start = z.detach()
     if all_true(_inside(functions, leaves, start)):
-        return z  # nothing moves a point of the set, nor its derivatives
+        return z  # the projection of a point of the set is the point itself
     finite = torch.isfinite(start).all(-1, keepdim=True)
     rest = [leaf.detach() for leaf in leaves]
     with torch.no_grad():
         found = descend(functions, rest, torch.where(finite, start, 0.0), max_steps)
-    # Their derivatives in z and theta are those of the solution to second order, for a reason like that of the digits.
+    # The steps are differentiated. Each makes one more order of derivatives in z and theta right, as it doubles the
+    # digits, so two steps give first and second derivatives.
     recorded = transforms_active() or (torch.is_grad_enabled() and any(t.requires_grad for t in (z, *leaves)))
     x, y, at = found.x, found.y, found.at
     with torch.set_grad_enabled(recorded):
@@ -38,25 +39,26 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
             change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
             x = x - change
             if not recorded and surely(_norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (_norm(x) + _norm(x - z))):
-                break  # the square of this is nothing
+                break  # convergence is quadratic: the next change is below rounding
     with torch.no_grad():
         good = finite & _optimal(functions, rest, start, x.detach(), y.detach())
     return torch.where(good, x, torch.nan)
 
 
 def _inside(functions: Functions, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-    """Tell in which lanes everything holds at z already, shape `(*lanes,)`."""
+    """Return in which lanes all constraints hold at z already, shape `(*lanes,)`."""
     with torch.no_grad():
         equal, unequal = functions.split(leaves, z)
     return (equal == 0).all(-1) & (unequal <= 0).all(-1)
 
 
 def _newton(at: Expansion, z: Tensor, x: Tensor, y: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-    """Return by how much x is off, and the next y, for `x - z + J' y = 0` and `c = 0` on the active constraints."""
+    """Return Newton's correction of x, and the next y, for `x - z + J' y = 0` and `c = 0` on the active constraints."""
     rows = at.jacobian * active.unsqueeze(-1)
     n, k = x.shape[-1], y.shape[-1]
     curved = torch.eye(n, dtype=x.dtype, device=x.device) + at.hessian
     idle = torch.eye(k, dtype=x.dtype, device=x.device) * ~active.unsqueeze(-1)
+    # The KKT matrix [I + sum_i y_i d2c_i, J'; J, 0] of the active constraints, with the identity for the inactive ones.
     system = torch.cat([torch.cat([curved, rows.mT], -1), torch.cat([rows, idle], -1)], -2)
     right = torch.cat([x - z + times(rows.mT, y), torch.where(active, at.values, 0.0)], -1)
     change, _ = torch.linalg.solve_ex(system, right.unsqueeze(-1))
@@ -64,7 +66,7 @@ def _newton(at: Expansion, z: Tensor, x: Tensor, y: Tensor, active: Tensor) -> t
 
 
 def _optimal(functions: Functions, leaves: Sequence[Tensor], z: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Tell where x is feasible and stationary with multipliers of the right sign, shape `(*lanes, 1)`."""
+    """Return where x is feasible and stationary with multipliers of the right sign, shape `(*lanes, 1)`."""
     values, jacobian = functions.linearize(leaves, x)
     unequal = functions.unequal(leaves, x, values)
     tol = torch.finfo(x.dtype).eps ** 0.75 * (1 + _norm(z) + _norm(x))

@@ -22,7 +22,7 @@ class Product(Set):
     """`{ (z_1, ..., z_k) : z_i in C_i }`: one set for each entry of a tuple, list or dict z.
 
     `Product(a, b)` constrains a tuple or list of two, `Product({"w": a, "b": b})` a dict with these keys. An
-    entry may be a tree itself; its set then holds it as a whole.
+    entry may be a tree itself; its set then constrains it as a whole.
 
     Attributes:
         sets: the parts, in the order given; after `fit`, in the order of z.
@@ -38,7 +38,7 @@ class Product(Set):
         """Take the sets, or one mapping of sets.
 
         Raises:
-            StructureError: if there is none, or one of them is not a set.
+            StructureError: if there are no sets, or an argument is not a set.
         """
         keys: tuple[object, ...] | None = None
         parts: tuple[object, ...] = sets

@@ -1,4 +1,4 @@
-"""Linear algebra with the normals of constraints as the rows of one matrix a lane."""
+"""Linear algebra with the normals of constraints as the rows of a matrix, one for each lane."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def bounds(cls, layout: Layout, low: Tensor | float, high: Tensor | float) -> Rows:
-        """Return bounds on coordinates; infinite numbers are none."""
+        """Return bounds on coordinates; infinite numbers give no row."""
         one = torch.eye(layout.size, dtype=layout.dtype, device=layout.device)
         one = one.reshape((1,) * len(layout.lanes) + one.shape)
         none = torch.zeros_like(one[..., 0])
@@ -58,7 +58,7 @@ class Rows(NamedTuple):
 
 def times(matrix: Tensor, v: Tensor) -> Tensor:
     """Return `matrix v` in each lane, shape `(*lanes, k)`, from `(*lanes, k, n)` and `(*lanes, n)`."""
-    if math.prod(matrix.shape[:-2]) == 1:  # shared by the lanes: it must not be copied for each of them
+    if math.prod(matrix.shape[:-2]) == 1:  # all lanes share it: do not copy it for each of them
         return v @ matrix.reshape(matrix.shape[-2:]).mT
     return (matrix @ v.unsqueeze(-1)).squeeze(-1)
 
@@ -75,7 +75,7 @@ def inverse(rows: Tensor, rtol: float | None = None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """Where `rows z` stays what it is. Rows that are zero hold nothing; dependent rows hold what they span.
+    """The face on which `rows z` is constant. Rows that are zero do not constrain it, and rows may be dependent.
 
     Attributes:
         rows: normals, shape `(*lanes, k, n)`.
@@ -93,7 +93,7 @@ class Face:
 
     @property
     def active(self) -> Tensor:
-        """Which rows hold, shape `(*lanes, k)`."""
+        """Which rows are active, shape `(*lanes, k)`."""
         return (self.rows != 0).any(-1)
 
     def without(self, rows: Tensor) -> Face:
@@ -101,12 +101,12 @@ class Face:
         return Face.of(self.rows, ~rows)
 
     def project(self, v: Tensor) -> Tensor:
-        """Return v without its part along the normals."""
+        """Return `(I - R^+ R) v` for the rows R: v without its part along the normals."""
         return v - times(self.inverse, times(self.rows, v))
 
     def multipliers(self, gradient: Tensor) -> Tensor:
-        """Return the smallest y that makes `gradient + rows' y` least, shape `(*lanes, k)`."""
-        return -times(self.inverse.mT, gradient)
+        """Return the y of smallest norm that minimises `|gradient + rows' y|`, shape `(*lanes, k)`."""
+        return -times(self.inverse.mT, gradient)  # (R')^+ = (R^+)'
 
     def held(self) -> Tensor:
         """Return the rank of the rows: the trace of the projector on their span, integers of shape `lanes`."""
@@ -117,7 +117,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
     """Return A and b with the axes of `(*lanes, k, n)` and `(*lanes, k)`, in z's precision.
 
     Raises:
-        StructureError: naming `name.A` or `name.b`, if it does not fit.
+        StructureError: if A or b does not fit; the message names `name.A` or `name.b`.
     """
     lanes, n = layout.lanes, layout.size
     k = matrix.shape[-2]
@@ -133,17 +133,17 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
         raise StructureError(f"`{name}.b` must have shape {allowed} for {k} rows, but has {tuple(b.shape)}.")
     if matrix.device != layout.device or b.device != layout.device:
         raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {matrix.device}. Use `.to`.")
-    # All axes are spelled out, so that the axis which `vmap` puts in front meets that of z.
+    # Keep all axes, so that an axis which `vmap` adds in front lines up with that of z.
     rows = matrix.to(layout.dtype).reshape((1,) * (len(lanes) + 2 - matrix.ndim) + matrix.shape)
     b = b.expand(k) if b.ndim == 0 else b
     return rows, b.reshape((1,) * (len(lanes) + 1 - b.ndim) + b.shape)
 
 
 def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
-    """Refuse what is not a floating point matrix with a right-hand side.
+    """Raise unless there is a floating point matrix with a right-hand side that fits.
 
     Raises:
-        StructureError: naming `name`.
+        StructureError: otherwise; the message names `name`.
     """
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or matrix.ndim < 2:
         found = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix)

@@ -1,4 +1,4 @@
-"""Non-negative weights with a given sum, and bounded above where asked for."""
+"""Non-negative weights with a given sum and optional upper bounds."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Simplex(Set):
         total: a number, or a tensor of shape `()` or `lanes`; positive.
         cap: the greatest value of a coordinate: a number, a tensor of z's shape, or a tree like z; `inf` leaves a
             coordinate open. None: there is no cap.
-        slack: the support is where `z > slack`, and a cap holds a coordinate within this distance of it where the
-            gradient presses it there; absolute, in z's unit.
-        validate: look at a tensor total or cap, and once more when the simplex meets z. That is a host
+        slack: the support is where `z > slack`; a coordinate within this distance of its cap is held there if the
+            gradient presses it against the cap; absolute, in z's unit.
+        validate: check a tensor total or cap, and the caps again when the problem is solved. Each is a host
             synchronisation on an accelerator.
 
     Raises:
@@ -58,7 +58,7 @@ class Simplex(Set):
     def fit(self, layout: Layout) -> Simplex:
         total = fit_per_lane(self.total, layout, "Simplex.total")
         if self.cap is None:
-            return replace(self, total=total, validate=False)  # it was looked at when made
+            return replace(self, total=total, validate=False)  # validated when it was made
         cap = fit_coordinates(self.cap, layout, "Simplex.cap")
         fitted = replace(self, total=total, cap=cap, validate=False)
         if self.validate and can_validate():
@@ -77,14 +77,15 @@ class Simplex(Set):
         if self.cap is not None:
             return Capped.of(self).fill(z)[0]
         total = per_lane(self.total)
-        # The projection ignores a common shift; without it the total drowns in the rounding of large z.
+        # A common shift of z does not change the projection. Without it, the rounding of a large z swamps the total.
         shifted = z - z.detach().amax(-1, keepdim=True)
         descending = shifted.detach().sort(-1, descending=True).values
         rank = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
         sums = descending.cumsum(-1) - total
         kept = (descending * rank > sums).sum(-1, keepdim=True)
         support = shifted > torch.where(rank == kept, sums / rank, 0.0).sum(-1, keepdim=True)
-        # The threshold again, from the support it gave, so that only smooth operations are differentiated.
+        # Recompute the threshold from its support, so that only smooth operations are differentiated: the entries of
+        # z - threshold on the support add up to the total.
         kept_sum = torch.where(support, shifted, 0.0).sum(-1, keepdim=True)
         threshold = (kept_sum - total) / support.sum(-1, keepdim=True)
         return (shifted - threshold).relu()
@@ -97,7 +98,7 @@ class Simplex(Set):
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         if self.cap is not None:
             return _capped.tangent(Capped.of(self), z, gradient, Simplex.motion)
-        # The multiplier of z_i >= 0 is its gradient less that of the sum, which the support shares.
+        # On the support the gradient is the multiplier of the sum; the multiplier of z_i >= 0 is gradient_i minus that.
         surely = self._surely(z)
         multiplier = gradient - (gradient * surely).sum(-1, keepdim=True) / surely.sum(-1, keepdim=True)
         support = surely | clear(z, multiplier, self.slack)
@@ -127,7 +128,7 @@ class Simplex(Set):
         return self._carried(origin, origin._surely(z))
 
     def _require_room(self, layout: Layout) -> None:
-        """Refuse caps that add up to less than the total.
+        """Raise if the caps add up to less than the total.
 
         Raises:
             InfeasibleError: also for a negative cap in a tree.
@@ -145,12 +146,12 @@ class Simplex(Set):
         return support * (per_lane(self.total) - per_lane(origin.total)) / support.sum(-1, keepdim=True)
 
     def _surely(self, z: Tensor) -> Tensor:
-        """Return which coordinates are off zero whatever the gradient; of a small simplex, the largest one."""
+        """Return which coordinates are off zero whatever the gradient; in a small simplex, the largest ones."""
         return z >= z.amax(-1, keepdim=True).clamp(max=self.slack)
 
 
 def _require_caps(cap: Any) -> None:
-    """Refuse caps that are negative or NaN.
+    """Raise if a cap is negative or NaN.
 
     Raises:
         InfeasibleError: if there is one.

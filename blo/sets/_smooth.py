@@ -25,13 +25,13 @@ class SmoothConstraints(Set):
     """`{ z : equalities(z) = 0, inequalities(z) <= 0 }` for functions that torch can differentiate twice.
 
     The functions take z like the objective does, and return `(k,)` values, or `(batch, k)` for a batched problem; a
-    single constraint may leave out the last axis. With `theta` they are called as `function(theta, z)`. What they
-    capture is a constant: tensors that are to be differentiated or mapped over come in `theta`.
+    single constraint may leave out the last axis. With `theta` they are called as `function(theta, z)`. Tensors that
+    they capture are constants: pass tensors that are to be differentiated or mapped over in `theta`.
 
-    The tangent space is read off the Jacobian of the active functions, whose gradients should be linearly independent
-    at the solution, and the curvature off their Hessians, weighted by multipliers that balance the objective's
-    gradient. Projections solve a sequence of quadratic programmes with dense matrices of size n; where this fails
-    (an empty set, say) they are NaN, which solvers report. Sets that are not convex are projected on locally.
+    The tangent space comes from the Jacobian of the active functions, whose gradients should be linearly independent at
+    the solution, and the curvature from their Hessians, weighted by multipliers that balance the objective's gradient.
+    A projection solves a sequence of quadratic programmes with dense matrices of size n. If this fails (for an empty
+    set, for example), it is NaN, which solvers report. For a set that is not convex, the projection is local.
 
     Example:
         >>> import torch, blo
@@ -45,7 +45,7 @@ class SmoothConstraints(Set):
         leaves: the tensors of theta.
         slack: an inequality is active when z is at most this far from its boundary, to first order and up to
             rounding; absolute, in z's unit.
-        max_steps: most quadratic programmes of a projection.
+        max_steps: maximum number of quadratic programmes in a projection.
     """
 
     functions: Functions
@@ -65,15 +65,15 @@ class SmoothConstraints(Set):
         """Take the functions.
 
         Args:
-            equalities: zero where they hold.
-            inequalities: at most zero where they hold.
-            theta: what the functions depend on beside z: a tree of tensors.
+            equalities: returns zero where the equations hold.
+            inequalities: returns at most zero where the inequalities hold.
+            theta: the second variable of the functions: a tree of tensors.
             slack: see the class.
             max_steps: see the class.
 
         Raises:
-            StructureError: if there is no function, or theta holds anything but tensors; once the set meets z, if a
-                function captures a tensor that is to be differentiated.
+            StructureError: if there is no function, or theta has a leaf that is not a tensor; when the problem is
+                solved, if a function captures a tensor that requires a gradient.
         """
         if equalities is None and inequalities is None:
             raise StructureError("`SmoothConstraints` needs `equalities` or `inequalities`. Without any, use `Free()`.")
@@ -90,9 +90,9 @@ class SmoothConstraints(Set):
             captured = functions.values([leaf.detach() for leaf in self.leaves], at).requires_grad
         if captured:
             raise StructureError(
-                "the functions of `SmoothConstraints` capture a tensor that is to be differentiated, and what they "
-                "capture is a constant. Pass it as `theta=` and let them take it: `function(theta, z)`. Where a "
-                "constant is meant, capture `tensor.detach()`."
+                "the functions of `SmoothConstraints` capture a tensor that requires a gradient, but captured tensors "
+                "are constants. Pass it as `theta=`, and take it as an argument: `function(theta, z)`. To use a "
+                "constant, capture `tensor.detach()`."
             )
         return fitted
 
@@ -111,12 +111,12 @@ class SmoothConstraints(Set):
         distance, rounding, equal = planes.distance, planes.rounding, planes.equal
         held = hold(planes.rows, distance, gradient, rounding, self.slack, equal)
         face = held.face
-        y = held.y / planes.regular
+        y = held.y / planes.regular  # from normals of length one to the gradients of the functions
 
         def count() -> Counts:
             fixed = face.held()
             undecided = held.undecided(distance - rounding, gradient, self.slack, z)
-            undecided = undecided | ((distance - rounding <= self.slack) & ~(planes.length > 0))  # it has no normal
+            undecided = undecided | ((distance - rounding <= self.slack) & ~(planes.length > 0))  # without a normal
             return Counts(z.shape[-1] - fixed, fixed, (undecided & ~equal).sum(-1))
 
         def bend(v: Tensor) -> Tensor:
@@ -138,6 +138,7 @@ class SmoothConstraints(Set):
         return times(Face.of(planes.rows, near).inverse, planes.shift(self, z))
 
     def _planes(self, z: Tensor) -> _Planes:
+        # To first order, z lies at the distance -c / |grad c| inside the constraint c <= 0.
         values, jacobian = self.functions.linearize(self.leaves, z)
         equal = ~self.functions.unequal(self.leaves, z, values)
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
@@ -159,7 +160,7 @@ class _Planes(NamedTuple):
         values: of the functions, shape `(*lanes, k)`.
         rows: normals of length one, shape `(*lanes, k, n)`; zero where there is none.
         distance: to the planes, shape `(*lanes, k)`; signed for equations.
-        rounding: that of the distance, shape `(*lanes, 1)`.
+        rounding: of the distance, shape `(*lanes, 1)`.
         length: of the functions' gradients, shape `(*lanes, k)`.
         regular: the same, and one where it is zero.
         equal: which functions are equations, shape `(k,)`.

@@ -13,12 +13,12 @@ from blo.sets._active_set import onto, search
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import inverse, times
 
-#: Halvings of a step before it is given up.
+#: Maximum number of halvings of a step.
 _HALVINGS = 20
 
 
 class Descent(NamedTuple):
-    """Where a descent ended.
+    """The result of a descent.
 
     Attributes:
         x: shape `(*lanes, n)`.
@@ -54,6 +54,8 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
         move, multipliers, held = _quadratic_programme(_root(at.hessian), at, x - z, unequal)
         y, active = torch.where(done, y, multipliers), torch.where(done, active, held)
         done = done | (_norm(move) <= small * _size(x, z))
+        # The penalty function is exact if its weight exceeds the largest multiplier. `slope` is then an upper bound on
+        # its directional derivative along the move.
         weight = torch.maximum(weight, 1.5 * multipliers.abs().amax(-1, keepdim=True) + small)
         here, over = merit(x, at.values)
         slope = ((x - z) * move).sum(-1, keepdim=True) - weight * over
@@ -67,13 +69,13 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
             step, taken = torch.where(accepted, trial, step), taken | accepted
             if all_true(taken):
                 break
-            if halving == 0:  # straight moves leave curved constraints: the correction returns to them
+            if halving == 0:  # a straight move leaves curved constraints: the second-order correction returns to them
                 trial = move - times(inverse(at.jacobian * held.unsqueeze(-1)), torch.where(held, ahead, 0.0))
                 ahead = functions.values(leaves, x + trial)
                 accepted = ~taken & (merit(x + trial, ahead)[0] <= allowed + 1e-4 * slope.clamp(max=0.0))
                 step, taken = torch.where(accepted, trial, step), taken | accepted
             t *= 0.5
-        x, done = x + step, done | ~taken  # where no step helps there is no point in going on; the caller will tell
+        x, done = x + step, done | ~taken  # stop where no step is accepted; the caller tests the result
         at = functions.expand(leaves, x, y)
         done = done | _clear(at, x, z, y, active, unequal)
         if all_true(done):
@@ -82,7 +84,7 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
 
 
 def _root(hessian: Tensor) -> Tensor:
-    """Return the inverse root of the Hessian of the Lagrangian, made positive definite."""
+    """Return the inverse square root of the Hessian of the Lagrangian, with eigenvalues raised to at least 0.1."""
     eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     curved = eye + hessian
     usable = torch.isfinite(curved).all(-1, keepdim=True).all(-2, keepdim=True)
@@ -93,6 +95,7 @@ def _root(hessian: Tensor) -> Tensor:
 
 def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Minimise `1/2 |root^-1 d|^2 + slope d` where `values + jacobian d` holds; return d, multipliers, active rows."""
+    # With d = root e this is the projection of -root slope on a polyhedron of e with the rows jacobian root.
     values, jacobian = at.values, at.jacobian
     rows = jacobian @ root
     length = torch.linalg.vector_norm(rows, dim=-1)
@@ -103,7 +106,7 @@ def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Te
     move = times(root, onto(unit, right, gram, aim, found))
     multipliers = torch.where(found.solved, found.multipliers / length, 0.0)
     if not surely(found.solved):
-        # Without a common point of the linearised constraints: towards those that do not hold.
+        # The linearised constraints have no common point: take the shortest step to those that do not hold.
         late = (values > 0) | ~unequal
         back = -times(inverse(jacobian * late.unsqueeze(-1)), torch.where(late, values, 0.0))
         move = torch.where(found.solved, move, back)
@@ -111,7 +114,7 @@ def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Te
 
 
 def _clear(at: Expansion, x: Tensor, z: Tensor, y: Tensor, active: Tensor, unequal: Tensor) -> Tensor:
-    """Tell where x is right to half of the digits and no constraint is near to changing sides, shape `(*lanes, 1)`."""
+    """Return where x is right to half of the digits and no constraint is close to switching, shape `(*lanes, 1)`."""
     error = torch.finfo(x.dtype).eps ** 0.5 * _size(x, z)
     length = torch.linalg.vector_norm(at.jacobian, dim=-1)
     stationary = _norm(x - z + times(at.jacobian.mT, y)) <= error

@@ -1,7 +1,7 @@
 """Conformance suites for people who write their own sets, penalties, linear solvers, lower solvers and strategies.
 
-Each suite runs the properties that the library relies on and raises `AssertionError` naming the first one that fails,
-with the numbers. It returns the list of the properties that hold. Neither pytest nor hypothesis is needed.
+Each suite tests the properties that the library relies on. It raises `AssertionError` with the first one that fails and
+the numbers, and otherwise returns the list of the properties that hold. Neither pytest nor hypothesis is needed.
 """
 
 from blo.testing._linear_solvers import check_linear_solver

@@ -1,4 +1,4 @@
-"""Linear solvers: honest residuals, exact zeros, and lanes that do not know each other."""
+"""Conformance of linear solvers: true residuals, exact zeros, and lanes that do not affect each other."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from blo.testing._suite import Conformance, Suite, normal
 def check_linear_solver(solver: LinearSolver, *, symmetric: bool = True, seed: int = 0) -> Conformance:
     """Check a linear solver on small dense systems in double and single precision.
 
-    A solver whose `tol` is None is taken for an approximation by choice: its residual must be honest, but need not be
-    small. A field named `damping` is tried, too.
+    A solver whose `tol` is None counts as an intended approximation: the residual that it reports must be the true one,
+    but need not be small. A field named `damping` is tested as well.
 
     Args:
         solver: the solver.
-        symmetric: it wants symmetric positive definite operators; otherwise it is also given others.
+        symmetric: whether it requires symmetric positive definite operators; otherwise they are not symmetric.
         seed: of the random systems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite, generator = Suite(type(solver).__name__), torch.Generator().manual_seed(seed)
     damping = float(getattr(solver, "damping", 0.0))
@@ -86,7 +86,7 @@ def _solves(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, dampi
     shapes = {tuple(part.shape) for part in (found.residual, found.iterations, found.indefinite)}
     kept = found.x.shape == b.shape and shapes == {tuple(b.shape[:-1])}
     text = f"b {tuple(b.shape)} gave x {tuple(found.x.shape)} and statistics of shape {shapes}"
-    suite.require("x is like b, and there is one statistic a lane", kept, text)
+    suite.require("x is like b, and there is one statistic per lane", kept, text)
     kinds = found.iterations.dtype == torch.int64 and found.indefinite.dtype == torch.bool
     text = f"they are {found.iterations.dtype} and {found.indefinite.dtype}"
     suite.require("iterations are integers and flags are booleans", kinds, text)

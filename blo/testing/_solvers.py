@@ -1,4 +1,4 @@
-"""Lower solvers: feasible points, honest residuals, and steps that can be differentiated or are refused."""
+"""Conformance of lower solvers: feasible points, true residuals, and steps that can be differentiated, or an error."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from blo.testing._suite import Conformance, Suite, normal, sides
 def check_solver(
     solver: Solver, *, constraints: Sequence[Set] = (Free(), Box(-0.4, 0.5), L2Ball(0.6)), seed: int = 0
 ) -> Conformance:
-    """Check a lower solver on well-conditioned quadratic problems of six unknowns, alone and three together.
+    """Check a lower solver on well-conditioned quadratic problems of six unknowns, one by one and in a batch of three.
 
     Args:
-        solver: the solver; when it has a `tol`, it should reach it.
+        solver: the solver; if it has a `tol`, it must reach it.
         constraints: the sets that it is made for.
         seed: of the random problems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite, generator = Suite(type(solver).__name__), torch.Generator().manual_seed(seed)
     for constraint in constraints:
@@ -87,7 +87,7 @@ def _solve(suite: Suite, solver: Solver, problem: Bound, z0: Tensor) -> Solution
 
 
 def _recorded(suite: Suite, solver: Solver, constraint: Set, weights: Tensor, start: Tensor) -> None:
-    """When asked to record, the result is differentiable in theta, or the solver refuses."""
+    """Check that a recorded solve is differentiable in theta, or raises `StructureError`."""
     name, direction = "recorded steps are differentiable, or refused", torch.tensor([0.7, -0.6], dtype=torch.float64)
     w = normal(torch.Generator().manual_seed(1), *weights.shape)
 

@@ -1,4 +1,4 @@
-"""Gradient strategies: right where they claim to be, and the same through every entrance."""
+"""Conformance of gradient strategies: correct where they claim to be, and equal through every entry point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from blo.sets import Box, L2Ball
 from blo.solvers import ProjectedGradient, Solver
 from blo.testing._suite import Conformance, Suite, normal
 
-#: Where a set should stand for each theta.
+#: The constraint set of each problem for each theta.
 _MOVES = {
     "no constraint": None,
     "a box that moves": lambda theta: Box(-0.4 - 0.1 * theta["a"][0] ** 2, 0.3 + 0.1 * theta["b"].square()),
@@ -40,14 +40,15 @@ def check_strategy(
 
     Args:
         strategy: the strategy.
-        exact: it claims the derivative of the solution: it must agree with differences of a re-solved problem, be
-            adjoint to the linearised solution map, and not depend on the scale of the lower objective.
+        exact: whether it claims to give the derivative of the solution. Then it must agree with differences of a
+            re-solved problem, be adjoint to the linearised solution map, and not depend on the scale of the lower
+            objective.
         solver: the lower solver to use; one that solves to rounding by default.
         problems: which of "no constraint", "a box that moves" and "a ball that moves" it is made for.
         seed: of the random problems.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     suite = Suite(type(strategy).__name__)
     options: dict[str, Any] = {"gradient": strategy, "on_failure": "ignore"}
@@ -99,7 +100,7 @@ class _Case:
 
 
 def _entrances(suite: Suite, case: _Case, options: dict[str, Any], name: str) -> None:
-    """`value_and_hypergrad` and a backward pass through `argmin` are the same; nothing is left behind."""
+    """Check that `value_and_hypergrad` agrees with a backward pass through `argmin`, and leaves no `.grad` behind."""
     live = tree.map(lambda p: p.clone().requires_grad_(p.is_floating_point()), case.theta)
     out: Hypergradient = suite.untouched(
         "arguments are not modified",

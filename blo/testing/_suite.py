@@ -1,4 +1,4 @@
-"""What the suites share: a list of properties, and the way in which one fails."""
+"""Collects the properties that a suite has tested, and raises if one fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Suite:
         return result
 
     def report(self) -> Conformance:
-        """Return what holds."""
+        """Return the properties that hold."""
         return Conformance(self.subject, tuple(self.held))
 
 

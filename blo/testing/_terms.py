@@ -1,4 +1,4 @@
-"""Sets and penalties: their proximal operator, and the tangent that implicit gradients rest on."""
+"""Conformance of sets and penalties: their proximal operator, and the tangent that implicit gradients use."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def check_set(
 
     Args:
         constraint: the set, or a callable `theta -> set`, as in `LowerProblem`.
-        z0: a lower variable that fits; its numbers do not matter unless `sample` is left out. Checked in float64.
-        theta: where a moving set is looked at; a tree of float64 tensors.
+        z0: a lower variable that fits, converted to float64; its values matter only if there is no `sample`.
+        theta: the theta at which a moving set is checked; a tree of float64 tensors.
         batched: as in `LowerProblem`.
         sample: draws a point to project, a tree like z0; by default z0 plus normal numbers of size 2.
-        convex: the set is convex. Otherwise only points and their projections are compared.
+        convex: whether the set is convex. Otherwise the properties of projections onto convex sets are not tested.
         cases: number of points.
         seed: of the random numbers.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     made = _Made(constraint, z0, theta, batched, sample)
     suite, generator = Suite(made.name), torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def check_penalty(
         seed: as in `check_set`.
 
     Raises:
-        AssertionError: naming the property that fails.
+        AssertionError: if a property fails; the message names it.
     """
     made = _Made(penalty, z0, theta, batched, sample)
     suite, generator = Suite(made.name), torch.Generator().manual_seed(seed)
@@ -104,7 +104,7 @@ def check_penalty(
         _kept(suite, made, nearest, point)
         value = term.value(nearest)
         text = f"its shape is {tuple(value.shape)}, not {tuple(point.shape[:-1])}"
-        suite.require("the value has one number a lane", value.shape == point.shape[:-1], text)
+        suite.require("the value has one number per lane", value.shape == point.shape[:-1], text)
         for step in (0.3, torch.full((*point.shape[:-1], 1), 0.3, dtype=point.dtype)):
             x = term.prox(point, step)
 
@@ -124,7 +124,7 @@ def check_penalty(
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """What makes the term, and the layout it is fitted to."""
+    """The term as the user gave it, and the layout to which it is fitted."""
 
     given: Term | Callable[[Tree], Term]
     z0: Tree

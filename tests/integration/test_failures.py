@@ -510,7 +510,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "fixed point by conjugate gradients": (
         {"fixed": lambda t, z: 0.5 * z + t, "gradient": blo.Implicit(blo.CG())},
-        "`CG` needs a symmetric operator.*`LowerProblem.fixed_point` never is.*`GMRES`",
+        "`CG` needs a symmetric operator.*`LowerProblem.fixed_point` is never symmetric.*`GMRES`",
     ),
     "batched objective is a scalar": (
         {"objective": lambda t, z: squares(t, z).sum(), "batched": True, "z0": Z.unsqueeze(-1)},

@@ -170,7 +170,7 @@ def test_the_text_leaves_out_what_there_is_not() -> None:
     rows = str(evaluate(blo.Unrolled(), upper=lambda theta, z: z.sum())).splitlines()
     assert rows[1:] == [
         "linear solve   not needed: the strategy solves no linear system",
-        "coordinates    not looked at",
+        "coordinates    not counted",
         "direct part    norm 0",
         "implicit part  norm 1.41421",
     ]

@@ -190,7 +190,7 @@ def test_a_solver_without_steps_is_refused(strategy: blo.Unrolled) -> None:
     [
         ({"last": 0}, "`last` must be at least 1"),
         ({"mode": "sideways"}, "`mode` must be 'reverse' or 'forward'"),
-        ({"mode": "forward", "checkpoint": True}, "neither `last` nor `checkpoint`"),
+        ({"mode": "forward", "checkpoint": True}, "cannot be combined with `last` or `checkpoint`"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: Any, message: str) -> None:

@@ -174,7 +174,7 @@ def test_a_start_that_is_not_like_z_is_refused() -> None:
         blo.argmin(lower, theta, TARGET, gradient=blo.Unrolled(start=lambda t: t))
     with pytest.raises(blo.StructureError, match=r"`start\(theta\)` must be torch.float64"):
         blo.argmin(lower, theta, TARGET, gradient=blo.Unrolled(start=lambda t: SPREAD.float()))
-    with pytest.raises(ValueError, match="leaves out `start`"):
+    with pytest.raises(ValueError, match="cannot be combined with `start`"):
         blo.Unrolled(last=3, start=start)
     with pytest.raises(blo.StructureError, match=r"`start` must be a function of theta.*of type Tensor.*`z0`"):
         blo.Unrolled(start=THETA)  # type: ignore[arg-type]
