@@ -112,7 +112,7 @@ def test_each_budget_has_its_record_and_a_repeat_runs_only_what_is_missing(
         assert record["n"] == 30 and record["of"] == 360 == len(data.load("digits", root="").test)
         low, high = (f"{100 * end:.1f}" for end in record["intervals"]["ra"]["square"])
         assert f"{100 * record['ra']['square']:.1f} % [{low}, {high}]" in said
-    assert said.count("The test set has 360 images; the intervals take the 30 for a random choice.") == 2
+    assert said.count("The test set has 360 images; the intervals assume that the 30 are a random sample.") == 2
     before = {name: (run / "evaluations" / name).read_bytes() for name in files(run)}
     ran.clear()
     assert main([*words, "--eps", "8/255,0.05", "--again"]) == 0
@@ -252,7 +252,8 @@ def test_saved_images_are_those_of_the_attacks_and_judged_after_rounding(
             found = content(run)["rounded"][name]
             broken = record.clean & ~record.attacks[name].robust
             assert found["ra"] == robust.mean() and found["broken"] == broken.sum() > 0
-            assert f"{name} {100 * found['ra']:.1f} % ({found['stay']} of {found['broken']} broken ones stay so" in said
+            told = f"({found['stay']} of {found['broken']} successful attacks still succeed"
+            assert f"{name} {100 * found['ra']:.1f} % {told}" in said
     ran.clear()
     assert main(words) == 0 and ran == []  # The record and its images are there.
     Path("made/images.npz").unlink()

@@ -214,7 +214,7 @@ def test_other_commands_run_in_one_process(
         monkeypatch.setenv(name, value)
     assert main([command]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"share the work of fit and eval alone: start `{command}` without torchrun.")
+    assert line.endswith(f"Only fit and eval run on several processes: start `{command}` without torchrun.")
 
 
 def test_torchrun_starts_the_ranks_of_a_command(tmp_path: Path) -> None:
