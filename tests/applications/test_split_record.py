@@ -234,7 +234,7 @@ def test_a_run_whose_record_is_gone_is_neither_continued_nor_judged(tmp_path: Pa
         lambda: fit(resolve({**chosen, "epochs": 2}), run.path, progress=False),
         lambda: evaluate_run(run.path, attacks=[PGD(1, 1)]),
     ):
-        with pytest.raises(UserError, match=r"split\.json` is gone, .* put it back") as error:
+        with pytest.raises(UserError, match=r"split\.json` is missing, .* put it back") as error:
             use()
         assert "\n" not in str(error.value) and not run.split_file.exists()
     run.split_file.write_bytes(kept)
