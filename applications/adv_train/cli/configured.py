@@ -23,7 +23,7 @@ _ABOUT = {
     "model": "The network to train.",
     "threat": "The norm and the radius of the attack.",
     "training": "The length of the training, its validation, and the averaging of its weights.",
-    "optimizer": "The optimizer and the schedule of its learning rate.",
+    "optimizer": "The optimiser and the schedule of its learning rate.",
     "compute": "The device and its arithmetic.",
 }
 

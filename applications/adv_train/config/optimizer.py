@@ -1,4 +1,4 @@
-"""The optimizer of a run, the schedule of its learning rate, and which of their options go together."""
+"""The optimiser of a run, the schedule of its learning rate, and which of their options go together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAID: Final = {"name": "optimizer", "schedule": "schedule"}
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """The optimizer and its schedule.
+    """The optimiser and its schedule.
 
     Attributes:
         name: A class of torch.optim in lower case, such as adamw (see `adv-train list optimizers`).
@@ -41,7 +41,7 @@ class OptimizerConfig(Checked):
         weight_decay: Weight decay of every parameter.
         momentum: For sgd: momentum; 0.9 by default.
         momentum_cycling: For sgd: lower the momentum, by 0.1 when the learning rate is largest, and raise it again.
-        options: Further options of the optimizer, such as 'betas=[0.9, 0.95], eps=1e-6' (see `adv-train list
+        options: Further options of the optimiser, such as 'betas=[0.9, 0.95], eps=1e-6' (see `adv-train list
             optimizers`).
     """
 
@@ -72,7 +72,7 @@ class OptimizerConfig(Checked):
             raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
 
     def create(self, parameters: Iterable[Tensor], *, captured: bool = False) -> torch.optim.Optimizer:
-        """Return the optimizer of some parameters.
+        """Return the optimiser of some parameters.
 
         Args:
             parameters: The parameters that it updates.

@@ -27,7 +27,7 @@ class RunConfig:
         threat: Norm and radius of the attack, and the range of the images.
         method: The training method with its options.
         training: Length, validation, and averaging of the weights.
-        optimizer: The optimizer and its schedule.
+        optimizer: The optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:

@@ -122,7 +122,7 @@ def check_names(found: Mapping[str, Any]) -> None:
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers override earlier ones.
 
-    If a layer replaces the method, model, optimizer or schedule, the options of the old one are dropped; if it replaces
+    If a layer replaces the method, model, optimiser or schedule, the options of the old one are dropped; if it replaces
     the norm, the old eps is dropped.
 
     Raises:
