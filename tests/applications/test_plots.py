@@ -231,7 +231,7 @@ def test_records_of_other_images_are_warned_of(tmp_path: Path) -> None:
     runs = [made(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
     judge(runs[0], 0.4, eps=0.2)
     judge(runs[1], 0.4, eps=0.2, n=10)
-    with pytest.warns(UserWarning, match="on other images or with other attack settings"):
+    with pytest.warns(UserWarning, match="evaluate them alike"):
         plot("strength", runs, out=tmp_path)
 
 

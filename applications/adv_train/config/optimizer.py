@@ -69,7 +69,7 @@ class OptimizerConfig(Checked):
         if self.schedule == "multistep" and not self.milestones:
             raise values.refused("milestones", "epochs such as 70,85 for the schedule multistep", self.milestones)
         if self.momentum_cycling and self.momentum is not None and self.momentum < 0.1:
-            raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
+            raise values.refused("momentum", "at least 0.1, because `momentum_cycling` lowers it by 0.1", self.momentum)
 
     def create(self, parameters: Iterable[Tensor], *, captured: bool = False) -> torch.optim.Optimizer:
         """Return the optimiser of some parameters.

@@ -32,7 +32,7 @@ def fetched(name: str, root: Path, read: Callable[[bool], T], put: str) -> T:
         The return value of `read`.
 
     Raises:
-        UserError: When the data are neither on the disk nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
     try:
         return read(False)

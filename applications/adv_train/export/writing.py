@@ -99,7 +99,7 @@ def _check(path: Path, chosen: Form, form: str, force: bool) -> None:
     if there and not force:
         raise UserError(f"`{path}` exists: give another --out, or --force to replace it.")
     if there and path.is_dir() != (chosen.suffix == ""):
-        raise UserError(f"`{path}` is a {'folder' if path.is_dir() else 'file'}, which the form {form} is not.")
+        raise UserError(f"`{path}` is a {'folder' if path.is_dir() else 'file'}, but {form} does not write one.")
 
 
 def _compare(chosen: Form, source: Source, made: Path) -> tuple[float, float]:

@@ -59,7 +59,7 @@ examples:
         points = [self._judged(run, name) for run, name in zip(runs, names, strict=True)]
         efforts = {(str(dict(point.record.attacks[self.attack].settings)), point.record.n) for point in points}
         if len({n for _, n in efforts}) > 1 or (self.test_eps is not None and len(efforts) > 1):
-            warnings.warn("The runs were evaluated on other images or with other attack settings.", stacklevel=2)
+            warnings.warn("The runs differ in their test images or attack settings: evaluate them alike.", stacklevel=2)
         return points
 
     def _judged(self, run: Run, name: str) -> Judged:
