@@ -188,7 +188,7 @@ def test_strength_at_one_test_eps_reads_those_records(tmp_path: Path) -> None:
 def test_what_is_missing_is_told_with_the_command_that_makes_it(tmp_path: Path, capsys: Any) -> None:
     run = made(tmp_path / "a run", eps=8 / 255)
     said = refusal(capsys, "plot", "strength", str(run), "--checkpoint", "last", "--attack", "autoattack")
-    command = said.partition("`adv-train eval ")[2].partition("` does it")[0]
+    command = said.partition("`adv-train eval ")[2].partition("`")[0]
     assert f"eval '{run}' --eps 8/255 --attacks autoattack --checkpoint last" in said and command
     read = eval_command.read([str(run), *command.replace(f"'{run}'", "").split()])
     assert (read.run, read.eps, read.attacks, read.checkpoint) == (run, (8 / 255,), "autoattack", "last")
