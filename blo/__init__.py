@@ -7,7 +7,7 @@ from blo._functionalize import functionalize
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
 from blo._status import Status
-from blo._upper import FitResult, fit
+from blo._upper import FitResult, FitStep, fit
 from blo.errors import (
     BloError,
     BloWarning,
@@ -42,6 +42,7 @@ from blo.solvers import (
     LBFGS,
     External,
     FixedPoint,
+    Given,
     LevenbergMarquardt,
     MirrorDescent,
     Newton,
@@ -82,9 +83,11 @@ __all__ = [
     "ElasticNet",
     "External",
     "FitResult",
+    "FitStep",
     "FixedPoint",
     "FixedStepsWarning",
     "Free",
+    "Given",
     "GroupLasso",
     "Halfspaces",
     "HessianFree",

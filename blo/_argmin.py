@@ -92,9 +92,14 @@ def _argmin(
     on_failure: OnFailure | None,
 ) -> Tree:
     require_parts(lower, solver, gradient)
+    if solver is not None and solver.carry:
+        raise StructureError(
+            "`argmin` returns no `state` that could carry what the solver keeps. With carry=True call "
+            "value_and_hypergrad(..., state=...), here leave it out."
+        )
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not gradient.recorded:
-        hoisted, theta = hoist(lower, theta, z0)
+        hoisted, theta, solver = hoist(lower, theta, z0, solver)
     else:
         hoisted = lower
     problem, start, leaves = FlatProblem.of(hoisted, theta, z0)

@@ -80,6 +80,11 @@ def surely(condition: Tensor) -> bool:
     return condition.device.type == "cpu" and all_true(condition)
 
 
+def choose(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """Return `torch.where(condition, chosen, other)`, without a copy where the condition is seen to hold everywhere."""
+    return chosen if chosen is other or surely(condition) else torch.where(condition, chosen, other)
+
+
 def length(vectors: Tensor) -> Tensor:
     """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
     wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
@@ -95,7 +100,7 @@ def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
         chosen: shape `(*lanes, ...)`.
         other: likewise.
     """
-    if other.device != lanes.device or other.shape[: lanes.ndim] != lanes.shape:
+    if chosen is other or other.device != lanes.device or other.shape[: lanes.ndim] != lanes.shape:
         return other
     return torch.where(lanes.reshape(lanes.shape + (1,) * (other.ndim - lanes.ndim)), chosen, other)
 

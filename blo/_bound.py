@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,15 @@ class Origin(Protocol):
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
         """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`."""
 
+    def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
+        """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
+
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function of trees like z makes of a flat one."""
+
+    def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
+        """Return what a function gives at these leaves of theta, lane by lane."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -63,6 +72,8 @@ class Bound:
         followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
         eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
         accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
+        carried: what the solver left in an earlier call, constants; None where it carries nothing.
+        stepwise: each step has an objective of its own, with another minibatch.
         residuals: what the objective is half the sum of squares of, shape `(*lanes, m)`; None where it is none.
     """
 
@@ -79,6 +90,8 @@ class Bound:
     followed: bool = False
     eps: float | None = None
     accuracy: float = 0.0
+    carried: Sequence[Tensor] | None = None
+    stepwise: bool = False
     residuals: Slice | None = None
 
     def value(self, z: Tensor) -> Tensor:
@@ -293,6 +306,37 @@ class Bound:
             StructureError: if `start` does not return a tree like z0.
         """
         return z0 if start is None else self.origin.place(start, self.leaves)
+
+    def at_step(self, step: int | Tensor | tuple[()]) -> Bound:
+        """Return the problem whose objective is that of one step; the same one if all steps share the objective."""
+        if not self.stepwise or isinstance(step, tuple):
+            return self
+        # Under `vmap`, problems that rest have stopped counting.
+        number = int(plain(step).max()) if isinstance(step, Tensor) else step
+        return replace(self, slice=self.origin.slice(self.leaves, number))
+
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it returns anything else, calling that `name`.
+        """
+        return self.origin.mapped(function, name, z)
+
+    def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
+        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+
+        Raises:
+            StructureError: inside `vmap`, if `read` does not return a tensor.
+        """
+        key = name, id(function)
+        if key not in self._at_theta:
+            self._at_theta[key] = self.origin.at(lambda theta: read(function(theta)), name, self.leaves)
+        return self._at_theta[key]
+
+    @cached_property
+    def _at_theta(self) -> dict[tuple[str, int], Any]:
+        return {}
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true, length, plain, whole
 from blo._findings import Findings
-from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, remedy_of
+from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, STUCK, remedy_of
 from blo._term import Counts
 from blo._warned import one_of_a_kind, warn
 from blo.errors import ConvergenceError, ConvergenceWarning, FixedStepsWarning
@@ -51,7 +51,7 @@ class Checks(Findings):
         if solution.random is not None and bool(plain(solution.random).any()):
             self.random(solution.random)
         elif solution.residual is not None and solution.tol is not None:
-            self.stationary(solution.residual, solution.tol, solution.floor)
+            self.stationary(solution.residual, solution.tol, solution.floor, solution.stuck)
 
     def random(self, lanes: Tensor) -> None:
         """Report an objective that is not a function, in these lanes."""
@@ -60,17 +60,19 @@ class Checks(Findings):
             of = f" in {int(flags.sum())} of {flags.numel()} problems" if flags.ndim else ""
             self.found(RANDOM.format(lanes=of), ConvergenceError, ConvergenceWarning)
 
-    def stationary(self, residual: Tensor, tol: Tensor | float, floor: Tensor | None = None) -> None:
+    def stationary(
+        self, residual: Tensor, tol: Tensor | float, floor: Tensor | None = None, stuck: Tensor | None = None
+    ) -> None:
         """Report lanes whose projected-gradient residual exceeds the tolerance, or has come down to rounding."""
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if not self.off and late:
             asked = _most(tol)
-            ended = floor is not None and bool(plain(floor).any())
+            ended, circling = (lanes is not None and bool(plain(lanes).any()) for lanes in (floor, stuck))
             self.found(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: residual "
                 f"{float(plain(residual).max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to "
-                f"another point. {FLOOR if ended else EARLY}",
+                f"another point. {FLOOR if ended else STUCK if circling else EARLY}",
                 ConvergenceError,
                 ConvergenceWarning,
             )

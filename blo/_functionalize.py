@@ -246,7 +246,7 @@ class Functional:
 
 def functionalize(
     module: nn.Module,
-    loss: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | Literal["loss"] | None = None,
     *,
     buffers: BufferPolicy = "freeze",
     seed: int | torch.Generator = 0,
@@ -261,7 +261,9 @@ def functionalize(
 
     Args:
         module: any module, in training or evaluation mode; move it to its device before.
-        loss: `loss(output, *targets)`; without it the value is the module's output.
+        loss: `loss(output, *targets)`, or `"loss"` for a module that computes its own, as those of Hugging Face do when
+            they are given labels: the value is then the output's attribute `.loss`, or its entry of that name. Without
+            it the value is the module's output.
         buffers: `"freeze"`: no evaluation changes a buffer. `"update-once"`: the first evaluation after the call of
             `functionalize` or `reseed` moves them as a forward pass of the module does, and no other one.
         seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout has one
@@ -274,7 +276,7 @@ def functionalize(
         StructureError: if `module` is not a module, has parameters without a shape, is wrapped in
             `DistributedDataParallel`, holds `DataParallel` or a module of `torch.jit`, or contains a layer whose
             gradient torch has wrong.
-        ValueError: if `buffers` is not a policy.
+        ValueError: if `buffers` is not a policy, or `loss` is another name.
     """
     if not isinstance(module, nn.Module):
         raise StructureError(f"`module` must be a torch.nn.Module, but is {type(module).__name__}.")
@@ -299,7 +301,27 @@ def functionalize(
         raise StructureError(f"`module` must know its shapes, but {lazy} are lazy. Call it once on a batch before.")
     if buffers not in _POLICIES:
         raise ValueError(f"`buffers` must be one of {_POLICIES}, but is {buffers!r}.")
+    if isinstance(loss, str):
+        if loss != "loss":
+            raise ValueError(f'`loss` must be a function, "loss" or None, but is {loss!r}.')
+        loss = _own_loss
     return Functional(module, loss, buffers, seed, fused_attention)
+
+
+def _own_loss(output: Any, *targets: Any) -> Tensor:
+    """Return the loss that a module has computed itself.
+
+    Raises:
+        StructureError: if there is none, or there are targets, which the module gets by keyword.
+    """
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if targets or not isinstance(found, Tensor):
+        reason = f"there are {len(targets)} targets" if targets else f"`loss` is {type(found).__name__}"
+        raise StructureError(
+            f'with loss="loss" the module\'s output, here {type(output).__name__}, must hold its own loss as a tensor, '
+            f"and targets go to the module, but {reason}. Call f(parameters, input_ids=..., labels=...)."
+        )
+    return found
 
 
 def _names(module: nn.Module) -> dict[str, list[str]]:

@@ -15,38 +15,79 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blo import tree
-from blo._lower import LowerProblem
-from blo._objective import FixedPoint, LeastSquares
+from blo._lower import LowerProblem, replace_objective
+from blo._objective import Batched, FixedPoint, LeastSquares
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
+from blo.errors import StructureError
+from blo.solvers import Iterative, Solver, functions_of_theta
 
 
-def hoist(lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[LowerProblem, Tree]:
-    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set or penalty)`."""
+def hoist(
+    lower: LowerProblem, theta: Tree, z0: Tree, solver: Solver | None
+) -> tuple[LowerProblem, Tree, Solver | None]:
+    """Return an equal problem whose theta is `(theta, captured tensors, parameters of a captured set or penalty)`.
+
+    The settings of the solver that are functions of theta become functions of that.
+    """
+    settings = {} if solver is None else functions_of_theta(solver)
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
-        evaluate = lower.objective.function if isinstance(lower.objective, FixedPoint) else lower.objective
-        evaluate(theta, z0)
+        evaluate: Callable[..., Any] = lower.objective
+        if isinstance(lower.objective, FixedPoint | Batched):
+            evaluate = lower.objective.function
+        if isinstance(lower.objective, Batched):
+            evaluate(theta, z0, 0)
+            for step in range(solver.max_steps if isinstance(solver, Iterative) else 0):
+                finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
+        else:
+            evaluate(theta, z0)
         if not isinstance(lower.term, Term):
             finder.note(lower.term(theta))  # a captured tensor may go into a set as it is
+        for setting in settings.values():
+            finder.note(setting(theta))
+    _refuse_captured(getattr(solver, "transform", None), z0)
     captured = tuple(finder.found.values())
     term = lower.term
     carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
     if not captured and not carries:
-        return lower, theta
+        return lower, theta, solver
     carried: Tree = ()
     if carries:
         term, carried = _last, term
     elif not isinstance(term, Term):
         term = _Hoisted(term, captured)
-    objective: Objective = _Hoisted(evaluate, captured)
+    function = _Hoisted(evaluate, captured)
+    objective: Objective = function
     if isinstance(lower.objective, FixedPoint):
-        objective = FixedPoint(objective)
+        objective = FixedPoint(function)
+    if isinstance(lower.objective, Batched):
+        objective = Batched(function)
     if isinstance(lower.objective, LeastSquares):
         objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
-    hoisted = replace(lower.with_term(term), objective=objective)
-    return hoisted, (theta, captured, carried)
+    hoisted = replace_objective(lower.with_term(term), objective)
+    if settings:
+        hoisted_settings: dict[str, Any] = {name: _Hoisted(setting, captured) for name, setting in settings.items()}
+        solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]
+    return hoisted, (theta, captured, carried), solver
+
+
+def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None:
+    """Refuse a solver's `transform` that captures what a transform of torch acts on: it has no theta to bring it along.
+
+    Raises:
+        StructureError: naming it.
+    """
+    finder = _Finder(tree.leaves(z0))
+    if transform is not None:
+        with finder:
+            transform(z0)
+    if finder.found:
+        raise StructureError(
+            "`transform` captures a tensor that `vmap`, `grad` or a relative acts on, which reaches it in recorded "
+            "steps alone. Use gradient=Unrolled(), or make it a constant."
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from blo import _bounds
+from blo import _bounds, tree
 from blo._arguments import require_function
 from blo._autocast import bare
 from blo._entrance import entrance
@@ -18,6 +18,7 @@ from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem
+from blo._objective import split
 from blo._parts import equipped, require_parts
 from blo._problem import FlatProblem
 from blo._report import Report
@@ -39,8 +40,10 @@ class Hypergradient:
         grad: the sum of the direct part and the implicit part, a tree like theta.
         z: the lower solution, a tree like z0.
         state: what warm-starts the next call: the solution under `"z"`, a tree like z0, and under `"q"` the adjoint,
-            shape `(*lanes, n)`, or None; safe to `torch.save`.
+            shape `(*lanes, n)`, or None; with `carry=True` what the solver keeps, a list of tensors under `"solver"`;
+            safe to `torch.save`.
         report: diagnostics, computed when read.
+        aux: with `has_aux=True` what `upper` returned beside its value, its tensors without a graph; otherwise None.
     """
 
     value: Tensor
@@ -49,6 +52,7 @@ class Hypergradient:
     z: Tree
     state: dict[str, Any]
     report: Report
+    aux: Any = None
 
     @cached_property
     def implicit(self) -> Tree:
@@ -69,6 +73,7 @@ def value_and_hypergrad(
     gradient: Strategy | None = None,
     state: dict[str, Any] | None = None,
     on_failure: OnFailure | None = None,
+    has_aux: bool = False,
 ) -> Hypergradient:
     """Return f(theta, z*(theta)) and its gradient, direct and implicit parts apart.
 
@@ -85,8 +90,9 @@ def value_and_hypergrad(
         solver: a lower solver; chosen as by `argmin` if None.
         gradient: a strategy; `Implicit()` by default.
         state: `.state` of an earlier call: the lower solver starts from its solution instead of `z0`, and an
-            iterative linear solver from its adjoint.
+            iterative linear solver from its adjoint. A solver with `carry=True` goes on with its momentum.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
+        has_aux: `upper` returns `(value, aux)`, and the result has the latter, a tree of anything, as `aux`.
 
     Raises:
         StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` do not fit
@@ -112,7 +118,8 @@ def value_and_hypergrad(
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None
     if state is not None:
-        start, guess = _resume(state, problem.layout)
+        start, guess, carried = _resume(state, problem.layout, solver.carry)
+        problem = replace(problem, carried=carried)
     checks.fixed(lower.term)
     rule = gradient.rule(problem, solving)
     bound = bare(rule.bind, problem, leaves)
@@ -121,6 +128,9 @@ def value_and_hypergrad(
 
     z = found.detach().requires_grad_()
     value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
+    aux = None
+    if has_aux:
+        value, aux = split(value, "upper")
     _check_upper(value)
     live = [leaf for leaf in leaves if leaf.requires_grad]
     slopes = torch.autograd.grad(value, [*live, z], allow_unused=True)
@@ -144,36 +154,44 @@ def value_and_hypergrad(
     def like_theta(parts: list[Tensor]) -> Tree:
         return problem.structure.tree(parts)
 
+    left = {"z": problem.layout.unravel(solved), "q": pulled.q}
+    if solver.carry:
+        left["solver"] = list(solving.last.carried)
     return Hypergradient(
         value=value.detach(),
         grad=like_theta(total),
         direct=like_theta(direct),
         z=problem.layout.unravel(solved),
-        state={"z": problem.layout.unravel(solved), "q": pulled.q},
+        state=left,
         report=Report(
             solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
         ),
+        aux=tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux),
     )
 
 
-def _resume(state: dict[str, Any], layout: Layout) -> tuple[Tensor, Tensor | None]:
-    """Return the flat solution and the adjoint that an earlier call left behind."""
-    if not isinstance(state, dict) or set(state) != {"z", "q"}:
+def _resume(
+    state: dict[str, Any], layout: Layout, carry: bool
+) -> tuple[Tensor, Tensor | None, Sequence[Tensor] | None]:
+    """Return the flat solution, the adjoint and what the solver keeps, as an earlier call left them."""
+    if not isinstance(state, dict) or set(state) != {"z", "q", *(["solver"] if carry else [])}:
         found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
-        raise StructureError(f"`state` must be the `.state` of an earlier call, with z and q, but {found}.")
+        wanted = "z, q and what a solver with carry=True keeps" if carry else "z and q"
+        raise StructureError(f"`state` must be the `.state` of an earlier call, with {wanted}, but {found}.")
     z, q = layout.ravel(state["z"], "state['z']").detach(), state["q"]
     if q is not None and (q.shape, q.dtype, q.device) != (z.shape, z.dtype, z.device):
         raise StructureError(
             f"`state['q']` must be {z.dtype} of shape {tuple(z.shape)} on {z.device}, but is {q.dtype} of shape "
             f"{tuple(q.shape)} on {q.device}. Start without `state` when the problem has changed."
         )
-    return z, q
+    return z, q, state["solver"] if carry else None
 
 
 def _check_upper(value: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != ():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. Did you mean .mean()?")
+        remedy = "For (value, aux) pass has_aux=True." if isinstance(value, tuple) else "Did you mean .mean()?"
+        raise StructureError(f"`upper` must return a scalar tensor, but returned {found}. {remedy}")
     if value.is_complex():
         raise StructureError(f"`upper` must return a real value, but returned {value.dtype}. Did you mean .real?")
     if not value.requires_grad:

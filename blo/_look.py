@@ -19,7 +19,7 @@ from blo.errors import StructureError
 
 
 class Looked:
-    """A function of theta and z whose first values are looked at.
+    """A function of theta and z, or of these and the number of a step, whose first values are looked at.
 
     Where they were computed by the fused weight norm or by a cross-entropy in chunks, whose second derivatives torch
     has wrong, or by embeddings with gradients that are sparse or divided by counts, all values are computed with
@@ -36,22 +36,22 @@ class Looked:
         self._by_formulas = False
         self._passed: Any = object()  # the theta with which the function was found to be in order
 
-    def __call__(self, theta: Any, z: Any) -> Any:
+    def __call__(self, theta: Any, z: Any, *step: int) -> Any:
         if theta is self._passed or torch.compiler.is_compiling():  # a solver calls with one theta again and again
-            return self._function(theta, z)
+            return self._function(theta, z, *step)
         if self._by_formulas:
             with _Formulas():
-                return self._function(theta, z)
+                return self._function(theta, z, *step)
         if not torch.is_grad_enabled():
-            return self._function(theta, z)
+            return self._function(theta, z, *step)
         upper = tree.tensors(theta)
         live = any(leaf.requires_grad for leaf in upper)
         if live in self._seen:
             self._passed = theta
-            return self._function(theta, z)
+            return self._function(theta, z, *step)
         given = [*upper, *tree.tensors(z)]
         before = versions(given)
-        value = self._function(theta, z)
+        value = self._function(theta, z, *step)
         self._seen.add(live)
         if versions(given) != before:
             raise StructureError(
@@ -61,7 +61,7 @@ class Looked:
             )
         if _misleads(tree.tensors(value), given):
             self._by_formulas, self._passed = True, object()
-            return self(theta, z)
+            return self(theta, z, *step)
         self._passed = theta
         return value
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import FixedPoint, LeastSquares, Linearized, around
+from blo._objective import Batched, FixedPoint, Indexed, LeastSquares, Linearized, WithoutAux, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -34,11 +34,16 @@ class LowerProblem:
             differentiated together.
         strong_convexity: a number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, if one is known: a ridge
             weight, say. Reports then bound the errors of the lower solution and of the adjoint.
+        batches: a minibatch for each step of the solver: a function of the number of the step, from 0, which returns
+            the same whenever it is called with the same number, or a sequence, which begins again after its end. Then
+            the objective is `objective(theta, z, batch)`. It takes a fixed number of steps of `ProjectedGradient`,
+            `TorchOpt` or `TorchOptim`, and `Unrolled` or `Zero`, since no point solves such a problem.
+        has_aux: the objective returns `(loss, aux)`, of which blo takes the loss.
 
     Raises:
         StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
             if one of them is neither that nor a callable; or if the objective is not a function of theta and z, in this
-            order as far as the names of its parameters tell.
+            order as far as the names of its parameters tell; or if `batches` is no function or sequence.
         ValueError: if `strong_convexity` is not positive.
     """
 
@@ -47,12 +52,20 @@ class LowerProblem:
     penalty: Penalty | Callable[[Tree], Penalty] | None = None
     batched: bool = False
     strong_convexity: float | None = field(default=None, kw_only=True)
+    batches: Callable[[int], Any] | Sequence[Any] | None = field(default=None, kw_only=True)
+    has_aux: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
-        if not isinstance(self.objective, FixedPoint):
-            require_function(self.objective, "objective", "theta", "z")
+        made = FixedPoint | LeastSquares | Linearized | Batched | WithoutAux
+        if not isinstance(self.objective, made):
+            batch = () if self.batches is None else ("a batch",)
+            require_function(self.objective, "objective", "theta", "z", *batch)
+            if self.has_aux:
+                object.__setattr__(self, "objective", WithoutAux(self.objective))
+        if self.batches is not None:
+            object.__setattr__(self, "objective", _with_batches(self.objective, self.batches))
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             maker = callable(given) and not isinstance(given, Term)
             missing = given is None and name == "penalty"
@@ -145,8 +158,34 @@ class LowerProblem:
         return replace(self, objective=model, strong_convexity=float(curvature))
 
 
+def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] | Sequence[Any]) -> Objective:
+    """Return the objective of all steps.
+
+    Raises:
+        StructureError: if the objective takes no batch, or there is none.
+    """
+    if isinstance(objective, Batched):
+        return objective
+    if isinstance(objective, FixedPoint | LeastSquares | Linearized):
+        raise StructureError(
+            "`batches` needs a plain `objective(theta, z, batch)`, which sums of squares, linearised problems and "
+            "fixed points are not. Write the sum or the model into the objective."
+        )
+    if not callable(batches) and not (isinstance(batches, Sequence | Tensor) and len(batches) > 0):
+        raise StructureError(
+            "`batches` must be a function of the number of a step, or a sequence that is not empty, but is of type "
+            f"{type(batches).__name__}. A loader is read once, but steps are made again: take `list(loader)`."
+        )
+    return Batched(Indexed(objective, batches))
+
+
 def wrapped(lower: LowerProblem, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> LowerProblem:
     """Return the problem with the function of its objective wrapped: a copy that is not checked again."""
+    return replace_objective(lower, around(lower.objective, wrap))
+
+
+def replace_objective(lower: LowerProblem, objective: Objective) -> LowerProblem:
+    """Return the problem with another objective: a copy that is not checked again."""
     other = object.__new__(type(lower))
-    vars(other).update(vars(lower), objective=around(lower.objective, wrap))
+    vars(other).update(vars(lower), objective=objective)
     return other

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -159,10 +160,70 @@ class LeastSquares:
         return found.reshape(*lanes, -1)
 
 
+@dataclass(frozen=True)
+class WithoutAux:
+    """The first of the two values of a function that returns `(loss, aux)`."""
+
+    function: Callable[..., Any]
+    name: str = "objective"
+
+    def __call__(self, *arguments: Any) -> Any:
+        return split(self.function(*arguments), self.name)[0]
+
+
+def split(found: Any, name: str) -> tuple[Any, Any]:
+    """Return the loss and what comes with it.
+
+    Raises:
+        StructureError: if there are not just these two.
+    """
+    if not isinstance(found, tuple) or len(found) != 2:
+        given = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
+        raise StructureError(f"with has_aux=True, `{name}` must return the pair (loss, aux), but returned {given}.")
+    return found
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """`objective(theta, z, batch)` as a function of theta, z and the number of a step."""
+
+    objective: Callable[[Tree, Tree, Any], Tensor]
+    batches: Callable[[int], Any] | Sequence[Any]
+
+    def __call__(self, theta: Tree, z: Tree, step: int) -> Tensor:
+        return self.objective(theta, z, self.batch(step))
+
+    def batch(self, step: int) -> Any:
+        """Return the batch of a step; a sequence begins again after its end."""
+        return self.batches(step) if callable(self.batches) else self.batches[step % len(self.batches)]
+
+
+@dataclass(frozen=True)
+class Batched:
+    """Stands in the place of an objective where each step of the solver has one of its own.
+
+    Whoever evaluates it without the number of a step wants one objective, and is refused.
+    """
+
+    function: Callable[[Tree, Tree, int], Tensor]
+    step: int | None = None
+
+    def __call__(self, theta: Tree, z: Tree) -> Tensor:
+        if self.step is None:
+            raise StructureError(
+                "a problem with `batches` has another objective in each step, and none that could be solved or "
+                "evaluated as a whole. Use ProjectedGradient(step, max_steps, tol=None), TorchOpt or TorchOptim, and "
+                "Unrolled() or Zero(); for other solvers and strategies leave out `batches`."
+            )
+        return self.function(theta, z, self.step)
+
+
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
     """Return the objective with its function wrapped."""
     if isinstance(objective, FixedPoint):
         return FixedPoint(wrap(objective.function))
+    if isinstance(objective, Batched):
+        return replace(objective, function=wrap(objective.function))
     if isinstance(objective, Linearized):
         return replace(objective, objective=wrap(objective.objective))
     if isinstance(objective, LeastSquares):
@@ -170,11 +231,13 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
     return wrap(objective)
 
 
-def written(objective: Objective) -> Callable[..., Any]:
+def written(objective: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that the user wrote for an objective."""
     while isinstance(objective, Linearized):
         objective = objective.objective
-    if isinstance(objective, FixedPoint):
+    if isinstance(objective, Batched) and isinstance(objective.function, Indexed):
+        return partial(written(objective.function.objective), objective.function.batches)
+    if isinstance(objective, FixedPoint | Batched | WithoutAux):
         return objective.function
     return objective.residual if isinstance(objective, LeastSquares) else objective
 
@@ -184,4 +247,17 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
-__all__ = ["FixedPoint", "LeastSquares", "Linearized", "Slice", "TiltedSlice", "around", "slice_at", "written"]
+__all__ = [
+    "Batched",
+    "FixedPoint",
+    "Indexed",
+    "LeastSquares",
+    "Linearized",
+    "Slice",
+    "TiltedSlice",
+    "WithoutAux",
+    "around",
+    "slice_at",
+    "split",
+    "written",
+]

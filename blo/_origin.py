@@ -17,7 +17,7 @@ from blo.solvers import Solver
 
 def origin(problem: Bound, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -> str:
     """Say where a NaN of the lower solution z comes from, as far as the arguments and two gradients tell."""
-    look, rest = "Look at what it was computed from.", problem.detach()
+    look, rest = "Look at what it was computed from.", problem.detach().at_step(0)
     if not _finite([z0]):
         return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
     if not _finite(tree.leaves(theta)):

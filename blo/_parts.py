@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._autocast import Autocast, bare, without
 from blo._lower import LowerProblem
+from blo._objective import Batched
 from blo._problem import FlatProblem
 from blo._torch import any_autocast
 from blo.errors import StructureError
@@ -42,9 +43,11 @@ def equipped(
     residuals of data are small beside their terms.
 
     Raises:
-        StructureError: in half precision without a solver.
+        StructureError: in half precision without a solver; for a solver or a strategy that does not take `batches`.
     """
-    if solver is None:
+    if isinstance(problem.lower.objective, Batched):
+        solver = _stepwise(solver, gradient)
+    elif solver is None:
         solver = _default(problem, leaves, gradient)
     elif solver.tol and solver.tol != math.inf:
         # A solver that accepts any residual says nothing about how far z is from constraints that hold it.
@@ -52,6 +55,28 @@ def equipped(
     if any_autocast() and (solver.tol is None or not bare(problem.runs, leaves, z0)):
         problem = problem.under(Autocast.current())
     return solver, problem
+
+
+def _stepwise(solver: Solver | None, gradient: Strategy) -> Solver:
+    """Return the solver, if it and the strategy can do with another objective in each step.
+
+    Raises:
+        StructureError: naming the argument.
+    """
+    if solver is None or not solver.takes_batches or solver.tol is not None or getattr(solver, "step", 1) is None:
+        found = "is left out" if solver is None else f"is {type(solver).__name__}"
+        if solver is not None and solver.takes_batches:
+            found += " with a tolerance" if solver.tol is not None else " without a step"
+        raise StructureError(
+            f"with `batches`, `solver` must make a fixed number of steps of given sizes, but {found}. Use "
+            "ProjectedGradient(step, max_steps, tol=None), TorchOpt(optimizer, steps) or TorchOptim(factory, steps)."
+        )
+    if gradient.expects_theta and not gradient.unrolls:
+        raise StructureError(
+            f"with `batches`, `gradient` must differentiate the steps, but is {type(gradient).__name__}, which "
+            "needs the point where one objective is stationary. Use Unrolled(), or Zero()."
+        )
+    return solver
 
 
 @without

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from blo._autocast import Autocast, Under
 from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
-from blo._lower import LowerProblem, wrapped
-from blo._objective import FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
+from blo._lower import LowerProblem, replace_objective, wrapped
+from blo._objective import Batched, FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -34,6 +35,7 @@ class FlatProblem:
         randomness: of each lift: what the `vmap` that it stands for was told of random operations.
         eps: as in `Bound`.
         accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
+        carried: what the solver left in an earlier call, constants; None where it carries nothing.
     """
 
     lower: LowerProblem
@@ -42,6 +44,7 @@ class FlatProblem:
     randomness: tuple[str, ...] = ()
     eps: float | None = None
     accuracy: float = 0.0
+    carried: Sequence[Tensor] | None = None
 
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
@@ -62,7 +65,7 @@ class FlatProblem:
         """Tell whether the objective can be evaluated as things are: some run under autocast alone."""
         try:
             with torch.no_grad():
-                self.bind([leaf.detach() for leaf in leaves]).slice(self.layout.unravel(z))
+                self.slice([leaf.detach() for leaf in leaves], 0)(self.layout.unravel(z))
         except RuntimeError as error:
             return isinstance(error, BloError)  # which is told again where it belongs
         return True
@@ -84,13 +87,9 @@ class FlatProblem:
     def bind(self, leaves: Sequence[Tensor]) -> Bound:
         """Return the problem at the theta with these leaves."""
         theta = self.structure.tree(leaves)
-        if self.lifts:
-            term, bound = self._lifted_term(leaves), self._lifted_slice(leaves)
-        else:
-            term, bound = self._term(theta), slice_at(self._evaluate, theta)
         return Bound(
-            bound,
-            term,
+            self.slice(leaves),
+            self._lifted_term(leaves) if self.lifts else self._term(theta),
             self.layout,
             theta,
             leaves,
@@ -100,8 +99,17 @@ class FlatProblem:
             self.symmetric,
             eps=self.eps,
             accuracy=self.accuracy,
+            carried=self.carried,
+            stepwise=isinstance(self.lower.objective, Batched),
             residuals=self._residuals(leaves),
         )
+
+    def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
+        """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
+        if step is not None and isinstance(self.lower.objective, Batched):
+            lower = replace_objective(self.lower, replace(self.lower.objective, step=step))
+            return replace(self, lower=lower).slice(leaves)
+        return self._lifted_slice(leaves) if self.lifts else slice_at(self._evaluate, self.structure.tree(leaves))
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
@@ -122,6 +130,40 @@ class FlatProblem:
         found = flat(*leaves)
         # A tensor of its own: in a leaf of theta the objective's dependence on theta would pass for that on z.
         return found.clone()
+
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function of trees like z makes of a flat one, shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it does not return a tree like z.
+        """
+
+        def flat(z: Tensor) -> Tensor:
+            return self.layout.ravel(function(self.layout.unravel(z)), name)
+
+        for randomness in self.randomness:
+            flat = torch.vmap(flat, randomness=randomness)
+        return flat(z)
+
+    def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
+        """Return what the setting `name` of a solver is at these leaves of theta, lane by lane.
+
+        Raises:
+            StructureError: inside `vmap`, if the function does not return a tensor.
+        """
+
+        def found(*leaves: Tensor) -> Any:
+            value = function(self.structure.tree(leaves))
+            if self.lifts and not isinstance(value, Tensor):
+                raise StructureError(
+                    f"`{name}` as a function of theta returns {type(value).__name__} here, over which `vmap` cannot "
+                    "map. Use gradient=Unrolled(), a number, or problems with batched=True."
+                )
+            return value
+
+        for randomness in self.randomness:
+            found = torch.vmap(found, randomness=randomness)
+        return found(*leaves)
 
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:

@@ -26,6 +26,10 @@ FLOOR = (
     "Nothing improves it: it has come down to the rounding of the gradient, in the precision in which the objective is "
     "computed. Use float64 or no autocast, scale z so that its curvatures differ less, or ask for a larger `tol`."
 )
+STUCK = (
+    "The residual there did not fall for 128 steps, so the solve stopped: the map is no contraction. Try `relaxation` "
+    "below 1, another `memory` or start, or bound the map's Lipschitz constant below 1, by a spectral norm say."
+)
 RANDOM = (
     "`objective` must be a function of theta and z, but two evaluations of its gradient at one point differ{lanes}: it "
     "draws random numbers, or reads data that change. No solve of it converges, and a hypergradient means nothing. For "

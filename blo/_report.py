@@ -58,8 +58,10 @@ class Report:
             return Status.NON_FINITE
         if self.solution.random is not None and bool(self.solution.random.any()):
             return Status.RANDOM
-        if tol is None or residual is None or not self._asked_for:
+        if tol is None or residual is None:
             return Status.UNCHECKED
+        if not self._asked_for:
+            return Status.GIVEN
         return Status.CONVERGED if bool((residual <= tol).all()) else Status.UNCONVERGED
 
     @cached_property
@@ -202,7 +204,7 @@ class Report:
         An approximation of the adjoint by choice passes where its residual shows it to be a solution, to 1e-6 or
         rounding, and not where nobody measured one.
         """
-        fine = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
+        fine = (Status.CONVERGED, Status.UNCHECKED, Status.GIVEN)
         loose = self.pulled.loose is not None and bool(self.pulled.loose.any())
         return self.lower_status in fine and self._inverted and not (self.degenerate or loose or self._elsewhere)
 
@@ -239,7 +241,7 @@ class Report:
     def _asked(self) -> str:
         """The tolerance of the lane with the largest residual: what was asked for, or what rounding allows there."""
         residual, tol = self._residuals, self._limit
-        if residual is None or tol is None:
+        if residual is None or tol is None or not self._asked_for:
             return ""
         limits = torch.as_tensor(tol).broadcast_to(residual.shape).flatten()
         return f" of {float(limits[residual.flatten().argmax()]):.2e} allowed"

@@ -19,8 +19,7 @@ def require_positive(value: float, name: str, otherwise: str = "") -> None:
     if isinstance(value, Tensor) and value.requires_grad:
         raise StructureError(
             f"`{name}` must be a number, but is a tensor that requires grad, into which no gradient would flow. "
-            "To learn steps, let the objective scale z by a tensor of theta: a step of size 1 then moves the scaled z "
-            "by the tensor's square times the gradient."
+            "To learn steps, use ProjectedGradient(step=lambda theta: ...) with Unrolled()."
         )
     if not value > 0:
         raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}".rstrip())

@@ -60,6 +60,8 @@ class Solving:
             for name, value in vars(solution).items()
             if isinstance(value, Tensor) and value.requires_grad
         }
+        if solution.carried:
+            parts["carried"] = [tensor.detach() for tensor in solution.carried]
         self.last, self.start = replace(solution, **parts) if parts else solution, z0.detach()
         if self.gradient.unrolls or not transforms_active():
             self.checks.lower(solution, self._remedy(problem, z0, solution.z))
@@ -163,7 +165,7 @@ class Solving:
             return found
         # Random numbers were drawn: by the objective, which may seed them anew each time, or by the solver. Noise may
         # vanish at the solution.
-        rest, lanes = problem.detach(), torch.zeros_like(z0[..., 0], dtype=torch.bool)
+        rest, lanes = problem.detach().at_step(0), torch.zeros_like(z0[..., 0], dtype=torch.bool)
         for place in (z0.detach(), found.z.detach()):
             slope = rest.gradient(place).detach()
             lanes = lanes | ~repeats(rest, Place(place, slope, place, slope))

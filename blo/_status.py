@@ -12,6 +12,7 @@ class Status(enum.Enum):
     UNCONVERGED = "stopped before its tolerance"
     RANDOM = "two evaluations of the objective at one point differ: it is not a function of theta and z"
     UNCHECKED = "an approximation by choice, or a fixed number of steps: no tolerance was asked for"
+    GIVEN = "the point was given, not solved for"
     INDEFINITE = "curvature is not positive on the tangent space: the point is not an isolated minimiser"
     NON_FINITE = "a NaN or an infinity appeared"
     UNUSED = "not needed: the strategy solves no linear system"

@@ -44,7 +44,7 @@ class Replay:
     def restart(self, problem: Bound, state: Running) -> Running:
         """Return the state with its point held constant and the slope there as a function of theta."""
         held: Running = tree.map(lambda tensor: tensor.detach(), state)
-        return held._replace(state=held.state.anew(problem.gradient))
+        return held._replace(state=held.state.anew(problem.at_step(getattr(held.state, "age", ())).gradient))
 
     def advance(self, problem: Bound, state: Running, first: int, steps: int) -> Running:
         """Return the state after `steps` more steps, the first of which has the number `first`."""

@@ -39,6 +39,11 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     return leaves, spec
 
 
+def structure(tree: Tree) -> tuple[list[Any], TreeSpec]:
+    """Return the leaves, whatever they are, and the structure."""
+    return ([tree], _LEAF) if isinstance(tree, Tensor) else pytree.tree_flatten(tree)
+
+
 def leaves(tree: Tree) -> list[Any]:
     """Return the leaves, whatever they are."""
     return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)

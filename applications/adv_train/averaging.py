@@ -10,34 +10,34 @@ from torch import Tensor, nn
 
 
 def share_of_latest(step: int, *, ema: float | None, first: int = 0) -> float:
-    """Give the share of the weights after a step in their average up to that step.
+    """Return the share that the weights after a step have in the average up to that step.
 
     With a decay it is 1 - min(decay, (1 + step) / (10 + step)): an exponential moving average whose decay warms up, so
-    that the first weights soon leave it (the rule of TensorFlow's ExponentialMovingAverage with `num_updates`, and of
-    most public code of adversarial training). Without a decay it is the share in the mean of all weights since a step
-    (stochastic weight averaging; Izmailov et al., UAI 2018), and 1 before that step.
+    that it soon forgets the first weights (the rule of TensorFlow's ExponentialMovingAverage with `num_updates`, and of
+    most public code of adversarial training). Without a decay it is the share in the mean of all weights since the step
+    `first` (stochastic weight averaging; Izmailov et al., UAI 2018), and 1 before that step.
 
     Args:
         step: Index of the step, from 0.
         ema: The decay; None for the mean.
-        first: The step from which on there is a mean.
+        first: First step of the mean.
     """
     if ema is None:
         return 1 / (1 + max(0, step - first))
-    return max(1 - ema, 9 / (10 + step))
+    return max(1 - ema, 9 / (10 + step))  # 1 - (1 + step) / (10 + step) = 9 / (10 + step)
 
 
 @torch.no_grad()
 def move(average: nn.Module, latest: nn.Module, share: float | Tensor) -> None:
-    """Move an average towards the latest weights by their share in it, without waiting for the device.
+    """Move an average towards the latest weights by `share`, without waiting for the device.
 
-    The running statistics of BatchNorm are averaged as the weights are. Whole numbers, such as the count of batches,
-    are copied.
+    The running statistics of BatchNorm are averaged like the weights. Integers, such as the count of batches, are
+    copied.
 
     Args:
         average: A copy of the model; changed in place.
         latest: The model.
-        share: In [0, 1], a number or of shape `()`; 1 makes the average equal to the latest weights.
+        share: Share of the latest weights in [0, 1], a number or a tensor of shape `()`; 1 copies the latest weights.
     """
     targets: Mapping[str, Tensor] = average.state_dict()
     found: Mapping[str, Tensor] = latest.state_dict()

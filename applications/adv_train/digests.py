@@ -1,4 +1,4 @@
-"""Digests of plain values and tensors: equal content, equal digest, on every device."""
+"""Digests of plain values and tensors: equal content has the same digest on every device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def digest(content: Any) -> str:
-    """Digest mappings, sequences, plain values and tensors: 64 hexadecimal digits (SHA-256)."""
+    """Return the SHA-256 of nested mappings and sequences of plain values and tensors, as 64 hexadecimal digits."""
     found = hashlib.sha256()
 
     def take(value: Any) -> None:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            # As bytes: NumPy has no bfloat16.
+            # Viewed as bytes, because NumPy has no bfloat16.
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         elif isinstance(value, Mapping):
             for key, part in value.items():

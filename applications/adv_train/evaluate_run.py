@@ -1,4 +1,4 @@
-"""Judging what is in a run folder or a file of weights."""
+"""Evaluation of a run folder or of a file of weights."""
 
 from __future__ import annotations
 
@@ -42,28 +42,28 @@ def evaluate_run(
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Judge a model of a run on the test split of its data, and write a record beside those that the run has.
+    """Evaluate a model of a run on the test split of its data, and write a record beside the earlier ones.
 
-    What is judged already is not judged again: a record of the same weights, images, attacks, seed, device and versions
-    is given back, and attacks of an evaluation that was interrupted are taken over.
+    No attack runs twice. If the run has a record of the same weights, images, attacks, seed, device and versions, it is
+    returned. If such an evaluation was interrupted, its finished attacks are reused.
 
     Args:
         path: The run folder.
         which: Which checkpoint, ``"best"`` or ``"last"``.
-        attacks: Those to run.
-        norm: Of the attacks; by default that of training.
-        eps: Budget in the norm; by default that of training, if the norm is.
-        limit: Judge only so many test images, of all classes in proportion.
+        attacks: The attacks to run.
+        norm: Norm of the attacks; by default that of training.
+        eps: Budget of the attacks; by default that of training, if the norm is that of training.
+        limit: Number of test images to use, of all classes in proportion; by default all.
         judging: The settings of every attack.
-        device: Where to judge; by default the fastest there is.
-        data_name: Where an image folder is now, as ``imagefolder:PATH``.
-        data_root: Folder of the data sets; by default the one that the run was trained from.
-        again: Judge anew what is judged already.
+        device: The device to use; by default the fastest one.
+        data_name: New path of an image folder that has moved, as ``imagefolder:PATH``.
+        data_root: Folder of the data sets; by default the one used in training.
+        again: Run all attacks, even if there is a record or a finished attack.
         save_images: File for the attacks' images, as for `adv_train.evaluate`.
-        tell: Called with a line about what is done already.
+        tell: Called with one line of text about finished attacks that are reused.
 
     Raises:
-        UserError: When the run, its data or an argument cannot be used.
+        UserError: If the run, its data or an argument cannot be used.
     """
     saved = load_checkpoint(RunFolder(path), which)
     check_classes(attacks, saved.model_arguments["classes"])
@@ -94,28 +94,28 @@ def evaluate_weights(
     save_images: Path | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Judge a model that was not trained here, and write a record.
+    """Evaluate a model that `adv-train` has not trained, and write a record.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, with options where they are wanted, such as
+        model_name: A name of `adv_train.models.MODELS.names()`, if need be with options, such as
             ``wrn-28-10(activation=silu)``; ``torchvision:NETWORK``, or ``package.module:factory``.
-        data_name: The data set whose test split it is judged on.
-        out: Folder of the record; made where it does not exist.
-        weights: File of the weights; None where the factory brings them.
+        data_name: The data set whose test split is used.
+        out: Folder of the record; it is made if it does not exist.
+        weights: File of the weights; None if the factory returns a model with its weights.
         normalisation: For weights without mean and standard deviation, as in `adv_train.models.load_weights`.
-        norm: Of the attacks.
-        eps: Budget in the norm.
-        attacks: As for `evaluate_run`, and so are the others.
-        limit: Judge only so many test images.
+        norm: Norm of the attacks.
+        eps: Budget of the attacks.
+        attacks: The attacks to run. This and all further arguments are as for `evaluate_run`.
+        limit: Number of test images to use.
         judging: The settings of every attack.
-        device: Where to judge.
+        device: The device to use.
         data_root: Folder of the data sets.
-        again: Judge anew what is judged already.
+        again: Run all attacks, even if there is a record or a finished attack.
         save_images: File for the attacks' images.
-        tell: Called with a line about what is done already.
+        tell: Called with one line of text about finished attacks that are reused.
 
     Raises:
-        UserError: When the model, its weights, the data or an argument cannot be used.
+        UserError: If the model, its weights, the data or an argument cannot be used.
     """
     opened = open_weights(
         model_name, data_name, weights=weights, normalisation=normalisation, device=device, data_root=data_root
@@ -129,17 +129,17 @@ def evaluate_weights(
 
 
 def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
-    """Return what the attacks may do: what they might in training, if nothing else is said."""
+    """Return the threat of the attacks: that of training, with the norm and the eps given."""
     if norm not in (None, trained.norm) and eps is None:
         raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to judge it in {norm}.")
     return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 
 def check_classes(attacks: Sequence[Attack], classes: int) -> None:
-    """Refuse an attack that cannot judge so few classes.
+    """Check that every attack is defined for so many classes.
 
     Raises:
-        UserError: When AutoAttack would, or another whose loss compares several logits.
+        UserError: If AutoAttack, or another attack whose loss compares several logits, needs more classes.
     """
     for attack in attacks:
         if classes < attack.least_classes:
@@ -152,6 +152,6 @@ def check_classes(attacks: Sequence[Attack], classes: int) -> None:
 
 
 def _bound(attacks: Sequence[Attack], dataset: data.Dataset, device: torch.device) -> list[Attack]:
-    """Load the models that attacks name, and refuse those of other data."""
+    """Load the models that the attacks name, after checking that these were trained on data of the same form."""
     arguments = dict(dataset.model_arguments())
     return [attack.bound(lambda source: load_source(source, arguments, dataset.name, device)) for attack in attacks]

@@ -67,13 +67,13 @@ def judge(
     if class_names and len(class_names) <= int(y.max()):
         raise UserError(f"`class_names` holds {len(class_names)} names, but the largest label is {int(y.max())}.")
     with frozen(model), suitable_threads(model, x):
-        forward = adapted(model, x)
+        forward, size = judging.fitted(adapted(model, x), full_resolution(x))
         with torch.no_grad():
             classes = checked(forward(full_resolution(x[:1])), 1).shape[1]
             check_labels(y, classes)
         for attack in chosen.values():
             attack.check(x, classes, threat)
-        before = predict(forward, full_resolution(x), judging.batch_size)
+        before = predict(forward, full_resolution(x), size)
     answers, truth = before.cpu().numpy(), y.cpu().numpy()
     if judging.ranks.first and (collapsed := collapse(truth, answers)):
         warnings.warn(collapsed, RuntimeWarning, stacklevel=3)
@@ -100,7 +100,7 @@ def judge(
             outcome = Outcome(robust, predicted, dict(verdicts.settings), said)
             found = Finished(outcome, shown_examples(x, verdicts, y, before, examples) if examples > 0 else None)
             if images_too:
-                found = _rounded(found, verdicts, model, x, judged, judging.batch_size)
+                found = _rounded(found, verdicts, model, x, judged, judging)
             if unfinished is not None and judging.ranks.first:
                 unfinished.keep(name, settings[name], judged, found)
         done[name] = found
@@ -128,11 +128,12 @@ def _attacked(
 
 
 def _rounded(
-    found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, batch_size: int
+    found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, judging: Judging
 ) -> Finished:
     """Add the images, rounded, and the verdicts on these."""
     stored, full = rounded(verdicts.images, judged.threat), full_resolution(x)
     with frozen(model), suitable_threads(model, x):
-        classes = judge_rounded(adapted(model, x), stored, full, judged.threat, batch_size).cpu().numpy()
+        forward, size = judging.fitted(adapted(model, x), full)
+        classes = judge_rounded(forward, stored, full, judged.threat, size).cpu().numpy()
     outcome = replace(found.outcome, rounded=judged.clean & (classes == judged.labels))
     return replace(found, outcome=outcome, images=stored.cpu().numpy())

@@ -1,4 +1,4 @@
-"""The parameters of a class or function as a user sees them: name, type, default and a line of description."""
+"""The parameters of a class or function as a user sees them: name, type, default and one line of description."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Leaf:
     """One parameter.
 
     Attributes:
-        field: Its name.
+        field: Name of the parameter.
         hint: Its type, see `adv_train.values.reader`.
-        default: Its default, where it has one.
-        required: It has none.
-        help: What the docstring says of it, in one line.
+        default: Its default, if it has one.
+        required: Whether it has no default.
+        help: Its description in the docstring, in one line.
     """
 
     field: str
@@ -31,14 +31,14 @@ class Leaf:
     help: str
 
     def read(self, value: object, name: str | None = None) -> Any:
-        """Read a value by the rule of the type.
+        """Convert a value to the parameter's type, and check it.
 
         Args:
-            value: As written, or of the type already.
-            name: What the user calls it, for the error; by default its own name.
+            value: Text as the user wrote it, or a value of the type.
+            name: The user's name of the parameter, for the error; by default its own name.
 
         Raises:
-            UserError: When the value breaks the rule.
+            UserError: If the value does not have the type, or is out of its range.
         """
         return values.reader(self.hint)(value, name or self.field)
 
@@ -48,9 +48,10 @@ def leaves(maker: Callable[..., Any]) -> list[Leaf]:
     return list(_leaves(maker))
 
 
-@cache  # reading types and docstrings takes a millisecond, and a command asks for those of each method many times
+@cache  # parsing types and docstrings takes a millisecond, and a command needs the parameters of each method many times
 def _leaves(maker: Callable[..., Any]) -> tuple[Leaf, ...]:
-    # Of a dataclass the class knows the types of inherited fields, which its own module need not know.
+    # For a dataclass, take the types from the class and not from `__init__`: an inherited field may have a type that
+    # the module of the class does not import.
     plain_class = inspect.isclass(maker) and not is_dataclass(maker)
     hints = get_type_hints(maker.__init__ if plain_class else maker, include_extras=True)
     told = _told(maker)
@@ -62,7 +63,7 @@ def _leaves(maker: Callable[..., Any]) -> tuple[Leaf, ...]:
 
 
 def _told(maker: Callable[..., Any]) -> dict[str, str]:
-    """Return what the docstrings say of each parameter; a class inherits what its bases say."""
+    """Return the description of each parameter in the docstrings; a class inherits those of its bases."""
     from docstring_parser import parse  # Not at the top: `import adv_train` works without it.
 
     bases = reversed(maker.__mro__) if inspect.isclass(maker) else [maker]

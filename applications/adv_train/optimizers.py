@@ -14,7 +14,7 @@ from adv_train.errors import UserError, unknown
 from adv_train.steady_sgd import SteadySGD
 from adv_train.values import refused
 
-#: What a run says of every optimiser, under keys of their own.
+#: Parameters that are no options: the weights, and those with configuration keys of their own.
 _KEYS: Final = ("params", "lr", "weight_decay")
 _KINDS: Final[dict[str, type[torch.optim.Optimizer]]] = {
     name.lower(): kind
@@ -38,10 +38,10 @@ def options(name: str) -> list[str]:
 
 
 def check(name: str, weight_decay: float, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options in the form that torch takes them in: numbers for texts such as `1e-6`, tuples for lists.
+    """Return options as torch expects them: texts such as `1e-6` become numbers, and lists become tuples.
 
     Raises:
-        UserError: For an unknown name, an option or a weight decay that the optimiser lacks, or a value that is neither
+        UserError: If the name is unknown, the optimiser has no such option or no weight decay, or a value is neither
             plain nor finite.
     """
     known = options(name)
@@ -55,10 +55,10 @@ def check(name: str, weight_decay: float, chosen: Mapping[str, Any]) -> dict[str
 
 
 def check_captured(name: str) -> None:
-    """Refuse an optimiser whose step a CUDA graph cannot hold.
+    """Check that a CUDA graph can capture the step of an optimiser.
 
     Raises:
-        UserError: Naming those that can.
+        UserError: If it cannot; the message names the optimisers whose step can be captured.
     """
     able = [kind for kind in _KINDS if kind == "sgd" or "capturable" in _parameters(kind)]
     if name not in able:
@@ -72,14 +72,14 @@ def create(
 
     Args:
         name: One of `names`.
-        parameters: What it moves.
+        parameters: The parameters to update.
         lr: Learning rate.
-        weight_decay: On every parameter.
-        captured: Whether a CUDA graph is to hold its step, with a learning rate and a momentum that are tensors.
+        weight_decay: Weight decay of every parameter.
+        captured: Whether a CUDA graph will capture the step; learning rate and momentum are then tensors.
         **chosen: Further options.
 
     Raises:
-        UserError: When torch refuses a value, or the optimiser cannot step on dense gradients alone.
+        UserError: If torch refuses a value, or the optimiser needs more than dense gradients for a step.
     """
     named = {"lr": lr, **chosen}
     parameters = list(parameters)
@@ -90,7 +90,7 @@ def create(
         named["capturable"] = True
     try:
         made: torch.optim.Optimizer = kind(parameters, **named)
-        # Some refuse only when they are to step: one needs a closure, another sparse gradients.
+        # Some optimisers fail only at their first step: one needs a closure, another needs sparse gradients.
         probe = torch.zeros_like(parameters[0], requires_grad=True)
         probe.grad = torch.zeros_like(probe)
         kind([probe], **named).step()

@@ -1,4 +1,4 @@
-"""The perturbations of an image, with the mask of the published code."""
+"""The perturbations of an image in linf, with the rule for active pixels of the published code of Fast-BAT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import blo
 
 @dataclass(frozen=True, eq=False)
 class PixelBox(blo.Box):
-    """A box in which a pixel within `slack` of a bound is held, whatever its gradient (Zhang et al., ICML 2022)."""
+    """A box in which a pixel within `slack` of a bound is active, whatever the sign of its gradient.
+
+    The published code of Fast-BAT (Zhang et al., ICML 2022) masks the implicit gradient by this rule.
+    """
 
     def loosened(self, slack: float) -> Self:
         return self

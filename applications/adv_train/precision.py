@@ -1,4 +1,4 @@
-"""The arithmetic of a run: single precision, TensorFloat-32, or bfloat16 where that loses nothing that matters."""
+"""The arithmetic of a run: single precision, TensorFloat-32, or bfloat16 in all but the critical layers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ PRECISIONS: Final = ("fp32", "tf32", "bf16")
 
 @contextmanager
 def computed_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute with one of `PRECISIONS` for a while.
+    """Compute with one of `PRECISIONS` within the block.
 
-    `tf32` and `bf16` use the matrix units of a CUDA device for convolutions and products; on a CPU `tf32` is `fp32`.
-    `bf16` is autocast: weights, sums and losses stay in single precision.
+    `tf32` and `bf16` use the matrix units of a CUDA device for convolutions and matrix products; on a CPU `tf32` is
+    `fp32`. `bf16` is autocast: weights, sums and losses stay in single precision.
 
     Args:
         precision: One of `PRECISIONS`.
-        device: Where the computation runs.
+        device: The device that computes.
     """
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32
     convolutions.allow_tf32 = products.allow_tf32 = precision != "fp32"
     try:
-        # Without the cache: a cast that was made without gradient would be reused where a gradient is wanted.
+        # Without autocast's cache, which would reuse a cast made without gradient in a pass that needs the gradient.
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
@@ -37,8 +37,8 @@ def computed_in(precision: str, device: torch.device) -> Iterator[None]:
 def at_full_resolution(layer: nn.Module | Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer outside autocast, in single precision or wider.
 
-    On a bright pixel bfloat16 has about eight levels in a budget of 8/255, and few for logits of size 10: the first
-    layers of a model and its last one are applied through this function.
+    In bfloat16, a pixel near 1 can take only about eight values within a budget of 8/255, and logits near 10 are 1/16
+    apart. Therefore models apply their first layers and the last one through this function.
     """
     kind = x.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):

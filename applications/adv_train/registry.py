@@ -1,4 +1,4 @@
-"""Names for the parts that can be chosen: one file a part, found by looking through the package of its kind."""
+"""Registries of the parts that a user can choose by name; importing the modules of a package registers its parts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
-    """What makes the parts of one kind, by name. A parameter with a default is an option that a user has.
+    """Maps names to the classes or functions that make the parts of one kind.
+
+    The parameters with a default are the options that a user can set.
 
     Args:
-        kind: What one is called in errors, such as `"method"`.
-        package: The package whose modules register them; imported when a name is first asked for.
+        kind: The word for a part in errors, such as `"method"`.
+        package: The package whose modules register the parts; they are imported when a name is first looked up.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -30,10 +32,12 @@ class Registry(Generic[T]):
         self._complete = False
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Give a class or function a name, as a decorator. The first line of its docstring describes it in lists.
+        """Return a decorator that registers a class or function under a name.
+
+        Lists show the first line of its docstring.
 
         Raises:
-            ValueError: When another has that name.
+            ValueError: If another class or function has that name.
         """
 
         def named(maker: F) -> F:
@@ -54,64 +58,64 @@ class Registry(Generic[T]):
         return list(self._makers)
 
     def find(self, name: str) -> Callable[..., T]:
-        """Return what makes the part of a name.
+        """Return the class or function of this name.
 
         Raises:
-            UserError: For an unknown name, with the nearest one.
+            UserError: If the name is unknown; the message suggests the nearest one.
         """
         if name not in self.names():
             raise unknown(self._kind, name, self.names())
         return self._makers[name]
 
     def describe(self, name: str) -> str:
-        """Return one line on it."""
+        """Return the first line of the docstring of the part with this name."""
         return (inspect.getdoc(self.find(name)) or "").splitlines()[0]
 
     def options(self, name: str) -> dict[str, Leaf]:
-        """Return its options, by name; a default of None stands for one that follows from the rest."""
+        """Return the options of the part with this name; a default of None depends on other values."""
         return {leaf.field: leaf for leaf in leaves(self.find(name)) if not leaf.required}
 
     def create(self, name: str, *arguments: Any, **chosen: Any) -> T:
-        """Return one with these options, each read by the rule of its type.
+        """Make a part with these options, each converted to its type.
 
         Args:
-            name: Of the part.
-            *arguments: What every part of the kind is made from.
+            name: Name of the part.
+            *arguments: The arguments without default, which every part of this kind takes.
             **chosen: Options, as text or as values.
 
         Raises:
-            UserError: For an unknown name, an option that it lacks, or a value that it cannot take.
+            UserError: If the name is unknown, the part has no such option, or a value is wrong.
         """
         return self.find(name)(*arguments, **self._checked(name, chosen))
 
     def read(self, text: object, name: str) -> T:
-        """Return what a text such as `pgd` or `pgd(steps=20, restarts=2)` stands for.
+        """Make the part that a text such as `pgd` or `pgd(steps=20, restarts=2)` describes.
 
         Args:
-            text: What was written.
-            name: What it was written for, for the error.
+            text: The text that the user wrote.
+            name: Name of the setting, for the error.
 
         Raises:
-            UserError: When it is not of that form, or as in `create`.
+            UserError: If the text does not have this form, or as in `create`.
         """
         part, options = self.parsed(text, name)
         return self.find(part)(**options)
 
     def parsed(self, text: object, name: str) -> tuple[str, dict[str, Any]]:
-        """Take such a text apart into the name of the part and its options, read by their types.
+        """Parse such a text into the name of the part and its options, converted to their types.
 
         Args:
-            text: What was written.
-            name: What it was written for, for the error.
+            text: The text that the user wrote.
+            name: Name of the setting, for the error.
 
         Raises:
-            UserError: When it is not of that form, or as in `create`.
+            UserError: If the text does not have this form, or as in `create`.
         """
         part, options = name_and_options(text, name)
         return part, self._checked(part, options)
 
     def written(self, part: T) -> str:
-        """Return the text that `read` makes this part from."""
+        """Return the text from which `read` makes this part."""
         name = self.name_of(part)
         told = [
             f"{key}={getattr(part, key)}"
@@ -121,10 +125,10 @@ class Registry(Generic[T]):
         return f"{name}({', '.join(told)})" if told else name
 
     def name_of(self, part: T) -> str:
-        """Return the name of the class of a part.
+        """Return the name under which the class of a part is registered.
 
         Raises:
-            UserError: When that class has none.
+            UserError: If the class is not registered.
         """
         for name in self.names():
             if type(part) is self._makers[name]:

@@ -1,4 +1,4 @@
-"""What is judged, in every form that people have it in, and which of it a record shows."""
+"""The samples of an evaluation, read from the forms that users pass, and the examples that a record keeps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
 
 
 def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples:
-    """Give images in floating point, their labels, and the names of classes and files where they are known.
+    """Return images in floating point, their labels, and the names of classes and of files, if these are known.
 
     Raises:
-        UserError: When labels are missing or given twice, or there is no image.
+        UserError: If labels are missing or given twice, or there is no image.
     """
     names: tuple[str, ...] = ()
     if isinstance(images, Tensor):
         if labels is None:
-            raise UserError("`labels` are missing: a tensor of images needs one label each.")
+            raise UserError("`labels` are missing: a tensor of images needs one label for each image.")
         return _unit(images), labels, (), ()
     if labels is not None:
-        raise UserError("`labels` are given, but the images bring their own: leave `labels` out.")
+        raise UserError("`labels` are given, but `images` has labels of its own: leave `labels` out.")
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     if isinstance(images, Dataset):
         names, images = images.class_names, images.test
@@ -44,7 +44,7 @@ def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples
 
 
 def _files(split: Split) -> tuple[str, ...]:
-    """Give the file of each image, where the split knows it."""
+    """Return the file of each image; empty if the split does not know it."""
     return tuple(getattr(split, "names", None) or ())
 
 
@@ -53,8 +53,9 @@ def _unit(images: Tensor) -> Tensor:
 
 
 def shown_examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:
-    """Keep the first k correctly classified samples: chosen blind to whether the attack broke them."""
-    # A stable sort brings the correct ones to the front in their order, and fills up with others if they are few.
+    """Return the first k correctly classified samples as examples, whether or not the attack broke them."""
+    # The stable sort puts the correctly classified samples first, in their order; if there are fewer than k, others
+    # follow.
     chosen = (before != labels).int().argsort(stable=True)[:k]
     return Examples(
         clean=x[chosen].float().cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Learning rate, momentum and radius as pure functions of the step, so that a resumed run needs no scheduler state."""
+"""Learning rate, momentum and eps as pure functions of the step, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Final
 
 CYCLE_DEPTH: Final = 0.1
-#: One-cycle starts at the peak over 25 and ends at that start over 10,000, as torch's OneCycleLR does by default.
+#: One-cycle starts at peak / 25 and ends at that start / 10,000, as torch's OneCycleLR does by default.
 START_DIVISOR: Final = 25.0
 END_DIVISOR: Final = 1e4
-#: Share of the steps after which a schedule with a peak is at its peak, where nothing else is said.
+#: Default share of the steps after which a schedule with a peak reaches its peak.
 PEAKS: Final = {"triangular": 0.5, "one-cycle": 0.3}
-#: Factor at each milestone of multistep, where nothing else is said.
+#: Default factor at each milestone of multistep.
 DECAY: Final = 0.1
 
 
@@ -26,25 +26,26 @@ def learning_rate(
     milestones: Sequence[int] = (),
     decay: float | None = None,
 ) -> float:
-    """Give the learning rate of one step.
+    """Return the learning rate of one step.
 
-    ``triangular`` rises from 0 to ``peak`` and falls back, both in a straight line (Wong, Rice and Kolter, 2020, "Fast
-    is better than free"); its first step has learning rate 0, as in the published code. ``one-cycle`` rises from
-    ``peak / START_DIVISOR`` and falls to that over `END_DIVISOR`, both along half a cosine (Smith and Topin, 2018,
-    "Super-convergence", as in torch's OneCycleLR). ``multistep`` is multiplied by ``decay`` at each milestone.
-    ``cosine`` falls from ``peak`` (Loshchilov and Hutter, 2017, without restarts). ``constant`` stays.
+    ``triangular`` rises linearly from 0 to ``peak`` and falls linearly back to 0 (Wong, Rice and Kolter, 2020, "Fast is
+    better than free"); its first step has learning rate 0, as in the published code. ``one-cycle`` rises from ``peak /
+    START_DIVISOR`` to ``peak`` and falls to ``peak / START_DIVISOR / END_DIVISOR``, both along half a cosine (Smith and
+    Topin, 2018, "Super-convergence", as in torch's OneCycleLR). ``multistep`` starts at ``peak`` and is multiplied by
+    ``decay`` at each milestone. ``cosine`` falls from ``peak`` to 0 along half a cosine (Loshchilov and Hutter, 2017,
+    without restarts). ``constant`` is ``peak`` in every step.
 
     Args:
         step: Index of the step in the whole run, from 0.
         steps: Number of steps in the whole run.
         peak: Largest learning rate.
-        schedule: The name of one of these.
+        schedule: Name of the schedule.
         peak_at: Share of the steps after which triangular and one-cycle peak, in [0, 1); by default that of `PEAKS`.
-        milestones: Steps, for multistep.
-        decay: Factor, for multistep; by default `DECAY`.
+        milestones: Steps at which multistep falls.
+        decay: Factor at each milestone of multistep; by default `DECAY`.
 
     Raises:
-        ValueError: When there is no such schedule.
+        ValueError: If there is no such schedule.
     """
     if schedule == "triangular":
         return peak * _triangle(step, steps, peak_at)
@@ -64,23 +65,23 @@ def learning_rate(
 def cycled_momentum(
     step: int, steps: int, *, momentum: float, schedule: str = "triangular", peak_at: float | None = None
 ) -> float:
-    """Give the momentum of one step: `CYCLE_DEPTH` below ``momentum`` where the learning rate peaks.
+    """Return the momentum of one step, which falls to ``momentum - CYCLE_DEPTH`` where the learning rate peaks.
 
-    It moves along one-cycle's half cosines, and for every other schedule along the triangle.
+    It follows the half cosines of one-cycle, and for every other schedule the triangle.
     """
     height = _wave if schedule == "one-cycle" else _triangle
     return momentum - CYCLE_DEPTH * height(step, steps, peak_at)
 
 
 def warmed_up(eps: float, epoch: int, epochs: int) -> float:
-    """Give the radius of an epoch: the mean over the epoch of a straight line from 0, which reaches ``eps`` in time.
+    """Return the eps of an epoch: the mean over this epoch of a line from 0, which reaches ``eps`` after ``epochs``.
 
-    One number for an epoch, because a step that is captured once and replayed cannot see it move.
+    It is constant within an epoch, because a captured step cannot read a Python number that changes.
 
     Args:
-        eps: Radius after the warm-up.
-        epoch: Number of the epoch, from 0.
-        epochs: How long the line rises.
+        eps: The eps after the warm-up.
+        epoch: Index of the epoch, from 0.
+        epochs: Number of epochs of the warm-up.
     """
     return eps if epoch >= epochs else eps * (epoch + 0.5) / epochs
 
@@ -97,5 +98,5 @@ def _wave(step: int, steps: int, peak_at: float | None) -> float:
 
 
 def _top(steps: int, peak_at: float | None) -> float:
-    # The last step, not the one after it, has the lowest rate: OneCycleLR counts from its first step to its last.
+    # As in OneCycleLR, the last step (steps - 1) has the lowest rate and not the step after it, so all is one earlier.
     return steps * (PEAKS["one-cycle"] if peak_at is None else peak_at) - 1

@@ -1,4 +1,4 @@
-"""Everything that training changes, as one thing to save and to restore."""
+"""The state of training, as one object to save and to restore."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from adv_train.spread import Spread
 
 @dataclass
 class TrainingState:
-    """What changes from step to step. Random numbers are not among it: they follow from the seed and the epoch alone,
-    and so do the learning rate and the momentum.
+    """Everything that changes from step to step and does not follow from the configuration and the step.
+
+    It has no random state, learning rate or momentum: random numbers depend on the seed and the epoch alone, and the
+    rates on the step.
 
     Attributes:
-        model: On the device that trains.
-        optimizer: Of its parameters.
-        memory: What the method remembers.
+        model: The model, on the device that trains.
+        optimizer: Optimiser of its parameters.
+        memory: Memory of the method.
         average: A copy of the model that holds the averaged weights; None in a run without averaging.
-        spread: How the memory lies on ranks.
+        spread: How the memory is distributed over the ranks.
     """
 
     model: nn.Module
@@ -35,11 +37,11 @@ class TrainingState:
 
     @property
     def judged(self) -> nn.Module:
-        """The model that is validated, selected and judged: the average, where there is one."""
+        """The model that is validated, selected and evaluated: the average, or the model if there is no average."""
         return self.model if self.average is None else self.average
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all of it as tensors and plain values; they share memory with the state. All ranks call it together."""
+        """Return the state as tensors and plain values, which share its storage. All ranks must call it together."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -48,10 +50,10 @@ class TrainingState:
         }
 
     def load_state_dict(self, found: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            UserError: When it is that of another model, or of a method that remembers other things or elsewhere.
+            UserError: If it belongs to another model, or to a method with another memory.
         """
         try:
             self.model.load_state_dict(found["model"])
@@ -59,14 +61,14 @@ class TrainingState:
             if self.average is not None:
                 self.average.load_state_dict(found["average"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError("the weights are those of another model") from error
+            raise UserError("the weights belong to another model") from error
         memory = self.spread.own(found["memory"])
         if _kinds(memory) != _kinds(self.memory):
-            raise UserError("what the method remembers is that of another method or data set")
+            raise UserError("the memory of the method belongs to another method or data set")
         self.memory = {name: value.to(self.memory[name].device) for name, value in memory.items()}
 
     def is_finite(self) -> bool:
-        """Whether every weight and every statistic of the model is a finite number."""
+        """Return whether every weight and every statistic of the model is finite."""
         return bool(torch.stack([value.isfinite().all() for value in self.model.state_dict().values()]).all())
 
 

@@ -36,7 +36,7 @@ class Threat(Checked):
         high: Largest value of a pixel.
 
     Raises:
-        UserError: When there is no such norm, the budget is negative or no number, or the range is empty.
+        UserError: If there is no such norm, the budget is negative, too large or no number, or the range is empty.
     """
 
     norm: Norm
@@ -52,30 +52,31 @@ class Threat(Checked):
                 "Try 8/255."
             )
         if not self.low < self.high:
-            raise UserError(f"Images need a range, but `low` is {self.low} and `high` is {self.high}.")
+            raise UserError(f"`low` must be below `high`, but `low` is {self.low} and `high` is {self.high}.")
 
     @property
     def direction(self) -> Literal["sign", "normalized"]:
         """The direction of an attack's step, by its name in `blo`: the sign of the gradient, or the gradient itself.
 
-        It is that of steepest ascent in linf and l2. In l1 that moves few pixels, and training against it overfits
-        catastrophically; a step along the gradient does not (Fast-EG-l1, Jiang et al., ICML 2023).
+        In linf and l2 it is the direction of steepest ascent. In l1, steepest ascent changes few pixels, and training
+        against it overfits catastrophically; training against a step along the gradient does not (Fast-EG-l1, Jiang et
+        al., ICML 2023).
         """
         return "sign" if self.norm == "linf" else "normalized"
 
     def matches(self, other: Threat) -> bool:
-        """Tell whether both allow the same, up to the rounding of a budget that was written as text."""
+        """Return whether both threats are equal, up to the rounding of a budget that was written as text."""
         same = (self.norm, self.low, self.high) == (other.norm, other.low, other.high)
         return same and abs(self.eps - other.eps) < 1e-9
 
     def check_images(self, shape: Sequence[int]) -> None:
-        """Refuse a budget within which every image of this shape can become any other.
+        """Check that the budget does not exceed the largest distance between two images of this shape.
 
         Args:
-            shape: Of one image, `(channels, height, width)`.
+            shape: Shape of one image, `(channels, height, width)`.
 
         Raises:
-            UserError: With the distance between the two images that are farthest apart.
+            UserError: If it is larger, so that every image could become any other; the message gives the distance.
         """
         farthest = self.largest(shape, self.high - self.low)
         if self.eps > farthest:
@@ -86,15 +87,15 @@ class Threat(Checked):
             )
 
     def set(self, x: Tensor) -> blo.sets.Set:
-        """Return the set of the perturbations of these images, one problem an image; nothing waits for the device."""
-        # Images lie in their range, so the set is never empty; validating it would make the host wait in every step.
+        """Return the set of allowed perturbations of these images, one problem per image, without a host sync."""
+        # Images lie in their range, so the set is never empty. Validating it would make the host wait in every step.
         if self.norm == "linf":
             return PixelBox.around(x, self.eps, self.low, self.high, validate=False)
         ball = blo.L2Ball if self.norm == "l2" else blo.L1Ball
         return ball(self.eps, low=self.low - x, high=self.high - x, validate=False)
 
     def noise(self, x: Tensor, width: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a perturbation of each image uniformly in the ball, whatever the range of images.
+        """Draw a perturbation of each image uniformly in the ball, without regard to the range of images.
 
         Args:
             x: Images, shape `(batch, ...)`.
@@ -107,7 +108,7 @@ class Threat(Checked):
         return radius * _in_unit_ball(x, _ORDERS[self.norm], generator)
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a perturbation of each image: uniform in the ball, then moved to the nearest one that is allowed.
+        """Draw a perturbation of each image uniformly in the ball, and project it onto the allowed perturbations.
 
         Args:
             x: Images, shape `(batch, ...)`.
@@ -116,30 +117,30 @@ class Threat(Checked):
         return self.project(x, self.noise(x, generator=generator))
 
     def project(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Return the nearest perturbation of each image that is allowed.
+        """Return the nearest allowed perturbation of each image.
 
         Args:
             x: Images, shape `(batch, ...)`.
-            delta: Of the same shape.
+            delta: Perturbations, of the same shape.
         """
         return self.set(x.flatten(1)).project(delta.flatten(1)).view_as(x)
 
     def distance(self, delta: Tensor) -> Tensor:
-        """Return the norm of each perturbation, shape `(batch,)`, from `(batch, ...)`."""
+        """Return the norm of each perturbation, shape `(batch,)`, from perturbations of shape `(batch, ...)`."""
         size: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=_ORDERS[self.norm], dim=1)
         return size
 
     def largest(self, shape: Sequence[int], change: float) -> float:
-        """Return the norm of a perturbation that changes every pixel of an image of this shape by as much."""
+        """Return the norm of the perturbation that changes every pixel of an image of this shape by `change`."""
         return change * math.pow(math.prod(shape), 1 / _ORDERS[self.norm])
 
     def contains(self, x: Tensor, delta: Tensor, slack: float = 0.0) -> Tensor:
-        """Tell which perturbations are allowed, booleans of shape `(batch,)`; NaN is not.
+        """Return which perturbations are allowed, booleans of shape `(batch,)`; a perturbation with NaN is not.
 
         Args:
             x: Images, shape `(batch, ...)`.
-            delta: Of the same shape.
-            slack: By how much the budget and the range may be exceeded, for rounding.
+            delta: Perturbations, of the same shape.
+            slack: How far a perturbation may exceed the budget and the range, for rounding.
         """
         image = (x + delta).flatten(1)
         inside = (image >= self.low - slack) & (image <= self.high + slack)
@@ -147,10 +148,11 @@ class Threat(Checked):
 
 
 def _in_unit_ball(x: Tensor, order: float, generator: torch.Generator | None) -> Tensor:
-    """Draw a point of each lane uniformly in the ball of a p-norm.
+    """Draw a point per lane uniformly in the unit ball of the p-norm, for p = 1 or 2.
 
-    Coordinates of density exp(-|t|^p) give a direction, and one more exponential variable the radius (Barthe et al.,
-    2005, "A probabilistic approach to the geometry of the l_p^n-ball").
+    If the coordinates g_i are independent with density proportional to exp(-|t|^p), and Z is exponential with mean 1,
+    then g / (sum_i |g_i|^p + Z)^(1/p) is uniform in the ball (Barthe et al., 2005, "A probabilistic approach to the
+    geometry of the l_p^n-ball").
     """
     if order == 2:
         size = ranks.normal(x, 0.5**0.5, generator=generator)

@@ -1,4 +1,4 @@
-"""Training into a run folder, so that a run killed at any moment goes on to the very weights it would have had."""
+"""Training into a run folder; a run killed at any moment can be resumed and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from adv_train.trainer import Trainer
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit` did.
+    """The result of `fit`.
 
     Attributes:
         run: The run folder.
-        resumed_after: Epochs that an earlier process had done; all of them where there was nothing left to do.
+        resumed_after: Number of epochs that earlier processes had finished; all epochs if nothing was left to do.
         best: Record of the epoch in ``best.pt``.
         classes: Number of classes of the model.
     """
@@ -55,26 +55,29 @@ def fit(
     observers: Sequence[Observer] = (),
     log_every: int | None = None,
 ) -> FitResult:
-    """Train a model into a run folder; a folder with part of the same run is continued exactly.
+    """Train a model into a run folder; if the folder holds a part of the same run, resume it exactly.
 
-    All randomness of an epoch follows from the seed and the epoch, and ``last.pt`` holds everything else, so on a CPU
-    the weights and records of a run do not depend on where it was interrupted.
+    All random numbers of an epoch depend on the seed and the epoch alone, and ``last.pt`` holds everything else. So on
+    a CPU the weights and records of a run do not depend on where it was interrupted.
 
-    A finished run goes on where it is given more epochs; its learning rate is from there on that of the longer run.
+    A finished run continues if the configuration has more epochs; from there on, its learning rate is that of the
+    longer run.
 
-    Where `torch.distributed` is initialised, all processes call it together and train one model; the first one writes.
+    If `torch.distributed` is initialised, all processes must call `fit` together. They train one model, and the first
+    process writes.
 
     Args:
-        config: What to train.
-        out: The run folder; made where it does not exist.
+        config: Configuration of the run.
+        out: The run folder; it is made if it does not exist.
         progress: Whether to show a bar on stderr; ``None`` shows it on a terminal and in a notebook, and prints
-            a line an epoch elsewhere.
-        observers: What else looks on, beside the bar and the alarm.
-        log_every: Also measure each so many steps within an epoch, for observers and for RUN/steps.jsonl.
+            a line per epoch elsewhere.
+        observers: Further observers, besides the bar and the alarm.
+        log_every: Number of steps between measurements within an epoch, for observers and for RUN/steps.jsonl; by
+            default there are none.
 
     Raises:
-        UserError: When a name, an option, the data or the folder is not usable. Nothing is overwritten.
-        Diverged: When the loss or a weight is no longer finite. The last good checkpoint is kept.
+        UserError: If a name, an option, the data or the folder is not usable. Nothing is overwritten.
+        Diverged: If the loss or a weight is no longer finite. The last good checkpoint is kept.
     """
     models.trust(config.model.name)
     run = RunFolder(Path(out))
@@ -98,7 +101,7 @@ def fit(
         _restore(trainer, saved, run)
     if together.size > 1:
         together.agree(_likeness(trainer), "Images, labels and weights")
-    # Only now is anything written: what cannot be trained must not occupy the folder.
+    # The first write is here: a configuration that cannot be trained must not occupy the folder.
     with (
         run.claim(config) if together.first else nullcontext(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -126,7 +129,7 @@ def fit(
             state = _next_epoch(trainer, state, run, watching, clock)
         for observer in watching:
             observer.finish(trainer.state.judged.eval())
-    together.wait()  # what the first one writes is there for all
+    together.wait()  # all ranks return only after the first has written its files
     return _result(run, state, resumed_after=saved.epoch if saved else 0)
 
 
@@ -144,11 +147,12 @@ def _next_epoch(
     if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()
-    # Of the first rank: what follows from the record is decided alike on all of them, whatever their devices round.
+    # All ranks use the record of the first, so that they take the same decisions although their devices may round
+    # differently.
     record = trainer.ranks.every({"epoch": epoch, **trained, **trainer.validate()})[0]
     seconds = {"epoch": epoch, "train_seconds": middle - start, "validation_seconds": time.perf_counter() - middle}
     if trainer.config.compute.accelerate != "off":
-        seconds["prepare_seconds"] = trainer.prepared() - prepared  # a part of the first
+        seconds["prepare_seconds"] = trainer.prepared() - prepared  # included in train_seconds
     if trainer.ranks.size > 1:
         seconds["ranks"] = trainer.ranks.size
     reached = score(trainer.config.training.select, record)
@@ -165,7 +169,7 @@ def _next_epoch(
     )
     if not trainer.ranks.first:
         return state
-    # Before the checkpoint: killed in between, the epoch is done again and replaces its line.
+    # Written before the checkpoint: if the process is killed in between, the epoch is repeated and replaces its line.
     run.write_timing([*(line for line in run.timing() if line["epoch"] < epoch), seconds])
     checkpoint.save(run.last, state)
     _write_what_follows(run, state)
@@ -175,25 +179,25 @@ def _next_epoch(
 
 
 def _rolled_back(trainer: Trainer, before: Checkpoint, record: Mapping[str, Any], run: RunFolder) -> dict[str, int]:
-    """Keep an epoch that has not overfitted; put the trainer back to the one that is kept if this one has."""
+    """Save the state if the epoch is sound; if it has overfitted, restore the trainer to the last sound epoch."""
     best = max(before.history, key=lambda each: each["val_ra"], default=None)
     if overfitted(record, best) is not None and run.sound.exists():
         kept = checkpoint.load(run.sound)
         trainer.state.load_state_dict(vars(kept))
         return {"rolled_back_to": kept.epoch}
     if sound(record, before.history):
-        # Before last.pt: killed in between, the epoch is done again.
+        # Written before last.pt: if the process is killed in between, the epoch is repeated.
         kept = replace(before, epoch=record["epoch"], **trainer.state.state_dict())
         if trainer.ranks.first:
             checkpoint.save(run.sound, kept)
-        trainer.ranks.wait()  # all of them see whether there is such an epoch
+        trainer.ranks.wait()  # so that in the next epoch all ranks find the same file, or none
     return {}
 
 
 def _measured(
     clock: StepClock | None, epoch: int, trainer: Trainer, watching: Sequence[Observer]
 ) -> dict[str, Callable[[Tensor, int], None]]:
-    """Give what `train_epoch` needs besides, where parts of an epoch are logged."""
+    """Return the further arguments of `train_epoch` if parts of an epoch are logged."""
     if clock is None:
         return {}
     clock.start_epoch()
@@ -207,8 +211,8 @@ def _measured(
 
 
 def _write_what_follows(run: RunFolder, state: Checkpoint) -> None:
-    # last.pt is the one source of truth and is written first. A process killed before these two files agree with it
-    # is put right by the next one, which calls this again; metrics.jsonl comes last and so says that both are done.
+    # last.pt is the only source of truth and is written first. If the process is killed before these two files agree
+    # with it, the next process calls this again. metrics.jsonl is written last, so it shows that both are complete.
     if state.best_epoch == state.epoch:
         checkpoint.save(run.best, state.for_evaluation())
     run.write_metrics(state.history)
@@ -237,7 +241,7 @@ def _restore(trainer: Trainer, saved: Checkpoint, run: RunFolder) -> None:
 
 
 def _likeness(trainer: Trainer) -> str:
-    """Return a digest of the data and the weights, which tells those of ranks apart."""
+    """Return a digest of the data and the weights, to check that all ranks have the same."""
     splits = [[split.images, split.labels] for split in (trainer.dataset.train, trainer.dataset.validation)]
     return digest([splits, trainer.state.model.state_dict()])
 

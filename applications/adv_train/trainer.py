@@ -30,17 +30,17 @@ from adv_train.training_step import TrainingStep
 _VALIDATION_BATCH = 500
 
 ALIGNED = 256
-"""Validation images, at most, on which gradient alignment is measured: 4 F for each of them after an epoch."""
+"""Largest number of validation images for gradient alignment, which costs 4 forward passes over them per epoch."""
 
 
 class Trainer:
-    """A model, its optimiser and its data, moved one epoch at a time.
+    """Trains a model epoch by epoch, with its method, its optimiser and its data.
 
     Args:
-        config: What to train.
-        dataset: On the device that trains.
-        device: That device.
-        ranks: Those that train together, each with a part of every batch; their results are the same.
+        config: Configuration of the run.
+        dataset: The data, on the device that trains.
+        device: The device that trains.
+        ranks: The ranks that train together, each with a part of every batch; all of them get the same results.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -62,9 +62,9 @@ class Trainer:
         bounds = data.batch_bounds(len(dataset.train), config.training.batch_size, ranks.size)
         if config.compute.sync_batchnorm and any((stop - start) % ranks.size for start, stop in bounds):
             raise UserError(
-                f"With --sync-batchnorm each batch must divide among the {ranks.size} processes, since the gradient "
-                f"through the statistics is right for equal parts only, but there are batches of "
-                f"{sorted({stop - start for start, stop in bounds})}. Change --batch-size or --train-limit."
+                f"With --sync-batchnorm the size of each batch must be divisible by {ranks.size}, the number of "
+                f"processes, because the gradient through the statistics is right for equal parts only, but there are "
+                f"batches of {sorted({stop - start for start, stop in bounds})}. Change --batch-size or --train-limit."
             )
         self.steps = self.replays * len(bounds)
         most = Share(max(stop - start for start, stop in bounds), ranks)
@@ -95,20 +95,21 @@ class Trainer:
     def train_epoch(
         self, epoch: int, count_step: Callable[[], None], measure: Callable[[Tensor, int], None] | None = None
     ) -> dict[str, Any]:
-        """Go once through the training split.
+        """Train on the whole training split once.
 
         Args:
-            epoch: Number of the epoch, from 0; with the seed it fixes all randomness.
+            epoch: Index of the epoch, from 0; together with the seed it determines all random numbers.
             count_step: Called after every step.
-            measure: Called then with the sum of the losses of the epoch's images so far, a tensor on the device, and
-                the number of images of the step.
+            measure: Called after every step with the sum of the losses of the epoch's images so far, a tensor on the
+                device, and the number of images of the step.
 
         Returns:
             Learning rate of the last step, mean loss, and mean share of the implicit gradient; during the warm-up of
             eps also the epoch's eps.
         """
         generator = data.epoch_generator(self.config.training.seed, epoch, self.device)
-        # For layers such as dropout, which know no other generator: no two ranks drop alike.
+        # Layers such as dropout draw from the global generator. Each rank has another seed, so that they draw
+        # different masks.
         torch.manual_seed((generator.initial_seed() + self.ranks.rank) % 2**63)
         eps = warmed_up(self.config.threat.eps, epoch, self.config.training.eps_warmup)
         step = self.step
@@ -140,26 +141,26 @@ class Trainer:
         return {
             "lr": self.lr,
             "loss": float(step.loss) / (self.replays * len(self.dataset.train)),
-            # 0/0 where the direct part vanishes: JSON has no NaN.
+            # NaN (0/0) if both parts of a gradient vanish, infinite if only the direct one does; JSON has neither.
             "implicit_share": mean_share if math.isfinite(mean_share) else None,
             **({"eps": eps} if epoch < self.config.training.eps_warmup else {}),
         }
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.config.training.epochs * self.steps
 
     def validate(self) -> dict[str, float | None]:
-        """Measure clean accuracy and accuracy under PGD on the validation split, from the same noise in every epoch.
+        """Measure clean accuracy and accuracy under PGD on the validation split, with the same noise in every epoch.
 
-        The model is the average of the weights, where there is one.
+        In a run with averaging, the model has the averaged weights.
 
         Returns:
-            ``val_images``, the number of images; ``val_sa`` and ``val_ra``; ``val_fgsm``, the accuracy after one step
-            of an attack; ``val_top_class``, the share of the images that get the most frequent answer; and
-            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 of the images, within the whole
-            eps: None where no image has a finite gradient.
+            ``val_images``, the number of images; ``val_sa`` and ``val_ra``, clean and robust accuracy; ``val_fgsm``,
+            the accuracy after one attack step; ``val_top_class``, the share of the most frequent predicted class; and
+            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 images, in the ball of the full
+            eps, or None if it is defined for no image.
         """
         model = self.state.judged.eval()
         generator = Stream(self.device)
@@ -196,12 +197,12 @@ class Trainer:
             "val_ra": robust / samples,
             "val_fgsm": one_step / samples,
             "val_top_class": int(predicted.bincount().max()) / samples,
-            # Last, and from a generator of its own: what is measured above is the same without it.
+            # Measured last and with its own generator, so that it does not change the figures above.
             "val_alignment": self._alignment(model),
         }
 
     def _validation(self, most: int | None) -> data.Split:
-        """Give the validation split, or where that is larger the first so many images of it, classes in proportion."""
+        """Return the validation split, or its first `most` images with all classes in proportion if it is larger."""
         split = self.dataset.validation
         if most is None or len(split) <= most:
             return split
@@ -216,7 +217,7 @@ class Trainer:
         return found if math.isfinite(found) else None
 
     def prepared(self) -> float:
-        """Return the seconds that this process has spent so far on making steps faster: on capture or compilation."""
+        """Return the seconds that this process has spent so far on capturing or compiling steps."""
         if self.config.compute.accelerate == "compile":
             return accelerate.seconds_of_compiling() - self._compiling
         return 0.0 if self.replayed is None else self.replayed.seconds

@@ -1,4 +1,4 @@
-"""One step of training as a function of a batch: tensors change where they lie, and the host reads none of them."""
+"""One step of training as a function of a batch: tensors are updated in place, and the host reads none of them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from adv_train.threat import Threat
 
 
 class TrainingStep:
-    """A method's gradient, the cut of its norm, the optimiser, the average of the weights, and the sums of an epoch.
+    """Computes a method's gradient, clips it, steps the optimiser, and updates the average and the sums of the epoch.
 
     Args:
-        state: What the step changes.
-        method: Gives the gradient.
-        threat: What the attack may do.
-        device: That trains.
+        state: The state that the step updates.
+        method: Computes the gradient.
+        threat: The threat of the attack.
+        device: The device that trains.
         precision: One of `adv_train.precision.PRECISIONS`.
-        clip: Largest norm of the gradient; None leaves it.
-        generator: Of the method's random numbers, on the device.
-        model: What the method calls in place of the state's model; it shares its weights.
+        clip: Largest norm of the gradient; None does not clip it.
+        generator: Source of the method's random numbers, on the device.
+        model: Model that the method calls instead of the state's model, with the same weights.
 
     Attributes:
-        threat: May change between steps.
-        moment: When in training the next step is made; the step counts itself.
-        loss: Sum of the losses of images, shape `()`.
-        share: Sum of the shares of the implicit gradient, shape `()`.
-        latest: Share of the latest weights in their average, see `adv_train.averaging.move`.
+        threat: The threat of the attack; it may change between steps.
+        moment: Position of the next step in the run; each step advances it.
+        loss: Sum of the losses of the images in the epoch so far, shape `()`.
+        share: Sum of the shares of the implicit gradient in the epoch so far, shape `()`.
+        latest: Weight of the latest weights in their average, see `adv_train.averaging.move`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TrainingStep:
     ) -> None:
         self.state, self.threat, self.device, self.generator = state, threat, device, generator
         self.moment = Moment(*(torch.zeros((), dtype=torch.int64, device=device) for _ in Moment._fields))
-        # Sums stay on the device: reading one number a step would make the host wait for the device every time.
+        # The sums stay on the device: reading a number in each step would make the host wait for the device each time.
         self.loss, self.share = torch.zeros((), device=device), torch.zeros((), device=device)
         self.latest: float | Tensor = 1.0
         self._method, self._precision, self._clip = method, precision, clip
@@ -62,7 +62,7 @@ class TrainingStep:
         }
 
     def begin(self, *moment: int) -> None:
-        """Set the moment of an epoch's first step, and the sums to zero; the model goes into train mode."""
+        """Start an epoch: set the moment of its first step, set the sums to zero, and put the model in train mode."""
         self.state.model.train()
         self.model.train()
         for place, value in zip(self.moment, moment, strict=True):
@@ -71,7 +71,7 @@ class TrainingStep:
         self.share.zero_()
 
     def __call__(self, batch: Batch) -> None:
-        """Train on a batch, or with the other ranks on one of which this is a part."""
+        """Train on a batch; with several ranks, each trains on its part of the batch."""
         share = batch.part
         if isinstance(self.generator, Stream):
             self.generator.share = share
@@ -101,7 +101,7 @@ class TrainingStep:
         self.share += step.implicit_share.detach()
 
     def tensors(self) -> Iterator[Tensor]:
-        """Yield all that the step changes, and the rates that it reads."""
+        """Yield the tensors that the step updates, and the rates that it reads if they are tensors."""
         models = [model for model in (self.state.model, self.state.average) if model is not None]
         yield from (value for model in models for value in model.state_dict().values())
         optimizer = self.state.optimizer

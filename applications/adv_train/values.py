@@ -1,4 +1,4 @@
-"""Reading single values as people write them, by their types; a reader gives back a checked value."""
+"""Readers, which convert single values as people write them to a type, and check them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Reader: TypeAlias = Callable[[object, str], Any]
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a value may be, in `Annotated[float, Range(0, 1)]`."""
+    """The range of a number, used as in `Annotated[float, Range(0, 1)]`."""
 
     low: float = -math.inf
     high: float = math.inf
-    open: bool = False  # without `low` itself
+    open: bool = False  # exclude `low` itself
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
@@ -32,10 +32,10 @@ Positive: TypeAlias = Annotated[float, Range(0, open=True)]
 
 
 class Checked:
-    """A dataclass whose fields are read by the rules of their types when it is made; see `reader`.
+    """A dataclass that converts its fields to their types, and checks them, when it is made; see `reader`.
 
     Raises:
-        UserError: When a value breaks its rule.
+        UserError: If a value does not have its type, or is out of its range.
     """
 
     def __post_init__(self) -> None:
@@ -46,20 +46,23 @@ class Checked:
 
 
 def reader(hint: Any) -> Reader:
-    """Make the reader of the values of a type: takes a value and its name, and gives back the checked value.
+    """Make the reader of a type: a function of a value and its name that returns the converted and checked value.
 
-    Numbers may be written as fractions, and a number that may be None as `none`. A class with a `read` of its own is
-    read by it.
+    Numbers may be written as fractions, and the None of an optional number as `none`. A class that has a method `read`
+    is read by this method.
 
     Args:
         hint: `bool`, `int`, `float`, `str`, a `Literal` of texts, a mapping, a class with `read`, one of these or None,
-            a number within `Annotated[..., Range(...)]`, or a `tuple[..., ...]` of one of these.
+            a number within `Annotated[..., Range(...)]`, such a number or a `Literal`, or a `tuple[..., ...]` of one of
+            these.
     """
     if get_origin(hint) is Annotated:
         kind, limits = get_args(hint)
         return _whole(limits) if kind is int else _number(limits)
     if get_origin(hint) in (Union, types.UnionType):
-        (kind,) = (kind for kind in get_args(hint) if kind is not types.NoneType)
+        kind, *words = (kind for kind in get_args(hint) if kind is not types.NoneType)
+        if words:
+            return _or_word(reader(kind), get_args(*words))
         nothing = (None, "none") if get_origin(kind) is Annotated or kind in (int, float) else (None,)
         return lambda value, name: None if value in nothing else reader(kind)(value, name)
     if get_origin(hint) is tuple:
@@ -80,7 +83,7 @@ def reader(hint: Any) -> Reader:
 
 
 def refused(name: str, rule: str, found: object) -> UserError:
-    """Build the error for a value that breaks its rule: names the value, the rule, and what was found."""
+    """Return the error for a wrong value, with the name of the value, the rule and the value found."""
     return UserError(f"`{name}` must be {rule}, but is {reprlib.repr(found)}.")
 
 
@@ -89,11 +92,11 @@ def parse_fraction(value: object, name: str = "eps", limits: Range = Range(0, 1)
 
     Args:
         value: Text, or a number as YAML reads it.
-        name: What the number is, for the error.
-        limits: What it may be.
+        name: Name of the value, for the error.
+        limits: Range of the number.
 
     Raises:
-        UserError: When it is neither a number nor a fraction, is not finite, or lies outside the limits.
+        UserError: If the value is neither a number nor a fraction, is not finite, or is out of its range.
     """
     number = _as_number(value)
     inside = number is not None and math.isfinite(number) and limits.low <= number <= limits.high
@@ -103,7 +106,7 @@ def parse_fraction(value: object, name: str = "eps", limits: Range = Range(0, 1)
 
 
 def format_fraction(number: float) -> str | float:
-    """Write a budget the way people read it: ``0.2``, and ``8/255`` where the decimals would be long."""
+    """Write a budget as people write it: ``0.2``, or ``8/255`` if the decimals would be long."""
     levels = round(number * 255)
     return f"{levels}/255" if levels / 255 == number and len(repr(number)) > 6 else number
 
@@ -127,11 +130,23 @@ def one_of(valid: tuple[str, ...]) -> Reader:
     """Make a reader of the names in ``valid``."""
 
     def read(value: object, name: str) -> str:
-        if value is False and "off" in valid:  # what YAML reads in `off` without quotes
+        if value is False and "off" in valid:  # YAML reads `off` without quotes as False
             return "off"
         if not isinstance(value, str) or value not in valid:
             raise unknown(name, reprlib.repr(value).strip("'"), valid)
         return value
+
+    return read
+
+
+def _or_word(read_number: Reader, words: tuple[str, ...]) -> Reader:
+    def read(value: object, name: str) -> Any:
+        if value in words:
+            return value
+        try:
+            return read_number(value, name)
+        except UserError as error:
+            raise UserError(f"{error} Or write {' or '.join(words)}.") from None
 
     return read
 
@@ -146,7 +161,7 @@ def _instance_of(kind: type[Any]) -> Reader:
 
 
 def mapping(value: object, name: str) -> dict[str, Any]:
-    """Read a mapping from names to anything; as text, `eps=1e-6, betas=[0.9, 0.95]`."""
+    """Read a mapping from names to anything, also from text such as `eps=1e-6, betas=[0.9, 0.95]`."""
     found = _pairs(value) if isinstance(value, str) else value
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise refused(name, "a mapping from names to values, on the command line like eps=1e-6,betas=[0.9,0.95]", value)

@@ -144,11 +144,16 @@ def _growing_penalty(problem: FiniteSum, steps: Steps, scale: Scale) -> list[Row
 
 def _constant(problem: FiniteSum, steps: Steps, scale: Scale) -> list[Row]:
     """Constant steps: SABA on minibatches, AmIGO and stocBiO on full ones."""
-    counts = {"upper_count": len(problem.upper_batches[0]), "lower_count": len(problem.lower_batches[0])}
+    saba = blo.SABA(
+        lower_step=steps.lower / 6,
+        upper_step=steps.upper / 6,
+        upper_count=len(problem.upper_batches[0]),
+        lower_count=len(problem.lower_batches[0]),
+    )
     rho, gamma = steps.exact_lower, steps.exact_upper
     rows = []
     for algorithm, batches, replicas, length in (
-        (blo.SABA(lower_step=steps.lower / 6, upper_step=steps.upper / 6, **counts), "minibatches", 1, scale.noisy),
+        (saba, "minibatches", 1, scale.noisy),
         (blo.AmIGO(lower_step=rho, upper_step=gamma), "full batches", 0, scale.exact),
         (blo.StocBiO(lower_step=rho, upper_step=gamma, products=100), "full batches", 0, scale.exact // 8),
     ):

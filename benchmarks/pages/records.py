@@ -68,7 +68,7 @@ class Compared:
         data, eps = record["data"].split("/")[-1], format_fraction(record["threat"]["eps"])
         return (
             f"{data}, {record['threat']['norm']}, eps {eps}, "
-            f"{first['model']['name']}, {cost}, {seeds} seeds, {record['images']} test images"
+            f"{first['model']['name']}, {cost}, {seeds} seed{'' if seeds == 1 else 's'}, {record['images']} test images"
         )
 
 

@@ -5,11 +5,13 @@ from blo.solvers._default import default_solver
 from blo.solvers._external import External
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
+from blo.solvers._given import Given
 from blo.solvers._iterative import Iterative, Watch, advance, begin, run
 from blo.solvers._lbfgs import LBFGS
 from blo.solvers._levenberg_marquardt import LevenbergMarquardt
 from blo.solvers._mirror_descent import MirrorDescent
 from blo.solvers._newton import Newton
+from blo.solvers._of_theta import functions_of_theta
 from blo.solvers._one_step import OneStep
 from blo.solvers._projected_gradient import ProjectedGradient
 from blo.solvers._torch_opt import TorchOpt
@@ -20,6 +22,7 @@ __all__ = [
     "LBFGS",
     "External",
     "FixedPoint",
+    "Given",
     "Iterative",
     "LevenbergMarquardt",
     "MirrorDescent",
@@ -35,5 +38,6 @@ __all__ = [
     "advance",
     "begin",
     "default_solver",
+    "functions_of_theta",
     "run",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -24,6 +24,40 @@ class Problem(Protocol):
     @property
     def theta(self) -> Tree:
         """The upper variable."""
+
+    def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
+        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+
+        Args:
+            function: the setting `name` of a solver.
+            name: what to call it.
+            read: makes a tensor of what the function returns for one lane; anything else only outside `vmap`.
+
+        Raises:
+            StructureError: inside `vmap`, if `read` does not return a tensor.
+        """
+
+    def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
+        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+
+        Raises:
+            StructureError: if it returns anything else, calling that `name`.
+        """
+
+    @property
+    def carried(self) -> Sequence[Tensor] | None:
+        """What the solver left in an earlier call; None where there was none, or it carries nothing."""
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether each step has an objective of its own, with another minibatch."""
+
+    def at_step(self, step: int | Tensor | tuple[()]) -> Problem:
+        """Return the problem whose objective is that of one step; the same one if all steps share the objective.
+
+        Args:
+            step: its number from 0, also as an integer of shape `()`; `()` where steps are not counted.
+        """
 
     @property
     def recorded(self) -> bool:
@@ -104,7 +138,9 @@ class Solution:
         floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
         limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
             `tol`, or what fixed steps are held to.
+        stuck: lanes that stopped since nothing improved, far above the rounding of gradients; None when not looked at.
         random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
+        carried: what the next call continues from.
     """
 
     z: Tensor
@@ -115,6 +151,8 @@ class Solution:
     floor: Tensor | None = None
     random: Tensor | None = None
     limit: Tensor | None = None
+    carried: Sequence[Tensor] = ()
+    stuck: Tensor | None = None
 
 
 class Solver(abc.ABC):
@@ -125,9 +163,15 @@ class Solver(abc.ABC):
 
     Attributes:
         tol: residual that the solver is asked to reach; None when it measures none.
+        may_vary: names of the settings that may be functions of theta.
+        carry: what the solver keeps beside the point is carried to the next call.
+        takes_batches: each step evaluates `problem.at_step(number of the step)`.
     """
 
     tol: float | None = None
+    carry: bool = False
+    may_vary: ClassVar[tuple[str, ...]] = ()
+    takes_batches: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, problem: Problem, z0: Tensor) -> Solution:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true, surely
 from blo._curvature import bend
+from blo.sets import Free
 from blo.solvers._base import Problem
 from blo.solvers._running import Aims, Running
 from blo.solvers._stopping import (
@@ -43,7 +44,8 @@ def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tenso
 
 def measured(solver: Aims, problem: Problem, state: Running) -> Running:
     """Return the state with the residual of its point. A solver may rest on a point while it looks at others."""
-    if solver.tol is None or surely(state.state.z == state.place):
+    # Without a term the residual is a length, which costs less than to tell that z is where it was.
+    if solver.tol is None or (not isinstance(problem.term, Free) and surely(state.state.z == state.place)):
         return state
     return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
 
@@ -66,14 +68,14 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # slow, but on its way
-    rise = None
+    rise: Tensor | None = None
     if solver.relative:
         (limit, loose), unit, rise = required_in_units(tol, problem, at)
         state = state._replace(unit=unit)
     elif all_true(state.residual > tol):
         limit = loose = torch.full_like(state.limit, tol)
     else:
-        limit, loose = required(tol, problem, at, state.residual)
+        (limit, loose), rise = required(tol, problem, at, state.residual)
     residual = _residual(solver, problem, state)
     if not all_true(residual <= limit):
         if stalled is None:

@@ -9,10 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import choose, surely
 from blo._settings import require_budget, require_count, require_positive
 from blo.solvers._base import Problem
 from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
+
+#: Share of the distance to its image that a plain step may leave of that of the point before, and be fast.
+_FAST = 0.5
+#: Steps without a new least distance, in units of it, after which acceleration rests until there is one: it may hold a
+#: lane where the distance has a least value that is not zero.
+_REST, _SOME = 32, 0.9
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class FixedPoint(Iterative):
 
     With `memory`, each step combines the last points so that their residuals cancel best in the least-squares sense,
     which converges for many maps that are not contractions. An accelerated step after which the map moves the point
-    further than before is taken back and a plain one made instead, in each lane by itself.
+    further than before is taken back and a plain one made instead, in each lane by itself. As long as plain steps halve
+    the distance, they are all that is made: each costs an evaluation of the map and little else.
 
     Source: Walker and Ni (SIAM J. Numer. Anal. 2011), algorithm AA; Mai and Johansson (ICML 2020), for constraints and
     penalties, where the points before the proximal map are combined.
@@ -56,12 +64,13 @@ class FixedPoint(Iterative):
         slope = problem.gradient(z0)
         past = zeros(z0, self.memory)
         plain = torch.ones_like(z0[..., :1], dtype=torch.bool)
-        return _State(z0, slope, z0, z0, z0, past, past, plain)
+        inf = torch.full_like(z0[..., :1], torch.inf)
+        return _State(z0, slope, z0, z0, z0, past, past, plain, inf, torch.zeros_like(inf))
 
     def move(self, problem: Problem, state: _State) -> _State:
         force = self._force(state.z, state.slope, state.origin)
-        aim = state.origin + self.relaxation * force
-        if self.memory:
+        aim = state.origin + (force if self.relaxation == 1 else self.relaxation * force)
+        if self.memory and not surely(state.plain):
             aim = aim - torch.where(state.plain, 0.0, _correction(state, force, self.relaxation))
         return state._replace(trial=problem.prox(aim, self.step), aim=aim)
 
@@ -69,26 +78,36 @@ class FixedPoint(Iterative):
         slope = problem.gradient(state.trial)
         if not self.memory:
             return state._replace(z=state.trial, slope=slope, origin=state.aim)
-        before = self._force(state.z, state.slope, state.origin)
-        force = self._force(state.trial, slope, state.aim)
+        origin, aim = state.origin, state.aim
+        before = self._force(state.z, state.slope, origin)
+        force = self._force(state.trial, slope, aim)
         size = _norm(force.detach())
-        kept = state.plain | (size <= _norm(before.detach()))
-        finite = torch.isfinite(size)
-        return _State(
-            z=torch.where(kept, state.trial, state.z),
-            slope=torch.where(kept, slope, state.slope),
-            trial=state.trial,
-            origin=torch.where(kept, state.aim, state.origin),
-            aim=state.aim,
-            # A step that is taken back has still measured the map along it.
-            moves=push(state.moves, torch.where(finite, state.aim - state.origin, 0.0)),
-            turns=push(state.turns, torch.where(finite, force - before, 0.0)),
-            plain=~kept,
+        last = _norm(before.detach())
+        kept = state.plain | (size <= last)
+        fast = state.plain & (size <= _FAST * last)
+        gained = size < _SOME * state.least
+        since = torch.where(gained, 0.0, state.since + 1)
+        state = state._replace(
+            z=choose(kept, state.trial, state.z),
+            slope=choose(kept, slope, state.slope),
+            origin=choose(kept, state.aim, state.origin),
+            plain=~kept | fast | (since >= _REST),
+            least=torch.where(gained, size, state.least),
+            since=since,
         )
+        if surely(fast):
+            return state
+        # A step that is taken back has still measured the map along it.
+        finite = torch.isfinite(size)
+        moves = push(state.moves, torch.where(finite, aim - origin, 0.0))
+        turns = push(state.turns, torch.where(finite, force - before, 0.0))
+        fast = fast.unsqueeze(-1)
+        return state._replace(moves=choose(fast, state.moves, moves), turns=choose(fast, state.turns, turns))
 
     def _force(self, z: Tensor, slope: Tensor, origin: Tensor) -> Tensor:
         """Return how far the map moves `origin`, of which z is the proximal point."""
-        return (z - origin) - self.step * slope
+        whole = slope if self.step == 1 else self.step * slope
+        return -whole if z is origin else (z - origin) - whole
 
 
 class _State(NamedTuple):
@@ -100,6 +119,8 @@ class _State(NamedTuple):
         moves: past changes of `origin`, newest last, shape `(*lanes, memory, n)`; zero where there was none.
         turns: past changes of how far the map moves `origin`, likewise.
         plain: the next step is not to be accelerated, shape `(*lanes, 1)`.
+        least: the least distance to the image so far, likewise.
+        since: steps since it fell by more than a little, likewise.
     """
 
     z: Tensor
@@ -110,6 +131,8 @@ class _State(NamedTuple):
     moves: Tensor
     turns: Tensor
     plain: Tensor
+    least: Tensor
+    since: Tensor
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, in_lanes, stride, transforms_active
+from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._confirm import aim, confirmed, measured
 from blo.solvers._running import Running
@@ -19,6 +19,9 @@ from blo.solvers._running import Running
 _FIRST, _PERIOD = 16, 256
 #: Share of the least residual so far that counts as an improvement.
 _GAIN = 0.5
+#: Steps after which an equilibrium is given up whose least residual has not fallen below this share of what it was. An
+#: iteration that is merely slow gains more, or arrives after the limits of all solvers.
+_PATIENCE, _SOME = 128, 0.9
 #: Called with the number of steps made so far and the state, before each further step.
 Watch: TypeAlias = Callable[[int, Any], None]
 
@@ -57,6 +60,10 @@ class Iterative(Solver, abc.ABC):
         """Return the state told the residual to reach, shape `lanes`, and its unit, `(*lanes, 1)`; few solvers care."""
         return state
 
+    def carried(self, state: Any) -> Sequence[Tensor]:
+        """Return what the next call continues from, if the solver is one that can."""
+        return ()
+
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         return run(self, problem, z0)
 
@@ -89,7 +96,7 @@ def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
     state = solver.move(problem, solver.start(problem, z0))
     for _ in range(solver.max_steps - 1):
         state = solver.move(problem, solver.look(problem, state))
-    return Solution(state.trial, None, None, solver.max_steps)
+    return Solution(state.trial, None, None, solver.max_steps, carried=solver.carried(state))
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
@@ -107,7 +114,8 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         # On the CPU it is seen without waiting for an accelerator that no lane rests.
         none = torch.zeros((), dtype=z0.dtype, device="cpu")
         inf = torch.full_like(none, torch.inf)
-        return Running(begun, none, none, none > 0, none, inf, none, none, inf, none > 0, none > 0)
+        no = none > 0
+        return Running(begun, none, none, no, none, inf, none, none, inf, no, no, inf, none, no)
     limit, unit = aim(solver, problem, begun.z.detach(), begun.slope.detach())
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
     none = torch.zeros_like(limit, dtype=torch.bool)
@@ -123,6 +131,9 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         mark=unknown,
         floor=none,
         random=none,
+        least=unknown,
+        since=torch.zeros_like(limit),
+        stuck=none,
     )
 
 
@@ -137,17 +148,19 @@ def advance(solver: Iterative, problem: Problem, state: Running, first: int, ste
 def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
     """Return the solution that a state stands for."""
     if solver.tol is None:
-        return Solution(state.state.trial, None, None, steps)
+        return Solution(state.state.trial, None, None, steps, carried=solver.carried(state.state))
     state = measured(solver, problem, state)
     if steps == solver.max_steps or not all_true(state.resting):
         state = measured(solver, problem, confirmed(solver, problem, state))
     z, slope = state.state.z, state.state.slope.detach()
-    return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random)
+    return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random, stuck=state.stuck)
 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
     """Return what `_look` does, after a look at the limits when all lanes would stop."""
     state = measured(solver, problem, state)
+    if solver.tol is not None and not problem.symmetric:
+        state = _outlasted(state)
     done, lost = _look(solver, state)
     if done is None:
         return state, done, lost
@@ -162,6 +175,15 @@ def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> 
         state = measured(solver, problem, confirmed(solver, problem, state, stalled))
         done, lost = _look(solver, state)
     return state, done, lost
+
+
+def _outlasted(state: Running) -> Running:
+    """Return the state with the lanes told that run in circles: a fixed point has no objective that would fall."""
+    residual = state.residual.detach()
+    gained = residual < _SOME * state.least
+    since = torch.where(gained, 0.0, state.since + 1)
+    stuck = state.stuck | ((since >= _PATIENCE) & (residual > state.limit))
+    return state._replace(least=torch.where(gained, residual, state.least), since=since, stuck=stuck)
 
 
 def _due(steps: int) -> bool:
@@ -182,7 +204,7 @@ def _step(
     moved = solver.move(problem, before.state)
     # Nothing looks at the last trial when nothing is measured.
     after = moved if last and solver.tol is None else solver.look(problem, moved)
-    # A problem of its own has stopped the loop before it could be done here.
-    if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()):
+    # A problem of its own has stopped the loop before it could be done here, and often no lane of a batch is done yet.
+    if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()) and not surely(~done):
         after = tree.map(lambda old, new: in_lanes(done, old, new), before.state, after)
     return before._replace(state=after, lost=lost)

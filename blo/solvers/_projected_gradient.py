@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_positive
+from blo._types import Tree
 from blo.solvers import _direction
 from blo.solvers._base import Problem
+from blo.solvers._bounds import bounds
+from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative, valued_gradient
+from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
+from blo.solvers._transform import require_transform, transformed
 
 
 @dataclass(frozen=True)
@@ -23,59 +28,98 @@ class ProjectedGradient(Iterative):
     Each lane stops on its own residual `|z - project(z - gradient)|` and is frozen from then on.
 
     Args:
-        step: step size. None finds one for each lane: it halves whenever the curvature measured along a step exceeds
-            `1/step` or the objective has no value, takes that step back, and grows slowly otherwise (raw gradient
-            direction, no momentum).
+        step: step size, a number or a function of theta. None finds one for each lane: it halves whenever the
+            curvature measured along a step exceeds `1/step` or the objective has no value, takes that step back, and
+            grows slowly otherwise (raw gradient direction, no momentum).
         max_steps: most gradient evaluations after the one at the start.
         tol: residual at which a lane stops; a smaller one where the curvature is small. None makes exactly `max_steps`
             steps, measures nothing and never waits for the device.
         direction: `"gradient"`, or that of steepest descent in the max-norm `"sign"`, the 2-norm `"normalized"` or the
             1-norm `"coordinate"`: along the largest coordinate that no bound stops.
-        momentum: heavy-ball weight in [0, 1).
+        momentum: heavy-ball weight in [0, 1), a number or a function of theta.
+        transform: what is made of each gradient before the step, for example clipping: a function that returns a tree
+            like the gradient, a tree like z (with the axis of the batch in front), without writing to it. `Unrolled`
+            differentiates it; residuals are those of the gradient itself.
+        carry: the `state` of `value_and_hypergrad` hands the momentum and the number of the next batch on to the next
+            call. For a fixed number of steps (tol=None) of given sizes.
+
+    A function of theta returns a scalar; one value a step, as `max_steps` scalars or a tensor of shape `(max_steps,)`;
+    or one value a coordinate, as a tree like z. `Unrolled` differentiates these values with the steps (Maclaurin,
+    Duvenaud and Adams, ICML 2015). Strategies that only need the solution, like `Implicit`, treat them as constants:
+    where a solve ends does not depend on how it got there. A step for each coordinate needs a set that bounds each
+    coordinate by itself, because the Euclidean projection on any other set belongs to steps of one size.
 
     Raises:
-        ValueError: for values outside these ranges.
-        StructureError: for a `step` that requires grad.
+        ValueError: for values outside these ranges; by the solve, for values of functions.
+        StructureError: for a `step` that requires grad; by the solve, if a function of theta returns anything else, or
+            a step for each coordinate with a penalty or another set.
     """
 
-    step: float | None = None
+    may_vary = ("step", "momentum")
+    takes_batches = True
+
+    step: float | Callable[[Tree], Tree] | None = None
     max_steps: int = 1000
     tol: float | None = 1e-8
     direction: _direction.Direction = "gradient"
-    momentum: float = 0.0
+    momentum: float | Callable[[Tree], Tree] = 0.0
+    transform: Callable[[Tree], Tree] | None = None
+    carry: bool = False
 
     def __post_init__(self) -> None:
         _direction.check(self.direction)
         require_budget(self.max_steps, self.tol)
-        if self.step is not None:
+        if self.step is not None and not varies(self.step):
             require_positive(self.step, "step")
-        if not 0 <= self.momentum < 1:
+        if not varies(self.momentum) and not 0 <= self.momentum < 1:
             raise ValueError(f"`momentum` must lie in [0, 1), but is {self.momentum}.")
-        if self.step is None and (self.direction != "gradient" or self.momentum):
+        require_transform(self.transform)
+        if self.step is None and (self.direction != "gradient" or self.momentum or self.transform is not None):
             raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
+        require_carry(self.carry, self.tol is None and self.step is not None)
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        step = z0.new_full((*z0.shape[:-1], 1), 1.0 if self.step is None else self.step)
-        slope = problem.gradient(z0)
+        counted = self.carry or problem.stepwise or functions_of_theta(self)
+        size = 1.0 if self.step is None or varies(self.step) else self.step
+        step = z0.new_full((*z0.shape[:-1], 1), size)
         velocity = torch.zeros_like(z0) if self.momentum else z0  # of no use without momentum, and then at no cost
+        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if counted else ()
+        if self.carry and isinstance(age, Tensor):
+            age, velocity = continued(problem, [age, velocity])
+        slope = problem.at_step(age).gradient(z0)
+        if varies(self.step) and rate(problem, self.step, "step", self.max_steps, age).shape[-1] > 1:
+            bounds(problem.term, z0, "ProjectedGradient with a `step` for each coordinate")
         if self.step is not None or not problem.followed:
-            return _State(z0, slope, z0, step, velocity, ())
+            return _State(z0, slope, z0, step, velocity, (), age)
         probe = Probe.at(problem, z0, slope)
-        return _State(z0, slope, z0, probe.limited(step), velocity, probe)
+        return _State(z0, slope, z0, probe.limited(step), velocity, probe, age)
+
+    def carried(self, state: _State) -> Sequence[Tensor]:
+        return (state.age, state.velocity) if self.carry and isinstance(state.age, Tensor) else ()
 
     def move(self, problem: Problem, state: _State) -> _State:
-        move = _direction.scaled(problem, state.z, state.slope, self.direction)
-        velocity = torch.add(move, state.velocity, alpha=self.momentum) if self.momentum else state.velocity
-        along = velocity if self.momentum else move
-        # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
-        trial = state.z - state.step * along if self.step is None else torch.sub(state.z, along, alpha=self.step)
-        trial = problem.prox(trial, state.step)
-        return _State(state.z, state.slope, trial, state.step, velocity, state.probe)
+        slope = transformed(problem, self.transform, state.slope)
+        along = _direction.scaled(problem, state.z, slope, self.direction)
+        velocity = state.velocity
+        if varies(self.momentum):
+            momentum = rate(problem, self.momentum, "momentum", self.max_steps, state.age)
+            along = velocity = along + momentum * velocity
+        elif self.momentum:
+            along = velocity = torch.add(along, velocity, alpha=self.momentum)
+        step = state.step
+        if varies(self.step):
+            step = rate(problem, self.step, "step", self.max_steps, state.age)
+        if self.step is None or varies(self.step):
+            trial = state.z - step * along
+        else:  # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
+            trial = torch.sub(state.z, along, alpha=self.step)
+        trial = problem.prox(trial, step.expand(*state.z.shape[:-1], -1))
+        age = state.age + 1 if isinstance(state.age, Tensor) else state.age
+        return state._replace(trial=trial, velocity=velocity, age=age)
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:
-            z = state.trial
-            return _State(z, problem.gradient(z), z, state.step, state.velocity, ())
+            return state._replace(z=state.trial, slope=problem.at_step(state.age).gradient(state.trial))
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
@@ -92,6 +136,7 @@ class _State(NamedTuple):
     step: Tensor
     velocity: Tensor
     probe: Probe | tuple[()]
+    age: Tensor | tuple[()]
 
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> _State:
         return self._replace(slope=gradient(self.z))

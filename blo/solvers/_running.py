@@ -55,6 +55,9 @@ class Running(NamedTuple):
         origin: where the solve began, shape `(*lanes, n)`, and the gradient there, `first`.
         mark: the least residual at an earlier look, shape `lanes`.
         floor: lanes that have stopped since nothing improves at the rounding of gradients, shape `lanes`.
+        least: the least residual so far, shape `lanes`; where there is an objective, it is not kept.
+        since: steps since it fell by more than a little, likewise.
+        stuck: lanes that have stopped since it does not fall, likewise.
         random: lanes in which two evaluations at one point have differed, shape `lanes`.
     """
 
@@ -69,11 +72,14 @@ class Running(NamedTuple):
     mark: Tensor
     floor: Tensor
     random: Tensor
+    least: Tensor
+    since: Tensor
+    stuck: Tensor
 
     @property
     def resting(self) -> Tensor:
         """Which lanes make no further step, shape `lanes`."""
-        return (self.residual <= self.limit) | self.lost | self.floor
+        return (self.residual <= self.limit) | self.lost | self.floor | self.stuck
 
     @property
     def z(self) -> Tensor:

@@ -39,18 +39,20 @@ def resolution(problem: Problem, z: Tensor) -> float:
     return problem.eps or torch.finfo(z.dtype).eps
 
 
-def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple[Tensor, Tensor]:
+def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
     """Return what an absolute tolerance asks of the residual, and what it would allow near zero, shapes `lanes`.
+
+    Beside them the rise along the residual, shape `lanes`, where it was looked at; else None.
 
     It asks for less than the tolerance where the curvature is small: that along the way of the solve, which costs
     nothing, where the residual is small enough for curvatures far below that, otherwise that along the residual.
     """
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
     error = _error(at, tol)
-    curved = turn / torch.where(way > 0, way, 1.0)
+    curved, rise = turn / torch.where(way > 0, way, 1.0), None
     if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * at.span)):
-        curved = bend(problem, at, None)[0]
-    return _bounded(torch.full_like(way, tol), tol, curved, error)
+        curved, rise = bend(problem, at, None)
+    return _bounded(torch.full_like(way, tol), tol, curved, error), rise
 
 
 def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:

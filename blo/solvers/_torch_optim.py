@@ -34,6 +34,8 @@ class TorchOptim(Solver):
         StructureError: if `factory` is not a function.
     """
 
+    takes_batches = True
+
     factory: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
     steps: int
     tol: float | None = None
@@ -61,7 +63,7 @@ class TorchOptim(Solver):
             )
         z = torch.nn.Parameter(z0.detach().clone())
         optimizer = _made(self.factory, z)
-        value, slope = problem.evaluate(z.detach())
+        value, slope = problem.at_step(0).evaluate(z.detach())
         for index in range(self.steps):
             if self.tol is not None:
                 residual = problem.residual(z.detach(), slope)
@@ -69,13 +71,13 @@ class TorchOptim(Solver):
                 if all_true(done):
                     return Solution(z.detach(), residual, self.tol, index)
                 before = z.detach().clone()
-            optimizer.step(_Closure(problem, z, [(value, slope)]))
+            optimizer.step(_Closure(problem.at_step(index), z, [(value, slope)]))
             with torch.no_grad():
                 z.copy_(problem.prox(z, 1.0))
                 if self.tol is not None:
                     z.copy_(torch.where(done.unsqueeze(-1), before, z))
             if self.tol is not None or index < self.steps - 1:
-                value, slope = problem.evaluate(z.detach().clone())
+                value, slope = problem.at_step(index + 1).evaluate(z.detach().clone())
         if self.tol is None:
             return Solution(z.detach(), None, None, self.steps)
         return Solution(z.detach(), problem.residual(z.detach(), slope), self.tol, self.steps)

@@ -8,8 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from blo._scheduled import OptimizerFactory, SchedulerFactory
 from blo._settings import require_count
 from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
@@ -23,27 +25,35 @@ class AmIGO(Algorithm):
     takes `inner_steps + adjoint_steps + 1` lower batches and one upper batch.
 
     Args:
-        lower_step: step size of z and q; below 2 over the largest curvature of g.
+        lower_step: step size of z and q; below 2 over the largest curvature of g. None with a `lower_optimizer`.
         upper_step: step size of theta.
         inner_steps: steps on z.
         adjoint_steps: steps on q, down `q^T H q / 2 - q^T grad_z f`.
+        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
+            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps below the
+            inverse of its curvature, enough of them for its condition, and `upper_step` small against the smoothness of
+            F; with another optimiser the rates are not proved.
+        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
 
     Without noise it converges linearly for strongly convex F and like O(1 / T) otherwise; with noise its complexity is
     that of stochastic gradient descent on F.
 
     Raises:
-        ValueError: if a step size is not positive, or a count is below 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
+            or a count is below 1.
 
     Source: Arbel and Mairal, ICLR 2022, Algorithms 1 to 3 (their z is -q), with plain gradient steps.
     """
 
-    lower_step: Schedule
+    lower_step: Schedule | None = None
     upper_step: Schedule
     inner_steps: int = 10
     adjoint_steps: int = 10
+    lower_optimizer: OptimizerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        require(self.lower_step, "lower_step")
+        require_descent(self)
         require(self.upper_step, "upper_step")
         require_count(self.inner_steps, "inner_steps")
         require_count(self.adjoint_steps, "adjoint_steps")
@@ -54,11 +64,11 @@ class AmIGO(Algorithm):
     def _advance(
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
-        rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
-        z = oracle.descend(theta, z, rho, self.inner_steps)
+        lower, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
+        z = oracle.descend(theta, z, lower, self.inner_steps)
         direct, v = oracle.upper().gradients(theta, z)
         q: Tensor = memory["q"]
         for _ in range(self.adjoint_steps):
-            q = q - rho * (oracle.lower().curvature(theta, z, q) - v)
+            q = lower.move("q", q, oracle.lower().curvature(theta, z, q) - v)
         cross = oracle.lower().products(theta, z, q)[2]
-        return theta - gamma * (direct - cross), z, {"q": q}
+        return theta - gamma * (direct - cross), z, {"q": q, **lower.memory()}

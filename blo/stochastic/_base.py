@@ -20,7 +20,7 @@ from blo.stochastic._oracle import Oracle, layouts
 
 #: `objective(theta, z, batch)` returns a scalar, an average over the batch.
 Objective: TypeAlias = Callable[[Tree, Tree, Any], Tensor]
-#: What an algorithm keeps besides theta and z: flat tensors, and tuples and lists of them.
+#: What an algorithm keeps besides theta and z: flat tensors, tuples and lists of them, and states of optimisers.
 Memory: TypeAlias = dict[str, Any]
 #: A dict with theta, z, the number of steps made, and what else the algorithm keeps.
 State: TypeAlias = dict[str, Any]

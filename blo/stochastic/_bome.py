@@ -8,8 +8,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from blo._scheduled import OptimizerFactory, SchedulerFactory
 from blo._settings import require_count
 from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
@@ -25,26 +27,35 @@ class BOME(Algorithm):
     minibatches bias it.
 
     Args:
-        lower_step: step size of the inner descent towards z_T.
+        lower_step: step size of the inner descent towards z_T; None with a `lower_optimizer`.
         upper_step: step size of theta and z. Where it is constant, z stays at a distance of its order from the
             minimiser; taken as a constant over sqrt(T), the smallest measure of stationarity over T steps is
             O(T^(-1/4)).
         inner_steps: steps of the inner descent.
         barrier: between 0 and 1.
+        lower_optimizer: makes a torch optimiser for the inner descent, in place of plain steps: `lambda parameters:
+            torch.optim.Adam(parameters, lr=0.1)`. It keeps its averages from step to step. z itself moves with theta by
+            steps of size `upper_step`, as the weight requires. The analysis assumes the Polyak-Łojasiewicz inequality
+            of g in z, and an inner descent by plain steps at most the inverse of the curvature of g, which lowers g;
+            with another optimiser the rate is not proved.
+        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
 
     Raises:
-        ValueError: if a step size is not positive, `inner_steps` is below 1 or `barrier` is out of range.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
+            `inner_steps` is below 1 or `barrier` is out of range.
 
     Source: Liu, Ye, Wright, Stone and Liu, NeurIPS 2022, Algorithm 1 and Sec. 4.
     """
 
-    lower_step: Schedule
+    lower_step: Schedule | None = None
     upper_step: Schedule
     inner_steps: int = 10
     barrier: float = 0.5
+    lower_optimizer: OptimizerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        require(self.lower_step, "lower_step")
+        require_descent(self)
         require(self.upper_step, "upper_step")
         require_count(self.inner_steps, "inner_steps")
         if not 0 < self.barrier <= 1:
@@ -56,11 +67,11 @@ class BOME(Algorithm):
     def _advance(
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
-        alpha, xi = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        descent, xi = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
         lower, upper = oracle.lower(), oracle.upper()
         best = z
         for _ in range(self.inner_steps):
-            best = best - alpha * lower.slope(theta, best)
+            best = descent.move("z", best, lower.slope(theta, best))
         gap_theta, gap_z = lower.gradients(theta, z)
         gap_theta = gap_theta - lower.gradients(theta, best)[0]
         f_theta, f_z = upper.gradients(theta, z)
@@ -69,4 +80,4 @@ class BOME(Algorithm):
         along = (f_theta * gap_theta).sum() + (f_z * gap_z).sum()
         # With no gap left there is nothing to hold down, and the ratio has no meaning.
         weight = torch.where(size > 0, self.barrier - along / size, 0.0).clamp(min=0)
-        return theta - xi * (f_theta + weight * gap_theta), z - xi * (f_z + weight * gap_z), {}
+        return theta - xi * (f_theta + weight * gap_theta), z - xi * (f_z + weight * gap_z), descent.memory()

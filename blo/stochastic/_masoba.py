@@ -8,7 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from blo._scheduled import OptimizerFactory, SchedulerFactory
 from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
@@ -19,25 +21,32 @@ class MASOBA(Algorithm):
     """SOBA with a moving average: theta moves along `h`, which `mixing` of the newest direction enters at each step.
 
     Args:
-        lower_step: step size of z and q.
+        lower_step: step size of z and q; None with a `lower_optimizer`.
         upper_step: step size of theta.
         mixing: share of the newest direction in the average, at most 1. The theory takes it proportional to
             `upper_step`; with all three like `Power(c, -1/2)`, the mean expected squared norm of the hypergradient
             over T steps is O(1 / sqrt(T)), for f once and g twice smooth (SOBA's theory needs one degree more).
+        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
+            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps on z and q,
+            and `upper_step`, `lower_step` and `mixing` in fixed ratios; with another optimiser the rate is not proved.
+        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
 
     Raises:
-        ValueError: if a step size is not positive, or `mixing` exceeds 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
+            or `mixing` exceeds 1.
 
     Source: Chen, Xiao and Balasubramanian, "Optimal algorithms for stochastic bilevel optimization under relaxed
     smoothness conditions", 2023, Algorithm 1.
     """
 
-    lower_step: Schedule
+    lower_step: Schedule | None = None
     upper_step: Schedule
     mixing: Schedule
+    lower_optimizer: OptimizerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        require(self.lower_step, "lower_step")
+        require_descent(self)
         require(self.upper_step, "upper_step")
         require(self.mixing, "mixing")
         if not callable(self.mixing):
@@ -51,10 +60,11 @@ class MASOBA(Algorithm):
     ) -> tuple[Tensor, Tensor, Memory]:
         q, h = memory["q"], memory["h"]
         toward = oracle.directions(theta, z, q)
-        rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        lower, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
         mixed = torch.lerp(h, toward.theta, _share(at(self.mixing, k, "mixing")))
         # Theta moves along the average of the steps before: the newest direction enters the next one.
-        return theta - gamma * h, z - rho * toward.z, {"q": q - rho * toward.q, "h": mixed}
+        z, q = lower.move("z", z, toward.z), lower.move("q", q, toward.q)
+        return theta - gamma * h, z, {"q": q, "h": mixed, **lower.memory()}
 
 
 def _share(value: float) -> float:

@@ -14,6 +14,7 @@ from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.stochastic._batches import Stream
+from blo.stochastic._descent import Descent
 
 
 class Directions(NamedTuple):
@@ -125,10 +126,10 @@ class Oracle:
         direct, v = self.upper().gradients(theta, z)
         return Directions(direct - cross, slope, curved - v)
 
-    def descend(self, theta: Tensor, z: Tensor, step: float, times: int) -> Tensor:
+    def descend(self, theta: Tensor, z: Tensor, lower: Descent, times: int) -> Tensor:
         """Return z after steps down the lower objective, each on a batch of its own."""
         for _ in range(times):
-            z = z - step * self.lower().slope(theta, z)
+            z = lower.move("z", z, self.lower().slope(theta, z))
         return z
 
 

@@ -10,10 +10,12 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
+from blo._scheduled import OptimizerFactory, SchedulerFactory
 from blo._settings import require_count
 from blo.errors import StructureError
 from blo.stochastic._base import Algorithm, Memory
 from blo.stochastic._batches import Stream
+from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
@@ -31,26 +33,34 @@ class SABA(Algorithm):
     numbers for each lower batch and `n + p` for each upper batch, where n and p are the sizes of z and theta.
 
     Args:
-        lower_step: step size of z and q; constant steps suffice.
+        lower_step: step size of z and q; constant steps suffice. None with a `lower_optimizer`.
         upper_step: step size of theta. The mean expected squared norm of the hypergradient over T steps is O(1 / T),
             and F converges linearly where it has the Polyak-Łojasiewicz property.
         upper_count: number of upper batches.
         lower_count: number of lower batches.
+        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
+            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps of constant
+            size on z and q, and `upper_step` in a fixed, small ratio to `lower_step`; with another optimiser the rates
+            are not proved.
+        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
 
     Raises:
-        ValueError: if a step size is not positive, or a count is below 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
+            or a count is below 1.
 
     Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero; its mean is summed
     anew once in as many steps as it has rows, so that it keeps no rounding of rows long gone.
     """
 
-    lower_step: Schedule
+    lower_step: Schedule | None = None
     upper_step: Schedule
     upper_count: int
     lower_count: int
+    lower_optimizer: OptimizerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        require(self.lower_step, "lower_step")
+        require_descent(self)
         require(self.upper_step, "upper_step")
         require_count(self.upper_count, "upper_count")
         require_count(self.lower_count, "lower_count")
@@ -79,16 +89,17 @@ class SABA(Algorithm):
             memory["lower_rows"], memory["lower_mean"], i, lower, k
         )
         (direct, v), upper_rows, upper_mean = _corrected(memory["upper_rows"], memory["upper_mean"], j, upper, k)
-        rho, gamma = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
+        descent, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
         return (
             theta - gamma * (direct - cross),
-            z - rho * slope,
+            descent.move("z", z, slope),
             {
-                "q": q - rho * (curved - v),
+                "q": descent.move("q", q, curved - v),
                 "upper_rows": upper_rows,
                 "upper_mean": upper_mean,
                 "lower_rows": lower_rows,
                 "lower_mean": lower_mean,
+                **descent.memory(),
             },
         )
 

@@ -7,8 +7,10 @@ from typing import final
 
 from torch import Tensor
 
+from blo._scheduled import OptimizerFactory, SchedulerFactory
 from blo._settings import require_count
 from blo.stochastic._base import Algorithm, Memory
+from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
@@ -28,6 +30,11 @@ class StocBiO(Algorithm):
         inner_steps: steps on z.
         products: Hessian-vector products. Their number leaves a bias of relative size
             `(1 - lower_step * mu) ** (products + 1)`, with mu the strong convexity of g.
+        lower_optimizer: makes a torch optimiser of z, `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`, in
+            place of plain steps; `lower_step` remains that of the series. The analysis assumes g strongly convex in z,
+            plain steps on z of one constant size, and a constant `upper_step` small against the smoothness of F; with
+            another optimiser the rate is not proved.
+        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
 
     The mean expected squared norm of the hypergradient over T steps is O(1 / T) down to that bias and to a floor
     proportional to one over the batch sizes.
@@ -42,9 +49,11 @@ class StocBiO(Algorithm):
     upper_step: Schedule
     inner_steps: int = 10
     products: int = 10
+    lower_optimizer: OptimizerFactory | None = None
+    lower_scheduler: SchedulerFactory | None = None
 
     def __post_init__(self) -> None:
-        require(self.lower_step, "lower_step")
+        require_descent(self, series=True)
         require(self.upper_step, "upper_step")
         require_count(self.inner_steps, "inner_steps")
         require_count(self.products, "products", least=0)
@@ -56,11 +65,12 @@ class StocBiO(Algorithm):
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
         eta, beta = at(self.lower_step, k, "lower_step"), at(self.upper_step, k, "upper_step")
-        z = oracle.descend(theta, z, eta, self.inner_steps)
+        lower = Descent(self, k, memory)
+        z = oracle.descend(theta, z, lower, self.inner_steps)
         direct, term = oracle.upper().gradients(theta, z)
         total = term
         for _ in range(self.products):
             term = term - eta * oracle.lower().curvature(theta, z, term)
             total = total + term
         cross = oracle.lower().products(theta, z, eta * total)[2]
-        return theta - beta * (direct - cross), z, {}
+        return theta - beta * (direct - cross), z, lower.memory()

@@ -103,7 +103,10 @@ def test_pgd_finds_the_exact_robust_accuracy_of_a_two_class_linear_model(seed: i
 def test_a_sample_is_broken_when_any_restart_breaks_it_as_in_a_loop_that_drops_nothing() -> None:
     model, x, y = network_case()
     eps, steps, restarts = 0.1, 3, 5
+    sizes: list[int] = []
+    counted = model.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     robust, _ = pgd(model, x, y, eps=eps, steps=steps, restarts=restarts, generator=random(1))
+    counted.remove()
 
     judge = copy.deepcopy(model).eval()
     generator = random(1)
@@ -119,6 +122,9 @@ def test_a_sample_is_broken_when_any_restart_breaks_it_as_in_a_loop_that_drops_n
         survived.append(judge(x + delta).argmax(1) == y)
 
     assert torch.equal(robust, torch.stack(survived).all(0))
+    # A restart shows the model what survived the earlier ones, and nothing else: the steps, and the last iterate.
+    left = [int(torch.stack(survived[: number + 1]).all(0).sum()) for number in range(restarts)]
+    assert sum(sizes) == len(x) + (steps + 1) * sum(left)
     # The case tells the rules apart: some sample falls to one restart and withstands the last, and some remains.
     assert (survived[-1] & ~robust & survived[0]).any()
     assert robust.any()

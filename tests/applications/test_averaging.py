@@ -188,7 +188,7 @@ def test_another_average_is_another_run(tmp_path: Path) -> None:
     torn = checkpoint.Checkpoint(**{**vars(saved), "average": {}})
     checkpoint.save(tmp_path / "run" / "last.pt", torn)
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="the weights are those of another model"):
+    with pytest.raises(UserError, match="the weights belong to another model"):
         fit(config(epochs=1, ema=0.9), tmp_path / "run", progress=False)
 
 

@@ -126,6 +126,23 @@ def test_accuracies_are_those_of_the_evaluations_seed_by_seed(done: Path) -> Non
                 assert entry["difference"]["mean"] == pytest.approx(np.mean(truth) - np.mean(first))
 
 
+def test_records_without_weights_are_enough_for_the_tables(done: Path, tmp_path: Path) -> None:
+    kept = ["config.yaml", "metrics.jsonl", "timing.jsonl", "eval.json", "outcomes.npz", "evaluations"]
+    for run in done.glob("*-seed*"):
+        (tmp_path / run.name).mkdir()
+        for name in kept:
+            copy = shutil.copytree if (run / name).is_dir() else shutil.copy
+            copy(run / name, tmp_path / run.name / name)
+    weights = ("best.pt", "last.pt")
+    first = f"{FOLDERS[0]}-seed0"
+    for name in weights:
+        shutil.copy(done / first / name, tmp_path / first / name)
+    assert compare(tmp_path, *WORDS) == 0
+    assert (tmp_path / "comparison.md").read_text() == (done / "comparison.md").read_text()
+    assert [path.parent.name for path in tmp_path.glob("*/*.pt")] == [first] * len(weights)  # nothing was trained again
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_the_tables_show_the_record(done: Path) -> None:
     methods, text = record(done)["methods"], (done / "comparison.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]

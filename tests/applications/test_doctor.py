@@ -152,7 +152,7 @@ def test_a_randomised_model_is_told_apart_from_one_in_train_mode() -> None:
     layer = found(fitted(perceptron(Noise())), "randomness")
     assert layer.verdict == "ill" and "`2` (Noise)" in layer.seen and "autoattack-rand" in layer.remedy
     inside = found(Before(lambda x: x + 0.1 * torch.randn_like(x), healthy()), "randomness")
-    assert inside.verdict == "ill" and "no layer of its own" not in layer.seen and inside.figures["in_eval_mode"]
+    assert inside.verdict == "ill" and "single layer" not in layer.seen and inside.figures["in_eval_mode"]
 
 
 # --- 3. budgets -------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def budget(norm: Norm, eps: float) -> Finding:
         ("linf", 8.0, "ill", "8/255 = 0.03137"),
         ("l2", 128.0, "ill", "128/255 = 0.502"),
         ("linf", 8 / 255 / 255, "ill", r"eps 0.03137 \(8/255\)"),
-        ("linf", 0.4 / 255, "ill", "divided by 255 twice"),
+        ("linf", 0.4 / 255, "ill", "by 255 twice"),
         ("linf", 0.5, "ill", "usual for l2"),
         ("l2", 40.0, "ill", "usual for CIFAR"),
         ("linf", 0.0, "ill", "above 0"),

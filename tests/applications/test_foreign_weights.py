@@ -182,7 +182,7 @@ def test_a_name_and_its_translation_in_one_file_are_refused(tmp_path: Path) -> N
 
 def test_a_word_on_normalisation_that_is_not_called_for_is_refused(tmp_path: Path) -> None:
     torch.save(with_normalisation(PREACT.state()), tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"but those in .* do, or the model does not normalise"):
+    with pytest.raises(UserError, match=r"but those in .* have them, or the model does not normalise"):
         load_weights(ours(FewBlocks), tmp_path / "w.pt", "data")
 
 

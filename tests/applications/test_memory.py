@@ -103,7 +103,7 @@ def test_a_memory_that_does_not_fit_is_refused(whole: Path, tmp_path: Path, monk
         return {"delta": torch.zeros(sizes.images[0], 3)}
 
     monkeypatch.setattr(Remembering, "remember", other)
-    with pytest.raises(UserError, match="what the method remembers is that of another method or data set"):
+    with pytest.raises(UserError, match="the memory of the method belongs to another method or data set"):
         fit(config(method="remembering"), run, progress=False)
 
 

@@ -155,7 +155,7 @@ def test_what_ends_one_rank_ends_the_other(seen: list[dict[str, Any]]) -> None:
         assert rank["small"][0] == "UserError" and "take a larger batch size" in rank["small"][1]
         assert rank["unlike"][0] == "UserError" and "must be the same on all ranks" in rank["unlike"][1]
     kind, text = seen[0]["lost"]
-    assert kind == "UserError" and text.startswith("Stopped, since another rank has ended")
+    assert kind == "UserError" and text.startswith("Stopped, because another rank has ended")
 
 
 def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Pa
     while not (run / "metrics.jsonl").exists() and writer.poll() is None:
         time.sleep(0.01)
     writer.kill()
-    assert "error: rank 1: Stopped, since another rank has ended" in other.communicate(timeout=60)[1]
+    assert "error: rank 1: Stopped, because another rank has ended" in other.communicate(timeout=60)[1]
     writer.communicate()
     assert (writer.returncode, other.returncode) == (-signal.SIGKILL, 2)
     done = checkpoint.load(run / "last.pt").epoch
@@ -270,7 +270,7 @@ def test_several_processes_need_devices_of_their_own(device: str) -> None:
 def test_batchnorm_of_all_ranks_needs_equal_parts() -> None:
     uneven = ranked.config("fast-at", **ranked.NORMED, sync_batchnorm=True)
     dataset, device = load_data(uneven, None), torch.device("cpu")
-    with pytest.raises(UserError, match=r"each batch must divide among the 2 processes.*\[17, 31\]"):
+    with pytest.raises(UserError, match=r"the size of each batch must be divisible by 2.*\[17, 31\]"):
         Trainer(uneven, dataset, device, Ranks(0, 2))
     Trainer(uneven, dataset, device)
 

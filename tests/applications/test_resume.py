@@ -211,7 +211,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     mixed = checkpoint.Checkpoint(**{**vars(saved), "model": smaller, "epoch": 1, "history": saved.history[:1]})
     checkpoint.save(tmp_path / "run" / "last.pt", mixed)
     with pytest.raises(
-        UserError, match="does not fit the configuration beside it: the weights are those of another model"
+        UserError, match="does not fit the configuration beside it: the weights belong to another model"
     ):
         fit(config(epochs=2), tmp_path / "run", progress=False)
 

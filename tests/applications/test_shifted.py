@@ -123,6 +123,6 @@ def test_cost_in_forward_passes(steps: int, cost: float) -> None:
 
 @pytest.mark.parametrize("options", [{"attack_loss": "margin"}, {"train_loss": "kl"}, {"attack_mode": "eval"}])
 def test_levels_that_do_not_share_a_loss_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="`implicit` must be exact where"):
+    with pytest.raises(UserError, match="`implicit` must be exact if"):
         FastBAT(implicit="shifted", **options)
     FastBAT(**options)

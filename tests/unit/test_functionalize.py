@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import blo
 from tests.accelerator import Recorder
+from tests.strategies import normal
 
 Make = Callable[[], nn.Module]
 SEED = 11
@@ -599,3 +601,47 @@ def test_bad_arguments_are_named() -> None:
         f({**f.parameters, "0.bias": torch.zeros(2, 5)}, x)
     with pytest.raises(blo.StructureError, match="loss"):
         f(f.parameters, x, x)
+
+
+class Scoring(nn.Module):
+    """Computes its own loss from keywords, and returns it in an object or a dict."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.layer = kind, nn.Linear(3, 1, dtype=torch.float64)
+
+    def forward(self, rows: Tensor, labels: Tensor | None = None) -> Any:
+        scores = self.layer(rows).squeeze(-1)
+        loss = None if labels is None else (scores - labels).square().mean()
+        found = {"loss": loss, "scores": scores}
+        return found if self.kind == "dict" else SimpleNamespace(**found)
+
+
+@pytest.mark.parametrize("kind", ["dict", "object"])
+def test_a_module_that_computes_its_own_loss_solves_to_the_ridge_regression(kind: str) -> None:
+    batch = {"rows": normal(1, 9, 3), "labels": normal(2, 9)}
+    module = Scoring(kind)
+    f = blo.functionalize(module, "loss")
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    lower = blo.LowerProblem(lambda t, z: f(z, **batch) + t * sum(p.square().sum() for p in z.values()))
+    z = blo.argmin(lower, theta, f.parameters, gradient=blo.Implicit(blo.Direct()))
+
+    ones = torch.cat([batch["rows"], torch.ones(9, 1).double()], 1)
+    matrix = ones.T @ ones / 9 + theta * torch.eye(4).double()
+    truth = torch.linalg.solve(matrix, ones.T @ batch["labels"] / 9)
+    found = torch.cat([z["layer.weight"].flatten(), z["layer.bias"]])
+    torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
+    slopes = [torch.autograd.grad(value.sum(), theta)[0] for value in (found, truth)]
+    torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
+
+
+def test_a_module_without_a_loss_of_its_own_is_refused() -> None:
+    f = blo.functionalize(Scoring("object"), "loss")
+    rows, labels = normal(1, 9, 3), normal(2, 9)
+    with pytest.raises(blo.StructureError, match=r"must hold its own loss as a tensor.*`loss` is NoneType"):
+        f(f.parameters, rows=rows)
+    with pytest.raises(blo.StructureError, match="there are 1 targets"):
+        f(f.parameters, rows, labels)
+    name: Any = "logits"
+    with pytest.raises(ValueError, match="`loss` must be a function"):
+        blo.functionalize(Scoring("dict"), name)

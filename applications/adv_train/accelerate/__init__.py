@@ -1,4 +1,4 @@
-"""Faster training steps: one CUDA graph a step, or a compiled forward pass."""
+"""Faster training steps: each step as one CUDA graph, or a compiled forward pass."""
 
 from adv_train.accelerate.check import check
 from adv_train.accelerate.compiled import compiled, seconds_of_compiling

@@ -1,4 +1,4 @@
-"""Whether this machine can do what `accelerate` asks for, found out before anything is written."""
+"""Check, before anything is written, that this machine supports the chosen value of `accelerate`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from adv_train.ranks import current
 
 
 def check(accelerate: str, device: torch.device) -> None:
-    """Refuse a choice that the machine cannot follow.
+    """Check that this machine supports the chosen value of `accelerate`.
 
     Args:
         accelerate: `off`, `graph` or `compile`.
-        device: That trains.
+        device: The device that trains.
 
     Raises:
-        UserError: For several processes, for `graph` without a CUDA device, and for `compile` where a function of one
-            line does not compile, for want of a compiler for instance.
+        UserError: If there are several processes, if `graph` is chosen without a CUDA device, or if `compile` is chosen
+            and a function of one line does not compile, for instance because there is no compiler.
     """
     if accelerate != "off" and current().size > 1:
         raise UserError(f"`accelerate` {accelerate} trains in one process: with several, use --accelerate off.")
@@ -27,7 +27,7 @@ def check(accelerate: str, device: torch.device) -> None:
         return
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # of dynamo, inductor, or the system; each means the same
+    except Exception as error:  # dynamo, inductor and the system raise many types, which all mean the same here
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"`accelerate` compile does not work here ({lines[0] if lines else type(error).__name__}): install a C++ "

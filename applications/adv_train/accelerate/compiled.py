@@ -1,4 +1,4 @@
-"""A model whose forward pass `torch.compile` makes; its weights, statistics and layers are those of the model."""
+"""A view of a model with a forward pass compiled by `torch.compile`; it shares the model's layers and tensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from adv_train.errors import UserError
 def compiled(model: nn.Module) -> nn.Module:
     """Return a view of a model with a compiled forward pass, for methods that take one derivative of each pass.
 
-    The modules and tensors are shared, so `torch.func.functional_call` and modes work as on the model, which itself
-    stays as it is. The batch is a dynamic dimension: the last, smaller batch of an epoch needs no compilation of its
-    own. The modes of BatchNorm, and what needs a gradient, are; each is compiled when it is met.
+    The view shares the modules and tensors of the model, so `torch.func.functional_call` and train and eval mode work
+    as on the model, which does not change. The batch is a dynamic dimension, so the last, smaller batch of an epoch
+    needs no compilation of its own. The modes of BatchNorm, and which tensors require a gradient, are compiled
+    separately, each when it first occurs.
 
     Raises:
         UserError: In a second backward pass through one forward pass. The backward passes that torch 2.15 compiles
-            overwrite what they have saved, and then return wrong numbers without a word.
+            overwrite the tensors that they have saved, so a second one returns wrong numbers without an error.
     """
     view = copy.copy(model)
     forward = cast(Callable[[Tensor], Tensor], torch.compile(view.forward))
@@ -52,7 +53,8 @@ def _once() -> Callable[[Tensor], None]:
         passes += 1
         if passes > 1:
             raise UserError(
-                "The method differentiates one forward pass twice, which compiled code cannot: use --accelerate off."
+                "The method differentiates one forward pass twice, which compiled code does not support: use "
+                "--accelerate off."
             )
 
     return hook

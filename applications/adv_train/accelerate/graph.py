@@ -1,4 +1,4 @@
-"""A training step from buffers with fixed addresses: on a CUDA device one graph, which the host launches at once."""
+"""A training step on buffers with fixed addresses: on a CUDA device one graph, which the host launches in one call."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from adv_train.errors import UserError
 from adv_train.training_step import TrainingStep
 
 _EAGER = 2
-"""Steps of each shape before its graph: libraries load what they run, and the optimiser makes its state."""
+"""Eager steps of each batch shape before its capture: libraries load their kernels, the optimiser makes its state."""
 
 
 def captured(
     step: Callable[[], object], stream: torch.cuda.Stream, generator: torch.Generator | None = None
 ) -> torch.cuda.CUDAGraph:
-    """Return a step as a graph on the current CUDA device. Nothing is computed before its first replay.
+    """Capture a step as a graph on the current CUDA device. Nothing is computed before the first replay.
 
-    A replay draws the numbers that the step itself would draw.
+    A replay draws the random numbers that the step itself would draw.
 
     Args:
-        step: Was taken on the stream before.
-        stream: On which it is captured.
-        generator: That it draws from, besides the default one.
+        step: The step, which has run on the stream before.
+        stream: The stream on which to capture it.
+        generator: The generator that the step draws from, besides the default one.
 
     Raises:
-        UserError: When the step does something that a graph cannot hold.
+        UserError: If the step does something that a CUDA graph does not support.
     """
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
@@ -52,9 +52,9 @@ class _Slot:
 
     Attributes:
         batch: The buffers.
-        taken: Steps taken eagerly.
-        graph: The step on them, once it is captured.
-        seal: What the graph was captured with.
+        taken: Number of steps taken eagerly.
+        graph: The captured step on these buffers; None until it is captured.
+        seal: The threat and the addresses with which the graph was captured.
     """
 
     batch: Batch
@@ -64,17 +64,17 @@ class _Slot:
 
 
 class Replayed:
-    """Takes a training step on copies of batches at fixed addresses; on a CUDA device it captures and replays it.
+    """Copies each batch to fixed addresses and takes a training step there; on a CUDA device it replays a graph.
 
-    Each shape of a batch has buffers and a graph of its own, so the last, smaller batch of an epoch is replayed too.
-    Elsewhere the same step runs eagerly from the same buffers.
+    Each shape of a batch has buffers and a graph of its own, so the last, smaller batch of an epoch is replayed too. On
+    other devices the same step runs eagerly on the same buffers.
 
     Args:
-        step: Of a run.
-        captures: Whether to capture; else the step runs eagerly from the buffers on every device.
+        step: The training step of a run.
+        captures: Whether to capture; if not, the step runs eagerly on the buffers on every device.
 
     Attributes:
-        seconds: Spent on capturing so far.
+        seconds: Time spent on capturing so far.
     """
 
     def __init__(self, step: TrainingStep, *, captures: bool = True) -> None:
@@ -84,7 +84,7 @@ class Replayed:
         self._stream = torch.cuda.Stream(step.device) if captures and step.device.type == "cuda" else None
 
     def begin(self) -> None:
-        """Drop the graphs of a step that has changed since: another eps, or other addresses after a rollback."""
+        """Drop graphs captured for another threat or other addresses, such as another eps or before a rollback."""
         seal = self._seal()
         for slot in self._slots.values():
             if slot.seal != seal:
@@ -111,7 +111,7 @@ class Replayed:
         if slot.graph is not None:
             slot.graph.replay()
             return
-        # As capture does: what the first steps allocate and set up belongs to the stream that is captured.
+        # Run on the stream of the later capture, so that memory and library state of the first steps belong to it.
         stream.wait_stream(torch.cuda.current_stream(self._step.device))
         with torch.cuda.stream(stream):
             self._step(slot.batch)

@@ -1,4 +1,4 @@
-"""What a CUDA graph cannot hold, found on any device: it also makes the host wait in every eager step."""
+"""Finds, on any device, operators that a CUDA graph does not support; they also make the host wait in eager steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Watched(TorchDispatchMode):
 
 
 def _depends_on_values(function: Any, args: tuple[Any, ...]) -> bool:
-    if function is torch.ops.aten.index.Tensor:  # with positions its shape is theirs, with a mask it is not
+    if function is torch.ops.aten.index.Tensor:  # the output's shape depends on values if the index is a mask
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags))
 
@@ -34,14 +34,14 @@ def _moves(function: Any, args: tuple[Any, ...], out: Any) -> bool:
         return bool(out.device != args[0].device)
     if function is torch.ops.aten.copy_.default:
         return bool(args[1].device != args[0].device)
-    # `torch.tensor(1.0, device=...)`
+    # Made by `torch.tensor(1.0, device=...)`, which copies from the host.
     return function is torch.ops.aten.lift_fresh.default and out.device.type != "cpu"
 
 
 def obstacles(step: Callable[[], object]) -> list[str]:
-    """Return the names of the operators in a step that a graph cannot hold, sorted.
+    """Return the sorted names of the operators in a step that a CUDA graph does not support.
 
-    They read a value on the host, have a shape that follows from values, or move values between devices.
+    They read a value on the host, have an output whose shape depends on values, or move values between devices.
     """
     with _Watched() as watched:
         step()

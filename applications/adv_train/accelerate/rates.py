@@ -1,4 +1,4 @@
-"""Numbers that change from step to step: a captured step sees them move only as tensors."""
+"""Numbers that change from step to step, kept as tensors: a captured step would keep the value of a Python number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def held(before: float | Tensor, value: float, device: torch.device | None) -> float | Tensor:
-    """Return a number as it is, or, with a device, as a tensor there of shape `()`: the one before, filled anew."""
+    """Return a number for the optimiser: as it is, or with a device as a tensor of shape `()` on that device.
+
+    If `before` is such a tensor, it is filled with the number and returned, so its address does not change.
+    """
     if device is None:
         return value
     if isinstance(before, Tensor) and before.device.type == device.type:

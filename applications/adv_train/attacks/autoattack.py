@@ -1,4 +1,4 @@
-"""AutoAttack in its standard version, which RA-AA is measured by."""
+"""AutoAttack in its standard version, which defines RA-AA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adv_train.attacks.official import OfficialAttack
 from adv_train.threat import Norm, Threat
 
 LEAST_CLASSES: Final = 4
-"""Logits that the targeted DLR loss compares."""
+"""Number of logits that the targeted DLR loss compares."""
 
 
 @ATTACKS.register("autoattack")
@@ -20,9 +20,9 @@ LEAST_CLASSES: Final = 4
 class StandardAutoAttack(OfficialAttack):
     """Standard AutoAttack: APGD-CE, APGD-T, FAB-T and Square (Croce and Hein, ICML 2020).
 
-    The standard version, which has no options, through the package `pyautoattack`. Fewer than ten classes leave fewer
-    than the standard nine target classes. In l1 the standard version shrinks the ball of APGD from 3 eps and starts
-    APGD-CE five times (Croce and Hein, ICML 2021).
+    The package `pyautoattack` runs it; it has no options. A model with fewer than ten classes has fewer than the
+    standard nine target classes. In l1 the standard version shrinks the ball of APGD from 3 eps and starts APGD-CE five
+    times (Croce and Hein, ICML 2021).
     """
 
     least_classes: ClassVar[int] = LEAST_CLASSES
@@ -42,8 +42,8 @@ def autoattack(
     """Run standard AutoAttack in [0, 1]; see `StandardAutoAttack` for what it does and raises.
 
     Returns:
-        Whether each sample is robust, ``(N,)`` bool, and images like x: for a broken sample the one that broke
-        it, for a robust one x itself.
+        Whether each sample is robust, ``(N,)`` bool, and images of the shape of x: the image that broke a broken
+        sample, and the clean image of a robust sample.
     """
     threat = Threat(norm, eps)
     found = StandardAutoAttack()(model, x, y, threat, seed=seed, batch_size=batch_size, progress=progress)

@@ -1,4 +1,4 @@
-"""AutoAttack in its other two versions: with more parts, and for models that are randomised."""
+"""AutoAttack in its other two versions: plus, which has more parts, and rand, which is for randomised models."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class PlusAutoAttack(OfficialAttack):
 class RandAutoAttack(OfficialAttack):
     """AutoAttack, version rand, for randomised models: APGD-CE and APGD-DLR on gradients averaged over 20 passes.
 
-    A randomised model answers differently each time, so the verdict is that of the package itself: the pass that it
-    makes over the images of each part, and before the first part over the clean images. Samples that are wrong in that
-    clean pass are not robust. The model's random numbers follow from the seed where it takes them from torch's global
-    state, which is put back. A pass of a model that answers anew each time is not repeated, so an interrupted run
-    starts anew.
+    A randomised model can classify the same image differently in each pass. The verdict is therefore that of the
+    package, which makes one pass over the clean images and one over the images of each part; a sample that the model
+    misclassifies in the clean pass is not robust. If the model draws its random numbers from torch's global state, they
+    follow from the seed; this state is restored afterwards. Finished batches of a randomised model are not kept, so an
+    interrupted run starts again from the beginning.
     """
 
     title: ClassVar[str] = "AutoAttack rand"
@@ -58,17 +58,17 @@ class RandAutoAttack(OfficialAttack):
         judging: Judging,
         memory: Memory | None = None,
     ) -> Verdicts:
-        """Attack every image and remember nothing; passes of the model leave the random state alone too."""
+        """Attack every image without keeping finished batches, and restore the global random state."""
         with undisturbed(x.device):
             torch.manual_seed(judging.seed)
-            # Its verdict is a draw, and each rank would make another.
+            # The verdict depends on random numbers, which would differ between ranks that share the images.
             return super().judge(model, x, y, threat, replace(judging, ranks=ALONE))
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and the classes that the package saw; -1 where the clean logits are not finite."""
+        """Return the images and the classes that the package found; -1 where the clean logits are not finite."""
         images, classes = run(x, y, self.change)
         return images, classes.masked_fill(before < 0, -1)
 
     def decide(self, clean: Tensor, after: Tensor, y: Tensor) -> Tensor:
-        """Take the package's verdict: our clean pass is another draw."""
+        """Return the package's verdict; our clean pass used other random numbers."""
         return after == y

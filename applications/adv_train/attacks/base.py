@@ -1,4 +1,4 @@
-"""What an attack is to the judge: images and labels in, a verdict on each sample out."""
+"""The interface of an attack, which takes images and labels and returns a verdict on each sample."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from adv_train.attacks.judging import Judging
+from adv_train.attacks.room import BatchSize
 from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
@@ -18,14 +19,14 @@ from adv_train.values import Checked
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What an attack made of N samples.
+    """The result of an attack on N samples.
 
     Attributes:
-        robust: Whether each sample is still classified correctly, bool ``(N,)``; a sample that is wrong on its clean
-            image is not robust.
-        images: For a broken sample an image that broke it, for a robust one the last that was tried, ``(N, C, H, W)``.
+        robust: Whether each sample is still classified correctly, bool ``(N,)``; a sample whose clean image is
+            misclassified is not robust.
+        images: Images ``(N, C, H, W)``: one that broke the sample, or the last one tried if the sample is robust.
         predicted: Class of each of these images ``(N,)``, -1 where the logits are not finite.
-        settings: How hard the attack tried, in plain values.
+        settings: Settings of the attack, in plain values.
     """
 
     robust: Tensor
@@ -37,10 +38,10 @@ class Verdicts:
 class Attack(Checked, abc.ABC):
     """An attack with its options, which are the fields of a frozen dataclass.
 
-    Subclasses define `judge`, stand in files of their own in this package and are registered with `ATTACKS.register`.
+    A subclass defines `judge`, has a file of its own in this package, and is registered with `ATTACKS.register`.
 
     Attributes:
-        least_classes: Logits that a model must have for the attack to be defined.
+        least_classes: Smallest number of logits for which the attack is defined.
     """
 
     least_classes: ClassVar[int] = 2
@@ -53,48 +54,48 @@ class Attack(Checked, abc.ABC):
         threat: Threat,
         *,
         seed: int,
-        batch_size: int = 512,
+        batch_size: BatchSize = 512,
         progress: bool | None = False,
     ) -> Verdicts:
-        """Attack every image within the threat, and hand the model back as it was.
+        """Attack every image within the threat; the model's state is the same afterwards.
 
         Args:
             model: Maps images to logits ``(batch, classes)``, with its normalisation inside.
             x: Images ``(N, C, H, W)`` in the threat's range, on the model's device.
             y: Labels ``(N,)``, int64.
-            threat: What may be done to an image.
-            seed: Of all random numbers of the attack.
-            batch_size: Images in a forward pass.
+            threat: The perturbations that the attack may choose from.
+            seed: Seed of all random numbers of the attack.
+            batch_size: Number of images in a forward pass; ``"auto"`` takes as many as memory holds.
             progress: Show a bar; ``None`` shows it on a terminal only.
 
         Warns:
             RuntimeWarning: When the attack itself finds that its verdict overstates robustness.
 
         Raises:
-            UserError: When an argument is out of range or shape, or the attack does not know the norm.
-            RuntimeError: When an image leaves the budget.
+            UserError: If an argument has the wrong range or shape, or the attack does not support the norm.
+            RuntimeError: If an image leaves the budget.
         """
-        return self.judge(model, x, y, threat, Judging(seed, batch_size, progress))
+        return self.judge(model, x, y, threat, Judging.of(seed, batch_size, progress))
 
     @abc.abstractmethod
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
-        """Attack as a call does, with its settings in one object."""
+        """Do what a call does; `judging` has the settings that all attacks share."""
 
     def resume(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path
     ) -> Verdicts:
-        """Attack with the verdicts of `judge`; keep in a folder what is done, and go on from there if interrupted.
+        """Return the verdicts of `judge`; keep finished work in `folder`, and continue from it after an interruption.
 
-        An attack that has nothing to keep leaves the folder alone. The folder belongs to this attack, model, images,
-        seed and batch size alone.
+        An attack that keeps no finished work does not touch the folder. No attack with another model, other images,
+        another seed or another batch size may use the same folder.
         """
         return self.judge(model, x, y, threat, judging)
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
-        """Refuse, before any work, what this attack cannot judge: images ``(N, C, H, W)``, number of logits, threat.
+        """Check, before any work, that the attack supports images ``(N, C, H, W)``, number of classes and threat.
 
         Raises:
-            UserError: Says why.
+            UserError: If it does not; the message gives the reason.
         """
 
     def bound(self, load: Callable[[str], nn.Module]) -> Attack:
@@ -102,7 +103,7 @@ class Attack(Checked, abc.ABC):
         return self
 
     def chosen(self) -> dict[str, Any]:
-        """Return the options in plain values, those left out that follow from the rest."""
+        """Return the options in plain values, without those that are None."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
@@ -111,7 +112,7 @@ class Attack(Checked, abc.ABC):
         }
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
-        """Return how hard it will try, as far as it is known beforehand: an earlier verdict with these is as good."""
+        """Return the settings known before the attack runs; a record with equal settings makes a new run needless."""
         return self.chosen()
 
 

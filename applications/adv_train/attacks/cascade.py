@@ -1,4 +1,4 @@
-"""A short attack, and the whole of AutoAttack on the samples that survive it."""
+"""A short attack, followed by standard AutoAttack on the samples that survive it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
 @ATTACKS.register("cascade")
 @dataclass(frozen=True)
 class Cascade(OfficialAttack):
-    """Short APGD-CE and APGD-T first, then the whole of standard AutoAttack on the samples that survive these.
+    """Short APGD-CE and APGD-T first, then standard AutoAttack on the samples that survive them.
 
     The targets of a sample are its most probable wrong classes, the most probable one first. A sample that the short
-    part breaks is broken: its image is checked against the ball and classified once more, and the accuracy is lower by
-    those among them that AutoAttack does not break. Every survivor gets the verdict of the official attack, run on the
-    survivors alone; one that falls to some random numbers only may go either way, as with another batch size of
-    AutoAttack, since random numbers depend on the place in a batch. It saves little or no time on the models measured
-    (`python -m benchmarks.cascade`): nearly all of it goes into survivors.
+    attack breaks counts as broken, after its image has been checked against the ball and classified once more.
+    AutoAttack alone might not break some of these samples, so the accuracy can be lower than that of AutoAttack. The
+    survivors get the verdict of AutoAttack, run on the survivors alone. Random numbers depend on the place of a sample
+    in its batch, so the verdict on a sample that AutoAttack breaks only sometimes may differ, as it may with another
+    batch size. On the models measured (`python -m benchmarks.cascade`) the cascade saves little or no time, because
+    nearly all of the time is spent on survivors.
 
     Attributes:
-        steps: Iterations of each short APGD, at least 3; the official one has 100.
-        targets: Targets of the short APGD-T, at least 1; the official one has 9.
+        steps: Iterations of each short APGD, at least 3; standard AutoAttack has 100.
+        targets: Targets of the short APGD-T, at least 1; standard AutoAttack has 9.
 
     Raises:
-        UserError: When an option is out of its range.
+        UserError: If an option is out of its range.
     """
 
     title: ClassVar[str] = "cascade"
@@ -45,7 +46,7 @@ class Cascade(OfficialAttack):
     targets: Count = 2
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and their classes: those of the short part where it broke a sample."""
+        """Return the images and their classes: those of the short attack for the samples that it broke."""
         images = run(x, y, self._shorten, "short")[0]
         check_budget(images, x, run.threat)
         after = run.classify(images)
@@ -56,7 +57,7 @@ class Cascade(OfficialAttack):
         return images, after
 
     def _shorten(self, attack: AutoAttack) -> None:
-        """Make APGD short; its schedule follows from the number of iterations when it is made."""
+        """Shorten APGD, and compute the schedule that APGD derives from the number of iterations when it is built."""
         attack.attacks_to_run = ["apgd-ce", "apgd-t"]
         for part in (attack.apgd, attack.apgd_targeted):
             part.n_iter = part.n_iter_orig = self.steps

@@ -1,4 +1,4 @@
-"""What a judge refuses: images, labels and logits that cannot be judged, and an attack that left its budget."""
+"""Checks of an attack's input (images, labels, logits), and that its images keep the budget."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from adv_train.errors import UserError
 from adv_train.threat import Threat
 
 TOLERANCE = 1e-6
-"""By how much a float32 image may leave the range of images, and a ball of radius up to 1: a few roundings near 1."""
+"""How far a float32 image may lie outside the range or a ball of radius up to 1: a few rounding errors near 1."""
 
 _ROUNDING = 2.0**-24
-"""By how much a float32 pixel near 1 is off."""
+"""Rounding error of a float32 pixel near 1: half of the spacing 2^-23."""
 
 
 def checked(logits: object, n: int) -> Tensor:
-    """Refuse what cannot be the logits of a classifier.
+    """Return the logits after checking that they can be those of a classifier.
 
     Raises:
-        UserError: When they are not floating point of shape ``(n, classes)`` with at least two classes.
+        UserError: If they are not floating point of shape ``(n, classes)`` with at least two classes.
     """
     found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or not logits.is_floating_point():
         raise UserError(f"A model must return logits of shape ({n}, classes) for {n} images, but returns {found}.")
     if logits.shape[1] < 2:
         raise UserError(
-            f"A classifier needs at least 2 logits an image, but the model returns {found}: its largest logit is "
-            "always the first. A model with one logit z becomes one with two by `torch.cat([-z, z], 1)`."
+            f"A classifier needs at least 2 logits an image, but the model returns {found}: with one logit, every "
+            "image is of class 0. Turn a single logit z into two by `torch.cat([-z, z], 1)`."
         )
     return logits
 
 
 def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
-    """Refuse images or labels that an attack cannot take.
+    """Check the images and labels that an attack is given.
 
     Raises:
-        UserError: When images are not floats ``(N, C, H, W)`` in the threat's range with N >= 1, when labels are not
-            classes ``(N,)``, int64, or when the budget reaches every image.
+        UserError: If the images are not floats ``(N, C, H, W)`` in the threat's range with N >= 1, the labels are not
+            int64 classes ``(N,)``, or the budget is so large that it allows every image.
     """
     if x.ndim != 4 or not x.is_floating_point() or len(x) == 0:
         raise UserError(
@@ -61,22 +61,23 @@ def check_samples(x: Tensor, y: Tensor, threat: Threat) -> None:
 
 
 def check_labels(y: Tensor, classes: int) -> None:
-    """Refuse labels that name no logit.
+    """Check that every label is the index of a logit.
 
     Raises:
-        UserError: When a label is not below the number of classes.
+        UserError: If a label is not below the number of classes.
     """
     if int(y.max()) >= classes:
         raise UserError(f"The largest label is {int(y.max())}, but the model has {classes} logits, counted from 0.")
 
 
 def check_budget(adversarial: Tensor, x: Tensor, threat: Threat) -> None:
-    """Refuse to judge by images outside the budget or the range, by more than rounding.
+    """Check that an attack's images keep the budget and the range of images, up to rounding.
 
-    In l2 and l1 the roundings of all pixels add up, and those of their sum: to 1.9e-4 at 12 in l1 on CIFAR.
+    In l2 and l1 the rounding errors of all pixels, and those of the sum over them, add up: with a budget of 12 in l1,
+    to 1.9e-4 on CIFAR.
 
     Raises:
-        RuntimeError: When some image is outside or not finite: the attack is broken, and so is its verdict.
+        RuntimeError: If an image is outside or not finite, which is an error in the attack and voids its verdict.
     """
     distance = threat.distance(adversarial - x)
     slack = TOLERANCE * max(1.0, threat.eps) + threat.largest(x.shape[1:], _ROUNDING)

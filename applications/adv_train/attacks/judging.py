@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from adv_train import bars
 from adv_train.attacks.checks import checked
+from adv_train.attacks.room import BatchSize, Forward, Room
 from adv_train.ranks import ALONE, Ranks, current
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-Forward: TypeAlias = Callable[[Tensor], Tensor]
 
 _SMALL_MODEL = 1_000_000
 
@@ -28,15 +27,37 @@ class Judging:
 
     Attributes:
         seed: Of all random numbers of the attack.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a batch; the random numbers of AutoAttack depend on it.
         progress: Show a bar; ``None`` shows it on a terminal only.
         ranks: Those that attack the same images together; each gets the verdicts on all of them.
+        room: How many images fit into a pass, where that is to be found out; None takes whole batches.
     """
 
     seed: int = 0
     batch_size: int = 512
     progress: bool | None = False
     ranks: Ranks = ALONE
+    room: Room | None = None
+
+    @classmethod
+    def of(cls, seed: int, batch_size: BatchSize, progress: bool | None = False) -> Judging:
+        """Make the settings from what a user says of the batch size: a number, or ``"auto"``."""
+        if batch_size == "auto":
+            return cls(seed, progress=progress, room=Room())
+        return cls(seed, batch_size, progress)
+
+    def fitted(self, model: Forward, x: Tensor) -> tuple[Forward, int]:
+        """Give a function like the model that does not run out of memory, and how many images suit it at once.
+
+        Attacks whose random numbers depend on the batch take batches of `batch_size` all the same.
+
+        Args:
+            model: Maps images to logits, frozen.
+            x: Images ``(N, C, H, W)`` at full resolution.
+        """
+        if self.room is None:
+            return model, self.batch_size
+        return self.room.fitted(model, x), self.room.size
 
     def shared(self) -> Judging:
         """Return these settings for all ranks there are; the first one shows the bar."""

@@ -1,4 +1,4 @@
-"""Finished batches of an attack, kept in a folder, so that an interrupted attack goes on and not anew."""
+"""Finished batches of an attack, kept in a folder so that an interrupted attack can continue."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Perturb = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Memory:
-    """What functions from images and labels to images gave, by the content of what they got.
+    """A cache on disk for functions that map images and labels to images; the key is a digest of the arguments.
 
-    The parts of AutoAttack set the random numbers anew for every batch, so the images that a part makes of a batch
-    depend on nothing but that batch, and taking them from the disk gives the same verdicts bit for bit.
+    Each part of AutoAttack seeds its random numbers anew for every batch, so the images that it makes from a batch
+    depend on that batch alone, and reading them from the disk gives the same verdicts bit for bit.
 
     Attributes:
-        folder: Belongs to one attack with all its settings on one model.
+        folder: Folder of one attack with one set of settings on one model.
     """
 
     folder: Path
 
     def remembering(self, perturb: Perturb, name: Callable[[], str]) -> Perturb:
-        """Wrap a function that is deterministic for each name, which is asked for at each call."""
+        """Wrap a function with the cache; `name` is called each time, and tells apart what the function computes."""
 
         def call(x: Tensor, y: Tensor) -> Tensor:
             path = self.folder / f"{name()}-{digest([x, y])[:24]}.npz"
@@ -49,16 +49,16 @@ class Memory:
         return call
 
     def under(self, name: str) -> Memory:
-        """Return a memory of another function of the same attack."""
+        """Return the memory in a subfolder, for another run of the same attack."""
         return Memory(self.folder / name)
 
     def forget(self) -> None:
-        """Delete everything."""
+        """Delete the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _read(path: Path, x: Tensor) -> Tensor | None:
-    """Read images of the shape and type of x; None if the file is missing, damaged or of other images."""
+    """Read images of the shape and dtype of x; None if the file is missing, damaged or holds other images."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             found = torch.from_numpy(archive["images"])

@@ -1,4 +1,4 @@
-"""Attacks by their names: at most one of a kind, as an evaluation holds them."""
+"""Attacks by their names. An evaluation holds at most one attack of each kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
     """Map names to attacks.
 
     Raises:
-        UserError: When a name is unknown, an option is wrong, or two attacks are of a kind.
+        UserError: If a name is unknown, an option is wrong, or two attacks are of the same kind.
     """
     if isinstance(attacks, str):
         attacks = [attacks]
@@ -22,16 +22,23 @@ def named(attacks: Sequence[Attack | str]) -> dict[str, Attack]:
     for attack in built:
         name = ATTACKS.name_of(attack)
         if name in named:
-            raise UserError(f"An evaluation holds one attack of a kind, but `{name}` is given twice: evaluate twice.")
+            raise UserError(
+                f"An evaluation holds one attack of a kind, but `{name}` is given twice: make two evaluations."
+            )
         named[name] = attack
     return named
 
 
 def named_attacks(names: str, *, steps: int, restarts: int) -> list[Attack]:
-    """Make the attacks of a list of names with options, PGD by default with so many steps and restarts.
+    """Make attacks from a list of names with options.
+
+    Args:
+        names: The list, such as `pgd(steps=20),square`.
+        steps: Default number of steps of PGD.
+        restarts: Default number of restarts of PGD.
 
     Raises:
-        UserError: When a name is unknown, or an option is wrong.
+        UserError: If a name is unknown, an option is wrong, or two attacks are of the same kind.
     """
     made = []
     for item in items(names):

@@ -1,4 +1,4 @@
-"""What the package `pyautoattack` says and sets while it runs: its log moves our bar, its warnings become ours."""
+"""The side effects of `pyautoattack`: its log moves our bar, its warnings become ours, global state is restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def bar_mover(bar: tqdm[Any], passes: dict[str, int], title: str) -> Callable[[str], None]:
-    """Make the listener that moves the bar to where a part begins, since samples that broke shorten the last one."""
+    """Make a listener that moves the bar to where a part begins.
+
+    The passes alone would not get there: samples that broke shorten the part before.
+    """
     names = list(passes)
 
     def listen(message: str) -> None:
@@ -67,7 +70,7 @@ def narrated(logger: logging.Logger, listener: Callable[[str], None]) -> Iterato
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Put back what the package sets for the whole process: the random state, and a debugger's trace function."""
+    """Restore what the package sets for the whole process: the random state, and a debugger's trace function."""
     trace = sys.gettrace()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

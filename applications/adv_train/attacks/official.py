@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from pyautoattack import AutoAttack
 
 _LEAST_SIDE = 5
-"""Pixels that Square divides an image's height and width by, but for the maximum norm."""
+"""Smallest side of an image that Square supports in l2 and l1, where it starts from tiles of a fifth of a side."""
 
 
 @dataclass(frozen=True)
 class OfficialAttack(Attack):
-    """An attack that `pyautoattack` runs: each of its parts sees the samples that the earlier ones left.
+    """An attack that `pyautoattack` runs: each of its parts attacks the samples that the earlier parts did not break.
 
-    Only the verdict is ours: each returned image is checked against the budget and classified once more. Fewer classes
-    than the parts have targets leave fewer targets.
+    Only the verdict is ours: we check each returned image against the budget and classify it once more. If a part has
+    more targets than the model has wrong classes, it attacks all wrong classes.
 
-    What costs the time is thousands of small passes in sequence, so the attack is made cheaper without being changed:
-    large batches, constant parameters so that FAB's backward passes compute no gradient in the weights, and one thread
-    for small models.
+    The time goes into thousands of small passes in sequence. Three changes make them cheaper without changing the
+    attack: large batches; constant parameters, so that FAB's backward passes compute no gradient in the weights; and
+    one thread for small models.
 
     Attributes:
-        title: What it is called in errors and beside its bar.
-        version: Of AutoAttack, by the package's name for it.
+        title: Name of the attack in errors and beside the progress bar.
+        version: Version of AutoAttack, by the package's name for it.
     """
 
     title: ClassVar[str] = "AutoAttack"
@@ -53,28 +53,28 @@ class OfficialAttack(Attack):
         judging: Judging,
         memory: Memory | None = None,
     ) -> Verdicts:
-        """Attack every image, in float32; the global random state is left as it was.
+        """Attack every image, in float32; the global random state is the same afterwards.
 
-        As in the original, random numbers depend on the batch size. What the memory holds is not done again.
+        As in the original, random numbers depend on the batch size. Batches that `memory` holds are not attacked again.
 
         Warns:
-            RuntimeWarning: What AutoAttack's own checks find, such as a randomised model or vanished gradients.
+            RuntimeWarning: If AutoAttack's own checks find, say, a randomised model or vanished gradients.
 
         Raises:
-            UserError: When an argument is out of range or shape, for other ranges than [0, 1], for images below 5 x 5
-                pixels in l2 and l1, which Square cannot divide, or when the model has too few classes.
-            RuntimeError: When an image leaves the ball.
+            UserError: If an argument has the wrong range or shape, the threat's range is not [0, 1], the images are
+                below 5 x 5 pixels in l2 and l1, which Square does not support, or the model has too few classes.
+            RuntimeError: If an image leaves the ball.
         """
         check_samples(x, y, threat)
         settings = self.settings(threat, judging.batch_size)
         given, x = x, full_resolution(x)
         with frozen(model), suitable_threads(model, x):
-            shown = adapted(model, given)
+            shown, size = judging.fitted(adapted(model, given), x)
             with torch.no_grad():
                 classes = checked(shown(x[:1]), 1).shape[1]
             self.check(x, classes, threat)
             check_labels(y, classes)
-            before = predict(shown, x, judging.batch_size)
+            before = predict(shown, x, size)
             clean = before == y
             if threat.eps == 0 or not clean.any():
                 return Verdicts(clean, x.clone(), before, settings)
@@ -86,17 +86,19 @@ class OfficialAttack(Attack):
     def resume(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path
     ) -> Verdicts:
-        """Attack with the verdicts of `judge`; each batch that a part has done is kept, and not done again."""
+        """Return the verdicts of `judge`; batches that a part has finished are kept, and not attacked again."""
         return self.judge(model, x, y, threat, judging, Memory(folder))
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
-        """Refuse other ranges than [0, 1], too few classes, and in l2 and l1 images that Square cannot divide.
+        """Check the range of images, the number of classes, and in l2 and l1 the size of the images.
 
         Raises:
-            UserError: Says why.
+            UserError: If AutoAttack does not support them; the message gives the reason.
         """
         if (threat.low, threat.high) != (0, 1):
-            raise UserError(f"{self.title} attacks images in [0, 1] only, but the threat is {threat}. Leave it out.")
+            raise UserError(
+                f"{self.title} attacks images in [0, 1] only, but the threat is {threat}. Leave this attack out."
+            )
         if threat.norm != "linf" and min(x.shape[2:]) < _LEAST_SIDE:
             raise UserError(
                 f"{self.title} in {threat.norm} needs images of at least {_LEAST_SIDE} x {_LEAST_SIDE} pixels, but "
@@ -109,18 +111,18 @@ class OfficialAttack(Attack):
             )
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
-        """Return version, norm, release of the package, options, and the batch size, which decides random numbers."""
+        """Return version, norm, release of the package, options, and the batch size, which changes random numbers."""
         said = {"version": self.version, "norm": NORMS[threat.norm], "pyautoattack": version("pyautoattack")}
         return {**said, **self.chosen(), "batch_size": batch_size}
 
     def change(self, attack: AutoAttack) -> None:
-        """Change the package's version into this attack, before it runs."""
+        """Modify the package's attack, before it runs, into the attack of this class."""
 
     def verdicts(self, run: Run, x: Tensor, y: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images and their classes; `before` are the classes of the clean images."""
+        """Run the attack and return images and their classes; `before` are the classes of the clean images."""
         images = run(x, y, self.change)[0]
         return images, run.classify(images)
 
     def decide(self, clean: Tensor, after: Tensor, y: Tensor) -> Tensor:
-        """Tell which samples are robust, from whether they were right before and their classes after."""
+        """Return which samples are robust, from whether the clean image is classified correctly and the class after."""
         return clean & (after == y)

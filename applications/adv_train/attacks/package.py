@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from adv_train.attacks.judging import Forward, Judging, predict, progress_bar
+from adv_train.attacks.judging import Judging, predict, progress_bar
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import bar_mover, narrated, undisturbed
+from adv_train.attacks.room import Forward
 from adv_train.attacks.shared_parts import run_parts
 from adv_train.threat import Threat
 
@@ -31,9 +32,9 @@ class Run:
     Attributes:
         model: Maps images to logits, frozen.
         threat: The ball.
-        judging: Seed of all parts, batch size and bar.
-        title: Beside the bar.
-        version: Of AutoAttack.
+        judging: Seed of all parts, batch size and progress bar.
+        title: Name of the attack beside the progress bar.
+        version: Version of AutoAttack.
         classes: Number of logits.
         memory: Keeps finished batches; None keeps nothing.
     """
@@ -47,13 +48,13 @@ class Run:
     memory: Memory | None = None
 
     def __call__(self, x: Tensor, y: Tensor, change: Change, name: str = "whole") -> tuple[Tensor, Tensor]:
-        """Attack images and give back images and their classes as the package saw them.
+        """Attack images; return the perturbed images and the classes that the package found for them.
 
         Args:
             x: Images at full resolution.
             y: Labels.
-            change: What to change of the package's version.
-            name: Of this run among those of one attack.
+            change: Modifies the package's attack before it runs.
+            name: Name of this run among the runs of one attack.
         """
         from pyautoattack import AutoAttack  # Not at the top: `import adv_train` works without it.
 
@@ -61,7 +62,8 @@ class Run:
             bar.update()
             logits = self.model(z.to(x.dtype))
             if z.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
-                logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)  # Without a graph the gradient is zero.
+                # The model detaches its output: connect it to the images with a zero gradient.
+                logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)
             return logits.float()
 
         norm = NORMS[self.threat.norm]
@@ -77,18 +79,18 @@ class Run:
         passes = {name: batches * count for name, count in _passes(attack).items()}
         bar = progress_bar(self.title, sum(passes.values()), "pass", self.judging.progress)
         with bar, narrated(attack.logger, bar_mover(bar, passes, self.title)), undisturbed(x.device):
-            # Every part sets this seed itself; the clean pass of a randomised model comes before.
+            # Every part sets this seed itself, but only after the package's clean pass of a randomised model.
             torch.manual_seed(self.judging.seed)
             found, classes = run_parts(attack, x.float(), y, self.judging.batch_size, self.judging.ranks)
         return found.to(x.dtype), classes
 
     def classify(self, images: Tensor) -> Tensor:
-        """Give the class of each image, -1 where the logits are not finite."""
+        """Return the class of each image, -1 where the logits are not finite."""
         return predict(self.model, images, self.judging.batch_size)
 
 
 def _remember(attack: AutoAttack, memory: Memory) -> None:
-    """Let each part keep what it makes of a batch."""
+    """Let each part keep the images that it makes from a batch."""
     apgd, fab, targeted, square = attack.apgd, attack.fab, attack.apgd_targeted, attack.square
     apgd.perturb = memory.remembering(apgd.perturb, lambda: f"apgd-{apgd.loss}")
     targeted.perturb = memory.remembering(targeted.perturb, lambda: "apgd-t")
@@ -97,10 +99,10 @@ def _remember(attack: AutoAttack, memory: Memory) -> None:
 
 
 def _passes(attack: AutoAttack) -> dict[str, int]:
-    """Count the forward passes each part makes on a batch of which nothing breaks, in the order they run.
+    """Return the number of forward passes of each part, in their order, on a batch of which no sample breaks.
 
-    It steers the progress bar only: iterations of APGD and FAB (two passes each), queries of Square, and the passes
-    that start and finish a part.
+    Only the progress bar uses it. It counts the iterations of APGD and FAB (two passes each), the queries of Square,
+    and the passes at the start and the end of a part.
     """
     apgd, targeted, fab = attack.apgd, attack.apgd_targeted, attack.fab
     each = (apgd.n_iter + (3 if apgd.use_largereps else 1)) * apgd.eot_iter

@@ -21,16 +21,16 @@ class TargetedPGD(Attack):
     """PGD on the logit of a wrong class minus that of the label, one target after the other (Gowal et al., 2019).
 
     The targets of a sample are its most probable wrong classes on the clean image, the most probable one first. A
-    sample is broken by any wrong class, not by its target alone, and meets no further target then.
+    sample is broken as soon as the model predicts any wrong class, not only the target; it is not attacked again then.
 
     Attributes:
-        targets: Wrong classes to try, at most all; `none` tries all of them.
+        targets: Number of wrong classes to try, at most all; `none` tries all of them.
         steps: Steps towards each target, at least 1.
         restarts: Random starts for each target, at least 1.
-        step: As for `PGD`.
+        step: Length of a step, as for `PGD`.
 
     Raises:
-        UserError: When an option is out of its range.
+        UserError: If an option is out of its range.
     """
 
     targets: Count | None = 9
@@ -45,7 +45,7 @@ class TargetedPGD(Attack):
         return Verdicts(*found, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
-        """Return the options, with the step's length and in l1 the radii of the balls."""
+        """Return the options, the length of a step, and in l1 the radii of the balls."""
         targets = "all" if self.targets is None else self.targets
         return {"targets": targets, "steps": self.steps, "restarts": self.restarts, "loss": "margin"} | Steps(
             self.steps, self.step
@@ -57,7 +57,10 @@ class TargetedPGD(Attack):
 
 
 def towards(rank: int) -> Aim:
-    """Climb the logit of a wrong class minus the label's: the most probable one on the clean image for rank 0."""
+    """Return the aim that raises the logit of a wrong class over the label's logit.
+
+    Rank 0 is the wrong class with the largest logit on the clean image, rank 1 the next one, and so on.
+    """
 
     def aim(y: Tensor, clean: Tensor) -> Loss:
         others = clean.scatter(1, y[:, None], -torch.inf)

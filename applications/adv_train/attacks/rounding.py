@@ -1,4 +1,4 @@
-"""Adversarial images as a file holds them: a byte a value, and judged once more after that."""
+"""Adversarial images rounded to one byte per value, as a file holds them, and classified again after rounding."""
 
 from __future__ import annotations
 
@@ -6,40 +6,42 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.checks import TOLERANCE
-from adv_train.attacks.judging import Forward, predict
+from adv_train.attacks.judging import predict
+from adv_train.attacks.room import Forward
 from adv_train.threat import Threat
 
 LEVELS = 255
 
 
 def rounded(images: Tensor, threat: Threat) -> Tensor:
-    """Round images in the threat's range to bytes, shape kept, uint8."""
+    """Round images in the threat's range to bytes: uint8, of the same shape."""
     unit = (images - threat.low) / (threat.high - threat.low)
     return (unit * LEVELS).round().clamp(0, LEVELS).to(torch.uint8)
 
 
 def unrounded(stored: Tensor, threat: Threat) -> Tensor:
-    """Give the images in the threat's range that bytes stand for, float32."""
+    """Return the images in the threat's range that the bytes encode, float32."""
     return threat.low + stored.float() / LEVELS * (threat.high - threat.low)
 
 
 def judge_rounded(model: Forward, stored: Tensor, x: Tensor, threat: Threat, batch_size: int) -> Tensor:
-    """Classify rounded images ``(N, C, H, W)``, and refuse those that rounding cannot explain.
+    """Classify rounded images ``(N, C, H, W)``, after checking that they leave the budget by rounding alone.
 
-    Rounding moves a value by half a grey level at most, and so an image by the norm of that in all its values.
+    Rounding changes a value by at most half a grey level, so it moves an image by at most the norm of a perturbation
+    that changes every value by half a grey level.
 
     Args:
         model: Maps images to logits, frozen.
         stored: The rounded images, uint8.
-        x: The clean images that they are of.
-        threat: What the attack was allowed.
-        batch_size: Images in a forward pass.
+        x: The clean images.
+        threat: The threat of the attack.
+        batch_size: Number of images in a forward pass.
 
     Returns:
         Classes ``(N,)``, -1 where the logits are not finite.
 
     Raises:
-        RuntimeError: When an image is farther from its clean one than the budget and half a grey level in every value.
+        RuntimeError: If an image is farther from its clean image than the budget plus that norm.
     """
     images = unrounded(stored, threat)
     half = (threat.high - threat.low) / LEVELS / 2

@@ -1,4 +1,4 @@
-"""The parts of `pyautoattack` in turn, each rank with some of the batches that one process would make."""
+"""Runs the parts of `pyautoattack` in turn; each rank takes some of the batches that a single process would make."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 def run_parts(attack: AutoAttack, x: Tensor, y: Tensor, batch_size: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """Run the parts of an attack; every rank gets the images and the classes of one process.
+    """Run the parts of an attack; every rank returns the images and the classes that a single process would find.
 
-    Random numbers of a part follow from the seed and the batch. So a rank takes whole batches of the samples that
-    are left, and after each part all learn what became of them.
+    The random numbers of a part depend on the seed and the batch. Therefore the ranks share the samples that are left
+    by whole batches, and exchange the results after each part.
 
     Args:
-        attack: As the package made it.
+        attack: The attack, as the package built it.
         x: Images in single precision.
         y: Labels.
-        batch_size: Of the batches.
-        ranks: Those that share them.
+        batch_size: Number of images in a batch.
+        ranks: The ranks that share the batches.
     """
     if ranks.size == 1:
         found: tuple[Tensor, Tensor] = attack.run_standard_evaluation(x, y, batch_size=batch_size)
@@ -45,7 +45,7 @@ def run_parts(attack: AutoAttack, x: Tensor, y: Tensor, batch_size: int, ranks: 
         images[left], classes[left] = ranks.add(made)[left], ranks.add(answers)[left]
         accuracies[part] = _accuracy(classes, y)
     attack.attacks_to_run = parts
-    # The package compares Square with the parts before it, which it did not see together.
+    # The package compares Square with the parts before it, but each of its runs above had one part only.
     checks.check_square_sr(accuracies, logger=attack.logger)
     return images, classes
 

@@ -1,4 +1,4 @@
-"""Random search, which needs no gradients."""
+"""Square: random search, which needs no gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 class Square(OfficialAttack):
     """Square, random search by logits alone (Andriushchenko et al., ECCV 2020), as AutoAttack runs it.
 
-    It asks the model for logits and never for gradients: what breaks under it and not under PGD is not robust but hides
-    its gradients.
+    It uses the model's logits and no gradients. If it breaks samples that PGD does not break, the model is not robust
+    on them but masks its gradients.
 
     Attributes:
-        queries: Forward passes for each sample, at least 1; AutoAttack takes 5000.
+        queries: Forward passes for each sample, at least 1; AutoAttack makes 5000.
 
     Raises:
-        UserError: When an option is out of its range.
+        UserError: If an option is out of its range.
     """
 
     title: ClassVar[str] = "Square"

@@ -1,4 +1,4 @@
-"""Images that fool another model, tried on this one."""
+"""Adversarial images made on another model, tried on the judged model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from adv_train.values import Count, Positive, refused, text
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The model that a transfer attack makes its images on.
+    """The model on which a transfer attack makes its images.
 
     Attributes:
-        name: Where it comes from, for the record: a run folder or a checkpoint of one.
+        name: Where the model comes from, for the record: a run folder or a checkpoint of a run.
         model: The model itself; None until it is loaded.
     """
 
@@ -38,7 +38,7 @@ class Source:
 
     @classmethod
     def read(cls, value: object, name: str) -> Self:
-        """Take a source, a model, or the path of a run as text."""
+        """Return the source for a source, a model, or the path of a run as text."""
         if isinstance(value, cls):
             return value
         if isinstance(value, nn.Module):
@@ -51,20 +51,20 @@ class Source:
 @ATTACKS.register("transfer")
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """PGD on another model, `source`, whose images are then shown to this one.
+    """PGD on another model, `source`; the judged model classifies the images that it makes.
 
-    It needs no gradient of the judged model, so it still breaks one that masks its gradients; where it breaks more than
-    PGD does, that model's gradients are not to be trusted. Otherwise it is much weaker than an attack on the model
-    itself. A sample is broken when the image of any restart is misclassified by the judged model.
+    The attack uses no gradient of the judged model, so masked gradients do not hinder it. If it breaks more samples
+    than PGD on the judged model, do not trust that model's gradients. Otherwise it is much weaker than an attack on the
+    judged model itself. A sample is broken if the judged model misclassifies the image of any restart.
 
     Attributes:
         source: Run folder, or checkpoint file of a run, that holds the other model; in Python also the model itself.
         steps: Steps of each restart, at least 1.
         restarts: Random starts, at least 1.
-        step: As for `PGD`.
+        step: Length of a step, as for `PGD`.
 
     Raises:
-        UserError: When an option is out of its range.
+        UserError: If an option is out of its range.
     """
 
     source: Source | None = None
@@ -80,21 +80,22 @@ class Transfer(Attack):
         images, steps = x.clone(), Steps(self.steps, self.step)
         generator = torch.Generator().manual_seed(judging.seed)
         with frozen(model), frozen(source), suitable_threads(source, x):
-            judge, maker = adapted(model, given), adapted(source, given)
+            judge, most = judging.fitted(adapted(model, given), x)
+            maker, size = judging.fitted(adapted(source, given), x)
             climb = Climb(maker, GEOMETRIES[threat.norm], threat, steps, untargeted)
-            predicted = predict(judge, x, judging.batch_size)
+            predicted = predict(judge, x, most)
             robust, share = predicted == y, Share(len(x), judging.ranks)
             own = torch.arange(len(x), device=x.device)[share.rows]
             with progress_bar("transfer", self.restarts * len(own), "img", judging.progress) as bar:
                 for restart in range(self.restarts):
                     start = start_of(x, threat, generator)
-                    for batch in own[robust[own]].split(judging.batch_size):
+                    for batch in own[robust[own]].split(size):
                         if len(batch) == 0:
                             continue
                         with torch.no_grad():
                             clean = checked(maker(x[batch]), len(batch))
                         images[batch] = climb(start[batch], x[batch], y[batch], clean)[0]
-                        predicted[batch] = predict(judge, images[batch], judging.batch_size)
+                        predicted[batch] = predict(judge, images[batch], size)
                         bar.update(len(batch))
                     robust = predicted == y
                     bar.update((restart + 1) * len(own) - bar.n)
@@ -103,21 +104,21 @@ class Transfer(Attack):
         return Verdicts(predicted == y, images, predicted, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
-        """Return the options, with a digest of the source's weights, and the step's length."""
+        """Return the options, a digest of the source's weights, and the length of a step."""
         told = {"source": str(self.source), "source_weights": digest(self._model().state_dict())[:16]}
         return {**told, "steps": self.steps, "restarts": self.restarts, **Steps(self.steps, self.step).told(threat)}
 
     def bound(self, load: Callable[[str], nn.Module]) -> Transfer:
-        """Load the source where it is named only."""
+        """Return this attack with its source loaded, if the source is only a name so far."""
         if self.source is None or self.source.model is not None:
             return self
         return replace(self, source=Source(self.source.name, load(self.source.name)))
 
     def check(self, x: Tensor, classes: int, threat: Threat) -> None:
-        """Refuse a source that is missing, cannot take the images or has other classes.
+        """Check that there is a source, which takes these images and has as many classes as the judged model.
 
         Raises:
-            UserError: Says which.
+            UserError: If it does not; the message gives the reason.
         """
         source = self._model()
         try:
@@ -132,7 +133,7 @@ class Transfer(Attack):
 
     def _model(self) -> nn.Module:
         if self.source is None:
-            raise UserError("A transfer attack needs the run that its images are made on: transfer(source=RUN).")
+            raise UserError("A transfer attack needs the run whose model makes its images: transfer(source=RUN).")
         if self.source.model is None:
             raise UserError(
                 f"The source `{self.source}` is not loaded: give the model itself, "

@@ -10,6 +10,7 @@ A method is a name of `adv-train list methods`, a preset or a YAML file; options
 for all methods. Seed s of every method has the same first weights, order and augmentation. Each run is an ordinary run
 folder OUT/METHOD-seedS, so the same command goes on where it stopped, and more methods or seeds go into the same OUT.
 OUT/comparison.md, .csv, .tex and .json are rewritten as runs finish; OUT/report.html shows the first seed of each.
+With --backend ray the runs go to the GPUs and machines of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from typing import Annotated, Any, Literal
 
 from adv_train import values
 from adv_train.attacks.named import named_attacks
-from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import configured
-from adv_train.cli.several import finish, write_first_seeds
+from adv_train.cli.several import Grid, finish, write_first_seeds
 from adv_train.comparison import Comparison, Plan, contenders, plan
 from adv_train.config import SECTIONS, read_yaml
 from adv_train.errors import UserError, unknown
@@ -32,7 +32,7 @@ from adv_train.values import Range
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare(Progress):
+class Compare(Grid):
     """What to compare.
 
     Attributes:
@@ -46,7 +46,6 @@ class Compare(Progress):
         pgd_steps: Steps of PGD.
         pgd_restarts: Random starts of PGD.
         limit: Judge by only so many test images, of all classes in proportion.
-        workers: Processes at a time; by default one a processor, and one on an accelerator.
         table: Form of the table that is printed.
         dry_run: Only show the runs and their epochs.
     """
@@ -61,7 +60,6 @@ class Compare(Progress):
     pgd_steps: Annotated[int, Range(1)] = 50
     pgd_restarts: Annotated[int, Range(1)] = 10
     limit: Annotated[int, Range(1)] | None = None
-    workers: Annotated[int, Range(1)] | None = None
     table: Literal["markdown", "csv", "latex"] = "markdown"
     dry_run: bool = False
 
@@ -98,8 +96,7 @@ def run(words: Sequence[str]) -> int:
     failed = finish(
         planned.cells(),
         lambda failed: Comparison(planned, baseline, failed).write(command.out),
-        progress=command.shown,
-        workers=command.workers,
+        command,
     )
     shown = Comparison(planned, baseline, failed)
     shown.write(command.out)

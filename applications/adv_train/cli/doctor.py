@@ -77,7 +77,7 @@ def _of_run(command: Doctor, folder: Path) -> tuple[Patient, Path]:
         norm=command.norm,
         eps=command.eps,
         limit=command.limit,
-        judging=Judging(command.seed, command.batch_size),
+        judging=Judging.of(command.seed, command.batch_size),
         device=command.device,
         data_name=command.data,
         data_root=command.data_root,
@@ -96,7 +96,7 @@ def _of_weights(command: Doctor) -> tuple[Patient, Path]:
         norm=command.norm or "linf",
         eps=command.eps or 0.0,
         limit=command.limit,
-        judging=Judging(command.seed, command.batch_size),
+        judging=Judging.of(command.seed, command.batch_size),
         device=command.device,
         data_root=command.data_root or "data",
     )

@@ -173,7 +173,7 @@ def _common(command: Eval) -> dict[str, Any]:
     return {
         "attacks": _attacks(command),
         "limit": command.limit,
-        "judging": Judging(command.seed, command.batch_size, command.shown),
+        "judging": Judging.of(command.seed, command.batch_size, command.shown),
         "device": command.device,
         "again": command.again,
         "save_images": command.save_images,

@@ -23,10 +23,10 @@ class JudgedModel(Progress):
         norm: Norm of the attacks; by default the norm of training, and linf for a model not trained here.
         limit: Evaluate only so many test images; each class keeps its proportion.
         seed: Seed of the attacks.
-        batch_size: Images in a forward pass.
+        batch_size: Images in a forward pass; auto: as many as memory holds, found by trial (512 on the CPU).
         device: auto, cpu, cuda, cuda:1 or mps.
-        data_root: Folder that holds the data sets; by default the folder that training used, and for a model
-            not trained here data.
+        data_root: Folder that holds the data sets; by default the folder that training used, or `data` for a model not
+            trained here.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
         model: Network of that model: a name of `adv-train list models`, with options as in
             "wrn-28-10(activation=silu)", or package.module:factory.
@@ -40,7 +40,7 @@ class JudgedModel(Progress):
     norm: Norm | None = None
     limit: Annotated[int, Range(1)] | None = None
     seed: Annotated[int, Range(0)] = 0
-    batch_size: Annotated[int, Range(1)] = 512
+    batch_size: Annotated[int, Range(1)] | Literal["auto"] = "auto"
     device: str = "auto"
     data_root: str | None = None
     checkpoint_file: Path | None = None

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from adv_train.cli.tally import Tally
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
@@ -38,8 +39,7 @@ def run_cells(
 
     Args:
         cells: In the order in which they are started.
-        progress: Show a line for each process on stderr; ``None`` does so on a terminal, and elsewhere writes a line
-            when a cell is done.
+        progress: As for `Tally`; with the bar there is a line for each process.
         workers: Processes at a time; by default one for each processor, which small networks make the most of, and
             on an accelerator one. The processors are shared out among them.
 
@@ -48,8 +48,8 @@ def run_cells(
     """
     waiting = [cell for cell in cells if not cell.is_done()]
     at_once = workers or (_processors() if all(cell.config.compute.device == "cpu" for cell in waiting) else 1)
-    shown = sys.stderr.isatty() if progress is None else progress
-    ended, lines = _bars(len(waiting), min(at_once, len(waiting)), shown)
+    tally = Tally(len(waiting), progress)
+    lines = _lines(min(at_once, len(waiting)), tally.shown)
     free: queue.SimpleQueue[tqdm[Any]] = queue.SimpleQueue()
     for line in lines:
         free.put(line)
@@ -65,18 +65,16 @@ def run_cells(
     pool = ThreadPoolExecutor(at_once)
     try:
         futures = {pool.submit(run, cell): cell for cell in waiting}
-        for number, future in enumerate(as_completed(futures), start=1):
+        for future in as_completed(futures):
             cell, failure = futures[future], future.result()
-            ended.update()
-            if progress is None and not shown:
-                said = failure or "trained and judged"
-                print(f"{number} of {len(waiting)}, {cell.name}: {said}", file=sys.stderr, flush=True)
+            tally.add(cell, failure)
             yield cell, failure
     finally:
         processes.stop()
         pool.shutdown(wait=True, cancel_futures=True)
-        for line in (*lines, ended):
+        for line in lines:
             line.close()
+        tally.close()
 
 
 class _Processes:
@@ -135,14 +133,11 @@ def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> st
     return said
 
 
-def _bars(cells: int, lines: int, shown: bool) -> tuple[tqdm[Any], list[tqdm[Any]]]:
-    """Make the bar that counts the cells, and below it a line for each process."""
-    ended = tqdm(total=cells, desc="runs", unit="run", leave=False, file=sys.stderr, disable=not shown)
+def _lines(count: int, shown: bool) -> list[tqdm[Any]]:
+    """Make a line for each process, below the bar that counts the cells."""
     # Only the description is used: what a line says is the bar of the process behind it.
-    rows = range(1, lines + 1)
-    return ended, [
-        tqdm(bar_format="{desc}", position=row, leave=False, file=sys.stderr, disable=not shown) for row in rows
-    ]
+    rows = range(1, count + 1)
+    return [tqdm(bar_format="{desc}", position=row, leave=False, file=sys.stderr, disable=not shown) for row in rows]
 
 
 def _writer(name: str, line: tqdm[Any]) -> Callable[[str], None]:

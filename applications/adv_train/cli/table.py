@@ -5,6 +5,7 @@ examples:
   adv-train table table-1 --scale cpu --out runs/t (about an hour on two cores: CIFAR-10 alone, small networks)
   adv-train table table-1 --seeds 0-9              (as published; wants a GPU)
   adv-train table table-1 --only cifar10-8,fast-bat --seeds 0,1
+  adv-train table table-1 --backend ray --ray-address auto  (on the GPUs and machines of a Ray cluster)
   adv-train table benchmark-8 --dry-run --price 3  (what would run, for how long, at 3 an hour)
 
 A cell is a preset (`adv-train list presets`), so `adv-train fit --preset CELL` trains it alone. Each run is an ordinary
@@ -22,9 +23,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from adv_train.attacks.named import named_attacks
-from adv_train.cli.command_line import Progress
 from adv_train.cli.configured import configured
-from adv_train.cli.several import finish, write_first_seeds
+from adv_train.cli.several import Grid, finish, write_first_seeds
 from adv_train.config import SECTIONS
 from adv_train.errors import UserError
 from adv_train.report import write_table
@@ -35,7 +35,7 @@ _MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeTable(Progress):
+class MakeTable(Grid):
     """Which table, and how much of it.
 
     Attributes:
@@ -48,7 +48,6 @@ class MakeTable(Progress):
         pgd_steps: Steps of PGD; by default those of the scale.
         pgd_restarts: Random starts of PGD; by default those of the scale.
         limit: Judge by only so many test images, of all classes in proportion.
-        workers: Processes at a time; by default one a processor, and one on an accelerator.
         form: Form of the table that is printed.
         dry_run: Only show the cells, and what they would take.
         price: Of an hour on this device, for the dry run.
@@ -63,7 +62,6 @@ class MakeTable(Progress):
     pgd_steps: Annotated[int, Range(1)] | None = None
     pgd_restarts: Annotated[int, Range(1)] | None = None
     limit: Annotated[int, Range(1)] | None = None
-    workers: Annotated[int, Range(1)] | None = None
     form: Literal["markdown", "csv", "latex"] = "markdown"
     dry_run: bool = False
     price: Annotated[float, Range(0)] | None = None
@@ -85,8 +83,7 @@ def run(words: Sequence[str]) -> int:
     failed = finish(
         planned.cells(),
         lambda failed: Reproduction(planned, failed).write(out),
-        progress=command.shown,
-        workers=command.workers,
+        command,
     )
     shown = Reproduction(planned, failed)
     shown.write(out)

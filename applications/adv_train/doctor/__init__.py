@@ -1,4 +1,4 @@
-"""The classic mistakes of evaluating robustness, found in a model and its records: one check a file."""
+"""Checks of a model and its records for the classic mistakes in evaluating robustness, one file each."""
 
 from __future__ import annotations
 

@@ -10,18 +10,19 @@ from adv_train.registry import Registry
 
 Verdict = Literal["well", "doubtful", "ill", "not checked"]
 ILLNESSES: Final[tuple[Verdict, ...]] = ("doubtful", "ill")
-"""Verdicts that the command exits with 1 for: a figure needs care, or is wrong."""
+"""Verdicts for which the command exits with 1: a figure may mislead, or is wrong."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        verdict: ``"well"``; ``"doubtful"``, when a figure may mislead; ``"ill"``, when it does; ``"not checked"``.
-        seen: What was measured, in numbers; for ``"not checked"``, why.
-        remedy: What to do; empty where nothing is wrong.
-        figures: The same numbers in plain values.
+        verdict: ``"well"``; ``"doubtful"`` if a figure may mislead; ``"ill"`` if a figure is wrong; ``"not checked"``
+            if the check does not apply.
+        seen: The measurement, in numbers; for ``"not checked"``, the reason.
+        remedy: What to do; empty if nothing is wrong.
+        figures: The measured numbers in plain values.
     """
 
     verdict: Verdict
@@ -31,26 +32,26 @@ class Finding:
 
     @property
     def is_illness(self) -> bool:
-        """Whether something is to be put right."""
+        """Whether the user must act: the verdict is doubtful or ill."""
         return self.verdict in ILLNESSES
 
 
 class NotCheckedError(Exception):
-    """Raised by a check, or by what it asks of the patient, to say why it does not apply."""
+    """Raised by a check, or by a method of the patient that it calls, with the reason why the check does not apply."""
 
 
 def well(seen: str, **figures: Any) -> Finding:
-    """Give the finding that nothing is wrong."""
+    """Return the finding that nothing is wrong."""
     return Finding("well", seen, figures=figures)
 
 
 def doubtful(seen: str, remedy: str, **figures: Any) -> Finding:
-    """Give the finding that a figure may mislead."""
+    """Return the finding that a figure may mislead."""
     return Finding("doubtful", seen, remedy, figures)
 
 
 def ill(seen: str, remedy: str, **figures: Any) -> Finding:
-    """Give the finding that a figure is wrong."""
+    """Return the finding that a figure is wrong."""
     return Finding("ill", seen, remedy, figures)
 
 

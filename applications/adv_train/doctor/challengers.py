@@ -1,4 +1,4 @@
-"""Attacks that need no gradient at a point: uniform draws, and ascent on the loss averaged over noise."""
+"""Attacks that still work where the gradient at the image is useless: uniform draws, and ascent on a smoothed loss."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 from adv_train.attacks.geometry import GEOMETRIES
-from adv_train.attacks.judging import Forward, classes_of, deficit
+from adv_train.attacks.judging import classes_of, deficit
+from adv_train.attacks.room import Forward
 from adv_train.measures.slope import scaled, slope
 from adv_train.threat import Threat
 
 Rise: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From images, labels and noise of their shape to a direction in which the averaged loss rises."""
+"""Maps images, labels and noise of the images' shape to a term of the direction; the mean over noise is followed."""
 
 
 def draw_uniformly(
     forward: Forward, x: Tensor, y: Tensor, threat: Threat, generator: torch.Generator, draws: int
 ) -> Tensor:
-    """Tell which images one of so many uniform points of the ball breaks, bool ``(batch,)``."""
+    """Return which images the model misclassifies at one of `draws` uniform points of the ball, bool ``(batch,)``."""
     shape, broken = GEOMETRIES[threat.norm], torch.zeros_like(y, dtype=torch.bool)
     with torch.no_grad():
         for _ in range(draws):
@@ -39,7 +40,7 @@ def climb(
     steps: int,
     draws: int,
 ) -> Tensor:
-    """Tell which images some step of ascent along the mean direction over noise breaks, bool ``(batch,)``."""
+    """Ascend along the mean of `rise` over noise; return which images some step breaks, bool ``(batch,)``."""
     shape, broken, z = GEOMETRIES[threat.norm], torch.zeros_like(y, dtype=torch.bool), x
     for _ in range(steps):
         mean = torch.zeros_like(x)
@@ -53,12 +54,15 @@ def climb(
 
 
 def by_gradients(forward: Forward, threat: Threat) -> Rise:
-    """Give the gradient at the noisy image: averaged, that of the smoothed model."""
+    """Return the rise that is the scaled gradient at the noisy image; its mean approximates that of a smoothed loss."""
     return lambda z, y, noise: scaled(slope(forward, (z + noise).clamp(threat.low, threat.high), y))
 
 
 def by_differences(forward: Forward, threat: Threat) -> Rise:
-    """Give the noise times the difference of the loss along it, which sees through rounding and needs no gradient."""
+    """Return the rise that is the noise times the difference of the loss along it.
+
+    It needs no gradient, so rounding inside the model does not hide the direction.
+    """
 
     def rise(z: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the doctor found, check by check."""
+"""The findings of the doctor, one per check."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Diagnosis:
     """Findings by the name of the check.
 
     Attributes:
-        findings: In the order in which they were made.
-        about: What was examined, in plain values.
+        findings: The findings, in the order of the checks.
+        about: Norm, eps, number of images, seed and checkpoint, in plain values.
     """
 
     findings: Mapping[str, Finding]
@@ -29,16 +29,16 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether no check found an illness; one that did not apply finds none."""
+        """Whether no check is doubtful or ill; a check that did not apply is neither."""
         return not self.illnesses
 
     @property
     def illnesses(self) -> dict[str, Finding]:
-        """The findings that are to be put right."""
+        """The findings that are doubtful or ill."""
         return {name: finding for name, finding in self.findings.items() if finding.is_illness}
 
     def table(self, form: str = "markdown") -> str:
-        """Lay the findings out, a line each, illnesses first."""
+        """Return the findings as a table with one line per check, illnesses first."""
         order = sorted(self.findings, key=lambda name: not self.findings[name].is_illness)
         rows = [(name, self.findings[name]) for name in order]
         return write_table(
@@ -48,7 +48,7 @@ class Diagnosis:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Give everything in plain values."""
+        """Return everything in plain values."""
         findings = {
             name: {"verdict": found.verdict, "seen": found.seen, "remedy": found.remedy, "figures": dict(found.figures)}
             for name, found in self.findings.items()
@@ -56,10 +56,10 @@ class Diagnosis:
         return {"healthy": self.healthy, **self.about, "checks": findings}
 
     def write(self, folder: Path) -> Path:
-        """Write ``doctor.json`` into an existing folder, and give its path.
+        """Write ``doctor.json`` into an existing folder, and return its path.
 
         Raises:
-            UserError: When it cannot be written.
+            UserError: If it cannot be written.
         """
         path = folder / DOCTOR_FILE
         replace_file(path, (json.dumps(self.summary(), indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Runs and files of weights, as patients."""
+"""Makes patients of runs and of files of weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def patient_of_run(
     """Open a run with its data, records and history; the arguments are those of `adv_train.evaluate_run`.
 
     Raises:
-        UserError: When the run or its data cannot be used.
+        UserError: If the run or its data cannot be used.
     """
     opened = open_run(path, which, device=device, data_name=data_name, data_root=data_root)
     trained = opened.trained
@@ -69,10 +69,10 @@ def patient_of_weights(
     device: str | None = None,
     data_root: str = "data",
 ) -> Patient:
-    """Open a model that was not trained here; the arguments are those of `adv_train.evaluate_weights`.
+    """Open a model that `adv-train` has not trained; the arguments are those of `adv_train.evaluate_weights`.
 
     Raises:
-        UserError: When the model, its weights or the data cannot be used.
+        UserError: If the model, its weights or the data cannot be used.
     """
     opened = open_weights(
         model_name, data_name, weights=weights, normalisation=normalisation, device=device, data_root=data_root
@@ -93,7 +93,7 @@ def patient_of_weights(
 
 
 def _own_records(folder: Path, opened: Opened) -> list[Evaluation]:
-    """Read the records of these weights; records of the first format do not say whose they are."""
+    """Read the records of these weights; records of the first format count, as they do not name their weights."""
     weights = digest(opened.model.state_dict())[:16]
     return [record for record in records_of(folder) if record.about.get("weights", weights) == weights]
 

@@ -1,4 +1,4 @@
-"""Images that PGD leaves and another attack breaks: robustness that is not there."""
+"""The verdict on images that withstand PGD and that a weaker attack breaks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from adv_train.doctor.patient import Patient
 from adv_train.doctor.significance import exceeds
 
 _OF_LEFT: Final = 0.03
-"""Share of the images PGD leaves that a weaker attack may break although gradients lead somewhere."""
+"""Share of the images that withstand PGD that a weaker attack may break although the gradients are sound."""
 
 _OF_ALL: Final = 0.01
-"""Likewise of all images that were attacked: where PGD leaves few, these are at the edge of the ball."""
+"""Share of all attacked images that it may break: if few withstand PGD, they are at the edge of being broken."""
 
 
 def overlooked(patient: Patient, broken: Tensor, by: str) -> Finding:
-    """Judge by whether a weaker attack breaks what PGD leaves.
+    """Return the finding of a check that attacks the images that withstand PGD by a weaker attack.
 
     Args:
-        patient: Whose images are attacked.
-        broken: Of each image that PGD leaves, in the order of `Patient.left`, whether the other attack breaks it.
-        by: What the other attack is called.
+        patient: The patient whose images are attacked.
+        broken: Whether the weaker attack breaks each image that withstands PGD, in the order of `Patient.left`.
+        by: Name of the weaker attack.
     """
     x, y = patient.left()
     if _is_much(broken, patient):
-        # Before an alarm PGD may try harder: what only needs more steps is not hidden from it.
+        # Before an alarm, PGD attacks these images with more steps and restarts: if they only needed more steps, their
+        # gradients are not masked.
         suspects = broken.clone()
         broken[suspects] = replace(patient, x=x[suspects], y=y[suspects]).robust(PGD(50, 10), patient.threat)
     count, n = int(broken.sum()), len(broken)

@@ -1,4 +1,4 @@
-"""The model that is examined, with all that is known of it and of how it was judged."""
+"""The model that the doctor examines, with its images, training data, records and history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import PGD, Attack
-from adv_train.attacks.judging import Forward, Judging, adapted, frozen, predict, suitable_threads
+from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, suitable_threads
+from adv_train.attacks.room import Forward
 from adv_train.data import Split
 from adv_train.doctor.base import NotCheckedError
 from adv_train.errors import UserError
@@ -22,29 +23,29 @@ from adv_train.threat import Norm, Threat
 
 STEPS: Final = 20
 RESTARTS: Final = 2
-"""Of the PGD that stands for attacks by gradients: enough where gradients lead anywhere."""
+"""Steps and restarts of the PGD with which the checks compare; they are enough if the gradients are sound."""
 
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """A model, images to look at it with, and its records.
+    """A model, images to examine it with, and its records.
 
     Attributes:
-        model: As it was handed in, mode included; checks hand it back so.
-        x: Images ``(n, C, H, W)``, floating point, meant to be in [0, 1], on the model's device.
+        model: The model, in the mode in which the user passed it; checks do not change its state.
+        x: Images ``(n, C, H, W)``, floating point, on the model's device; they should be in [0, 1].
         y: Labels ``(n,)``, int64.
-        norm: Of the attacks.
-        eps: Their budget, as it was said: it may be out of range.
-        train: What the model was trained on, if that is known.
-        test: The whole test split, if that is known.
+        norm: Norm of the attacks.
+        eps: Budget of the attacks as the user gave it; it may be out of range.
+        train: Training images of the model, if they are known.
+        test: The whole test split, if it is known.
         statistics: Mean and standard deviation of each channel over the training images, if they are known.
-        trained: What the model was trained for, if that is known.
+        trained: The threat of training, if it is known.
         records: Evaluations of these weights.
-        history: Record of each epoch of its training.
-        attacked: Whether it was trained on perturbed images.
-        judge: The command that judges it, without attacks and budget; empty for a module in Python.
-        checkpoint: Which file of a run it comes from; empty otherwise.
-        judging: Seed of everything that is drawn, and the other settings of every attack.
+        history: Record of each epoch of the training.
+        attacked: Whether the model was trained on perturbed images.
+        judge: The command that evaluates the model, without attacks and budget; empty for a module in Python.
+        checkpoint: Name of the checkpoint file of a run; empty for other models.
+        judging: Seed of all random numbers, and the other settings of every attack.
     """
 
     model: nn.Module
@@ -65,27 +66,27 @@ class Patient:
 
     @contextmanager
     def forward(self) -> Iterator[Forward]:
-        """Hold the model in eval mode, and give the function from images to logits."""
+        """Put the model in eval mode within the block, and yield the function from images to logits."""
         with frozen(self.model), suitable_threads(self.model, self.x):
-            yield adapted(self.model, self.x)
+            yield self.judging.fitted(adapted(self.model, self.x), full_resolution(self.x))[0]
 
     def predict(self, images: Tensor) -> Tensor:
-        """Give the class of each image ``(N,)`` in eval mode, -1 where the logits are not finite."""
+        """Return the class of each image ``(N,)`` in eval mode, -1 where the logits are not finite."""
         with self.forward() as forward:
             return predict(forward, images, self.judging.batch_size)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Give the logits of images in eval mode, without a graph."""
+        """Return the logits of images in eval mode, without a graph."""
         with self.forward() as forward, torch.no_grad():
             return torch.cat([forward(part) for part in images.split(self.judging.batch_size)])
 
     def batches(self, x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Cut images and their labels into batches of one forward pass."""
+        """Split images and their labels into batches for one forward pass each."""
         size = self.judging.batch_size
         return list(zip(x.split(size), y.split(size), strict=True))
 
     def generator(self) -> torch.Generator:
-        """Give a fresh source of randomness on the CPU."""
+        """Return a new generator on the CPU, with the seed of the doctor."""
         return torch.Generator().manual_seed(self.judging.seed)
 
     @cached_property
@@ -100,10 +101,10 @@ class Patient:
 
     @cached_property
     def threat(self) -> Threat:
-        """What the attacks may do.
+        """The threat of the attacks.
 
         Raises:
-            NotCheckedError: When the budget or the images are out of range, so that nothing can be attacked.
+            NotCheckedError: If the budget or the images are out of range, or eps is 0, so no attack is possible.
         """
         self.check_range()
         try:
@@ -116,29 +117,30 @@ class Patient:
         return found
 
     def check_range(self) -> None:
-        """Refuse images that are not in [0, 1].
+        """Check that the images are in [0, 1].
 
         Raises:
-            NotCheckedError: Says what they span.
+            NotCheckedError: If they are not; the message gives their range.
         """
         low, high = float(self.x.min()), float(self.x.max())
         if not 0 <= low <= high <= 1:
-            raise NotCheckedError(f"the images span [{low:.3g}, {high:.3g}] and not [0, 1]")
+            raise NotCheckedError(f"the images span [{low:.3g}, {high:.3g}], not [0, 1]")
 
     @cached_property
     def survivors(self) -> Tensor:
         """Whether each image withstands PGD.
 
         Raises:
-            NotCheckedError: When PGD cannot attack this model.
+            NotCheckedError: If PGD cannot attack this model.
         """
         return self.robust(PGD(STEPS, RESTARTS), self.threat)
 
     def robust(self, attack: Attack, threat: Threat) -> Tensor:
-        """Give whether each image withstands an attack; its own warnings are left to the checks.
+        """Return whether each image withstands an attack; the attack's own warnings are suppressed.
 
         Raises:
-            NotCheckedError: When the attack does not judge this model, or its predictions have collapsed.
+            NotCheckedError: If the attack does not support this model, the predictions have collapsed, no image is
+                classified correctly, or gradients are not finite.
         """
         if collapse(self.y.cpu().numpy(), self.answers.cpu().numpy()):
             raise NotCheckedError("the predictions have collapsed on few classes (see `collapse`)")
@@ -158,17 +160,17 @@ class Patient:
         return robust
 
     def left(self) -> tuple[Tensor, Tensor]:
-        """Give the images that withstand PGD, and their labels.
+        """Return the images that withstand PGD, and their labels.
 
         Raises:
-            NotCheckedError: When PGD breaks every image, or cannot judge this model.
+            NotCheckedError: If PGD breaks every image, or cannot attack this model.
         """
         left = self.survivors
         if not bool(left.any()):
-            raise NotCheckedError(f"PGD breaks every image of {len(self.x)}, so it overlooks none")
+            raise NotCheckedError(f"PGD breaks all {len(self.x)} images, so it overlooks none")
         return self.x[left], self.y[left]
 
     def share_of(self, flags: Tensor) -> str:
-        """Write how often something holds, as `12 of 300 (4.0 %)`."""
+        """Format how many flags are true, as in `12 of 300 (4.0%)`."""
         count, n = int(flags.sum()), len(flags)
         return f"{count} of {n} ({count / max(n, 1):.1%})"

@@ -1,4 +1,4 @@
-"""Where in a network two passes part that should agree."""
+"""Finds the layer at which two passes through a network differ that should agree."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adv_train.attacks.narration import undisturbed
 Call: TypeAlias = tuple[str, Tensor, Tensor]
 
 _TOLERANCE: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Relative, by precision; 1e-3 else: other shapes of a batch round otherwise."""
+"""Relative tolerance by dtype, 1e-3 for others: rounding depends on the shape of the batch."""
 
 
 @contextmanager
 def untouched(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Let the model be called in the mode it is in, and put back its buffers and the random state."""
+    """Allow calls of the model in its present mode; restore its buffers and the random state afterwards."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with undisturbed(x.device), torch.no_grad():
         torch.manual_seed(0)
@@ -33,25 +33,25 @@ def untouched(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def differ(one: Tensor, other: Tensor) -> Tensor:
-    """Tell for each row whether two tensors of the same shape differ by more than rounding, ``(batch,)``."""
+    """Return for each row whether two tensors of the same shape differ by more than rounding, ``(batch,)``."""
     first, second = one.flatten(1), other.flatten(1)
     scale = first.float().abs().max().clamp(min=1e-30) * _TOLERANCE.get(one.dtype, 1e-3)
     close = (first.float() - second.float()).abs() <= scale
-    # What is not finite in both is no difference.
+    # Two values that are both not finite count as equal.
     return ~(close | (~first.isfinite() & ~second.isfinite())).all(1)
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Give the logits in the mode that the model is in."""
+    """Return the logits in the model's present mode."""
     found: Tensor = adapted(model, x)(x)
     return found
 
 
 def first_parting(model: nn.Module, one: Tensor, other: Tensor, rows: int) -> str | None:
-    """Name the first layer that is given the same and answers differently in the first rows of two batches.
+    """Find the first layer that gets equal inputs in the first rows of two batches, but returns different outputs.
 
     Returns:
-        Its name and class, or None where it is not a layer of its own.
+        Its name and class, or None if the difference arises outside a layer.
     """
     for call, again in zip_longest(_calls(model, one, rows), _calls(model, other, rows)):
         if call is None or again is None or call[0] != again[0] or call[1].shape != again[1].shape:
@@ -63,7 +63,7 @@ def first_parting(model: nn.Module, one: Tensor, other: Tensor, rows: int) -> st
 
 
 def _calls(model: nn.Module, x: Tensor, rows: int) -> list[Call]:
-    """Record what each layer was given and answered, in the order of the calls."""
+    """Return the name, the input and the output of each layer, in the order of the calls."""
     calls: list[Call] = []
 
     def hook(name: str) -> Any:

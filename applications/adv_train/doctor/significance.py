@@ -1,4 +1,4 @@
-"""Whether a difference is more than chance: exact tests at one level, so that small samples raise no alarm."""
+"""Exact tests at one significance level, so that small samples raise no false alarm."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 from torch import Tensor
 
 LEVEL: Final = 1e-3
-"""Probability of an alarm by chance, of each test; a diagnosis makes some ten of them."""
+"""Probability of a false alarm of each test; a diagnosis makes about ten tests."""
 
 
 def exceeds(successes: int, n: int, share: float) -> bool:
-    """Tell whether more of n samples succeed than chance allows when each does with this probability at most.
+    """Return whether the number of successes rejects the hypothesis that their probability is at most `share`.
 
-    The one-sided exact binomial test. No sample is no evidence.
+    The test is the one-sided exact binomial test. Without samples it does not reject.
     """
     from scipy.stats import binomtest  # Not at the top: `import adv_train` works without it.
 
@@ -21,9 +21,9 @@ def exceeds(successes: int, n: int, share: float) -> bool:
 
 
 def more(first: Tensor, second: Tensor) -> bool:
-    """Tell whether the first holds more often than the second, both of shape ``(n,)`` over the same samples.
+    """Return whether `first` holds significantly more often than `second`; both are ``(n,)`` over the same samples.
 
-    The one-sided exact test of McNemar: of the samples on which they differ, half favour either by chance.
+    The test is McNemar's, one-sided and exact: by chance, each holds on half of the samples on which they differ.
     """
     wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
     return exceeds(wins, wins + losses, 0.5)

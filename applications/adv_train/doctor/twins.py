@@ -1,4 +1,4 @@
-"""Images of one split that are in another: byte for byte, mirrored, or nearly, by thumbnails first."""
+"""Finds images of one split in another: byte for byte, mirrored, or nearly equal, which thumbnails preselect."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from adv_train.data.split import to_unit_range
 Kind = Literal["the same", "mirrored", "nearly the same"]
 
 _SIDE: Final = 8
-"""Of the grey thumbnails."""
+"""Side of the grey thumbnails, in pixels."""
 
 _LEAST_SIDE: Final = 16
-"""Of images that have more to compare than a thumbnail."""
+"""Smallest side of images that are compared by thumbnails; smaller images have too little detail."""
 
-# Root mean squares of the difference, in units of the range. Of CIFAR-10 and Tiny-ImageNet the nearest pairs that are
-# no twins lie 0.014 apart as thumbnails and 0.055 as images. Saved as JPEG again at quality 60, 99 % of CIFAR images
-# move by less than 0.009 and 0.045.
+# Largest root mean square differences of twins, in units of the range. In CIFAR-10 and Tiny-ImageNet, the nearest pairs
+# that are not twins differ by 0.014 as thumbnails and by 0.055 as images. Saving a CIFAR image as JPEG again at quality
+# 60 changes 99 % of the images by less than 0.009 and 0.045.
 _THUMBNAILS: Final = 0.0125
 _IMAGES: Final = 0.05
 _OF_CONTRAST: Final = 0.25
-"""Likewise as a share of the image's own deviation: flat images are all alike."""
+"""Largest difference of twins as a share of the image's standard deviation, because all flat images are alike."""
 
 _PART: Final = 1000
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A test image, the training image that it is, and how.
+    """A test image and its twin among the training images.
 
     Attributes:
-        kind: The same, mirrored, or nearly one of these.
+        kind: How the two agree.
         test: Index in the test split.
         train: Index in the training split.
     """
@@ -71,20 +71,21 @@ def _exact(images: Tensor) -> dict[Kind, Tensor]:
 
 
 def _rows(images: Tensor) -> list[bytes]:
-    """Give the bytes of each image."""
+    """Return the bytes of each image."""
     array = np.ascontiguousarray(images.cpu().numpy()).reshape(len(images), -1)
     return [row.tobytes() for row in array]
 
 
 def _near(train: Tensor, test: Tensor) -> list[tuple[int, int]]:
-    """Give pairs that are nearest as thumbnails and near as images."""
+    """Return pairs whose thumbnails are nearest neighbours and whose images differ little."""
     small = _thumbnails(train)
     brightness, order = small.mean(1).sort()
     small, pairs = small[order], []
     for flip in (False, True):
         shown = test.flip(-1) if flip else test
         thumbnails = _thumbnails(shown)
-        # Images are no nearer than their brightness, so each part of like brightness is compared with its like.
+        # The difference of two thumbnails is at least that of their brightness, so thumbnails are compared only with
+        # those of similar brightness.
         for part in thumbnails.mean(1).argsort().split(_PART // 4):
             first, last = thumbnails[part].mean(1)[[0, -1]].tolist()
             ends = brightness.new_tensor([first - 2 * _THUMBNAILS, last + 2 * _THUMBNAILS])
@@ -102,7 +103,7 @@ def _near(train: Tensor, test: Tensor) -> list[tuple[int, int]]:
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    """Give grey images of 8 x 8 pixels, as rows; a part at a time, since floats take four times the memory of bytes."""
+    """Return grey images of 8 x 8 pixels, as rows; made in parts, since floats need four times the memory of bytes."""
     return torch.cat(
         [
             adaptive_avg_pool2d(to_unit_range(part).mean(1, keepdim=True), _SIDE).flatten(1)

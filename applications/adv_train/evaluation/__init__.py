@@ -1,4 +1,4 @@
-"""The record of a judged model: what became of each sample, in memory and on disk."""
+"""The record of an evaluation, with the outcome for each sample, in memory and on disk."""
 
 from __future__ import annotations
 

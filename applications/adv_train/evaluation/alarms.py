@@ -1,4 +1,4 @@
-"""What an accuracy can hide: an answer of few classes, whatever is shown, and an epoch that lost the robustness."""
+"""Warnings about failures that an accuracy can hide: collapsed predictions and catastrophic overfitting."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ import numpy as np
 import numpy.typing as npt
 
 _HARDLY = 0.1
-"""A class is missing from the predictions when they name it less often than this share of its samples."""
+"""A class is missing if the model predicts it less often than this share of the number of its samples."""
 
 _SAMPLES_A_CLASS = 5
-"""Fewer samples a class than this tell nothing of which classes are missing."""
+"""With fewer samples per class than this, we do not judge which classes are missing."""
 
 _SAMPLES = 10
-"""Fewer samples than this tell nothing of a constant classifier either."""
+"""With fewer samples than this, we do not judge whether the classifier is constant either."""
 
 _LOST = 0.5
-"""Share of the best robust accuracy so far that is lost when training overfits to its own attack."""
+"""An epoch that loses more than this share of the best robust accuracy so far has overfitted to its own attack."""
 
 _HARDLY_BROKEN = 0.75
-"""Share of the clean accuracy that survives one step of an attack where the model hides its gradients from it."""
+"""The model hides its gradients from one attack step if more than this share of the clean accuracy survives it."""
 
 _SOUND = 0.1
-"""Share of the best robust accuracy so far that an epoch to go back to may lack."""
+"""An epoch is fit for a rollback if it lacks at most this share of the best robust accuracy so far."""
 
 _MARGIN = 0.1
-"""Accuracies that differ by less than this, over validation images, may do so by chance."""
+"""Two accuracies on the validation images that differ by less than this may differ by chance."""
 
 
 def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> str | None:
-    """Say so when the predictions on clean images collapse on few classes.
+    """Return a warning if the predictions on clean images collapse on few classes.
 
-    They do when all are one class though the labels are not, or when half of the classes or more are (nearly) missing
-    from them. A constant classifier cannot be attacked, so it is as robust as its class is frequent.
+    They collapse if all predictions are one class although the labels are not, or if at least half of the classes are
+    (nearly) missing from them. No attack changes the predictions of a constant classifier, so its robust accuracy is
+    the frequency of its class.
 
     Args:
         labels: True classes ``(n,)``.
-        predicted: Predicted classes of the clean images ``(n,)``; -1 is no class.
+        predicted: Predicted classes of the clean images ``(n,)``; -1 if the logits are not finite.
 
     Returns:
-        A sentence, or None where nothing collapsed.
+        A warning, or None if the predictions have not collapsed.
     """
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or len(labels) < _SAMPLES:
@@ -57,30 +58,30 @@ def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) ->
     else:
         told = f"hardly predicts {len(missing)} of the {len(classes)} classes"
     return (
-        f"Collapsed predictions: the model {told}, so that its robust accuracy is no robustness. "
+        f"Collapsed predictions: the model {told}, so its robust accuracy is no evidence of robustness. "
         "Look at the accuracies of each class."
     )
 
 
 def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Say so when training has overfitted to its own weak attack, as the records of its epochs show.
+    """Return a warning if the records of the epochs show that training has overfitted to its own weak attack.
 
-    It has when an epoch loses half of the robust accuracy under PGD, on the validation images, and keeps the clean one
-    (Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section 5.1: catastrophic overfitting); or when one
-    step of an attack breaks hardly anything and PGD breaks most of the rest. An epoch that was rolled back is left out.
+    An epoch has overfitted if, on the validation images, it loses half of the robust accuracy under PGD and keeps the
+    clean accuracy (catastrophic overfitting: Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section
+    5.1). It has also overfitted if one attack step breaks hardly any image, but PGD breaks most of those that survive
+    the step. Epochs that were rolled back do not count.
 
     Args:
-        history: ``epoch``, ``val_ra``, ``val_sa`` and, where it is known, ``val_fgsm`` of each epoch, the first one
-            first.
+        history: ``epoch``, ``val_ra``, ``val_sa`` and, if known, ``val_fgsm`` of each epoch, in order.
 
     Returns:
-        A sentence about the first such epoch, or None.
+        A warning about the first such epoch, or None.
     """
     return next((told for _, told in _overfitted_epochs(history)), None)
 
 
 def overfitted_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """Give the epoch that `overfitting` tells of, or None."""
+    """Return the number of the epoch that `overfitting` warns about, or None."""
     return next((epoch for epoch, _ in _overfitted_epochs(history)), None)
 
 
@@ -95,11 +96,11 @@ def _overfitted_epochs(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[i
 
 
 def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
-    """Say so when an epoch has overfitted to the attack of training; see `overfitting`.
+    """Return a warning if an epoch has overfitted to the attack of training; see `overfitting`.
 
     Args:
-        record: Of the epoch.
-        best: Of the epoch before it with the highest robust accuracy.
+        record: Record of the epoch.
+        best: Record of the earlier epoch with the highest robust accuracy; None if there is no earlier epoch.
     """
     before = best or record
     lost = before["val_ra"] - record["val_ra"]
@@ -107,7 +108,7 @@ def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str
         was, now = (f"{each['val_ra']:.1%} after epoch {each['epoch']}" for each in (before, record))
         return (
             f"Catastrophic overfitting: the robust accuracy on the validation images was {was} and {now}. "
-            "The model resists the attack that it trains on and not PGD."
+            "The model resists the attack that it trains on, but not PGD."
         )
     one_step = record.get("val_fgsm", record["val_ra"])
     broken = one_step - record["val_ra"]
@@ -121,7 +122,7 @@ def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str
 
 
 def sound(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether an epoch is one to go back to: within a tenth of the best robust accuracy so far, and not overfitted."""
+    """Return whether an epoch is fit for a rollback: within a tenth of the best robust accuracy, and not overfitted."""
     best = max(history, key=lambda each: each["val_ra"], default=None)
     kept = best is None or record["val_ra"] >= (1 - _SOUND) * best["val_ra"]
     return kept and overfitted(record, best) is None

@@ -1,8 +1,8 @@
 """Records on disk: every evaluation of a run has a file of its own, and ``eval.json`` lists them for people.
 
-``evaluations/NAME.npz`` is one evaluation, whole: the arrays, and in ``record`` the rest as JSON. ``eval.json`` and
-``outcomes.npz`` show the headline record; nothing is read back from them, but for runs that were judged before records
-stood side by side.
+``evaluations/NAME.npz`` is one complete evaluation: its arrays, and in ``record`` the rest as JSON. ``eval.json`` and
+``outcomes.npz`` show the headline record. They are written for people and never read back, except in runs that were
+evaluated when a run had a single record (see `first_format`).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ RECORDS_FOLDER: Final = "evaluations"
 
 
 def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = None) -> Path:
-    """Write a record beside those that are there, and then ``outcomes.npz`` and ``eval.json``, each in one piece.
+    """Write a record beside the earlier ones, then ``outcomes.npz`` and ``eval.json``, each file in one piece.
 
-    A record takes the place of another only when it judges the same weights in the same way.
+    A record replaces an earlier one only if it judges the same weights in the same way.
 
     Args:
-        evaluation: What to write.
+        evaluation: The record.
         run_folder: An existing folder.
-        threat: What the run was trained for; records of it come first.
+        threat: The threat of training; its records take precedence in the headline.
 
     Returns:
         The file of the record.
 
     Raises:
-        UserError: When a file cannot be written, or an earlier record cannot be read.
+        UserError: If a file cannot be written, or an earlier record cannot be read.
     """
     earlier = read_first_format(run_folder, listed=bool(_files(run_folder)))
     folder = run_folder / RECORDS_FOLDER
@@ -56,7 +56,7 @@ def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = N
     names = [f"{RECORDS_FOLDER}/{file.name}" for file in files]
     listed = [{"file": name, **_brief(record)} for name, record in zip(names, records, strict=True)]
     replace_file(run_folder / OUTCOMES_FILE, files[records.index(best)].read_bytes())
-    # Last, so that a folder with eval.json has everything.
+    # Written last, so that a folder with eval.json is complete.
     content = {"format": FORMAT, "file": names[records.index(best)], **best.summary(), "records": listed}
     replace_file(run_folder / EVAL_FILE, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return path
@@ -66,26 +66,26 @@ def read_all(run_folder: Path) -> list[Evaluation]:
     """Read every record of a run.
 
     Raises:
-        UserError: When the folder has no record, or a record is damaged or has an unknown format.
+        UserError: If the folder has no record, or a record is damaged or has an unknown format.
     """
     records = records_of(run_folder)
     if not records:
-        raise UserError(f"`{run_folder}` has not been evaluated: `adv-train eval {run_folder}` does it.")
+        raise UserError(f"`{run_folder}` has not been evaluated: run `adv-train eval {run_folder}`.")
     return records
 
 
 def records_of(run_folder: Path) -> list[Evaluation]:
-    """Read every record of a folder; none where nothing was judged.
+    """Read every record of a folder; the list is empty if nothing was evaluated there.
 
     Raises:
-        UserError: When a record is damaged or has an unknown format.
+        UserError: If a record is damaged or has an unknown format.
     """
     earlier = read_first_format(run_folder, listed=bool(_files(run_folder)))
     return [read_file(file) for file in _files(run_folder)] + ([] if earlier is None else [earlier])
 
 
 def read(run_folder: Path, *, threat: Threat | None = None) -> Evaluation:
-    """Read the record that stands for a run: see `headline`.
+    """Read the record that represents a run; see `headline`.
 
     Raises:
         UserError: As `read_all` does.
@@ -94,10 +94,10 @@ def read(run_folder: Path, *, threat: Threat | None = None) -> Evaluation:
 
 
 def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Evaluation:
-    """Choose the record that stands for a run: of the best checkpoint, and of these the fullest.
+    """Choose the record that represents a run: of the records of the best checkpoint, the most complete one.
 
-    First comes ``best.pt``, in its latest epoch; then norm and budget of training; then records with AutoAttack, with
-    PGD, with more samples, and with more steps of PGD.
+    Records of ``best.pt`` come first, and those of its latest epoch before others; then records with the norm and
+    budget of training; then those with AutoAttack, with PGD, with more samples, and with more steps of PGD.
     """
 
     def rank(record: Evaluation) -> tuple[Any, ...]:
@@ -116,7 +116,7 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
 
 
 def _brief(record: Evaluation) -> dict[str, Any]:
-    """Give one line of the list in ``eval.json``."""
+    """Return the entry of a record in the list of ``eval.json``."""
     wanted = ["checkpoint", "epoch", "norm", "eps", "n", "of", "seed", "sa", "ra", "intervals", "rounded", "attacks"]
     wanted += ["warnings"]
     summary = record.summary()
@@ -128,7 +128,7 @@ def _files(run_folder: Path) -> list[Path]:
 
 
 def record_name(record: Evaluation) -> str:
-    """Name a record's file by what people choose, and by a digest of all that decides it."""
+    """Return the file name of a record: the main settings, and a digest of all settings and of the clean results."""
     about, attacks = record.about, "+".join(record.attacks) or "clean"
     stem = Path(str(about.get("checkpoint", "model"))).stem
     epoch = f"-epoch{about['epoch']}" if "epoch" in about else ""

@@ -1,4 +1,4 @@
-"""Records of the first format, of runs that were judged before records stood side by side."""
+"""Records of the first format, from the time when a run had a single record."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OUTCOMES_FILE: Final = "outcomes.npz"
 
 
 def read_first_format(run_folder: Path, *, listed: bool) -> Evaluation | None:
-    """Read the record of a run that was judged when a run had one record, in ``eval.json`` and ``outcomes.npz``.
+    """Read the record of the first format, in ``eval.json`` and ``outcomes.npz``; None if the folder has none.
 
     Args:
-        run_folder: Of the run.
-        listed: Whether it has records of the later format, of which ``eval.json`` is a list.
+        run_folder: The folder of the run.
+        listed: Whether it has records of the later format, so that ``eval.json`` may be a list of them.
 
     Raises:
-        UserError: When its files are damaged or do not belong together.
+        UserError: If the files are damaged or do not belong together.
     """
     if not (run_folder / EVAL_FILE).is_file():
         return None
@@ -31,7 +31,7 @@ def read_first_format(run_folder: Path, *, listed: bool) -> Evaluation | None:
         try:
             summary = json.loads((run_folder / EVAL_FILE).read_text(encoding="utf-8"))
         except ValueError:
-            if listed:  # Only the list is damaged.
+            if listed:  # Only the list is damaged, which is not read.
                 return None
             raise
         if "format" in summary:

@@ -1,4 +1,4 @@
-"""Adversarial images in a file: what each attack made of each sample, as bytes."""
+"""Adversarial images in a file: each attack's image of each sample, as bytes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 def check_image_file(path: Path) -> None:
-    """Refuse a file that cannot be written, before hours of work.
+    """Check that a file can be written, before hours of work.
 
     Raises:
-        UserError: When it does not end in ``.npz``, or its folder cannot be made or written to.
+        UserError: If its name does not end in ``.npz``, or its folder cannot be made or written to.
     """
     if path.suffix != ".npz":
         raise UserError(f"Adversarial images are saved as an .npz file, but `{path}` does not end in .npz.")
@@ -39,21 +39,21 @@ def check_image_file(path: Path) -> None:
 
 
 def write_images(path: Path, record: Evaluation, clean: Bytes, images: Mapping[str, Bytes], name: str = "") -> None:
-    """Write images as bytes in one piece.
+    """Write images as bytes into one file, in one piece.
 
-    The file holds ``clean`` ``(n, C, H, W)`` and ``labels`` ``(n,)``, and for each attack ``images_ATTACK`` like the
-    clean ones, and of these rounded images ``robust_ATTACK`` (still classified correctly) and of the images as the
-    attack made them ``robust_before_ATTACK``. ``record`` says in JSON what was judged.
+    The file holds ``clean`` ``(n, C, H, W)``, ``labels`` ``(n,)``, and for each attack ``images_ATTACK`` of the same
+    shape as ``clean``. ``robust_ATTACK`` says which of these rounded images are still classified correctly, and
+    ``robust_before_ATTACK`` the same of the images before rounding. ``record`` says in JSON what was judged.
 
     Args:
         path: The file.
-        record: With verdicts after rounding.
+        record: Record of the evaluation, with the verdicts after rounding.
         clean: Rounded clean images.
         images: Rounded images of each attack.
-        name: File of the record, where it has one.
+        name: File name of the record, if it has one.
 
     Raises:
-        UserError: When it cannot be written.
+        UserError: If the file cannot be written.
     """
     told = {"file": name, "seed": record.seed, "threat": vars(record.threat), "about": dict(record.about)}
     arrays: dict[str, npt.NDArray[Any]] = {"clean": clean, "record": np.array(json.dumps(told))}
@@ -70,7 +70,7 @@ def write_images(path: Path, record: Evaluation, clean: Bytes, images: Mapping[s
 
 
 def holds_images_of(path: Path, name: str) -> bool:
-    """Tell whether a file holds the images of the record of that file name."""
+    """Return whether a file holds the images of the record with this file name."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return bool(json.loads(str(archive["record"]))["file"] == name)

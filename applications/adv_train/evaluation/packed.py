@@ -1,4 +1,4 @@
-"""One record as the content of a file: the arrays, and in ``record`` the rest as JSON."""
+"""One record as the content of a file: its arrays, and in ``record`` the rest as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def pack(record: Evaluation) -> bytes:
-    """Give the content of a record's file."""
+    """Return the content of a record's file."""
     arrays: Arrays = {"clean": record.clean}
     for name, outcome in record.attacks.items():
         arrays[name] = outcome.robust
@@ -58,7 +58,7 @@ def read_file(path: Path) -> Evaluation:
     """Read the record in a file.
 
     Raises:
-        UserError: When it is damaged or has an unknown format.
+        UserError: If the file is damaged or has an unknown format.
     """
     try:
         arrays = load_arrays(path)
@@ -106,7 +106,7 @@ def _unpack(arrays: Arrays, content: Mapping[str, Any]) -> Evaluation:
 
 def load_arrays(path: Path) -> Arrays:
     """Read all arrays of a file."""
-    # From memory: a damaged archive would leave its file open.
+    # Read from memory: NumPy would leave the file of a damaged archive open.
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 

@@ -1,4 +1,4 @@
-"""What became of each sample of a judged model."""
+"""The record of an evaluation: the outcome for each sample, clean and under each attack."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Examples:
 
     Attributes:
         clean: Images ``(k, C, H, W)``, float32.
-        adversarial: What the attack made of them, likewise.
+        adversarial: The attack's images of these samples, of the same shape and dtype.
         label: True classes ``(k,)``.
         before: Predicted classes of the clean images ``(k,)``.
         after: Predicted classes of the adversarial images ``(k,)``.
@@ -38,16 +38,16 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one attack did.
+    """The outcome of one attack.
 
     Attributes:
-        robust: Whether each sample withstands it, ``(n,)``.
-        predicted: Class of the image that it made of each sample ``(n,)``, -1 for none; None in records of the first
-            format, which kept verdicts only.
-        settings: How hard it tried, in plain values.
-        warnings: What it found that makes its verdict doubtful.
-        rounded: Whether each sample is still classified correctly when the image that the attack made of it is rounded
-            to 8 bits, ``(n,)``; None where that was not asked for.
+        robust: Whether each sample withstands the attack, ``(n,)``.
+        predicted: Predicted class of the attack's image of each sample ``(n,)``, -1 if the logits are not finite; None
+            in records of the first format, which kept verdicts only.
+        settings: Settings of the attack, in plain values.
+        warnings: Warnings of the attack that its verdict is doubtful.
+        rounded: Whether the attack's image of each sample, rounded to 8 bits, is still classified correctly, ``(n,)``;
+            None if the images were not rounded.
     """
 
     robust: Flags
@@ -64,20 +64,21 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What became of each sample, clean and under each attack.
+    """The outcome for each sample, clean and under each attack.
 
     Attributes:
-        threat: What the attacks were allowed.
-        seed: Of the attacks.
+        threat: Threat of the attacks.
+        seed: Seed of the attacks.
         clean: Whether each clean sample is classified correctly, ``(n,)``.
-        attacks: What each attack did, by its name.
+        attacks: Outcome of each attack, by its name.
         labels: True classes ``(n,)``; None in records of the first format.
-        predicted: Predicted classes of the clean images ``(n,)``, -1 for none; None likewise.
-        examples: Samples with their images under the first attack whose images were at hand; None without one.
-        class_names: In the order of the labels; empty where they are not known.
-        files: File of each sample; empty where samples have no files.
-        about: What else belongs to the record: checkpoint, epoch, data set, versions, in plain values.
-        of: Size of the test set that the samples are from; None where it is not known.
+        predicted: Predicted classes of the clean images ``(n,)``, -1 if the logits are not finite; None in records of
+            the first format.
+        examples: Samples with their images under the first attack that kept its images; None if no attack did.
+        class_names: Names of the classes in the order of the labels; empty if they are not known.
+        files: File of each sample; empty if samples have no files.
+        about: Other facts of the record, such as checkpoint, epoch, data set and versions, in plain values.
+        of: Size of the test set from which the samples are; None if it is not known.
     """
 
     threat: Threat
@@ -109,12 +110,12 @@ class Evaluation:
 
     @property
     def ra_pgd(self) -> float | None:
-        """Fraction of samples that withstand PGD; None where it was not run."""
+        """Fraction of samples that withstand PGD; None if it was not run."""
         return self._accuracy("pgd")
 
     @property
     def ra_aa(self) -> float | None:
-        """Fraction of samples that withstand AutoAttack; None where it was not run."""
+        """Fraction of samples that withstand AutoAttack; None if it was not run."""
         return self._accuracy("autoattack")
 
     def _accuracy(self, name: str) -> float | None:
@@ -122,7 +123,7 @@ class Evaluation:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes the figures doubtful: collapsed predictions, and what the attacks found."""
+        """Reasons to doubt the figures: collapsed predictions, and the warnings of the attacks."""
         collapsed = None
         if self.labels is not None and self.predicted is not None:
             collapsed = collapse(self.labels, self.predicted)
@@ -130,7 +131,7 @@ class Evaluation:
         return (*([collapsed] if collapsed else []), *found)
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Give for each class its ``name``, ``n``, ``sa`` and ``ra`` by attack (None where it has no samples)."""
+        """Return for each class its ``name``, ``n``, ``sa`` and ``ra`` by attack (None if it has no samples)."""
         if self.labels is None:
             return []
         found = []
@@ -143,9 +144,9 @@ class Evaluation:
         return found
 
     def intervals(self) -> dict[str, Any]:
-        """Give Wilson's 95 % interval of ``sa``, and in ``ra`` of the accuracy under each attack.
+        """Return Wilson's 95 % interval of ``sa``, and in ``ra`` that of the accuracy under each attack.
 
-        They say how far the choice of the samples moves an accuracy, not what another seed of the training does.
+        The intervals measure the effect of the choice of samples, not that of another training seed.
         """
 
         def of(flags: Flags) -> list[float]:
@@ -154,10 +155,11 @@ class Evaluation:
         return {"sa": of(self.clean), "ra": {name: of(outcome.robust) for name, outcome in self.attacks.items()}}
 
     def after_rounding(self) -> dict[str, dict[str, Any]]:
-        """Give for each attack what rounding its images to 8 bits changed, where that was asked for.
+        """Return the effect of rounding the images to 8 bits, for each attack whose images were rounded.
 
-        ``ra`` is the accuracy on the rounded images, ``broken`` how many correct samples the attack broke, ``stay`` how
-        many of these stay adversarial, and ``more`` how many others rounding breaks.
+        ``ra`` is the accuracy on the rounded images; ``broken`` counts the correctly classified samples that the attack
+        broke, ``stay`` those of them that stay broken after rounding, and ``more`` the other samples that rounding
+        breaks.
         """
         found = {}
         for name, outcome in self.attacks.items():
@@ -172,7 +174,7 @@ class Evaluation:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """Give the figures in plain values, with what `about` adds to them."""
+        """Return the figures in plain values, followed by the entries of `about`."""
         return {
             "sa": self.sa,
             "ra_pgd": self.ra_pgd,

@@ -1,7 +1,7 @@
-"""What is done of an evaluation before all of it is, on disk, so that an interrupted one goes on and not anew.
+"""The finished attacks of an evaluation that is not complete, on disk, so that it continues after an interruption.
 
 ``evaluations/unfinished/KEY/`` belongs to one model, set of images, threat and seed, and is deleted when its evaluation
-is written. It may be deleted at any time: what it holds is done again then.
+is written. You may delete it at any time; its attacks are then run again.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """One attack that is done.
+    """A finished attack.
 
     Attributes:
-        outcome: What it did.
-        examples: Some of its samples; None where they were not kept.
-        images: Its images as bytes ``(n, C, H, W)``; None where they were not asked for.
+        outcome: Its outcome.
+        examples: Some of its samples; None if they were not kept.
+        images: Its images as bytes ``(n, C, H, W)``; None if they were not requested.
     """
 
     outcome: Outcome
@@ -45,18 +45,18 @@ class Finished:
 
 
 def as_hard(outcome: Outcome, settings: Mapping[str, Any]) -> bool:
-    """Tell whether an attack that was run tried what these settings say."""
+    """Return whether an earlier attack had all of these settings."""
     return settings.items() <= outcome.settings.items()
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The attacks of an evaluation that are done, in its folder or in records of the same model and images.
+    """The finished attacks of an evaluation, in its folder or in records of the same model and images.
 
     Attributes:
-        run_folder: Holds ``evaluations``.
-        empty: The evaluation before its first attack: threat, seed and what it is about; the rest does not matter.
-        records: Those of the run.
+        run_folder: Folder that holds ``evaluations``.
+        empty: The evaluation before its first attack; only `threat`, `seed` and `about` are used.
+        records: Records of the run.
     """
 
     run_folder: Path
@@ -64,7 +64,7 @@ class Unfinished:
     records: Sequence[Evaluation] = ()
 
     def whole(self, settings: Settings, n: int) -> Evaluation | None:
-        """Find a record of exactly these attacks, by their names and how hard they try."""
+        """Find a record of exactly these attacks, with these settings, on n samples."""
         for record in self._alike():
             same = list(record.attacks) == list(settings) and record.n == n
             if same and all(as_hard(outcome, settings[name]) for name, outcome in record.attacks.items()):
@@ -72,10 +72,10 @@ class Unfinished:
         return None
 
     def find(self, name: str, settings: Mapping[str, Any], *, images: bool) -> Finished | None:
-        """Find an attack that is done; with its images where these are asked for."""
+        """Find a finished attack, with its images if `images` is True; None if there is none."""
         path = self._path(name, settings)
         if path.is_file():
-            with suppress(UserError):  # A damaged file is as good as none.
+            with suppress(UserError):  # A damaged file counts as missing.
                 record = read_file(path)
                 stored = _read_images(path.with_suffix(".images"))
                 if stored is not None or not images:
@@ -89,7 +89,7 @@ class Unfinished:
         return None
 
     def keep(self, name: str, settings: Mapping[str, Any], judged: Evaluation, finished: Finished) -> None:
-        """Keep an attack that is done; `judged` has the clean verdicts."""
+        """Store a finished attack; `judged` has the clean verdicts."""
         path = self._path(name, settings)
         make_folder(path.parent)
         if finished.images is not None:
@@ -108,11 +108,11 @@ class Unfinished:
         shutil.rmtree(self.folder(name, settings), ignore_errors=True)
 
     def folder(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """Return the folder in which an attack keeps what it has done of itself."""
+        """Return the folder in which an attack keeps its finished batches."""
         return self._path(name, settings).with_suffix("")
 
     def forget(self) -> None:
-        """Delete the folder, and the one above it where it is empty."""
+        """Delete the folder, and its parent if that is empty."""
         shutil.rmtree(self._own, ignore_errors=True)
         with suppress(OSError):
             self._own.parent.rmdir()

@@ -1,4 +1,4 @@
-"""What a model's loss does around images, measured without an attack."""
+"""Measures of a model's loss in a neighbourhood of images; none needs more than one step of an attack."""
 
 from __future__ import annotations
 

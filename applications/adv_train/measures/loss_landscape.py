@@ -1,4 +1,4 @@
-"""The loss over a plane around each image: one direction is the attack's, the other is random."""
+"""The loss over a plane around each image, spanned by the attack's direction and a random direction."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Landscape:
     Attributes:
         steps: Coordinates along either direction, in units of eps, shape `(points,)`.
         loss: Mean cross-entropy in nats at `[adversarial, random]`, shape `(points, points)`.
-        clamped: Share of the pixel values that the range of images cut off there, of the same shape.
-        flat: Number of images whose loss has no gradient: their adversarial direction is zero.
+        clamped: Share of the pixel values that were clamped to the range of images, of the same shape.
+        flat: Number of images with a vanishing gradient of the loss; their adversarial direction is zero.
     """
 
     steps: Grid
@@ -51,29 +51,29 @@ def landscape(
 ) -> Landscape:
     """Return the mean cross-entropy at clamp(x + eps (a g + b r)) for a and b from -reach to reach.
 
-    In linf g is the sign of the loss's gradient at x, and r a random sign for each pixel. In l2 and l1 g is the
+    In linf, g is the sign of the loss's gradient at x, and r a random sign for each pixel. In l2 and l1, g is the
     gradient and r a normal direction orthogonal to it, each of length 1 in the norm of the threat. Images are clamped
-    to the threat's range, as an attack would have to; beyond |a| + |b| = 1 they may lie outside the ball.
+    to the threat's range, as an attack must do; for |a| + |b| > 1 they may lie outside the ball.
 
     Args:
-        model: Maps images to logits, with its normalisation inside. It is measured in eval mode and handed back as it
-            was.
+        model: Maps images to logits, with its normalisation inside. It is evaluated in eval mode, and its state is the
+            same afterwards.
         x: Images, shape `(batch, channels, height, width)`, floating point in the threat's range.
         y: Labels, shape `(batch,)`, int64.
         threat: Norm, eps and range of images.
-        points: Of the grid along each direction; with an odd number the clean images are on it.
+        points: Number of grid points along each direction; if it is odd, the grid contains the clean images.
         reach: Largest coordinate, in units of eps.
-        seed: Of the random directions, which are drawn on the CPU; they do not depend on the model in linf.
-        batch_size: Images in a forward pass.
+        seed: Seed of the random directions, which are drawn on the CPU; in linf they do not depend on the model.
+        batch_size: Number of images in a forward pass.
         count: Called with the number of images after each forward pass.
 
     Raises:
-        UserError: When images or labels do not fit, or a loss or gradient is not finite.
+        UserError: If images or labels have the wrong shape or range, or a loss or gradient is not finite.
     """
     check_samples(x, y, threat)
     images, size = full_resolution(x), len(x)
     steps = torch.linspace(-reach, reach, points, dtype=torch.float64)
-    # Both ends of a line are exact, and so is 0: linspace may miss it by a rounding.
+    # Make the coordinates antisymmetric: then the middle one is exactly 0, which linspace may miss by rounding.
     steps = (steps - steps.flip(0)) / 2
     grid = torch.cartesian_prod(steps, steps)
     loss = torch.zeros(len(grid), dtype=torch.float64)

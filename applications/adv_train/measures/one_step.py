@@ -1,4 +1,4 @@
-"""Whether an image survives a single step of an attack: what masked gradients make it do."""
+"""Whether an image survives a single attack step, as it may if training has overfitted to such steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from adv_train.threat import Threat
 
 
 def survives_one_step(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """Say of each image whether it is still classified correctly after one step from it to the edge of the ball.
+    """Return for each image whether it is still classified correctly after one step of length eps along the gradient.
 
-    In linf the step is that of FGSM (Goodfellow, Shlens and Szegedy, ICLR 2015), and in l2 and l1 it follows the
-    gradient. A model that withstands it and not PGD has overfitted to it. It costs 3 F for these images.
+    In linf the step is that of FGSM (Goodfellow, Shlens and Szegedy, ICLR 2015); in l2 and l1 it follows the gradient.
+    A model that withstands this step but not PGD has overfitted to it. The cost is that of 3 forward passes over these
+    images.
 
     Args:
-        model: Maps images to logits, with its normalisation inside. It is handed back as it was.
+        model: Maps images to logits, with its normalisation inside. Its state is the same afterwards.
         x: Images, shape `(batch, channels, height, width)`, floating point, on the model's device.
         y: Labels, shape `(batch,)`, int64.
         threat: Norm and radius of the ball.
@@ -27,7 +28,7 @@ def survives_one_step(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) ->
         Shape `(batch,)`, bool.
 
     Raises:
-        UserError: When the model returns no logits.
+        UserError: If the model does not return logits.
     """
     shape, images = GEOMETRIES[threat.norm], full_resolution(x)
     with frozen(model):

@@ -26,20 +26,21 @@ Table: TypeAlias = Mapping[int, tuple[float, float]]
 class Regularised(FastAT):
     """Single-step training with abnormal adversarial examples regularisation.
 
-    An image is abnormal if its cross-entropy falls along the attack's step. With d the mean fall of the abnormal ones
-    and V(.) the mean of `|f(x + delta) - f(x + start)|^2` over a group, the penalty is
+    An image is abnormal if its cross-entropy falls along the attack's step. Let d be the mean fall of the abnormal
+    images, and V(.) the mean of `|f(x + delta) - f(x + start)|^2` over a group of images. The penalty is
 
         penalty * (abnormal / batch) * (fall * d + variation * max(0, V(abnormal) - V(normal))),
 
-    and zero where one group is empty. As in the published code only V(abnormal) is differentiated, and in it only the
-    logits at x + delta, so `fall` moves the loss that is reported and no weight, unless `follow_fall`. The logits at
-    the start are those of the attack: the penalty costs no pass.
+    and zero if one of the groups is empty. As in the published code, training differentiates only V(abnormal), and in
+    it only the logits at x + delta. So `fall` changes the reported loss but not the gradient, unless `follow_fall` is
+    set. The logits at the start are those of the attack, so the penalty needs no forward pass of its own.
 
     Attributes:
         penalty: weight of the penalty.
-        fall: weight of the mean fall; by default that published for the nearest eps on CIFAR-10.
-        variation: weight of the excess variation, by default likewise.
-        follow_fall: differentiate the fall too, at x + delta.
+        fall: weight of the mean fall d; by default the published value for the nearest eps on CIFAR-10.
+        variation: weight of the excess variation, `max(0, V(abnormal) - V(normal))`; by default the published value
+            for the nearest eps on CIFAR-10.
+        follow_fall: differentiate the mean fall too, at x + delta.
     """
 
     norms = ("linf",)
@@ -74,7 +75,7 @@ class Regularised(FastAT):
     def _abnormality(
         self, before: Tensor, after: Tensor, y: Tensor, fall: float, variation: float, share: Share
     ) -> Tensor:
-        """Return the penalty but for its weight, shape `()`, from logits of shape `(batch, classes)`."""
+        """Return the penalty without the factor `penalty`, shape `()`, from logits of shape `(batch, classes)`."""
         falls = F.cross_entropy(before, y, reduction="none") - F.cross_entropy(after, y, reduction="none")
         abnormal = falls.detach() > 0
         moved = (after - before).square().sum(1)
@@ -86,7 +87,7 @@ class Regularised(FastAT):
 
 
 def _mean(values: Tensor, chosen: Tensor, share: Share) -> Tensor:
-    """Return the mean of the values that are chosen, shape `()`; zero of none."""
+    """Return the mean of the chosen values, shape `()`; zero if none is chosen."""
     return share.sum(torch.where(chosen, values, 0.0).sum()) / share.sum(chosen.sum()).clamp(min=1)
 
 

@@ -24,23 +24,24 @@ from adv_train.values import Count, Positive, Range
 class ATAS(Adversarial):
     """One sign step from where the last attack on an image ended, shorter on images whose gradients are large.
 
-    With g the gradient of an image's loss, its v becomes `decay v + (1 - decay) |g|^2` for the `memory_decay`, and its
-    step `step / (1 + sqrt(v) / softness)`, cut to [shortest, longest]. The first epochs take steps of eps and leave v.
-    As published, the attack sees the model in eval mode. The published gradient is that of the mean over a batch of 128
-    with a softness of 0.01, hence 1.28 here.
+    Let g be the input gradient of an image's loss. Its moving average v becomes
+    `memory_decay * v + (1 - memory_decay) * |g|^2`, and its step length `step / (1 + sqrt(v) / softness)`, clipped to
+    [shortest, longest]. In the first epochs all steps have length eps, and v does not change. As published, the attack
+    sees the model in eval mode. The published code takes gradients of the mean loss over a batch of 128, with a
+    softness of 0.01; gradients of each image's own loss are 128 times as large, hence the softness of 1.28 here.
 
-    The memory moves with the augmentation. It takes the space of the training images in single precision, in every
-    checkpoint of a run that can be resumed.
+    The memory of an image is cropped and flipped with it. The memory is as large as the training images in single
+    precision; every checkpoint of a run that can be resumed contains it.
 
     Attributes:
-        start: of the first attack on an image.
-        step: length where the gradient vanishes, in pixels; 2 eps by default.
-        shortest: shortest step; eps/2 by default.
-        longest: longest step; 1.75 eps by default.
-        softness: root of v that halves the step.
+        start: start of the first attack on an image.
+        step: step length in pixels where the gradient vanishes; 2 eps by default.
+        shortest: smallest step length; eps/2 by default.
+        longest: largest step length; 1.75 eps by default.
+        softness: value of sqrt(v) that halves the step length.
         memory_decay: weight of the old v.
-        warmup_epochs: epochs with steps of eps.
-        reset_epochs: epochs after which every image starts anew.
+        warmup_epochs: number of first epochs in which all steps have length eps.
+        reset_epochs: number of epochs after which the start of every image is drawn anew.
     """
 
     attack_mode: Mode = "eval"
@@ -89,7 +90,7 @@ class ATAS(Adversarial):
         return out
 
     def _lengths(self, found: Tensor, losses: Losses, threat: Threat) -> Tensor:
-        """Return the step of each image, shape `(batch,)`, and remember v, from the squared norms of the gradients."""
+        """Update v from the squared norms of the gradients, and return the step lengths; both have shape `(batch,)`."""
         full = 2 * threat.eps if self.step is None else self.step
         shortest = threat.eps / 2 if self.shortest is None else self.shortest
         longest = 1.75 * threat.eps if self.longest is None else self.longest

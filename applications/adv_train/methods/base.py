@@ -1,4 +1,4 @@
-"""What a training method is: a way to turn a batch into a gradient."""
+"""The interface of a training method, which turns a batch into a gradient."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ _NEAR = 0.001  # deviation of the noise that TRADES and MART start from
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a method hands to the optimiser. Nothing in it was read by the host.
+    """The result of one training step. All tensors stay on the device: making a `Step` never waits for it.
 
     Attributes:
         grads: the gradient of the training objective by parameter name.
-        delta: the perturbation trained on, of the images' shape.
+        delta: the perturbation that the model was trained on, with the shape of the images.
         loss: the mean training loss, shape `()`.
         logits: the model's output on the perturbed images, shape `(batch, classes)`.
-        direct: the direct part of the gradient, parameter by parameter.
-        implicit: the implicit part likewise; empty where there is none.
-        state: what the method remembers from now on.
-        objective: the training objective at this perturbation as a function of the parameters, shape `()`; None where a
-            method has none. It draws nothing: its gradient at the parameters of the step is the direct part.
+        direct: the direct part of the gradient, one tensor per parameter.
+        implicit: the implicit part, one tensor per parameter; empty if the method has no implicit gradient.
+        state: the method's memory for the next step.
+        objective: the training objective at this perturbation as a function of the parameters, shape `()`; None if the
+            method does not provide it. It draws no random numbers, so its gradient at the parameters of the step is
+            the direct part.
     """
 
     grads: dict[str, Tensor]
@@ -67,9 +68,9 @@ class Method(Checked, abc.ABC):
     """A training method; its fields are its options.
 
     Attributes:
-        norms: norms of the threats that it is defined for.
-        attacks: whether it trains on perturbed images.
-        differentiates_once_with: flags with which it does, where it does not as it is.
+        norms: the norms for which the method is defined.
+        attacks: whether the method trains on perturbed images.
+        differentiates_once_with: command-line flags that make `differentiates_once` true where it is false by default.
     """
 
     norms: ClassVar[Collection[str]] = ("linf",)
@@ -77,10 +78,10 @@ class Method(Checked, abc.ABC):
     differentiates_once_with: ClassVar[Collection[str]] = ()
 
     def check_norm(self, norm: str) -> None:
-        """Refuse a threat's norm that the method is not defined for.
+        """Check that the method is defined for this norm of the threat.
 
         Raises:
-            UserError: naming the norms that it is defined for.
+            UserError: if it is not; the message names the norms for which the method is defined.
         """
         if norm not in self.norms:
             name = METHODS.name_of(self)
@@ -92,33 +93,33 @@ class Method(Checked, abc.ABC):
         return True
 
     def check_differentiates_once(self) -> None:
-        """Refuse a method that `torch.compile` has no derivatives for.
+        """Check that `torch.compile` supports the derivatives that the method needs.
 
         Raises:
-            UserError: naming what to use instead.
+            UserError: if it does not; the message says what to use instead.
         """
         if not self.differentiates_once:
             own = "".join(f" or {option}" for option in self.differentiates_once_with)
             raise UserError(
-                f"`accelerate` compile cannot train {METHODS.name_of(self)} with these options, which differentiates "
-                f"a forward pass twice: use graph (on a CUDA device){own}."
+                f"`accelerate` compile cannot train {METHODS.name_of(self)} with these options, because the method "
+                f"differentiates a forward pass twice: use graph (on a CUDA device){own}."
             )
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
-        """Return what the method remembers before the first step; nothing, if it does not say otherwise.
+        """Return the method's memory before the first step; by default a method has no memory.
 
         Args:
-            model: On its device, with its first weights.
-            sizes: Of the training images and of the batches that it sees.
+            model: The model with its initial weights, on its device.
+            sizes: Sizes of the training images and of the batches.
         """
         return {}
 
     def keeps(self) -> Keeps:
-        """Return what the rows of its memory belong to: the run, if it does not say otherwise."""
+        """Return what the rows of the memory belong to; by default the memory belongs to the run."""
         return "run"
 
     def replays(self) -> int:
-        """Return how many optimiser steps are made on one batch, each from a call of its own."""
+        """Return the number of optimiser steps on one batch; the method is called once for each."""
         return 1
 
     @abc.abstractmethod
@@ -134,17 +135,22 @@ class Method(Checked, abc.ABC):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        """Return the gradient of one training step. It never waits for the device, and shapes follow the batch alone.
+        """Return the gradient of one training step.
+
+        The call never waits for the device, and the shapes of all tensors depend on the shape of the batch alone.
 
         Args:
-            model: used in the mode it is in; train-mode BatchNorm updates its statistics in every forward pass.
+            model: the model, used in its present mode; in train mode, BatchNorm updates its running statistics in
+                every forward pass.
             params: the parameters by name.
-            batch: what to train on.
-            threat: what the attack may do.
-            moment: when in training; None outside a run.
-            state: what `remember` or the last step returned, whose tensors a step may overwrite; None outside a run.
-            start: where the attack starts, of x's shape; None draws the method's own start.
-            generator: source of random starts, on x's device.
+            batch: the batch to train on.
+            threat: the perturbations that the attack may choose from.
+            moment: the position in the run; None outside a run.
+            state: the memory that `remember` or the previous step returned; None outside a run. The step may overwrite
+                its tensors.
+            start: the perturbation from which the attack starts, with the shape of x; None draws the method's own
+                start.
+            generator: source of random numbers, on the device of x.
         """
 
 
@@ -153,10 +159,11 @@ METHODS: Registry[Method] = Registry("method", "adv_train.methods")
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Method):
-    """A method that perturbs within a threat: one bilevel problem a step.
+    """A method that trains on perturbations within a threat; each step solves one bilevel problem.
 
     Attributes:
-        start: `"uniform"` in the threat's ball, `"gaussian"` with deviation 0.001, both cut to images, or `"zero"`.
+        start: start of the attack: `"uniform"` in the threat's ball, `"gaussian"` with standard deviation 0.001 (both
+            clipped to the range of images), or `"zero"`.
         attack_mode: mode of BatchNorm and dropout in the attack: `"train"`, as they are in training, or `"eval"`.
         attack_loss: what the attack maximises.
         train_loss: what training minimises.
@@ -168,11 +175,11 @@ class Adversarial(Method):
     train_loss: Objective = CrossEntropy()  # noqa: RUF009
 
     def allowed(self, x: Tensor, threat: Threat) -> blo.sets.Set:
-        """Return the set that the attack stays in: the threat's."""
+        """Return the set that the attack stays in; by default the set of the threat."""
         return threat.set(x)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
-        """Return where the attack starts."""
+        """Return the perturbation from which the attack starts."""
         if self.start == "zero":
             return torch.zeros_like(losses.x)
         if self.start == "gaussian":
@@ -184,10 +191,10 @@ class Adversarial(Method):
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:
-        """Solve the bilevel problem of one batch, whose attack minimises the sum of `losses.attack`.
+        """Solve the bilevel problem of one batch, in which the attack minimises the sum of `losses.attack`.
 
-        A method that remembers puts its new memory into `losses.state`, and one that minimises more than `losses.train`
-        puts that function into `losses.upper`.
+        A method with a memory assigns the new memory to `losses.state`. A method whose upper objective is not just
+        `losses.train` assigns that objective to `losses.upper`.
         """
 
     def __call__(
@@ -217,7 +224,8 @@ class Adversarial(Method):
         attack = blo.LowerProblem(losses.attack, self.allowed(batch.x, threat), batched=True)
         out = self.solve(attack, losses, params, start, threat)
         implicit = list(out.implicit.values()) if out.report.depends_on_theta else []
-        # Taken out: a function that refers to the losses, held by them, would keep the batch until it is collected.
+        # `upper` may refer to `losses`: left there, it would close a reference cycle, and the batch would stay in
+        # memory until the garbage collector runs.
         upper, losses.upper = losses.upper or losses.train, None
 
         def objective(theta: dict[str, Tensor]) -> Tensor:

@@ -20,10 +20,10 @@ from adv_train.values import Count, Positive
 
 @dataclass(frozen=True, eq=False)
 class Towards(Objective):
-    """The logit of one other class of each sample minus that of its true class.
+    """For each sample, the logit of a rival class minus the logit of the true class.
 
     Attributes:
-        rival: that class of each sample, shape `(batch,)`.
+        rival: the rival class of each sample, shape `(batch,)`.
     """
 
     rival: Tensor
@@ -36,20 +36,21 @@ class Towards(Objective):
 @METHODS.register("beta")
 @dataclass(frozen=True, kw_only=True)
 class BETA(Adversarial):
-    """Attack other classes by their margins over the true one, and train where the largest margin was reached.
+    """Raise the margins of other classes over the true one, and train at the perturbation with the largest margin.
 
-    An image is misclassified where some other class has a positive margin, so the attacker raises margins, one class
-    after the other; the trainer minimises the cross-entropy, which bounds the error from above.
+    An image is misclassified if some other class has a positive margin. The attack therefore maximises the margin of
+    one class after the other. Training minimises the cross-entropy, which divided by log 2 is an upper bound of the
+    error.
 
-    For m rivals and T steps a training step costs `2 m T + m + 3` forward passes, and `2 T + 3` for one rival: 18 by
-    default, 7 for the runner-up alone, and 192 in full for ten classes, `steps=10` and `rivals=9`. Source: "Adversarial
-    training should be cast as a non-zero-sum game", Algorithm 2, with sign steps.
+    With m rivals and T steps, a training step costs `2 m T + m + 3` forward passes, and `2 T + 3` with one rival. That
+    is 18 by default, 7 with the runner-up alone, and 192 with `steps=10` and all nine rivals of ten classes. Source:
+    "Adversarial training should be cast as a non-zero-sum game", Algorithm 2, with sign steps.
 
     Attributes:
-        attack_loss: always `margin`, which the attack raises class by class.
-        steps: steps towards each rival.
+        attack_loss: must be `margin`; the attack maximises it for one class after the other.
+        steps: number of steps towards each rival.
         step: step size in pixels; 2.5 eps / steps by default, which is 2/255 for ten steps at 8/255.
-        rivals: how many other classes are attacked, those with the largest logits at the start; at most all.
+        rivals: number of other classes to attack, those with the largest logits at the start; at most all of them.
     """
 
     attack_loss: Objective = Margin()  # noqa: RUF009  # frozen, so sharing the default is safe
@@ -76,7 +77,8 @@ class BETA(Adversarial):
             found: Tensor = blo.argmin(problem, fixed, start, solver=solver, gradient=blo.Zero(), on_failure="ignore")
             return found
 
-        # The first step towards the runner-up is one along the margin, whose logits also rank the other rivals.
+        # The margin is that of the runner-up, so one step on the margin is the first step towards the runner-up. The
+        # logits of this step also rank the other rivals.
         near = climb(losses, start, 1)
         others = losses.attacked.scatter(1, losses.y[:, None], -torch.inf)
         count = min(self.rivals, others.shape[1] - 1)

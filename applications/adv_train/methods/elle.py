@@ -1,4 +1,4 @@
-"""ELLE: Fast-AT that asks the loss to be linear between random points (Abad Rocamora et al., ICLR 2024)."""
+"""ELLE: Fast-AT with a penalty if the loss is not linear between random points (Abad Rocamora et al., ICLR 2024)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
 from adv_train.values import NotNegative
 
-# Coefficients of the published code: up to so many units of 1/255, and above.
+# Coefficients of the published code, by the largest eps for which each is used, in units of 1/255; and for larger eps.
 PUBLISHED, ABOVE = {8: 1_000.0, 20: 5_000.0}, 10_000.0
 
 

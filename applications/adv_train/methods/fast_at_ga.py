@@ -22,12 +22,12 @@ PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.1
 @METHODS.register("fast-at-ga")
 @dataclass(frozen=True, kw_only=True)
 class FastATGA(Adversarial):
-    """One sign step from zero; the upper loss also asks that the input gradient does not turn inside the ball.
+    """One sign step from zero; the upper loss also penalises a change of the input gradient's direction in the ball.
 
     In l2 and l1 the step follows the gradient itself; its size is the Euclidean length.
 
     The alignment term is `1 - cos(gradient at 0, gradient at a uniform point)`, averaged over the samples where
-    neither gradient vanishes; the gradient at 0 is a constant and is the one that the attack uses.
+    neither gradient vanishes. The gradient at 0 is the one that the attack uses; training treats it as a constant.
 
     Attributes:
         step: step size in pixels; 1.25 eps by default.
@@ -79,7 +79,7 @@ class FastATGA(Adversarial):
 
 
 def _misalignment(fixed: Tensor, moving: Tensor, share: Share) -> Tensor:
-    """Return the mean of 1 - cos over samples, leaving out those where a gradient vanishes; shape `()`."""
+    """Return the mean of 1 - cos over the samples where neither gradient vanishes, shape `()`."""
     a, b = fixed.flatten(1), moving.flatten(1)
     counted = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
     cosine = F.cosine_similarity(a, b, dim=1)

@@ -19,28 +19,32 @@ from adv_train.values import Count, Positive
 @METHODS.register("fast-bat")
 @dataclass(frozen=True, kw_only=True)
 class FastBAT(Adversarial):
-    """Linearise the attack's objective at an anchor, solve it in one step, follow its implicit gradient.
+    """Linearise the attack's objective at an anchor, solve this problem in one step, and add its implicit gradient.
 
-    The published update uses two different lambdas: 1/step solves the lower problem, `curvature` weighs the implicit
-    gradient. `curvature = 1/step` is the theory's single lambda. In l2 and l1 the steps are projected onto the ball cut
-    by the range of images, and the implicit gradient moves along its boundary.
+    The theory has a single lambda, but the published update uses two values: 1/step to solve the lower problem, and
+    `curvature` in the implicit gradient. With `curvature = 1/step` they are equal. In l2 and l1 the steps are projected
+    onto the ball intersected with the range of images, and the implicit gradient acts along the boundary of this set.
 
-    With L the summed loss that both levels share, delta* the solution and P the projector on its free pixels, the
-    implicit gradient is that of `<dL/dz at the anchor, u>` in the parameters, for the constant `u = ig_weight *
-    P dL/ddelta* / curvature`. `implicit="shifted"` evaluates it at delta* in place of the anchor, and direct and
-    implicit gradient together by the plain gradient at `delta* + u`, without second derivatives: for smooth networks
-    they differ by O(|u|^2), and from the published gradient also by O(|u| |delta* - anchor|). For a network of ReLUs
-    it is another estimator. It costs `2 steps + 5` forward passes, 9 for two steps and 7 for one, in place of
-    `2 steps + 7`. The shifted point may leave the ball by up to |u|, and no share of an implicit part is reported.
+    Let L be the summed loss that both levels share, delta* the solution of the lower problem, and P the projector onto
+    its free pixels. The implicit gradient is the gradient of `<dL/dz at the anchor, u>` in the parameters, where
+    `u = ig_weight * P dL/ddelta* / curvature` is a constant.
+
+    `implicit="shifted"` evaluates dL/dz at delta* instead of the anchor, and replaces the sum of the direct and the
+    implicit gradient by the plain gradient at `delta* + u`, which needs no second derivatives. For smooth networks the
+    two differ by O(|u|^2), and the shifted gradient differs from the published one also by O(|u| |delta* - anchor|).
+    For a network of ReLUs it is another estimator. A training step costs `2 steps + 5` forward passes (9 for two attack
+    steps, 7 for one) instead of `2 steps + 7`. The shifted point may leave the ball by up to |u|, and no implicit share
+    is reported.
 
     Attributes:
-        steps: attack steps in all; the last one is the linearised problem, those before find its anchor.
+        steps: number of attack steps; the last one solves the linearised problem, the earlier ones find its anchor.
         step: step size on the summed loss, in pixels squared per loss; by default 5000/255 up to eps = 8/255 and
             2000/255 above, as published for CIFAR.
         direction: `"gradient"` as published, or `"sign"`, whose implicit gradient is zero: one sign step is Fast-AT.
-        curvature: lower curvature assumed in the implicit gradient; 10 as published.
+        curvature: curvature of the lower problem that the implicit gradient assumes; 10 as published.
         ig_weight: weight of the implicit gradient: 1 as published, 0 leaves it out, -1 reverses it.
-        implicit: `"exact"` differentiates twice; `"shifted"` trains at a shifted point, where both levels share a loss.
+        implicit: `"exact"` uses second derivatives; `"shifted"` trains at a shifted point, and needs the same loss on
+            both levels.
     """
 
     norms = NORMS
@@ -56,7 +60,7 @@ class FastBAT(Adversarial):
         super().__post_init__()
         shared = self.attack_loss == self.train_loss and self.attack_mode == "train"
         if self.implicit == "shifted" and not shared:
-            rule = "exact where `attack_loss` is not `train_loss` or `attack_mode` is eval"
+            rule = "exact if `attack_loss` differs from `train_loss` or `attack_mode` is eval"
             raise values.refused("implicit", rule, self.implicit)
 
     @property
@@ -81,7 +85,8 @@ class FastBAT(Adversarial):
         if self._without or self.implicit == "exact":
 
             def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
-                # The implicit part is linear in this slope; a weight in its curvature would also weigh that of a ball.
+                # The implicit part is linear in dL/ddelta, so the weight acts on this derivative. A weight on
+                # `curvature` would act differently: a ball's boundary adds its own curvature, without the weight.
                 return losses.train(theta, delta.detach() + self.ig_weight * (delta - delta.detach()))
 
             return blo.value_and_hypergrad(
@@ -95,7 +100,7 @@ class FastBAT(Adversarial):
             )
         fixed = {name: value.detach() for name, value in params.items()}
         held = blo.LowerProblem(lambda _, delta: losses.attack(fixed, delta), attack.constraint, batched=True)
-        # With nothing to differentiate in, the strategy makes no second backward pass, and its adjoint is u.
+        # With an empty theta the strategy makes no second backward pass. Its adjoint q is u without `ig_weight`.
         found = blo.value_and_hypergrad(
             lambda _, delta: -losses.attack(fixed, delta).sum(),
             held.linearize(anchor, curvature=1 / step),

@@ -1,4 +1,4 @@
-"""FGSM-PGI: each image's attack starts where its last ones led (Jia et al., ECCV 2022)."""
+"""FGSM-PGI: the attack on an image starts from the result of its earlier attacks (Jia et al., ECCV 2022)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from adv_train.values import Count, NotNegative, Positive
 class FGSMPGI(Adversarial):
     """One sign step from a start remembered for each image; training also keeps the outputs at both ends together.
 
-    With g the input gradient of a batch at the start z0, the momentum m of each image becomes `decay m + g / |g|_1` for
-    the `memory_decay`, with |g|_1 over the batch. Its next start is `z0 + step sign(m)`, cut to the threat (MEP), or
-    the perturbation trained on (EP). Training minimises `train_loss(x + z) + coefficient * MSE(f(x + z), f(x + z0))`.
-    The published runs smooth the labels of both losses.
+    Let g be the input gradient at the start z0. The momentum m of each image becomes `memory_decay * m + g / |g|_1`,
+    where |g|_1 is taken over the batch. The next start of the image is `z0 + step * sign(m)`, projected onto the threat
+    (MEP), or the perturbation that was trained on (EP). Training minimises
+    `train_loss(x + z) + coefficient * MSE(f(x + z), f(x + z0))`. The published runs smooth the labels of both losses.
 
-    The memory moves with the augmentation; the published code leaves it where it is. It takes the space of the training
-    images in single precision, twice for MEP, in every checkpoint of a run that can be resumed.
+    The memory of an image is cropped and flipped with it, whereas the published code ignores the augmentation. The
+    memory is as large as the training images in single precision, and twice as large for MEP; every checkpoint of a run
+    that can be resumed contains it.
 
     Attributes:
-        start: of the first attack on an image: `"uniform"` stands for +-step, a coin a pixel, cut to the threat.
-        memory: `"mep"`, along the momentum, or `"ep"`, the last perturbation.
+        start: start of the first attack on an image: `"uniform"` is +step or -step at random for each pixel, projected
+            onto the threat.
+        memory: source of the next start: `"mep"`, a step along the momentum, or `"ep"`, the last perturbation.
         memory_decay: factor of the old momentum.
-        reset_epochs: epochs after which every image starts anew.
+        reset_epochs: number of epochs after which the memory of every image is reset.
         coefficient: weight of the squared distance of the outputs, a mean over images and classes.
         step: step size in pixels; eps by default.
     """
@@ -51,7 +53,7 @@ class FGSMPGI(Adversarial):
 
     @property
     def differentiates_once(self) -> bool:
-        return False  # the pass at the start gives the attack its direction, and training its logits
+        return False  # the pass at the start is differentiated for the attack, and again for training
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return per_image.blank(model, sizes, *(("delta", "momentum") if self.memory == "mep" else ("delta",)))

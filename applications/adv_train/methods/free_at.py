@@ -20,15 +20,15 @@ from adv_train.values import Count, Positive
 @METHODS.register("free-at")
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(Method):
-    """Several steps on each batch; the backward pass of each moves the perturbation too, by the sign of its gradient.
+    """Several optimiser steps on each batch; the backward pass of each also moves the perturbation by a sign step.
 
-    The perturbation is kept from step to step, place by place in the batch, so the first step on a batch starts from
-    what was found for other images. From zero, the first step has the gradient of standard training and leaves the
-    perturbation of FGSM behind; if the weights stayed, step k would have the gradient of PGD-AT with k - 1 steps. Each
-    step costs three forward passes, and an epoch has `repeats` times as many.
+    The perturbation at each place in the batch is kept from step to step, so the first step on a batch starts from
+    perturbations of other images. If it starts from zero, the first step has the gradient of standard training, and its
+    new perturbation is that of FGSM; if the weights did not change, step k would have the gradient of PGD-AT with k - 1
+    steps. A step costs three forward passes, and an epoch has `repeats` steps for each batch.
 
     Attributes:
-        repeats: how often each batch is trained on before the next; 8 as published for CIFAR-10.
+        repeats: number of optimiser steps on each batch; 8 as published for CIFAR-10.
         step: step size in pixels; eps by default.
         train_loss: what training minimises and the perturbation maximises.
     """

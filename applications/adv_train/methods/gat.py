@@ -1,4 +1,4 @@
-"""GAT: training on clean images, held together with the perturbed ones (Sriramanan et al., NeurIPS 2020)."""
+"""GAT: training on clean images keeps clean and perturbed outputs together (Sriramanan et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from adv_train.values import NotNegative, Positive, Range
 class Guided(Adversarial):
     """One sign step that also drives the output away from the clean one; training brings the two together.
 
-    With D the distance between the outputs on x + z and on x, the attack maximises `attack_loss(x + z)`, and in steps
-    of odd number `attack_loss(x + z) + w D`. Training minimises `train_loss(x) + w D`, on the clean images. As
-    published, the attack sees perturbed images in eval mode and the clean output of train mode. One pass gives that
-    output to the attack and to training: a step costs 8 forward passes, where the published code spends 9. Outside a
-    run, w has its last value and the attack has D.
+    Let D be the distance between the outputs on x + z and on x. The attack maximises `attack_loss(x + z)`, and in steps
+    with an odd index `attack_loss(x + z) + w D`. Training minimises `train_loss(x) + w D`, on the clean images. As
+    published, the attack evaluates the perturbed images in eval mode, but takes the clean output from train mode. The
+    attack and training share the pass that computes the clean output, so a step costs 8 forward passes; the published
+    code needs 9. Outside a run, w has its final value, and the attack includes `w D`.
 
     Attributes:
-        start: `"uniform"` stands for +-eps/2, a coin a pixel, cut to images.
+        start: `"uniform"` is +eps/2 or -eps/2 at random for each pixel, clipped to the range of images.
         step: step size in pixels; eps by default.
     """
 
@@ -49,7 +49,7 @@ class Guided(Adversarial):
         Args:
             logits: On x + z.
             clean: On x.
-            share: Which part of a batch these are.
+            share: Which part of the batch of all ranks these samples are.
         """
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
@@ -85,15 +85,16 @@ class Guided(Adversarial):
 @METHODS.register("gat")
 @dataclass(frozen=True, kw_only=True)
 class GAT(Guided):
-    """Clean cross-entropy, and the squared distance from the clean probabilities to those after one guided sign step.
+    """Clean cross-entropy plus the squared distance of the probabilities before and after one guided sign step.
 
-    D is `|p(x + z) - p(x)|^2`, and w is `coefficient` at first and `late_factor` times that late in the run. The
-    published run of 100 epochs multiplies w and divides the learning rate after 86 epochs.
+    D is `|p(x + z) - p(x)|^2`. The weight w is `coefficient` until a share `late_from` of the run's steps is done, and
+    `late_factor * coefficient` from then on. The published run of 100 epochs raises w, and lowers the learning rate,
+    after 86 epochs.
 
     Attributes:
-        coefficient: w at first.
-        late_factor: factor of w late in the run.
-        late_from: share of the run's steps after which it is late.
+        coefficient: w at the start of the run.
+        late_factor: factor by which w grows late in the run.
+        late_from: share of the run's steps after which w grows.
     """
 
     coefficient: NotNegative = 10.0

@@ -1,4 +1,4 @@
-"""Attacks of which something is known before `blo` is asked: the direction of their step, or where they end."""
+"""Lower problems for attacks whose direction, or whose result, the method has computed already."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def along(direction: Tensor, allowed: blo.sets.Set) -> blo.LowerProblem:
 
 
 def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hypergradient:
-    """Return the training objective and its gradient at a perturbation that was found elsewhere, a constant."""
+    """Return the training objective and its gradient at a perturbation that the caller has found, a constant."""
     return blo.value_and_hypergrad(
         losses.train,
         blo.LowerProblem(losses.attack, batched=True),

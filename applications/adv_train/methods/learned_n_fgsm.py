@@ -1,4 +1,4 @@
-"""Learned N-FGSM: width and step of the attack are upper variables of a held-out robust loss."""
+"""Learned N-FGSM: the noise width and the step of the attack are learnt by minimising a held-out robust loss."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ from adv_train.values import Count, NotNegative, Positive, Range
 class LearnedNFGSM(Adversarial):
     """N-FGSM that learns its noise width and its step, which may depend on the confidence of an image.
 
-    The vector phi holds the logarithms of the width and of the step, both over eps, the step at `knots` confidences
-    from 0 to 1 with straight lines between; a confidence is the true class's probability at the noisy image. Beside
-    the weights, each training step moves phi by Adam along the hypergradient of a bilevel problem:
+    The vector phi holds the logarithm of the width and the logarithms of the step at `knots` confidences from 0 to 1,
+    all in units of eps. Between the knots the logarithm of the step is interpolated linearly. The confidence of an
+    image is the probability of its true class at the noisy image. Besides the weights, each training step updates phi
+    by Adam along the hypergradient of a bilevel problem:
 
         minimise over phi   the loss of w'(phi) under PGD on the held-out part of the batch, where
         w'(phi) = w - unrolled_lr * (gradient of the loss on the rest of the batch, attacked with phi).
 
-    The last line is a linearised lower problem in the weights, which one step solves, so its implicit gradient is the
-    derivative of that step. Signs of gradients are constants in phi. The held-out images are left out of w' alone: the
-    weights' own gradient is that of N-FGSM with the present phi on the whole batch. A training step costs about 14
-    forward passes.
+    The last line is the solution of a linearised lower problem in the weights. One step solves it, so the implicit
+    gradient is the derivative of that step. The signs of gradients are treated as constants in phi. The held-out images
+    are left out of w' alone: the gradient for the weights is that of N-FGSM with the present phi on the whole batch. A
+    training step costs about 14 forward passes.
 
     Attributes:
-        width: first half width of the noise over eps; 2 as in N-FGSM.
-        length: first step over eps; 1 as in N-FGSM.
-        knots: confidences at which the step is learnt; 1 learns one step for all images.
-        reach: largest factor by which width and step leave their first values.
-        attack_lr: Adam's learning rate of phi; 0 is N-FGSM.
-        held_out: share of a batch that judges phi.
+        width: initial half width of the noise in units of eps; 2 as in N-FGSM.
+        length: initial step in units of eps; 1 as in N-FGSM.
+        knots: number of confidences at which the step is learnt; 1 learns one step for all images.
+        reach: largest factor between the initial and the learnt width or step.
+        attack_lr: learning rate of Adam for phi; 0 is N-FGSM.
+        held_out: share of a batch on which the upper loss is measured.
         unrolled_lr: learning rate of the one unrolled step of the weights.
-        judge_steps: steps of PGD on the held-out images, each of 2.5 eps / judge_steps.
-        products: how `blo` multiplies with second derivatives; `finite-difference` waits for the device.
+        judge_steps: number of PGD steps on the held-out images, each of size 2.5 eps / judge_steps.
+        products: how `blo` computes products with second derivatives; `finite-difference` waits for the device.
     """
 
     width: Positive = 2.0
@@ -62,7 +63,7 @@ class LearnedNFGSM(Adversarial):
 
     @property
     def differentiates_once(self) -> bool:
-        return False  # the unrolled step differentiates the gradient that it follows
+        return False  # the hypergradient differentiates the gradient that the unrolled step follows
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self._fresh(next(model.parameters()))
@@ -71,7 +72,7 @@ class LearnedNFGSM(Adversarial):
         return blo.Box(threat.low - x, threat.high - x, validate=False)
 
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
-        """Return the noise; it is cut to images later, since the cut depends on phi."""
+        """Return the noise, not yet clipped to the range of images: `solve` does that, as a function of phi."""
         phi = (losses.state or self._fresh(losses.x))["phi"]
         wide = threat.eps if self.start == "uniform" else 0.0
         noise = ranks.uniform(losses.x, -wide, wide, generator=losses.generator)
@@ -85,7 +86,8 @@ class LearnedNFGSM(Adversarial):
         signs = losses.slope(params, self.allowed(losses.x, threat).project(start)).sign()
         confidence = losses.attacked.softmax(1).gather(1, losses.y[:, None])
         places = torch.arange(self.knots, device=phi.device)
-        shares = (1 - (confidence * (self.knots - 1) - places).abs()).clamp(min=0)  # of each knot in an image's step
+        # Linear interpolation: the weight of each knot in an image's step, shape `(batch, knots)`.
+        shares = (1 - (confidence * (self.knots - 1) - places).abs()).clamp(min=0)
 
         def perturbation(trial: Tensor, rows: slice) -> Tensor:
             allowed = self.allowed(losses.x[rows], threat)
@@ -103,6 +105,7 @@ class LearnedNFGSM(Adversarial):
         lower = blo.LowerProblem(
             _of_all(lambda trial, weights: student.train(weights, perturbation(trial, rest)), learning)
         )
+        # The Hessian of the linearised problem is I / unrolled_lr: one step solves it, and `HessianFree` is exact.
         found = blo.value_and_hypergrad(
             _of_all(upper, judging),
             lower.linearize(params, curvature=1 / self.unrolled_lr),
@@ -123,14 +126,14 @@ class LearnedNFGSM(Adversarial):
         return phi
 
     def _fresh(self, like: Tensor) -> State:
-        """Return the memory before the first step, likewise."""
+        """Return the memory before the first step, on the device and in the dtype of a tensor."""
         phi = self._first(like)
         return {"phi": phi, "mean": torch.zeros_like(phi), "square": torch.zeros_like(phi), "step": like.new_zeros(())}
 
     def _split(self, share: Share) -> tuple[tuple[slice, Share], tuple[slice, Share]]:
-        """Return the rows that judge and the rest, and which part of others each are.
+        """Split the batch: return the held-out rows and the rest, each with its share of the batch of all ranks.
 
-        There are at least two each, on every rank, for BatchNorm, which a tiny batch shares.
+        Each has at least two rows on every rank, which BatchNorm needs; in a very small batch the two overlap.
         """
         least = 2 * share.ranks.size
         cut = max(least, round(self.held_out * share.whole))
@@ -138,7 +141,7 @@ class LearnedNFGSM(Adversarial):
         return (slice(len(judging)), judging), (slice(len(spared), None), share.tail(spared.whole))
 
     def _worst(self, judge: Losses, weights: dict[str, Tensor], threat: Threat) -> Tensor:
-        """Return what PGD finds on the images of the judge."""
+        """Return the perturbation that PGD finds for the held-out images."""
         with drawing_for(judge.generator, judge.share):
             start = threat.sample(judge.x, judge.generator)
         found: Tensor = blo.argmin(
@@ -155,15 +158,15 @@ class LearnedNFGSM(Adversarial):
 
 
 def _of_all(objective: Callable[..., Tensor], share: Share) -> Callable[..., Tensor]:
-    """Return the mean over all samples of an objective that is a mean over a part of them.
+    """Turn an objective that is a mean over one rank's samples into the mean over the samples of all ranks.
 
-    The hypergradient of phi is no mean of the ranks': its lower solution follows from the samples of all.
+    The hypergradient of phi is not the mean of the ranks' hypergradients: the lower solution depends on all samples.
     """
     return objective if share.alone else blo.distributed.mean(objective, weight=len(share))
 
 
 def _adam(state: State, slope: Tensor, rate: float) -> State:
-    """Return the memory after a step of Adam (Kingma and Ba, ICLR 2015); slopes of any scale move phi alike."""
+    """Return the memory after a step of Adam (Kingma and Ba, ICLR 2015), which does not depend on the slope's scale."""
     step = state["step"] + 1
     mean = torch.lerp(state["mean"], slope, 0.1)
     square = torch.lerp(state["square"], slope.square(), 0.001)

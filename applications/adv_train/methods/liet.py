@@ -1,4 +1,4 @@
-"""LIET: starts from which the label cannot be read (Pan et al., ICCV 2025)."""
+"""LIET: attacks start from perturbations that do not reveal the label (Pan et al., ICCV 2025)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Part = Annotated[float, Range(0, 1)]
 
 
 class Settings(NamedTuple):
-    """Published values of the options, and the width of the noise over eps."""
+    """Published values of the options, and the half width of the noise in units of eps."""
 
     coefficient: float
     smoothing: float
@@ -35,35 +35,36 @@ class Settings(NamedTuple):
     width: float
 
 
-#: Up to 8/255, and above.
+#: Settings for eps up to 8/255, and for larger eps.
 PUBLISHED = (Settings(100.0, 0.6, 0.1, 0.5, 1.0), Settings(20.0, 0.4, 0.0, 1.0, 2.0))
 
 
 @METHODS.register("liet")
 @dataclass(frozen=True, kw_only=True)
 class LIET(Adversarial):
-    """One sign step from a start that mixes what a class looks like to the model with noise; outputs are kept together.
+    """One sign step from noise mixed with a pattern of the class; training keeps the outputs at both ends together.
 
-    A grey image and a class y give `eps * sign(gradient of the loss)`, in eval mode. The start is that of the image's
-    class, plus or minus by a coin a batch, with each pixel replaced by uniform noise with a probability that is drawn
-    for the batch. Training minimises the smoothed loss at x + z and w times the Jensen-Shannon divergence between the
-    predictions at the start and at x + z, where w rises linearly from 0 over the run. Smoothing gives its share of the
-    label's weight to the other classes, by random weights for each image and loss. Above 8/255 the noise has twice the
-    width and only the range of images cuts a perturbation.
+    The pattern of a class y is `eps * sign(input gradient of the loss of a grey image with label y)`, in eval mode. The
+    attack starts from the pattern of the image's class, with one random sign for the whole batch, in which uniform
+    noise replaces each pixel with a probability that is drawn once for the batch. Training minimises the smoothed loss
+    at x + z plus w times the Jensen-Shannon divergence between the predictions at the start and at x + z; w rises
+    linearly from 0 over the run. Label smoothing gives the share `smoothing` of the label's weight to the other
+    classes, with random weights for each image and each loss. Above 8/255 the noise is twice as wide, and
+    perturbations are clipped to the range of images but not to the ball.
 
-    A step renews the grey images of as many classes as it takes to renew all within `refresh` steps, the published
-    code all of them in every twentieth step: steps are alike, at the same cost on average. Until then, and outside a
-    run, the start has noise alone.
+    Each step renews the patterns of `classes / refresh` classes, rounded up, so every pattern is renewed within
+    `refresh` steps. The published code renews all patterns in every twentieth step; here every step does the same work.
+    Before its first renewal, and outside a run, a pattern is zero.
 
     Source: "Mitigating catastrophic overfitting in fast adversarial training via label information elimination".
 
     Attributes:
-        start: `"uniform"` stands for the start above.
+        start: `"uniform"` is the start described above.
         coefficient: w at the end of the run; 100 up to 8/255 and 20 above, as published for CIFAR-10.
-        smoothing: share of the label's weight that other classes get; 0.6 and 0.4 likewise.
-        least_noise: smallest probability that noise replaces a pixel; 0.1 and 0 likewise.
-        most_noise: largest one; 0.5 and 1 likewise.
-        refresh: steps within which the grey image of every class is renewed.
+        smoothing: share of the label's weight that goes to other classes; 0.6 up to 8/255 and 0.4 above, as published.
+        least_noise: smallest probability that noise replaces a pixel; 0.1 up to 8/255 and 0 above, as published.
+        most_noise: largest probability that noise replaces a pixel; 0.5 up to 8/255 and 1 above, as published.
+        refresh: number of steps within which the pattern of every class is renewed.
     """
 
     coefficient: NotNegative | None = None
@@ -74,7 +75,7 @@ class LIET(Adversarial):
 
     @property
     def differentiates_once(self) -> bool:
-        return False  # the pass at the start gives the attack its direction, and training its logits
+        return False  # the pass at the start is differentiated for the attack, and again for training
 
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return {"class_signs": next(model.parameters()).new_zeros(sizes.classes, *sizes.images[1:])}
@@ -121,7 +122,10 @@ class LIET(Adversarial):
         return out
 
     def _renewed(self, losses: Losses, step: Tensor, params: dict[str, Tensor], smoothing: float) -> Tensor:
-        """Return the signs of all classes, shape `(classes, channels, height, width)`, some of them new."""
+        """Return the gradient signs of all classes after this step has renewed those of some.
+
+        The shape is `(classes, channels, height, width)`.
+        """
         signs = losses.state["class_signs"]
         count = math.ceil(len(signs) / self.refresh)
         classes = (step * count + torch.arange(count, device=signs.device)) % len(signs)
@@ -131,7 +135,7 @@ class LIET(Adversarial):
             spread = _spread(logits, _others(logits, classes, losses.generator))
         loss = (1 - smoothing) * F.cross_entropy(logits, classes, reduction="none") + smoothing * spread
         (slope,) = torch.autograd.grad(loss.sum(), change)
-        # Running statistics differ between ranks within a step.
+        # All ranks take the signs of the first: within a step, BatchNorm's running statistics differ between ranks.
         return signs.index_copy(0, classes, losses.share.ranks.first_of(slope.sign()))
 
     def _settings(self, threat: Threat) -> Settings:
@@ -141,18 +145,19 @@ class LIET(Adversarial):
 
 
 def _others(logits: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw weights of the classes other than y, which sum to 1; shape `(batch, classes)`."""
+    """Draw random weights for the classes other than y; each row sums to 1, shape `(batch, classes)`."""
     weights = ranks.uniform(logits, generator=generator).scatter(1, y[:, None], 0)
     return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def _spread(logits: Tensor, weights: Tensor) -> Tensor:
-    """Return the cross-entropy with these weights of the classes, shape `(batch,)`."""
+    """Return the cross-entropy against labels that are class weights, shape `(batch,)`."""
     return -(weights * logits.log_softmax(1)).sum(1)
 
 
 def _jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean divergence between two batches of predictions, shape `()`, from their logits."""
+    """Return the mean Jensen-Shannon divergence between two batches of predictions, shape `()`, from their logits."""
+    # In logarithms, which stay finite where a probability underflows to zero.
     p, q = first.log_softmax(1), second.log_softmax(1)
     middle = torch.logaddexp(p, q) - math.log(2)
     return (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(1).mean() / 2

@@ -1,4 +1,4 @@
-"""The two objectives of adversarial training on one batch, and all that a method may look at in a step."""
+"""The two objectives of adversarial training on one batch, and the other inputs of a method's step."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Losses:
         x: Images, shape `(batch, channels, height, width)`.
         y: Labels, shape `(batch,)`.
         index: Position of each image in the training split, shape `(batch,)`.
-        motion: How augmentation moved the images from where they lie in the split.
-        moment: When in training; None outside a run.
-        state: What the method remembers; a step puts here what it remembers from now on. Empty outside a run.
+        motion: How augmentation moved the images of the training split.
+        moment: Position in the run; None outside a run.
+        state: The method's memory; a step replaces it by the memory for the next step. Empty outside a run.
         generator: Source of random numbers, on the images' device.
-        share: Which part of a batch these are.
+        share: Which part of the batch of all ranks these samples are.
         logits: The model's output when `train` was last called, detached.
-        upper: What training minimises in this step where that is more than `train`; a method sets it.
+        upper: The upper objective of this step, set by a method whose upper objective is not just `train`.
         attacked: The model's output when `attack` was last called, detached.
     """
 
@@ -59,21 +59,21 @@ class Losses:
         self._clean: Tensor | None = None
 
     def forward(self, params: dict[str, Tensor], delta: Tensor | None) -> Tensor:
-        """Return the model's output at x + delta, at x for None, with these parameters; shape `(batch, classes)`."""
+        """Return the model's output at x + delta (at x if delta is None), shape `(batch, classes)`."""
         return self._output(params, self.x if delta is None else self.x + delta)
 
     def attack_forward(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return the same with BatchNorm and dropout in the mode of the attack."""
+        """Return the model's output at x + delta, with BatchNorm and dropout in the mode of the attack."""
         with nullcontext() if self._as_trained else in_eval_mode(self._model):
             return self.forward(params, delta)
 
     def eval_forward(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
-        """Return the output at any images with BatchNorm and dropout as after training."""
+        """Return the model's output at any images, in eval mode."""
         with in_eval_mode(self._model):
             return self._output(params, images)
 
     def attack(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return minus the attack's objective of each sample, shape `(batch,)`: what the attack minimises."""
+        """Return the lower objective of each sample, minus the attack's objective; shape `(batch,)`."""
         logits = self.attack_forward(params, delta)
         self.attacked = logits.detach()
         return -self.attack_objective(params, logits)
@@ -84,11 +84,11 @@ class Losses:
             return self._attack(logits, self.y, self._clean_logits(params))
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
-        """Return the mean of the training objective, shape `()`: what training minimises."""
+        """Return the mean of the training objective at x + delta, shape `()`."""
         return self.train_and_logits(params, delta)[0]
 
     def train_and_logits(self, params: dict[str, Tensor], delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same and the output at x + delta that it was computed from, both functions of the parameters."""
+        """Return the mean of the training objective and the logits at x + delta, both differentiable in `params`."""
         clean = self.forward(params, None) if self._train.looks_at_clean else None
         logits = self.forward(params, delta)
         self.logits = logits.detach()
@@ -99,9 +99,9 @@ class Losses:
         return logits
 
     def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
-        """Return the gradient of the attack's objective, sample by sample, in the perturbation; shape of x.
+        """Return the gradient of each sample's attack objective in its perturbation; it has the shape of x.
 
-        It is a constant, or with `create_graph` a function of the parameters.
+        It is a constant, or with `create_graph` differentiable in the parameters.
         """
         live = params if create_graph else {name: value.detach() for name, value in params.items()}
         with torch.enable_grad():
@@ -124,19 +124,22 @@ class Losses:
         return other
 
     def part(self, chosen: slice, share: Share) -> Losses:
-        """Return the losses of some of the samples, which are this share of others."""
+        """Return the losses of some of the samples; `share` says which part of the batch of all ranks they are."""
         other = copy(self)
         other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
         other._clean, other.share = None, share
         return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:
-        """Return the clean logits where the attack looks at them: a function of the parameters where these are live."""
+        """Return the clean logits, or None if the attack's objective does not use them.
+
+        They are differentiable in the parameters if gradients are enabled and a parameter requires them.
+        """
         if not self._attack.looks_at_clean:
             return None
         if torch.is_grad_enabled() and any(value.requires_grad for value in params.values()):
             return self.forward(params, None)
-        if self._clean is None:  # an attack does not move them
+        if self._clean is None:  # computed once: they do not depend on the perturbation
             with torch.no_grad():
                 self._clean = self.forward(params, None)
         return self._clean
@@ -144,7 +147,7 @@ class Losses:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluate as after training: BatchNorm uses its running statistics and leaves them alone, dropout does nothing."""
+    """Use eval mode in the block: BatchNorm uses its running statistics without updating them, and dropout is off."""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:

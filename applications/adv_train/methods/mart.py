@@ -1,4 +1,4 @@
-"""MART: training that looks harder at images which are misclassified (Wang et al., ICLR 2020)."""
+"""MART: training that gives misclassified images more weight (Wang et al., ICLR 2020)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adv_train.objectives.mart import MARTLoss
 @METHODS.register("mart")
 @dataclass(frozen=True, kw_only=True)
 class MART(TRADES):
-    """The steps of TRADES on cross-entropy; training minimises boosted cross-entropy and a weighted divergence.
+    """PGD on the cross-entropy, as in TRADES; training minimises boosted cross-entropy plus a weighted divergence.
 
     The weight is an option of the objective: `--train-loss "mart(weight=6)"`. A step costs `2 steps + 6` forward
     passes.

@@ -1,4 +1,4 @@
-"""When in training a step is made, and what a method keeps between steps."""
+"""The position of a step in the run, and the memory of a method between steps."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from torch import Tensor
 #: Maps names to the tensors that a method keeps between steps. A run saves them.
 State: TypeAlias = Mapping[str, Tensor]
 
-#: What the rows of the memory belong to: the training images, the places in a batch, or all of it to the run. Ranks
-#: hold the memory of a run alike, that of images alike between epochs, and that of their own places.
+#: What the rows of a memory belong to: the training images, or the places in a batch; `"run"` is a memory without such
+#: rows. A memory of the run is equal on all ranks, a memory of images is equal on all ranks between epochs, and a
+#: memory of places holds each rank's own places.
 Keeps: TypeAlias = Literal["run", "images", "places"]
 
 
 class Moment(NamedTuple):
-    """When in training a step is made, as tensors of shape `()` on the device, so that a captured step sees it move.
+    """The position of a step in the run.
+
+    The fields are tensors of shape `()` on the device: a captured step reads their present values at each replay.
 
     Attributes:
-        step: Number of the step, from 0.
-        steps: Steps of the whole run.
-        epoch: Number of the epoch, from 0.
+        step: Index of the step, from 0.
+        steps: Number of steps in the whole run.
+        epoch: Index of the epoch, from 0.
     """
 
     step: Tensor
@@ -31,12 +34,12 @@ class Moment(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What the shape of a memory can follow from.
+    """The sizes from which a method makes its memory.
 
     Attributes:
         images: Shape of all training images, `(samples, channels, height, width)`.
         classes: Number of classes.
-        batch: Most images in a step; the last batch of an epoch may be smaller.
+        batch: Largest number of images in a step; the last batch of an epoch may be smaller.
     """
 
     images: torch.Size

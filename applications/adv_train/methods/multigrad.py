@@ -1,4 +1,4 @@
-"""MultiGrad: a sign step of the pixels on whose sign several random points agree (Golgooni et al., 2021)."""
+"""MultiGrad: a sign step on pixels whose gradient has one sign at several random points (Golgooni et al., 2021)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from adv_train.values import Count
 @METHODS.register("multigrad")
 @dataclass(frozen=True, kw_only=True)
 class MultiGrad(FastAT):
-    """One sign step from zero; pixels whose gradient changes its sign between random points of the ball keep zero.
+    """One sign step from zero; pixels whose gradient changes its sign between random points of the ball stay at zero.
 
     It costs `2 points + 3` forward passes. Source: "ZeroGrad: Mitigating and explaining catastrophic overfitting in
     FGSM adversarial training", arXiv:2103.15476, and its published code.
 
     Attributes:
-        points: random points at which the gradient is looked at.
+        points: number of random points at which the gradient is computed.
         step: step size in pixels; 2 eps by default, which the ball cuts to eps.
     """
 

@@ -1,4 +1,4 @@
-"""N-FGSM: one sign step from wide noise, nothing of which is cut off (de Jorge et al., NeurIPS 2022)."""
+"""N-FGSM: one sign step from wide noise, not projected onto the ball (de Jorge et al., NeurIPS 2022)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from adv_train.values import NotNegative
 @METHODS.register("n-fgsm")
 @dataclass(frozen=True, kw_only=True)
 class NFGSM(FastAT):
-    """One sign step from noise wider than the budget; images stay images, but neither is cut back to the ball.
+    """One sign step from noise wider than the budget; the sum is clipped to the range of images, but not to the ball.
 
-    In l1, where a step along the gradient has no size of its own, the ball of noise and step together holds it.
+    In l1 the sum is projected onto the ball of radius `width * eps + step`, because the l1 norm of a step along the
+    gradient can be much larger than its Euclidean length.
 
     Attributes:
-        width: The noise is uniform in the ball of radius width * eps; 2 as published.
+        width: radius of the ball in which the noise is uniform, in units of eps; 2 as published.
         step: step size in pixels; eps by default.
     """
 

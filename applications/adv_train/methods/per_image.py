@@ -1,7 +1,7 @@
-"""What a method remembers of each training image: it moves with the augmentation, and is forgotten after some epochs.
+"""Memories of a method for each training image: they follow its augmentation, and are reset after some epochs.
 
-Memories lie as the images lie in the training split. They are written in place: a copy of those of all images in each
-step would cost more than the step.
+A memory is stored in the layout of the training split, without augmentation. It is written in place, because a copy of
+the memory of all images in each step would cost more than the step.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from adv_train.methods.moment import Sizes, State
 
 
 def blank(model: nn.Module, sizes: Sizes, *names: str) -> State:
-    """Return memories of the images' shape under these names, with nothing in them yet."""
+    """Return memories of zeros under these names, each with the shape of all training images."""
     like = next(model.parameters())
     memories = {name: like.new_zeros(sizes.images) for name in names}
-    # The number of the stretch of epochs in which an image was last remembered.
+    # For each image, the index of the stretch of epochs in which its memory was last written; -1 if never.
     return {**memories, "stretch": torch.full(sizes.images[:1], -1, device=like.device)}
 
 
 def renew(losses: Losses, epochs: int, **fresh: Tensor) -> None:
-    """Replace the memories of the batch's images that are older than the current stretch of so many epochs.
+    """Reset the memories of the batch's images that were last written before the current stretch of epochs.
 
-    An image is seen once an epoch, so this is a reset of all images at the start of each stretch.
+    A training image is seen once an epoch, so this resets all images in the first epoch of each stretch.
 
     Args:
-        losses: of the batch, with its state.
-        epochs: length of a stretch.
-        **fresh: by the name of a memory, what replaces it: as the images lie in the split, of their shape.
+        losses: losses of the batch, with the memory in `state`.
+        epochs: length of a stretch in epochs.
+        **fresh: new contents by name of the memory, of the batch's shape, in the layout of the training split.
     """
     stretches, index = losses.state["stretch"], losses.index
     epoch = torch.zeros_like(index[0]) if losses.moment is None else losses.moment.epoch
@@ -42,12 +42,15 @@ def renew(losses: Losses, epochs: int, **fresh: Tensor) -> None:
 
 
 def recall(losses: Losses, name: str) -> Tensor:
-    """Return a memory of the batch's images, moved as these were; zero where augmentation brought black in."""
+    """Return a memory of the batch's images, augmented like the images; zero where augmentation padded them."""
     return losses.motion.apply(losses.state[name][losses.index])
 
 
 def keep(losses: Losses, **found: Tensor) -> None:
-    """Store tensors of the batch's shape under their names; pixels that the crop left out keep their old value."""
+    """Store tensors of the batch's shape in the memories of these names, without the augmentation.
+
+    Pixels that the crop left out keep their old value.
+    """
     for name, value in found.items():
         memory = losses.state[name]
         memory.index_copy_(0, losses.index, losses.motion.undo(value, memory[losses.index]))

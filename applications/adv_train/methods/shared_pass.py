@@ -1,4 +1,4 @@
-"""A forward pass that the attack and the training objective both look at, paid for once."""
+"""A forward pass whose logits both the attack and the training objective use; it is computed once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adv_train.methods.losses import Losses
 
 @dataclass(frozen=True, eq=False)
 class SharedPass:
-    """Logits that both levels look at.
+    """Logits that both the lower and the upper objective use.
 
     Attributes:
-        losses: of the batch.
+        losses: losses of the batch.
         params: the parameters by name.
         forward: maps parameters to the logits.
-        logits: what `forward` gives at `params`, with its graph, which `solve` uses up.
+        logits: the output of `forward` at `params`, with its graph, which `solve` frees.
     """
 
     losses: Losses
@@ -37,13 +37,14 @@ class SharedPass:
     ) -> blo.Hypergradient:
         """Solve a bilevel problem by one sign step, without implicit gradient.
 
-        The logits enter the problem as one more upper variable. The gradient in them, pulled back through the pass that
-        computed them, completes that in the parameters: two forward passes in place of the three of a pass of its own.
+        The logits enter the problem as one more upper variable. Back-propagating the gradient in the logits through the
+        shared pass, and adding it to the gradient in the parameters, gives the whole gradient. This costs as much as
+        two forward passes; a separate pass for training would cost three.
 
         Args:
             upper: maps parameters, a perturbation and the logits to what training minimises, shape `()`.
-            lower: the attack, whose theta has the parameters under `weights` and the logits under `logits`.
-            start: where it starts.
+            lower: the attack; its theta has the parameters under `weights` and the logits under `logits`.
+            start: the perturbation from which the attack starts.
             step: length of the step in pixels.
         """
         self.losses.upper = lambda theta, delta: upper(theta, delta, self.forward(theta))
@@ -65,7 +66,7 @@ class SharedPass:
 
 
 def clean_pass(losses: Losses, params: dict[str, Tensor]) -> SharedPass:
-    """Return the pass at the images as they are."""
+    """Return the shared pass at the clean images."""
 
     def forward(theta: dict[str, Tensor]) -> Tensor:
         return losses.forward(theta, None)
@@ -76,12 +77,12 @@ def clean_pass(losses: Losses, params: dict[str, Tensor]) -> SharedPass:
 def start_pass(
     losses: Losses, params: dict[str, Tensor], start: Tensor, objective: Callable[[Tensor], Tensor]
 ) -> tuple[SharedPass, Tensor]:
-    """Return the pass at the start of an attack, and the gradient there that the attack follows.
+    """Return the shared pass at the start of an attack, and the gradient that the attack follows from there.
 
     Args:
-        losses: of the batch.
+        losses: losses of the batch.
         params: the parameters by name.
-        start: a perturbation.
+        start: the perturbation from which the attack starts.
         objective: maps the logits to what the attack maximises, shape `(batch,)`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""SORA: the step follows how far the attack's gradient holds along it (Teymourian et al., ICML 2026)."""
+"""SORA: the step shrinks if the attack's gradient changes along it (Teymourian et al., ICML 2026)."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from adv_train.methods.moment import Sizes, State
 from adv_train.threat import Threat
 from adv_train.values import Positive, Range
 
-#: Distance of the alignment from 1 up to which steps have full length, as published.
+#: Steps have their full length as long as 1 - alignment is at most this, as published.
 _BENT = 0.02
 
 
 @METHODS.register("sora")
 @dataclass(frozen=True, kw_only=True)
 class SORA(Adversarial):
-    """Sign steps of random length, pixel by pixel, up to a longest one that shrinks as the loss bends along them.
+    """One sign step with a random length for each pixel; the largest length shrinks as the loss curves along the step.
 
-    With g the input gradient at the start and g' that at the perturbed images, which the training backward gives at no
-    extra pass, the alignment of a batch is the mean of `<sign g, g'> / |g|_1`, cut to [-1, 1]; 1 where the loss is
-    linear. Its moving average v gives the longest step `longest * min(1, 0.02 / (1 - v))`. Nothing is cut back to the
-    ball. Source: "SORA: Free second-order attacks in fast adversarial training" and its published code.
+    Let g be the input gradient at the start and g' the input gradient at the perturbed images, which the backward pass
+    of training yields at no extra cost. The alignment of a batch is the mean of `<sign g, g'> / |g|_1`, clipped to
+    [-1, 1]; it is 1 if the loss is linear. With v its moving average, the largest length is
+    `longest * min(1, 0.02 / (1 - v))`. Perturbations are not projected onto the ball. Source: "SORA: Free second-order
+    attacks in fast adversarial training" and its published code.
 
     Attributes:
-        longest: longest step of a pixel where the loss is linear; 2 eps by default.
-        alignment: v at the start.
-        alignment_rate: weight of a new batch in v.
+        longest: largest length of the step of a pixel if the loss is linear; 2 eps by default.
+        alignment: v at the start of the run.
+        alignment_rate: weight of a new batch in the moving average v.
     """
 
     longest: Positive | None = None
@@ -55,7 +56,7 @@ class SORA(Adversarial):
         lengths = ranks.uniform(start, generator=losses.generator)
         slope = losses.slope(params, start)
         move = longest * _shrunk(before) * lengths * slope.sign()
-        # The gradient of an offset of the images is their input gradient, from the same backward pass.
+        # The gradient in an offset added to the images is the input gradient, and the same backward pass yields it.
         out = blo.value_and_hypergrad(
             lambda theta, delta: losses.train(theta["weights"], delta + theta["offset"]),
             along(move, self.allowed(losses.x, threat)),
@@ -65,7 +66,7 @@ class SORA(Adversarial):
             gradient=blo.Zero(),
             on_failure="ignore",
         )
-        after = len(start) * out.direct["offset"]  # of the summed loss, as the slope is
+        after = len(start) * out.direct["offset"]  # of the summed loss, like `slope`; training takes the mean
         found = (slope.sign() * after).flatten(1).sum(1) / slope.flatten(1).abs().sum(1).clamp(min=1e-12)
         alignment = losses.share.mean(found.mean()).clamp(-1, 1).to(before.dtype)
         losses.state = {"alignment": torch.lerp(before, alignment, self.alignment_rate)}
@@ -74,5 +75,5 @@ class SORA(Adversarial):
 
 
 def _shrunk(alignment: Tensor) -> Tensor:
-    """Return the longest step beside that of a linear loss, shape `()`."""
+    """Return the largest step over the largest step for a linear loss, shape `()`."""
     return _BENT / (1 - alignment).clamp(min=_BENT)

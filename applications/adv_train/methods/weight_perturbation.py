@@ -1,4 +1,4 @@
-"""AWP: any method, with its gradient taken at weights that were moved against it (Wu et al., NeurIPS 2020)."""
+"""AWP: any method, with its gradient taken at adversarially perturbed weights (Wu et al., NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from adv_train.values import NotNegative
 
 @dataclass(frozen=True, kw_only=True)
 class WeightPerturbed(Method):
-    """Let another method find its perturbation, ascend its training objective in the weights, take the gradient there.
+    """Run another method, ascend its training objective in the weights, and take the gradient at the perturbed weights.
 
-    A tensor w of more than one dimension, with gradient g of the training objective at the perturbation found, becomes
-    `w + gamma |w| g / |g|` for one gradient; biases and the scales of BatchNorm stay. The optimiser moves w itself, an
-    implicit part of the gradient stays that at w, and so do the loss and the logits that are reported. It costs three
-    forward passes on top of the method, more where the training objective looks at clean images too.
+    Let g be the gradient of the training objective in a weight tensor w, at the perturbation that the method has found.
+    The gradient for the optimiser is taken at `w + gamma |w| g / |g|`, for all tensors of more than one dimension;
+    biases and the scales of BatchNorm are not perturbed. The optimiser updates w itself. The implicit part of the
+    gradient, the reported loss and the reported logits are those at w. The perturbation costs three forward passes on
+    top of the method, and more if the training objective also uses clean images.
 
-    The published code lets the optimiser decay the moved weights, and BatchNorm forget the pass at w; here weight decay
-    acts on w, and BatchNorm remembers both passes.
+    In the published code, the optimiser decays the perturbed weights, and BatchNorm discards the pass at w; here,
+    weight decay acts on w, and BatchNorm's running statistics include both passes.
 
     Attributes:
-        base: the method.
-        gamma: length of the move of each tensor over its norm; 0 is the base alone.
+        base: the method that finds the perturbation of the images.
+        gamma: norm of a tensor's perturbation over the norm of the tensor; 0 is the base method alone.
     """
 
     base: Method
@@ -60,10 +61,10 @@ class WeightPerturbed(Method):
         start: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
-        """Return the base's step with the gradient at the moved weights.
+        """Return the step of the base method, with the gradient at the perturbed weights.
 
         Raises:
-            UserError: when the base does not say what its training objective is.
+            UserError: if the step of the base method has no `objective`.
         """
         step = self.base(model, params, batch, threat, moment=moment, state=state, start=start, generator=generator)
         if self.gamma == 0:

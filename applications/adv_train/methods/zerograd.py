@@ -21,13 +21,13 @@ from adv_train.values import Range
 @METHODS.register("zerograd")
 @dataclass(frozen=True, kw_only=True)
 class ZeroGrad(FastAT):
-    """One sign step from a random start; the pixels of an image whose gradient is smallest keep their start.
+    """One sign step from a random start; the pixels of an image with the smallest gradients stay at their start.
 
     Source: "ZeroGrad: Mitigating and explaining catastrophic overfitting in FGSM adversarial training",
     arXiv:2103.15476, and its published code.
 
     Attributes:
-        quantile: share of an image's pixels that keep their start; published: 0.35 for CIFAR-10, 0.45 for CIFAR-100.
+        quantile: share of an image's pixels that stay at their start; published: 0.35 for CIFAR-10, 0.45 for CIFAR-100.
         step: step size in pixels; 2 eps by default.
     """
 

@@ -1,4 +1,4 @@
-"""Models made by code of the user's own."""
+"""Models built by the user's own code."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def make(name: str, options: dict[str, Any], **data: Any) -> nn.Module:
     """Build a model by ``package.module:factory``.
 
     Args:
-        name: Where a function or class is that makes the model. It is given those of `data` that it has parameters
-            for; its class count may also be called ``num_classes``.
+        name: The module, and in it the function or class that makes the model. It receives those entries of `data` for
+            which it has a parameter; its parameter for ``classes`` may also be called ``num_classes``.
         options: Further arguments.
         **data: ``channels``, ``classes``, ``image_size``, ``mean`` and ``std``, as for `adv_train.models.create`.
 
     Raises:
-        UserError: When the factory is missing, fails, or makes no model.
+        UserError: If the factory is missing, fails, or does not return a model.
     """
     place, _, factory_name = name.partition(":")
     factory = _find(place, factory_name, name)
     offered = {**data, "num_classes": data.get("classes")}
     try:
         wanted = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # a callable written in C has none
+    except (TypeError, ValueError):  # a callable written in C may have no signature
         wanted = {}  # type: ignore[assignment]
     try:
         model = factory(**{key: value for key, value in offered.items() if key in wanted}, **options)
@@ -45,13 +45,13 @@ def _find(place: str, factory_name: str, name: str) -> Any:
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
-        sys.path.insert(0, here)  # As `python -m` has it, so that a file in this folder is found.
+        sys.path.insert(0, here)  # As `python -m` does, so that a file in the current folder is found.
     try:
         module = import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
             raise UserError(f"Importing `{place}` failed: the package {error.name} is missing.") from error
-        raise UserError(f"There is no module `{place}` to take the model `{name}` from.") from error
+        raise UserError(f"There is no module `{place}` for the model `{name}`.") from error
     except Exception as error:  # the code of others may fail in any way
         raise UserError(f"Importing `{place}` failed ({type(error).__name__}: {error}).") from error
     finally:

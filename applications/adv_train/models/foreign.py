@@ -1,4 +1,4 @@
-"""The names that other code bases give to the parts of our networks, above all those of RobustBench's checkpoints."""
+"""The names that other code bases, above all RobustBench's checkpoints, give to the layers of our networks."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ _UNUSED: Final = "sub_block1."
 
 
 def translation(names: Collection[str], wanted: Collection[str]) -> dict[str, str | None]:
-    """Say what the entries of a foreign state dict are called here.
+    """Map the names of a foreign state dict to the names of our model.
 
     Args:
-        names: Of its entries.
-        wanted: Those of the model.
+        names: Names in the foreign state dict.
+        wanted: Names in the state dict of our model.
 
     Returns:
-        By foreign name, ours; None for an entry that no network uses. A name without a counterpart stays as it is.
+        Our name for each foreign name; None for an entry that no network uses. A name without a counterpart does not
+        change.
     """
     if "stem.weight" not in wanted:
         nested = {name: f"network.{name}" for name in names}  # torchvision's own weights, in our wrapper
@@ -59,10 +60,10 @@ def translation(names: Collection[str], wanted: Collection[str]) -> dict[str, st
 
 
 def check_padding(model: nn.Module, names: Iterable[str], path: object) -> None:
-    """Refuse weights whose names tell that their network is padded in another way than the model.
+    """Check that the model has the padding that the names of the weights imply.
 
     Raises:
-        UserError: With the padding to choose.
+        UserError: If it has not; the message names the right padding.
     """
     if not isinstance(model, WideResNet):
         return
@@ -71,13 +72,13 @@ def check_padding(model: nn.Module, names: Iterable[str], path: object) -> None:
         needed = told.get(name.partition(".")[0], model.padding)
         if needed != model.padding:
             raise UserError(
-                f"The weights in `{path}` are of a network with padding={needed}, but the model has "
+                f"The weights in `{path}` belong to a network with padding={needed}, but the model has "
                 f"padding={model.padding}."
             )
 
 
 def _order(names: Iterable[str]) -> dict[tuple[int, int], int]:
-    """Number the blocks through all stages."""
+    """Return the index of each block, counted through all stages, by its stage and its number there."""
     matches = [match for name in names if (match := _BLOCK.fullmatch(name))]
     return {place: index for index, place in enumerate(sorted({_place(match) for match in matches}))}
 
@@ -92,7 +93,7 @@ def _ours(name: str, order: dict[tuple[int, int], int], wanted: Collection[str])
     if match := _BLOCK.fullmatch(name):
         layer, rest = _INSIDE.get(match[5], match[5]), match[6]
         ours = f"blocks.{order[_place(match)]}.{layer}.{rest}"
-        # A shortcut without BatchNorm is one convolution here, and a sequence of one there.
+        # A shortcut without BatchNorm is a convolution in our models, but a sequence of one convolution elsewhere.
         return ours if ours in wanted else ours.replace(".shortcut.0.", ".shortcut.")
     layer, dot, rest = name.partition(".")
     return f"{_LAYERS.get(layer, layer)}{dot}{rest}"

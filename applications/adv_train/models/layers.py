@@ -1,4 +1,4 @@
-"""What the models share: normalisation inside the model, the choice of a non-linearity, blocks one after another."""
+"""Parts that the models share: the normalisation inside a model, the non-linearities, and stacks of blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def activation_factory(name: str) -> Callable[[], nn.Module]:
     """Look up a non-linearity; each call of the result makes a new layer.
 
     Raises:
-        UserError: When there is no such non-linearity.
+        UserError: If there is no such non-linearity.
     """
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
@@ -29,8 +29,8 @@ def activation_factory(name: str) -> Callable[[], nn.Module]:
 class Normalise(nn.Module):
     """Subtracts the mean and divides by the standard deviation of each channel.
 
-    It is part of the model, so attacks and budgets live in the image space [0, 1], and a checkpoint carries
-    the statistics its weights were trained with.
+    It is part of the model, so attacks and budgets refer to images in [0, 1], and a checkpoint contains the statistics
+    with which its weights were trained.
 
     Args:
         mean: One number a channel, in units of images in [0, 1].
@@ -53,16 +53,16 @@ class Normalise(nn.Module):
 def stack(
     block: Callable[[int, int, int], nn.Module], width_in: int, stages: Iterable[tuple[int, int, int]], expansion: int
 ) -> tuple[nn.Sequential, int]:
-    """Put residual blocks one after another.
+    """Stack residual blocks.
 
     Args:
-        block: Makes one from the channels that come in, its width and its stride.
-        width_in: Channels that come into the first.
+        block: Makes a block from its input channels, its width and its stride.
+        width_in: Input channels of the first block.
         stages: Width, number of blocks, and stride of the first block of each stage.
-        expansion: Channels that a block gives for each channel of its width.
+        expansion: Output channels of a block for each channel of its width.
 
     Returns:
-        The blocks, and the channels that the last one gives.
+        The blocks, and the output channels of the last one.
     """
     blocks: list[nn.Module] = []
     for width, number, stride in stages:

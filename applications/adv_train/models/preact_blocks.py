@@ -15,18 +15,19 @@ Padding: TypeAlias = Literal["even", "end"]
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each after BatchNorm and the non-linearity, added to a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution: of the `raw` block input in the pre-activation ResNets
-    behind the published robust accuracies; of the `activated` input in He et al. (2016, "Identity mappings in deep
-    residual networks") and in wide ResNets.
+    If the shape changes, the shortcut is a 1x1 convolution. It is applied to the `raw` block input in the
+    pre-activation ResNets behind the published robust accuracies, and to the `activated` input in He et al. (2016,
+    "Identity mappings in deep residual networks") and in wide ResNets.
 
     Args:
         width_in: Channels of the input.
         width: Channels of the output.
-        stride: Of the first convolution and of the shortcut.
+        stride: Stride of the first convolution and of the shortcut.
         activation: Makes a non-linearity.
-        shortcut: What the 1x1 convolution sees.
+        shortcut: Input of the 1x1 convolution.
         dropout: Probability of a zero before the second convolution, in train mode.
-        padding: Of a convolution of stride 2: `even` on all sides, or one pixel at the `end` of rows and columns.
+        padding: Padding of a 3x3 convolution of stride 2: `even` on all sides, or one pixel at the `end` of rows and
+            columns.
     """
 
     expansion: Final = 1
@@ -67,8 +68,8 @@ class PreActBlock(nn.Module):
 class PreActBottleneck(nn.Module):
     """Convolutions of 1x1, 3x3 and 1x1, each after BatchNorm and the non-linearity; the output is four times as wide.
 
-    The arguments are those of `PreActBlock`, with `width` the channels of the first two convolutions and `stride` that
-    of the second.
+    The arguments are those of `PreActBlock`; `width` is the channels of the first two convolutions, and `stride` is the
+    stride of the second.
     """
 
     expansion: Final = 4

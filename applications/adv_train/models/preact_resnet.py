@@ -19,14 +19,14 @@ class PreActNetwork(nn.Module):
     """A 3x3 stem of stride 1, pre-activation blocks, BatchNorm and the non-linearity, a mean over the image, a head.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Number of logits.
-        mean: Of each channel, for the normalisation inside.
-        std: Of each channel, for the normalisation inside.
+        mean: Mean of each channel, for the normalisation inside.
+        std: Standard deviation of each channel, for the normalisation inside.
         stem: Channels of the stem.
         stages: Width, number of blocks, and stride of the first block of each stage.
-        block: Makes a block from the channels that come in, its width and its stride.
-        expansion: Channels that a block gives for each channel of its width.
+        block: Makes a block from its input channels, its width and its stride.
+        expansion: Output channels of a block for each channel of its width.
         activation: Makes a non-linearity.
         final_norm: Whether BatchNorm and the non-linearity come before the head.
     """
@@ -54,11 +54,10 @@ class PreActNetwork(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
+        """Return the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
         stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
         features: Tensor = self.blocks(stem)
-        # A mean rather than a pooling layer: its size adapts to the image, and it differentiates twice
-        # cheaply.
+        # A mean, not a pooling layer: it works for images of any size, and its second derivative is cheap.
         pooled = self.act(self.bn(features)).mean(dim=(2, 3))
         return at_full_resolution(self.head, pooled)
 
@@ -70,20 +69,20 @@ class PreActResNet(PreActNetwork):
     (2020, "Overfitting in adversarially robust deep learning") that Zhang et al. (ICML 2022) trained with.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Number of logits.
         image_size: Side of the images in pixels; any size works, since the features are averaged over the
             image.
-        mean: Of each channel, for the normalisation inside.
-        std: Of each channel, for the normalisation inside.
-        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
-        shortcut: What the 1x1 convolutions of shortcuts see: the raw or the activated input of the block. By default
+        mean: Mean of each channel, for the normalisation inside.
+        std: Standard deviation of each channel, for the normalisation inside.
+        activation: ``"relu"`` as published, or ``"silu"`` for a smooth network.
+        shortcut: Input of the 1x1 convolutions of shortcuts: the raw or the activated input of the block. By default
             as in the code of Zhang et al.: raw in ResNet-18 and 34, activated in ResNet-50.
-        final_norm: BatchNorm and the non-linearity before the last layer.
-        base_width: Channels of the stem and width of the first stage; 64 as published, fewer where a processor trains.
+        final_norm: Apply BatchNorm and the non-linearity before the last layer.
+        base_width: Channels of the stem and width of the first stage; 64 as published, fewer to train on a CPU.
 
     Raises:
-        UserError: When there is no such activation.
+        UserError: If there is no such activation.
     """
 
     block: ClassVar[Callable[..., nn.Module]] = PreActBlock

@@ -1,4 +1,4 @@
-"""From a model's name to the model."""
+"""Builds a model from its name."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ def create(
     """Build a model with fresh weights, on the CPU, in float32 and in train mode.
 
     Args:
-        name: One of `MODELS.names()`, ``torchvision:NETWORK``, or ``package.module:factory`` for one of the user's own.
-        channels: Of the images: 1 for grey, 3 for colour.
+        name: One of `MODELS.names()`, ``torchvision:NETWORK``, or ``package.module:factory`` for the user's own code.
+        channels: Channels of the images: 1 for grey, 3 for colour.
         classes: Number of logits, at least 2.
         image_size: Side of the square images in pixels.
         mean: Mean of each channel over the training images in [0, 1].
         std: Standard deviation of each channel, above zero.
-        seed: Fixes the weights without touching the global random state; without it they follow
-            ``torch.manual_seed``. Weights are drawn on the CPU, so they are the same whatever device trains
-            them.
+        seed: Seed of the weights, which leaves the global random state unchanged; without it the weights depend on
+            ``torch.manual_seed``. Weights are drawn on the CPU, so they do not depend on the device that trains.
         options: The model's own options, such as ``activation="silu"``.
 
     Returns:
-        A module from images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
+        A module that maps images ``(batch, channels, image_size, image_size)`` in [0, 1] to logits.
 
     Raises:
-        UserError: When the name or an option is unknown, a number is out of its range, or training the model would
-            take more memory than there is.
+        UserError: If the name or an option is unknown, a number is out of its range, or training the model would need
+            more memory than is available.
     """
     _check_data(channels, classes, image_size, mean, std)
     from_torchvision = name.startswith(torchvision_models.PREFIX)
@@ -65,7 +64,7 @@ def create(
     if seed is None:
         return build()
     with torch.random.fork_rng(devices=[]):
-        # Not `torch.manual_seed`, which would reseed every GPU too, for good.
+        # Not `torch.manual_seed`, which would also reseed every GPU, and `fork_rng` would not restore that.
         torch.default_generator.manual_seed(seed)
         return build()
 

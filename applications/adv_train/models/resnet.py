@@ -14,12 +14,12 @@ from adv_train.precision import at_full_resolution
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to a shortcut; where the shape changes, that is a 1x1 convolution with BatchNorm.
+    """Two 3x3 convolutions, added to a shortcut: the input, or a 1x1 convolution with BatchNorm if the shape changes.
 
     Args:
         width_in: Channels of the input.
         width: Channels of the output.
-        stride: Of the first convolution and of the shortcut.
+        stride: Stride of the first convolution and of the shortcut.
         activation: Makes a non-linearity.
     """
 
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions of 1x1, 3x3 (which has the stride) and 1x1, to four times the width, added to a shortcut.
+    """Convolutions of 1x1, 3x3 (with the stride) and 1x1 to four times the width, added to a shortcut.
 
     The arguments are those of `BasicBlock`.
     """
@@ -80,15 +80,15 @@ class ResNet(nn.Module):
     images of 32 pixels.
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Number of logits.
         image_size: Side of the images in pixels; any size works, since the features are averaged over the image.
-        mean: Of each channel, for the normalisation inside.
-        std: Of each channel, for the normalisation inside.
-        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        mean: Mean of each channel, for the normalisation inside.
+        std: Standard deviation of each channel, for the normalisation inside.
+        activation: ``"relu"`` as published, or ``"silu"`` for a smooth network.
 
     Raises:
-        UserError: When there is no such activation.
+        UserError: If there is no such activation.
     """
 
     block: ClassVar[Callable[..., nn.Module]] = BasicBlock
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
+        """Return the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
         stem = at_full_resolution(lambda x: self.stem(self.normalise(x)), images)
         features: Tensor = self.blocks(self.act(self.bn(stem)))
         return at_full_resolution(self.head, features.mean(dim=(2, 3)))

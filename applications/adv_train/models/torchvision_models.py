@@ -1,4 +1,4 @@
-"""Classification networks of torchvision, by the names that it has for them."""
+"""Classification networks of torchvision, by torchvision's names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from adv_train.models.layers import Normalise
 from adv_train.precision import at_full_resolution
 
 PREFIX: Final = "torchvision:"
-#: Networks whose logits come with those of auxiliary heads unless these are left out.
+#: Networks that in train mode also return the logits of auxiliary heads, unless they are built without these heads.
 _AUXILIARY: Final = ("googlenet", "inception_v3")
 
 
 class TorchvisionModel(nn.Module):
-    """A network for colour images, with the normalisation before it; a grey image is shown as three equal channels.
+    """A network for colour images, with the normalisation before it; a grey image becomes three equal channels.
 
     Args:
         network: Maps normalised images to logits.
-        mean: Of each channel.
-        std: Of each channel.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
     """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -34,16 +34,16 @@ class TorchvisionModel(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
+        """Return the logits ``(batch, classes)`` of images ``(batch, channels, height, width)`` in [0, 1]."""
         logits: Tensor = self.network(self.normalise(images).expand(-1, 3, -1, -1))
         return logits
 
 
 def parameters(name: str) -> int:
-    """Return how many parameters torchvision says a network has, with its 1,000 classes.
+    """Return the number of parameters of a network with torchvision's 1,000 classes, as torchvision documents it.
 
     Raises:
-        UserError: When it has no such network.
+        UserError: If torchvision has no such network.
     """
     from torchvision.models import get_model_weights
 
@@ -63,21 +63,21 @@ def make(
     """Build a network with fresh weights, as torchvision draws them.
 
     Args:
-        name: Such as ``torchvision:resnet18``.
-        options: None that a user has.
-        channels: Of the images, 1 or 3.
+        name: A name such as ``torchvision:resnet18``.
+        options: Must be empty: these networks have no options.
+        channels: Channels of the images, 1 or 3.
         classes: Number of logits.
         image_size: Side of the images in pixels.
-        mean: Of each channel.
-        std: Of each channel.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
 
     Raises:
-        UserError: When torchvision has no such network, it does not take such images, or options are given.
+        UserError: If torchvision has no such network, the network does not support such images, or there are options.
     """
     from torchvision.models import get_model
 
     if options:
-        raise UserError(f"`{name}` has no option `{next(iter(options))}`: it is built as torchvision builds it.")
+        raise UserError(f"`{name}` has no option `{next(iter(options))}`: networks of torchvision have no options.")
     if channels not in (1, 3):
         raise UserError(f"`{name}` takes images of 1 or 3 channels, but these have {channels}.")
     network = _network(name)
@@ -87,7 +87,7 @@ def make(
     try:
         model = TorchvisionModel(get_model(network, weights=None, num_classes=classes, **chosen), mean, std)
         _apply_to_shapes(model, torch.empty(1, channels, image_size, image_size, device="meta"))
-    except (RuntimeError, ValueError, AssertionError) as error:  # each network refuses images in its own way
+    except (RuntimeError, ValueError, AssertionError) as error:  # networks reject image sizes by different errors
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"`{name}` does not take images of {image_size}x{image_size} pixels ({reason}). Resize the images (`size`, "
@@ -95,7 +95,7 @@ def make(
         ) from error
     layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     for layer in (layers[0], layers[-1]):
-        # A subclass that differs in nothing but the precision of `forward`.
+        # Turn the layer into a subclass that differs only in the precision of `forward`.
         layer.__class__ = _FullConv2d if isinstance(layer, nn.Conv2d) else _FullLinear
     return model
 
@@ -110,7 +110,7 @@ def _network(name: str) -> str:
 
 
 def _apply_to_shapes(model: nn.Module, images: Tensor) -> None:
-    """Apply a model to shapes alone, which costs no arithmetic and draws nothing."""
+    """Run a model on shapes alone, without arithmetic or random numbers."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Which factories outside adv_train may run when a file names them."""
+"""The factories outside adv_train that may run if a file names them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _trusted: set[str] = set()
 def trust(name: str) -> None:
     """Allow this process to run a factory that checkpoints and run folders name as their model.
 
-    A name on the command line or in a call of `fit` is trusted without this.
+    A name on the command line or in a call of `fit` is trusted anyway.
 
     Args:
-        name: ``package.module:factory``.
+        name: The factory, as ``package.module:factory``.
     """
     _trusted.add(name)
 
 
 def require_trusted(name: str, source: str) -> None:
-    """Refuse a model whose name, read from a file, would run code outside adv_train.
+    """Check that a model named in a file is one whose code may run.
 
     Args:
-        name: Of the model.
-        source: What names it, for the error.
+        name: Name of the model.
+        source: The file that names it, for the error.
 
     Raises:
         UserError: Unless the model is one of adv_train or torchvision, or its factory is trusted.

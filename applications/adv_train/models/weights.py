@@ -1,4 +1,4 @@
-"""Weights that were not trained here."""
+"""Loads weights from a file that another program has written."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from adv_train.errors import UserError
 from adv_train.models.foreign import NORMALISATION, check_padding, translation
 
-#: What normalises the images of weights that do not say so themselves.
+#: The normalisation for weights whose file has no mean and standard deviation.
 Normalisation: TypeAlias = Literal["data", "none"]
 _WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net", "weights", "last")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | None = None) -> None:
-    """Put weights from a file into a model, every one of them; nothing in the file is run.
+    """Load all weights of a model from a file, without running any code in the file.
 
-    The file holds a state dict, alone or under one of the usual names, or is one of safetensors. From a checkpoint with
-    averaged weights the average is taken. The prefixes that `DataParallel` and `torch.compile` put before names are
-    removed where the model does not have them, and the names that RobustBench gives to the layers of ResNets, pre-
-    activation ResNets and wide ResNets are translated.
+    The file holds a state dict, alone or under one of the usual names, or is in the safetensors format. If a checkpoint
+    has averaged weights, the average is loaded. The prefixes that `DataParallel` and `torch.compile` put before names
+    are removed unless the model has them too. RobustBench's names of layers in ResNets, pre-activation ResNets and wide
+    ResNets are translated.
 
     Args:
-        model: What takes the weights.
+        model: The model.
         path: The file.
-        normalisation: For a file without mean and standard deviation: ``"data"`` where the weights were trained with
-            those that the model has, ``"none"`` where they were trained on images in [0, 1] as they are.
+        normalisation: Only for a file without mean and standard deviation: ``"data"`` if the weights were trained with
+            the mean and standard deviation that the model has, ``"none"`` if they were trained on images in [0, 1].
 
     Raises:
-        UserError: When the file is missing, holds no weights, these do not fit the model, or `normalisation` is missing
-            or not called for.
+        UserError: If the file is missing or holds no weights, the weights do not fit the model, or `normalisation` is
+            missing or not needed.
     """
     expected = model.state_dict()
     state = _renamed(_state(path), expected.keys(), path)
@@ -47,8 +47,8 @@ def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | No
         state |= _normalisation(expected, normalisation, path)
     elif normalisation is not None:
         raise UserError(
-            f"`normalisation` is for weights that do not say how images were normalised, but those in `{path}` do, or "
-            "the model does not normalise."
+            f"Leave out `normalisation`: it is for weights without mean and standard deviation, but those in `{path}` "
+            "have them, or the model does not normalise."
         )
     model.load_state_dict(state, strict=True)
 
@@ -70,7 +70,7 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
         raise UserError(f"The weights in `{path}` do not fit the model: {'; '.join(told)}.")
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        raise UserError(f"The weights in `{path}` are not finite, in {broken[0]} for one.")
+        raise UserError(f"The weights in `{path}` are not finite, for instance in {broken[0]}.")
 
 
 def _state(path: Path) -> Mapping[str, Tensor]:
@@ -82,10 +82,10 @@ def _state(path: Path) -> Mapping[str, Tensor]:
         raise UserError(f"Cannot read the weights `{path}`: {error.strerror}.") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"`{path}` holds objects other than tensors and plain values, which could run code when loaded, or is no "
-            "file of torch.save. Nothing was loaded: save `model.state_dict()` instead of the model."
+            f"`{path}` holds objects other than tensors and plain values, which could run code when loaded, or was not "
+            "written by torch.save. Nothing was loaded: save `model.state_dict()` instead of the model."
         ) from error
-    except Exception as error:  # damaged files fail in any way
+    except Exception as error:  # a damaged file can raise any error
         raise UserError(
             f"`{path}` is not a weights file that PyTorch or safetensors can read, or is damaged."
         ) from error
@@ -116,7 +116,7 @@ def _renamed(state: Mapping[str, Tensor], wanted: Any, path: Path) -> dict[str, 
         while plain not in wanted and plain.startswith(_PREFIXES):
             plain = plain.partition(".")[2]
         if plain not in wanted:
-            plain = plain.replace("._orig_mod.", ".")  # a part of the model that was compiled by itself
+            plain = plain.replace("._orig_mod.", ".")  # only a part of the model was compiled
         if plain in renamed:
             raise UserError(f"The weights in `{path}` hold {plain} twice, once with a prefix.")
         renamed[plain] = value
@@ -134,7 +134,8 @@ def _translated(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pat
     for name in expected.keys() & NORMALISATION & ours.keys():
         if ours[name].numel() == expected[name].numel():
             ours[name] = ours[name].reshape(expected[name].shape)
-    # PyTorch before 0.4.1 did not count batches, and BatchNorm with a momentum does not use the count.
+    # PyTorch before 0.4.1 did not count batches. Without the counts we keep ours, which BatchNorm with a momentum does
+    # not use.
     counts = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
     return ours if counts.keys() & ours.keys() else counts | ours
 
@@ -144,7 +145,7 @@ def _normalisation(
 ) -> dict[str, Tensor]:
     if normalisation is None:
         raise UserError(
-            f"The weights in `{path}` do not say how images were normalised: choose the normalisation `data` (mean and "
+            f"The weights in `{path}` do not say how images were normalised. Choose the normalisation `data` (mean and "
             "standard deviation of the data set) or `none` (images in [0, 1] as they are), by --normalisation of "
             "`adv-train eval` or --init-normalisation of `adv-train fit`."
         )

@@ -1,4 +1,4 @@
-"""Wide ResNets: pre-activation ResNets of three stages, many times as wide as the first networks of that form."""
+"""Wide ResNets: pre-activation ResNets of three stages, many times as wide as the original ones for small images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from adv_train.values import Count, Range
 class WideResNet(PreActNetwork):
     """WRN-depth-factor: a stem of 16 channels, then three stages of (depth - 4) / 6 blocks.
 
-    Convolutions start from He's normal distribution by the channels that go out, the bias of the last layer from zero.
+    Convolutions are initialised from He's normal distribution in fan-out mode, and the bias of the last layer with
+    zero.
 
     Source: Zagoruyko and Komodakis (BMVC 2016, "Wide residual networks").
 
     Args:
-        channels: Of the images.
+        channels: Channels of the images.
         classes: Number of logits.
         image_size: Side of the images in pixels; any size works, since the features are averaged over the image.
-        mean: Of each channel, for the normalisation inside.
-        std: Of each channel, for the normalisation inside.
-        activation: ``"relu"`` as published, or ``"silu"`` where a smooth network is wanted.
+        mean: Mean of each channel, for the normalisation inside.
+        std: Standard deviation of each channel, for the normalisation inside.
+        activation: ``"relu"`` as published, or ``"silu"`` for a smooth network.
         dropout: Probability of a zero between the two convolutions of a block, in train mode.
-        widening: In place of the widening factor in the name.
-        padding: Of convolutions of stride 2: even on all sides as published, or one pixel at the end of rows and
-            columns, as in the networks of Gowal et al. (2020, "Uncovering the limits of adversarial training").
+        widening: Widening factor to use instead of the one in the name.
+        padding: Padding of convolutions of stride 2: even on all sides as published, or one pixel at the end of rows
+            and columns, as in the networks of Gowal et al. (2020, "Uncovering the limits of adversarial training").
 
     Raises:
-        UserError: When there is no such activation, or padding at the end meets images whose side 4 does not divide.
+        UserError: If there is no such activation, or if padding is `end` and 4 does not divide the side of the images.
     """
 
     depth: ClassVar[int]

@@ -1,4 +1,4 @@
-"""What a level minimises or maximises: losses of each sample, from the logits of perturbed and clean images."""
+"""Objectives of the attack and of training: per-sample losses of the logits of perturbed and clean images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The interface of an objective."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Objective(Checked, abc.ABC):
     """A loss that grows as the perturbed image is classified worse.
 
     Attributes:
-        looks_at_clean: It needs the logits of the clean images.
+        looks_at_clean: Whether it needs the logits of the clean images.
     """
 
     looks_at_clean: ClassVar[bool] = False
@@ -29,7 +29,7 @@ class Objective(Checked, abc.ABC):
         """Read an objective as it is written, such as `margin` or `cross-entropy(smoothing=0.1)`.
 
         Raises:
-            UserError: When there is no such objective.
+            UserError: If there is no such objective.
         """
         return value if isinstance(value, Objective) else OBJECTIVES.read(value, name)
 
@@ -41,10 +41,10 @@ class Objective(Checked, abc.ABC):
         """Return the loss.
 
         Args:
-            logits: Of the perturbed images, shape `(batch, classes)`.
+            logits: Logits of the perturbed images, shape `(batch, classes)`.
             y: Labels, shape `(batch,)`.
-            clean: Logits of the clean images where `looks_at_clean`, else None.
-            reduction: `"none"` gives shape `(batch,)`, `"mean"` the mean, shape `()`.
+            clean: Logits of the clean images if `looks_at_clean`, else None.
+            reduction: `"none"` returns the loss of each sample, shape `(batch,)`; `"mean"` their mean, shape `()`.
         """
 
 

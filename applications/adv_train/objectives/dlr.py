@@ -9,13 +9,13 @@ from torch import Tensor
 
 from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
 
-_TINY = 1e-12
+_TINY = 1e-12  # as in the published code: the ratio stays finite if the three largest logits are equal
 
 
 @OBJECTIVES.register("dlr")
 @dataclass(frozen=True)
 class DLR(Objective):
-    """The margin over the distance from the largest to the third logit (Croce and Hein, ICML 2020)."""
+    """The margin divided by the largest minus the third-largest logit (Croce and Hein, ICML 2020)."""
 
     def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
         largest = logits.topk(3, dim=1).values

@@ -13,7 +13,7 @@ from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
 @OBJECTIVES.register("margin")
 @dataclass(frozen=True)
 class Margin(Objective):
-    """The largest other logit minus the true one (Carlini and Wagner, S&P 2017): positive where the class is wrong."""
+    """The largest other logit minus the true one (Carlini and Wagner, S&P 2017): positive if misclassified."""
 
     def __call__(self, logits: Tensor, y: Tensor, clean: Tensor | None, reduction: Reduction = "none") -> Tensor:
         true = logits.gather(1, y[:, None]).squeeze(1)

@@ -19,13 +19,13 @@ _ABOVE_ONE = 1.0001  # as in the published code: the logarithm stays finite wher
 @OBJECTIVES.register("mart")
 @dataclass(frozen=True)
 class MARTLoss(Objective):
-    """Boosted cross-entropy plus a divergence that counts most where the clean image is misclassified.
+    """Boosted cross-entropy plus a divergence with more weight on images whose clean version is misclassified.
 
-    With p of the clean and q of the perturbed image: `-log q_y - log(1 - max_{k != y} q_k) + weight KL(p, q) (1 - p_y)`
-    (Wang et al., ICLR 2020).
+    With p the prediction for the clean image and q that for the perturbed image, the loss is
+    `-log q_y - log(1 - max_{k != y} q_k) + weight KL(p, q) (1 - p_y)` (Wang et al., ICLR 2020).
 
     Attributes:
-        weight: Of the divergence; published: 5 for a ResNet, 6 for a WideResNet.
+        weight: Weight of the divergence; published: 5 for a ResNet, 6 for a WideResNet.
     """
 
     looks_at_clean: ClassVar[bool] = True

@@ -17,9 +17,9 @@ from adv_train.objectives.base import OBJECTIVES, Objective, Reduction, reduced
 class QUB(Objective):
     """The quadratic in the logits that touches the cross-entropy at the clean image and lies above it everywhere.
 
-    With the clean logits f, their probabilities p, the label as a vector y and the change d of the logits it is
-    `CE(f) + <p - y, d> + |d|^2 / 4`: no eigenvalue of the Hessian `diag(p) - p p^T` exceeds 1/2, which two classes of
-    probability 1/2 reach (You and Lee, ICML 2025).
+    Let f be the clean logits, p their probabilities, y the one-hot label, and d the change of the logits. The bound is
+    `CE(f) + <p - y, d> + |d|^2 / 4`, because no eigenvalue of the Hessian `diag(p) - p p^T` of the cross-entropy
+    exceeds 1/2; two classes of probability 1/2 reach it (You and Lee, ICML 2025).
     """
 
     looks_at_clean: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Training and judging on several devices: one process for each, a rank, with its part of every batch."""
+"""Training and judging on several devices: each has a process of its own, a rank, with a part of every batch."""
 
 from __future__ import annotations
 

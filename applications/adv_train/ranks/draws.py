@@ -1,6 +1,6 @@
-"""Random numbers of a batch: a rank draws those of all samples and keeps the rows of its own.
+"""Random numbers for a batch: each rank draws those of all samples and keeps the rows of its own samples.
 
-So all ranks stay at the same place of one stream, and a sample meets the same numbers however many ranks there are.
+So the generators of all ranks stay in the same state, and the numbers of a sample do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from adv_train.ranks.share import Share
 
 
 class Stream(torch.Generator):
-    """A generator that knows which part of a batch is drawn for."""
+    """A generator that knows for which share of a batch it draws."""
 
     share: Share | None = None
 
 
 @contextmanager
 def drawing_for(generator: torch.Generator | None, share: Share) -> Iterator[None]:
-    """Draw for another part for a while."""
+    """Draw for another share within the block."""
     if not isinstance(generator, Stream):
         yield
         return
@@ -36,30 +36,30 @@ def drawing_for(generator: torch.Generator | None, share: Share) -> Iterator[Non
 def uniform(
     like: Tensor, low: float = 0.0, high: float = 1.0, *, generator: torch.Generator | None, times: int = 1
 ) -> Tensor:
-    """Draw uniformly in [low, high], for each sample of the part.
+    """Draw uniformly in [low, high] for each sample of this rank's share.
 
     Args:
-        like: Shape, dtype and device, with a row for each sample of the part.
+        like: Gives shape, dtype and device; it has a row for each sample of the share.
         low: Smallest number.
         high: Largest number.
-        generator: Source of randomness; only a `Stream` knows of other ranks.
-        times: So many rows a sample: those of all samples, and then those of all samples again.
+        generator: Source of randomness. A `Stream` also draws the numbers of the other ranks' samples.
+        times: Number of rows to draw for each sample; the rows of all samples come once, then a second time, and so on.
     """
     return _drawn(like, lambda empty: empty.uniform_(low, high, generator=generator), generator, times)
 
 
 def normal(like: Tensor, std: float = 1.0, *, generator: torch.Generator | None) -> Tensor:
-    """Draw from the normal distribution around zero, likewise."""
+    """Draw from the normal distribution with mean 0, with the arguments of `uniform`."""
     return _drawn(like, lambda empty: empty.normal_(std=std, generator=generator), generator)
 
 
 def coins(like: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Draw 0 or 1, likewise."""
+    """Draw 0 or 1 with equal probability, with the arguments of `uniform`."""
     return _drawn(like, lambda empty: empty.bernoulli_(0.5, generator=generator), generator)
 
 
 def exponential(like: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Draw from the exponential distribution of mean 1, likewise."""
+    """Draw from the exponential distribution with mean 1, with the arguments of `uniform`."""
     return _drawn(like, lambda empty: empty.exponential_(generator=generator), generator)
 
 

@@ -1,4 +1,4 @@
-"""The processes that train together, and what they tell each other."""
+"""The processes that train together, and their exchange of tensors and objects."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of which this is one. All of them make the same calls in the same order.
+    """The group of processes to which this process belongs. All of them must make the same calls in the same order.
 
     Attributes:
-        rank: Number of this one, from 0.
-        size: How many they are.
+        rank: Number of this process, from 0.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -31,14 +31,14 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and is heard."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def add(self, found: Tensor) -> Tensor:
-        """Return the sum over the ranks, equal bit for bit on all of them; the tensor is used up.
+        """Return the sum over the ranks, equal bit for bit on all of them; the call may overwrite the tensor.
 
         Raises:
-            UserError: When another rank has ended.
+            UserError: If another rank has ended.
         """
         if self.size == 1:
             return found
@@ -48,7 +48,7 @@ class Ranks:
         return found
 
     def first_of(self, found: Tensor) -> Tensor:
-        """Return what the first rank holds; the tensor is used up."""
+        """Return the first rank's tensor on all ranks; the call may overwrite the argument."""
         if self.size == 1:
             return found
         found = found.contiguous()
@@ -57,11 +57,11 @@ class Ranks:
         return found
 
     def rows_of_all(self, own: Tensor, whole: int) -> Tensor:
-        """Return all rows of what lies row by row on the ranks in turn: row i on rank `i % size`.
+        """Return all rows of a tensor whose row i is on rank `i % size`.
 
         Args:
             own: The rows of this rank.
-            whole: Rows of all ranks.
+            whole: Number of rows on all ranks together.
         """
         if self.size == 1:
             return own
@@ -74,14 +74,14 @@ class Ranks:
         return torch.stack(parts, 1).flatten(0, 1)[:whole]
 
     def wait(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks have reached this call."""
         if self.size > 1:
             with self._together():
                 dist.barrier()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Let the first rank do a thing before the others do it, such as to fetch a file."""
+        """Let the first rank run the block before the others do, for instance to download a file once."""
         if not self.first:
             self.wait()
         yield
@@ -89,7 +89,7 @@ class Ranks:
             self.wait()
 
     def every(self, found: T) -> list[T]:
-        """Return what each rank holds, by pickle."""
+        """Return the objects of all ranks in their order; they are exchanged by pickle."""
         if self.size == 1:
             return [found]
         everyone: list[Any] = [None] * self.size
@@ -98,24 +98,25 @@ class Ranks:
         return everyone
 
     def agree(self, found: object, what: str) -> None:
-        """Make sure that something is the same on all ranks.
+        """Check that an object is equal on all ranks; `what` names it in the error.
 
         Raises:
-            UserError: On all of them, when it is not.
+            UserError: On all ranks, if it is not.
         """
         everyone = self.every(found)
         other = next((rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]), None)
         if other is not None:
             raise UserError(
-                f"{what} must be the same on all ranks, but those of rank {other} are not those of rank 0: give all of "
-                "them the same command and the same folders."
+                f"{what} must be the same on all ranks, but rank {other} differs from rank 0: start all ranks with the "
+                "same command and the same folders."
             )
 
     def device(self, found: torch.device) -> torch.device:
-        """Return the device of this rank: of GPUs that have no number, the one of its place on this machine.
+        """Return the device of this rank: for `cuda`, the GPU with the rank's number on this machine.
 
         Raises:
-            UserError: When there are fewer GPUs than ranks, a number is given, or ranks cannot share such a device.
+            UserError: If there are fewer GPUs than ranks, a GPU is chosen by its number, or several ranks cannot train
+                on this kind of device.
         """
         if self.size == 1 or found.type == "cpu":
             return found
@@ -123,7 +124,9 @@ class Ranks:
             raise UserError(f"Several processes train on `cuda` (each on a GPU of its own) or `cpu`, not on `{found}`.")
         place, there = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
         if place >= there:
-            raise UserError(f"Each process needs a GPU of its own, and here are {there}: --nproc-per-node {there}.")
+            raise UserError(
+                f"Each process needs a GPU of its own, but this machine has {there}: use --nproc-per-node {there}."
+            )
         return torch.device("cuda", place)
 
     @contextmanager
@@ -134,14 +137,14 @@ class Ranks:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # torch has no class for gloo's
                 raise
             reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-            raise UserError(f"Stopped, since another rank has ended or does not answer ({reason}).") from error
+            raise UserError(f"Stopped, because another rank has ended or does not answer ({reason}).") from error
 
 
 ALONE: Final = Ranks()
 
 
 def current() -> Ranks:
-    """Return the processes of the default group of `torch.distributed`; this one alone where there is no group."""
+    """Return the processes of the default group of `torch.distributed`, or this process alone if there is no group."""
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo.linsolve import CG, Auto
 from blo.operators import Dense
+from tests.oracles import Array
 from tests.strategies import normal, spd
 from tests.unit.linsolve.krylov import Counted, symmetric, tensor
 
@@ -38,11 +39,57 @@ def test_many_lanes_are_not_factorised_where_their_matrices_would_fill_the_memor
 
 
 def test_a_large_system_without_symmetry_goes_to_gmres() -> None:
-    matrix = np.eye(30) + 0.3 * np.random.default_rng(0).normal(size=(30, 30)) / 30**0.5
+    matrix = 3 * np.eye(30) + 0.9 * np.random.default_rng(0).normal(size=(30, 30)) / 30**0.5
     b = normal(1, 30)
     found = Auto(direct=0).solve(Dense(tensor(matrix)), b)
     assert found.method == "Auto: GMRES (n = 30, not symmetric)"
     np.testing.assert_allclose(found.x, np.linalg.solve(matrix, b), rtol=1e-8, atol=1e-8)
+
+
+def equilibrium(seed: int, n: int, radius: float) -> Array:
+    """Return `I - J` for a Jacobian J of this spectral radius."""
+    jacobian = np.random.default_rng(seed).normal(size=(n, n))
+    return np.eye(n) - radius * jacobian / np.abs(np.linalg.eigvals(jacobian)).max()
+
+
+def test_the_system_of_a_contraction_is_summed_up_as_a_series() -> None:
+    matrices, b = np.stack([equilibrium(0, 100, 0.4), equilibrium(1, 100, 0.2)]), normal(2, 2, 100)
+    truth = np.linalg.solve(matrices, b.numpy()[..., None])[..., 0]
+    product = Counted(tensor(matrices), symmetric=False)
+    found = Auto().solve(product, b)
+    assert found.method == "Auto: Neumann (n = 100, not symmetric)"
+    assert product.calls == found.iterations.max() < 35 and found.iterations[1] < found.iterations[0]
+    left = np.linalg.norm(b.numpy() - (matrices @ found.x.numpy()[..., None])[..., 0], axis=-1)
+    np.testing.assert_allclose(found.residual, left / np.linalg.norm(b, axis=-1), rtol=1e-4)
+    np.testing.assert_allclose(found.x, truth, rtol=1e-8, atol=1e-8)
+    again = Auto().solve(product, b, found.x)
+    assert again.iterations.max() == 0 and torch.equal(again.x, found.x)
+    single = Auto().solve(Dense(tensor(matrices).float()), b.float())
+    assert "Neumann" in single.method and single.residual.max() < 2e-6
+    np.testing.assert_allclose(single.x, truth, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [0.95, 1.0, 3.0])
+def test_one_lane_that_does_not_contract_sends_all_to_gmres_from_where_they_are(radius: float) -> None:
+    matrices, b = np.stack([equilibrium(0, 60, 0.3), equilibrium(1, 60, radius)]), normal(2, 2, 60)
+    product = Counted(tensor(matrices), symmetric=False)
+    found = Auto().solve(product, b)
+    assert "GMRES (n = 60, not symmetric)" in found.method and found.converged(1e-10).all()
+    assert product.calls < 160
+    truth = np.linalg.solve(matrices, b.numpy()[..., None])[..., 0]
+    np.testing.assert_allclose(found.x, truth, rtol=1e-8, atol=1e-8 * np.abs(truth).max())
+
+
+def test_a_series_of_products_that_are_not_finite_is_reported() -> None:
+    matrix = equilibrium(0, 60, 0.3)
+    matrix[3, 4] = np.nan
+    found = Auto(direct=0).solve(Dense(tensor(matrix)), normal(0, 60))
+    assert not found.converged(1e-10)
+
+
+def test_a_right_hand_side_of_zero_has_the_solution_zero() -> None:
+    found = Auto().solve(Dense(tensor(equilibrium(0, 60, 0.3))), torch.zeros(60).double())
+    assert not found.x.any() and found.residual == 0 and found.iterations == 0
 
 
 def test_a_large_positive_system_goes_to_conjugate_gradients() -> None:

@@ -170,3 +170,46 @@ def test_single_precision_stays_single() -> None:
     found = solve(of(torch.cos), torch.ones(2), blo.FixedPoint(tol=1e-6))
     assert found.z.dtype == torch.float32 and found.residual <= 1e-6
     np.testing.assert_allclose(found.z, 0.7390851332151607, rtol=2e-6)
+
+
+@pytest.mark.parametrize("memory", [0, 5])
+def test_a_lane_that_runs_in_circles_is_given_up_and_reported(memory: int) -> None:
+    """`z <- atan(c z) + 3 (-1)^k` has no fixed point within reach of plain steps: one lane flips between two values."""
+    calls: list[int] = []
+
+    def function(z: Tensor) -> Tensor:
+        calls.append(1)
+        steep = torch.tensor([0.5, 0.3, 1.0, 0.1], dtype=torch.float64)[:, None]
+        # The third lane has a jump in place of its root.
+        return torch.where(torch.arange(4)[:, None] == 2, -torch.sign(z) - 0.01 * z, torch.tanh(steep * z) + 0.5)
+
+    lower, z0 = of(function, batched=True), torch.full((4, 3), 0.7, dtype=torch.float64)
+    solver = blo.FixedPoint(memory=memory, tol=1e-10)
+    found = solve(lower, z0, solver)
+    assert found.steps < 200 and len(calls) < 220
+    assert found.stuck is not None and found.stuck.tolist() == [False, False, True, False]
+    assert found.tol is not None and (found.residual <= found.tol).tolist() == [True, True, False, True]
+    rest = torch.tensor([0, 1, 3])
+    truth = fsolve(lambda z: z - np.tanh(0.5 * z) - 0.5, 1.0, xtol=1e-14)
+    np.testing.assert_allclose(found.z[0], truth.repeat(3), rtol=1e-9)
+    assert torch.isfinite(found.z[rest]).all()
+    with pytest.warns(blo.ConvergenceWarning, match=r"in 1 of 4 problems.*did not fall for 128 steps.*relaxation"):
+        blo.argmin(lower, THETA, z0, solver=solver, gradient=blo.Zero())
+
+
+def test_a_slow_contraction_is_not_given_up() -> None:
+    """At a rate of 0.99 a residual falls by a tenth in eleven steps."""
+    found = solve(
+        of(lambda z: 0.99 * z + 1), torch.zeros(2).double(), blo.FixedPoint(memory=0, tol=1e-8, max_steps=3000)
+    )
+    assert found.residual <= 1e-8 and not found.stuck.any()
+    np.testing.assert_allclose(found.z, 100.0, rtol=1e-7)
+
+
+def test_as_long_as_plain_steps_halve_the_residual_they_are_all_that_is_made() -> None:
+    matrix, shift = draw(0, 40, 0.2)
+    calls = {}
+    for memory in (0, 5):
+        found = solve(of(squash(matrix, shift)), torch.zeros(40).double(), blo.FixedPoint(memory=memory, tol=1e-11))
+        calls[memory] = found
+    assert torch.equal(calls[0].z, calls[5].z) and calls[0].steps == calls[5].steps

@@ -14,9 +14,10 @@ _PROBES = 16
 
 @CHECKS.register("batch-dependence")
 def batch_dependence(patient: Patient) -> Finding:
-    """Does the answer to an image depend on the images beside it?"""
+    """Do the logits of an image depend on the other images in its batch?"""
     probes = patient.x[:_PROBES]
-    # Company that no statistics of a batch can miss: once the images themselves, once nothing but their brightest.
+    # Two batches with the same first rows and very different statistics: the other rows are once the images themselves
+    # and once constant, at the largest value of a pixel.
     one = torch.cat([probes, probes.flip(0)])
     other = torch.cat([probes, torch.full_like(probes, float(patient.x.max()))])
     model, n = patient.model, len(probes)
@@ -30,15 +31,15 @@ def batch_dependence(patient: Patient) -> Finding:
             still = bool(differ(logits(model, one)[:n], logits(model, other)[:n]).any())
         place = first_parting(model, one, other, n) if bool(moved.any()) else None
     changed = int((first.argmax(1) != second.argmax(1)).sum())
-    seen = f"other images beside them move the logits of {patient.share_of(moved)} and the class of {changed}"
+    seen = f"other images in the batch change the logits of {patient.share_of(moved)} and the class of {changed}"
     figures = {"probes": n, "moved": int(moved.sum()), "classes_changed": changed}
     if not bool(moved.any()):
         return well(seen, **figures)
-    where = f"the first layer to do so is {place}" if place else "no layer of its own does so"
+    where = f"the first layer that differs is {place}" if place else "the difference does not arise in a single layer"
     remedy = (
-        "It does so in eval mode too: give BatchNorm running statistics (`track_running_stats=True`) and use them "
-        "when it is judged."
+        "The same happens in eval mode: give BatchNorm running statistics (`track_running_stats=True`) and use them "
+        "in the evaluation."
         if still
-        else "Call `model.eval()` before it is judged: in train mode BatchNorm takes its statistics from the batch."
+        else "Call `model.eval()` before the evaluation: in train mode BatchNorm uses the statistics of the batch."
     )
     return ill(f"{seen}; {where}", remedy, **figures, in_eval_mode=still, layer=place)

@@ -1,4 +1,4 @@
-"""A classifier that gives one answer, or few."""
+"""A classifier that predicts only one class, or few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adv_train.doctor.patient import Patient
 
 @CHECKS.register("collapse")
 def collapse(patient: Patient) -> Finding:
-    """Does the model answer with one class, or few, whatever it is shown?"""
+    """Does the model predict only one class, or few, for all images?"""
     answers = patient.answers
     named, times = torch.unique(answers, return_counts=True)
     often = int(times.max()) / len(answers)
@@ -24,7 +24,7 @@ def collapse(patient: Patient) -> Finding:
         return well(seen, **figures)
     return ill(
         seen,
-        "Its robust accuracy is the share of those classes: report the accuracy of each class, train again with a "
-        "smaller learning rate or eps, and look at `--eps-warmup`.",
+        "Its robust accuracy is the share of those classes among the images: report the accuracy of each class, and "
+        "train again with a smaller learning rate or eps, or with `--eps-warmup`.",
         **figures,
     )

@@ -1,4 +1,4 @@
-"""Gradients that vanish, or are not finite, where the attacks need them."""
+"""Gradients that vanish or are not finite on correctly classified images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adv_train.doctor.significance import exceeds
 from adv_train.measures.slope import slope
 
 _MANY = 0.05
-"""Share of the images without a gradient that a sound model may have."""
+"""Share of the images whose gradient may vanish in a sound model."""
 
 _SEEING = 0.01
-"""Least share of the values of an image with a gradient for it to count as seen."""
+"""A gradient counts as vanishing if at most this share of its values is not zero."""
 
 
 @CHECKS.register("gradients")
@@ -41,28 +41,30 @@ def gradients(patient: Patient) -> Finding:
         return well(seen, **figures)
     if not exceeds(unseen, n, _MANY):
         return ill(
-            f"{seen}; that of the margin vanishes on {unseen}: the cross-entropy is saturated",
-            "Judge it by losses of the logits: `apgd`, `pgd-targeted`, `autoattack`; or divide the logits by a number.",
+            f"{seen}; the gradient of the margin vanishes on {unseen}: the cross-entropy is saturated",
+            "Judge it by attacks whose loss uses the logits (`apgd`, `pgd-targeted`, `autoattack`), or divide the "
+            "logits by a constant.",
             **figures,
         )
     double = _in_double(patient, x[blind], y[blind])
     figures["vanishing_in_double"] = double
     if double is not None and double < 0.5 * zero:
         return ill(
-            f"{seen}, in float64 on {double}: it underflows",
-            "Judge it in float64 (`model.double()`, images too), or divide what saturates inside the model.",
+            f"{seen}; in float64 it vanishes on {double}: it underflows",
+            "Judge it in float64 (`model.double()`, images too), or scale down the values that saturate inside the "
+            "model.",
             **figures,
         )
     return ill(
         seen,
-        "Look for rounding, argmax, detach() or saturation inside the model, and judge it by `square` and `transfer`, "
-        "or with the rounding passed straight through.",
+        "Look for rounding, argmax, detach() or saturation inside the model. Judge it by `square` and `transfer`, or "
+        "give the rounding a straight-through gradient.",
         **figures,
     )
 
 
 def _gradient(forward: object, x: Tensor, y: Tensor) -> Tensor:
-    """Differentiate the summed cross-entropy, as PGD does."""
+    """Return the gradient of the summed cross-entropy in the images, as in PGD."""
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         logits = forward(point)  # type: ignore[operator]
@@ -76,7 +78,7 @@ def _blind(gradient: Tensor) -> Tensor:
 
 
 def _in_double(patient: Patient, x: Tensor, y: Tensor) -> int | None:
-    """Count the same in double precision; None where the model cannot be copied there."""
+    """Count the vanishing gradients in double precision; None if the model cannot be copied or converted."""
     try:
         model = copy.deepcopy(patient.model).double().eval()
         return int(_blind(_gradient(model, x.double(), y)).sum())

@@ -9,7 +9,8 @@ from adv_train.doctor.patient import Patient
 from adv_train.doctor.twins import find_twins
 
 _FEW, _MANY = 1e-3, 1e-2
-"""Shares of the test images. CIFAR-10 as it was published has five mirrored twins in 10,000, and moves no figure."""
+"""Shares of leaked test images above which the verdict is doubtful, and from which it is ill. The published CIFAR-10
+has five mirrored twins in 10,000, which change no figure noticeably."""
 
 _NAMED = 5
 
@@ -36,7 +37,7 @@ def leak(patient: Patient) -> Finding:
         seen += f" ({told}), {conflicts} with another label: {', '.join(names[:_NAMED])}{more}"
     if share <= _FEW:
         return well(seen, **figures)
-    remedy = "Take them out of the training images and train again, or out of the test images and judge again."
+    remedy = "Remove them from the training images and train again, or from the test images and evaluate again."
     return (ill if share >= _MANY else doubtful)(seen, remedy, **figures)
 
 

@@ -1,4 +1,4 @@
-"""One step of an attack that breaks what many steps leave."""
+"""A single attack step that breaks images which withstand PGD."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from adv_train.measures import survives_one_step
 
 @CHECKS.register("one-step")
 def one_step(patient: Patient) -> Finding:
-    """Does a single step to the edge of the ball break images that PGD leaves?"""
+    """Does a single step of length eps break images that withstand PGD?"""
     x, y = patient.left()
     return overlooked(patient, ~survives_one_step(patient.model, x, y, patient.threat), "one step")

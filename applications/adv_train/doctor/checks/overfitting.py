@@ -1,4 +1,4 @@
-"""What the history of a run says of its checkpoints."""
+"""Overfitting to the attack of training, in the history of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from adv_train.doctor.base import CHECKS, Finding, NotCheckedError, doubtful, il
 from adv_train.doctor.patient import Patient
 
 _APART = 0.1
-"""Robust accuracies on validation images that are closer may be so by chance."""
+"""Two robust accuracies on validation images that differ by less than this may differ by chance."""
 
 
 @CHECKS.register("overfitting")
 def overfitting(patient: Patient) -> Finding:
-    """Did training overfit to its own attack, or does the last epoch lie far below the best?"""
+    """Did training overfit to its own attack, or is the last epoch far worse than the best?"""
     history = [record for record in patient.history if "rolled_back_to" not in record]
     if not history:
-        raise NotCheckedError("there is no history of epochs")
+        raise NotCheckedError("the model has no history of epochs")
     if not patient.attacked:
         raise NotCheckedError("standard training has no attack to overfit to")
     best, last = max(history, key=lambda record: record["val_ra"]), history[-1]
@@ -27,10 +27,10 @@ def overfitting(patient: Patient) -> Finding:
     if (told := evaluation.overfitting(history)) is not None:
         return ill(
             f"{seen}. {told}",
-            "Train again with --rollback, or with a method that does not overfit so (`n-fgsm`, `pgd-at`); judge "
-            "best.pt by `autoattack`.",
+            "Train again with --rollback, or with a method that overfits less (`n-fgsm`, `pgd-at`). Judge best.pt by "
+            "`autoattack`.",
             **figures,
         )
     if best["val_ra"] - last["val_ra"] < _APART:
         return well(seen, **figures)
-    return doubtful(seen, "Judge best.pt and not last.pt, and train for fewer epochs or with --ema.", **figures)
+    return doubtful(seen, "Judge best.pt, not last.pt, and train for fewer epochs or with --ema.", **figures)

@@ -1,4 +1,4 @@
-"""Random search that breaks what PGD leaves."""
+"""Random search that breaks images which withstand PGD."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUERIES = 200
 
 @CHECKS.register("random-search")
 def random_search(patient: Patient) -> Finding:
-    """Do Square or uniform draws from the ball break images that PGD leaves?"""
+    """Do Square or uniform draws from the ball break images that withstand PGD?"""
     x, y = patient.left()
     threat, parts = patient.threat, [f"{_DRAWS} uniform draws"]
     with patient.forward() as forward:
@@ -33,6 +33,6 @@ def random_search(patient: Patient) -> Finding:
         found = square.judge(patient.model, x, y, threat, patient.judging)
         broken |= ~found.robust
         parts.append(f"Square with {_QUERIES} queries")
-    except UserError:  # Square divides no images so small in l2 and l1; the draws stand alone there.
+    except UserError:  # Square does not support very small images in l2 and l1; the draws alone must do there.
         pass
     return overlooked(patient, broken, " and ".join(parts))

@@ -1,4 +1,4 @@
-"""Answers that differ from pass to pass."""
+"""Logits that differ from pass to pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PROBES = 64
 
 @CHECKS.register("randomness")
 def randomness(patient: Patient) -> Finding:
-    """Do two passes over the same images answer differently?"""
+    """Do two passes over the same images return different logits?"""
     x, model = patient.x[:_PROBES], patient.model
     with untouched(model, x):
         first, second = logits(model, x), logits(model, x)
@@ -21,15 +21,15 @@ def randomness(patient: Patient) -> Finding:
             still = bool(differ(logits(model, x), logits(model, x)).any())
         place = first_parting(model, x, x, len(x)) if bool(moved.any()) else None
     changed = int((first.argmax(1) != second.argmax(1)).sum())
-    seen = f"a second pass moves the logits of {patient.share_of(moved)} images and the class of {changed}"
+    seen = f"a second pass changes the logits of {patient.share_of(moved)} images and the class of {changed}"
     figures = {"probes": len(x), "moved": int(moved.sum()), "classes_changed": changed}
     if not bool(moved.any()):
         return well(seen, **figures)
-    where = f"the first layer to do so is {place}" if place else "no layer of its own does so"
+    where = f"the first layer that differs is {place}" if place else "the difference does not arise in a single layer"
     remedy = (
         "The model is randomised in eval mode too: judge it by `--attacks autoattack-rand`, which averages gradients "
         "over passes."
         if still
-        else "Call `model.eval()` before it is judged: dropout is on in train mode."
+        else "Call `model.eval()` before the evaluation: dropout is on in train mode."
     )
     return ill(f"{seen}; {where}", remedy, **figures, in_eval_mode=still, layer=place)

@@ -1,4 +1,4 @@
-"""An accuracy under attack above the one without."""
+"""An accuracy under attack above the clean accuracy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def robust_above_clean(patient: Patient) -> Finding:
     ]
     if above:
         return ill(
-            f"records say {'; '.join(above)}",
-            "An attack may leave each image as it is, so clean accuracy is the most that is left: judge both in one "
-            "pass over the same images (`adv-train eval --again`), a randomised model by several passes.",
+            f"records have {'; '.join(above)}",
+            "An attack can return each image unchanged, so no robust accuracy exceeds the clean one: evaluate both on "
+            "the same images (`adv-train eval --again`), and a randomised model in several passes.",
             records=above,
         )
     one_step = survives_one_step(patient.model, patient.x, patient.y, patient.threat)
@@ -31,8 +31,8 @@ def robust_above_clean(patient: Patient) -> Finding:
         return well(seen, clean=before, one_step=after)
     return ill(
         seen,
-        "The step helps the model: it has learned the label from the step of its own training, or its gradients point "
-        "the wrong way. Train from a random start (`fast-at`, `n-fgsm`) and judge it by `autoattack`.",
+        "The step helps the model: it has learnt to read the label from the attack step of training, or its gradients "
+        "point in the wrong direction. Train from a random start (`fast-at`, `n-fgsm`), and judge it by `autoattack`.",
         clean=before,
         one_step=after,
     )

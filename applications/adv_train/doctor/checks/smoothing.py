@@ -1,4 +1,4 @@
-"""Attacks on the smoothed model, which see through rounding and noise."""
+"""Attacks on the smoothed model, whose gradient rounding and noise do not hide."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from adv_train.doctor.patient import Patient
 
 @CHECKS.register("smoothing")
 def smoothing(patient: Patient) -> Finding:
-    """Does ascent on the loss averaged over noise break images that PGD leaves?
+    """Does ascent on the loss averaged over noise break images that withstand PGD?
 
-    The averaged loss has a gradient where the model itself rounds or oscillates: the mean of the gradients over the
-    noise, and where they vanish the mean of the noise times the difference of the loss along it. That is a straight-
-    through backward pass for any model (Athalye, Carlini and Wagner, ICML 2018, section 4).
+    The averaged loss has a useful gradient even if the model itself rounds or oscillates. The check estimates it by the
+    mean of the gradients over the noise and, for the images left, by the mean of the noise times the difference of the
+    loss along it. This works like a straight-through backward pass, for any model (Athalye, Carlini and Wagner, ICML
+    2018, section 4).
     """
     x, y = patient.left()
     threat, parts = patient.threat, []

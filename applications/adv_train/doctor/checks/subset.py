@@ -1,4 +1,4 @@
-"""A record of some of the test images that stands for the model."""
+"""A headline record that covers only some of the test images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from adv_train.evaluation import headline, wilson
 
 @CHECKS.register("subset")
 def subset(patient: Patient) -> Finding:
-    """Is the record that stands for the model one of all test images?"""
+    """Does the record that represents the model cover all test images?"""
     if not patient.records:
-        raise NotCheckedError("there is no record")
+        raise NotCheckedError("the model has no record")
     record = headline(patient.records, patient.trained)
     if record.of is None:
         raise NotCheckedError("the record does not say how many test images there are")

@@ -1,4 +1,4 @@
-"""A run that is judged at another budget than it was trained for, and not at its own."""
+"""A run that was evaluated only at budgets other than that of its training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def trained_budget(patient: Patient) -> Finding:
     """Is there a record at the norm and eps of training?"""
     trained = patient.trained
     if trained is None:
-        raise NotCheckedError("what it was trained for is known of a run only")
+        raise NotCheckedError("only a run records the norm and eps of training")
     judged = [record.threat for record in patient.records if record.attacks]
     if not judged:
         raise NotCheckedError("the run has no record under attack yet")
@@ -21,9 +21,9 @@ def trained_budget(patient: Patient) -> Finding:
     if any(threat.matches(trained) for threat in judged):
         return well(seen, **figures)
     swapped = any(threat.norm != trained.norm and abs(threat.eps - trained.eps) < 1e-9 for threat in judged)
-    why = "An eps of one norm means another thing in the other. " if swapped else ""
+    why = "The same eps means something else in another norm. " if swapped else ""
     command = f"{patient.judge} --norm {trained.norm} --eps {trained.eps:.12g}"
-    return doubtful(seen, f"{why}Judge it at its own as well: {command}", **figures, norms_swapped=swapped)
+    return doubtful(seen, f"{why}Also judge it at the budget of training: {command}", **figures, norms_swapped=swapped)
 
 
 def _told(threat: Threat) -> str:

@@ -5,38 +5,39 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from blo import tree
 from blo._entrance import entrance
 from blo._failures import one_of_a_kind
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
+from blo._scheduled import OptimizerFactory, Scheduled, SchedulerFactory
 from blo._settings import require_count
 from blo._types import OnFailure, Tree
+from blo._upper._progress import bar
+from blo._upper._step import Callback, FitStep, listener
 from blo.errors import StructureError
 from blo.gradients import Strategy
 from blo.solvers import Solver
 
-#: `callback(step, theta, hypergradient)` after each step; true stops the loop.
-Callback: TypeAlias = Callable[[int, Tree, Hypergradient], object]
+_KEPT = {"theta", "steps", "lower", "optimizer"}
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """Where a fit ended.
+    """Where a fit ended. It can be pickled and given to `torch.save`, and is loaded with `weights_only=False`.
 
     Attributes:
         theta: the upper variable, a tree like the one given.
         z: the lower solution at the last theta whose hypergradient was computed, a tree like z0.
         values: the upper objective before each step, shape `(steps made,)`.
         hypergradient: the last one, with its report.
-        state: continues the fit when given as `state`; tensors, numbers and the optimiser's `state_dict`, safe to
-            `torch.save`.
+        state: continues the fit when given as `state`; tensors, numbers, names and what the `state_dict` of optimiser
+            and schedule return, for `torch.save` and `torch.load(..., weights_only=True)`.
     """
 
     theta: Tree
@@ -53,10 +54,12 @@ def fit(
     theta: Tree,
     z0: Tree,
     *,
-    optimizer: Callable[[list[Tensor]], Optimizer],
+    optimizer: OptimizerFactory,
     steps: int,
     solver: Solver | None = None,
     gradient: Strategy | None = None,
+    scheduler: SchedulerFactory | None = None,
+    progress: bool = False,
     callback: Callback | None = None,
     state: dict[str, Any] | None = None,
     on_failure: OnFailure | None = None,
@@ -78,15 +81,21 @@ def fit(
         steps: most optimiser steps to make in this call.
         solver: as in `value_and_hypergrad`.
         gradient: as in `value_and_hypergrad`.
-        callback: `callback(step, theta, hypergradient)` after each step, steps numbered from 1 over all calls; theta
-            is the new one and the hypergradient was taken before the step. What is true stops the loop.
-        state: `.state` of an earlier fit to continue, in place of `theta` and `z0` (with `Unrolled`, of theta);
-            not modified.
+        scheduler: makes the schedule of the learning rate from the optimiser, for example
+            `lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)`. It is stepped after each step of the
+            optimiser; `ReduceLROnPlateau` gets the value before that step.
+        progress: whether to show a bar of tqdm with the value, the norm of the gradient and the status.
+        callback: called with a `FitStep` after each step. Return true to stop. A function that requires three arguments
+            or takes any number (`*args`) is called with `step.step`, `step.theta` and `step.hypergradient`.
+        state: `.state` of an earlier fit, or a `FitStep.checkpoint()`, to continue, in place of `theta` and `z0` (with
+            `Unrolled`, of theta); not modified. Pass the same `optimizer` and `scheduler`.
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
-        StructureError: if `optimizer` does not make an optimiser, theta holds nothing to optimise, or `state` is none;
-            and as in `value_and_hypergrad`.
+        StructureError: if `optimizer` or `scheduler` does not make one, `callback` is not a function, theta holds
+            nothing to optimise, or `state` is none, or one of another optimiser or schedule; and as in
+            `value_and_hypergrad`.
+        ModuleNotFoundError: if `progress` is set and tqdm is not installed.
         ValueError: if `steps` is not positive.
         NonFiniteError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
@@ -95,17 +104,18 @@ def fit(
         BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
     """
     require_count(steps, "steps")
-    if state is not None and not (isinstance(state, dict) and set(state) == {"theta", "steps", "lower", "optimizer"}):
-        found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
-        raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
+    _check_state(state)
+    tell = listener(callback)
     afresh = gradient is not None and gradient.unrolls
     given, spec = tree.flatten(theta if state is None else state["theta"], "theta")
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point() or leaf.is_complex()) for leaf in given]
-    maker = _make(optimizer, [leaf for leaf in leaves if leaf.requires_grad])
-    done, warm = 0, None
-    if state is not None:
-        done, warm = state["steps"], None if afresh else state["lower"]
-        maker.load_state_dict(deepcopy(state["optimizer"]))  # whose tensors it would update in place
+    parameters = [leaf for leaf in leaves if leaf.requires_grad]
+    if not parameters:
+        raise StructureError("`theta` must hold at least one floating point tensor to optimise, but holds none.")
+    saved = None if state is None else {"scheduler": None, **state}
+    maker = Scheduled(parameters, optimizer, scheduler, saved)
+    begun = done = 0 if state is None else int(state["steps"])
+    warm = None if state is None or afresh else state["lower"]
     values: list[Tensor] = []
     told: set[tuple[type, str]] = set()  # the kinds of warnings
     latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
@@ -123,35 +133,41 @@ def fit(
         latest[1:] = [out]
         return out.value
 
-    for step in range(done + 1, done + steps + 1):
-        latest.clear()
-        maker.step(evaluate)  # type: ignore[arg-type]  # torch's stub asks for a float where it takes a tensor
-        values.append(latest[0].value)
-        done = step
-        if callback is not None and callback(step, _tree(leaves, spec), latest[0]):
-            break
-    found = _tree(leaves, spec)
+    def checkpoint(step: int) -> dict[str, Any]:
+        if step != done:
+            raise StructureError(
+                f"`checkpoint` of step {step} must be called before the next step, but {done} steps have been made. "
+                "Call it inside the callback."
+            )
+        # The optimiser and the schedule go on to change what they hold; theta is copied, and a warm start is replaced.
+        return {"theta": _tree(leaves, spec), "steps": done, "lower": warm, **deepcopy(maker.state_dict())}
+
+    with bar(progress, begun, steps) as shown:
+        for step in range(begun + 1, begun + steps + 1):
+            latest.clear()
+            maker.optimizer.step(evaluate)  # type: ignore[arg-type]  # torch's stub asks for a float, and takes a tensor
+            maker.advance(latest[0].value)
+            values.append(latest[0].value)
+            done = step
+            shown(latest[0])
+            now = FitStep(step, _tree(leaves, spec), latest[0], warm, maker.optimizer, maker.scheduler, checkpoint)
+            if tell(now):
+                break
     return FitResult(
-        theta=found,
+        theta=_tree(leaves, spec),
         z=latest[-1].z,
         values=torch.stack(values),
         hypergradient=latest[-1],
-        state={"theta": found, "steps": done, "lower": warm, "optimizer": maker.state_dict()},
+        state=checkpoint(done),
     )
 
 
-def _make(optimizer: Callable[[list[Tensor]], Optimizer], parameters: list[Tensor]) -> Optimizer:
-    if not parameters:
-        raise StructureError("`theta` must hold at least one floating point tensor to optimise, but holds none.")
-    made = optimizer(parameters) if callable(optimizer) else optimizer
-    if not isinstance(made, Optimizer):
-        raise StructureError(
-            f"`optimizer` must make a torch optimiser from a list of tensors, but gave {type(made).__name__}. "
-            "For example: optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1)."
-        )
-    if isinstance(optimizer, Optimizer):
-        raise StructureError("`optimizer` must make an optimiser of the tensors it is given, but is one already.")
-    return made
+def _check_state(state: Any) -> None:
+    """Refuse what is not the state of a fit; one from before there were schedules has none."""
+    if state is None or (isinstance(state, dict) and set(state) - {"scheduler"} == _KEPT):
+        return
+    found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
+    raise StructureError(f"`state` must be the `.state` of an earlier fit, but {found}.")
 
 
 def _tree(leaves: Sequence[Tensor], spec: tree.TreeSpec) -> Tree:

@@ -1,0 +1,44 @@
+"""How many runs have ended, told as a bar on a terminal and line by line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from adv_train.comparison import Cell
+
+
+class Tally:
+    """Counts the cells that end.
+
+    Args:
+        cells: How many there are to do.
+        progress: Show a bar on stderr; ``None`` does so on a terminal, and elsewhere writes a line for each cell.
+    """
+
+    def __init__(self, cells: int, progress: bool | None) -> None:
+        self.shown = sys.stderr.isatty() if progress is None else progress
+        self._in_lines = progress is None and not self.shown
+        self._bar: tqdm[Any] = tqdm(
+            total=cells, desc="runs", unit="run", leave=False, file=sys.stderr, disable=not self.shown
+        )
+        self._cells, self._ended = cells, 0
+
+    def add(self, cell: Cell, failure: str | None) -> None:
+        """Count a cell that has ended, and why it failed if it did."""
+        self._ended += 1
+        self._bar.update()
+        if self._in_lines:
+            said = failure or "trained and judged"
+            print(f"{self._ended} of {self._cells}, {cell.name}: {said}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Write a line about what has not ended, unless nothing is to be said."""
+        if self.shown or self._in_lines:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._bar.close()

@@ -1,0 +1,139 @@
+"""How z, q and y move along their directions: by plain steps, or by those of a torch optimiser."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from blo._scheduled import OptimizerFactory, Scheduled, SchedulerFactory
+from blo.errors import StructureError
+from blo.stochastic._schedule import Schedule, at, require
+
+_KEY = "optimizers"
+
+
+class Settings(Protocol):
+    """The fields of an algorithm that say how the lower variables move."""
+
+    @property
+    def lower_step(self) -> Schedule | None:
+        """Step size of plain steps."""
+
+    @property
+    def lower_optimizer(self) -> OptimizerFactory | None:
+        """Makes the optimiser of a lower variable in place of plain steps."""
+
+    @property
+    def lower_scheduler(self) -> SchedulerFactory | None:
+        """Makes the schedule of each of these optimisers."""
+
+
+@final
+class Descent:
+    """The moves of one step of an algorithm; each lower variable has an optimiser of its own, if any.
+
+    Args:
+        settings: the algorithm.
+        k: number of steps made so far.
+        memory: of the state, with the optimisers' states; not modified.
+
+    Raises:
+        StructureError: if `memory` holds states of optimisers and the algorithm has none.
+        ValueError: if the step size at `k` is out of range.
+    """
+
+    def __init__(self, settings: Settings, k: int, memory: dict[str, Any]) -> None:
+        self._settings = settings
+        self._saved: dict[str, Any] = memory.get(_KEY, {})
+        self._made: dict[str, tuple[Tensor, Scheduled]] = {}
+        if settings.lower_optimizer is None and self._saved:
+            raise StructureError(
+                "`state` holds the state of a `lower_optimizer`, but the algorithm has none to continue it. Pass the "
+                "one of the earlier steps; or leave it out of the state, `del state['memory']['optimizers']`."
+            )
+        step = settings.lower_step
+        self._step = None if settings.lower_optimizer is not None or step is None else at(step, k, "lower_step")
+
+    def move(self, name: str, point: Tensor, direction: Tensor, over: float = 1.0) -> Tensor:
+        """Return where one step leads.
+
+        Args:
+            name: of the variable.
+            point: where it is, shape `(n,)`.
+            direction: the gradient, or an estimate, shape `(n,)`.
+            over: what to divide it by.
+
+        Raises:
+            StructureError: if the optimiser cannot step from a gradient alone, or is not one of this variable.
+        """
+        if self._step is not None:
+            return point - self._step / over * direction
+        with torch.no_grad():
+            if name not in self._made:
+                self._made[name] = self._make(name, point)
+            held, maker = self._made[name]
+            held.copy_(point)
+            held.grad = direction / over
+        try:
+            maker.optimizer.step()
+        except TypeError as error:
+            if "closure" not in str(error):
+                raise
+            raise StructureError(
+                f"`lower_optimizer` must step from one gradient, but {type(maker.optimizer).__name__} evaluates the "
+                "objective several times a step, which has no meaning for a direction from one batch. Use Adam, say."
+            ) from error
+        return held.detach().clone()
+
+    def memory(self) -> dict[str, Any]:
+        """Step the schedules, and return what is to be kept; nothing for plain steps."""
+        for _, maker in self._made.values():
+            maker.advance()
+        kept = {name: maker.state_dict() for name, (_, maker) in self._made.items()}
+        return {_KEY: kept} if kept else {}
+
+    def _make(self, name: str, point: Tensor) -> tuple[Tensor, Scheduled]:
+        make, schedule = self._settings.lower_optimizer, self._settings.lower_scheduler
+        assert make is not None
+        held = torch.nn.Parameter(point.detach().clone())
+        maker = Scheduled([held], make, schedule, self._saved.get(name), prefix="lower_")
+        if maker.plateau:
+            raise StructureError(
+                "`lower_scheduler` must go by the number of steps, but ReduceLROnPlateau waits for a value, and these "
+                "algorithms compute none."
+            )
+        return held, maker
+
+
+def require_descent(settings: Settings, *, series: bool = False) -> None:
+    """Refuse fields that leave open how the lower variables move, or say it twice.
+
+    Args:
+        settings: the algorithm.
+        series: whether `lower_step` is needed for something else, too.
+
+    Raises:
+        ValueError: if `lower_step` is missing, idle or not positive, or a schedule has no optimiser.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
+    """
+    step, optimizer, scheduler = settings.lower_step, settings.lower_optimizer, settings.lower_scheduler
+    for name, given in (("lower_optimizer", optimizer), ("lower_scheduler", scheduler)):
+        if given is not None and (isinstance(given, Optimizer) or not callable(given)):
+            raise StructureError(
+                f"`{name}` must be a function that makes one, but is of type {type(given).__name__}. For example: "
+                "lower_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1)."
+            )
+    if optimizer is None and scheduler is not None:
+        raise ValueError("`lower_scheduler` needs a `lower_optimizer`. For plain steps make `lower_step` a schedule.")
+    if step is None and (optimizer is None or series):
+        raise ValueError("`lower_step` must be given, but is None." + ("" if series else " Or pass `lower_optimizer`."))
+    if step is not None and optimizer is not None and not series:
+        raise ValueError(
+            "`lower_step` has no effect beside `lower_optimizer`, which has step sizes of its own. Leave it out; "
+            "`lower_scheduler` makes them fall."
+        )
+    if step is not None:
+        require(step, "lower_step")
