@@ -1,4 +1,4 @@
-"""The Python surface: train a run, and look at the gradient that a method hands to the optimiser."""
+"""The Python interface: train a run, and compute the gradient that a method passes to the optimiser."""
 
 from __future__ import annotations
 
@@ -23,21 +23,23 @@ def fit(
     log_every: int | None = None,
     **changes: Any,
 ) -> train.FitResult:
-    """Train a model into a run folder; a folder with part of the same run is continued exactly.
+    """Train a model into a run folder; if the folder holds an interrupted run of this configuration, resume it exactly.
 
     Args:
-        config: A preset's name, a YAML file (a `Path`, or text that ends in `.yaml`), a configuration, or None.
+        config: Name of a preset, a YAML file (a `Path`, or a string that ends in `.yaml`), a configuration, or None.
         out: The run folder.
-        progress: True shows a bar, False nothing; None a bar on a terminal or in a notebook, else a line an epoch.
-        log_every: Also log loss, lr and images a second of each so many steps, into RUN/steps.jsonl.
-        **changes: Values that win over it, by the names of the flags: `data="digits", method="fast-bat", eps=0.2`.
+        progress: True shows a progress bar and False shows nothing. None shows a bar on a terminal or in a notebook,
+            and a line for each epoch elsewhere.
+        log_every: Also log loss, learning rate and images a second every so many steps, to RUN/steps.jsonl.
+        **changes: Values that override `config`, by the names of the flags: `data="digits", method="fast-bat",
+            eps=0.2`.
 
     Returns:
-        `.best` is the record of the epoch in `best.pt`; `load_model(out)` gives the model.
+        The result; `.best` is the record of the epoch in `best.pt`. `load_model(out)` returns the model.
 
     Raises:
-        UserError: when a name or value is wrong, or the folder holds another run. Nothing is overwritten.
-        Diverged: when the loss or a weight is no longer finite. The last good checkpoint is kept.
+        UserError: If a name or value is invalid, or the folder holds another run. Nothing is overwritten.
+        Diverged: If the loss or a weight becomes NaN or infinite. The last good checkpoint is kept.
     """
     if isinstance(config, RunConfig):
         chosen = config.changed(changes)
@@ -60,31 +62,32 @@ def training_gradient(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> methods.Step:
-    """Return what a method would hand to the optimiser for one batch.
+    """Return the gradient that a method would pass to the optimiser for one batch.
 
-    The model is used in the mode it is in: call `model.train()` first for the gradient of training. Train-mode
-    BatchNorm updates its running statistics as it does in training. Parameters and their `.grad` are left alone.
+    The function does not change the mode of the model: call `model.train()` first for the gradient of training. In
+    train mode, BatchNorm updates its running statistics. Parameters and their `.grad` do not change.
 
     Args:
-        model: takes images in [0, 1] and returns logits.
-        x: images in [0, 1], shape `(batch, channels, height, width)`.
-        y: labels, shape `(batch,)`.
-        method: a name from `adv-train list`.
-        eps: budget of the attack in the norm; `8 / 255`, say, the largest change of a pixel in linf.
+        model: Takes images in [0, 1] and returns logits.
+        x: Images in [0, 1], shape `(batch, channels, height, width)`.
+        y: Labels, shape `(batch,)`.
+        method: A name of `adv-train list methods`.
+        eps: Radius of the attack in the norm, such as `8 / 255`; in linf, the largest change of a pixel.
         norm: `"linf"`, `"l2"` or `"l1"`.
-        start: where the attack starts: a tensor of x's shape, used as given, or the method's option of that name;
-            None draws the method's default.
-        generator: source of randomness, on x's device.
-        **options: the method's options, such as `step`, `curvature` or `ig_weight`.
+        start: Start of the attack: a tensor of x's shape, which is used unchanged, or a value of the method's option
+            `start`. None uses the method's default.
+        generator: Source of randomness, on x's device.
+        **options: Options of the method, such as `step`, `curvature` or `ig_weight`.
 
     Returns:
         `step.grads`, by the name of each parameter that requires grad; `step.delta`; `step.loss`;
         `step.implicit_share`.
 
     Raises:
-        UserError: for an unknown method, an option it lacks, a norm it is not defined for, a start that does not fit,
-            images outside [0, 1] or of another dtype than the parameters, labels that are no classes, a budget that
-            reaches every image, a model without trainable parameters or wrapped for data parallelism.
+        UserError: If the method is unknown, lacks an option or is not defined for the norm; if `start` has another
+            shape than x; if images are outside [0, 1] or differ in dtype from the parameters; if a label is not a
+            class; if `eps` reaches every image; if the model has no trainable parameters or is wrapped for data
+            parallelism.
     """
     threat = Threat(norm, eps)
     check_samples(x, y, threat)

@@ -1,4 +1,4 @@
-"""Progress bars: where they are shown, and of which kind."""
+"""Progress bars for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ if TYPE_CHECKING:
 
 
 def in_notebook() -> bool:
-    """Tell whether this process computes the cells of a notebook."""
-    ipython = sys.modules.get("IPython")  # A kernel has it imported.
+    """Return whether this process runs the cells of a notebook."""
+    ipython = sys.modules.get("IPython")  # The kernel of a notebook has imported it.
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and "IPKernelApp" in shell.config
 
 
 def are_shown(wanted: bool | None) -> bool:
-    """Decide whether bars are shown.
+    """Return whether to show progress bars.
 
     Args:
-        wanted: What the user says; ``None`` shows them on a terminal and in a notebook.
+        wanted: The user's choice; ``None`` shows bars on a terminal and in a notebook.
     """
     return sys.stderr.isatty() or in_notebook() if wanted is None else wanted
 
 
 def progress_bar(*, shown: bool, **settings: Any) -> tqdm[Any]:
-    """Make a bar: of widgets in a notebook that has them, of letters on stderr elsewhere.
+    """Create a progress bar: a widget in a notebook with ipywidgets, text on stderr elsewhere.
 
     Args:
-        shown: A bar that is not shown counts, and writes nothing.
-        **settings: As tqdm takes them.
+        shown: Whether to show the bar; a hidden bar counts but prints nothing.
+        **settings: Arguments of tqdm.
     """
-    # Not `tqdm.auto`: in a notebook without widgets it warns, and at import.
+    # Not `tqdm.auto`, which warns when it is imported in a notebook without ipywidgets.
     if in_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm_notebook
 
         return tqdm_notebook(file=sys.stderr, disable=not shown, **settings)
-    from tqdm import tqdm  # Not at the top: `import adv_train` works without it.
+    from tqdm import tqdm  # Not at the top: `import adv_train` must work without it.
 
     return tqdm(file=sys.stderr, disable=not shown, **settings)

@@ -1,4 +1,4 @@
-"""A module that has the name of its function: `import adv_train.evaluate` must not hide `adv_train.evaluate(...)`."""
+"""Make a module callable, so that `import adv_train.evaluate` does not hide the function `adv_train.evaluate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Callable(ModuleType):
 
 
 def make_callable(name: str) -> None:
-    """Let calls of an imported module call its function of the same name.
+    """Make a call of an imported module call the function in it that has the module's name.
 
     Args:
         name: Full name of the module.

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with weights, configuration and all that a run needs to go on; read without running code."""
+"""Checkpoints: one file with the weights, the configuration and the state that resumes a run; loading runs no code."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Checkpoint:
     """The state of a run after a whole number of epochs.
 
     Attributes:
-        config: Of the run.
-        model_arguments: What `adv_train.models.create` needs beside the model's name: image shape, classes, statistics.
-        epoch: Epochs completed.
-        model: The model's state, as the next step would move it; where the file is only for evaluation, what is judged.
-        optimizer: The optimiser's state; empty where the file is only for evaluation.
-        memory: What the method remembers; empty where it remembers nothing, or the file is only for evaluation.
-        average: State dict of the averaged model; empty in a run without averaging, and in `best.pt`.
-        history: The records of the epochs so far, as in ``metrics.jsonl``.
+        config: Configuration of the run.
+        model_arguments: Arguments for `adv_train.models.create` other than the name: image shape, classes, statistics.
+        epoch: Number of finished epochs.
+        model: State dict of the model, which training continues from; in a file for evaluation only, the averaged
+            weights if there are any.
+        optimizer: State of the optimiser; empty in a file for evaluation only.
+        memory: State of the method; empty if the method has no state, or in a file for evaluation only.
+        average: State dict of the averaged model; empty in a run without averaging, and in a file for evaluation only.
+        history: The records of the finished epochs, as in ``metrics.jsonl``; empty in a file for evaluation only.
         best_epoch: Epoch that ``best.pt`` holds, counted from 1.
-        best_score: What it was chosen by, largest first.
+        best_score: Score that this epoch was chosen by; tuples are compared from the first entry on.
     """
 
     config: RunConfig
@@ -53,24 +54,24 @@ class Checkpoint:
 
     @property
     def judged(self) -> Mapping[str, Tensor]:
-        """The weights that stand for the run after this epoch: their average, where there is one."""
+        """The weights to evaluate: the averaged weights if there are any, otherwise those of the model."""
         return self.average or self.model
 
     @property
     def averaged(self) -> str | None:
-        """Which average they are: `ema 0.9995`; None where they are the weights themselves."""
+        """Name of the average in `judged`, such as `ema 0.9995`; None if the weights are not averaged."""
         return self.config.training.average_after(self.epoch)
 
     def for_evaluation(self) -> Checkpoint:
-        """Give what is left without all that only training needs."""
+        """Return the checkpoint without the state that only training needs."""
         return replace(self, model=self.judged, optimizer={}, memory={}, average={}, history=())
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in one piece.
+    """Write a checkpoint; the file is replaced atomically.
 
     Raises:
-        UserError: When it cannot be written; the previous file is then unchanged.
+        UserError: If it cannot be written; an existing file is then unchanged.
     """
     payload = {
         "format": FORMAT,
@@ -86,19 +87,19 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "best_epoch": checkpoint.best_epoch,
         "best_score": list(checkpoint.best_score),
     }
-    # Archives can lose a part and still pass their own checksums.
+    # The checksums of an archive do not notice that a part is missing; this digest does.
     payload["digest"] = digest(payload)
-    # Through memory: PyTorch's own file writer reports a full disk as an error that does not say so.
+    # Saved to memory first, because PyTorch's error for a full disk does not name the cause.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     replace_file(path, buffer.getvalue())
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Nothing in the file is run, whatever it holds.
+    """Read a checkpoint to the CPU. Code in the file is never run.
 
     Raises:
-        UserError: When there is no such file, or it is damaged, foreign, or written by a newer version.
+        UserError: If the file is missing, damaged, not a checkpoint of adv-train, or has another format version.
     """
     payload = _read(path)
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
@@ -125,12 +126,12 @@ def load(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, UserError) as error:
         raise UserError(f"`{path}` is not a complete checkpoint of adv-train ({error}).") from error
     if written != digest(payload):
-        raise UserError(f"`{path}` is damaged: it does not hold what was saved.")
+        raise UserError(f"`{path}` is damaged: its content does not match its digest.")
     return found
 
 
 def _arguments(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a model; others than those of the data would reach a factory of the user's own."""
+    """Check the names of a model's arguments, because a file must not pass arbitrary arguments to a user's factory."""
     if set(found) - _ARGUMENTS:
         raise ValueError(f"unknown model arguments {', '.join(sorted(set(found) - _ARGUMENTS))}")
     return dict(found)
@@ -144,10 +145,10 @@ def _read(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"Cannot read the checkpoint `{path}`: {error.strerror}.") from error
     try:
-        # PyTorch does not compare the checksums that it writes; without this a flipped bit is a changed weight.
+        # PyTorch does not verify the checksums that it writes, so a flipped bit would change a weight unnoticed.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # a hostile archive may fail in any way; each means the same
+    except Exception as error:  # a malicious archive may raise anything, and the message is the same for all
         raise UserError(f"`{path}` is not a checkpoint of adv-train, or is damaged (not an archive).") from error
     if damaged:
         raise UserError(f"`{path}` is damaged: the checksum of its part `{damaged}` is wrong.")
@@ -158,7 +159,7 @@ def _read(path: Path) -> Any:
             f"`{path}` is not a checkpoint of adv-train: it holds objects other than tensors and plain values, "
             "which could run code when loaded. Nothing was loaded."
         ) from error
-    except Exception as error:  # the archive is sound, but its content is not what torch.save writes
+    except Exception as error:  # the archive is intact, but torch.save did not write it
         raise UserError(f"`{path}` is not a checkpoint of adv-train: PyTorch cannot read it.") from error
 
 

@@ -1,4 +1,4 @@
-"""Which devices there are, and one line for a device that is not."""
+"""Find the available devices, and report a device that is not available."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from adv_train.ranks import current
 
 
 def available_devices() -> tuple[str, ...]:
-    """Names of the devices on this machine, the fastest first."""
+    """Return the names of the devices on this machine, the fastest first."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return tuple([*(["cuda", *cuda] if cuda else []), *mps, "cpu"])
 
 
 def find_device(name: str) -> torch.device:
-    """Give the device of a name; ``auto`` is the fastest there is.
+    """Return the device with a name; ``auto`` is the fastest available.
 
     Raises:
-        UserError: When there is no such kind of device, or not on this machine.
+        UserError: If the name is unknown, or this machine has no such device.
     """
     available = available_devices()
     if name == "auto":
@@ -33,9 +33,9 @@ def find_device(name: str) -> torch.device:
 
 
 def own_device(name: str) -> torch.device:
-    """Give the device of a name for this rank: of several, each has a GPU of its own.
+    """Return the device with a name for this rank; of several ranks on a machine, each has its own GPU.
 
     Raises:
-        UserError: As `find_device`, and where there are fewer GPUs than ranks on this machine.
+        UserError: As in `find_device`, and if this machine has fewer GPUs than ranks.
     """
     return current().device(find_device(name))

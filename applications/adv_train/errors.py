@@ -1,16 +1,16 @@
-"""The two ways a command ends early, and how a name that does not exist is reported."""
+"""The two exceptions of this package, and the error for an unknown name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-#: Names that an error lists.
+#: Largest number of names that an error lists.
 _MOST = 30
 
 
 class UserError(Exception):
-    """Something the user can put right, told in one line: the command prints it and exits with status 2."""
+    """An error that the user can fix. Its message is one line; a command prints it and exits with status 2."""
 
 
 class Diverged(RuntimeError):
@@ -18,15 +18,16 @@ class Diverged(RuntimeError):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """Build the error for a name that is not among the valid ones.
+    """Return the error for a name that is not valid.
 
     Args:
-        kind: What was being named, in the user's words: ``"method"``, ``"data set"``.
-        name: What the user wrote.
-        valid: Every name that would have been accepted.
+        kind: The kind of thing that is named, such as ``"method"`` or ``"data set"``.
+        name: The name that the user gave.
+        valid: All valid names.
 
     Returns:
-        An error to raise; it names the nearest valid names, where any is near, and then all of them, or the first few.
+        The error to raise. Its message suggests similar valid names, if there are any, and lists all valid names or the
+        first 30.
     """
     names = sorted(valid)
     lower_to_name = {valid_name.lower(): valid_name for valid_name in names}

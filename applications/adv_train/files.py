@@ -1,4 +1,4 @@
-"""Replacing a file so that a reader, a crash or a full disk sees the old content or the new, never a part."""
+"""Replace files atomically: after a crash or a full disk, a file has its old or its new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from adv_train.errors import UserError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one piece: a temporary file beside it, flushed to the disk, takes its name.
+    """Write a file atomically: write a temporary file in the same folder, flush it to the disk, and rename it.
 
     Args:
         path: The file to write; its folder must exist.
-        content: All of it.
+        content: The whole content.
 
     Raises:
-        UserError: When it cannot be written (full disk, no permission). What was there before is unchanged.
+        UserError: If the file cannot be written (full disk, no permission). An existing file is then unchanged.
     """
-    # One fixed name: what a killed process left behind is overwritten by the next save instead of piling up.
+    # The temporary name is fixed, so that the next save overwrites the file that a killed process left behind.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -31,14 +31,14 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"Cannot write `{path}`: {error.strerror}. What it held before is unchanged.") from error
+        raise UserError(f"Cannot write `{path}`: {error.strerror}. Its previous content is unchanged.") from error
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where they do not exist yet.
+    """Create a folder and its parents, if they do not exist.
 
     Raises:
-        UserError: When that is not possible.
+        UserError: If the folder cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -47,11 +47,11 @@ def make_folder(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    # The new name is an entry of the folder, which has to reach the disk as well.
+    # The new name is an entry of the folder, so the folder must be flushed to the disk as well.
     try:
         folder = os.open(path, os.O_RDONLY)
     except OSError:
-        return  # Windows opens no folders, and keeps their entries safe itself.
+        return  # Windows cannot open folders, and flushes their entries itself.
     try:
         os.fsync(folder)
     finally:

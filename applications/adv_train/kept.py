@@ -1,4 +1,4 @@
-"""Judging into a folder: what is judged already is not judged again, and what was interrupted goes on."""
+"""Evaluate a model into a folder: reuse finished evaluations, and resume interrupted ones."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from adv_train.threat import Threat
 
 @dataclass(frozen=True)
 class Request:
-    """How to judge.
+    """The settings of an evaluation.
 
     Attributes:
-        threat: What the attacks may do.
-        attacks: To run, at most one of a kind.
+        threat: Norm and radius of the attacks, and the range of the images.
+        attacks: The attacks to run, at most one of each kind.
         judging: The settings of every attack.
-        again: Judge anew what is judged already.
-        save_images: File for the attacks' images; None saves none.
-        tell: Called with a line about what is done already.
+        again: Repeat the evaluation even if its record exists.
+        save_images: File for the adversarial images; None saves none.
+        tell: Called with a message about the results that are reused.
     """
 
     threat: Threat
@@ -51,19 +51,19 @@ def judge_into(
     of: int,
     trained: Threat | None = None,
 ) -> Evaluation:
-    """Judge a model on the test split of a data set, and write the record.
+    """Evaluate a model on the test split of a data set, and write the record.
 
     Args:
-        folder: Where the record goes.
-        model: To judge.
-        dataset: Its test split is judged.
-        request: How.
-        about: What the record says of model and images.
+        folder: Folder for the record.
+        model: The model to evaluate.
+        dataset: The data set; only its test split is used.
+        request: The settings of the evaluation.
+        about: Entries of the record that describe model and images.
         of: Size of the whole test split.
-        trained: What the model was trained for.
+        trained: The threat that the model was trained for; None if it is not known.
 
     Returns:
-        The record; an earlier one where it judges the same.
+        The record; an existing one if it belongs to the same evaluation.
     """
     if request.save_images is not None:
         evaluation.check_image_file(request.save_images)
@@ -81,12 +81,12 @@ def judge_into(
     known = unfinished.whole(settings, len(dataset.test))
     if known is not None and _has_images(known, request.save_images):
         file = f"{evaluation.RECORDS_FOLDER}/{evaluation.record_name(known)}"
-        tell(f"Judged already: {folder / file} (--again judges anew).")
+        tell(f"Already evaluated: {folder / file} (--again evaluates it again).")
         return known
     too = request.save_images is not None
     done = [name for name in attacks if unfinished.find(name, settings[name], images=too)]
     if done:
-        tell(f"Done already, and taken over: {', '.join(done)} (--again judges anew).")
+        tell(f"Reused finished attacks: {', '.join(done)} (--again runs them again).")
     judged, images, clean = judge(
         model,
         dataset,
@@ -108,5 +108,5 @@ def judge_into(
 
 
 def _has_images(record: Evaluation, path: Path | None) -> bool:
-    """Tell whether a record's images are where they are to be."""
+    """Return whether the file of images, if one is wanted, holds the images of a record."""
     return path is None or evaluation.holds_images_of(path, evaluation.record_name(record))

@@ -1,4 +1,4 @@
-"""What the environment says of processes that were started together, for those who cannot wait for PyTorch."""
+"""Read the rank and the number of processes from the environment, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _SAID = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> tuple[int, int]:
-    """Return the number of this process, from 0, and how many were started; 0 and 1 where the environment is silent.
+    """Return the rank of this process and the number of processes; 0 and 1 if the environment defines neither.
 
     Raises:
-        UserError: When it tells a part only, or nonsense.
+        UserError: If some of the variables are missing, or the rank and the number contradict each other.
     """
     if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1":
         return 0, 1
     missing = [name for name in _SAID if not os.environ.get(name)]
     if missing:
         raise UserError(
-            f"The environment tells of several processes, but not {' and '.join(missing)}: start them by torchrun, or "
+            f"The environment is set for several processes but lacks {' and '.join(missing)}: start with torchrun, or "
             "unset RANK and WORLD_SIZE."
         )
     rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]

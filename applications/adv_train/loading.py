@@ -1,4 +1,4 @@
-"""From a run folder back to the model."""
+"""Load the model, the checkpoint and the data of a run."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def load_data(
     """Load the data of a run.
 
     Args:
-        config: Of the run.
-        split: What the run folder has recorded of the splits of an image folder.
-        device: Where the images are to be.
-        root: Folder of the data sets, where that is another one now.
-        path: Where an image folder is now.
+        config: Configuration of the run.
+        split: The splits of an image folder that the run folder has recorded; None if there are none.
+        device: Device to store the images on.
+        root: Folder of the data sets; by default the folder in `config`.
+        path: Current path of an image folder; by default the path in `config`.
 
     Raises:
-        UserError: When the data are missing, unusable, or no longer those that were recorded.
+        UserError: If the data are missing or unusable, or differ from the record.
     """
     return data.load(
         config.data.name,
@@ -60,7 +60,7 @@ def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
         which: ``"best"`` on the validation split, or ``"last"``.
 
     Raises:
-        UserError: When there is none, or it is not a checkpoint, or is that of another run.
+        UserError: If the file is missing, is not a checkpoint, or belongs to another run.
     """
     if which not in WHICH:
         raise unknown("checkpoint", which, WHICH)
@@ -69,7 +69,7 @@ def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
     saved = read_checkpoint(path)
     differences = config.differences(saved.config)
     if differences:
-        raise UserError(f"`{path}` belongs to another run than the config.yaml beside it: {', '.join(differences)}.")
+        raise UserError(f"`{path}` and the config.yaml beside it are of different runs: {', '.join(differences)}.")
     return saved
 
 
@@ -77,7 +77,7 @@ def build_model(saved: Checkpoint) -> nn.Module:
     """Build the model of a checkpoint, on the CPU and in eval mode.
 
     Raises:
-        UserError: When the weights do not fit the model that the checkpoint names, or that is a factory that is not
+        UserError: If the weights do not fit the model that the checkpoint names, or the model is a factory that is not
             trusted (see `adv_train.trust`).
     """
     config = saved.config
@@ -96,17 +96,17 @@ def load_model(run: Path | str, *, checkpoint: str = "best", device: torch.devic
     """Load a trained model.
 
     Args:
-        run: The run folder, or a checkpoint file of a run, wherever it lies.
-        checkpoint: ``"best"`` on the validation split, or ``"last"``; a file says it itself.
-        device: Where the model is to be.
+        run: A run folder, or a checkpoint file of a run in any folder.
+        checkpoint: ``"best"`` on the validation split, or ``"last"``; ignored if `run` is a file.
+        device: Device for the model.
 
     Returns:
         A module in eval mode, from images ``(batch, channels, height, width)`` in [0, 1] to logits
-        ``(batch, classes)``, with the normalisation inside.
+        ``(batch, classes)``. It includes the normalisation.
 
     Raises:
-        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign, or names a factory
-            that is not trusted (see `adv_train.trust`).
+        UserError: If the folder holds no run, or the checkpoint is missing, damaged or belongs to another run, or names
+            a factory that is not trusted (see `adv_train.trust`).
     """
     return build_model(open_checkpoint(Path(run), checkpoint)).to(device)
 
@@ -115,28 +115,28 @@ def open_checkpoint(path: Path, which: str = "best") -> Checkpoint:
     """Read a checkpoint of a run folder, or a checkpoint file.
 
     Args:
-        path: The run folder, or the file, wherever it lies.
-        which: As in `load_checkpoint`; a file says it itself.
+        path: A run folder, or a checkpoint file in any folder.
+        which: As in `load_checkpoint`; ignored if `path` is a file.
 
     Raises:
-        UserError: When the folder holds no run, or its checkpoint is missing, damaged or foreign.
+        UserError: If the folder holds no run, or the checkpoint is missing, damaged or belongs to another run.
     """
-    # A name such as run/best.pt is a file's also where the file is missing; the error then says so.
+    # A path that ends in .pt is a file even if it does not exist; the error then says that it is missing.
     is_file = path.is_file() or (path.suffix == ".pt" and not path.is_dir())
     return read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), which)
 
 
 def load_source(run: str, arguments: Mapping[str, Any], data_name: str, device: torch.device) -> nn.Module:
-    """Load the model of a run that another model is attacked from.
+    """Load the source model of a transfer attack.
 
     Args:
-        run: A run folder (its best checkpoint) or a checkpoint file of a run.
-        arguments: Of a model for the images that are attacked.
-        data_name: What these images are called, for the error.
-        device: Where the model is to be.
+        run: A run folder (its best checkpoint is loaded) or a checkpoint file of a run.
+        arguments: Arguments of a model for the attacked images, as `Dataset.model_arguments` returns them.
+        data_name: Name of the attacked data set, for the error.
+        device: Device for the model.
 
     Raises:
-        UserError: When it cannot be loaded, or was trained on images of another shape or with other classes.
+        UserError: If the model cannot be loaded, or was trained on images of another shape or with other classes.
     """
     saved = open_checkpoint(Path(run))
     for key in ("classes", "channels", "image_size"):

@@ -1,4 +1,4 @@
-"""A model with the data that it is judged on, opened from a run folder or a file of weights."""
+"""Open a model together with the data to evaluate it on, from a run folder or a file of weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from adv_train.threat import Threat
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """What is judged.
+    """A model and the data to evaluate it on.
 
     Attributes:
-        model: In eval mode, on its device.
-        dataset: Whole; its splits are where it was loaded.
-        about: What a record says of the model: checkpoint, epoch and method, or the model's name.
-        trained: What it was trained for; None where that is not known.
+        model: The model in eval mode, on its device.
+        dataset: The whole data set, on the CPU.
+        about: Entries of the record that describe the model: checkpoint, epoch and method, or the model's name.
+        trained: The threat that the model was trained for; None if it is not known.
     """
 
     model: nn.Module
@@ -44,12 +44,12 @@ def open_run(
     Args:
         path: The run folder.
         which: ``"best"`` or ``"last"``.
-        device: Where the model is to be; by default the fastest there is.
-        data_name: Where an image folder is now, as ``imagefolder:PATH``.
-        data_root: Folder of the data sets; by default the one that the run was trained from.
+        device: Device for the model; by default the fastest available.
+        data_name: Current path of an image folder, as ``imagefolder:PATH``.
+        data_root: Folder of the data sets; by default the folder that training used.
 
     Raises:
-        UserError: When the run or its data cannot be used.
+        UserError: If the run or its data cannot be used.
     """
     run = RunFolder(path)
     saved = load_checkpoint(run, which)
@@ -57,7 +57,7 @@ def open_run(
     where = own_device(device or "auto")
     kind, _, place = (data_name or config.data.name).partition(":")
     if kind != config.data.name.partition(":")[0]:
-        raise UserError(f"The run was trained on {config.data.name}, so it is not judged on {data_name}.")
+        raise UserError(f"The run was trained on {config.data.name}, so it cannot be evaluated on {data_name}.")
     with current().in_turn():
         dataset = load_data(config, run.split(), root=data_root, path=place if data_name and place else None)
     run.check_split(dataset)
@@ -80,19 +80,19 @@ def open_weights(
     device: str | None,
     data_root: str,
 ) -> Opened:
-    """Open a model that was not trained here, with the data that it is judged on.
+    """Open a model that was not trained here, with the data to evaluate it on.
 
     Args:
-        model_name: A name of `adv_train.models.MODELS.names()`, with options where they are wanted, such as
+        model_name: A name of `adv_train.models.MODELS.names()`, optionally with options, such as
             ``wrn-28-10(activation=silu)``; ``torchvision:NETWORK``, or ``package.module:factory``.
-        data_name: The data set.
-        weights: File of the weights; None where the factory brings them.
+        data_name: Name of the data set.
+        weights: File of the weights; None if the factory returns a trained model.
         normalisation: For weights without mean and standard deviation, as in `adv_train.models.load_weights`.
-        device: Where the model is to be.
+        device: Device for the model; by default the fastest available.
         data_root: Folder of the data sets.
 
     Raises:
-        UserError: When the model, its weights or the data cannot be used.
+        UserError: If the model, its weights or the data cannot be used.
     """
     where = own_device(device or "auto")
     with current().in_turn():

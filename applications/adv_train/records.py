@@ -1,4 +1,4 @@
-"""The run folder: its configuration, one record an epoch, and the lock that keeps a second process out."""
+"""The run folder: its configuration, the records of its epochs, and the lock that excludes a second process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adv_train.files import make_folder, replace_file
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run folder and what is in its text files.
+    """The paths in a run folder and the content of its text files.
 
     Attributes:
         path: The folder, which need not exist yet.
@@ -35,79 +35,78 @@ class RunFolder:
 
     @property
     def last(self) -> Path:
-        """Checkpoint after the last whole epoch, from which a run goes on."""
+        """Checkpoint after the last finished epoch, from which the run resumes."""
         return self.path / "last.pt"
 
     @property
     def best(self) -> Path:
-        """Checkpoint of the epoch that was best on the validation split."""
+        """Checkpoint of the best epoch on the validation split."""
         return self.path / "best.pt"
 
     @property
     def sound(self) -> Path:
-        """Checkpoint of the last epoch that had not overfitted; only there where a run may roll back."""
+        """Checkpoint of the last epoch that did not overfit; it exists only in runs with `rollback`."""
         return self.path / "sound.pt"
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object an epoch; depends on the configuration alone."""
+        """Metrics, one JSON object for each epoch; they depend only on the configuration."""
         return self.path / "metrics.jsonl"
 
     @property
     def timing_file(self) -> Path:
-        """One JSON object an epoch with wall-clock seconds, which no two runs share."""
+        """Wall-clock seconds, one JSON object for each epoch; kept apart because they differ between equal runs."""
         return self.path / "timing.jsonl"
 
     @property
     def split_file(self) -> Path:
-        """Which image of a folder is in which split, as JSON; only there for image folders."""
+        """The files of each split, as JSON; it exists only if the data set is an image folder."""
         return self.path / "split.json"
 
     def config(self) -> RunConfig:
         """Read the configuration.
 
         Raises:
-            UserError: When the folder holds none, or it is malformed or incomplete.
+            UserError: If the folder has no configuration, or it is malformed or incomplete.
         """
         if not self.config_file.is_file():
-            raise UserError(f"`{self.path}` is not a run folder: it has no config.yaml. `adv-train fit` makes one.")
+            raise UserError(f"`{self.path}` is not a run folder: it has no config.yaml. `adv-train fit` creates one.")
         try:
             return RunConfig.of(read_yaml(self.config_file))
         except UserError as error:
             raise UserError(f"In the configuration `{self.config_file}`: {error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the record of each epoch; empty where there is none yet."""
+        """Read the metrics of each finished epoch; empty if there is none."""
         return _read_lines(self.metrics_file)
 
     def timing(self) -> list[dict[str, Any]]:
-        """Read the seconds of each epoch; empty where there are none yet."""
+        """Read the seconds of each finished epoch; empty if there is none."""
         return _read_lines(self.timing_file)
 
     def split(self) -> dict[str, Any] | None:
-        """Read the recorded splits of an image folder; None where there are none.
+        """Read the recorded splits of an image folder; None if there are none.
 
         Raises:
-            UserError: When the record is damaged.
+            UserError: If the record is damaged.
         """
         if not self.split_file.exists():
             return None
         try:
             found: dict[str, Any] = json.loads(self.split_file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"The record of the splits, `{self.split_file}`, is not JSON ({error}).") from error
+            raise UserError(f"The record of the splits, `{self.split_file}`, is not valid JSON ({error}).") from error
         return found
 
     def check_split(self, dataset: Dataset) -> None:
-        """Make sure that the split which a trained model has seen is known.
+        """Check that the splits of the run are still recorded, if its data set is an image folder.
 
         Raises:
-            UserError: When it was recorded, and the record is gone. A split made again may test on images that were
-                trained on.
+            UserError: If the record is missing. New splits could put training images into the test split.
         """
         if dataset.record is not None and not self.split_file.exists():
             raise UserError(
-                f"`{self.split_file}` is gone, and without it nobody knows which images the run was trained on: "
+                f"`{self.split_file}` is missing, and only this file says which images the run was trained on: "
                 "put it back, or train into another folder."
             )
 
@@ -116,27 +115,27 @@ class RunFolder:
         replace_file(self.split_file, (json.dumps(record, indent=0) + "\n").encode())
 
     def holds_metrics(self, history: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether the metrics file holds exactly these records."""
+        """Return whether the metrics file holds exactly these records."""
         return self.metrics_file.is_file() and self.metrics_file.read_bytes() == _lines(history)
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Write the records of all epochs so far in one piece."""
+        """Write the metrics of all finished epochs; the file is replaced atomically."""
         replace_file(self.metrics_file, _lines(history))
 
     def write_timing(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Write the seconds of all epochs so far in one piece."""
+        """Write the seconds of all finished epochs; the file is replaced atomically."""
         replace_file(self.timing_file, _lines(history))
 
     def check(self, config: RunConfig) -> None:
-        """Make sure that a run with this configuration may use the folder; changes nothing.
+        """Check that a run with this configuration may use the folder; this changes nothing.
 
         Raises:
-            UserError: When the folder holds another configuration, or results without one.
+            UserError: If the folder holds another configuration, or results without a configuration.
         """
         if not self.config_file.exists():
             results = [file.name for file in (self.last, self.best, self.metrics_file) if file.exists()]
             if results:
-                raise UserError(f"`{self.path}` holds {results[0]} but no config.yaml: give --out a folder of its own.")
+                raise UserError(f"`{self.path}` holds {results[0]} but no config.yaml: give --out another folder.")
             return
         differences = config.differences(self.config())
         if differences:
@@ -146,7 +145,7 @@ class RunFolder:
             )
 
     def extended(self, config: RunConfig) -> RunConfig:
-        """Give the configuration with what it extends, where the folder holds a finished run of fewer epochs."""
+        """Return the configuration; if the folder holds a finished run with fewer epochs, set `extended_from`."""
         if not self.config_file.is_file():
             return config
         there = self.config().training
@@ -160,10 +159,10 @@ class RunFolder:
 
     @contextmanager
     def claim(self, config: RunConfig) -> Iterator[None]:
-        """Hold the folder for one process, making it and its ``config.yaml`` where they do not exist.
+        """Lock the folder for this process; create it and its ``config.yaml`` if they do not exist.
 
         Raises:
-            UserError: When the folder cannot be used (see `check`), cannot be written, or another process trains in it.
+            UserError: If the folder cannot be used (see `check`) or written, or another process trains in it.
         """
         self.check(config)
         make_folder(self.path)
@@ -174,11 +173,11 @@ class RunFolder:
 
 
 def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return what the best epoch is chosen by, largest first.
+    """Return the score of an epoch; the epoch with the largest tuple is the best.
 
     Args:
         select: ``"robust"``, ``"clean"`` or ``"last"``, as in `adv_train.config.TrainingConfig`.
-        record: Of an epoch.
+        record: The metrics of the epoch.
     """
     scores: dict[str, tuple[float, ...]] = {
         "robust": (record["val_ra"], record["val_sa"]),
@@ -190,7 +189,7 @@ def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    # The lock ends with the process however it ends, so a killed run leaves nothing to clean up.
+    # The system releases the lock when the process ends in any way, so a killed run leaves nothing to clean up.
     lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
@@ -200,8 +199,8 @@ def _locked(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise UserError(f"Cannot write in the folder `{path.parent}`: {error.strerror}.") from error
-        # Some network file systems have no locks; then two processes are the user's care.
+            raise UserError(f"Cannot write into the folder `{path.parent}`: {error.strerror}.") from error
+        # Some network file systems have no locks; there, the user must not start two processes.
     try:
         yield
     finally:

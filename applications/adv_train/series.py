@@ -1,4 +1,4 @@
-"""What the records of a run's epochs hold, as curves over the epochs, for the report and for figures."""
+"""The metrics of a run as curves over the epochs, for the report and for figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DASHES: Final = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
-"""How the lines of several runs differ where colours do not: lengths of ink and gap in points."""
+"""Dash patterns, which distinguish runs also without colour: lengths of ink and gap in points."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Series:
     """A quantity of ``metrics.jsonl`` that is drawn by epoch.
 
     Attributes:
-        key: Its name in the rows.
-        title: What it is, for the reader.
-        axis: What its axis is called, with the unit.
-        is_share: Whether it is a fraction, with an axis that starts at zero.
-        needs_variation: Leave out runs in which it is zero throughout, because it does not apply to them.
+        key: Its key in the rows.
+        title: Its title for the reader.
+        axis: Label of its axis, with the unit.
+        is_share: Whether it is a fraction; its axis then starts at zero.
+        needs_variation: Leave out runs in which it is always zero, because it does not apply to them.
     """
 
     key: str
@@ -33,20 +33,20 @@ class Series:
     needs_variation: bool = False
 
     def points(self, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-        """Give the ``(epoch, value)`` pairs that are there and finite; none of a run that was not asked for it."""
+        """Return the finite values as pairs ``(epoch, value)``; none if the quantity does not apply to the run."""
         pairs = [(row["epoch"], row[self.key]) for row in metrics if row.get(self.key) is not None]
         if self.needs_variation and not any(value for _, value in pairs):
             return []
         return [(float(epoch), float(value)) for epoch, value in pairs if math.isfinite(value)]
 
     def plot(self, axes: Axes, points: Sequence[tuple[float, float]], index: int, colour: str, width: float) -> None:
-        """Draw the line of the run at a place in the list of runs."""
+        """Draw the line of the run at position `index` in the list of runs."""
         epochs, values = zip(*points, strict=True)
-        marker = "o" if len(points) == 1 else ""  # One epoch is a point: a line through it shows nothing.
+        marker = "o" if len(points) == 1 else ""  # A line through a single point is invisible.
         axes.plot(epochs, values, color=colour, linewidth=width, linestyle=dashes(index), marker=marker)
 
     def frame(self, axes: Axes) -> None:
-        """Set up the axes when every line is drawn."""
+        """Set up the axes, after all lines are drawn."""
         from matplotlib.ticker import FuncFormatter, MaxNLocator  # Not at the top: only drawing needs matplotlib.
 
         axes.set_xlabel("epoch")
@@ -58,7 +58,7 @@ class Series:
 
 
 def dashes(index: int) -> Any:
-    """Give the line style of the run at a place in the list, as matplotlib takes it."""
+    """Return matplotlib's line style for the run at a position in the list."""
     lengths = [float(length) / 2 for length in DASHES[index % len(DASHES)].split()]
     return (0, tuple(lengths)) if lengths else "solid"
 

@@ -1,4 +1,4 @@
-"""Gathering what was measured of a run, for tables and reports."""
+"""Collect the results of a run for tables and reports."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from adv_train.report.drawn import drawn_landscape
 
 
 def summarise(path: Path, name: str | None = None) -> RunSummary:
-    """Gather the configuration, records, evaluations and cost of a run for tables and reports.
+    """Collect the configuration, metrics, evaluations and cost of a run for tables and reports.
 
-    The evaluation shown is the one that stands for the run, see `adv_train.evaluation.headline`.
+    `adv_train.evaluation.headline` chooses the evaluation that represents the run.
 
     Args:
-        path: A run folder that was evaluated.
-        name: What to call the run; by default its method.
+        path: A run folder with at least one evaluation.
+        name: Name of the run in tables; by default its method.
 
     Raises:
-        UserError: When the folder holds no run or no evaluation.
+        UserError: If the folder holds no run or no evaluation.
     """
     run = RunFolder(path)
     config = run.config()
@@ -55,18 +55,18 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
 
 
 def _draws_landscape(path: Path, eps: float, trained: float) -> str | None:
-    """Give the command that draws the landscape; None where there is no radius to draw it over."""
+    """Return the command that draws the loss landscape; None if there is no positive radius to draw it with."""
     if eps == 0:
         return None
     return command("plot", "landscape", path, *(() if trained else ("--eps", f"{eps:.6g}")))
 
 
 def summarise_record(outcome: Evaluation, name: str) -> RunSummary:
-    """Gather what a record alone tells, of a model that was not trained here.
+    """Summarise a single evaluation, of a model that was not trained here.
 
     Args:
-        outcome: The record.
-        name: What to call the model.
+        outcome: The evaluation.
+        name: Name of the model in tables.
     """
     summary = outcome.summary()
     config = dict(outcome.about)

@@ -1,4 +1,4 @@
-"""One writer of tables for three readers: people (Markdown), programs (CSV) and papers (LaTeX)."""
+"""Write tables for people (Markdown), programs (CSV) and papers (LaTeX)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Figure:
     """A number in a table.
 
     Attributes:
-        value: What a program reads; None where nothing was measured.
-        text: What people read.
+        value: The number, for programs; None if it was not measured.
+        text: The number as text, for people.
     """
 
     value: float | None
@@ -28,19 +28,19 @@ Cell: TypeAlias = str | Figure
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], form: str = "markdown") -> str:
-    """Lay out a table.
+    """Format a table.
 
     Args:
-        header: Title of each column; the first names the rows.
-        rows: A cell for each column.
-        form: ``markdown`` (padded, so that it reads as well on a terminal), ``csv`` (numbers in full, fractions as
-            fractions) or ``latex`` (a ``tabular`` that needs no package).
+        header: Title of each column; the first column names the rows.
+        rows: The rows, with a cell for each column.
+        form: ``markdown`` (padded, so that it is readable on a terminal too), ``csv`` (numbers in full precision,
+            accuracies as fractions) or ``latex`` (a ``tabular`` that needs no package).
 
     Returns:
-        Lines without a trailing newline.
+        The table as text, without a trailing newline.
 
     Raises:
-        UserError: When there is no such form.
+        UserError: If there is no such form.
     """
     if form not in _WRITERS:
         raise unknown("table format", form, _WRITERS)
@@ -50,7 +50,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[Cell]], form: str
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     texts = [[_one_line(_text(cell)).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
-    # The colon sets numbers to the right where the Markdown is rendered.
+    # The colon aligns the column to the right in rendered Markdown.
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     lines = []
     for row in (texts[0], rule, *texts[1:]):

@@ -1,4 +1,4 @@
-"""Names with options as people write them: `pgd(steps=20, restarts=2)`, and lists of these."""
+"""Parse names with options, such as `pgd(steps=20, restarts=2)`, and lists of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DEPTH: Final = {"(": 1, "[": 1, ")": -1, "]": -1}
 
 
 def items(text: str) -> list[str]:
-    """Split a list at its commas, but for those inside brackets; empty items are left out."""
+    """Split a list at its commas, except those inside brackets; empty items are left out."""
     found, depth = [""], 0
     for letter in text:
         depth += _DEPTH.get(letter, 0)
@@ -23,14 +23,17 @@ def items(text: str) -> list[str]:
 
 
 def name_and_options(text: object, what: str) -> tuple[str, dict[str, str]]:
-    """Take apart `name` or `name(option=value, ...)`, where a value may be of that form again.
+    """Parse `name` or `name(option=value, ...)`, where a value may itself have this form.
 
     Args:
-        text: What was written.
-        what: What it was written for, for the error.
+        text: The text to parse.
+        what: Name of the setting that the text is a value of, for the error.
+
+    Returns:
+        The name, and the value of each option as text.
 
     Raises:
-        UserError: When it is not of that form.
+        UserError: If the text does not have this form.
     """
     found = re.fullmatch(r"\s*([^()=]*[^()=\s])\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
     pairs = [item.partition("=") for item in items(found[2] or "")] if found else []

@@ -199,7 +199,7 @@ def test_another_average_is_another_run(tmp_path: Path) -> None:
         ({"ema": "slow"}, "`ema` must be"),
         ({"average_from": -1}, "`average_from` must be a whole number of at least 0"),
         ({"average_from": 4}, "`average_from` must be below `epochs`, which is 4, but is 4"),
-        ({"ema": 0.9, "average_from": 1}, "`ema` and `average_from` are two averages"),
+        ({"ema": 0.9, "average_from": 1}, "`ema` and `average_from` cannot be combined"),
     ],
 )
 def test_an_average_that_cannot_be_is_told_in_one_line(values: dict[str, Any], says: str) -> None:

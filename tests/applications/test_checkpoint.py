@@ -146,7 +146,7 @@ GOOD = {
         (archive({"state_dict": {}}), "not a checkpoint of adv-train"),
         (archive(GOOD | {"version": 99}), "format 99, but this adv-train reads format 2"),
         (archive({key: value for key, value in GOOD.items() if key != "model"}), "not a complete checkpoint"),
-        (archive(GOOD | {"digest": "0" * 64}), "does not hold what was saved"),
+        (archive(GOOD | {"digest": "0" * 64}), "does not match its digest"),
         (archive(GOOD), "not a complete checkpoint"),
         (archive(GOOD | {"model": {"weight": 3}}), "not a mapping of tensors"),
         (archive(GOOD | {"epoch": "two"}), "not a complete checkpoint"),

@@ -172,7 +172,8 @@ def test_the_tables_show_the_record(done: Path) -> None:
             gap = entries[key]
             interval = "" if gap["p"] is None else f" [{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
             assert row[2 * place + 1] == f"{100 * gap['mean']:+.1f}{interval}"
-    assert "got its epochs times 7/F" in text and "Difference to fast-at" in text and "20 test images, PGD-2-1" in text
+    assert "trained 7/F times its epochs" in text
+    assert "Difference to fast-at" in text and "20 test images, PGD-2-1" in text
 
     table = list(csv.DictReader(io.StringIO((done / "comparison.csv").read_text())))
     assert len(table) == 12 and float(table[4]["mean"]) == methods[1]["accuracies"][0]["mean"]
@@ -341,14 +342,14 @@ DIGITS = ["--data", "digits", "--methods"]
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "Give --methods what to compare"),
+        ([], "Give the methods to compare"),
         ([*DIGITS, "fast-at,fast-bta"], "`fast-bat`"),
-        ([*DIGITS, "fast-at,fast-at"], "`fast-at` is there twice"),
+        ([*DIGITS, "fast-at,fast-at"], "--methods contains `fast-at` twice"),
         ([*DIGITS, "fast-bat(ig_weight)"], "`methods` must be a name, or a name with options such as"),
         ([*DIGITS, "fast-bat(ig_weight=0"], "`methods` must be a name, or a name with options such as"),
         ([*DIGITS, "fast-at(ig_weight=0)"], "method 'fast-at' has no option `ig_weight` (but fast-bat has)"),
         ([*DIGITS, "fast-at(lr=fast)"], "`lr` must be"),
-        ([*DIGITS, "fast-at(seed=3)"], "has a seed of its own"),
+        ([*DIGITS, "fast-at(seed=3)"], "sets a seed"),
         ([*DIGITS, "missing.yaml"], "There is no configuration file `missing.yaml`"),
         ([*DIGITS, "fast-at", "--seeds", "0"], "`seeds` must be a whole number of at least 1"),
         ([*DIGITS, "fast-at", "--cost", "4F"], "the 5.00 F that fast-at, the cheapest method, spends"),
@@ -359,7 +360,7 @@ DIGITS = ["--data", "digits", "--methods"]
         ([*DIGITS, "fast-at", "--attacks", "pgd,autoatack"], "`autoattack`"),
         ([*DIGITS, "fast-at", "--method", "fast-at"], "`--methods`"),
         ([*DIGITS, "fast-at", "--step", "0.1"], "Unknown argument of `adv-train compare` `--step`"),
-        (["--methods", "fast-at"], "Nothing says which data"),
+        (["--methods", "fast-at"], "The configuration has no data"),
         (["--methods", "digits-fast-at,cifar10-8-fast-at"], "differ in data: digits for digits-fast-at, cifar10 for"),
         ([*DIGITS, "fast-at,pgd-at(eps=8/255)"], "differ in eps: 0.2 for fast-at, 8/255 for pgd-at(eps=8/255)"),
     ],

@@ -141,7 +141,7 @@ def test_images_that_moved_are_found_again(
     }
     assert [row["name"] for row in after["per_class"]] == ["cat", "dog", "owl"]
     Path("elsewhere/photos/owl").rename("owl")
-    assert "is not the folder that was recorded: 20 of 60 files" in refusal(
+    assert "does not match the record of the run: 20 of 60 files" in refusal(
         capsys, "eval", "run", *QUICK, "--data-root", "elsewhere"
     )
 

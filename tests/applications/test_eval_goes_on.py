@@ -99,12 +99,12 @@ def test_each_budget_has_its_record_and_a_repeat_runs_only_what_is_missing(
     words = ["eval", str(run), *QUICK, "--attacks", f"pgd,{BRIEF}"]
     assert main([*words, "--eps", "0.05"]) == 0
     assert ran == ["pgd 0.050", "square 0.050"]
-    assert "Judged already" not in capsys.readouterr().out
+    assert "Already evaluated" not in capsys.readouterr().out
     ran.clear()
     assert main([*words, "--eps", "0.05,8/255,0.05"]) == 0
     assert ran == ["pgd 0.031", "square 0.031"]
     said = capsys.readouterr().out
-    assert said.count("Judged already: run/evaluations/best-") == 1
+    assert said.count("Already evaluated: run/evaluations/best-") == 1
     assert "fast-at, ε = 0.05 " in said and "fast-at, ε = 0.03137 " in said and "At ε = 0.05:" in said
     found = content(run)
     assert sorted(record["eps"] for record in found["records"]) == pytest.approx([8 / 255, 0.05])
@@ -112,13 +112,13 @@ def test_each_budget_has_its_record_and_a_repeat_runs_only_what_is_missing(
         assert record["n"] == 30 and record["of"] == 360 == len(data.load("digits", root="").test)
         low, high = (f"{100 * end:.1f}" for end in record["intervals"]["ra"]["square"])
         assert f"{100 * record['ra']['square']:.1f} % [{low}, {high}]" in said
-    assert said.count("The test set has 360 images; the intervals take the 30 for a random choice.") == 2
+    assert said.count("The test set has 360 images; the intervals assume that the 30 are a random sample.") == 2
     before = {name: (run / "evaluations" / name).read_bytes() for name in files(run)}
     ran.clear()
     assert main([*words, "--eps", "8/255,0.05", "--again"]) == 0
     assert ran == ["pgd 0.031", "square 0.031", "pgd 0.050", "square 0.050"]
     assert files(run) == list(before)
-    assert "Judged already" not in capsys.readouterr().out
+    assert "Already evaluated" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_attacks_that_a_record_has_are_taken_over(
     assert ran == expected
     both = evaluation.read_all(run)
     assert len(both) == 2 and (run / "evaluations" / "unfinished").exists() is False
-    told = "Done already, and taken over: " in capsys.readouterr().out
+    told = "Reused finished attacks: " in capsys.readouterr().out
     assert told == (len(expected) < 2)
     if told:
         (new,) = [record for record in both if record.summary() != before.summary()]
@@ -169,7 +169,7 @@ def test_an_interrupted_evaluation_does_not_run_again_what_was_done(
     ran.clear()
     assert main(words) == 0
     assert ran == ["pgd-targeted 0.100"]
-    assert len(files(run)) == 2 and "taken over: pgd, square" in capsys.readouterr().out
+    assert len(files(run)) == 2 and "Reused finished attacks: pgd, square" in capsys.readouterr().out
     whole = evaluate_run(Path("other"), attacks=made(*WHOLE), eps=0.1, limit=30, device="cpu")
     (pieces,) = [record for record in evaluation.read_all(run) if record.eps == 0.1]
     assert pieces.summary() == whole.summary()
@@ -252,7 +252,8 @@ def test_saved_images_are_those_of_the_attacks_and_judged_after_rounding(
             found = content(run)["rounded"][name]
             broken = record.clean & ~record.attacks[name].robust
             assert found["ra"] == robust.mean() and found["broken"] == broken.sum() > 0
-            assert f"{name} {100 * found['ra']:.1f} % ({found['stay']} of {found['broken']} broken ones stay so" in said
+            told = f"({found['stay']} of {found['broken']} successful attacks still succeed"
+            assert f"{name} {100 * found['ra']:.1f} % {told}" in said
     ran.clear()
     assert main(words) == 0 and ran == []  # The record and its images are there.
     Path("made/images.npz").unlink()

@@ -188,7 +188,7 @@ def test_what_is_there_is_kept_without_force(
     with monkeypatch.context() as patch:
         patch.setattr(state_dict_form.torch, "save", _spoilt(torch.save))
         assert main([*words, "--force"]) == 2
-    assert "What was written is not the model" in capsys.readouterr().err
+    assert "The written model differs from the original" in capsys.readouterr().err
     assert out.read_bytes() == b"mine" and [file.name for file in tmp_path.iterdir()] == ["x.pt"]
     assert main([*words, "--force"]) == 0 and torch.load(out, weights_only=True)
 
@@ -209,13 +209,13 @@ def test_nan_is_no_agreement(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--form", "onnx"], "Say also --out"),
+        (["--form", "onnx"], "Give also --out"),
         (["--form", "onx", "--out", "x.onnx"], "Did you mean `onnx`"),
         (["--form", "onnx", "--out", "x.pt"], "a file that ends in .onnx, but --out is `x.pt`"),
         (["--form", "state-dict", "--opset", "18", "--out", "x.pt"], "form 'state-dict' has no option `opset`"),
         (["--form", "onnx", "--opset", "7", "--out", "x.onnx"], "`opset` must be"),
         (["--form", "robustbench", "--out", "x"], "needs --model-id AuthorYearWord"),
-        (["--form", "robustbench", "--model-id", "A2026B", "--out", "x"], "no leaderboard of digits"),
+        (["--form", "robustbench", "--model-id", "A2026B", "--out", "x"], "no leaderboard for digits"),
     ],
 )
 def test_what_cannot_be_written_is_told_in_one_line(

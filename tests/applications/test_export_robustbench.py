@@ -83,7 +83,7 @@ def test_names_and_titles_of_large_networks(name: str, foreign: Foreign, title: 
     [
         ("small-cnn", "no counterpart of SmallCNN"),
         ("preact-resnet-18(activation=silu)", "activation=relu only"),
-        ("preact-resnet-18(base_width=8)", "base_width 8, but of 64"),
+        ("preact-resnet-18(base_width=8)", "base_width 64 only, not 8"),
         ("preact-resnet-50(shortcut=raw)", "no PreActBottleneck with shortcut=raw"),
         ("wrn-16-8(activation=silu)", "activation=relu, or padding=end only"),
     ],
@@ -247,7 +247,7 @@ def test_the_claim_holds_what_was_measured_and_told(tmp_path: Path, run: tuple[P
     info, notes = claim(path, tmp_path / "rb")
     assert info["autoattack_acc"] == "42.97" and info["venue"] == info["name"] == ""
     assert notes == (
-        "still to be told in the JSON, or by flags: title, authors, venue, link",
+        "complete these fields in the JSON, or give them as flags: title, authors, venue, link",
         "warning of the evaluation: autoattack: x",
     )
 
@@ -273,7 +273,7 @@ def test_figures_that_were_not_measured_are_not_claimed(tmp_path: Path, run: tup
 
 def test_a_leaderboard_that_does_not_exist_is_told(tmp_path: Path) -> None:
     trained(tmp_path / "run", model="preact-resnet-18", norm="l1", eps=12 / 255)
-    with pytest.raises(UserError, match="no leaderboard of l1, but of linf and l2"):
+    with pytest.raises(UserError, match="no leaderboard for l1, only for linf and l2"):
         claim(tmp_path / "run", tmp_path / "rb")
-    with pytest.raises(UserError, match="needs a run: the figures"):
+    with pytest.raises(UserError, match="needs a run, because it reports"):
         adv_train.export(nn.Linear(2, 2), tmp_path / "rb", form="robustbench", image_shape=(3, 2, 2), model_id="A2026B")

@@ -294,7 +294,7 @@ def test_two_folders_of_one_name_are_not_mixed_up(tmp_path: Path, monkeypatch: p
     for top in ("photos", "old/photos"):
         write(tmp_path / top / "a", range(10))
         write(tmp_path / top / "b", range(100, 110))
-    with pytest.raises(UserError, match="`photos` and another `old/photos`"):
+    with pytest.raises(UserError, match="`photos` and `old/photos` are different image folders"):
         data.load("imagefolder:photos", root="old")
     data.load("imagefolder:photos", root=".")
     data.load(f"imagefolder:{tmp_path / 'photos'}", root="old")

@@ -98,7 +98,7 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
         (("Train/a", "Train/b"), "no `test/`"),
         (("train/a", "train/b", "val/a", "val/c"), "`b/` is in one of them only"),
         (("train/a", "train/b", "test/a", "test/c"), "`b/` is in one of them only"),
-        (("a/train", "a/test", "b/train", "b/test"), "Splits come first"),
+        (("a/train", "a/test", "b/train", "b/test"), "Split folders contain class folders"),
         (("train/train/a", "train/test/a", "test/train/a", "test/test/a"), "holds splits"),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_norm_that_cannot_be_judged_in_is_named(capsys: pytest.CaptureFixture[
         assert told in refusal(capsys, "eval", "run", *words, "--no-autoattack")
     assert not Path("run/eval.json").exists()
     again = refusal(capsys, "fit", "--norm", "l2", "--out", "run")
-    assert "Say how far the attack may go, by --eps NUMBER in l2." in again
+    assert "Give the radius of the attack: --eps NUMBER in l2." in again
     assert "norm (l2, not linf)" in refusal(capsys, "fit", "--norm", "l2", "--eps", "1", "--out", "run")
 
 

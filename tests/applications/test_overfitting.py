@@ -81,7 +81,7 @@ def test_a_run_that_overfits_is_told_once_and_keeps_best_and_last() -> None:
 
 
 def test_it_goes_back_to_the_last_sound_epoch_where_it_may() -> None:
-    with pytest.warns(UserWarning, match=f"training goes on from epoch {LAST_SOUND}") as warned:
+    with pytest.warns(UserWarning, match=f"training continues from epoch {LAST_SOUND}") as warned:
         adv_train.fit(out="run", progress=False, **settings(rollback=True))
     assert told(warned) == EPOCHS - LAST_SOUND
     found = metrics("run")

@@ -138,7 +138,7 @@ def test_one_scale_serves_all_panels_and_one_run_writes_beside_itself(trained: l
 def test_what_a_landscape_cannot_show_is_refused(trained: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave one of them out"):
         plot("landscape", trained[0], image=1, images=3)
-    with pytest.raises(UserError, match="has 360 images, counted from 0: there is no 360"):
+    with pytest.raises(UserError, match="has 360 images, from 0: there is no image 360"):
         plot("landscape", trained[0], image=360, device="cpu")
     with pytest.raises(UserError, match="trained at eps 0: give --eps"):
         plot("landscape", made(tmp_path / "run", method="standard", eps=0.0))
@@ -179,7 +179,7 @@ def test_strength_shows_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_strength_at_one_test_eps_reads_those_records(tmp_path: Path) -> None:
     runs = sweep(tmp_path, test_eps=0.15)
-    with pytest.raises(UserError, match=r"No record judges best\.pt of .*fast-at-0\.1-0. by pgd at eps 0\.1"):
+    with pytest.raises(UserError, match=r"No record evaluates best\.pt of .*fast-at-0\.1-0. with pgd at eps 0\.1"):
         plot("strength", list(runs), out=tmp_path / "figures")
     (*_, path) = plot("strength", list(runs), out=tmp_path / "figures", test_eps="0.15")
     assert [float(row["ra"]) for row in table(path)] == list(runs.values())
@@ -188,7 +188,7 @@ def test_strength_at_one_test_eps_reads_those_records(tmp_path: Path) -> None:
 def test_what_is_missing_is_told_with_the_command_that_makes_it(tmp_path: Path, capsys: Any) -> None:
     run = made(tmp_path / "a run", eps=8 / 255)
     said = refusal(capsys, "plot", "strength", str(run), "--checkpoint", "last", "--attack", "autoattack")
-    command = said.partition("`adv-train eval ")[2].partition("` does it")[0]
+    command = said.partition("`adv-train eval ")[2].partition("`")[0]
     assert f"eval '{run}' --eps 8/255 --attacks autoattack --checkpoint last" in said and command
     read = eval_command.read([str(run), *command.replace(f"'{run}'", "").split()])
     assert (read.run, read.eps, read.attacks, read.checkpoint) == (run, (8 / 255,), "autoattack", "last")
@@ -202,7 +202,7 @@ def test_one_record_stands_for_both_checkpoints_of_one_epoch(tmp_path: Path) -> 
     judge(run, 0.2, eps=0.2, checkpoint="last.pt", epoch=1)
     other = made(tmp_path / "other", [record(1, 0.5), record(2, 0.3)])
     judge(other, 0.4, eps=0.2, epoch=1)
-    with pytest.raises(UserError, match=r"No record judges last\.pt"):
+    with pytest.raises(UserError, match=r"No record evaluates last\.pt"):
         plot("strength", other, out=tmp_path, checkpoint="last")
 
 
@@ -231,7 +231,7 @@ def test_records_of_other_images_are_warned_of(tmp_path: Path) -> None:
     runs = [made(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
     judge(runs[0], 0.4, eps=0.2)
     judge(runs[1], 0.4, eps=0.2, n=10)
-    with pytest.warns(UserWarning, match="judge them alike"):
+    with pytest.warns(UserWarning, match="evaluate them alike"):
         plot("strength", runs, out=tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_a_cross_marks_what_the_alarm_tells_of_and_what_was_rolled_back(tmp_path
 def test_runs_from_before_alignment_was_recorded_are_told_apart(tmp_path: Path) -> None:
     old = [{key: value for key, value in record(epoch, 0.5).items() if key != "val_alignment"} for epoch in (1, 2)]
     run, empty = made(tmp_path / "old", old), made(tmp_path / "flat", [record(1, 0.5, val_alignment=None)])
-    with pytest.raises(UserError, match="was trained before gradient alignment was recorded"):
+    with pytest.raises(UserError, match="was trained by a version that did not record gradient alignment"):
         plot("alignment", [made(tmp_path / "new"), run], out=tmp_path)
     with pytest.raises(UserError, match="no finite gradient on any validation image"):
         plot("alignment", empty, out=tmp_path)
@@ -355,11 +355,11 @@ def test_each_figure_explains_its_flags_by_examples_that_work(name: str, capsys:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Say which figure to draw: alignment, curves, landscape, strength"),
+        ([], "Name the figure to draw: alignment, curves, landscape, strength"),
         (["landscap", "run"], "Unknown figure `landscap`. Did you mean `landscape`"),
         (["curves"], "Give at least one RUN"),
         (["curves", "nowhere"], "`nowhere` is not a run folder"),
-        (["curves", "run", "run/"], "`run` is there twice"),
+        (["curves", "run", "run/"], "`run` is given twice"),
         (["curves", "run", "--points", "3"], "`--points`"),
         (["landscape", "run", "--points", "1"], "`points` must be a whole number of at least 2"),
         (["landscape", "run", "--style", "heat"], "Unknown style `heat`"),

@@ -184,8 +184,8 @@ def test_a_killed_rank_ends_the_other_and_leaves_a_run_that_goes_on(tmp_path: Pa
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"WORLD_SIZE": "2"}, "not RANK and MASTER_ADDR and MASTER_PORT: start them by torchrun"),
-        ({"RANK": "1"}, "not WORLD_SIZE and MASTER_ADDR"),
+        ({"WORLD_SIZE": "2"}, "lacks RANK and MASTER_ADDR and MASTER_PORT: start with torchrun"),
+        ({"RANK": "1"}, "lacks WORLD_SIZE and MASTER_ADDR"),
         ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK=2 and WORLD_SIZE=2"),
         ({"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "here", "MASTER_PORT": "1"}, "RANK=0 and WORLD_SIZE=two"),
     ],
@@ -214,7 +214,7 @@ def test_other_commands_run_in_one_process(
         monkeypatch.setenv(name, value)
     assert main([command]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"share the work of fit and eval alone: start `{command}` without torchrun.")
+    assert line.endswith(f"Only fit and eval run on several processes: start `{command}` without torchrun.")
 
 
 def test_torchrun_starts_the_ranks_of_a_command(tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ def test_the_landscape_is_shown_when_it_was_drawn(run: Path) -> None:
     loss = {(row["adversarial_in_eps"], row["random_in_eps"]): float(row["loss"]) for row in rows}
     for place, told in {("0.0", "0.0"): "at the images", ("1.0", "0.0"): "one ε against the model"}.items():
         assert f"{loss[place]:.3g} nats {told}" in image["alt"]
-    assert "mean over 10 test images" in image["alt"] and "and not of the weights" not in image["alt"]
+    assert "mean over 10 test images" in image["alt"] and "not those evaluated" not in image["alt"]
     assert (rows[0]["checkpoint"], int(rows[0]["epoch"])) == ("best.pt", summarise(run).best_epoch)
 
     assert main(["plot", "landscape", str(run), "--checkpoint", "last", *DRAW]) == 0
     (image,) = Page(sections(page(run))["Loss landscape"]).all("img")
-    assert "that of last.pt, epoch 2, and not of the weights judged" in image["alt"]
+    assert "The weights are those of last.pt, epoch 2, not those evaluated" in image["alt"]
 
 
 @pytest.mark.parametrize("damage", ["landscape.csv", "landscape.png", "another run"])

@@ -135,7 +135,7 @@ def test_a_class_of_copies_of_one_image_is_refused(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / "e").mkdir(exist_ok=True)
         (tmp_path / "e" / f"{number}.png").write_bytes((tmp_path / "a" / "p000.png").read_bytes())
-    with pytest.raises(UserError, match=r"Class `e`.*leaves no image for the (train|validation) split"):
+    with pytest.raises(UserError, match=r"Class `e`.*has no image for the (train|validation) split"):
         load(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_limited_split_is_recorded_as_it_was_limited(tmp_path: Path) -> None:
     before = load(tmp_path, limit=8)
     assert_equal(load(tmp_path, before.record, limit=8), before)  # nothing is said of what the limit left out
     add(tmp_path, 30, "a")
-    with pytest.warns(UserWarning, match=r"120 image files in `.*` are not in the recorded split and are left out\."):
+    with pytest.warns(UserWarning, match=r"120 image files in `.*` are not in the recorded splits and are left out\."):
         found = load(tmp_path, before.record, limit=8)
     assert_equal(found, before)
     assert found.record == before.record == SplitRecord.from_mapping(before.record.to_mapping())
@@ -234,7 +234,7 @@ def test_a_run_whose_record_is_gone_is_neither_continued_nor_judged(tmp_path: Pa
         lambda: fit(resolve({**chosen, "epochs": 2}), run.path, progress=False),
         lambda: evaluate_run(run.path, attacks=[PGD(1, 1)]),
     ):
-        with pytest.raises(UserError, match=r"split\.json` is gone, .* put it back") as error:
+        with pytest.raises(UserError, match=r"split\.json` is missing, .* put it back") as error:
             use()
         assert "\n" not in str(error.value) and not run.split_file.exists()
     run.split_file.write_bytes(kept)

@@ -151,7 +151,7 @@ def test_a_network_of_torchvision_is_trained_and_judged(
                  "--quiet"]) == 0  # fmt: skip
     capsys.readouterr()
     assert main(["eval", "--model", "torchvision:resnet18", "--data", "digits", "--eps", "0.2"]) == 2
-    assert "no trained weights of its own" in capsys.readouterr().err
+    assert "does not come with trained weights" in capsys.readouterr().err
 
 
 def test_the_list_says_how_they_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command ``adv-train``: one file a command, and what every way to end looks like."""
+"""The command ``adv-train``: each subcommand has a module, and `entry` turns every outcome into an exit status."""
 
 from __future__ import annotations
 

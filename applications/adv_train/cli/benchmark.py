@@ -1,12 +1,13 @@
-"""Measure what each method costs: forward passes counted, milliseconds, images a second, peak memory.
+"""Measure the cost of each method: forward passes, milliseconds a step, images a second, peak memory.
 
 examples:
   adv-train bench
   adv-train bench --device cuda --batch-size 128 --out results/bench.json
   adv-train bench --model small-cnn --batch-size 64 --accelerate compile --methods fast-at,pgd-at
 
-On one core of a busy CPU, compiled steps of standard, fast-at and pgd-at took 0.72 to 0.83 of the eager time
-(small-cnn, batch 64; preact-resnet-18 of an eighth of the width, batch 32), after up to three minutes of compilation.
+On one core of a busy CPU, compiled steps of standard, fast-at and pgd-at took 0.72 to 0.83 of the time of eager steps
+(small-cnn with batches of 64; preact-resnet-18 at an eighth of its width with batches of 32). Compilation took up to
+three minutes.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ class Bench(Progress):
     """The benchmark.
 
     Attributes:
-        model: Network (see `adv-train list`).
-        batch_size: Images a step.
-        image_size: Side of the random images.
+        model: Network (see `adv-train list models`).
+        batch_size: Images in a training step.
+        image_size: Side of the random square images, in pixels.
         eps: Radius of the attack.
-        repeats: Timed rounds.
-        device: auto, cpu, cuda, cuda:1, mps.
-        precision: Arithmetic of the steps.
-        channels_last: Memory layout that a GPU's matrix units prefer.
-        accelerate: Also take each step as `graph` or `compile` of adv-train fit do, beside the eager one.
-        methods: Only these beside standard training, with commas between (see `adv-train list`).
-        out: Also write the figures as JSON.
+        repeats: Number of timed rounds; each round takes one step of every method.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: Arithmetic of the training steps.
+        channels_last: Use the channels-last memory layout, which is faster on GPU matrix units.
+        accelerate: Also time each method with `graph` or `compile`, as `adv-train fit --accelerate` runs it.
+        methods: Measure only standard training and these methods, separated by commas (see `adv-train list methods`).
+        out: File to write the figures to, as JSON.
     """
 
     model: str = "preact-resnet-18"
@@ -71,7 +72,7 @@ def _names(methods: str | None) -> list[str] | None:
 
 
 def run(words: Sequence[str]) -> int:
-    """Measure, and print a table."""
+    """Measure the methods and print a table."""
     command = read(words)
     device = find_device(command.device)
     shown = bars.are_shown(command.shown)

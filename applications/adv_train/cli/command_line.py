@@ -1,4 +1,4 @@
-"""From the words of a command to values: dataclasses declare the flags, tyro reads and explains them."""
+"""Parse a command line: dataclasses declare the flags, and tyro parses them and writes the help."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Group:
     """Flags that the help shows together.
 
     Attributes:
-        title: One word for them.
-        about: A line on what they decide.
-        flags: Their names with dashes, and what they stand for.
-        switches: Those among them that can only be turned on: they have no `--no-` form.
-        positional: The one among them that is written without its name; several words where it is a tuple.
+        title: One word that names the group.
+        about: One line that says what the flags decide.
+        flags: The field that each flag sets, by the name of the flag, written with dashes.
+        switches: Names of the flags that can only be turned on: they have no `--no-` form.
+        positional: Name of the flag that is a positional argument; it takes several words if its type is a tuple.
     """
 
     title: str
@@ -41,11 +41,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What is shown on the way.
+    """How the command shows its progress.
 
     Attributes:
-        quiet: No progress on stderr.
-        progress: Bars even where stderr is no terminal.
+        quiet: Show no progress on stderr.
+        progress: Show progress bars even if stderr is not a terminal.
     """
 
     quiet: bool = False
@@ -57,12 +57,12 @@ class Progress:
 
     @property
     def shown(self) -> bool | None:
-        """True for bars, False for nothing, None for what suits the place that stderr goes to."""
+        """True to show bars, False to show nothing, None to show bars only if stderr is a terminal."""
         return True if self.progress else False if self.quiet else None
 
 
 def group_of(kind: type[Any], *, positional: str | None = None) -> Group:
-    """Make the group of a dataclass; what is false by default becomes a switch."""
+    """Make the group of flags of a dataclass; a field that is False by default becomes a switch."""
     flags = {leaf.field.replace("_", "-"): leaf for leaf in leaves(kind)}
     return Group(
         "command",
@@ -78,13 +78,13 @@ def options(kind: type[T], words: Sequence[str], command: str, about: str, *, po
 
     Args:
         kind: A dataclass whose fields are the flags.
-        words: Of the command line, after the command.
-        command: As it is called, for the help and in errors.
-        about: A docstring: a description, and examples below a blank line.
-        positional: The field that is written without a flag.
+        words: The words of the command line that follow the command.
+        command: Name of the command, such as ``adv-train fit``, for the help and the errors.
+        about: A description, a blank line, and examples, as in a module's docstring.
+        positional: Name of the field that is a positional argument.
 
     Raises:
-        UserError: For a flag that does not exist, or a value that breaks its rule.
+        UserError: If a flag does not exist, or a value is invalid.
         SystemExit: After `--help`.
     """
     found = given(words, [group_of(kind, positional=positional)], command, about)
@@ -92,7 +92,7 @@ def options(kind: type[T], words: Sequence[str], command: str, about: str, *, po
 
 
 def given(words: Sequence[str], groups: Iterable[Group], command: str, about: str) -> dict[str, Any]:
-    """Map each flag that the command line holds to its value; see `options`."""
+    """Return the value of each flag that is on the command line; see `options` for the arguments."""
     groups = list(groups)
     description, _, examples = about.partition("\n\n")
     flags = [flag for group in groups for flag in group.flags if flag != group.positional]
@@ -100,7 +100,7 @@ def given(words: Sequence[str], groups: Iterable[Group], command: str, about: st
         name = word.partition("=")[0]
         if name.startswith("--") and name not in ("--help", *_spellings(groups)):
             raise unknown(f"argument of `{command}`", name, [f"--{flag}" for flag in flags])
-    # Every field of every group has a default of its own kind, so what is not one was given.
+    # The default of a field is None or a bool; the user gave every value that is a `_Given`.
     shapes = [(group.title, _shape(group)) for group in groups]
     whole = dataclasses.make_dataclass("Flags", shapes, kw_only=True)
     said = io.StringIO()
@@ -113,7 +113,7 @@ def given(words: Sequence[str], groups: Iterable[Group], command: str, about: st
         if stop.code == 0:
             print(examples)
             raise
-        raise UserError(f"{_first_lines(said.getvalue())} (`{command} --help` shows what there is)") from None
+        raise UserError(f"{_first_lines(said.getvalue())} (`{command} --help` lists the flags)") from None
     found: dict[str, Any] = {}
     for (name, _), group in zip(shapes, groups, strict=True):
         values = vars(getattr(parsed, name))
@@ -193,7 +193,7 @@ def _was_named(flag: str, words: Sequence[str]) -> bool:
 
 
 def _first_lines(box: str) -> str:
-    """Take the message out of a box that is drawn around it and a hint."""
+    """Extract tyro's message from the box that tyro draws around the message and a hint."""
     lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
     end = next((number for number, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
     return " ".join(lines[:end]) or "The command line cannot be read."

@@ -1,4 +1,4 @@
-"""The flags that say what to train: those of every part of a configuration, explained and read."""
+"""The flags of a training configuration: their help, and their values on a command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adv_train.registry import Registry
 T = TypeVar("T")
 _REGISTRIES: Mapping[str, Registry[Any]] = {"method": METHODS, "model": MODELS}
 _ABOUT = {
-    "data": "What to train on.",
-    "method": "How to train; the options are those of the method.",
-    "model": "What to train.",
-    "threat": "What the attack may do.",
-    "training": "How long, and what is kept of it.",
-    "optimizer": "How a gradient moves the weights, and how far.",
-    "compute": "What computes, and how exactly.",
+    "data": "The images to train on.",
+    "method": "The training method and its options.",
+    "model": "The network to train.",
+    "threat": "The norm and the radius of the attack.",
+    "training": "The length of the training, its validation, and the averaging of its weights.",
+    "optimizer": "The optimiser and the schedule of its learning rate.",
+    "compute": "The device and its arithmetic.",
 }
 
 
@@ -36,20 +36,23 @@ def configured(
     sections: Sequence[str] = SECTIONS,
     positional: str | None = None,
 ) -> tuple[T, dict[str, Any]]:
-    """Read the flags of a command and, by their short names, those of a configuration.
+    """Read the flags of a command and the flags that set keys of a configuration.
 
-    Which options there are follows from the method and the model.
+    The method and the model determine which of their options exist.
 
     Args:
         kind: A dataclass whose fields are the flags of the command itself.
-        words: Of the command line, after the command.
-        command: As it is called, for the help and in errors.
-        about: A docstring: a description, and examples below a blank line.
-        sections: Those parts of a configuration that have flags.
-        positional: The flag of the command itself that is written without its name.
+        words: The words of the command line that follow the command.
+        command: Name of the command, such as ``adv-train fit``, for the help and the errors.
+        about: A description, a blank line, and examples, as in a module's docstring.
+        sections: The sections of a configuration whose keys are flags of this command.
+        positional: Name of the field of `kind` that is a positional argument.
+
+    Returns:
+        The command's own flags, and the configuration's values by short name.
 
     Raises:
-        UserError: For a flag that does not exist, or a value that breaks its rule.
+        UserError: If a flag does not exist, or a value is invalid.
         SystemExit: After `--help`.
     """
     own, known = replace(group_of(kind), positional=positional), chosen(words)
@@ -58,7 +61,7 @@ def configured(
     for section in sections:
         leaves = {short(section, leaf.field): leaf for leaf in fields(section, known.get(section))}
         if section in _REGISTRIES and not (wants_help and known.get(section)):
-            # Those that do not belong are refused with a word on whose they are.
+            # The options of other methods are accepted here, so that a later error can say which method has them.
             leaves |= {name: leaf for name, leaf in _of_all(section).items() if name not in leaves}
         shown = {
             name: replace(leaf, default=known.get(name, leaf.default))
@@ -72,7 +75,10 @@ def configured(
 
 
 def chosen(words: Sequence[str]) -> dict[str, Any]:
-    """Return what is known before the flags are read: what file, preset and recipe say, and the names on the line."""
+    """Return the values that decide which flags exist: those of the file, the preset and the recipe, and the names.
+
+    The names are the values of ``--data``, ``--method``, ``--model`` and ``--norm`` on the command line.
+    """
     named = {key: value for key in ("data", "method", "model", "norm") if (value := _word(words, key)) is not None}
     preset, file, out = _word(words, "preset"), _word(words, "config"), _word(words, "out")
     layers: list[Mapping[str, Any]] = []
@@ -88,7 +94,7 @@ def chosen(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _word(words: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag as it was written last."""
+    """Return the last value that the command line gives to a flag."""
     found = None
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -98,7 +104,7 @@ def _word(words: Sequence[str], flag: str) -> str | None:
 
 
 def _of_all(section: str) -> dict[str, Leaf]:
-    """Return the options of all methods, or models, each with whose it is."""
+    """Return the options of all methods (or models); the help of each names the methods (or models) that have it."""
     registry = _REGISTRIES[section]
     found: dict[str, Leaf] = {}
     for name in registry.names():

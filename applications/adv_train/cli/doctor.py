@@ -1,4 +1,4 @@
-"""Look for the classic mistakes of evaluating robustness, in a model and in its records.
+"""Check a model and its records for the classic mistakes of evaluating robustness.
 
 examples:
   adv-train doctor runs/a
@@ -8,9 +8,9 @@ examples:
   adv-train doctor --checkpoint-file weights.pt --model preact-resnet-18 --data cifar10 --eps 8/255
   adv-train doctor --model my_package.nets:resnet --data cifar10 --eps 8/255
 
-One line a check: its verdict, what was measured, and the remedy; `adv-train list checks` says what each looks for.
-RUN/doctor.json holds the same with all figures. `well` is no proof: the attacks of the doctor are short, and look at
---limit images. The exit status is 0 where nothing was found, 1 where something is ill or doubtful.
+The table has one line a check: its verdict, the measurement, and the remedy. `adv-train list checks` describes the
+checks. RUN/doctor.json holds the table and all figures. The verdict `well` is no proof: the doctor's attacks are short
+and use only --limit images. The exit status is 1 if a check found an illness or a doubt, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from adv_train.written import items
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(JudgedModel):
-    """What to examine, for what.
+    """The model to examine, and the checks to run.
 
     Attributes:
-        eps: Radius of the attacks, as it was used; by default that of training.
-        limit: Test images for the checks that call the model, of all classes in proportion.
-        only: Checks to make, with commas between (see `adv-train list checks`); by default all.
-        skip: Checks to leave out.
-        table: Form of the table.
+        eps: Radius of the attacks; by default the radius of training. A model not trained here needs it.
+        limit: Number of test images for the checks that call the model; each class keeps its proportion.
+        only: Checks to run, separated by commas (see `adv-train list checks`); by default all.
+        skip: Checks to leave out, separated by commas.
+        table: Format of the table.
     """
 
     eps: Annotated[float, Range(0)] | None = None
@@ -55,7 +55,7 @@ def read(words: Sequence[str]) -> Doctor:
 
 
 def run(words: Sequence[str]) -> int:
-    """Examine, print a table and write it; 1 where an illness was found."""
+    """Examine the model, print the table and write it; return 1 if a check found something."""
     command = read(words)
     names = chosen(items(command.only or ""), items(command.skip or ""))
     patient, folder = _of_run(command, command.run) if command.run else _of_weights(command)

@@ -1,4 +1,4 @@
-"""From the words on the command line to an exit status: 0 done, 1 diverged, 2 to be put right, 130 interrupted."""
+"""Run a command line and return its exit status: 0 success, 1 diverged, 2 an error of the user, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        # Here and not above, so that a missing package is told in one line like any other error.
+        # Not at the top of the file: here, a missing package becomes a one-line error, like every other error.
         from adv_train.cli.parser import run
 
         with warnings.catch_warnings():
@@ -52,24 +52,24 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"the package {package} is missing; install it with: pip install 'torch-blo[adv-train]'", 2)
     except BrokenPipeError:
-        # The reader of our output has gone (`adv-train list | head`); nothing may be flushed to it on exit.
+        # The program that reads our output has ended (`adv-train list | head`), so nothing may be flushed on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         place = f" `{error.filename}`" if error.filename else ""
         return _fail(f"{error.strerror or error}{place}", 2)
     except (MemoryError, RuntimeError) as error:
-        # By its name: importing PyTorch for its exception may be the very thing that failed.
+        # Compared by name, because importing PyTorch for its exception class may be what ran out of memory.
         out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
         if not isinstance(error, MemoryError) and not out_of_memory:
             raise
         return _fail("out of memory: choose a smaller --batch-size or --size, or another --device", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; what is finished is kept, and the same command goes on from there", 130)
+        return _fail("interrupted; finished work is saved, and the same command resumes from there", 130)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Show a warning as a line of its own, without the source code around it."""
+    """Print a warning on one line, without the source line that raised it."""
     print(f"adv-train: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 

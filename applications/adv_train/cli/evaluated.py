@@ -1,4 +1,4 @@
-"""What an evaluation says on the terminal beside its table."""
+"""The lines that `adv-train eval` prints besides its table."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def told(outcome: Evaluation, several: bool) -> list[str]:
 
 
 def about(outcome: Evaluation, folder: Path) -> str:
-    """Say what was judged, and where the record is."""
+    """Describe what was evaluated, and name the file of the record."""
     averaged = f" (averaged weights, {outcome.about['averaged']})" if "averaged" in outcome.about else ""
     judged = f"{outcome.n} test images, {outcome.about['checkpoint']}{averaged}, {budget(outcome.summary())}"
     part = ""
     if outcome.of is not None and outcome.n < outcome.of:
-        part = f"\nThe test set has {outcome.of} images; the intervals take the {outcome.n} for a random choice."
+        part = f"\nThe test set has {outcome.of} images; the intervals assume that the {outcome.n} are a random sample."
     return f"{judged}; written to {folder / 'eval.json'}{part}"
 
 
 def rounding(outcome: Evaluation) -> str:
-    """Say what rounding the images did to the verdicts."""
+    """Report the robust accuracy after the adversarial images are rounded to 8 bits."""
     each = [
-        f"{name} {percent(found['ra'])} ({found['stay']} of {found['broken']} broken ones stay so, "
-        f"{found['more']} more break)"
+        f"{name} {percent(found['ra'])} ({found['stay']} of {found['broken']} successful attacks still succeed, "
+        f"{found['more']} more succeed)"
         for name, found in outcome.after_rounding().items()
     ]
     return f"Robust after rounding to 8 bits at {radius(outcome)}: {', '.join(each) or 'no attack was run'}"
 
 
 def print_classes(summary: RunSummary, heading: str) -> None:
-    """Print the accuracies of each class; of many classes those that fare worst."""
+    """Print the accuracies of each class; if there are many classes, print only those with the lowest accuracies."""
     titles, rows = class_rows(summary)
     if not rows:
         return
     classes = summary.evaluation["per_class"]
-    # The robust accuracy under the last attack, the strongest one, decides; clean accuracy where there was none.
+    # The order is by robust accuracy under the last attack, the strongest; without attacks, by clean accuracy.
     worst = sorted(range(len(rows)), key=lambda i: [*classes[i]["ra"].values(), classes[i]["sa"]][-2:][0] or 0.0)
     many = len(rows) > _SHOWN_CLASSES
     chosen = sorted(worst[:_SHOWN_CLASSES]) if many else range(len(rows))
@@ -56,10 +56,10 @@ def print_classes(summary: RunSummary, heading: str) -> None:
         print(f"\n{heading}")
     print(f"\n{write_table(titles, [rows[i] for i in chosen])}")
     if many:
-        print(f"These are the {_SHOWN_CLASSES} of {len(rows)} classes that withstand least.")
+        print(f"These are the {_SHOWN_CLASSES} of {len(rows)} classes with the lowest accuracy.")
     print()
 
 
 def say(text: str, form: str) -> None:
-    """Print where people look; a table for a program or a paper has the output to itself."""
+    """Print a line for the user: on stdout, or on stderr if stdout must hold nothing but a CSV or LaTeX table."""
     print(text, file=sys.stdout if form == "markdown" else sys.stderr)

@@ -1,4 +1,4 @@
-"""Write a trained model in a form that others read, and compare what was written with the model.
+"""Write a trained model in a form that other programs read, and compare the written model with the original.
 
 examples:
   adv-train export runs/a --form onnx --out a.onnx
@@ -7,9 +7,10 @@ examples:
   adv-train export runs/a --form state-dict --out a.pt --force
   adv-train export runs/a --form robustbench --model-id Doe2026Fast --title "Fast" --authors "J. Doe" --out rb
 
-The best checkpoint is written, with averaged weights where the run has them. Images in [0, 1] go in: the normalisation
-is inside. What was written is read back, and its logits of random images are compared with those of the model; on a
-mismatch nothing is kept. `robustbench` takes its figures from the evaluation by `adv-train eval RUN`.
+The command writes the best checkpoint, with averaged weights if the run has them. The written model takes images in
+[0, 1]: it contains the normalisation. The command reads the written model back and compares its logits on random images
+with those of the original; if they differ, it keeps no file. The form `robustbench` takes its accuracies from the
+record of `adv-train eval RUN`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from adv_train.export.writing import BATCHES
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to write, and how.
+    """The model to write, and the form to write it in.
 
     Attributes:
         run: Run folder, or a checkpoint file of a run.
-        form: One of `adv-train list forms`.
-        out: File to write, for robustbench a folder.
-        checkpoint: Of the run: best on validation, or last.
-        force: Replace what is there.
-        opset: For onnx: version of its operators; 18 by default.
-        model_id: For robustbench: how the model is called there, such as Wong2020Fast.
-        title: For robustbench: of the paper.
-        authors: For robustbench: of the paper, with commas between.
-        venue: For robustbench: of the paper, with the year.
-        link: For robustbench: to the paper.
-        footnote: For robustbench: what else the leaderboard is to tell.
-        additional_data: For robustbench: more data than the training images were used.
+        form: Form of the written model (see `adv-train list forms`).
+        out: File to write; a folder for robustbench.
+        checkpoint: Checkpoint of the run: the best on validation, or the last.
+        force: Replace existing files.
+        opset: For onnx: version of the operator set; 18 by default.
+        model_id: For robustbench: name of the model there, such as Wong2020Fast.
+        title: For robustbench: title of the paper.
+        authors: For robustbench: authors of the paper, separated by commas.
+        venue: For robustbench: venue and year of the paper.
+        link: For robustbench: URL of the paper.
+        footnote: For robustbench: footnote on the leaderboard.
+        additional_data: For robustbench: training used more data than the training images.
     """
 
     run: Path | None = None
@@ -69,12 +70,12 @@ def read(words: Sequence[str]) -> Export:
 
 
 def run(words: Sequence[str]) -> int:
-    """Write, compare, and say so."""
+    """Write the model, compare it with the original, and print the result."""
     command = read(words)
     if command.run is None or command.form is None or command.out is None:
         missing = {"RUN": command.run, "--form": command.form, "--out": command.out}
         named = ", ".join(flag for flag, value in missing.items() if value is None)
-        raise UserError(f"Say also {named}; the forms are {', '.join(FORMS.names())}.")
+        raise UserError(f"Give also {named}; the forms are {', '.join(FORMS.names())}.")
     chosen = {key: value for key, value in vars(command).items() if key not in _OWN and value not in (None, False)}
     made = export(
         command.run, command.out, form=command.form, checkpoint=command.checkpoint, force=command.force, **chosen
@@ -82,7 +83,7 @@ def run(words: Sequence[str]) -> int:
     averaged = f" (averaged weights, {made.about['averaged']})" if made.about["averaged"] else ""
     print(f"{made.path} is {made.about['model']} of epoch {made.about['epoch']}{averaged}, {made.size / 1e6:.1f} MB.")
     print(
-        f"Read back, its logits of {' and '.join(map(str, BATCHES))} random images differ from the model's by at most "
+        f"Read back, its logits on {' and '.join(map(str, BATCHES))} random images differ from the model's by at most "
         f"{made.difference:.2g} ({made.allowed:.2g} is allowed)."
     )
     for note in made.notes:

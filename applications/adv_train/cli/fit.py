@@ -1,4 +1,4 @@
-"""Train one model into a run folder; the same command goes on where it was interrupted.
+"""Train one model into a run folder; if training is interrupted, the same command resumes it.
 
 examples:
   adv-train fit --data digits --method fast-bat --eps 0.2 --out runs/a
@@ -8,13 +8,14 @@ examples:
   adv-train fit --data imagefolder:photos --method fast-at --eps 4/255 --epochs 10 --out runs/d
   adv-train fit --preset cifar10-8-fast-bat --precision bf16 --channels-last --accelerate graph --out runs/g
   adv-train fit --preset cifar10-8-fast-at --ema 0.9995 --schedule one-cycle --lr 0.1 --epochs 100 --out runs/f
-  adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags win over the file)
-  adv-train fit --out runs/a                               (goes on with what runs/a says)
+  adv-train fit --config my.yaml --lr 0.1 --out runs/e     (flags override the file)
+  adv-train fit --out runs/a                               (resumes runs/a with its own configuration)
   adv-train fit --method fast-bat --help                   (the options of a method, with their defaults)
   torchrun --nproc-per-node 2 -m adv_train fit --preset cifar10-8-pgd-at --out runs/g      (on two GPUs)
 
-A configuration file is YAML with the same names, flat (`eps: 8/255`) or by section (`threat: {eps: 8/255}`);
-RUN/config.yaml is one. Flags win over the file, the file over the preset, the preset over the recipe of the data set.
+A configuration file is YAML with the names of the flags, flat (`eps: 8/255`) or in sections (`threat: {eps: 8/255}`);
+RUN/config.yaml is an example. Flags override the file, the file overrides the preset, and the preset overrides the
+recipe of the data set.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ from adv_train.values import Range
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Progress):
-    """Where to, and where from.
+    """The run folder, and where the configuration comes from.
 
     Attributes:
-        out: Run folder; by default runs/ and a name made of the choices.
-        preset: A named cell of the published tables (see `adv-train list`).
-        config: YAML file; beats the preset, flags beat it.
-        observe: What else looks on, with commas between (see `adv-train list observers`).
-        log_every: Also log loss, lr and images a second of each so many steps, into RUN/steps.jsonl and for observers.
+        out: Run folder; by default a folder in runs/ named after the data, method, norm, eps and seed.
+        preset: Configuration of one cell of a published table (see `adv-train list presets`).
+        config: YAML file; its values override the preset, and flags override the file.
+        observe: Observers of the training, separated by commas (see `adv-train list observers`).
+        log_every: Also log loss, learning rate and images a second every so many steps, to RUN/steps.jsonl and to the
+            observers.
     """
 
     out: Path | None = None
@@ -58,7 +60,7 @@ class Run(Progress):
 
 
 def run(words: Sequence[str]) -> int:
-    """Train, and say what came of it."""
+    """Train the model and print the result."""
     command, flags = read(words)
     config = configuration(command, flags)
     out = command.out or _default_folder(config)
@@ -79,7 +81,7 @@ def run(words: Sequence[str]) -> int:
         print(f"{out} is trained: {epochs} epochs of {config.method_name} on {config.data.name}.")
     prepared = sum(line.get("prepare_seconds", 0.0) for line in result.run.timing())
     if prepared:
-        print(f"Of its training time --accelerate {config.compute.accelerate} took {prepared:.1f} s to prepare.")
+        print(f"Preparing --accelerate {config.compute.accelerate} took {prepared:.1f} s of the training time.")
     best = result.best
     averaged = config.training.average_after(best["epoch"])
     told = f" (averaged weights, {averaged})" if averaged else ""
@@ -93,7 +95,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def configuration(command: Run, flags: Mapping[str, Any]) -> RunConfig:
-    """Make the configuration that the flags ask for; `--out` alone means the one that the run folder holds."""
+    """Make the configuration from the flags; with `--out` alone, read the configuration in the run folder."""
     folder = RunFolder(command.out) if command.out else None
     complete_elsewhere = command.preset or command.config or "data" in flags or "method" in flags
     if folder and folder.config_file.is_file() and not complete_elsewhere:
@@ -105,7 +107,7 @@ def configuration(command: Run, flags: Mapping[str, Any]) -> RunConfig:
 
 
 def read(words: Sequence[str]) -> tuple[Run, dict[str, Any]]:
-    """Read the flags; which options there are follows from the method and the model."""
+    """Read the flags; the method and the model determine which of their options exist."""
     about = (__doc__ or "") + ("" if chosen(words).get("method") else _table_of_options())
     return configured(Run, words, "adv-train fit", about)
 
@@ -115,7 +117,7 @@ def _table_of_options() -> str:
     for method in METHODS.names():
         told = [f"--{name.replace('_', '-')} {leaf.default}" for name, leaf in METHODS.options(method).items()]
         lines.append(f"  {method:<12} {'  '.join(told)}")
-    return "\noptions of each method, with their defaults (None follows from the rest):\n" + "\n".join(lines)
+    return "\noptions of each method, with their defaults (None: derived from other options):\n" + "\n".join(lines)
 
 
 def _observers(names: str | None) -> list[Observer]:

@@ -1,4 +1,4 @@
-"""The flags that name a model to judge: a run, or a model that was not trained here."""
+"""The flags that name the model to evaluate: a run, or a model that was not trained here."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from adv_train.values import Range
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedModel(Progress):
-    """Which model, on what.
+    """The model, and the data to evaluate it on.
 
     Attributes:
         run: Run folder, as given to `adv-train fit --out`.
-        checkpoint: Of the run: best on validation (the default), or last.
-        norm: Of the attacks: linf, l2 or l1; by default that of training, and linf for a model not trained here.
-        limit: Judge only so many test images, of all classes in proportion.
-        seed: Of the attacks.
-        batch_size: Images in a forward pass; auto: as many as memory holds, found by trying (512 on the CPU).
-        device: auto, cpu, cuda, cuda:1, mps.
-        data_root: Where the data sets are, if no longer where they were.
+        checkpoint: Checkpoint of RUN: the best on validation (the default), or the last.
+        norm: Norm of the attacks; by default the norm of training, and linf for a model not trained here.
+        limit: Evaluate only so many test images; each class keeps its proportion.
+        seed: Seed of the attacks.
+        batch_size: Images in a forward pass; auto: as many as memory holds, found by trial (512 on the CPU).
+        device: auto, cpu, cuda, cuda:1 or mps.
+        data_root: Folder that holds the data sets; by default the folder that training used, or `data` for a model not
+            trained here.
         checkpoint_file: Weights of a model that was not trained here, as torch.save writes them.
-        model: What that model is: a name of `adv-train list`, with options as in "wrn-28-10(activation=silu)", or
-            package.module:factory.
-        normalisation: For weights without mean and standard deviation: those of the data, or none.
-        data: What that model is judged on; for RUN, where its images are now (imagefolder:PATH).
-        out: Where the record of that model goes; by default runs/NAME-eval.
+        model: Network of that model: a name of `adv-train list models`, with options as in
+            "wrn-28-10(activation=silu)", or package.module:factory.
+        normalisation: For weights without mean and standard deviation: use those of the data, or none.
+        data: Data set to evaluate that model on; for RUN, the folder that its images moved to (imagefolder:PATH).
+        out: Folder for the record of that model; by default runs/NAME-eval.
     """
 
     run: Path | None = None
@@ -54,11 +55,11 @@ class Foreign:
     """A model that was not trained here.
 
     Attributes:
-        model: Its name.
-        data: What it is judged on.
-        weights: File of its weights; None where the factory brings them.
-        name: What it is called.
-        folder: Where its records go.
+        model: Name of its network, or of its factory.
+        data: Name of the data set that it is evaluated on.
+        weights: File of its weights; None if the factory returns a trained model.
+        name: Name of the model in its records.
+        folder: Folder for its records.
     """
 
     model: str
@@ -69,15 +70,15 @@ class Foreign:
 
 
 def check_run_alone(command: JudgedModel) -> None:
-    """Refuse flags of a model that was not trained here beside a run.
+    """Check that the command line does not combine RUN with flags of a model that was not trained here.
 
     Raises:
-        UserError: Names the flag.
+        UserError: If it does; the message names the flag.
     """
     for flag in ("checkpoint_file", "model", "normalisation", "out"):
         if getattr(command, flag) is not None:
             raise UserError(
-                f"--{flag.replace('_', '-')} is for a model that was not trained here: leave out RUN, or it."
+                f"--{flag.replace('_', '-')} is for a model that was not trained here: leave out RUN or this flag."
             )
 
 
@@ -86,23 +87,23 @@ def foreign(command: JudgedModel, name: str, eps: object) -> Foreign:
 
     Args:
         command: The flags.
-        name: Of the command, for the error.
-        eps: As it was given; None where it was not.
+        name: Name of the command, for the error.
+        eps: Value of ``--eps``; None if it was not given.
 
     Raises:
-        UserError: When something is missing that such a model needs, or the flags do not fit together.
+        UserError: If a flag that such a model needs is missing, or the flags contradict each other.
     """
     needed = {"--model": command.model, "--data": command.data, "--eps": eps}
     missing = [flag for flag, value in needed.items() if value is None]
     if command.model is None or command.data is None or eps is None:
         raise UserError(
-            f"Give the RUN folder to judge, or for a model that was not trained here also {', '.join(missing)} "
+            f"Give the RUN folder to evaluate, or for a model that was not trained here also {', '.join(missing)} "
             f"(`adv-train {name} --help` has examples)."
         )
     if command.checkpoint is not None:
-        raise UserError("--checkpoint chooses a checkpoint of RUN; a weights file is given by --checkpoint-file.")
+        raise UserError("--checkpoint chooses a checkpoint of RUN; give a file of weights with --checkpoint-file.")
     weights = command.checkpoint_file
     if weights is None and (":" not in command.model or command.model.startswith(TORCHVISION)):
-        raise UserError(f"`{command.model}` has no trained weights of its own: give them by --checkpoint-file.")
+        raise UserError(f"`{command.model}` does not come with trained weights: give them with --checkpoint-file.")
     called = weights.stem if weights else command.model.replace(":", ".")
     return Foreign(command.model, command.data, weights, called, command.out or Path("runs") / f"{called}-eval")

@@ -24,8 +24,8 @@ from adv_train.observers import OBSERVERS
 from adv_train.threat import NORMS
 
 _OTHER_MODELS = {
-    f"{TORCHVISION}NETWORK": "A classification network of torchvision, by the name that it has for it.",
-    "MODULE:FACTORY": "A network of your own: the function or class that makes it.",
+    f"{TORCHVISION}NETWORK": "A classification network of torchvision, by torchvision's name for it.",
+    "MODULE:FACTORY": "Your own network: the function or class that creates it.",
 }
 
 
@@ -34,8 +34,8 @@ class Listing:
     """What to list.
 
     Attributes:
-        section: methods, norms, objectives, presets, models, data, optimizers, observers, attacks, checks or forms; all
-            without it.
+        section: methods, norms, objectives, presets, models, data, optimizers, observers, attacks, checks or forms; by
+            default all.
     """
 
     section: str | None = None
@@ -47,7 +47,7 @@ def read(words: Sequence[str]) -> Listing:
 
 
 def run(words: Sequence[str]) -> int:
-    """Print each name with a line about it."""
+    """Print each name with its description."""
     wanted = read(words).section
     sections = _sections()
     if wanted is not None and wanted not in sections:

@@ -1,4 +1,4 @@
-"""The commands, and the help that stands above them all."""
+"""The commands, and the help of `adv-train` itself."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from importlib.metadata import PackageNotFoundError, version
 from adv_train.errors import UserError, unknown
 from adv_train.launched import launched
 
-#: Each command: its module, and a line about it.
+#: The module of each command, and a line that describes it.
 COMMANDS = {
     "demo": ("demo", "train and attack four methods on handwritten digits; one table and a report"),
-    "fit": ("fit", "train one model into a run folder, or go on where it was interrupted"),
-    "eval": ("evaluation", "judge a trained model: clean accuracy, PGD with restarts, AutoAttack"),
-    "doctor": ("doctor", "find the classic mistakes of evaluating robustness in a model and its records"),
+    "fit": ("fit", "train one model into a run folder, or resume an interrupted run"),
+    "eval": ("evaluation", "evaluate a trained model: clean accuracy, PGD with restarts, AutoAttack"),
+    "doctor": ("doctor", "check a model and its records for the classic mistakes of evaluating robustness"),
     "compare": ("compare", "train several methods with paired seeds, at equal cost, and compare them"),
-    "table": ("table", "make a published table again, measured beside published"),
+    "table": ("table", "reproduce a published table, with measured beside published figures"),
     "export": ("export", "write a trained model as ONNX, torch.export, safetensors, state dict, for RobustBench"),
-    "plot": ("plot", "figures of runs: loss landscape, strength of training, gradient alignment, curves"),
-    "bench": ("benchmark", "what each method costs: forward passes, milliseconds, memory"),
-    "list": ("listing", "methods, presets, models, data sets, attacks, forms"),
+    "plot": ("plot", "draw figures of runs: loss landscape, accuracy over eps, gradient alignment, curves"),
+    "bench": ("benchmark", "measure the cost of each method: forward passes, milliseconds, memory"),
+    "list": ("listing", "list methods, presets, models, data sets, attacks, forms"),
 }
-#: Those that several processes work on together.
+#: The commands that several processes can run together.
 SHARED = ("fit", "eval")
 _LINES = "\n".join(f"  {name:<7} {about}" for name, (_, about) in COMMANDS.items())
 HELP = f"""\
-usage: adv-train COMMAND ...       (`adv-train COMMAND --help` tells more)
+usage: adv-train COMMAND ...       (`adv-train COMMAND --help` explains a command)
 
 Adversarially robust image classifiers, trained fast: Fast-AT, PGD-AT and Fast-BAT, with exact resume and a real
 evaluation (PGD with restarts, AutoAttack).
@@ -38,14 +38,14 @@ start here:
   adv-train demo --out runs/demo                  four methods on handwritten digits, minutes on two cores
   adv-train fit --data digits --method fast-bat --eps 0.2 --out runs/a
   adv-train eval runs/a                           clean accuracy, PGD-50-10, AutoAttack
-  adv-train fit --preset cifar10-8-fast-bat       a cell of the published tables (wants a GPU)
+  adv-train fit --preset cifar10-8-fast-bat       a cell of the published tables (needs a GPU)
   adv-train list                                  methods, presets, models, data sets
 
 with any command:
-  --trust package.module:factory    run this code where a run folder or a checkpoint names it as its model
+  --trust package.module:factory    allow a run folder or a checkpoint to run this code as its model
 
-exit status: 0 done, 1 training diverged or the doctor found something, 2 something to put right (told in one line),
-130 interrupted"""
+exit status: 0 success, 1 training diverged or the doctor found a problem, 2 an error that you can fix (the last line
+on stderr says how), 130 interrupted"""
 
 
 def run(words: Sequence[str]) -> int:
@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> int:
         The exit status.
 
     Raises:
-        UserError: When there is no such command.
+        UserError: If there is no such command.
     """
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
@@ -70,9 +70,9 @@ def run(words: Sequence[str]) -> int:
         raise unknown("command", words[0], COMMANDS)
     if words[0] not in SHARED and launched()[1] > 1:
         shared = " and ".join(SHARED)
-        raise UserError(f"Several processes share the work of {shared} alone: start `{words[0]}` without torchrun.")
+        raise UserError(f"Only {shared} run on several processes: start `{words[0]}` without torchrun.")
     words = _trusting(words)
-    # Only the command that is wanted: the others would bring seconds of imports with them.
+    # Import only the module of this command: the others would add seconds of imports.
     status: int = import_module(f"adv_train.cli.{COMMANDS[words[0]][0]}").run(words[1:])
     return status
 
@@ -81,7 +81,7 @@ def _trusting(words: Sequence[str]) -> list[str]:
     """Trust the factories that `--trust` names, and return the other words.
 
     Raises:
-        UserError: For what is not the name of a factory.
+        UserError: If a value of `--trust` is not the name of a factory.
     """
     rest, waiting = [], False
     for word in words:
@@ -102,7 +102,7 @@ def _trust(name: str) -> None:
     place, colon, factory = name.partition(":")
     if not (place and colon and factory):
         raise UserError(f"--trust takes a name such as package.module:factory, but was given `{name}`.")
-    from adv_train.models import trust  # imports torch, which most errors need not wait for
+    from adv_train.models import trust  # Not at the top: it imports torch, which most errors do not need.
 
     trust(name)
 
@@ -110,5 +110,5 @@ def _trust(name: str) -> None:
 def _version() -> str:
     try:
         return version("torch-blo")
-    except PackageNotFoundError:  # used from a source tree that is not installed
+    except PackageNotFoundError:  # the code runs from a source tree that is not installed
         return "not installed"

@@ -1,10 +1,10 @@
-"""Draw figures of runs: PNG and SVG, with the numbers as CSV beside them.
+"""Draw figures of runs as PNG and SVG files, and write their numbers to a CSV file.
 
 examples:
   adv-train plot landscape runs/fast-at runs/fast-bat --out figures
   adv-train plot strength runs/fast-at-* runs/fast-bat-* --out figures
-  adv-train plot curves runs/a                       (into runs/a/plots)
-  adv-train plot landscape --help                    (its own flags)
+  adv-train plot curves runs/a                       (writes to runs/a/plots)
+  adv-train plot landscape --help                    (shows the flags of this figure)
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from adv_train.plots import FIGURES, Drawing, folder_for, read_runs, write
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(Progress):
-    """What to draw, and where it goes.
+    """The runs to draw, and the folder to write to.
 
     Attributes:
         runs: Run folders, as given to `adv-train fit --out`.
-        out: Folder for the files; by default RUN/plots, for several runs plots.
+        out: Folder for the files; by default RUN/plots, and plots for several runs.
     """
 
     runs: tuple[Path, ...] = ()
@@ -36,7 +36,7 @@ class Plot(Progress):
 def read(words: Sequence[str]) -> tuple[Plot, Drawing[Any]]:
     """Read the figure's name, the runs, and the flags of the command and of the figure."""
     if not words or words[0].startswith("-"):
-        raise UserError(f"Say which figure to draw: {', '.join(FIGURES.names())} (`adv-train plot --help`).")
+        raise UserError(f"Name the figure to draw: {', '.join(FIGURES.names())} (see `adv-train plot --help`).")
     name, *rest = words
     kind: Any = FIGURES.find(name)
     own = group_of(Plot, positional="runs")
@@ -52,7 +52,7 @@ def read(words: Sequence[str]) -> tuple[Plot, Drawing[Any]]:
 
 
 def run(words: Sequence[str]) -> int:
-    """Draw, and say where the files are."""
+    """Draw the figure and print the paths of its files."""
     if words and words[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -67,5 +67,5 @@ def _help() -> str:
     description, _, examples = (__doc__ or "").partition("\n\n")
     width = max(map(len, FIGURES.names()))
     lines = [f"  {name.ljust(width)}  {FIGURES.describe(name)}" for name in FIGURES.names()]
-    usage = "usage: adv-train plot FIGURE RUN...       (`adv-train plot FIGURE --help` tells more)"
+    usage = "usage: adv-train plot FIGURE RUN...       (`adv-train plot FIGURE --help` explains a figure)"
     return "\n".join([usage, "", description, "", "figures:", *lines, "", examples.rstrip()])

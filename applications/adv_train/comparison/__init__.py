@@ -1,4 +1,4 @@
-"""Several methods trained with paired seeds, at equal cost where wanted, and compared."""
+"""Compare several methods: train them with the same seeds, optionally at equal cost, and test the differences."""
 
 from __future__ import annotations
 

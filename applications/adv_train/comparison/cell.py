@@ -1,4 +1,4 @@
-"""One run of a comparison: an ordinary run folder, and how its checkpoints are judged."""
+"""One run of a comparison: a run folder, and the evaluations of its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from adv_train.records import RunFolder, score
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a checkpoint is judged, with seed 0.
+    """How to evaluate a checkpoint, with seed 0.
 
     Attributes:
         checkpoint: ``"best"`` or ``"last"``.
-        attacks: Those to run, at most one of a kind.
+        attacks: The attacks to run, at most one of each kind.
         images: Number of test images.
     """
 
@@ -29,7 +29,7 @@ class Judgement:
     images: int
 
     def command(self, config: RunConfig, out: Path) -> list[str]:
-        """Return the words after ``adv-train`` that judge a run so."""
+        """Return the words after ``adv-train`` of the command that evaluates a run in this way."""
         words = ["eval", str(out), "--checkpoint", self.checkpoint, "--limit", str(self.images)]
         written = ("pgd" if isinstance(attack, PGD) else ATTACKS.written(attack) for attack in self.attacks)
         words += ["--attacks", ",".join(written), "--device", config.compute.device]
@@ -39,7 +39,10 @@ class Judgement:
         return [*words, "--progress"]
 
     def is_in(self, record: Evaluation, epoch: int, config: RunConfig) -> bool:
-        """Whether a record judges the weights of an epoch so; `best.pt` and `last.pt` may be of the same epoch."""
+        """Return whether a record is such an evaluation of the weights of an epoch.
+
+        The file name of the checkpoint does not count: `best.pt` and `last.pt` may hold the same epoch.
+        """
         if (record.about.get("epoch"), record.n, record.seed, record.threat) != (epoch, self.images, 0, config.threat):
             return False
         for attack in self.attacks:
@@ -51,13 +54,13 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Cell:
-    """A run to train and judge.
+    """A run to train and evaluate.
 
     Attributes:
-        name: What to call it.
+        name: Name of the run.
         out: Its run folder.
-        config: What it trains.
-        judgements: How it is judged.
+        config: Its configuration.
+        judgements: The evaluations of its checkpoints.
     """
 
     name: str
@@ -71,22 +74,22 @@ class Cell:
         return RunFolder(self.out)
 
     def epochs_done(self) -> int:
-        """Count the epochs that it has been trained for.
+        """Return the number of finished epochs.
 
         Raises:
-            UserError: When its records are damaged.
+            UserError: If its records are damaged.
         """
         return len(self.run.metrics())
 
     def is_trained(self) -> bool:
-        """Whether it is trained to the end, as intact records say."""
+        """Return whether all epochs are finished; False if its records are damaged."""
         try:
             return self.epochs_done() == self.config.training.epochs
         except UserError:
             return False
 
     def evaluations(self) -> list[Evaluation | None]:
-        """Return the record of each judgement; None where it is missing, or the run is not trained to the end."""
+        """Return the record of each evaluation; None if there is no record or training has not finished."""
         if not self.is_trained():
             return [None] * len(self.judgements)
         metrics, select = self.run.metrics(), self.config.training.select
@@ -101,16 +104,16 @@ class Cell:
         ]
 
     def is_done(self) -> bool:
-        """Whether it is trained and judged."""
+        """Return whether training and all evaluations are finished."""
         return None not in self.evaluations()
 
     def commands(self) -> Iterator[list[str]]:
-        """Yield the words after ``adv-train`` of what is left to do when the ones before have been run.
+        """Yield the words after ``adv-train`` of each command that remains to be run.
 
-        The folder holds the configuration already.
+        The caller runs each command before it asks for the next. The folder must hold the configuration already.
         """
         name = self.config.model.name
-        trusted = ["--trust", name] if ":" in name else []  # the user has named it to the command that made this cell
+        trusted = ["--trust", name] if ":" in name else []  # the user trusted it when starting the comparison
         if not self.is_trained():
             yield ["fit", "--out", str(self.out), "--progress", *trusted]
         for place, judgement in enumerate(self.judgements):

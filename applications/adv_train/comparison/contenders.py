@@ -1,4 +1,4 @@
-"""The methods of a comparison as they are written: `fast-at, pgd-at(steps=3), cifar10-8-fast-bat, mine.yaml`."""
+"""Parse the methods of a comparison: `fast-at, pgd-at(steps=3), cifar10-8-fast-bat, mine.yaml`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Contender:
     """One of the methods to compare.
 
     Attributes:
-        name: What to call it: a method, a preset or the stem of a YAML file, with its options.
-        base: What the preset or file says, or the method's name.
-        options: Values of its own by short name, of any key of a configuration.
+        name: Its name in tables: a method, a preset or the stem of a YAML file, with its options.
+        base: The configuration of the preset or the file, or only the name of the method.
+        options: Values in parentheses after the name, by the short name of any configuration key.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Contender:
 
     @classmethod
     def read(cls, text: str) -> Contender:
-        """Read one.
+        """Parse one method.
 
         Raises:
-            UserError: When it is malformed, or names neither a method, nor a preset, nor a file.
+            UserError: If the text is malformed, or its name is not that of a method, a preset or a YAML file.
         """
         name, options = name_and_options(text, "methods")
         if name in METHODS.names():
@@ -45,40 +45,42 @@ class Contender:
         else:
             raise unknown("method", name, METHODS.names())
         if "seed" in options:
-            raise UserError(f"`{text}` has a seed of its own, but seeds are paired: leave it out.")
+            raise UserError(f"`{text}` sets a seed, but all methods of a comparison use the same seeds: leave it out.")
         told = ", ".join(f"{key}={value}" for key, value in options.items())
         return cls(f"{name}({told})" if told else name, base, options)
 
     @property
     def folder(self) -> str:
-        """Its name without what shells and file systems do not like."""
+        """Its name without the characters that are special to shells and file systems."""
         return re.sub(r"[^\w.=+-]+", "-", self.name).strip("-")
 
     def config(self, common: Mapping[str, Any], flags: Mapping[str, Any], seed: int) -> RunConfig:
-        """Return what it trains with a seed: its options win over flags, these over its base, that over the common.
+        """Return the configuration of its run with a seed.
+
+        The method's options override `flags`, `flags` override its base, and its base overrides `common`.
 
         Args:
-            common: Values of a file for all methods, by short name or section.
-            flags: Values of the command line for all methods, by short name.
-            seed: Of the run.
+            common: Values for all methods from a file, by short name or section.
+            flags: Values for all methods from the command line, by short name.
+            seed: Seed of the run.
 
         Raises:
-            UserError: When a name or value is wrong, or nothing says which data to train on.
+            UserError: If a name or a value is invalid, or no data set is given.
         """
         return resolve(flat(common, self.base, flags, self.options, {"seed": seed}))
 
 
 def contenders(text: str) -> list[Contender]:
-    """Read the methods of a comparison, with commas between.
+    """Parse the methods of a comparison, separated by commas.
 
     Raises:
-        UserError: When no method is given, a method cannot be read, or two methods would share a run folder.
+        UserError: If no method is given, a method is malformed, or two methods would share a run folder.
     """
     found = [Contender.read(item) for item in items(text)]
     folders = [contender.folder for contender in found]
     for contender in found:
         if folders.count(contender.folder) > 1:
-            raise UserError(f"`{contender.name}` is there twice in --methods.")
+            raise UserError(f"--methods contains `{contender.name}` twice.")
     if not found:
-        raise UserError("Give --methods what to compare, such as --methods fast-at,pgd-at(steps=3),fast-bat.")
+        raise UserError("Give the methods to compare, such as --methods fast-at,pgd-at(steps=3),fast-bat.")
     return found

@@ -16,11 +16,11 @@ _CHECKPOINT: Final = "best"
 
 
 def scatter(plan: Plan, found: Sequence[Result]) -> Scatter:
-    """Return the figure of the best checkpoints under the last attack, which is the strongest where they are ordered.
+    """Return the figure of the best checkpoints under the last attack in the list.
 
     Args:
         plan: The comparison.
-        found: Its methods; those without a finished run are left out.
+        found: The results of its methods; the figure leaves out methods without a finished run.
     """
     attack = measures(plan)[-1]
     points = [
@@ -33,7 +33,7 @@ def scatter(plan: Plan, found: Sequence[Result]) -> Scatter:
     title = f"{config.data.name}, {config.threat.norm}, ε = {format_fraction(config.threat.eps)}: best.pt"
     note = "Bars: ± one sample standard deviation over the seeds."
     if all(point.clean.ends is None for point in points):
-        note = "One seed each, so that there is no spread to show."
+        note = "There is one seed for each method, so no error bars."
     return Scatter(title, points, tables.title(attack), note)
 
 

@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, and for how many epochs each method trains."""
+"""Plan a comparison: its runs, and the number of epochs of each method."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Planned:
     """A method of the comparison with its runs.
 
     Attributes:
-        name: What to call it.
-        forwards: Forward passes that it spends on a batch.
-        cells: Its runs by seed.
+        name: Its name in tables.
+        forwards: Forward passes that its training spends on a batch.
+        cells: Its runs, by seed.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Planned:
 
     @property
     def config(self) -> RunConfig:
-        """Of the run with the first seed; the others differ in nothing else."""
+        """The configuration of the run with the first seed; those of the other runs differ only in the seed."""
         return next(iter(self.cells.values())).config
 
 
@@ -47,12 +47,13 @@ class Plan:
     """A comparison before its first run.
 
     Attributes:
-        methods: In the order of the table.
-        seeds: Of every method.
-        cost: Forward passes a batch at which all methods would cost the same; None where epochs are not scaled.
-        attacks: By which all checkpoints are judged.
+        methods: The methods, in the order of the table.
+        seeds: Seeds of the runs of every method.
+        cost: The budget of each method, in forward passes a batch; epochs are scaled to it. None leaves epochs as they
+            are.
+        attacks: The attacks that evaluate every checkpoint.
         images: Number of test images.
-        facts: Of the data.
+        facts: Sizes of the data set and shape of its images.
     """
 
     methods: tuple[Planned, ...]
@@ -63,7 +64,7 @@ class Plan:
     facts: Facts
 
     def cells(self) -> list[Cell]:
-        """Return all runs: one seed of every method before the next, and of a seed the longest first."""
+        """Return all runs, seed by seed; the runs of a seed are in order of their cost, the most expensive first."""
         longest = sorted(self.methods, key=lambda method: -method.forwards * method.config.training.epochs)
         return [method.cells[seed] for seed in self.seeds for method in longest]
 
@@ -85,19 +86,20 @@ def plan(
 
     Args:
         chosen: The methods.
-        flags: Values for all of them that win over what a method says of itself, but for its options.
+        flags: Values for all methods; they override the base of a method, and its options override them.
         out: Folder of the run folders.
-        seeds: Of every method.
-        attacks: To judge by.
-        common: Values for all of them that what a method says of itself wins over, such as those of a file.
-        epochs: Of every method, before the cost is looked at; what its schedule counts in epochs moves along.
+        seeds: Seeds of the runs of every method.
+        attacks: The attacks that evaluate every checkpoint.
+        common: Values for all methods, such as those of a file; the base of a method overrides them.
+        epochs: Epochs of every method, before they are scaled to the cost; schedules are stretched to them.
         cost: Forward passes a batch: a method that spends F gets `round(epochs * cost / F)` epochs.
-        limit: Judge by so many test images, of all classes in proportion.
-        facts: Of the data; by default they are loaded, and downloaded where they are not there.
+        limit: Evaluate on only so many test images; each class keeps its proportion.
+        facts: Sizes of the data set and shape of its images; by default the data set is loaded, and if necessary
+            downloaded, to find them.
 
     Raises:
-        UserError: When a configuration or the cost is not usable, the methods are not judged on the same images under
-            the same threat, or a folder holds another run.
+        UserError: If a configuration or the cost is invalid, the methods differ in data set, image size or threat, or
+            a folder holds another run.
     """
     configs = {contender.name: contender.config(common, flags, seeds[0]) for contender in chosen}
     _check_shared(configs)
@@ -125,13 +127,13 @@ def plan(
 
 
 def _check_shared(configs: Mapping[str, RunConfig]) -> None:
-    """Refuse methods whose models are not judged alike."""
+    """Check that all methods are evaluated on the same data under the same threat."""
     (first, ours), *others = configs.items()
     for name, theirs in others:
         for key, value in _judged_on(ours).items():
             if value != (found := _judged_on(theirs)[key]):
                 raise UserError(
-                    f"All methods of a comparison are judged alike, but they differ in {key}: "
+                    f"All methods of a comparison need the same data and threat, but they differ in {key}: "
                     f"{_shown(value)} for {first}, {_shown(found)} for {name}."
                 )
 

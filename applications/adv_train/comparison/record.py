@@ -1,4 +1,4 @@
-"""A comparison as people, programs and papers read it, rewritten as its runs finish."""
+"""The record of a comparison: tables for people, programs and papers, rewritten whenever a run finishes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _FORMS: Final = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known of a comparison at a moment.
+    """The results of a comparison so far.
 
     Attributes:
         plan: The methods and their runs.
         baseline: Name of the method that the others are compared with.
-        failed: Why runs failed, by their names.
+        failed: The reason of each failure, by the name of the run.
     """
 
     plan: Plan
@@ -39,12 +39,12 @@ class Comparison:
 
     @cached_property
     def results(self) -> list[Result]:
-        """What each method reached, read once."""
+        """The results of each method; they are read from the disk once."""
         return results(self.plan, self.failed)
 
     @property
     def title(self) -> str:
-        """What is compared on what, in a line."""
+        """One line with data set, threat, network, number of test images, attacks and seeds."""
         config, seeds = self.plan.methods[0].config, self.plan.seeds
         return (
             f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {config.model.name}: "
@@ -52,19 +52,19 @@ class Comparison:
         )
 
     def sections(self) -> list[Section]:
-        """Return the tables for people, with what has to be said of them."""
+        """Return the tables for people, with their notes and alarms."""
         measured, found = measures(self.plan), self.results
         baseline = self._baseline()
-        spread = "best and last: best.pt on the validation images, and last.pt."
+        spread = "best: best.pt, chosen on the validation images; last: last.pt."
         if len(self.plan.seeds) > 1:
             spread = f"Mean ± sample standard deviation over the seeds; {spread}"
         notes = [f"{spread} F/batch: forward passes of the network that training spends on a batch."]
         if self.plan.cost is not None:
-            notes += [f"Equal cost: a method of F forward passes got its epochs times {self.plan.cost:g}/F, rounded."]
+            notes += [f"Equal cost: a method of F passes trained {self.plan.cost:g}/F times its epochs, rounded."]
         made = [Section("Accuracy", tables.accuracies(found, measured), notes, doubts(found))]
         if len(found) > 1:
             told = "Percentage points, paired by seed: mean [95 % interval] and p-value of a paired t-test."
-            told += " The p-values are not corrected for their number."
+            told += " The p-values are not corrected for multiple comparisons."
             if len(self.plan.seeds) == 1:
                 told = "Percentage points. One seed gives no interval and no p-value."
             title, table = f"Difference to {self.baseline}", tables.differences(found, measured, baseline)
@@ -72,11 +72,11 @@ class Comparison:
         return made
 
     def figure(self) -> Scatter:
-        """Return the main figure: what best.pt of each method reached over the seeds."""
+        """Return the main figure: robust and clean accuracy of best.pt of each method over the seeds."""
         return scatter(self.plan, self.results)
 
     def text(self, form: str = "markdown") -> str:
-        """Lay the tables out: ``markdown``, ``latex``, or ``csv`` with a row for each accuracy."""
+        """Format the tables as ``markdown``, ``latex``, or ``csv`` with a row for each accuracy."""
         if form == "csv":
             table = tables.tidy(self.results, measures(self.plan), self._baseline())
             return write_table(table.header, table.rows, form)
@@ -87,10 +87,10 @@ class Comparison:
         return "\n\n".join([self.title, *made] if form == "markdown" else made)
 
     def write(self, out: Path) -> None:
-        """Write ``comparison.json`` and the tables, each in one piece.
+        """Write ``comparison.json`` and the tables; each file is replaced atomically.
 
         Raises:
-            UserError: When one cannot be written.
+            UserError: If a file cannot be written.
         """
         make_folder(out)
         for form, suffix in _FORMS.items():
@@ -98,7 +98,7 @@ class Comparison:
         replace_file(out / "comparison.json", (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
 
     def record(self) -> dict[str, Any]:
-        """Return everything in plain values."""
+        """Return all results in plain values, for JSON."""
         plan, config = self.plan, self.plan.methods[0].config
         return {
             "format": FORMAT,

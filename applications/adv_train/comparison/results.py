@@ -1,4 +1,4 @@
-"""What the finished runs of a comparison reached, method by method."""
+"""The results of the finished runs of a comparison, method by method."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from adv_train.evaluation import Evaluation, overfitting
 
 @dataclass(frozen=True)
 class Result:
-    """What a method reached.
+    """The results of a method.
 
     Attributes:
         planned: The method with its runs.
-        accuracies: By checkpoint and measure (``sa``, or the name of an attack), and then by seed.
-        seconds: Mean training time of an epoch in seconds, over the epochs of all finished runs; None before the first.
-        implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged likewise; None
-            for a method without an implicit part.
-        alarms: What makes figures doubtful, by the name of the run, and of the checkpoint where it is about one.
-        failed: Why runs ended before their time, by their names.
+        accuracies: Fractions by checkpoint and measure (``sa``, or the name of an attack), and then by seed.
+        seconds: Mean training time of an epoch in seconds, over the epochs of all finished runs; None if no run has
+            finished.
+        implicit_share: Norm of the implicit part of the gradient over the norm of the direct part, averaged over the
+            same epochs; None for a method without an implicit part.
+        alarms: Warnings about the results, by the name of the run, or by the names of the run and the checkpoint.
+        failed: The reason of each failure, by the name of the run.
     """
 
     planned: Planned
@@ -35,7 +36,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """What to call the method."""
+        """Name of the method."""
         return self.planned.name
 
     @property
@@ -45,36 +46,36 @@ class Result:
 
     @property
     def doubtful(self) -> int:
-        """Number of runs that failed, or with figures that an alarm makes doubtful."""
+        """Number of runs that failed or raised an alarm."""
         return len({name.partition(",")[0] for name in self.alarms} | set(self.failed))
 
     def spread(self, checkpoint: str, measure: str) -> Spread:
-        """Return mean and deviation of an accuracy."""
+        """Return the mean and the standard deviation of an accuracy over the seeds."""
         return Spread.of(list(self.accuracies[checkpoint, measure].values()))
 
     def difference(self, baseline: Result, checkpoint: str, measure: str) -> Difference:
-        """Compare an accuracy with that of a baseline, seed by seed."""
+        """Return the difference of an accuracy to that of the baseline, paired by seed."""
         key = (checkpoint, measure)
         return Difference.of(self.accuracies[key], baseline.accuracies[key])
 
 
 def measures(plan: Plan) -> list[str]:
-    """Return what is measured of each checkpoint."""
+    """Return the names of the accuracies of each checkpoint: ``sa`` and the attacks."""
     return ["sa", *map(ATTACKS.name_of, plan.attacks)]
 
 
 def judges(plan: Plan) -> str:
-    """Name the attacks by which all is judged."""
+    """Name the attacks that evaluate every checkpoint."""
     told = [f"PGD-{a.steps}-{a.restarts}" if isinstance(a, PGD) else ATTACKS.name_of(a) for a in plan.attacks]
     return ", ".join(told)
 
 
 def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:
-    """Read what there is so far.
+    """Read the results of the runs that have finished.
 
     Args:
         plan: The comparison.
-        failed: Why runs failed, by their names.
+        failed: The reason of each failure, by the name of the run.
     """
     return [_result(method, measures(plan), failed) for method in plan.methods]
 

@@ -1,4 +1,4 @@
-"""Mean and spread over seeds, and differences of two methods paired by seed."""
+"""Mean and standard deviation over seeds, and paired differences of two methods."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Spread:
 
     Attributes:
         n: Number of seeds.
-        mean: Over the seeds; None without any.
+        mean: Mean over the seeds; None if there are none.
         std: Sample standard deviation, with n - 1 in the denominator; None for fewer than two seeds.
     """
 
@@ -34,14 +34,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """What a method has more than the baseline on the seeds that both finished.
+    """The value of a method minus that of the baseline, over the seeds that both finished.
 
     Attributes:
         n: Number of these seeds.
-        mean: Of the differences; None without any.
-        low: Lower end of the interval of confidence `LEVEL`; None where the differences have no spread.
-        high: Its upper end, likewise.
-        p: Of the paired t-test of a mean difference of zero (two-sided), likewise.
+        mean: Mean of the differences; None if there are none.
+        low: Lower end of the confidence interval with level `LEVEL`; None if there are fewer than two differences or
+            all are equal.
+        high: Upper end of the interval; None as for `low`.
+        p: p-value of the two-sided paired t-test that the mean difference is zero; None as for `low`.
     """
 
     n: int
@@ -52,13 +53,13 @@ class Difference:
 
     @classmethod
     def of(cls, values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-        """Compare values by seed."""
-        from scipy import stats  # Not at the top: it would double the time until a run of a small network starts.
+        """Compute the differences of values by seed."""
+        from scipy import stats  # Not at the top: importing it takes as long as starting a run of a small network.
 
         seeds = sorted(values.keys() & baseline.keys())
         ours, theirs = np.array([values[s] for s in seeds]), np.array([baseline[s] for s in seeds])
         n, mean = len(seeds), float(np.mean(ours - theirs)) if seeds else None
-        # Equal differences, up to rounding, leave nothing to estimate a deviation from.
+        # If all differences are equal up to rounding, their standard deviation cannot be estimated.
         if n < 2 or np.ptp(ours - theirs) < 1e-12:
             return cls(n, mean)
         test = stats.ttest_rel(ours, theirs)

@@ -12,11 +12,11 @@ from adv_train.tables import Cell
 
 
 def accuracies(found: Sequence[Result], measured: Sequence[str]) -> Table:
-    """Table mean and deviation of every accuracy, and what the method cost.
+    """Make the table of the accuracies, with mean and standard deviation, and of the cost of each method.
 
     Args:
-        found: The methods.
-        measured: What was measured of each checkpoint.
+        found: The results of the methods.
+        measured: Names of the accuracies of each checkpoint.
     """
     columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
     header = ["method", "seeds", *(f"{title(measure)} {checkpoint}" for checkpoint, measure in columns)]
@@ -28,12 +28,12 @@ def accuracies(found: Sequence[Result], measured: Sequence[str]) -> Table:
 
 
 def differences(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> Table:
-    """Table how far every other method is from the baseline, in percentage points, with p-values.
+    """Make the table of the differences of every other method to the baseline, in percentage points, with p-values.
 
     Args:
-        found: The methods.
-        measured: What was measured of each checkpoint.
-        baseline: One of the methods.
+        found: The results of the methods.
+        measured: Names of the accuracies of each checkpoint.
+        baseline: The result, one of `found`, that the others are compared with.
     """
     columns = [(checkpoint, measure) for measure in measured for checkpoint in CHECKPOINTS]
     header = ["method"]
@@ -52,7 +52,7 @@ def differences(found: Sequence[Result], measured: Sequence[str], baseline: Resu
 
 
 def tidy(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> Table:
-    """Table the same for a program: a row for each method, checkpoint and accuracy, a number in each cell."""
+    """Make the table of both for programs: a row for each method, checkpoint and accuracy, and one number a cell."""
     header = ["method", "checkpoint", "accuracy", "seeds", "mean", "std", "difference", "low", "high", "p"]
     rows: list[list[Cell]] = []
     for result in found:
@@ -66,12 +66,12 @@ def tidy(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> 
 
 
 def title(measure: str) -> str:
-    """Give the title of a column."""
+    """Return the title of the column of a measure."""
     return "SA" if measure == "sa" else accuracy_title(measure)
 
 
 def seeds(result: Result) -> Figure:
-    """Make the cell that counts the finished runs."""
+    """Make the cell with the number of finished runs."""
     planned = len(result.planned.cells)
     return Figure(result.runs, str(planned) if result.runs == planned else f"{result.runs} of {planned}")
 
@@ -87,7 +87,7 @@ def _costs(result: Result) -> list[Cell]:
 
 
 def spread(found: Spread) -> Figure:
-    """Make the cell of a mean with its deviation."""
+    """Make the cell of a mean with its standard deviation."""
     if found.mean is None or found.std is None:
         return Figure(found.mean, percent(found.mean))
     return Figure(found.mean, f"{100 * found.mean:.1f} ± {100 * found.std:.1f} %")

@@ -1,4 +1,4 @@
-"""What a run is: one set of dataclasses behind flags, YAML files, presets and Python."""
+"""The configuration of a run: one set of dataclasses for flags, YAML files, presets and Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configurations as YAML."""
+"""Read and write configurations as YAML."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read some or all values of a configuration from a YAML file.
 
     Raises:
-        UserError: When the file is missing, is not YAML, or is not a mapping.
+        UserError: If the file is missing, is not YAML, or is not a mapping.
     """
-    import yaml  # Not at the top: `import adv_train` works without the packages that only the command line needs.
+    import yaml  # Not at the top: only the command line needs it, and `import adv_train` must work without it.
 
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Defaults: each data set has a recipe, each preset a name; flags and files override both."""
+"""Recipes and presets: the default values of a configuration, which files and flags override."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from adv_train.threat import NORMS
 
 
 class Folder(Mapping[str, dict[str, Any]]):
-    """Maps names to the contents of YAML files in a folder of this package, each read on access.
+    """Maps the names of the YAML files in a folder of this package to their contents; a file is read on access.
 
     Args:
-        name: Of the folder.
+        name: Name of the folder.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,22 +41,24 @@ class Folder(Mapping[str, dict[str, Any]]):
         return sum(1 for _ in self)
 
 
-#: A name for one data set, method and budget, with a line `about` it; the recipe supplies the rest.
+#: Configurations of one data set, method and budget, by name; `about` describes each, and the recipe supplies the rest.
 PRESETS = Folder("presets")
-#: By data set: what it is trained with; `methods` has what a method needs besides, `budgets` eps in other norms.
+#: Default configurations, by data set; `methods` holds values for single methods, `budgets` holds eps in other norms.
 RECIPES = Folder("recipes")
 
 
 def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path | None = None) -> RunConfig:
-    """Complete what the user said: flags win over the YAML file, the file over the preset, the preset over the recipe.
+    """Return the full configuration of a run.
+
+    Flags override the YAML file, the file overrides the preset, and the preset overrides the recipe of the data set.
 
     Args:
-        flags: Values given on the command line or from Python, as text or typed, by short name or section.
+        flags: Values given on the command line or in Python, as text or typed, by short name or section.
         preset: One of `PRESETS`.
         file: A YAML file with some or all keys of a configuration.
 
     Raises:
-        UserError: When a name or value is wrong, or neither data nor method is given.
+        UserError: If a name or a value is invalid, or the data set or the method is missing.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
@@ -71,7 +73,7 @@ def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path |
     for key in ("data", "method"):
         if chosen.get(key) is None:
             raise UserError(
-                f"Nothing says which {key} to train with{f', not even `{file}`' if file else ''}: give --{key} NAME "
+                f"The configuration has no {key}{f', and neither has `{file}`' if file else ''}: give --{key} NAME "
                 "or --preset NAME (`adv-train list` shows the names)."
             )
     recipe = defaults(str(chosen["data"]), str(chosen["method"]), chosen.get("norm", "linf"), chosen.get("eps"))
@@ -81,23 +83,24 @@ def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path |
             RunConfig.of(flat(recipe, named, written, essential))
         except UserError as error:
             raise UserError(f"In the configuration `{file}`: {error}") from None
-    threat = {key: recipe[key] for key in ("norm", "eps")}  # a layer's eps is in the norm of its own layer or below
+    # The eps of a layer refers to the norm that is set in the same layer or in one below it.
+    threat = {key: recipe[key] for key in ("norm", "eps")}
     config = RunConfig.of({**flat(recipe, named, written, flags), **threat})
-    # A record names the device that was used, not the rule that chose it.
+    # The record must name the device that was used, not `auto`.
     return config.changed({"device": str(find_device(config.compute.device))})
 
 
 def defaults(data: str, method: str, norm: str = "linf", eps: object = None) -> dict[str, Any]:
-    """Give the recipe of a data set for a method, by short names.
+    """Return the recipe of a data set for a method, by short names.
 
     Args:
         data: Name of the data set.
-        method: Name of the method; one that the recipe does not mention gets no options.
-        norm: Of the attack.
-        eps: Radius of the attack, where it is not the recipe's own.
+        method: Name of the method; the recipe may set its options.
+        norm: Norm of the attack.
+        eps: Radius of the attack; by default the recipe's radius in this norm.
 
     Raises:
-        UserError: When there is no recipe for the data set, or it knows no radius in the norm and none is given.
+        UserError: If there is no recipe for the data set, or the recipe has no radius in the norm and `eps` is None.
     """
     kind = data.partition(":")[0]
     if kind not in RECIPES:
@@ -114,7 +117,7 @@ def defaults(data: str, method: str, norm: str = "linf", eps: object = None) -> 
         "eps": radius,
         "data": data,
         "method": method,
-        # Standard training has no robust accuracy to choose by: its first, nearly random epoch would often win.
+        # The robust accuracy of standard training is often highest in the first, nearly random epoch.
         "select": "clean" if method == "standard" else "robust",
         **{option: radius if value == "eps" else value for option, value in special.items()},
     }

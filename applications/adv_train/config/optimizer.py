@@ -1,4 +1,4 @@
-"""The optimiser of a run and its learning rate; which fields go together."""
+"""The optimiser of a run, the schedule of its learning rate, and which of their options go together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adv_train.errors import UserError
 from adv_train.schedules import DECAY, PEAKS
 from adv_train.values import Checked, Count, NotNegative, Positive, Range
 
-#: Fields that belong to one choice of another field, with what they are there by default.
+#: Fields that only some values of another field (the first entry) use, and their default for each such value.
 BELONGS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "momentum": ("name", {"sgd": 0.9}),
     "momentum_cycling": ("name", {"sgd": False}),
@@ -27,21 +27,22 @@ _SAID: Final = {"name": "optimizer", "schedule": "schedule"}
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """Optimiser and its schedule.
+    """The optimiser and its schedule.
 
     Attributes:
         name: A class of torch.optim in lower case, such as adamw (see `adv-train list optimizers`).
         lr: Largest learning rate of the schedule.
-        schedule: Shape of the learning rate over the steps: triangular from 0 to a peak and back to 0; one-cycle as
-            torch's OneCycleLR, from lr/25 to lr/250000; multistep down at each milestone; cosine down to 0; constant.
-        peak_at: Of triangular and one-cycle: share of the steps before the highest rate; 0.5 and 0.3 by default.
-        milestones: Of multistep: epochs after which the rate falls, as 70,85.
-        decay: Of multistep: factor at each milestone; 0.1 by default.
-        clip: Scale the gradient down where its norm over all parameters is above this; none leaves it.
-        weight_decay: On every parameter.
-        momentum: Of sgd; 0.9 by default.
-        momentum_cycling: Of sgd: lower the momentum by 0.1 where the learning rate is highest, and raise it again.
-        options: Further options of the optimizer, as 'betas=[0.9, 0.95], eps=1e-6' (see `adv-train list optimizers`).
+        schedule: Learning rate over the steps: triangular from 0 to lr and back to 0; one-cycle as in torch's
+            OneCycleLR, from lr/25 to lr to lr/250000; multistep falls at each milestone; cosine falls to 0; constant.
+        peak_at: For triangular and one-cycle: share of the steps before the largest rate; 0.5 and 0.3 by default.
+        milestones: For multistep: epochs after which the rate falls, such as 70,85.
+        decay: For multistep: factor that multiplies the rate at each milestone; 0.1 by default.
+        clip: Largest norm of the gradient over all parameters; a larger gradient is scaled down. None: no limit.
+        weight_decay: Weight decay of every parameter.
+        momentum: For sgd: momentum; 0.9 by default.
+        momentum_cycling: For sgd: lower the momentum, by 0.1 when the learning rate is largest, and raise it again.
+        options: Further options of the optimiser, such as 'betas=[0.9, 0.95], eps=1e-6' (see `adv-train list
+            optimizers`).
     """
 
     name: str = "sgd"
@@ -68,17 +69,17 @@ class OptimizerConfig(Checked):
         if self.schedule == "multistep" and not self.milestones:
             raise values.refused("milestones", "epochs such as 70,85 for the schedule multistep", self.milestones)
         if self.momentum_cycling and self.momentum is not None and self.momentum < 0.1:
-            raise values.refused("momentum", "at least 0.1 where `momentum_cycling` takes 0.1 off it", self.momentum)
+            raise values.refused("momentum", "at least 0.1, because `momentum_cycling` lowers it by 0.1", self.momentum)
 
     def create(self, parameters: Iterable[Tensor], *, captured: bool = False) -> torch.optim.Optimizer:
-        """Return the optimiser of these parameters.
+        """Return the optimiser of some parameters.
 
         Args:
-            parameters: What it moves.
+            parameters: The parameters that it updates.
             captured: As in `adv_train.optimizers.create`.
 
         Raises:
-            UserError: When torch refuses an option.
+            UserError: If torch rejects an option.
         """
         own = {} if self.momentum is None else {"momentum": self.momentum}
         chosen: dict[str, Any] = {**own, **(self.options or {})}

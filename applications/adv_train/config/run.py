@@ -1,4 +1,4 @@
-"""What one training run is: a frozen record of checked parts."""
+"""The configuration of one training run: a frozen dataclass of validated sections."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from adv_train.values import format_fraction
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides the weights a run ends with.
+    """All settings that determine the trained weights.
 
     Attributes:
-        data: What to train on.
-        model: What to train.
-        threat: What the attack may do.
-        method: How to train.
-        training: How long, and what is kept.
-        optimizer: Optimiser and its schedule.
+        data: The data set and its augmentation.
+        model: The network and its initial weights.
+        threat: Norm and radius of the attack, and the range of the images.
+        method: The training method with its options.
+        training: Length, validation, and averaging of the weights.
+        optimizer: The optimiser and its schedule.
         compute: Device and arithmetic.
 
     Raises:
-        UserError: When parts do not go together.
+        UserError: If two sections contradict each other.
     """
 
     data: DataConfig
@@ -55,15 +55,15 @@ class RunConfig:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> RunConfig:
-        """Make a configuration from its values, nested or by their short names, as text or typed.
+        """Make a configuration from its values, by section or by short name, as text or typed.
 
         Raises:
-            UserError: For an unknown name, a value that breaks its rule, or one that is missing.
+            UserError: If a name is unknown, or a value is invalid or missing.
         """
         parts = nested(found)
         threat = {"norm": "linf", **parts["threat"]}
         if "eps" not in threat:
-            raise UserError(f"Say how far the attack may go, by --eps NUMBER in {threat['norm']}.")
+            raise UserError(f"Give the radius of the attack: --eps NUMBER in {threat['norm']}.")
         method, model = parts["method"], parts["model"]
         own = [leaf for leaf in fields("model", model["name"]) if leaf.field not in ("name", *INIT)]
         options = {leaf.field: model.get(leaf.field, leaf.default) for leaf in own}
@@ -82,20 +82,23 @@ class RunConfig:
 
     @property
     def method_name(self) -> str:
-        """The method as it is called in lists and tables."""
+        """Name of the method, as in `adv-train list methods`."""
         return METHODS.name_of(self.method)
 
     @property
     def full_method(self) -> Method:
-        """The method as it trains, with what the other sections put around it."""
+        """The method wrapped in the weight perturbation that `training` asks for."""
         return WeightPerturbed(base=self.method, gamma=self.training.weight_perturbation)
 
     def to_mapping(self) -> dict[str, dict[str, Any]]:
-        """Give nested plain values, as a checkpoint or YAML can hold them; `of` makes the configuration again."""
+        """Return plain values by section, for a checkpoint or YAML; `of` makes the same configuration from them."""
         return plain(self)
 
     def changed(self, found: Mapping[str, Any]) -> RunConfig:
-        """Give the configuration with other values for some keys; options that are not named stay, if the method does.
+        """Return the configuration with other values for some keys.
+
+        All other values stay, except that a new method, model, optimizer, schedule or norm drops the options of the
+        old one.
 
         Raises:
             UserError: As in `of`.
@@ -103,10 +106,12 @@ class RunConfig:
         return RunConfig.of(flat(self.to_mapping(), found))
 
     def stretched(self, factor: float) -> RunConfig:
-        """Give the run over `factor` times as many epochs, rounded; all that a schedule counts in epochs moves along.
+        """Return the configuration with `factor` times as many epochs, rounded.
+
+        Milestones, the warm-up of eps and the start of averaging are scaled by the same factor.
 
         Raises:
-            UserError: When no epoch is left.
+            UserError: If the number of epochs is rounded to zero.
         """
         training, epochs = self.training, round(factor * self.training.epochs)
         counted = {"eps_warmup": training.eps_warmup, "average_from": training.average_from}
@@ -115,9 +120,9 @@ class RunConfig:
         return self.changed({"epochs": epochs, "milestones": milestones, **moved})
 
     def differences(self, other: RunConfig) -> tuple[str, ...]:
-        """Name each key by which the two runs would end with different weights: ``epochs (30, not 20)``.
+        """Name each key whose value differs and can change the weights, as in ``epochs (30, not 20)``.
 
-        A run that extends the other does not differ from it in its length.
+        The number of epochs does not count as a difference if this run extends the other.
         """
         free = {"data_root"}
         if self.training.extended_from == other.training.epochs:

@@ -1,4 +1,4 @@
-"""The parts of a configuration: their fields are the flags of `adv-train fit` and the keys of its files."""
+"""The sections of a configuration: their fields are the flags of `adv-train fit` and the keys of its YAML files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from adv_train.values import Checked, Count, NotNegative, Range
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """What to train on.
+    """The images to train on.
 
     Attributes:
-        name: Data set, or `imagefolder:PATH` for your own images, one folder a class.
-        root: Folder that holds the data sets, or receives them; where data lie does not change a run.
-        limit: Use only so many training images, of all classes in proportion.
+        name: Data set, or `imagefolder:PATH` for your own images, with one folder for each class.
+        root: Folder that holds the data sets and receives downloads; a run does not depend on its path.
+        limit: Use only so many training images; each class keeps its proportion.
         size: For an image folder: resize the shorter side to so many pixels and crop the centre.
-        augment: In place of the data set's own augmentation.
-        skip_unreadable: For an image folder: leave out the files that cannot be read, instead of refusing them.
+        augment: Augmentation of the training images; by default that of the data set.
+        skip_unreadable: For an image folder: leave out files that cannot be read, instead of stopping with an error.
     """
 
     name: str
@@ -34,13 +34,13 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """What to train.
+    """The network to train.
 
     Attributes:
-        name: Network.
+        name: Network (see `adv-train list models`).
         init: File of weights to start from, such as best.pt of another run.
-        init_normalisation: For a file without mean and standard deviation: those of the data, or none.
-        options: Its options.
+        init_normalisation: For a file without mean and standard deviation: use those of the data, or none.
+        options: Options of the network.
     """
 
     name: str
@@ -51,32 +51,33 @@ class ModelConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_normalisation is not None and self.init is None:
-            raise values.refused("init_normalisation", "left out where no `init` is given", self.init_normalisation)
+            raise values.refused("init_normalisation", "left out if `init` is not given", self.init_normalisation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Checked):
-    """How long, and what is kept of it.
+    """Length of the training, its validation, and the averaging of its weights.
 
     Attributes:
         epochs: Passes over the training images.
-        batch_size: Images a step.
-        select: What chooses best.pt: robust or clean accuracy on the validation images, or the last epoch.
+        batch_size: Images in a training step.
+        select: How best.pt is chosen: by robust or clean accuracy on the validation images, or always the last epoch.
         validation_steps: Steps of PGD on the validation images after each epoch.
-        validation_images: Validate on at most so many images, always the same, of all classes in proportion; none for
-            all of them.
-        seed: Fixes weights, order, augmentation and attack noise.
-        ema: Decay of an exponential moving average of the weights after each step, such as 0.9995; it warms up. The
-            average is what is validated, selected and judged.
-        average_from: Instead: the mean of the weights after each step, from the end of so many epochs on.
-        eps_warmup: Epochs over which eps rises linearly from 0, with one value for each epoch: the mean of its stretch
-            of the line. Validation uses the whole eps.
-        weight_perturbation: Train at weights moved against the loss, each tensor by so much of its norm (AWP); 0.005 to
-            0.01 are published.
-        rollback: After an epoch that has overfitted to the attack of training, go on from the last one before it that
-            had not. Otherwise there is a warning.
-        extended_from: Set by `fit` where a finished run of so many epochs was given more: the schedule is that of the
-            longer run from there on.
+        validation_images: Validate on at most so many images, the same ones after each epoch; each class keeps its
+            proportion. None: all validation images.
+        seed: Seed of the initial weights, the order of the images, their augmentation and the noise of attacks.
+        ema: Decay of an exponential moving average of the weights, updated after each step, such as 0.9995; the decay
+            is smaller in the first steps. Validation, best.pt and evaluation use the average.
+        average_from: Average the weights after each step from the end of this epoch on, with equal weights; an
+            alternative to ema.
+        eps_warmup: Number of epochs over which eps rises linearly from 0. Each epoch uses one value, the mean of the
+            line over that epoch. Validation uses the full eps.
+        weight_perturbation: Perturb the weights in the direction that increases the loss before each step (AWP), each
+            tensor by this fraction of its norm; papers use 0.005 to 0.01.
+        rollback: After an epoch that overfits to the attack of training, resume from the last epoch that did not.
+            Without this flag, `fit` warns only.
+        extended_from: Set by `fit` if a finished run of so many epochs is given more epochs; from there on the schedule
+            is that of the longer run.
     """
 
     epochs: Count
@@ -95,13 +96,13 @@ class TrainingConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ema is not None and self.average_from is not None:
-            raise UserError("`ema` and `average_from` are two averages of the weights: set one of them to none.")
+            raise UserError("`ema` and `average_from` cannot be combined: set one of them to none.")
         for name in ("average_from", "eps_warmup"):
             if (getattr(self, name) or 0) >= self.epochs:
                 raise values.refused(name, f"below `epochs`, which is {self.epochs}", getattr(self, name))
 
     def average_after(self, epoch: int) -> str | None:
-        """Name the average that is judged after so many epochs, as `ema 0.9995`; None for the weights themselves."""
+        """Name the average that is evaluated after an epoch, such as `ema 0.9995`; None if weights are not averaged."""
         if self.average_from is None:
             return None if self.ema is None else f"ema {self.ema:g}"
         return f"mean from epoch {self.average_from + 1}" if epoch > self.average_from else None
@@ -109,15 +110,16 @@ class TrainingConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Checked):
-    """What computes, and how exactly.
+    """The device and its arithmetic.
 
     Attributes:
-        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        device: `auto` (the fastest available), `cpu`, `cuda`, `cuda:1` or `mps`.
         precision: Arithmetic of training and validation.
-        channels_last: Keep weights in the memory layout that a GPU's matrix units prefer.
+        channels_last: Use the channels-last memory layout, which is faster on GPU matrix units.
         accelerate: `graph` captures each training step as one CUDA graph; `compile` compiles the model's forward pass
-            (torch.compile), for methods that take one derivative of it. Weights agree with `off` within rounding.
-        sync_batchnorm: On several processes: BatchNorm sees the whole batch in training, and not each its part.
+            (torch.compile), for methods that differentiate it only once. Weights agree with `off` up to rounding.
+        sync_batchnorm: On several processes: compute BatchNorm statistics over the whole batch in training, instead of
+            over the part of each process.
     """
 
     device: str = "auto"

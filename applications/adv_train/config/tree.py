@@ -1,4 +1,4 @@
-"""One configuration in its two forms: nested by section, and flat by the short names that flags have."""
+"""Convert a configuration between two forms: nested by section, and flat by the short names of the flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adv_train.methods import METHODS
 from adv_train.models import MODELS
 from adv_train.threat import Threat
 
-#: The sections whose fields do not depend on what is chosen.
+#: The sections whose fields depend neither on the method nor on the model.
 _FIXED: Final = {
     "data": DataConfig,
     "threat": Threat,
@@ -22,7 +22,7 @@ _FIXED: Final = {
     "compute": ComputeConfig,
 }
 SECTIONS: Final = ("data", "method", "model", "threat", "training", "optimizer", "compute")
-#: Fields whose short name is not their own.
+#: Fields whose short name differs from the name of the field.
 _SHORT: Final = {
     ("data", "name"): "data",
     ("data", "root"): "data_root",
@@ -32,7 +32,7 @@ _SHORT: Final = {
     ("optimizer", "name"): "optimizer",
     ("optimizer", "options"): "optimizer_options",
 }
-#: Fields of the model that are not options of one network.
+#: Fields of the section `model` that every network has.
 INIT: Final = ("init", "init_normalisation")
 _RANGE_OF_IMAGES: Final = ("low", "high")
 
@@ -46,7 +46,7 @@ def _belonging(choice: str) -> list[str]:
     return [short("optimizer", field) for field, (of, _) in BELONGS.items() if of == choice]
 
 
-#: By short name: what is chosen where nothing says so, and the fields that another choice drops.
+#: By short name: the default, and the fields whose values are dropped when another value replaces it.
 _DROPS: Final = {
     "optimizer": (OptimizerConfig.name, ["optimizer_options", *_belonging("name")]),
     "schedule": (OptimizerConfig.schedule, _belonging("schedule")),
@@ -59,19 +59,19 @@ def fields(section: str, choice: str | None = None) -> list[Leaf]:
 
     Args:
         section: One of `SECTIONS`.
-        choice: The method, or the model; None leaves out their options.
+        choice: The method or the model whose options to include; None leaves options out.
 
     Raises:
-        UserError: When there is no such method or model.
+        UserError: If there is no such method or model.
     """
     if section in _FIXED:
         return [leaf for leaf in leaves(_FIXED[section]) if leaf.field not in _RANGE_OF_IMAGES]
-    about = "How to train (see `adv-train list`)." if section == "method" else "Network (see `adv-train list`)."
+    about = "Training method (see `adv-train list`)." if section == "method" else "Network (see `adv-train list`)."
     name = Leaf("name", str, None, True, about)
     if section == "method":
         return [name] if choice is None else [name, *METHODS.options(choice).values()]
     always = [name, *(leaf for leaf in leaves(ModelConfig) if leaf.field in INIT)]
-    if choice is None or ":" in choice:  # a factory of the user's own has options that nobody knows
+    if choice is None or ":" in choice:  # the options of a user's own factory are not known here
         return always
     return [*always, *MODELS.options(choice).values()]
 
@@ -80,15 +80,15 @@ def nested(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Sort values into their sections.
 
     Args:
-        found: By section, by short name, or some of both.
+        found: Values by section, by short name, or a mixture of both.
 
     Raises:
-        UserError: When a key is unknown, or neither method nor model is named.
+        UserError: If a key is unknown, or the data set, the method or the model is missing.
     """
     given = flat(found)
     for key in ("data", "method", "model"):
         if not isinstance(given.get(key), str):
-            raise UserError(f"The configuration does not say which {key} it is about.")
+            raise UserError(f"The configuration has no `{key}`: add its name.")
     sorted_: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     places = {
         short(section, leaf.field): (section, leaf)
@@ -105,10 +105,10 @@ def nested(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_names(found: Mapping[str, Any]) -> None:
-    """Refuse short names that no configuration has, whatever its method and model.
+    """Check that each short name exists for some method and model.
 
     Raises:
-        UserError: With the nearest name that there is.
+        UserError: If one does not; the message suggests the nearest names.
     """
     known = {short(section, leaf.field) for section in SECTIONS for leaf in fields(section)}
     known |= {
@@ -120,12 +120,13 @@ def check_names(found: Mapping[str, Any]) -> None:
 
 
 def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge layers into values by short name; later layers win.
+    """Merge layers into values by short name; later layers override earlier ones.
 
-    Another method, model, optimizer or schedule drops the options of the one before, and another norm its eps.
+    If a layer replaces the method, model, optimiser or schedule, the options of the old one are dropped; if it replaces
+    the norm, the old eps is dropped.
 
     Raises:
-        UserError: When a section is not a mapping.
+        UserError: If a section is not a mapping.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -152,7 +153,7 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, dict[str, Any]]:
-    """Give the nested plain values of a run's configuration."""
+    """Return the values of a run's configuration by section, as plain values."""
     method = {leaf.field: getattr(config.method, leaf.field) for leaf in fields("method", config.method_name)[1:]}
     parts: dict[str, dict[str, Any]] = {}
     for section in SECTIONS:

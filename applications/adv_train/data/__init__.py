@@ -1,4 +1,4 @@
-"""Labelled images by name, in fixed splits, resident on the device that trains on them."""
+"""Data sets of labelled images, by name, in fixed splits; the images are stored on the device that trains."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from adv_train.ranks import Share
 
 @dataclass(frozen=True)
 class Augment:
-    """The augmentation of a training set: shift, then flip, then rotate, each sample by its own draw.
+    """The augmentation of a training set: shift, then flip, then rotate each image, by independent random amounts.
 
     Attributes:
-        padding: Samples move by up to this many pixels each way; black comes in at the edges.
-        flip: Whether a sample is mirrored left to right with probability one half.
-        rotation: Samples turn by up to this many degrees each way.
+        padding: Largest shift in pixels in each direction; pixels that enter at the edges are black.
+        flip: Whether an image is mirrored left to right with probability one half.
+        rotation: Largest rotation in degrees in each direction.
     """
 
     padding: int = 4
@@ -37,11 +37,11 @@ class Augment:
         return ", ".join(part for part in parts if part) or "none"
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment ``(batch, channels, height, width)`` images; uint8 comes back as float32 in [0, 1]."""
+        """Augment images of shape ``(batch, channels, height, width)``; uint8 images become float32 in [0, 1]."""
         return to_unit_range(self.draw(images, generator).apply(images))
 
     def draw(self, images: Tensor, generator: torch.Generator, share: Share | None = None) -> Motion:
-        """Draw how each of the images moves; of a share, for all samples of the batch."""
+        """Draw the motion of each image; with a `share`, draw for the whole batch and return the rows of the share."""
         share = share or Share(len(images))
         n, device = share.whole, images.device
         shift = _integers(n, 2, high=2 * self.padding + 1, generator=generator).to(device) - self.padding

@@ -1,4 +1,4 @@
-"""The order in which a split is seen, all randomness drawn from one generator."""
+"""Iterate over a split in batches; all randomness comes from one generator."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Batch:
         x: Images, shape ``(batch, channels, height, width)``, in [0, 1].
         y: Labels, shape ``(batch,)``, int64.
         index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
-        motion: How augmentation moved the images from where they lie in the split.
-        share: Which part of a batch they are; None for all of it.
+        motion: How augmentation moved the images of the split.
+        share: The part of a batch that this rank has; None if it has the whole batch.
     """
 
     x: Tensor
@@ -37,24 +37,24 @@ class Batch:
 
     @property
     def part(self) -> Share:
-        """The part, also where it is the whole."""
+        """The share, also if it is the whole batch."""
         return self.share or Share(len(self.y))
 
 
 def epoch_generator(
     seed: int, epoch: int, device: torch.device | str = "cpu", *, purpose: Literal["data", "method"] = "data"
 ) -> Stream:
-    """Make the generator of one epoch, a function of its arguments alone.
+    """Make the generator of one epoch; it depends only on the arguments.
 
-    An epoch that starts from it does not depend on the epochs before, so a run that was interrupted goes on
-    exactly. The numbers are mixed by a hash: seed 1 in epoch 2 shares nothing with seed 2 in epoch 1.
+    The random numbers of an epoch do not depend on earlier epochs, so an interrupted run resumes exactly. A hash mixes
+    seed and epoch: the numbers of seed 1 in epoch 2 are unrelated to those of seed 2 in epoch 1.
 
     Args:
-        seed: Of the run, from 0.
+        seed: Seed of the run, from 0.
         epoch: Number of the epoch, from 0.
-        device: Where the random numbers are drawn.
-        purpose: What they are for. Order and augmentation have a generator of their own, so that two methods see the
-            same images, however many numbers each draws.
+        device: Device that draws the random numbers.
+        purpose: ``"data"`` for the order and the augmentation of the images, ``"method"`` for the training method. The
+            two generators are separate, so that two methods see the same images however many numbers each draws.
     """
     key = {"data": (), "method": (1,)}[purpose]
     (mixed,) = np.random.SeedSequence([seed, epoch], spawn_key=key).generate_state(1, np.uint64)
@@ -64,23 +64,23 @@ def epoch_generator(
 
 
 def batch_bounds(samples: int, batch_size: int, ranks: int = 1) -> list[tuple[int, int]]:
-    """Give the first and one past the last position of every training batch of an epoch.
+    """Return the first position and one past the last position of every training batch of an epoch.
 
-    No sample is dropped: the last batch is smaller, or, where it would hold a *single* sample of a rank, or none, joins
-    the batch before it. BatchNorm has no variance of one value, so a lone sample raises an error where features
-    have shrunk to one pixel and gives a useless gradient elsewhere; dropping it would leave out a sample in
-    every epoch.
+    No sample is dropped. The last batch is smaller than the others; if a rank would have fewer than two of its samples,
+    it is merged into the batch before it. BatchNorm needs a variance: with a single sample it raises an error if the
+    features have shrunk to one pixel, and otherwise gives a useless gradient.
 
     Raises:
-        UserError: When the batch size is below 1, or below 2 for more than one sample; or a rank would have less.
+        UserError: If the batch size is below 1, or below 2 for more than one sample, or a rank would have fewer than
+            two samples of a batch.
     """
     if ranks > 1 and min(samples, batch_size) < 2 * ranks:
         raise UserError(
-            f"Each of {ranks} ranks needs two samples of every batch, since BatchNorm does, but {samples} images in "
+            f"Each of {ranks} ranks needs two samples of every batch for BatchNorm, but {samples} images in "
             f"batches of {batch_size} give them fewer: take a larger batch size, or fewer processes."
         )
     if batch_size < 2 <= samples or batch_size < 1:
-        raise UserError(f"The batch size must be at least 2, since BatchNorm needs two samples, but is {batch_size}.")
+        raise UserError(f"The batch size must be at least 2, because BatchNorm needs two samples, but is {batch_size}.")
     starts = list(range(0, samples, batch_size))
     if len(starts) > 1 and samples - starts[-1] < 2 * ranks:
         starts.pop()
@@ -95,15 +95,15 @@ def batches(
     augment: Augment | None = None,
     ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """Go once through a split in random order.
+    """Iterate once over a split in random order.
 
     Args:
-        split: What to go through.
-        batch_size: Samples a batch; see `batch_bounds` for the last one.
-        generator: The only source of randomness. On the device of the split no draw crosses devices; a CPU
-            generator works everywhere and then draws the same numbers for every device.
-        augment: Applied to every batch.
-        ranks: Those that share every batch; each draws for all of it.
+        split: The split to iterate over.
+        batch_size: Samples in a batch; see `batch_bounds` for the last batch.
+        generator: The only source of randomness. A generator on the device of the split avoids copies between devices;
+            a CPU generator gives the same random numbers on every device.
+        augment: Augmentation of every batch.
+        ranks: The ranks that share every batch; each rank draws the random numbers of the whole batch.
 
     Yields:
         Batches with contiguous images.
@@ -119,7 +119,7 @@ def batches(
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Go once through a split as it lies, for evaluation: nothing is random, no sample is left out.
+    """Iterate once over a split in its own order, for evaluation: without randomness, and without leaving out samples.
 
     Yields:
         Images ``(batch, channels, height, width)`` in [0, 1] and labels ``(batch,)``.

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read, downloaded and checked by torchvision."""
+"""CIFAR-10 and CIFAR-100; torchvision downloads, checks and reads them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 _VALIDATION = 5_000
 
 
-# Mean and standard deviation: Wong, Rice and Kolter (2020), "Fast is better than free", and the codes after
-# it; for CIFAR-100 the training set's own to four digits. Augmentation: Zhang et al. (ICML 2022).
+# Mean and standard deviation of CIFAR-10: Wong, Rice and Kolter (2020), "Fast is better than free", and later code; of
+# CIFAR-100: those of the training set to four digits. Augmentation: Zhang et al. (ICML 2022).
 @DATASETS.register("cifar10")
 def cifar10(name: str, root: Path, limit: int | None) -> Dataset:
     """60,000 colour images of 32x32 pixels in 10 classes, downloaded by torchvision; see `load`."""
-    from torchvision.datasets import CIFAR10  # Not at the top: it takes seconds, and other data sets need it not.
+    from torchvision.datasets import CIFAR10  # Not at the top: it takes seconds, and other data sets do not need it.
 
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
     return load(name, root, limit, source=CIFAR10, mean=mean, std=std, augment=Augment())
@@ -33,7 +33,7 @@ def cifar10(name: str, root: Path, limit: int | None) -> Dataset:
 
 @DATASETS.register("cifar100")
 def cifar100(name: str, root: Path, limit: int | None) -> Dataset:
-    """The same in 100 classes, from other images."""
+    """60,000 colour images of 32x32 pixels in 100 classes, downloaded by torchvision; none is in CIFAR-10."""
     from torchvision.datasets import CIFAR100
 
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
@@ -53,16 +53,16 @@ def load(
     """Load 45,000 images to train on, the last 5,000 of the training file for validation, 10,000 to test.
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split.
-        source: The class that reads it.
-        mean: Of each channel, as the published codes have it.
-        std: Of each channel, likewise.
-        augment: What the training images go through.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split.
+        source: The class of torchvision that reads the data set.
+        mean: Mean of each channel, as in the published code.
+        std: Standard deviation of each channel, as in the published code.
+        augment: Augmentation of the training images.
 
     Raises:
-        UserError: When the data are neither there nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
     fit, test = fetched(
         name,

@@ -1,4 +1,4 @@
-"""A split that follows from what each file holds, so that files added later move none towards the test split."""
+"""Split files by their content, so that adding files never moves a training sample into validation or test."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Sequence
 def cut(labels: Sequence[int], digests: Sequence[str], edges: Sequence[float]) -> list[list[int]]:
     """Divide samples among splits by their digests, class by class.
 
-    A digest, read as a fraction in [0, 1), is a draw that belongs to the content for good: copies of a file, renamed
-    or not, stay together. The first split takes what lies below the first edge, the next one what is left below the
-    second, and the last keeps the rest. A split that would lack a class takes the smallest digest left of it. So
-    when files are added, a sample stays where it is or moves to a *later* split, never to an earlier one: what was
-    smallest can only be undercut.
+    A digest, read as a fraction in [0, 1), acts as a random number that depends only on the content, so copies of a
+    file are in the same split, whatever their names. The first split takes the samples whose fraction is below the
+    first edge, the second takes those of the others that are below the second edge, and so on; the last split takes
+    the rest. A split that would lack a class takes the remaining sample of that class with the smallest digest.
+    Therefore, when files are added, a sample stays in its split or moves to a *later* one: a new file can replace the
+    smallest digest, but it cannot make another one the smallest.
 
     Args:
-        labels: Of each sample.
-        digests: Of each sample, hexadecimal.
+        labels: Label of each sample.
+        digests: Digest of each sample, hexadecimal.
         edges: Increasing, in (0, 1).
 
     Returns:
-        The positions in each of the ``len(edges) + 1`` splits, each in increasing order; where a class has too few
-        different files for the cuts, the later splits lack it.
+        The positions in each of the ``len(edges) + 1`` splits, in increasing order. If a class has fewer different
+        files than splits, the later splits lack it.
     """
     splits: list[list[int]] = [[] for _ in range(len(edges) + 1)]
     members: dict[int, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""A data set: three splits that share no sample, and what a model and a recipe need to know of them."""
+"""A data set: three disjoint splits, and the properties that models and recipes need."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Dataset:
     """Labelled images in three splits.
 
     Attributes:
-        name: As given to `load`.
-        train: To fit weights on.
-        validation: To choose a checkpoint by.
-        test: To report.
-        class_names: In the order of the labels.
-        mean: Of each channel over the training images in [0, 1].
-        std: Of each channel, likewise.
-        augment: What the training images go through, or None.
-        record: Which file is in which split, where each image has its own file; `load` replays it.
+        name: Name of the data set, as given to `load`.
+        train: Images to fit the weights on.
+        validation: Images to choose a checkpoint by.
+        test: Images to report the accuracies on.
+        class_names: Names of the classes, in the order of the labels.
+        mean: Mean of each channel over the training images, which are in [0, 1].
+        std: Standard deviation of each channel over the training images.
+        augment: Augmentation of the training images, or None.
+        record: The files of each split, if each image is a file of an image folder; `load` can restore the splits.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Channels of an image: 1 for grey, 3 for colour."""
+        """Number of channels of an image: 1 for grey, 3 for colour."""
         return self.train.images.shape[1]
 
     @property
@@ -53,7 +53,7 @@ class Dataset:
         return self.train.images.shape[-1]
 
     def model_arguments(self) -> dict[str, int | list[float]]:
-        """Give the keyword arguments of `adv_train.models.create`, as plain values for YAML or JSON."""
+        """Return the keyword arguments for `adv_train.models.create`, as plain values for YAML or JSON."""
         return {
             "channels": self.channels,
             "classes": self.classes,
@@ -63,7 +63,7 @@ class Dataset:
         }
 
     def describe(self) -> str:
-        """Say in one line what was chosen: classes, sizes of the splits, images, augmentation."""
+        """Describe the data set in one line: classes, sizes of the splits, image shape, augmentation."""
         shown = ", ".join(self.class_names[:10]) + (", ..." if self.classes > 10 else "")
         height, width = self.train.images.shape[-2:]
         return (
@@ -73,7 +73,7 @@ class Dataset:
         )
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Give the same data set with every split on another device."""
+        """Return the data set with every split on another device."""
         return replace(
             self,
             train=self.train.to(device),

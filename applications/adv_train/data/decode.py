@@ -1,4 +1,4 @@
-"""One image file into colour, 8 bits a channel, the way up that a viewer shows it."""
+"""Decode an image file into RGB with 8 bits a channel, in the orientation that an image viewer shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 _ORIENTATION = 0x112  # EXIF
 _BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # TIFF
-# Pillow keeps the first of the two bytes of a 16-bit colour: read in the other byte order, it keeps the second.
+# Pillow keeps only the first of the two bytes of a 16-bit colour; read in the other byte order, it keeps the second.
 _NATIVE, _SWAPPED = ("L", "B") if sys.byteorder == "little" else ("B", "L")
 _OTHER_BYTE = {"B": "L", "L": "B", "N": _SWAPPED}
 
@@ -24,32 +24,32 @@ _COLOUR_16 = {f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") for order 
 
 
 class Unreadable(Exception):
-    """A file that is not an image, or one whose levels have no known meaning; the text says why."""
+    """The file is not an image, or its pixel format is not supported; the message says why."""
 
 
 def decode(file: Path, size: int | None = None, *, crop: bool = True) -> NDArray[np.uint8]:
     """Read one image.
 
-    A channel of 16 bits becomes ``value // 257`` (white, 65535, is 255), a floating-point one that lies in [0, 1]
-    likewise after a rounding to 16 bits. The EXIF orientation is applied, transparency is dropped.
+    A 16-bit value becomes ``value // 257``, so that white, 65535, becomes 255. A floating-point value, which must lie
+    in [0, 1], is first rounded to 16 bits. The EXIF orientation is applied, and transparency is dropped.
 
     Args:
-        file: In a format that Pillow reads.
+        file: File in a format that Pillow reads.
         size: Resize the shorter side to so many pixels (bilinear, antialiased) and crop the centre.
-        crop: Whether to; otherwise both sides are resized, and an image that is no square is squeezed.
+        crop: Whether to crop; if False, both sides are resized to `size`, which distorts an image that is not square.
 
     Returns:
         Shape ``(height, width, 3)``.
 
     Raises:
-        Unreadable: When the file is no image, too large, or its pixels are neither 8-bit, 16-bit nor floating point
-            in [0, 1].
+        Unreadable: If the file is not an image, is too large, or has pixels that are neither 8-bit, 16-bit nor
+            floating point in [0, 1].
     """
     try:
         content = file.read_bytes()
         with Image.open(BytesIO(content)) as opened:
             pixels = _eight_bits(opened, content).convert("RGB")
-            # Only now: Pillow turns a TIFF as it loads it, and a PNG may carry its EXIF data behind its pixels.
+            # Not earlier: Pillow rotates a TIFF while it loads it, and the EXIF data of a PNG may follow its pixels.
             pixels = _turned(pixels, _orientation(opened))
         if size is not None:
             square, method = (size, size), Image.Resampling.BILINEAR
@@ -59,8 +59,8 @@ def decode(file: Path, size: int | None = None, *, crop: bool = True) -> NDArray
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise Unreadable(f"it has more than {most:,} pixels, the most that Pillow reads; scale it down first") from None
     except UnidentifiedImageError:
-        raise Unreadable("its content is of no format that Pillow knows") from None
-    # What Pillow raises, format by format, on a file that is not the image it claims to be.
+        raise Unreadable("Pillow does not recognise its format") from None
+    # The exceptions that Pillow's decoders raise for a damaged file.
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -79,7 +79,7 @@ def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
                 "its floating-point pixels must lie in [0, 1], but range over "
                 f"[{fractions.min():g}, {fractions.max():g}]; scale them first"
             )
-        # By way of 16 bits: after arithmetic in float32, a level may lie just below its value.
+        # First to 16 bits: float32 arithmetic in another program may have left a value just below a multiple of 1/255.
         levels = np.rint(fractions.astype(np.float64) * 65535).astype(np.uint16)
         return _from_levels(65535 - levels if _white_is_zero(image) else levels)
     if raw in _COLOUR_16 and not _planes_of_16_bits(image):
@@ -87,7 +87,7 @@ def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
         levels = high * 256 + _read_as(content, raw[:-1] + _OTHER_BYTE[raw[-1]])
         return _from_levels(levels[..., :3])
     if raw == "LA;16B":
-        both_bytes = _read_as(content, "RGBA").astype(np.uint16)  # those of grey, then those of transparency
+        both_bytes = _read_as(content, "RGBA").astype(np.uint16)  # two bytes of grey, then two of transparency
         return _from_levels(both_bytes[..., 0] * 256 + both_bytes[..., 1])
     if image.mode == "I" or ";16" in raw or _planes_of_16_bits(image):
         raise Unreadable(
@@ -99,7 +99,7 @@ def _eight_bits(image: ImageFile, content: bytes) -> Image.Image:
 
 
 def _raw_mode(image: ImageFile) -> str:
-    """Name the layout of the pixels in the file; empty where Pillow's decoder is not told it."""
+    """Return Pillow's name for the layout of the pixels in the file; empty if its decoder takes none."""
     if not image.tile:
         return ""
     args: Any = image.tile[0][3]
@@ -125,12 +125,12 @@ def _from_levels(levels: NDArray[np.uint16]) -> Image.Image:
 
 
 def _white_is_zero(image: Image.Image) -> bool:
-    # Pillow inverts such a TIFF where it has 8 bits or fewer, and only there.
+    # Pillow inverts such a TIFF only if it has 8 bits or fewer.
     return isinstance(image, TiffImageFile) and bool(image.tag_v2.get(_PHOTOMETRIC) == 0)
 
 
 def _planes_of_16_bits(image: Image.Image) -> bool:
-    # Pillow takes the bytes of such planes for pixels.
+    # Pillow misreads such planes: it treats each byte as a pixel.
     if not isinstance(image, TiffImageFile) or image.tag_v2.get(_PLANAR) != 2:
         return False
     return bool(max(image.tag_v2.get(_BITS, (1,))) > 8)
@@ -139,7 +139,7 @@ def _planes_of_16_bits(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Whatever damaged EXIF data raise, the pixels are there.
+    except Exception:  # Damaged EXIF data may raise anything, and the pixels are intact.
         return 1
 
 

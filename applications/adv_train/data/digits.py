@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: nothing to download."""
+"""Handwritten digits that come with scikit-learn, without a download."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TEST, _VALIDATION = 360, 180
 
 @DATASETS.register("digits")
 def load(name: str, root: Path, limit: int | None) -> Dataset:
-    """1,797 grey handwritten digits of 8x8 pixels that come with scikit-learn: 1,257 to train on, 180 and 360.
+    """1,797 grey handwritten digits of 8x8 pixels that come with scikit-learn; no download.
 
-    The values are the multiples of 1/16 in [0, 1]. Source: Alpaydin and Kaynak (1998), "Optical recognition
-    of handwritten digits", the test part of the UCI data set.
+    1,257 to train on, 180 for validation, 360 to test. The values are multiples of 1/16 in [0, 1]. Source: Alpaydin and
+    Kaynak (1998), "Optical recognition of handwritten digits", the test part of the UCI data set.
 
     Args:
-        name: Of the data set.
-        root: Not needed.
-        limit: Most samples in the training split, and in the validation split.
+        name: Name of the data set.
+        root: Not used.
+        limit: Largest number of samples in the training split and in the validation split.
     """
-    from sklearn.datasets import load_digits  # Not at the top: the names of all data sets are known without it.
+    from sklearn.datasets import load_digits  # Not at the top: listing the data sets does not need it.
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
@@ -44,6 +44,6 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
         class_names=tuple(str(name) for name in bunch.target_names),
         mean=mean,
         std=std,
-        # A mirrored or shifted 8x8 digit is often another digit, or none.
+        # A mirrored or shifted 8x8 digit often looks like another digit, or like none.
         augment=None,
     )

@@ -1,4 +1,4 @@
-"""How many images a data set has and of which form: known of the published ones without having their files."""
+"""Sizes of the splits and shape of the images of a data set; for published ones they are known without the files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from adv_train.data.dataset import Dataset
 
 @dataclass(frozen=True)
 class Facts:
-    """What follows from a data set before an image of it is looked at.
+    """Sizes of the splits of a data set and shape of its images.
 
     Attributes:
-        train: Images to fit weights on.
-        validation: Images to choose a checkpoint by.
-        test: Images to report.
-        arguments: Of `adv_train.models.create`.
+        train: Number of training images.
+        validation: Number of validation images.
+        test: Number of test images.
+        arguments: Keyword arguments for `adv_train.models.create`.
     """
 
     train: int
@@ -28,11 +28,11 @@ class Facts:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Facts:
-        """Take them from a data set that is loaded."""
+        """Return the facts of a loaded data set."""
         return cls(len(dataset.train), len(dataset.validation), len(dataset.test), dataset.model_arguments())
 
     def limited(self, limit: int | None) -> Facts:
-        """Give those of the data set when at most so many images are used of the training and validation splits."""
+        """Return the facts of the data set when its training and validation splits are limited to so many images."""
         if limit is None:
             return self
         return Facts(min(limit, self.train), min(limit, self.validation), self.test, self.arguments)
@@ -43,7 +43,7 @@ def _colour(classes: int, side: int, train: int, validation: int, test: int) -> 
     return Facts(train, validation, test, form)
 
 
-#: By name. The mean and standard deviation are placeholders, which cost nothing and move no figure.
+#: Facts of published data sets, by name. Mean and standard deviation are placeholders: they do not affect the cost.
 PUBLISHED_FACTS: Final[Mapping[str, Facts]] = MappingProxyType(
     {
         "cifar10": _colour(10, 32, 45_000, 5_000, 10_000),

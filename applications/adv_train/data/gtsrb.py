@@ -1,4 +1,4 @@
-"""The German Traffic Sign Recognition Benchmark, downloaded and checked by torchvision."""
+"""The German Traffic Sign Recognition Benchmark; torchvision downloads and checks it."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _ABOVE_ANY_TRACK = 100_000
 def load(name: str, root: Path, limit: int | None) -> Dataset:
     """39,270 colour images of traffic signs in 43 classes, resized to 32x32 pixels; never mirrored.
 
-    26,640 to train on and for validation, 12,630 to test. These training images are the ones that torchvision
-    downloads; the 39,209 of the competition's final stage are read as well where they lie in the same folder. A tenth
-    of the *tracks* is for validation, of all classes in proportion and always the same: a track is 30 frames of one
-    sign, and with frames of it on both sides validation would reward memory. Source: Stallkamp et al. (2012), "Man vs.
-    computer: benchmarking machine learning algorithms for traffic sign recognition".
+    26,640 to train on and for validation, 12,630 to test. torchvision downloads these training images; the 39,209 of
+    the competition's final stage can replace them in the same folder. A fixed tenth of the *tracks* of each class is
+    for validation. A track is 30 frames of one sign; if its frames were in both splits, validation would reward
+    memorisation. Source: Stallkamp et al. (2012), "Man vs. computer: benchmarking machine learning algorithms for
+    traffic sign recognition".
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split; others are not read.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split; others are not read.
 
     Raises:
-        UserError: When the data are neither there nor to be had, or files cannot be read.
+        UserError: If the data are not on the disk and cannot be downloaded, or files cannot be read.
     """
     folder = root / "gtsrb"
     put = f"{_ARCHIVES} from {_SOURCE} into `{folder}`, and unpack them there"
@@ -75,8 +75,8 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
 
 
 def _listed(root: Path, folder: Path, download: bool) -> tuple[Listing, Listing]:
-    """List the training and the test images as their tables do, so that files which are lacking are noticed."""
-    from torchvision.datasets import GTSRB  # Not at the top: it takes seconds, and other data sets need it not.
+    """List the training and the test images from their tables, so that a missing file is noticed."""
+    from torchvision.datasets import GTSRB  # Not at the top: it takes seconds, and other data sets do not need it.
 
     for split in ("train", "test"):
         GTSRB(root, split, download=download)
@@ -93,8 +93,8 @@ def _rows(table: Path, folder: Path) -> list[tuple[Path, int]]:
 
 
 def _by_track(fit: Listing) -> tuple[Tensor, Tensor]:
-    """Divide the training images by whole tracks: the positions of those kept, and of those held out."""
-    # A file is called TRACK_FRAME.ppm, and every class numbers its tracks from 0.
+    """Divide the training images by whole tracks; return the positions of those kept and of those held out."""
+    # Files are named TRACK_FRAME.ppm, and every class numbers its tracks from 0.
     number = torch.tensor([int(file.stem.partition("_")[0]) for file in fit.files])
     tracks, track = torch.unique(fit.labels * _ABOVE_ANY_TRACK + number, return_inverse=True)
     _, chosen = stratified_holdout(tracks // _ABOVE_ANY_TRACK, round(len(tracks) / 10))

@@ -1,4 +1,4 @@
-"""Images sorted into folders by class."""
+"""Image folders: images sorted into one folder for each class."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ def load(
     skip_unreadable: bool = False,
     split: SplitRecord | None = None,
 ) -> Dataset:
-    """Your own images, one folder a class, with or without train/, val/ and test/ above.
+    """Your own images, one folder for each class, optionally inside train/, val/ and test/.
 
-    `layout.find_layout` tells split folders from class folders. A split that has no folder is about a tenth of the
-    training images: the test split first, the validation split of what is left. Which images those are follows from
-    the content of each file (see `content_split.cut`), so files added later move no image from training to validation
-    or test, nor from validation to test. Every class is in every split.
+    `layout.find_layout` tells split folders from class folders. If there is no test folder, about a tenth of the
+    training images becomes the test split; if there is no validation folder, about a tenth of the remaining ones
+    becomes the validation split. The content of a file decides its split (see `content_split.cut`): adding files never
+    moves an image from training to validation or test, nor from validation to test. Every split has every class.
 
     Args:
-        name: What the data set is called, `imagefolder:` and its path.
-        root: Where the folder is looked for that is not at its path: by its path, and then by its last name.
-        limit: Most samples in the training split, and in the validation split; others are not read.
-        path: Where the images are now, instead of the path in the name.
+        name: Name of the data set: `imagefolder:` and its path.
+        root: Folder to search if the path does not exist: for the path, and then for its last component.
+        limit: Largest number of samples in the training split and in the validation split; others are not read.
+        path: Current path of the images; by default the path in the name.
         size: Resize the shorter side of each image to so many pixels and crop the centre.
         skip_unreadable: Leave out files that cannot be read, with a warning that counts them.
-        split: The recorded splits, instead of those that follow from the folder; other files are left out, with a
+        split: Recorded splits to use instead of new ones. Files that are not in the record are left out, with a
             warning that counts them.
 
     Raises:
-        UserError: When the folder is missing, laid out otherwise or without images, when a class has too few
-            images to be in every split, when images are unreadable or of another size or shape than the rest, or
-            when the folder does not hold what was recorded.
+        UserError: If the folder is missing, has another layout or no images; if a class has too few images to be in
+            every split; if images are unreadable or differ in size or shape; or if the folder no longer holds the
+            recorded files.
     """
     if size is not None and size < 1:
         raise UserError(f"`size` must be at least 1 pixel, but is {size}.")
@@ -84,7 +84,7 @@ def load(
         "test": splits["test"],
     }
     beyond -= sum(map(len, splits.values()))
-    # Read together, so that one size holds for all and one bar shows.
+    # All splits are read together, so that all images must have one size, and one progress bar covers them.
     files = [sample.file for part in SPLITS for sample in splits[part]]
     skipped: dict[Path, str] = {}
     images = read_images(files, size=size, skipped=skipped if skip_unreadable else None)
@@ -115,25 +115,23 @@ def load(
 
 
 def _find(written: Path, root: Path) -> Path:
-    """Look for an image folder at its path, then for one that was moved into ``root`` or is ``root`` itself."""
+    """Search for an image folder at its path, then below ``root``, then accept ``root`` itself if it has its name."""
     moved = [root / written.name, *([root] if root.name == written.name else [])]
     if not written.is_absolute():
         moved.insert(0, root / written)
         if written.exists() and moved[0].exists() and not written.samefile(moved[0]):
-            raise UserError(
-                f"There is an image folder `{written}` and another `{moved[0]}`. Give the path of one in full."
-            )
+            raise UserError(f"`{written}` and `{moved[0]}` are different image folders. Give the absolute path of one.")
     return next((folder for folder in [written, *moved] if folder.exists()), written)
 
 
 def _splits_of_the_folder(folder: Path, size: int | None, limit: int | None) -> tuple[tuple[str, ...], _Splits]:
     layout = find_layout(folder)
     own = {split: path for split, path in layout.folders.items() if split != "train"}
-    # One sample of each class for every split that is cut from these files.
+    # Each class needs one sample for every split that is cut from these files.
     fit = list_images(layout.folders["train"], layout.classes, at_least=3 - len(own))
     others = {split: list_images(path, layout.classes, at_least=1) for split, path in own.items()}
     if limit is None:
-        # Before all files are read for their digests, which takes long where there are too many.
+        # Checked before all files are read for their digests, which takes long if there are too many.
         check_memory([file for files, _ in (fit, *others.values()) for file in files], size)
     samples = _samples(*fit)
     splits: dict[SplitName, Sequence[_Sample]] = {split: _samples(*listed) for split, listed in others.items()}
@@ -161,13 +159,13 @@ def _splits_of_the_record(folder: Path, record: SplitRecord) -> _Splits:
     if added > 0:
         such = "" if record.beyond else f", such as `{min(others).relative_to(folder)}`"
         warnings.warn(
-            f"{added} image files in `{folder}` are not in the recorded split and are left out{such}.", stacklevel=2
+            f"{added} image files in `{folder}` are not in the recorded splits and are left out{such}.", stacklevel=2
         )
     return splits
 
 
 def _samples(files: Sequence[Path], labels: Sequence[int]) -> list[_Sample]:
-    # A file that cannot be opened is named, with all others, when the images are read.
+    # A file that cannot be opened is reported later, together with all unreadable ones, when the images are read.
     found = zip(files, labels, digests(files), strict=True)
     return [_Sample(file, label, digest or _LAST) for file, label, digest in found]
 
@@ -182,8 +180,8 @@ def _check_classes(folder: Path, classes: Sequence[str], splits: _Splits) -> Non
         absent = set(range(len(classes))) - {sample.label for sample in samples}
         if absent:
             raise UserError(
-                f"Class `{classes[min(absent)]}` in `{folder}` leaves no image for the {split} split: which "
-                "image goes where follows from its content, so that images added later move none. Add different "
+                f"Class `{classes[min(absent)]}` in `{folder}` has no image for the {split} split: the content of an "
+                "image decides its split, so copies of one image are in one split. Add different "
                 "images, or sort them into `train/`, `val/` and `test/` yourself."
             )
 
@@ -195,8 +193,8 @@ def _without(splits: _Splits, skipped: Mapping[Path, str], classes: Sequence[str
         lost = {sample.label for sample in splits[part]} - {sample.label for sample in left[part]}
         if lost:
             raise UserError(
-                f"No image of class `{classes[min(lost)]}` in the {part} split can be read. Remove what cannot be "
-                f"read, so that others take its place: {named(names)}."
+                f"No image of class `{classes[min(lost)]}` in the {part} split can be read. Remove the unreadable "
+                f"files, so that others take their place: {named(names)}."
             )
     warnings.warn(
         f"{len(names)} of {sum(len(splits[part]) for part in SPLITS)} files cannot be read as images and are left "

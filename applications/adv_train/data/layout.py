@@ -1,4 +1,4 @@
-"""Which folders below a data set's are splits, and which are classes."""
+"""Find out which folders of an image folder are splits and which are classes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _EXPECTED = "`<class>/` folders of images, or `train/<class>/` and `test/<class>
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder is laid out.
+    """The layout of an image folder.
 
     Attributes:
         classes: Names of the class folders, in the order of the labels.
-        folders: The folder of each split that has its own; ``{"train": folder}`` where the folder holds the classes.
+        folders: The folder of each split that has one; ``{"train": folder}`` if the image folder itself holds the class
+            folders.
     """
 
     classes: tuple[str, ...]
@@ -37,11 +38,11 @@ class Layout:
 def find_layout(folder: Path) -> Layout:
     """Tell splits from classes by the names of the folders, in any capitalisation.
 
-    ``train`` or ``training``, ``val``, ``valid``, ``validation`` or ``dev``, and ``test`` or ``testing`` are splits,
-    also with ``_set``, ``_data`` and the like behind them, and never classes.
+    ``train`` or ``training``, ``val``, ``valid``, ``validation`` or ``dev``, and ``test`` or ``testing`` are always
+    splits, also with a suffix such as ``_set`` or ``_data``.
 
     Raises:
-        UserError: When the folder is missing, or its folders can be understood in two ways, or in none.
+        UserError: If the folder is missing, or its layout is ambiguous or not supported.
     """
     if not folder.is_dir():
         raise UserError(f"Image folder `{folder}` does not exist or is not a folder. It should hold {_EXPECTED}.")
@@ -73,12 +74,12 @@ def find_layout(folder: Path) -> Layout:
 
 
 def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple[list[Path], list[int]]:
-    """List the image files class by class, sorted, with the label of each; folders in a class folder are searched too.
+    """List the image files in the class folders and below them, class by class and sorted, with the label of each.
 
     Raises:
-        UserError: When a class has fewer than ``at_least``.
+        UserError: If a class has fewer than ``at_least`` images.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # Not at the top: it takes seconds.
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # Not at the top: importing it takes seconds.
 
     number = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
@@ -89,13 +90,13 @@ def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple
         if (count := counts[label]) < at_least:
             raise UserError(
                 f"Class folder `{folder / name}` needs at least {at_least} images for the splits, but "
-                f"holds {count} ({', '.join(IMG_EXTENSIONS)} are recognised)."
+                f"holds {count} (recognised suffixes: {', '.join(IMG_EXTENSIONS)})."
             )
     return [file for file, _ in pairs], labels
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List every image file below a folder, hidden ones apart."""
+    """List every image file below a folder, except hidden ones."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return [
@@ -119,13 +120,13 @@ def _check_splits(folder: Path, folders: Mapping[SplitName, Path], others: Seque
         if images_below(folder / name):
             raise UserError(
                 f"`{folder}` has {found} and, beside them, images in `{name}/`: it is unclear whether the folders are "
-                f"splits or classes. Move `{name}/` elsewhere, or rename the classes that are called like splits."
+                f"splits or classes. Move `{name}/` elsewhere, or rename the classes that have names of splits."
             )
     if "train" not in folders:
-        raise UserError(f"`{folder}` has {found} but no `train/`. Add it; a class may not be called like a split.")
+        raise UserError(f"`{folder}` has {found} but no `train/`. Add it; a class may not have the name of a split.")
     if len(folders) == 1:
         raise UserError(
-            f"`{folder}` has {found} but no `test/`. Add it, or give `{folders['train']}` to have it split."
+            f"`{folder}` has {found} but no `test/`. Add it, or give `{folders['train']}` as the image folder."
         )
 
 
@@ -142,7 +143,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         for inner in _folder_names(folder / name):
             if _split_named(inner):
                 raise UserError(
-                    f"Class folder `{folder / name}` holds a split, `{inner}/`. Splits come first: "
+                    f"Class folder `{folder / name}` holds a split, `{inner}/`. Split folders contain class folders: "
                     f"`{inner}/{name}/`, not `{name}/{inner}/`; a folder in a class folder needs another name."
                 )
     return tuple(names)

@@ -1,4 +1,4 @@
-"""Published data sets of one file an image: what their tables list, and the images of the splits made of it."""
+"""Published data sets that have one file for each image: their tables of files, and the splits made from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Listing(NamedTuple):
     """Files and their labels, as the tables of a data set list them.
 
     Attributes:
-        files: Of n images.
+        files: Paths of the n images.
         labels: Shape ``(n,)``, int64.
     """
 
@@ -30,7 +30,7 @@ def listing(rows: Sequence[tuple[Path, int]], classes: int) -> Listing:
     """Make a listing from its rows.
 
     Raises:
-        ValueError: When a class has no row: then a table is missing or cut off.
+        ValueError: If a class has no row, because a table is missing or truncated.
     """
     labels = torch.tensor([label for _, label in rows], dtype=torch.int64)
     absent = set(range(classes)) - set(labels.tolist())
@@ -42,15 +42,15 @@ def listing(rows: Sequence[tuple[Path, int]], classes: int) -> Listing:
 def read_splits(
     folder: Path, chosen: Mapping[SplitName, tuple[Listing, Tensor]], *, size: int | None = None
 ) -> dict[SplitName, Split]:
-    """Read the images of all splits, so that one size holds for all and one bar shows.
+    """Read the images of all splits together, so that all must have one size, and one progress bar covers them.
 
     Args:
-        folder: That of the data set; the files are named below it.
+        folder: Folder of the data set; names of files are relative to it.
         chosen: For each split a listing and the positions in it, int64.
-        size: Resize each image to a square of so many pixels, whatever its shape.
+        size: Resize each image to a square with sides of so many pixels, whatever its shape.
 
     Raises:
-        UserError: When files cannot be read, or memory does not suffice.
+        UserError: If files cannot be read, or the images do not fit into memory.
     """
     files = [listed.files[i] for listed, positions in chosen.values() for i in positions.tolist()]
     skipped: dict[Path, str] = {}
@@ -58,7 +58,7 @@ def read_splits(
     if skipped:
         raise UserError(
             f"{len(skipped)} of {len(files)} files cannot be read as images: {named([*skipped])}. "
-            f"Remove `{folder}`, so that it is unpacked or downloaded again."
+            f"Remove `{folder}`: it is then unpacked or downloaded again."
         )
     names = [file.relative_to(folder).as_posix() for file in files]
     splits, start = {}, 0

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST, read and downloaded by torchvision, which checks the archives."""
+"""MNIST and Fashion-MNIST; torchvision downloads, checks and reads them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def mnist(name: str, root: Path, limit: int | None) -> Dataset:
 
     Source: LeCun et al. (1998), "Gradient-based learning applied to document recognition".
     """
-    from torchvision.datasets import MNIST  # Not at the top: it takes seconds, and other data sets need it not.
+    from torchvision.datasets import MNIST  # Not at the top: it takes seconds, and other data sets do not need it.
 
-    # A mirrored digit is often another digit, or none; the published codes of robust training do not shift either.
+    # A mirrored digit often looks like another digit, or like none; published code for robust training does not shift.
     return load(name, root, limit, source=MNIST, class_names=tuple(str(digit) for digit in range(10)), augment=None)
 
 
 @DATASETS.register("fashion-mnist")
 def fashion_mnist(name: str, root: Path, limit: int | None) -> Dataset:
-    """70,000 grey pictures of clothes, 28x28 pixels, in 10 classes, downloaded by torchvision.
+    """70,000 grey images of clothes, 28x28 pixels, in 10 classes, downloaded by torchvision.
 
     Source: Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST: a novel image dataset".
     """
@@ -51,15 +51,15 @@ def load(
     """Load 54,000 images to train on, 6,000 for validation, 10,000 to test.
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split.
-        source: The class that reads it.
-        class_names: In the order of the labels.
-        augment: What the training images go through.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split.
+        source: The class of torchvision that reads the data set.
+        class_names: Names of the classes, in the order of the labels.
+        augment: Augmentation of the training images.
 
     Raises:
-        UserError: When the data are neither there nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
     archives = ", ".join(f"`{archive}`" for archive, _ in source.resources)
     fit, test = fetched(

@@ -1,4 +1,4 @@
-"""How augmentation moved the images of a batch, so that what belongs to their pixels can be moved along and back."""
+"""How augmentation moved the images of a batch, so that perturbations of them can be moved in the same way and back."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adv_train.data.split import to_unit_range
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """A shift of each image, then a flip of some, then a turn of each; without values nothing moves.
+    """A shift of each image, then a flip of some images, then a rotation of each; by default nothing moves.
 
     Attributes:
-        shift: Shape ``(batch, 2)``, int64, as in `shift_and_flip`; None where nothing is shifted or flipped.
-        mirror: Shape ``(batch,)``, bool, likewise.
-        degrees: Shape ``(batch,)``, as in `rotate`; None where nothing is turned.
+        shift: Shape ``(batch, 2)``, int64, as in `shift_and_flip`; None without shifts and flips.
+        mirror: Shape ``(batch,)``, bool, as in `shift_and_flip`; None without shifts and flips.
+        degrees: Shape ``(batch,)``, as in `rotate`; None without rotations.
     """
 
     shift: Tensor | None = None
@@ -27,22 +27,23 @@ class Motion:
     degrees: Tensor | None = None
 
     def apply(self, images: Tensor) -> Tensor:
-        """Move tensors of shape ``(batch, channels, height, width)`` as the images were moved; zeros come in.
+        """Move tensors of shape ``(batch, channels, height, width)`` as the images were moved; zeros enter at edges.
 
-        Bytes that are turned come back as float32 in [0, 1].
+        A rotation converts uint8 to float32 in [0, 1].
         """
         if self.shift is not None and self.mirror is not None:
             images = shift_and_flip(images, self.shift, self.mirror)
         return images if self.degrees is None else rotate(to_unit_range(images), self.degrees)
 
     def undo(self, moved: Tensor, old: Tensor) -> Tensor:
-        """Move tensors back to where the pixels of the images came from.
+        """Move tensors back to the original positions of the pixels.
 
-        A shift and a flip are undone exactly, a turn to the nearest pixel.
+        Shifts and flips are undone exactly, rotations to the nearest pixel.
 
         Args:
-            moved: In the place of the augmented images, shape ``(batch, channels, height, width)``, floating point.
-            old: What to return for pixels that the motion took out of the image, of the same shape.
+            moved: Values at the pixels of the augmented images, shape ``(batch, channels, height, width)``, floating
+                point.
+            old: Values to return for pixels that the motion moved out of the image, of the same shape.
         """
         return torch.where(self._back(torch.ones_like(moved[:, :1])) > 0, self._back(moved), old)
 
@@ -57,7 +58,7 @@ class Motion:
 
 
 def shift_and_flip(images: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Crop each image from its zero-padded self, then mirror some: a padded random crop with its draws given.
+    """Crop each image after zero padding, then mirror some: a padded random crop, for given random draws.
 
     Args:
         images: Shape ``(batch, channels, height, width)``, any dtype.
@@ -66,7 +67,7 @@ def shift_and_flip(images: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
         mirror: Shape ``(batch,)``, bool: which crops are mirrored left to right.
 
     Returns:
-        Images like the given ones, in the same memory layout whatever the draws.
+        Images of the same shape and dtype; their memory layout does not depend on the draws.
     """
     n, channels, height, width = images.shape
     device = images.device
@@ -75,17 +76,17 @@ def shift_and_flip(images: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
     columns = torch.where(mirror[:, None], width - 1 - columns, columns) + shift[:, 1:]
     rows, columns = rows[:, None, :, None], columns[:, None, None, :]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # An index for each of the four axes keeps them in order: with a slice for the channels the result would
-    # be a channels-last view. Reading inside and blanking afterwards is padding without a padded copy.
+    # Each of the four axes has an index, which keeps their order: with a slice for the channels the result would be a
+    # channels-last view. Clamping the index and zeroing outside the image replaces padding and needs no padded copy.
     sample = torch.arange(n, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[:, None, None]
     return images[sample, channel, rows.clamp(0, height - 1), columns.clamp(0, width - 1)] * inside
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn each image about its centre by its own angle, to the nearest pixel, black outside.
+    """Rotate each image about its centre by its own angle, with nearest-neighbour sampling and black outside.
 
-    The batched form of ``torchvision.transforms.functional.rotate``, which takes one angle a call.
+    This is ``torchvision.transforms.functional.rotate`` for a batch of angles.
 
     Args:
         images: Shape ``(batch, channels, height, width)``, floating point.
@@ -94,7 +95,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     angle = degrees.to(images.dtype) * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Where each output pixel comes from, in coordinates over [-1, 1] along either side: hence the ratios.
+    # The source of each output pixel, in coordinates that run over [-1, 1] along either side; hence the ratios.
     source_x = torch.stack([cos, -sin * (height / width), zero], dim=1)
     source_y = torch.stack([sin * (width / height), cos, zero], dim=1)
     grid = functional.affine_grid(torch.stack([source_x, source_y], dim=1), list(images.shape), align_corners=False)

@@ -1,4 +1,4 @@
-"""Published data sets: found on the disk or downloaded, and held out from where only training and test are given."""
+"""Read or download published data sets, and hold out a validation split if they have none."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from adv_train.data.stratified import limited, stratified_holdout
 from adv_train.errors import UserError
 
 T = TypeVar("T")
-# Of reading, where files are missing, cut off or damaged; and of a download without a network.
+# Raised by reading if files are missing, truncated or damaged, and by a download without a network.
 _FAILURES = (OSError, RuntimeError, ValueError, LookupError, AssertionError)
 
 
 def fetched(name: str, root: Path, read: Callable[[bool], T], put: str) -> T:
-    """Read a data set from the disk, or else download and read it.
+    """Read a data set from the disk; if that fails, download and read it.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         root: Folder of the data sets.
-        read: Called with whether to download first.
-        put: Which files from where go into which folder, for a machine without a network: completes "Put ...".
+        read: Reads the data set; its argument says whether to download first.
+        put: Files to fetch by hand, their source and their folder, for a machine without a network; it completes the
+            sentence "Put ...".
 
     Returns:
-        What `read` returned.
+        The return value of `read`.
 
     Raises:
-        UserError: When the data are neither on the disk nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
     try:
         return read(False)
     except _FAILURES:
-        pass  # Missing, incomplete, or of another checksum: the download mends all three.
+        pass  # Files are missing or incomplete, or have another checksum; a download repairs all three.
     try:
         return read(True)
     except _FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"Data set `{name}` in `{root}` is missing or damaged and could not be downloaded ({reason}). "
-            f"Put {put}, in place of anything there, or name the folder that holds it."
+            f"Put {put}, replacing any files there, or give the folder that holds the data."
         ) from error
 
 
@@ -58,16 +59,16 @@ def with_a_tenth_held_out(
 ) -> Dataset:
     """Make a data set of published training and test images.
 
-    A tenth of the training images, of all classes in proportion and always the same, is for validation. The
-    normalisation is that of the training split.
+    A fixed tenth of the training images of each class is for validation. The normalisation uses the mean and standard
+    deviation of the training split.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         fit: All published training images.
         test: All published test images.
-        limit: Most samples in the training split, and in the validation split.
-        class_names: In the order of the labels.
-        augment: What the training images go through.
+        limit: Largest number of samples in the training split and in the validation split.
+        class_names: Names of the classes, in the order of the labels.
+        augment: Augmentation of the training images.
     """
     kept, held_out = stratified_holdout(fit.labels, round(len(fit) / 10))
     train = fit.subset(limited(kept, fit.labels, limit))

@@ -1,4 +1,4 @@
-"""Many image files into one tensor."""
+"""Read many image files into one tensor."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _Result = TypeVar("_Result")
 def read_images(
     files: Sequence[Path], *, size: int | None = None, crop: bool = True, skipped: dict[Path, str] | None = None
 ) -> Tensor:
-    """Read image files, all square and of one size, as colour, with a bar when it takes long.
+    """Read image files, all square and of one size, as RGB, with a progress bar if it takes long.
 
     Args:
-        files: At least one.
+        files: At least one file.
         size: Resize the shorter side of each image to so many pixels and crop the centre.
-        crop: Whether to; otherwise both sides are resized.
-        skipped: Where given, files that cannot be read are put there, each with the reason, and their pixels are left
-            black; otherwise they are an error.
+        crop: Whether to crop; if False, both sides are resized to `size`.
+        skipped: If given, receives each file that cannot be read, with the reason, and the pixels of that file are
+            black. If None, such a file is an error.
 
     Returns:
-        Shape ``(len(files), 3, size, size)``, uint8. See `decode` for what becomes of other kinds of pixels.
+        Shape ``(len(files), 3, size, size)``, uint8. `decode` converts other kinds of pixels.
 
     Raises:
-        UserError: When files cannot be read as images, or, without ``size``, when an image is not square or differs
-            in size from the first; or when they need more memory than the machine has.
+        UserError: If files cannot be read as images; if, without ``size``, an image is not square or differs in size
+            from the first; or if the images need more memory than the machine has.
     """
     unreadable: dict[Path, str] = {}
     first, side = check_memory(files, size)
@@ -72,13 +72,13 @@ def read_images(
 
 
 def for_each_file(work: Callable[[int, Path], _Result], files: Sequence[Path], title: str) -> list[_Result]:
-    """Call ``work(position, file)`` for each file in threads, with a bar when it takes long; results keep the order."""
+    """Call ``work(position, file)`` for each file in threads, with a progress bar if it takes long; keep the order."""
 
     def chunk(start: int) -> list[_Result]:
         return [work(position, file) for position, file in enumerate(files[start : start + _CHUNK], start)]
 
     results: list[_Result] = []
-    # Threads, not processes: Pillow decodes without the interpreter lock, and nothing has to be sent back.
+    # Threads, not processes: Pillow releases the interpreter lock while it decodes, and threads share the results.
     with (
         ThreadPoolExecutor() as pool,
         tqdm(total=len(files), desc=title, unit="", delay=1, leave=False, disable=None) as bar,
@@ -90,13 +90,13 @@ def for_each_file(work: Callable[[int, Path], _Result], files: Sequence[Path], t
 
 
 def named(names: Sequence[object]) -> str:
-    """Name the first ten, and count the others: ``a`, `b` and 3 more``."""
+    """List the first ten names and count the others: ``a`, `b` and 3 more``."""
     shown = ", ".join(f"`{name}`" for name in names[:_MOST_NAMES])
     return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def _first_size(files: Sequence[Path], size: int | None) -> tuple[Path, int]:
-    """Give the first readable file and the size that it sets, so that all others can be held against it."""
+    """Return the first readable file and its side in pixels, which all other images must have."""
     if size is not None:
         return files[0], size
     reasons: dict[Path, str] = {}
@@ -114,21 +114,21 @@ def _cannot_be_read(reasons: dict[Path, str], among: int) -> UserError:
         what = f"`{first}` cannot be read as an image: {reason}."
     else:
         what = f"{len(reasons)} of {among} files cannot be read as images: {named([*reasons])}. The first: {reason}."
-    return UserError(f"{what} Mend or remove what is named, or leave it out with `skip_unreadable`.")
+    return UserError(f"{what} Repair or remove these files, or leave them out with `skip_unreadable`.")
 
 
 def check_memory(files: Sequence[Path], size: int | None) -> tuple[Path, int]:
-    """Refuse more images than the machine has memory, before the system kills the process: they are held whole.
+    """Check that all images fit into memory; otherwise the system would kill the process later.
 
     Args:
-        files: At least one.
+        files: At least one file.
         size: As for `read_images`.
 
     Returns:
-        The first file that can be read, and the side in pixels that all images are to have.
+        The first file that can be read, and the side in pixels that all images must have.
 
     Raises:
-        UserError: When memory does not suffice, or no file can be read.
+        UserError: If the images do not fit into memory, or no file can be read.
     """
     first, side = _first_size(files, size)
     needed = len(files) * 3 * side * side

@@ -1,4 +1,4 @@
-"""Which file is in which split, as plain data: what a run stores so that new files change nothing for it."""
+"""Record which file is in which split: a run stores it, so that files added later do not change its splits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Entry(NamedTuple):
     """One file of a split.
 
     Attributes:
-        name: Path below the data set's folder, with ``/`` between its parts.
-        label: Of its class.
-        digest: Of its bytes, as `digest` gives it.
+        name: Path relative to the data set's folder, with ``/`` between its components.
+        label: Label of its class.
+        digest: Digest of its bytes, as `digests` computes it.
     """
 
     name: str
@@ -35,10 +35,10 @@ class SplitRecord:
 
     Attributes:
         classes: Names of the classes, in the order of the labels.
-        train: Files of the training split, in their order.
-        validation: Likewise.
-        test: Likewise.
-        beyond: How many files of the folder a limit left out when the splits were made.
+        train: Files of the training split, in order.
+        validation: Files of the validation split, in order.
+        test: Files of the test split, in order.
+        beyond: Number of files that a limit left out when the splits were made.
     """
 
     classes: tuple[str, ...]
@@ -48,32 +48,32 @@ class SplitRecord:
     beyond: int = 0
 
     def to_mapping(self) -> dict[str, Any]:
-        """Give lists, texts and numbers only, for JSON, YAML or a checkpoint; `from_mapping` reads them back."""
+        """Convert to lists, strings and numbers, for JSON, YAML or a checkpoint; `from_mapping` reads them back."""
         splits: dict[str, Any] = {split: [list(entry) for entry in getattr(self, split)] for split in SPLITS}
         return {"format": _FORMAT, "classes": list(self.classes), "beyond": self.beyond, **splits}
 
     @classmethod
     def from_mapping(cls, found: Mapping[str, Any]) -> SplitRecord:
-        """Read what `to_mapping` gave.
+        """Read the output of `to_mapping`.
 
         Raises:
-            UserError: When it is something else.
+            UserError: If `found` is not such an output.
         """
         try:
             if found["format"] != _FORMAT:
                 raise UserError(f"The recorded split has format {found['format']!r}, but only {_FORMAT} can be read.")
             classes = tuple(str(name) for name in found["classes"])
             splits = {split: tuple(_entry(len(classes), *row) for row in found[split]) for split in SPLITS}
-            beyond = int(found.get("beyond", 0))  # records of before have none
+            beyond = int(found.get("beyond", 0))  # older records have no such key
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(f"The recorded split cannot be read: {type(error).__name__} {error}.") from None
         return cls(classes, **splits, beyond=beyond)
 
     def check(self, folder: Path) -> None:
-        """Hold a folder against the record.
+        """Check that a folder still holds the recorded files.
 
         Raises:
-            UserError: Names the files that are no longer there or no longer the same.
+            UserError: If files are missing or have changed; the message names them.
         """
         entries = [entry for split in SPLITS for entry in getattr(self, split)]
         found = digests([folder / entry.name for entry in entries])
@@ -82,13 +82,13 @@ class SplitRecord:
         for names, what in ((missing, "are missing or cannot be opened"), (changed, "have changed since")):
             if names:
                 raise UserError(
-                    f"`{folder}` is not the folder that was recorded: {len(names)} of {len(entries)} files {what}: "
+                    f"`{folder}` does not match the record of the run: {len(names)} of {len(entries)} files {what}: "
                     f"{named(names)}. Put them back, or give the folder that holds them."
                 )
 
 
 def digests(files: Sequence[Path]) -> list[str | None]:
-    """Digest the bytes of each file: 32 hexadecimal digits (BLAKE2b), or None where it cannot be opened."""
+    """Compute the digest of each file: 32 hexadecimal digits (BLAKE2b), or None if the file cannot be opened."""
     return for_each_file(lambda _, file: _digest(file), files, "files")
 
 

@@ -1,4 +1,4 @@
-"""From a data set's name to its splits."""
+"""Load a data set by name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adv_train.data.record import SplitRecord
 from adv_train.errors import UserError, unknown
 from adv_train.registry import Registry
 
-#: Each is called with the name in full, the folder of downloaded data sets and the limit, see `load`.
+#: Loaders by name. A loader takes the full name, the folder of downloaded data sets and the limit; see `load`.
 DATASETS: Registry[Dataset] = Registry("data set", "adv_train.data")
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `load` knows; ``PATH`` stands for a folder."""
+    """Return every name that `load` accepts; ``PATH`` stands for a folder."""
     return tuple(f"{name}:PATH" if _has_path(name) else name for name in DATASETS.names())
 
 
@@ -38,20 +38,20 @@ def load(
 
     Args:
         name: One of `names`, such as ``digits`` or ``imagefolder:photos``.
-        root: Folder of the downloaded data sets; made when something has to be downloaded into it. An image folder
-            that is not at its path is looked for here, by its path and then by its last name.
-        limit: Most samples in the training split and in the validation split, at least 2: the first of each
-            class, in proportion. The test split is always whole.
-        device: Where the images are to be.
-        path: Where an image folder is now, instead of the path in its name.
+        root: Folder of the downloaded data sets; a download creates it. An image folder whose path does not exist is
+            searched for here, by its path and then by its last component.
+        limit: Largest number of samples in the training split and in the validation split, at least 2: the first
+            samples of each class, in proportion. The test split is always whole.
+        device: Device to store the images on.
+        path: Current path of an image folder; by default the path in its name.
         size: For image folders: resize the shorter side to so many pixels and crop the centre.
-        augment: One of `AUGMENTATIONS` in place of the data set's own.
+        augment: One of `AUGMENTATIONS`; by default the data set's own augmentation.
         skip_unreadable: For image folders: leave out files that cannot be read, with a warning that counts them.
-        split: For image folders: the `record` of a data set loaded before, to have the same splits again whatever
-            files were added.
+        split: For image folders: the `record` of a data set loaded earlier. It restores the same splits, also if files
+            were added since.
 
     Raises:
-        UserError: When the name is unknown, an argument does not fit it, the limit is too small, or the data are
+        UserError: If the name is unknown, an argument does not apply to it, the limit is too small, or the data are
             missing or unusable.
     """
     if limit is not None and limit < 2:

@@ -1,4 +1,4 @@
-"""A part of a data set, whole and resident on one device."""
+"""A split of a data set, stored on one device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: Final[tuple[SplitName, ...]] = ("train", "validation", "test")
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """Give bytes as float32 in [0, 1]; images that are already floating point come back as they are."""
+    """Convert uint8 images to float32 in [0, 1]; return floating-point images unchanged."""
     return images if images.is_floating_point() else images.float() / 255
 
 
@@ -21,13 +21,13 @@ def to_unit_range(images: Tensor) -> Tensor:
 class Split:
     """Images and their labels.
 
-    All of it stays on the device, a byte a value where the source has bytes: CIFAR-10 takes 180 MB, and no
-    batch waits for a disk or for a copy between devices.
+    The whole split stays on the device, as uint8 if the source is uint8: CIFAR-10 takes 180 MB, and no batch waits for
+    a disk or for a copy between devices.
 
     Attributes:
         images: Shape ``(n, channels, height, width)``: uint8 in [0, 255], or float32 in [0, 1].
         labels: Shape ``(n,)``, int64.
-        names: Of the file of each image, below the data set's folder, where each has its own.
+        names: Path of the file of each image, relative to the data set's folder; None if images are not single files.
     """
 
     images: Tensor
@@ -38,10 +38,10 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Split:
-        """Give the same split on another device."""
+        """Return the split on another device."""
         return Split(self.images.to(device), self.labels.to(device), self.names)
 
     def subset(self, indices: Tensor) -> Split:
-        """Give the samples at ``indices``, an int64 tensor of shape ``(m,)``."""
+        """Return the samples at ``indices``, an int64 tensor of shape ``(m,)``."""
         names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
         return Split(self.images[indices], self.labels[indices], names)

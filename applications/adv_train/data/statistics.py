@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure a training split.
+    """Compute mean and standard deviation of each channel of a training split.
 
     Args:
         images: Shape ``(n, channels, height, width)``: uint8, or floating point in [0, 1].
 
     Returns:
-        Means and (population) standard deviations, a number a channel, in units of images in [0, 1]. The
-        standard deviation is at least 1/255, so that a channel without contrast does not divide by zero.
+        Means and (population) standard deviations, one for each channel, of images in [0, 1]. The standard deviation is
+        at least 1/255, so that normalising a constant channel does not divide by zero.
     """
     moments = [_moments(images[:, channel].flatten()) for channel in range(images.shape[1])]
     means = tuple(mean for mean, _ in moments)
@@ -25,7 +25,7 @@ def _moments(values: Tensor) -> tuple[float, float]:
     if values.is_floating_point():
         values = values.double()
         return float(values.mean()), float(values.var(correction=0))
-    # Counting the 256 levels is exact and takes no second copy of the images in a wider type.
+    # Counting the 256 levels is exact, and needs no copy of the images in a wider type.
     weight = torch.bincount(values, minlength=256).double() / len(values)
     level = torch.arange(256, dtype=torch.float64) / 255
     mean = float(weight @ level)

@@ -1,4 +1,4 @@
-"""STL-10, read, downloaded and checked by torchvision."""
+"""STL-10; torchvision downloads, checks and reads it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", 
 def load(name: str, root: Path, limit: int | None) -> Dataset:
     """13,000 labelled colour images of 96x96 pixels in 10 classes, downloaded by torchvision.
 
-    4,500 to train on, 500 for validation, 8,000 to test; the 100,000 images without labels are left out, though they
-    are part of the archive (2.6 GB). Source: Coates, Lee and Ng (AISTATS 2011).
+    4,500 to train on, 500 for validation, 8,000 to test. The 100,000 images without labels are not used, but they are
+    part of the archive (2.6 GB). Source: Coates, Lee and Ng (AISTATS 2011).
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split.
 
     Raises:
-        UserError: When the data are neither there nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
-    from torchvision.datasets import STL10  # Not at the top: it takes seconds, and other data sets need it not.
+    from torchvision.datasets import STL10  # Not at the top: it takes seconds, and other data sets do not need it.
 
     fit, test = fetched(
         name,

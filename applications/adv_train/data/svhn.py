@@ -1,4 +1,4 @@
-"""Street View House Numbers, read, downloaded and checked by torchvision."""
+"""Street View House Numbers; torchvision downloads, checks and reads them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _SOURCE = "http://ufldl.stanford.edu/housenumbers/"
 def load(name: str, root: Path, limit: int | None) -> Dataset:
     """99,289 colour images of house numbers, 32x32 pixels, in 10 classes by the digit in the middle; never mirrored.
 
-    65,931 to train on, 7,326 for validation, 26,032 to test; the 531,131 images called "extra" are left out. The
-    label of a digit is the digit: torchvision turns the 10 that the files hold for a zero into 0. Source: Netzer et
-    al. (2011), "Reading digits in natural images with unsupervised feature learning".
+    65,931 to train on, 7,326 for validation, 26,032 to test; the 531,131 images called "extra" are not used. The label
+    of a digit is the digit: the files label a zero as 10, which torchvision changes to 0. Source: Netzer et al. (2011),
+    "Reading digits in natural images with unsupervised feature learning".
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split.
 
     Raises:
-        UserError: When the data are neither there nor to be had.
+        UserError: If the data are not on the disk and cannot be downloaded.
     """
-    from torchvision.datasets import SVHN  # Not at the top: it takes seconds, and other data sets need it not.
+    from torchvision.datasets import SVHN  # Not at the top: it takes seconds, and other data sets do not need it.
 
     fit, test = fetched(
         name,
@@ -44,7 +44,7 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
         f"`train_32x32.mat` and `test_32x32.mat` from {_SOURCE} into `{root}`",
     )
     digits = tuple(str(digit) for digit in range(10))
-    # A mirrored digit is often another digit, or none. Crops as Andriushchenko and Flammarion (NeurIPS 2020).
+    # A mirrored digit often looks like another digit, or like none. Crops as in Andriushchenko and Flammarion (2020).
     augment = Augment(flip=False)
     return with_a_tenth_held_out(name, _split(fit), _split(test), limit, class_names=digits, augment=augment)
 

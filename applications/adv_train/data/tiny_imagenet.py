@@ -16,26 +16,27 @@ from adv_train.data.stratified import limited, stratified_holdout
 _FOLDER = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_FOLDER}.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-# Those of ImageNet, as in the published code of Zhang et al. (ICML 2022); so is the augmentation.
+# Mean and standard deviation of ImageNet, as in the published code of Zhang et al. (ICML 2022), like the augmentation.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @DATASETS.register("tiny-imagenet")
 def load(name: str, root: Path, limit: int | None) -> Dataset:
-    """110,000 colour images of 64x64 pixels in 200 classes; its labelled val/ is halved for validation and test.
+    """110,000 colour images of 64x64 pixels in 200 classes; the labelled val/ is halved for validation and test.
 
-    100,000 to train on, 5,000 for validation, 5,000 to test: 25 and 25 images of each class of val/, chosen at random
-    but always alike. The images in test/ have no labels and are not used. Grey images become colour. Classes are
-    numbered in the order of their WordNet ids, as codes do that read class folders. Source: Le and Yang (2015), "Tiny
-    ImageNet visual recognition challenge", Stanford CS 231N.
+    100,000 to train on, 5,000 for validation, 5,000 to test: a fixed random half of the 50 images of each class in val/
+    is for validation, the other half for test. The images in test/ have no labels and are not used. Grey images are
+    converted to RGB. Classes are numbered in the order of their WordNet ids, as in code that reads class folders.
+    Source: Le and Yang (2015), "Tiny ImageNet visual recognition challenge", Stanford CS 231N.
 
     Args:
-        name: Of the data set.
-        root: Folder of the data; downloaded into where it is not there yet.
-        limit: Most samples in the training split, and in the validation split; others are not read.
+        name: Name of the data set.
+        root: Folder of the data; missing files are downloaded into it.
+        limit: Largest number of samples in the training split and in the validation split; others are not read.
 
     Raises:
-        UserError: When the data are neither there nor to be had, files cannot be read, or memory does not suffice.
+        UserError: If the data are not on the disk and cannot be downloaded, files cannot be read, or the images do not
+            fit into memory.
     """
     folder = root / _FOLDER
     put = f"`{_FOLDER}.zip` from {_URL} into `{root}`, as it is or unpacked to `{folder}`"
@@ -62,7 +63,7 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
 
 
 def _listed(root: Path, folder: Path, download: bool) -> tuple[tuple[str, ...], Listing, Listing]:
-    """Name the classes; list training and labelled other images as the tables do, so that lacking files are noticed."""
+    """List classes, training images and labelled val/ images from the tables, so that a missing file is noticed."""
     if download:
         from torchvision.datasets.utils import download_and_extract_archive
 

@@ -1,4 +1,4 @@
-"""Trained models in the forms that others read, one file a form."""
+"""Export trained models in forms that other programs read: one module for each form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a form of a trained model is."""
+"""The interface of a form of export."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Logits: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Form(ABC):
-    """Writes a model, and reads what it wrote.
+    """Writes a model in one form, and reads it back.
 
-    Subclasses are frozen dataclasses whose fields are options, stand in files of their own in this package, and are
+    A subclass is a frozen dataclass whose fields are its options. It is in its own module of this package and is
     registered with `FORMS.register`.
 
     Attributes:
-        suffix: How the name of the file ends; empty for a folder.
-        tolerance: How far the logits of what is read back may lie from those of the model, in units of the largest of
-            them, or of 1 where that is larger.
+        suffix: Suffix of the file name; empty for a folder.
+        tolerance: Largest allowed difference between the logits of the written model and those of the original, in
+            units of the largest absolute logit or of 1, whichever is larger.
     """
 
     suffix: ClassVar[str]
@@ -39,18 +39,18 @@ class Form(ABC):
             path: A file or folder that does not exist yet.
 
         Returns:
-            What the user should know of it, a sentence each.
+            Notes for the user, one sentence each.
 
         Raises:
-            UserError: When the model cannot be written in this form.
+            UserError: If the model cannot be written in this form.
         """
 
     @abstractmethod
     def read(self, source: Source, path: Path) -> Logits:
-        """Read back what was written, with no help of the model but for its architecture.
+        """Read a written model back; only the architecture may come from the original model.
 
         Returns:
-            From images ``(batch, channels, height, width)`` in [0, 1], float32 on the CPU, to logits
+            A function from images ``(batch, channels, height, width)`` in [0, 1], float32 on the CPU, to logits
             ``(batch, classes)``.
         """
 

@@ -1,4 +1,4 @@
-"""Networks of RobustBench that compute what ours do, and the names that they give to the same weights."""
+"""Networks of RobustBench that compute the same function as ours, and their names for the same weights."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PLACE: Final = "robustbench.model_zoo.architectures"
 
 @dataclass(frozen=True)
 class Counterpart:
-    """A network there.
+    """A network of RobustBench.
 
     Attributes:
-        title: What its leaderboard calls the architecture.
-        module: Where its class is.
-        names: What is imported from there, the class first.
-        arguments: Of the class, as code.
-        layers: What parts outside the blocks are called, by our names.
-        block: The name of a block, with its stage and its number in braces, counted from 1 and from 0.
-        inside: What parts of blocks are called that have other names there.
-        depths: Blocks in each stage.
+        title: Name of the architecture on the leaderboard.
+        module: Module of its class.
+        names: Names to import from the module, the class first.
+        arguments: Arguments of the class, as code.
+        layers: RobustBench's names of the layers outside the blocks, by our names.
+        block: Format of the name of a block; `{stage}` counts from 1, `{stage0}` and `{number}` from 0.
+        inside: RobustBench's names of layers inside a block, by our names; a layer that is not listed has our name.
+        depths: Number of blocks in each stage.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Counterpart:
     depths: Sequence[int]
 
     def name(self, ours: str) -> str:
-        """Translate the name of an entry of the state dict."""
+        """Translate our name of an entry of the state dict into RobustBench's."""
         if ours in self.layers:
             return self.layers[ours]
         part, _, rest = ours.partition(".")
@@ -60,18 +60,18 @@ class Counterpart:
 
 @singledispatch
 def counterpart(model: nn.Module, classes: int) -> Counterpart:
-    """Find the network there.
+    """Find the network of RobustBench that computes the same function.
 
     Args:
-        model: One of ours.
+        model: One of our models.
         classes: Number of logits.
 
     Raises:
-        UserError: When RobustBench has none that computes the same.
+        UserError: If RobustBench has no such network.
     """
     raise UserError(
-        f"RobustBench has no counterpart of {type(model).__name__}: the form robustbench takes preact-resnet, resnet "
-        "and wrn models."
+        f"RobustBench has no counterpart of {type(model).__name__}: the form robustbench needs preact-resnet, resnet "
+        "or wrn models."
     )
 
 
@@ -81,7 +81,7 @@ def _(model: PreActResNet, classes: int) -> Counterpart:
     bottleneck = type(model).block is PreActBottleneck
     _require(model, nn.ReLU, "activation=relu")
     if model.stem.out_channels != 64:
-        raise UserError(f"RobustBench has no pre-activation ResNet of base_width {model.stem.out_channels}, but of 64.")
+        raise UserError(f"RobustBench has pre-activation ResNets of base_width 64 only, not {model.stem.out_channels}.")
     if bottleneck and activated != {True}:
         raise UserError("RobustBench has no PreActBottleneck with shortcut=raw.")
     block = "PreActBottleneck" if bottleneck else "PreActBlockV2" if activated == {True} else "PreActBlock"
@@ -155,4 +155,4 @@ def _layers(depths: Sequence[int], bottleneck: bool) -> int:
 def _require(model: PreActResNet | ResNet | WideResNet, kind: type[nn.Module], option: str) -> None:
     found = model.blocks[0].act
     if not isinstance(found, kind):
-        raise UserError(f"RobustBench has this network with {option} only, but it has {type(found).__name__}.")
+        raise UserError(f"RobustBench has this network with {option} only, but this one has {type(found).__name__}.")

@@ -1,4 +1,4 @@
-"""The network with its weights, for the runtimes that read ONNX."""
+"""Export the network with its weights to ONNX."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 @FORMS.register("onnx")
 @dataclass(frozen=True)
 class Onnx(Form):
-    """An ONNX model from `images` to `logits` for any number of images, compared by ONNX Runtime with torch.
+    """An ONNX model from `images` to `logits` for any number of images; ONNX Runtime is compared with torch.
 
     Attributes:
-        opset: Version of ONNX's operators.
+        opset: Version of ONNX's operator set.
     """
 
-    # Another library adds in another order, and folds BatchNorm into convolutions.
+    # ONNX Runtime adds in another order than torch, and folds BatchNorm into convolutions.
     suffix, tolerance = ".onnx", 1e-4
 
     opset: Annotated[int, Range(18, 23)] = 18
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
-        """Write the model; its metadata hold what is known of it, as JSON."""
+        """Write the model; the key `adv_train` of its metadata describes the model, as JSON."""
         missing = [package for package in _PACKAGES if find_spec(package) is None]
         if missing:
             raise UserError(
@@ -54,7 +54,7 @@ class Onnx(Form):
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # an operator of the user's own may have no counterpart
+        except Exception as error:  # a user's own operator may have no translation
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"torch.onnx cannot translate the model ({type(error).__name__}: {reason}).") from error
         assert made is not None

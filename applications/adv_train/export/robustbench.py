@@ -1,4 +1,4 @@
-"""A submission to RobustBench: weights under its names, the network as its class, and the claim as it writes them."""
+"""Export a submission to RobustBench: weights with its names, the class of the network, and the accuracies as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adv_train.export.source import Source
 from adv_train.files import make_folder, replace_file
 from adv_train.values import format_fraction
 
-#: The data sets of its leaderboards that models are trained on here, with their test images.
+#: Data sets of RobustBench's leaderboards that models can be trained on here, with the number of their test images.
 _DATA: Final = {"cifar10": 10_000, "cifar100": 10_000}
 _THREATS: Final = {"linf": "Linf", "l2": "L2"}
 _FORWARD: Final = {
@@ -32,7 +32,7 @@ _FORWARD: Final = {
     def forward(self, x):
         return super().forward((x - self.mu) / self.sigma)
 """,
-    # Some versions of its class keep these out of the state dict.
+    # Some versions of RobustBench's class do not have these in the state dict.
     "mean": """\
         self.register_buffer("mean", torch.zeros(3, 1, 1))
         self.register_buffer("std", torch.ones(3, 1, 1))
@@ -43,16 +43,16 @@ _FORWARD: Final = {
 @FORMS.register("robustbench")
 @dataclass(frozen=True)
 class RobustBench(Form):
-    """A folder with weights, class and model-info JSON for RobustBench; figures are those of the run's evaluation.
+    """A folder with weights, class and model-info JSON for RobustBench; accuracies come from the run's evaluation.
 
     Attributes:
-        model_id: How the model is called there: NAME of the first author, year, first word of the title.
-        title: Of the paper.
-        authors: Of the paper, with commas between.
-        venue: Of the paper, with the year.
-        link: To the paper.
-        footnote: What else to tell below the leaderboard.
-        additional_data: Trained with more data than the training images of the data set.
+        model_id: Name of the model on RobustBench: name of the first author, year, first word of the title.
+        title: Title of the paper.
+        authors: Authors of the paper, separated by commas.
+        venue: Venue and year of the paper.
+        link: URL of the paper.
+        footnote: Footnote on the leaderboard.
+        additional_data: Training used more data than the training images of the data set.
     """
 
     suffix, tolerance = "", 0.0
@@ -66,7 +66,7 @@ class RobustBench(Form):
     additional_data: bool = False
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
-        """Write the three files, where RobustBench has them."""
+        """Write the three files in RobustBench's layout."""
         name, (dataset, threat) = self._id(), _leaderboard(source)
         found = counterpart(source.model, source.about["classes"])
         record = _record(source, dataset)
@@ -82,11 +82,11 @@ class RobustBench(Form):
             make_folder((path / place).parent)
             replace_file(path / place, content)
         empty = [key for key in ("title", "authors", "venue", "link") if getattr(self, key) is None]
-        told = (f"still to be told in the JSON, or by flags: {', '.join(empty)}",) if empty else ()
+        told = (f"complete these fields in the JSON, or give them as flags: {', '.join(empty)}",) if empty else ()
         return (*told, *(f"warning of the evaluation: {warning}" for warning in record.warnings))
 
     def read(self, source: Source, path: Path) -> Logits:
-        """Load the weights as those of any foreign checkpoint."""
+        """Load the weights as `adv_train` loads the checkpoint of another code base."""
         model = source.blank()
         (weights,) = path.glob("models/*/*/*.pt")
         models.load_weights(model, weights)
@@ -112,7 +112,7 @@ class RobustBench(Form):
             "architecture": found.title,
             "eps": str(format_fraction(record.eps)),
             "clean_acc": f"{100 * record.sa:.2f}",
-            "reported": None,  # what a paper claims; nothing here was read in one
+            "reported": None,  # for an accuracy claimed in a paper; this one is measured
             "autoattack_acc": f"{100 * record.attacks['autoattack'].accuracy:.2f}",
             "footnote": self.footnote,
         }
@@ -120,26 +120,26 @@ class RobustBench(Form):
 
 def _leaderboard(source: Source) -> tuple[str, str]:
     if source.checkpoint is None:
-        raise UserError("The form robustbench needs a run: the figures are those of its evaluation.")
+        raise UserError("The form robustbench needs a run, because it reports the accuracies of its evaluation.")
     config = source.checkpoint.config
     if config.data.name not in _DATA:
-        raise UserError(f"RobustBench has no leaderboard of {config.data.name}, but of {' and '.join(_DATA)}.")
+        raise UserError(f"RobustBench has no leaderboard for {config.data.name}, only for {' and '.join(_DATA)}.")
     if config.threat.norm not in _THREATS:
-        raise UserError(f"RobustBench has no leaderboard of {config.threat.norm}, but of {' and '.join(_THREATS)}.")
+        raise UserError(f"RobustBench has no leaderboard for {config.threat.norm}, only for {' and '.join(_THREATS)}.")
     return config.data.name, _THREATS[config.threat.norm]
 
 
 def _record(source: Source, dataset: str) -> Evaluation:
-    """Find the evaluation of these very weights by AutoAttack on all test images, in the threat of training."""
+    """Find the evaluation of exactly these weights with AutoAttack on all test images, under the threat of training."""
     assert source.checkpoint is not None and source.folder is not None
     threat, weights = source.checkpoint.config.threat, digest(source.model.state_dict())[:16]
-    wanted = f"`adv-train eval {source.folder}`, or with --checkpoint last, makes the record"
+    wanted = f"run `adv-train eval {source.folder}`, or the same with --checkpoint last"
     try:
         records = evaluation.read_all(source.folder)
     except UserError as error:
         if (source.folder / evaluation.RECORDS_FOLDER).exists():
             raise
-        raise UserError(f"RobustBench wants measured figures, but the run has not been evaluated: {wanted}.") from error
+        raise UserError(f"RobustBench needs measured accuracies, but the run is not evaluated: {wanted}.") from error
     fitting = [
         record
         for record in records
@@ -150,10 +150,10 @@ def _record(source: Source, dataset: str) -> Evaluation:
     ]
     if not fitting:
         raise UserError(
-            f"No evaluation of the run judges these weights by AutoAttack on all {_DATA[dataset]:,} test images within "
+            f"No record evaluates these weights with AutoAttack on all {_DATA[dataset]:,} test images within "
             f"{threat.norm} {format_fraction(threat.eps)}: {wanted}."
         )
-    # AutoAttack draws at random: of several seeds the lowest figure is the one that nobody can call chosen.
+    # AutoAttack is random. If there are records of several seeds, report the lowest accuracy, not a favourable one.
     return min(fitting, key=lambda record: record.attacks["autoattack"].accuracy)
 
 

@@ -1,4 +1,4 @@
-"""The weights with what is known of them, in a format that can hold nothing else."""
+"""Export the weights, with metadata, to safetensors, a format that cannot contain code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adv_train.files import replace_file
 @FORMS.register("safetensors")
 @dataclass(frozen=True)
 class SafeTensors(Form):
-    """Weights in a safetensors file; its metadata say model, normalisation, classes, data, norm, eps and versions."""
+    """Weights in a safetensors file; its metadata hold model, normalisation, classes, data, norm, eps and versions."""
 
     suffix, tolerance = ".safetensors", 0.0
 
@@ -22,7 +22,7 @@ class SafeTensors(Form):
         """Write the state dict; the values of the metadata are JSON."""
         from safetensors.torch import save
 
-        # Clones: the format refuses tensors that share memory, as tied weights do.
+        # Cloned, because the format rejects tensors that share memory, such as tied weights.
         tensors = {name: value.detach().clone().contiguous() for name, value in source.model.state_dict().items()}
         replace_file(path, save(tensors, {key: json.dumps(value) for key, value in source.about.items()}))
         return ()

@@ -1,4 +1,4 @@
-"""A model that is to be written, and what is known of it."""
+"""The model to export, and its description."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Source:
     """A trained model.
 
     Attributes:
-        model: On the CPU and in eval mode, on images in [0, 1].
-        shape: Of an image, ``(channels, height, width)``.
-        about: What is known of it, in plain values.
-        checkpoint: Where it is from; None for a module.
-        folder: The run folder; None for a file or a module.
+        model: The model on the CPU and in eval mode; it takes images in [0, 1].
+        shape: Shape of an image, ``(channels, height, width)``.
+        about: Description of the model, in plain values.
+        checkpoint: The checkpoint that it was loaded from; None for a module.
+        folder: The run folder, or the folder of the checkpoint file; None for a module.
     """
 
     model: nn.Module
@@ -36,10 +36,10 @@ class Source:
 
     @classmethod
     def of_run(cls, path: Path, which: str) -> Source:
-        """Take the model of a run folder, or of a checkpoint file.
+        """Load the model of a run folder, or of a checkpoint file.
 
         Raises:
-            UserError: When there is no such run, or its checkpoint is missing, damaged or foreign.
+            UserError: If there is no such run, or its checkpoint is missing, damaged or belongs to another run.
         """
         saved = open_checkpoint(path, which)
         config, arguments = saved.config, dict(saved.model_arguments)
@@ -61,16 +61,16 @@ class Source:
 
     @classmethod
     def of_module(cls, model: nn.Module, shape: tuple[int, int, int]) -> Source:
-        """Take a copy of any module that maps images in [0, 1] to logits."""
+        """Copy a module that maps images in [0, 1] to logits."""
         about = {"model": type(model).__name__, "channels": shape[0], "image_size": shape[1], **_versions()}
         return cls(copy.deepcopy(model).cpu().eval(), shape, about)
 
     def images(self, number: int) -> Tensor:
-        """Draw images uniformly in [0, 1], always the same."""
+        """Draw images uniformly in [0, 1], with a fixed seed."""
         return torch.rand(number, *self.shape, generator=torch.Generator().manual_seed(number))
 
     def blank(self) -> nn.Module:
-        """Give a copy of the model with zeros in place of all that a file has to bring."""
+        """Return a copy of the model whose parameters and buffers are zero, so that a file must supply all of them."""
         model = copy.deepcopy(self.model)
         with torch.no_grad():
             for value in model.state_dict().values():

@@ -1,4 +1,4 @@
-"""The weights alone, as torch.save writes them."""
+"""Export the weights alone, as torch.save writes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StateDict(Form):
     suffix, tolerance = ".pt", 0.0
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
-        """Write the state dict, with the normalisation among it."""
+        """Write the state dict, which includes the normalisation."""
         buffer = io.BytesIO()
         torch.save({name: value.detach().contiguous() for name, value in source.model.state_dict().items()}, buffer)
         replace_file(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""The network with its weights, as a graph of torch that needs none of this code."""
+"""Export the network with its weights as a torch.export program, which runs without this package."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from adv_train.files import replace_file
 class TorchExport(Form):
     """A program of torch.export for any number of images; `torch.export.load(PATH).module()` runs it."""
 
-    # The graph computes the same with operators in other places.
+    # The graph computes the same function, but may order its operations differently.
     suffix, tolerance = ".pt2", 1e-5
 
     def write(self, source: Source, path: Path) -> tuple[str, ...]:
-        """Write the program; what is known of the model lies beside it as ``adv_train.json``."""
+        """Write the program; the extra file ``adv_train.json`` inside it describes the model."""
         buffer = io.BytesIO()
         torch.export.save(program(source), buffer, extra_files={"adv_train.json": json.dumps(dict(source.about))})
         replace_file(path, buffer.getvalue())
@@ -36,16 +36,16 @@ class TorchExport(Form):
 
 
 def program(source: Source) -> torch.export.ExportedProgram:
-    """Trace the model on two images, for any number of them.
+    """Trace the model on two images, with a dynamic number of images.
 
     Raises:
-        UserError: When torch cannot trace it.
+        UserError: If torch cannot trace the model.
     """
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
             return torch.export.export(source.model, (source.images(2),), dynamic_shapes=({0: batch},))
-    except Exception as error:  # the code of others may fail in any way
+    except Exception as error:  # a user's own model may raise anything
         raise UserError(
             f"torch.export cannot trace the model ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})."
             " The form state-dict or safetensors takes any model."

@@ -1,4 +1,4 @@
-"""Writing a model, and making sure that what was written is that model."""
+"""Write a model, and check that the written model computes the same logits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from adv_train.export.base import FORMS, Form
 from adv_train.export.source import Source
 from adv_train.files import make_folder
 
-#: Numbers of images on which what was written is compared with the model.
+#: Batch sizes on which the written model is compared with the original.
 BATCHES = (1, 5)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The written model.
 
     Attributes:
         path: The file or folder.
-        form: Its name.
-        about: What is known of the model: its name and arguments, data, method, epoch, versions.
-        difference: Largest difference of a logit of random images from the model's.
-        allowed: How large it might have been.
-        size: In bytes.
-        notes: What else to know of it.
+        form: Name of the form.
+        about: Description of the model: its name and arguments, data, method, epoch, versions.
+        difference: Largest difference of its logits to those of the original, on random images.
+        allowed: Largest allowed difference.
+        size: Size in bytes.
+        notes: Notes for the user.
     """
 
     path: Path
@@ -53,30 +53,30 @@ def export(
     image_shape: tuple[int, int, int] | None = None,
     **options: Any,
 ) -> Exported:
-    """Write a trained model in a form that others read, and compare what was written with the model.
+    """Write a trained model in a form that other programs read, and compare the written model with the original.
 
     Args:
-        run: A run folder, a checkpoint file of a run, or a module on images in [0, 1].
-        out: The file, or for some forms the folder, to write.
+        run: A run folder, a checkpoint file of a run, or a module that takes images in [0, 1].
+        out: The file to write; a folder for some forms.
         form: A name of `adv-train list forms`.
-        checkpoint: Of a run folder, ``"best"`` on the validation split or ``"last"``. Weights are the averaged ones
-            where the run has them.
-        force: Replace what is at `out`.
+        checkpoint: Checkpoint of a run folder: ``"best"`` on the validation split or ``"last"``. Averaged weights are
+            written if the run has them.
+        force: Replace existing files at `out`.
         image_shape: ``(channels, height, width)``, for a module.
-        **options: Of the form.
+        **options: Options of the form.
 
     Returns:
-        What was written; `.difference` is the largest difference of a logit.
+        The written model; `.difference` is the largest difference of a logit to that of the original.
 
     Raises:
-        UserError: When there is no such run or form, the form cannot hold the model, `out` exists, or the logits of
-            what was written are not those of the model; nothing is then left at `out`.
+        UserError: If there is no such run or form, the form does not support the model, `out` exists, or the logits of
+            the written model differ from those of the original. Nothing is written to `out` then.
     """
     path, chosen = Path(out), FORMS.create(form, **options)
     _check(path, chosen, form, force)
     if isinstance(run, nn.Module):
         if image_shape is None:
-            raise UserError("`image_shape` is missing: say (channels, height, width) of the images of the module.")
+            raise UserError("`image_shape` is missing: give (channels, height, width) of the images of the module.")
         source = Source.of_module(run, image_shape)
     else:
         source = Source.of_run(Path(run), checkpoint)
@@ -94,12 +94,12 @@ def export(
 
 def _check(path: Path, chosen: Form, form: str, force: bool) -> None:
     if chosen.suffix and path.suffix != chosen.suffix:
-        raise UserError(f"The form {form} writes a file that ends in {chosen.suffix}, but --out is `{path}`.")
+        raise UserError(f"The form {form} needs a file that ends in {chosen.suffix}, but --out is `{path}`.")
     there = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if there and not force:
         raise UserError(f"`{path}` exists: give another --out, or --force to replace it.")
     if there and path.is_dir() != (chosen.suffix == ""):
-        raise UserError(f"`{path}` is a {'folder' if path.is_dir() else 'file'}, which the form {form} is not.")
+        raise UserError(f"`{path}` is a {'folder' if path.is_dir() else 'file'}, but {form} does not write one.")
 
 
 def _compare(chosen: Form, source: Source, made: Path) -> tuple[float, float]:
@@ -117,14 +117,14 @@ def _compare(chosen: Form, source: Source, made: Path) -> tuple[float, float]:
     largest, allowed = max(differences), chosen.tolerance * max(sizes)
     if not all(difference <= allowed for difference in differences):
         raise UserError(
-            f"What was written is not the model: logits of random images differ by {largest:.2g}, more than the "
-            f"{allowed:.2g} that are allowed. Nothing was kept."
+            f"The written model differs from the original: logits on random images differ by {largest:.2g}, more than "
+            f"the allowed {allowed:.2g}. No file was kept."
         )
     return largest, allowed
 
 
 def _move(made: Path, path: Path) -> int:
-    """Put what was written in its place, file by file; returns the number of bytes."""
+    """Move the written files to their final place, one by one; return the number of bytes."""
     files = [made] if made.is_file() else [file for file in sorted(made.rglob("*")) if file.is_file()]
     size = 0
     for file in files:

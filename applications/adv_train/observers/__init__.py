@@ -1,4 +1,4 @@
-"""What looks on while a model trains, one file each."""
+"""Observers of training: one module for each."""
 
 from __future__ import annotations
 

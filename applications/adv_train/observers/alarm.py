@@ -1,4 +1,4 @@
-"""A word of warning when training does not get anywhere, or loses what it had."""
+"""Warn if training makes no progress, or if the model overfits to the attack of training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ONE_CLASS = 0.99
 
 @OBSERVERS.register("alarm")
 class Alarm(Observer):
-    """Warns when the model has learnt nothing for five epochs, or has overfitted to its attack, once of each kind.
+    """Warns if the model has learnt nothing for five epochs, or has overfitted to its attack; each warning comes once.
 
-    It learns nothing where the loss stays at ln K, that of guessing among K classes, or the model puts (nearly) all
-    validation images in one class. Each time that training goes back to an earlier epoch it says so.
+    The model has learnt nothing if the loss stays at ln K, the loss of guessing among K classes, or if the model puts
+    (nearly) all validation images in one class. The observer also reports each rollback to an earlier epoch.
 
     Args:
-        history: Records of the epochs that an earlier process has done.
+        history: Records of the epochs that an earlier process finished.
     """
 
     _chance: float
@@ -34,12 +34,12 @@ class Alarm(Observer):
     _attacks: bool
 
     def __init__(self, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        #: Told of each warning.
+        #: Observers whose method `alarm` is called with each warning.
         self.listeners: Sequence[Observer] = ()
         self._before = tuple(history)
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Take note of the classes."""
+        """Reset the state, and store the number of classes and whether one class dominates the validation images."""
         self._epochs, self._warned, self._history = {"loss": 0, "class": 0}, set[str](), list(self._before)
         self._attacks = config.method.attacks
         self._chance = math.log(dataset.classes)
@@ -47,17 +47,17 @@ class Alarm(Observer):
         self._many = int(labels.bincount().max()) < _ONE_CLASS * len(labels)
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
-        """Look at the loss, at the answers, and at the accuracies of this epoch beside those before it."""
+        """Check the loss, the predictions and the accuracies of this epoch, also against those of earlier epochs."""
         self._history.append(record)
         if (epoch := record.get("rolled_back_to")) is not None:
-            self._ring(f"Epoch {record['epoch']} overfitted to its attack: training goes on from epoch {epoch}.")
+            self._ring(f"Epoch {record['epoch']} overfitted to its attack: training continues from epoch {epoch}.")
         if self._attacks and "overfitting" not in self._warned and (said := overfitting(self._history)) is not None:
             self._warned.add("overfitting")
-            self._ring(f"{said} Try --rollback, a smaller --eps or another method, and judge best.pt.")
+            self._ring(f"{said} Try --rollback, a smaller --eps or another method, and evaluate best.pt.")
         self._see(
             "loss",
             abs(record["loss"] - self._chance) < _NEAR * self._chance,
-            f"the loss has stayed at {record['loss']:.3f}, that of guessing among all classes ({self._chance:.3f})",
+            f"the loss has stayed at {record['loss']:.3f}, the loss of guessing among all classes ({self._chance:.3f})",
         )
         top = record["val_top_class"]
         self._see(
@@ -70,7 +70,7 @@ class Alarm(Observer):
         self._epochs[kind] = self._epochs[kind] + 1 if is_so else 0
         if self._epochs[kind] == _EPOCHS and kind not in self._warned:
             self._warned.add(kind)
-            self._ring(f"For {_EPOCHS} epochs {what}. The model learns nothing: try a smaller --eps or --lr.")
+            self._ring(f"For {_EPOCHS} epochs, {what}. The model learns nothing: try a smaller --eps or --lr.")
 
     def _ring(self, message: str) -> None:
         for listener in self.listeners:

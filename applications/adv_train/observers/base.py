@@ -1,4 +1,4 @@
-"""What looks on while a model trains."""
+"""The interface of observers of training."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from adv_train.registry import Registry
 
 
 class Observer:
-    """Told of everything that happens in a run; what it does changes nothing in it.
+    """Receives the events of a run; it must not change the run.
 
-    Subclasses stand in files of their own in this package, take no argument that has no default, and are registered
-    with `OBSERVERS.register`.
+    Each subclass is in its own module of this package, can be created without arguments, and is registered with
+    `OBSERVERS.register`.
     """
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Training begins, or goes on.
+        """Called when training begins or is resumed.
 
         Args:
-            config: Of the run.
-            dataset: What it trains on.
+            config: Configuration of the run.
+            dataset: The data set of the run.
             folder: The run folder.
-            steps: Of one epoch.
-            done: Epochs that an earlier process has done.
+            steps: Number of steps in an epoch.
+            done: Number of epochs that an earlier process finished.
         """
 
     def step(self) -> None:
-        """A step is done."""
+        """Called after each step."""
 
     def part(self, record: Mapping[str, Any]) -> None:
-        """As many steps as `--log-every` says are done.
+        """Called after every N steps with `--log-every N`.
 
         Args:
-            record: Their line of ``steps.jsonl``, see `adv_train.observers.steps`.
+            record: The line of ``steps.jsonl`` for these steps, see `adv_train.observers.steps`.
         """
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
-        """An epoch is done and saved.
+        """Called after an epoch is finished and saved.
 
         Args:
             record: Its line of ``metrics.jsonl``.
-            seconds: Training took so long, validation left out.
+            seconds: Training time of the epoch in seconds, without validation.
         """
 
     def alarm(self, message: str) -> None:
-        """Training does not get anywhere, or loses what it had; the user has been warned."""
+        """Called with each warning of the observer `alarm`, which has also warned the user."""
 
     def finish(self, model: nn.Module) -> None:
-        """The last epoch is done and saved.
+        """Called after the last epoch is finished and saved.
 
         Args:
-            model: As it is after that epoch, or its average where there is one; in eval mode.
+            model: The model after that epoch, with averaged weights if the run has them; in eval mode.
         """
 
     def close(self) -> None:
-        """Training ends, in whatever way."""
+        """Called when training ends, also after an error or an interruption."""
 
 
 OBSERVERS: Registry[Observer] = Registry("observer", "adv_train.observers")

@@ -1,4 +1,4 @@
-"""What a user sees on stderr, or below the cell of a notebook, while a model trains."""
+"""Show the progress of training on stderr, or below the cell of a notebook."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @OBSERVERS.register("progress")
 class Progress(Observer):
-    """A bar over the steps of a run with the time that is left, or a line an epoch where nobody sees a bar.
+    """A progress bar over the steps of a run, with the remaining time; without a terminal, a line for each epoch.
 
     Args:
-        shown: ``True`` for the bar, ``False`` for nothing, ``None`` for the bar on a terminal and in a notebook, and
-            lines elsewhere.
+        shown: ``True`` shows the bar, ``False`` shows nothing, ``None`` shows the bar on a terminal and in a notebook,
+            and lines elsewhere.
     """
 
     def __init__(self, shown: bool | None = None) -> None:
@@ -32,12 +32,12 @@ class Progress(Observer):
         self._bar: tqdm[Any] | None = None
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Say what is trained on, and count the epochs of an earlier process as done."""
+        """Print the data set, and start the bar after the epochs that an earlier process finished."""
         self._title, self._epochs = f"{config.method_name} on {config.data.name}", config.training.epochs
         if self._shown or self._lines:
             print(dataset.describe(), file=sys.stderr, flush=True)
         self._bar = bars.progress_bar(shown=self._shown, total=self._epochs * steps, desc=self._title, unit="step")
-        # Left out of the speed.
+        # Steps of an earlier process do not count for the speed.
         self._bar.initial = self._bar.n = done * steps
         self._bar.refresh()
 
@@ -75,6 +75,6 @@ class Progress(Observer):
             )
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()

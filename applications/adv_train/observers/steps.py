@@ -1,4 +1,4 @@
-"""What is logged within an epoch: a line of JSON for so many steps."""
+"""Log within an epoch: one line of JSON for every N steps."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from adv_train.observers.base import Observer
 
 
 class Steps(Observer):
-    """Writes what `--log-every N` measures of each N steps into RUN/steps.jsonl: loss, lr, images a second."""
+    """Writes loss, learning rate and images a second of every N steps to RUN/steps.jsonl, with `--log-every N`."""
 
     def __init__(self) -> None:
         self._file: TextIOWrapper | None = None
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Open the file; what an earlier process wrote of epochs that are done again is dropped."""
+        """Open the file, and drop the lines of an earlier process for epochs that will be repeated."""
         path = folder / "steps.jsonl"
         kept = [line for line in _lines(path) if line["epoch"] <= done]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def part(self, record: Mapping[str, Any]) -> None:
-        """Write a line, so that it can be read at once."""
+        """Write a line and flush it."""
         assert self._file is not None
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
@@ -44,11 +44,11 @@ class Steps(Observer):
 
 
 class StepClock:
-    """Measures so many steps at a time; the host waits for the device once each time, and not in the steps between.
+    """Measures loss and speed of every N steps; the host waits for the device only once in N steps.
 
     Args:
-        every: So many steps make a part.
-        first: Steps that were done before.
+        every: The number N.
+        first: Number of steps that an earlier process finished.
     """
 
     def __init__(self, every: int, first: int = 0) -> None:
@@ -56,19 +56,19 @@ class StepClock:
         self._since, self._images, self._losses = time.perf_counter(), 0, 0.0
 
     def start_epoch(self) -> None:
-        """Leave out the time since the last step, in which the model was validated and saved."""
+        """Restart the clock, so that the time for validation and saving does not count."""
         self._since, self._images, self._losses = time.perf_counter(), 0, 0.0
 
     def step(self, losses: Tensor, images: int) -> dict[str, Any] | None:
         """Count a step.
 
         Args:
-            losses: Sum over all images of the epoch so far, on the device.
-            images: Of this step.
+            losses: Sum of the losses over all images of the epoch so far, on the device.
+            images: Number of images in this step.
 
         Returns:
-            ``step`` (counted from 1 through the run), ``loss`` (mean over the images since the last part of this
-            epoch; None where it is not finite) and ``images_per_second``, after a whole part; None otherwise.
+            After every N steps ``step`` (from 1 through the run), ``loss`` (mean over the images since the last record
+            of this epoch; None if it is not finite) and ``images_per_second``; otherwise None.
         """
         self._step += 1
         self._images += images
@@ -82,7 +82,7 @@ class StepClock:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the lines that are whole; the last one of a killed process may not be."""
+    """Read the complete lines; the last line of a killed process may be incomplete."""
     if not path.exists():
         return []
     found = path.read_text(encoding="utf-8").splitlines(keepends=True)

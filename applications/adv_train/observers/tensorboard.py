@@ -1,4 +1,4 @@
-"""Curves, settings, warnings and pictures for TensorBoard."""
+"""Write curves, settings, warnings and images for TensorBoard."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from adv_train.observers.base import OBSERVERS, Observer
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: Figures that runs are compared by, beside their settings.
+#: Metrics in TensorBoard's table of hyperparameters.
 _JUDGED = ("loss", "val_sa", "val_ra")
 _PICTURES = 16
 
 
 @OBSERVERS.register("tensorboard")
 class TensorBoard(Observer):
-    """Writes figures, settings, warnings and attacked images into RUN/tensorboard, for `tensorboard --logdir runs`."""
+    """Writes metrics, settings, warnings and attacked images to RUN/tensorboard, for `tensorboard --logdir runs`."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
         self._parts: SummaryWriter | None = None
 
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
-        """Open the log; what an earlier process wrote of epochs that are done again is dropped.
+        """Open the log, and drop the entries of an earlier process for epochs that will be repeated.
 
         Raises:
-            UserError: When TensorBoard is not installed.
+            UserError: If TensorBoard is not installed.
         """
         self._config, self._dataset, self._folder = config, dataset, folder / "tensorboard"
         self._epoch, self._steps = done, steps
@@ -44,7 +44,7 @@ class TensorBoard(Observer):
         self._settings = _settings(self._writer, config)
 
     def part(self, record: Mapping[str, Any]) -> None:
-        """Write the figures of a few steps, in a log of their own: its axis counts steps and not epochs."""
+        """Write the metrics of the last steps to a separate log, whose axis counts steps instead of epochs."""
         if self._parts is None:
             self._parts = _writer(self._folder / "steps", self._epoch * self._steps + 1)
         for name in ("loss", "lr", "images_per_second"):
@@ -52,7 +52,7 @@ class TensorBoard(Observer):
                 self._parts.add_scalar(f"steps/{name}", record[name], record["step"])
 
     def epoch(self, record: Mapping[str, Any], seconds: float) -> None:
-        """Write the figures of an epoch."""
+        """Write the metrics of an epoch."""
         assert self._writer is not None
         self._epoch = record["epoch"]
         for name, value in {**record, "train_seconds": seconds}.items():
@@ -66,7 +66,7 @@ class TensorBoard(Observer):
         self._writer.add_text("alarm", message, self._epoch)
 
     def finish(self, model: nn.Module) -> None:
-        """Write some validation images as they are, attacked, and the difference, which is scaled to be seen."""
+        """Write some validation images: clean, attacked, and their difference, which is scaled to be visible."""
         assert self._writer is not None
         x, y = next(iter(data.ordered_batches(self._dataset.validation, _PICTURES)))
         threat, steps = self._config.threat, self._config.training.validation_steps
@@ -90,7 +90,7 @@ class TensorBoard(Observer):
 
 def _writer(folder: Path, purge_step: int) -> SummaryWriter:
     try:
-        from torch.utils.tensorboard import SummaryWriter  # Not at the top: it is an extra.
+        from torch.utils.tensorboard import SummaryWriter  # Not at the top: it is an optional dependency.
     except ModuleNotFoundError as error:
         raise UserError(
             "The observer tensorboard needs the package tensorboard: pip install 'torch-blo[tensorboard]'"
@@ -99,11 +99,11 @@ def _writer(folder: Path, purge_step: int) -> SummaryWriter:
 
 
 def _settings(writer: SummaryWriter, config: RunConfig) -> Any:
-    """Write what was chosen, for the table of hyperparameters; returns what ends that entry."""
+    """Write the settings for the table of hyperparameters; return the summary that ends that entry."""
     from torch.utils.tensorboard.summary import hparams
 
     plain = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in _chosen(config)}
-    # Not `add_hparams`, which makes a run of its own for them. The figures are the curves of these names.
+    # Not `add_hparams`, which creates a separate run. The table shows the last values of the curves in `_JUDGED`.
     experiment, start, end = hparams(plain, dict.fromkeys(_JUDGED, 0.0))
     _add(writer, experiment)
     _add(writer, start)
@@ -111,7 +111,7 @@ def _settings(writer: SummaryWriter, config: RunConfig) -> Any:
 
 
 def _add(writer: SummaryWriter, summary: Any) -> None:
-    file: Any = writer.file_writer  # open from the first to the last moment of the writer
+    file: Any = writer.file_writer  # never None here: it is open as long as the writer
     file.add_summary(summary)
 
 

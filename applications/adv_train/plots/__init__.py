@@ -1,4 +1,4 @@
-"""Figures of runs: one file a figure, each written as PNG and SVG with its numbers as CSV beside them."""
+"""Figures of runs: one module for each figure, which is written as PNG and SVG, and its numbers as CSV."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ Lines: TypeAlias = list[tuple[Run, list[tuple[float, float]]]]
 class AlignmentOverTraining(Drawing[Lines]):
     """Gradient alignment on validation images after each epoch (Zhang et al., ICML 2022, Figure 3).
 
-    It is the mean cosine of the loss's gradient at an image and at a random point within eps of it. Where it falls,
-    one-step attacks no longer find the maximum of the loss: training overfits to its attack.
+    Gradient alignment is the mean cosine between the gradients of the loss at an image and at a random point within eps
+    of it. If it falls, one-step attacks no longer find the maximum of the loss, and training overfits to its attack.
     """
 
     examples: ClassVar[str] = """\
@@ -32,13 +32,13 @@ examples:
   adv-train plot alignment runs/fast-at runs/fast-at-ga runs/fast-bat --out figures"""
 
     def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Lines:
-        """Read it from the records of the epochs: it is measured while a model trains."""
+        """Read the alignment from the records of the epochs, where training has written it."""
         lines = [(run, ALIGNMENT.points(run.metrics)) for run in runs]
         for run, points in lines:
             if not any(ALIGNMENT.key in row for row in run.metrics):
                 raise UserError(
-                    f"`{run.folder.path}` was trained before gradient alignment was recorded: its metrics.jsonl has no "
-                    f"{ALIGNMENT.key}. Train it again into another folder, or leave it out."
+                    f"`{run.folder.path}` was trained by a version that did not record gradient alignment: its "
+                    f"metrics.jsonl has no {ALIGNMENT.key}. Train it again into another folder, or leave it out."
                 )
             if not points:
                 raise UserError(
@@ -48,7 +48,7 @@ examples:
         return lines
 
     def rows(self, numbers: Lines) -> list[Row]:
-        """Give a row for each run and epoch."""
+        """Return a row for each run and epoch."""
         return [
             {**run.about(), "epoch": int(epoch), ALIGNMENT.key: value}
             for run, points in numbers

@@ -1,4 +1,4 @@
-"""What a figure is: numbers that are measured first, and a drawing of them."""
+"""The interface of a figure: it first computes its numbers, and then draws them."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ Row: TypeAlias = dict[str, str | float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Checked, abc.ABC, Generic[Numbers]):
-    """A figure of runs; its fields are its options, and the flags of `adv-train plot NAME`.
+    """A figure of runs; its fields are its options, which are flags of `adv-train plot NAME`.
 
-    Subclasses stand in files of their own in this package and are registered with `FIGURES.register`.
+    Each subclass is in its own module of this package and is registered with `FIGURES.register`.
 
     Attributes:
-        examples: Command lines, for the help.
+        examples: Example command lines for the help.
     """
 
     examples: ClassVar[str]
 
     @abc.abstractmethod
     def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Numbers:
-        """Compute all that is drawn.
+        """Compute the numbers of the figure.
 
         Args:
-            runs: At least one.
-            progress: Whether to show a bar on stderr; None shows it on a terminal only.
+            runs: At least one run.
+            progress: Whether to show a progress bar on stderr; None shows it on a terminal only.
 
         Raises:
-            UserError: When a run does not hold what is needed.
+            UserError: If a run lacks something that the figure needs.
         """
 
     @abc.abstractmethod
     def rows(self, numbers: Numbers) -> list[Row]:
-        """Give what is drawn as the rows of a table, all with the same columns."""
+        """Return the numbers as the rows of a table; all rows have the same columns."""
 
     @abc.abstractmethod
     def draw(self, numbers: Numbers) -> Figure:
-        """Draw it. Called within the style of `adv_train.plots.style`."""
+        """Draw the figure. The caller has set the style of `adv_train.plots.style`."""
 
 
 FIGURES: Registry[Drawing[Any]] = Registry("figure", "adv_train.plots")

@@ -1,4 +1,4 @@
-"""Training curves of several runs beside each other."""
+"""Training curves of several runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Runs: TypeAlias = Sequence[Run]
 class TrainingCurves(Drawing[Runs]):
     """Loss, learning rate, clean and robust accuracy, gradient alignment and implicit share over the epochs.
 
-    The loss is that of training, accuracies and alignment are measured on validation images. Beside the accuracy under
-    PGD a thin line shows that after one FGSM step: where it rises and the other falls, the model has overfitted to its
-    attack. A panel shows the runs that have its quantity; a ring marks the epoch in best.pt, a cross the first epoch
-    that overfitted and those that were rolled back for it.
+    The loss is the training loss; accuracies and alignment are measured on validation images. Beside the accuracy under
+    PGD, a thin line shows the accuracy after one FGSM step: if the thin line rises while the other falls, the model has
+    overfitted to its attack. A panel shows only the runs that have its quantity. A ring marks the epoch in best.pt; a
+    cross marks the first epoch that overfitted, and each epoch that was rolled back.
     """
 
     examples: ClassVar[str] = """\
@@ -42,11 +42,11 @@ examples:
     def measure(self, runs: Runs, progress: bool | None = False) -> Runs:
         """Read the records of the epochs."""
         for run in runs:
-            _ = run.metrics  # Tells of a run without an epoch before anything is written.
+            _ = run.metrics  # Raises an error for a run without an epoch, before any file is written.
         return runs
 
     def rows(self, numbers: Runs) -> list[Row]:
-        """Give a row for each run and epoch; what was not recorded is empty."""
+        """Return a row for each run and epoch; values that were not recorded are empty."""
         return [
             {
                 **run.about(),
@@ -60,7 +60,7 @@ examples:
         ]
 
     def draw(self, numbers: Runs) -> Figure:
-        """Draw a panel for each quantity that some run has."""
+        """Draw a panel for each quantity that at least one run has."""
         from matplotlib.figure import Figure  # Not at the top: only drawing needs matplotlib.
         from matplotlib.lines import Line2D
 
@@ -69,7 +69,7 @@ examples:
         figure = Figure(figsize=(9.6, 2.9 * rows + 0.4), layout="constrained")
         for place, series in enumerate(shown, start=1):
             _panel(figure.add_subplot(rows, 2, place), series, numbers)
-        # Lines without data, so that a run which a panel leaves out still has its own.
+        # Lines without data, so that the legend has every run, also those that a panel leaves out.
         handles = [Line2D([], [], **line(index)) for index in range(len(numbers))]
         names = [run.name for run in numbers]
         looks: dict[str, dict[str, Any]] = {"epoch in best.pt": {"linestyle": "", **_RING}}

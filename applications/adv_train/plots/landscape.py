@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 class LossLandscape(Drawing[Surfaces]):
     """Loss around test images, along the loss's gradient and a random direction (Zhang et al., ICML 2022, Figure 1).
 
-    In linf the first direction is the sign of the gradient and the second a random sign for each pixel; in l2 and l1
-    they are the gradient and a random direction orthogonal to it, each of length 1 in that norm. Images are clamped to
-    their range before the model sees them.
+    In linf, the first direction is the sign of the gradient and the second has a random sign for each pixel. In l2 and
+    l1, they are the gradient and a random direction orthogonal to it, each with norm 1. Images are clamped to their
+    range before the model receives them.
 
     Attributes:
-        eps: Unit of both axes, in the norm of training; by default that of training.
-        range: The axes reach from minus to plus so many eps.
-        points: Of the grid along each axis; an odd number has the clean images in the middle.
-        images: Mean over so many test images, of all classes in proportion; 64 by default.
-        image: Instead: one test image by its position in the test split, from 0.
-        seed: Of the random direction.
-        style: surface or contour.
-        checkpoint: best on validation, or last.
+        eps: Unit of both axes, in the norm of training; by default the eps of training.
+        range: The axes range from minus to plus this many eps.
+        points: Grid points along each axis; an odd number has the clean images in the middle.
+        images: Average over so many test images; each class keeps its proportion. 64 by default.
+        image: Draw one test image instead of an average: its position in the test split, from 0.
+        seed: Seed of the random direction.
+        style: Draw a surface or contours.
+        checkpoint: Checkpoint of each run: the best on validation, or the last.
         batch_size: Images in a forward pass.
-        device: auto, cpu, cuda, cuda:1, mps.
-        data_root: Where the data sets are, if no longer where they were.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        data_root: Folder that holds the data sets; by default the folder that training used.
     """
 
     examples: ClassVar[str] = """\
@@ -71,7 +71,7 @@ examples:
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image is not None and self.images is not None:
-            raise UserError("--image chooses one image, --images the mean over several: leave one of them out.")
+            raise UserError("--image draws one image, --images the mean over several: leave one of them out.")
 
     def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Surfaces:
         """Evaluate the models of the runs on the grid."""
@@ -102,8 +102,8 @@ examples:
                 raise UserError(f"`{run.folder.path}`: {error}") from error
         if found.flat:
             warnings.warn(
-                f"{run.name}: the loss of {found.flat} of {len(x)} images has no gradient, so that nothing changes "
-                "along their adversarial direction.",
+                f"{run.name}: the gradient of the loss is zero at {found.flat} of {len(x)} images, so they have no "
+                "adversarial direction.",
                 stacklevel=2,
             )
         return Around(run, saved.epoch, threat, len(x), found)
@@ -112,11 +112,11 @@ examples:
         if self.image is None:
             return cut(dataset, self.images or 64, device)
         if self.image >= len(dataset.test):
-            raise UserError(f"The test split has {len(dataset.test)} images, counted from 0: there is no {self.image}.")
+            raise UserError(f"The test split has {len(dataset.test)} images, from 0: there is no image {self.image}.")
         return cut(replace(dataset, test=dataset.test.subset(torch.tensor([self.image]))), None, device)
 
     def rows(self, numbers: Surfaces) -> list[Row]:
-        """Give a row for each run and point of the grid."""
+        """Return a row for each run and grid point."""
         return [
             {
                 **each.run.about(),
@@ -137,7 +137,7 @@ examples:
         ]
 
     def draw(self, numbers: Surfaces) -> Figure:
-        """Draw a panel for each run; all share the scale of the loss."""
+        """Draw a panel for each run; all panels have the same scale of the loss."""
         figure = drawn(numbers, flat=self.style == "contour")
         figure.supxlabel(self._caption(numbers), fontsize=9)
         return figure

@@ -1,4 +1,4 @@
-"""The lines of a figure of judged runs: which run belongs to which, and the mean of its seeds."""
+"""The lines of a figure of evaluated runs: the runs of each line, and their means over seeds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from adv_train.values import format_fraction
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A run and the record that it is shown by.
+    """A run and the evaluation that the figure shows.
 
     Attributes:
         run: The run.
-        line: What the legend calls its line: its method, with options where two of its runs differ in them.
-        record: Of its evaluation.
-        ra: Share of the samples that withstand the attack.
+        line: Name of its line in the legend: the method, with those options in which two of its runs differ.
+        record: Record of the evaluation.
+        ra: Robust accuracy under the attack, a fraction.
     """
 
     run: Run
@@ -34,7 +34,7 @@ class Judged:
 
     @property
     def eps(self) -> float:
-        """Of training."""
+        """The eps of training."""
         return self.run.config.threat.eps
 
 
@@ -42,7 +42,11 @@ Points: TypeAlias = list[Judged]
 
 
 def line_names(runs: Sequence[Run]) -> list[str]:
-    """Name the line of each run, and refuse runs of one line and eps that differ in more than the seed."""
+    """Return the name of each run's line.
+
+    Raises:
+        UserError: If two runs with the same line and eps have the same seed, or differ in more than the seed.
+    """
     names = [_called_by_what_differs(run, runs) for run in runs]
     seen: dict[tuple[str, float], Run] = {}
     seeds: set[tuple[str, float, int]] = set()
@@ -63,9 +67,9 @@ def line_names(runs: Sequence[Run]) -> list[str]:
 
 
 def _called_by_what_differs(run: Run, runs: Sequence[Run]) -> str:
-    """Give the method, and those of its options in which its runs differ at one eps, as in `fast-bat(ig_weight=0)`.
+    """Return the method and those of its options in which runs with one eps differ, as in `fast-bat(ig_weight=0)`.
 
-    An option that follows eps, such as a step in the presets, does not tear a line apart.
+    An option that varies with eps only, such as the step size in the presets, does not split a line.
     """
     name = run.config.method_name
     mine = [other.config for other in runs if other.config.method_name == name]
@@ -85,11 +89,11 @@ def _text(value: object) -> str:
 
 
 def sharing(points: Points, name: str, eps: float) -> Points:
-    """Give the runs of a line that were trained at one eps: its seeds."""
+    """Return the runs of a line that were trained with one eps; they differ in the seed."""
     return [point for point in points if (point.line, point.eps) == (name, eps)]
 
 
 def mean_and_std(points: Points, key: str) -> dict[str, Any]:
-    """Give the mean of `ra` or `sa` and its sample standard deviation, None for one run."""
+    """Return the mean of `ra` or `sa` and its sample standard deviation, which is None for one run."""
     values = [point.ra if key == "ra" else point.record.sa for point in points]
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}

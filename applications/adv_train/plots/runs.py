@@ -1,4 +1,4 @@
-"""The runs of a figure, and what its legend calls them."""
+"""The runs of a figure, and their names in its legend."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from adv_train.records import RunFolder, score
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run folder with part of a run or all of it.
+    """A run, finished or not.
 
     Attributes:
-        name: What the legend calls it.
-        folder: Where it is.
-        config: What was trained.
+        name: Its name in the legend.
+        folder: Its run folder.
+        config: Its configuration.
     """
 
     name: str
@@ -33,27 +33,27 @@ class Run:
         """The records of its epochs.
 
         Raises:
-            UserError: When there is none yet.
+            UserError: If no epoch is finished.
         """
         found = self.folder.metrics()
         if not found:
-            raise UserError(f"`{self.folder.path}` has no finished epoch: `adv-train fit` goes on with it.")
+            raise UserError(f"`{self.folder.path}` has no finished epoch: `adv-train fit` resumes it.")
         return found
 
     @property
     def best_epoch(self) -> int:
-        """The epoch in ``best.pt``: the first of those with the best score."""
+        """The epoch in ``best.pt``: the first epoch with the best score."""
         return int(max(self.metrics, key=lambda line: score(self.config.training.select, line))["epoch"])
 
     @property
     def overfitted_epochs(self) -> list[int]:
-        """The epochs that had overfitted to the attack of training: the first that stayed, and those rolled back."""
+        """The epochs that overfitted to the attack of training: those rolled back, and the first that was not."""
         back = [int(line["epoch"]) for line in self.metrics if "rolled_back_to" in line]
         first = overfitted_epoch(self.metrics) if self.config.method.attacks else None
         return back if first is None else [*back, first]
 
     def about(self) -> dict[str, str | float | None]:
-        """Give the columns that say which run a row belongs to."""
+        """Return the columns that identify the run of a row."""
         config = self.config
         return {
             "run": str(self.folder.path),
@@ -66,17 +66,19 @@ class Run:
 
 
 def read_runs(paths: Sequence[Path | str]) -> list[Run]:
-    """Read the configurations of runs; the method names a run where no other has it, and else its folder.
+    """Read the configurations of runs and name each run.
+
+    The names are the methods if all differ, otherwise the names of the folders if all differ, otherwise the paths.
 
     Raises:
-        UserError: When there is no run, a folder holds none, or one is there twice.
+        UserError: If `paths` is empty or contains a folder twice, or a folder holds no run.
     """
     if not paths:
         raise UserError("Give at least one RUN, a folder that `adv-train fit` or `adv-train compare` made.")
     places = [Path(path) for path in paths]
     for place in places:
         if [other.resolve() for other in places].count(place.resolve()) > 1:
-            raise UserError(f"`{place}` is there twice.")
+            raise UserError(f"`{place}` is given twice.")
     configs = [RunFolder(place).config() for place in places]
     namings = [[config.method_name for config in configs], [place.resolve().name for place in places]]
     unique = next((names for names in namings if len(set(names)) == len(names)), [str(place) for place in places])

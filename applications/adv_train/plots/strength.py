@@ -1,4 +1,4 @@
-"""Robustness against the strength of the training attack: Figure 2 of Zhang et al. (ICML 2022)."""
+"""Robustness as a function of the eps of training: Figure 2 of Zhang et al. (ICML 2022)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 @FIGURES.register("strength")
 @dataclass(frozen=True, kw_only=True)
 class StrengthOfTraining(Drawing[Points]):
-    """Robust and clean accuracy of runs that were trained at different eps (Zhang et al., ICML 2022, Figure 2).
+    """Robust and clean accuracy of runs that were trained with different eps (Zhang et al., ICML 2022, Figure 2).
 
-    A line a method; where several seeds share method and eps it runs through their mean, with the sample standard
-    deviation as error bars. The runs have to be judged (`adv-train eval`).
+    Each method has one line. If there are several seeds with one method and eps, the line goes through their mean, and
+    error bars show the sample standard deviation. The runs must have been evaluated (`adv-train eval`).
 
     Attributes:
-        test_eps: Of the attack that judges all runs; by default each is judged at the eps of its training.
-        attack: Which one, as `adv-train list attacks` calls it.
-        checkpoint: best on validation, or last.
+        test_eps: Radius of the attack on all runs; by default the eps of training of each run.
+        attack: Attack that measures the robust accuracy (see `adv-train list attacks`).
+        checkpoint: Checkpoint of each run: the best on validation, or the last.
     """
 
     examples: ClassVar[str] = """\
@@ -46,7 +46,7 @@ examples:
     checkpoint: Literal["best", "last"] = "best"
 
     def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Points:
-        """Read the records of the runs."""
+        """Read the evaluations of the runs."""
         first = runs[0]
         for run in runs:
             ours, theirs = ((each.config.data.name, each.config.threat.norm) for each in (run, first))
@@ -59,7 +59,7 @@ examples:
         points = [self._judged(run, name) for run, name in zip(runs, names, strict=True)]
         efforts = {(str(dict(point.record.attacks[self.attack].settings)), point.record.n) for point in points}
         if len({n for _, n in efforts}) > 1 or (self.test_eps is not None and len(efforts) > 1):
-            warnings.warn("The runs were judged on other images or by another effort: judge them alike.", stacklevel=2)
+            warnings.warn("The runs differ in their test images or attack settings: evaluate them alike.", stacklevel=2)
         return points
 
     def _judged(self, run: Run, name: str) -> Judged:
@@ -74,13 +74,13 @@ examples:
             for record in (evaluation.read_all(place) if judged else [])
             if record.threat.matches(threat)
             and self.attack in record.attacks
-            # Where the last epoch is the best one, one record stands for both.
+            # If the last epoch is the best one, a record of best.pt is also one of last.pt.
             and (record.about.get("checkpoint") == f"{self.checkpoint}.pt" or record.about.get("epoch") == epoch)
         ]
         if not found:
             raise UserError(
-                f"No record judges {self.checkpoint}.pt of `{place}` by {self.attack} at eps "
-                f"{format_fraction(threat.eps)}: `{self._command(run, threat)}` does it."
+                f"No record evaluates {self.checkpoint}.pt of `{place}` with {self.attack} at eps "
+                f"{format_fraction(threat.eps)}: run `{self._command(run, threat)}`."
             )
         record = evaluation.headline(found)
         return Judged(run, name, record, record.attacks[self.attack].accuracy)
@@ -93,7 +93,7 @@ examples:
         return shlex.join(words)
 
     def rows(self, numbers: Points) -> list[Row]:
-        """Give a row for each run, with mean and deviation over the seeds that share its line and eps."""
+        """Return a row for each run, with mean and standard deviation over the seeds with its line and eps."""
         return [
             {
                 **point.run.about(),

@@ -1,4 +1,4 @@
-"""How figures look: fixed sizes, and lines that differ in colour, dash and marker, so that they do in grey as well."""
+"""The style of figures: fixed sizes, and lines that differ in colour, dash and marker, so also in grey."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), told apart with any colour vision; their yellow is left out, which is too bright for a line.
+# Okabe and Ito (2008): distinguishable with any colour vision; without their yellow, which is too bright for a line.
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Final[dict[Any, Any]] = {
@@ -34,24 +34,24 @@ STYLE: Final[dict[Any, Any]] = {
     "text.parse_math": False,  # A folder may have a dollar sign in its name.
 }
 _CHARACTER = 0.085
-"""About the width of a character of the legend in inches."""
+"""Approximate width of a character of the legend, in inches."""
 
 _ROW = 0.22
-"""About the height of its rows."""
+"""Approximate height of a row of the legend, in inches."""
 
 
 def colour(index: int) -> str:
-    """Give the colour of the line at a place in the legend."""
+    """Return the colour of the line at a position in the legend."""
     return COLOURS[index % len(COLOURS)]
 
 
 def line(index: int) -> dict[str, Any]:
-    """Give colour and dash of the line at a place in the legend."""
+    """Return colour and dash of the line at a position in the legend."""
     return {"color": colour(index), "linestyle": dashes(index)}
 
 
 def legend_below(figure: Figure, handles: list[Any], names: list[str]) -> None:
-    """Put the legend under the panels, in as many columns as the names leave room for; it takes no room from these."""
+    """Put the legend below the panels, in as many columns as fit, and increase the height of the figure by its rows."""
     width = _CHARACTER * max(map(len, names)) + 0.7
     columns = max(1, min(len(names), int(figure.get_figwidth() / width)))
     figure.set_figheight(figure.get_figheight() + _ROW * (math.ceil(len(names) / columns) - 1))
@@ -59,7 +59,7 @@ def legend_below(figure: Figure, handles: list[Any], names: list[str]) -> None:
 
 
 def budget_axis(axes: Axes, budgets: list[float]) -> None:
-    """Put a tick at each budget, written as people write it: 8/255."""
+    """Put a tick at each budget, with a label such as 8/255."""
     axes.set_xticks(budgets, [f"{format_fraction(eps)}" for eps in budgets])
     if len(budgets) > 5:
         axes.tick_params(axis="x", labelrotation=45)

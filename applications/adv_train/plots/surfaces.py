@@ -1,4 +1,4 @@
-"""Loss landscapes as panels of one figure."""
+"""Draw loss landscapes as panels of one figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MAP = "viridis"  # Rises evenly in brightness, so that it reads in grey and with any colour vision.
+_MAP = "viridis"  # Its brightness rises evenly, so that it is readable in grey and with any colour vision.
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ Surfaces: TypeAlias = list[Around]
 
 
 def drawn(numbers: Surfaces, *, flat: bool) -> Figure:
-    """Draw a panel for each run, in the plane or in three dimensions; all share the scale of the loss."""
+    """Draw a panel for each run, as contours or as a surface; all panels have the same scale of the loss."""
     from matplotlib.cm import ScalarMappable  # Not at the top: only drawing needs matplotlib.
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def drawn(numbers: Surfaces, *, flat: bool) -> Figure:
     for place, each in enumerate(numbers, start=1):
         axes = figure.add_subplot(rows, columns, place, **({} if flat else {"projection": "3d"}))
         (_contour if flat else _surface)(axes, each.found, low, high)
-        # Axes in three dimensions leave room above them.
+        # Three-dimensional axes leave empty space above them.
         title = f"{each.run.name}, ε = {format_fraction(each.threat.eps)} ({each.threat.norm})"
         axes.set_title(title, y=None if flat else 0.95)
         panels.append(axes)
@@ -66,7 +66,7 @@ def _span(numbers: Surfaces) -> tuple[float, float]:
 def _surface(axes: Any, found: Landscape, low: float, high: float) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    # `Any`: what axes in three dimensions have is not declared by those in two.
+    # `Any`, because the type Axes does not declare the methods of three-dimensional axes.
     a, b = np.meshgrid(found.steps, found.steps, indexing="ij")
     look: dict[str, Any] = {"linewidth": 0.2, "edgecolor": "#00000055", "rstride": 1, "cstride": 1}
     axes.plot_surface(a, b, found.loss, cmap=_MAP, vmin=low, vmax=high, **look)
@@ -74,7 +74,7 @@ def _surface(axes: Any, found: Landscape, low: float, high: float) -> None:
     axes.set_xlabel("adversarial (ε)")
     axes.set_ylabel("random (ε)")
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_major_locator(MaxNLocator(5))  # More would run into each other.
+        axis.set_major_locator(MaxNLocator(5))  # More labels would overlap.
     axes.tick_params(labelsize=9, pad=1)
     axes.view_init(elev=25, azim=-125)
     axes.set_box_aspect((1, 1, 0.8), zoom=0.95)

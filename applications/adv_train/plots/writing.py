@@ -1,4 +1,4 @@
-"""Writing a figure: PNG for reading, SVG for printing, CSV for the numbers."""
+"""Write a figure as PNG and SVG, and its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def plot(
     Args:
         name: `"landscape"`, `"strength"`, `"alignment"` or `"curves"`.
         runs: Run folders.
-        out: Folder for the files, made where it does not exist; by default `RUN/plots`, for several runs `plots`.
-        progress: Whether to show a bar on stderr; None shows it on a terminal only.
-        **options: Of the figure, by the names of its flags: see `adv-train plot NAME --help`.
+        out: Folder for the files, created if necessary; by default `RUN/plots`, and `plots` for several runs.
+        progress: Whether to show a progress bar on stderr; None shows it on a terminal only.
+        **options: Options of the figure, by the names of its flags: see `adv-train plot NAME --help`.
 
     Returns:
-        The files: `NAME.png`, `NAME.svg` and `NAME.csv`. What they held before is replaced.
+        The paths of `NAME.png`, `NAME.svg` and `NAME.csv`. Existing files are replaced.
 
     Raises:
-        UserError: When the name, an option or a run cannot be used, or a file cannot be written.
+        UserError: If the name, an option or a run is invalid, or a file cannot be written.
     """
     found = read_runs([runs] if isinstance(runs, (str, Path)) else runs)
     where = folder_for(found) if out is None else Path(out)
@@ -44,27 +44,27 @@ def plot(
 
 
 def folder_for(runs: Sequence[Run]) -> Path:
-    """Give the folder that figures of these runs go into where none is named."""
+    """Return the default folder for figures of these runs."""
     return runs[0].folder.path / "plots" if len(runs) == 1 else Path("plots")
 
 
 def write(drawing: Drawing[Any], runs: Sequence[Run], out: Path, *, progress: bool | None = False) -> list[Path]:
-    """Measure, draw and write; see `plot`."""
-    from matplotlib import rc_context  # Not at the top: the command line lists figures without it.
+    """Compute the numbers, draw the figure and write the files; see `plot`."""
+    from matplotlib import rc_context  # Not at the top: listing the figures does not need matplotlib.
 
     numbers = drawing.measure(runs, progress)
     name = FIGURES.name_of(drawing)
     content = {"csv": _csv(drawing.rows(numbers))}
     with rc_context(STYLE):
         figure = drawing.draw(numbers)
-        # Without dates: the same numbers make the same files.
+        # Without dates, so that the same numbers give identical files.
         for form, metadata in (("png", {}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=form, metadata=metadata)
             content[form] = buffer.getvalue()
     make_folder(out)
     if not out.is_dir():
-        raise UserError(f"Cannot write figures into `{out}`: it is no folder.")
+        raise UserError(f"Cannot write figures into `{out}`: it is not a folder.")
     paths = [out / f"{name}.{form}" for form in ("png", "svg", "csv")]
     for path in paths:
         replace_file(path, content[path.suffix[1:]])

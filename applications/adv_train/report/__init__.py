@@ -1,4 +1,4 @@
-"""One page for a few runs: what was measured, how training went, and what the attacks look like."""
+"""The HTML report of one or several runs: accuracies, training curves, and images of the attacks."""
 
 from __future__ import annotations
 

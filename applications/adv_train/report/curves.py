@@ -1,4 +1,4 @@
-"""Training curves: a chart for each quantity that some run recorded, a line for each run."""
+"""Training curves: a chart for each quantity that at least one run has recorded, with a line for each run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ONE_STEP, ROBUST,
 
 CURVES: Final = (ROBUST, CLEAN, ALIGNMENT, LOSS, TOP_CLASS, IMPLICIT)
 _BESIDE: Final = {ROBUST: ONE_STEP}
-"""What a chart shows in thin lines beside its own."""
+"""The second quantity that a chart shows, in thin lines."""
 
 MARKS: Final[dict[str, str]] = {
     "best": "epoch in best.pt",
@@ -24,18 +24,18 @@ Points = list[tuple[float, float]]
 
 
 def charts(runs: Sequence[RunSummary]) -> list[Chart]:
-    """Draw each curve that some run has; the colour and dash of a run follow its place in the list."""
+    """Draw each curve that at least one run has; the position of a run in the list decides its colour and dash."""
     return [chart for curve in CURVES if (chart := _chart(curve, runs)) is not None]
 
 
 def marks(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
-    """Give the marks on the curves of these runs, each with what it means."""
+    """Return the marks on the curves of these runs, each with its meaning."""
     met = {kind for run in runs for kind, _ in _marked(run)}
     return [(kind, told) for kind, told in MARKS.items() if kind in met]
 
 
 def has_one_step(runs: Sequence[RunSummary]) -> bool:
-    """Whether the chart of the robust accuracy has thin lines."""
+    """Return whether the chart of the robust accuracy has thin lines for the accuracy after one step."""
     return any(ONE_STEP.points(run.metrics) and ROBUST.points(run.metrics) for run in runs)
 
 
@@ -51,7 +51,7 @@ def _chart(curve: Series, runs: Sequence[RunSummary]) -> Chart | None:
         for index, points in lines.items():
             colour = SERIES[index % COLOURS]
             if thin.get(index):
-                # Drawn by itself: no mark of its own, even where it is of one epoch.
+                # Not drawn by `Series.plot`, which marks a line of a single epoch in another way.
                 style: dict[str, Any] = {"linewidth": 0.9, "linestyle": dashes(index), "marker": "."}
                 axes.plot(*zip(*thin[index], strict=True), color=colour, markersize=3.5, **style)
             curve.plot(axes, points, index, colour, width=2)
@@ -73,12 +73,12 @@ def _told(curve: Series, run: RunSummary, points: Points, thin: Points) -> str:
 
 
 def _marked(run: RunSummary) -> Iterator[tuple[str, int]]:
-    """Yield the epochs of a run that have a mark."""
+    """Yield each epoch of a run that has a mark, with the kind of the mark."""
     back = {int(row["epoch"]): int(row["rolled_back_to"]) for row in run.metrics if "rolled_back_to" in row}
     if run.best_epoch is not None:
         yield "best", run.best_epoch
     if run.judged_epoch is not None and run.metrics:
-        # After an epoch that was rolled back the weights are those of the epoch before it.
+        # After an epoch that was rolled back, the weights are those of the earlier epoch.
         yield "judged", back.get(run.judged_epoch, run.judged_epoch)
     for epoch in back:
         yield "rolled back", epoch

@@ -1,4 +1,4 @@
-"""Drawings of matplotlib as SVG inside the page, in the page's own colours."""
+"""Embed drawings of matplotlib as SVG in the page, in the page's colours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 COLOURS = 8
 
-# Drawn in colours that stand for the page's variables, which follow the reader's light or dark scheme.
+# Placeholder colours: they are replaced by CSS variables of the page, which follow the reader's light or dark scheme.
 INK, GRID, CARD = "#010101", "#020202", "#040404"
 SERIES = [f"#0303{index:02d}" for index in range(COLOURS)]
 _VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", CARD: "var(--card)"} | {
@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.left": False,
 }
 WIDTH = 4.6
-"""Of every drawing in inches: on the narrowest phone a text of 10 points has about 10 pixels still."""
+"""Width of every drawing in inches: on the narrowest phone, a text of 10 points is still about 10 pixels high."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Chart:
     """A drawing for the page.
 
     Attributes:
-        title: What it shows.
-        svg: The drawing, whose texts are escaped.
+        title: Title of the drawing.
+        svg: The drawing, with escaped texts.
     """
 
     title: str
@@ -56,16 +56,16 @@ class Chart:
 
 
 def drawn(title: str, told: str, draw: Callable[[Axes], None], *, prefix: str, height: float = 2.7) -> Chart:
-    """Draw into axes of the page's style.
+    """Make a drawing in the page's style.
 
     Args:
-        title: What the drawing shows.
-        told: The same in words, for those who do not see it.
+        title: Title of the drawing.
+        told: Description of the drawing in words, for screen readers.
         draw: Draws into the axes.
-        prefix: Of the ids inside the drawing; no other drawing of the page has it.
-        height: In inches.
+        prefix: Prefix of the ids inside the drawing, unique in the page.
+        height: Height in inches.
     """
-    # A figure of our own rather than pyplot's, which would choose a backend for the whole process.
+    # Not pyplot, which would choose a backend for the whole process.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
@@ -76,15 +76,15 @@ def drawn(title: str, told: str, draw: Callable[[Axes], None], *, prefix: str, h
     drawing = _adopt(ElementTree.fromstring(buffer.getvalue()), prefix)
     drawing.set("role", "img")
     drawing.set("aria-label", told)
-    # ElementTree escapes what it writes.
+    # ElementTree escapes all texts, so the result is safe to mark as HTML.
     return Chart(title, Markup(ElementTree.tostring(drawing, encoding="unicode", method="html")))
 
 
 def _adopt(drawing: Element, prefix: str) -> Element:
-    """Turn matplotlib's SVG into a part of an HTML page: no namespaces, no fixed size, unique ids, our colours."""
+    """Convert matplotlib's SVG for an HTML page: no namespaces, no fixed size, unique ids, the page's colours."""
     for parent in list(drawing.iter()):
         for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):  # The style would reach the whole page.
+            if _local(child.tag) in ("metadata", "style"):  # The style would apply to the whole page.
                 parent.remove(child)
     for element in drawing.iter():
         element.tag = _local(element.tag)

@@ -1,4 +1,4 @@
-"""A landscape that was drawn before, for the report of its run."""
+"""Load the loss landscape that `adv-train plot landscape` drew, for the report of its run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def drawn_landscape(run: RunFolder, judged: Mapping[str, Any]) -> Picture | None:
-    """Give the figure in ``RUN/plots/landscape.png`` and tell its numbers, which stand in ``landscape.csv``.
+    """Return the figure in ``RUN/plots/landscape.png`` and describe it by the numbers in ``landscape.csv``.
 
     Args:
         run: The run folder.
-        judged: The evaluation that it is shown beside.
+        judged: The evaluation that the report shows.
 
     Returns:
-        None where it was not drawn, or its files are not whole: to draw it again puts them right.
+        The figure; None if it was not drawn, or its files are damaged: drawing it again repairs them.
     """
     folder = run.path / "plots"
     try:
@@ -38,7 +38,7 @@ def _told(rows: list[dict[str, str]], judged: Mapping[str, Any]) -> str:
     first = rows[0]
     what = f"test image {first['image']}" if first["image"] else f"mean over {first['images']} test images"
     told = f"Cross-entropy, {what}, {first['norm']}, ε = {float(first['eps']):.4g}"
-    # The grid of an odd number of points has the clean images; ends of the axes are there always.
+    # Only a grid with an odd number of points contains the clean images.
     loss = {(float(row["adversarial_in_eps"]), float(row["random_in_eps"])): float(row["loss"]) for row in rows}
     named = {
         (0.0, 0.0): "at the images",
@@ -49,5 +49,5 @@ def _told(rows: list[dict[str, str]], judged: Mapping[str, Any]) -> str:
     told += f": {', '.join(known)}." if known else "."
     about = (first["checkpoint"], int(first["epoch"]))
     if about != (judged.get("checkpoint"), judged.get("epoch")):
-        told += f" It is that of {about[0]}, epoch {about[1]}, and not of the weights judged above."
+        told += f" The weights are those of {about[0]}, epoch {about[1]}, not those evaluated above."
     return told

@@ -1,4 +1,4 @@
-"""The figure at the top: accuracies with their intervals of one run, robust against clean accuracy of several."""
+"""The main figure of the page: accuracies with intervals of one run, or robust against clean accuracy of several."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Accuracy:
     """An accuracy of a method.
 
     Attributes:
-        value: A fraction.
+        value: The accuracy, a fraction.
         ends: Lower and upper end of its error bar, fractions; None draws no bar.
-        text: As people read it.
+        text: The accuracy as text.
     """
 
     value: float
@@ -33,7 +33,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the figure of several: clean and robust accuracy."""
+    """One method in the figure of several: its clean and its robust accuracy."""
 
     name: str
     clean: Accuracy
@@ -45,10 +45,10 @@ class Scatter:
     """Robust against clean accuracy, a point for each method.
 
     Attributes:
-        title: What is shown, and of which data where there are several.
+        title: Title of the figure; it names the data if the page has several figures.
         points: The methods that have both accuracies.
-        robust_axis: Which robust accuracy it is.
-        note: What the error bars are, in a sentence.
+        robust_axis: Name of the robust accuracy.
+        note: A sentence that explains the error bars.
     """
 
     title: str
@@ -62,10 +62,10 @@ class Scatter:
         return [(index + 1, index % COLOURS, point) for index, point in enumerate(self.points)]
 
     def chart(self, place: int) -> Chart:
-        """Draw it.
+        """Draw the figure.
 
         Args:
-            place: Among the figures of the page.
+            place: Number of the figure in the page.
         """
         told = "; ".join(f"{p.name} clean {p.clean.text}, robust {p.robust.text}" for p in self.points)
         return drawn(self.title, f"{self.title}: {told}.", self._draw, prefix=f"main{place}", height=3.4)
@@ -91,7 +91,7 @@ class Scatter:
 
 
 def of_runs(runs: Sequence[RunSummary]) -> Scatter | None:
-    """Set the runs beside each other, where they were judged alike and by an attack in common."""
+    """Compare runs in one figure; None if they differ in threat or number of images, or have no attack in common."""
     if len({(budget(run.evaluation), run.evaluation["n"]) for run in runs if run.evaluation}) != 1:
         return None
     found = [{title: (value, ends) for title, value, ends in accuracies(run)} for run in runs]
@@ -108,7 +108,7 @@ def of_runs(runs: Sequence[RunSummary]) -> Scatter | None:
 
 
 def of_run(run: RunSummary) -> Chart | None:
-    """Draw the accuracies of a run with their intervals."""
+    """Draw the accuracies of a run with their confidence intervals."""
     found = accuracies(run)
     if not found:
         return None
@@ -139,7 +139,7 @@ def _accuracy(value: float, ends: Sequence[float] | None) -> Accuracy:
 
 
 def _lengths(of: Accuracy) -> list[list[float]] | None:
-    """Give the lengths of an error bar below and above, as matplotlib takes them."""
+    """Return the lengths of an error bar below and above the value, in matplotlib's format."""
     if of.ends is None:
         return None
     return [[max(0.0, of.value - of.ends[0])], [max(0.0, of.ends[1] - of.value)]]

@@ -1,4 +1,4 @@
-"""The report page: one file with everything in it, nothing to fetch and no script."""
+"""The report page: one self-contained HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adv_train.report.sections import NextStep, Section
 from adv_train.report.summary import RunSummary
 from adv_train.series import DASHES
 
-# The browser enforces what the tests check: no request leaves the page, and nothing in it runs.
+# With this policy the browser lets the page load nothing and run no script.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -35,10 +35,10 @@ def write_report(
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the page in one piece; the other arguments are those of `render`.
+    """Write the page; the file is replaced atomically. The other arguments are those of `render`.
 
     Raises:
-        UserError: When it cannot be written; what the file held before is unchanged.
+        UserError: If the file cannot be written; an existing file is then unchanged.
     """
     content: dict[str, Any] = {"first": first, "figures": figures, "again": again, "next_steps": next_steps}
     replace_file(path, render(runs, title=title, **content, versions=versions).encode())
@@ -54,18 +54,18 @@ def render(
     next_steps: Sequence[NextStep] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
-    """Give the page as HTML.
+    """Return the page as HTML.
 
     Args:
-        runs: In the order of the table.
+        runs: The runs, in the order of the table.
         title: Heading of the page.
-        first: Shown above what is known of each run.
-        figures: Main figures; by default one is made of the runs, where they compare.
-        again: Commands that make the runs and the page again.
-        next_steps: Shown at the end.
-        versions: Software and machine behind the figures; by default those of this process.
+        first: Sections to show before those of the runs.
+        figures: Main figures; by default one figure of the runs, if they can be compared.
+        again: Commands that reproduce the runs and the page.
+        next_steps: Commands to show at the end.
+        versions: Software and machine that produced the results; by default those of this process.
     """
-    # Escaped by construction: every value is, but for the style and the drawings, which are marked as ours.
+    # Every value is escaped, except the style and the drawings, which are marked as safe HTML.
     environment = Environment(
         loader=PackageLoader("adv_train.report"),
         autoescape=True,
@@ -108,6 +108,6 @@ def render(
 
 
 def _span(record: Mapping[str, Any]) -> float | None:
-    """Give the largest change of a pixel that the attacks may make; None where the norm does not say it."""
+    """Return the largest change of a pixel that the attacks may make; None if the norm does not bound single pixels."""
     span: float | None = record["eps"] if record.get("norm", "linf") == "linf" else None
     return span

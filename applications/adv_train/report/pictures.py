@@ -1,4 +1,4 @@
-"""Attacked samples as images inside the page."""
+"""Show attacked samples as images in the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model takes an image for: the name of the class, and whether it is the true one."""
+    """The prediction for an image: the name of the class, and whether it is the true one."""
 
     name: str
     right: bool
@@ -27,7 +27,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Column:
-    """One sample: its true class, three pictures as ``data:`` addresses, and what the model says before and after."""
+    """One sample: its true class, three images as ``data:`` URLs, and the predictions before and after the attack."""
 
     label: str
     clean: str
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The samples of a run, and how many of those that were right were broken."""
+    """The samples of a run, and how many correct predictions the attacks changed."""
 
     name: str
     broken: int
@@ -47,13 +47,13 @@ class Gallery:
 
 
 def gallery(name: str, examples: Examples, span: float | None = None, class_names: Sequence[str] = ()) -> Gallery:
-    """Show each sample in a column: the clean image, what was added, and the sum, with the predicted classes.
+    """Show each sample in a column: the clean image, the perturbation and the sum, with the predicted classes.
 
     Args:
-        name: Of the run.
+        name: Name of the run.
         examples: The samples.
-        span: The largest change of a pixel that is drawn; by default that of the sample.
-        class_names: In the order of the labels.
+        span: Change of a pixel at the ends of the colour scale; by default the largest change in the sample.
+        class_names: Names of the classes, in the order of the labels.
     """
 
     def called(label: np.int64) -> str:
@@ -80,12 +80,12 @@ def gallery(name: str, examples: Examples, span: float | None = None, class_name
 
 
 def address(png: bytes) -> str:
-    """Give a picture as a ``data:`` address."""
+    """Return a PNG as a ``data:`` URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _change(examples: Examples, index: int, span: float | None) -> bytes:
-    """Draw a perturbation on its whole range: in grey images red is darker and blue is brighter."""
+    """Draw a perturbation scaled by `span`; for grey images, red means darker and blue means brighter."""
     change = examples.adversarial[index] - examples.clean[index]
     span = float(abs(change).max()) if span is None else span
     change = change / (2 * span if span > 0 else 1) + 0.5
@@ -95,7 +95,7 @@ def _change(examples: Examples, index: int, span: float | None) -> bytes:
 
 
 def _image(pixels: Picture) -> bytes:
-    """Encode an image ``(C, H, W)`` as PNG: three channels as they are, any other number as the grey of their mean."""
+    """Encode an image ``(C, H, W)`` as PNG; an image without exactly three channels becomes the grey of their mean."""
     colours = pixels if len(pixels) == 3 else pixels.mean(0, keepdims=True).repeat(3, axis=0)
     buffer = io.BytesIO()
     imsave(buffer, colours.transpose(1, 2, 0).clip(0, 1), format="png")

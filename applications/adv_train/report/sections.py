@@ -1,4 +1,4 @@
-"""What each section of the report shows, in plain values for the templates; empty where there is nothing to show."""
+"""The content of each section of the report, in plain values for the templates; a section without content is empty."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class NextStep:
     """A command to try next.
 
     Attributes:
-        why: What it is good for, in a sentence.
-        command: As typed in a terminal.
+        why: A sentence that says what the command does.
+        command: The command line.
     """
 
     why: str
@@ -36,8 +36,8 @@ class Table:
 
     Attributes:
         header: Title of each column.
-        rows: Cells; the first names its row.
-        bars: Columns whose figures are fractions, to be drawn as bars as well.
+        rows: The rows of cells; the first cell names its row.
+        bars: Indices of columns of fractions that are also drawn as bars.
     """
 
     header: Sequence[str]
@@ -47,13 +47,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A table under a heading, with what has to be said of it.
+    """A table under a heading, with notes and alarms.
 
     Attributes:
         title: The heading.
-        table: Its content.
-        notes: Sentences, a paragraph each.
-        alarms: What makes its figures doubtful, with the run it is about; the page has them at the top.
+        table: The table.
+        notes: Notes, one paragraph each.
+        alarms: Names of runs with warnings about their results; the page shows them at the top.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Section:
 
 
 def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
-    """Say which run withstands most, where the runs can be compared at all."""
+    """Return the run with the highest accuracy under AutoAttack; None if the runs cannot be compared."""
     judged = [run for run in runs if run.evaluation.get("ra_aa") is not None]
     if not judged or len({(budget(run.evaluation), run.evaluation["n"]) for run in runs}) > 1:
         return None
@@ -79,16 +79,16 @@ def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
 
 
 def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
-    """Table what was measured here, and explain its columns."""
+    """Make the table of the measured results, and explain its columns."""
     titles = header(runs)
     terms = {
         "SA": "standard accuracy: clean test images classified correctly.",
         "RA-PGD": f"robust accuracy: correct on the clean image and after each restart of {_pgd_name(runs)}.",
         "RA-AA": "robust accuracy under standard AutoAttack (APGD-CE, APGD-T, FAB-T, Square).",
-        "brackets": "95 % Wilson interval, in percent: how far the choice of the test images moves an accuracy.",
-        "s/epoch": "training time of an epoch on this machine, with the capture or compilation of --accelerate.",
+        "brackets": "95 % Wilson interval, in percent: the uncertainty that comes from the choice of the test images.",
+        "s/epoch": "training time of an epoch on this machine; it includes capture or compilation by --accelerate.",
         "F/step": "cost of a training step, in forward passes of the model.",
-        "implicit share": "size of the implicit gradient next to the direct one, averaged over training.",
+        "implicit share": "norm of the implicit gradient over that of the direct one, averaged over training.",
     }
     bars = frozenset(range(1, titles.index("s/epoch")))
     table = Table(titles, [row(run, runs) for run in runs], bars)
@@ -97,13 +97,13 @@ def results(runs: Sequence[RunSummary]) -> dict[str, Any]:
 
 
 def classes(runs: Sequence[RunSummary]) -> list[tuple[str, Table]]:
-    """Table the accuracies of each class, run by run."""
+    """Make the table of the accuracies of each class, for each run."""
     found = [(run.name, *class_rows(run)) for run in runs]
     return [(name, Table(titles, rows, frozenset(range(2, len(titles))))) for name, titles, rows in found if rows]
 
 
 def records(runs: Sequence[RunSummary]) -> Table | None:
-    """Table every evaluation of every run, where some run has more than the one in the results."""
+    """Make the table of all evaluations of all runs; None if no run has more than one."""
     if all(len(run.records) < 2 for run in runs):
         return None
     attacks = list(dict.fromkeys(name for run in runs for found in run.records for name in found.get("ra", {})))
@@ -128,14 +128,14 @@ def records(runs: Sequence[RunSummary]) -> Table | None:
 
 
 def landscapes(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
-    """Give the loss landscapes that were drawn, and the commands that draw those of the other runs."""
+    """Return the loss landscapes that were drawn, and the commands that draw those of the other runs."""
     shown = [(run.name, address(run.landscape.png), run.landscape.told) for run in runs if run.landscape is not None]
     missing = [run.landscape_command for run in runs if run.landscape is None and run.landscape_command]
     return {"shown": shown, "missing": missing} if shown or missing else None
 
 
 def published(runs: Sequence[RunSummary]) -> Table | None:
-    """Table the figures of the literature, apart from those measured here."""
+    """Make the table of published figures, separate from the measured ones; None if there are none."""
     cited = [run for run in runs if run.published]
     columns = list(dict.fromkeys(column for run in cited for column in run.published))
     rows = [[run.name, *(run.published.get(column, "–") for column in columns)] for run in cited]
@@ -143,7 +143,7 @@ def published(runs: Sequence[RunSummary]) -> Table | None:
 
 
 def configuration(runs: Sequence[RunSummary], versions: Mapping[str, str]) -> dict[str, Table]:
-    """Table every setting of every run, those in which the runs differ first, and the software."""
+    """Make the tables of the settings, those in which the runs differ first, and of the software."""
     flat = [dict(_flat(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     table_of = {key: [settings.get(key, "–") for settings in flat] for key in keys}
@@ -161,7 +161,7 @@ def configuration(runs: Sequence[RunSummary], versions: Mapping[str, str]) -> di
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of this process and the kind of machine it runs on."""
+    """Return the versions of Python and the packages of this process, and the kind of machine."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -178,7 +178,7 @@ def _judged(run: RunSummary) -> str:
 
 
 def effort(attacks: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name attacks with how hard they tried: ``pgd 50 x 10, autoattack``."""
+    """Name the attacks with their steps and restarts: ``pgd 50 x 10, autoattack``."""
     told = []
     for name, settings in attacks.items():
         tried = f" {settings['steps']} × {settings['restarts']}" if {"steps", "restarts"} <= settings.keys() else ""
@@ -193,7 +193,7 @@ def _pgd_name(runs: Sequence[RunSummary]) -> str:
 
 
 def _spread(runs: Sequence[RunSummary]) -> str:
-    """Say how far the choice of test images alone moves an accuracy: sqrt(p (1 - p) / n), at its worst."""
+    """Return the largest standard error of an accuracy over test images, sqrt(p (1 - p) / n), in percentage points."""
     errors = [
         math.sqrt(fraction * (1 - fraction) / run.evaluation["n"])
         for run in runs

@@ -1,4 +1,4 @@
-"""What the report knows of a run, and the results table."""
+"""The summary of a run for the report, and the results table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TITLES: Final = {"pgd": "RA-PGD", "autoattack": "RA-AA"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that was drawn before.
+    """An existing figure.
 
     Attributes:
-        png: Its file.
-        told: What it shows, in sentences.
+        png: Content of its PNG file.
+        told: Description of the figure, in sentences.
     """
 
     png: bytes
@@ -27,28 +27,28 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    """One run, as far as a report shows it.
+    """One run, with everything that a report shows of it.
 
     Attributes:
-        name: What the run is called in tables and legends, such as its method.
-        config: Its configuration; nested mappings are shown with dotted names.
-        evaluation: Figures of the evaluation that stands for it, as `Evaluation.summary` gives them: ``sa``,
-            ``ra_pgd``, ``ra_aa`` (fractions or None), ``n``, ``eps``, and what it may have besides.
-        metrics: Rows of its ``metrics.jsonl``, one an epoch.
-        records: Figures of all its evaluations, likewise.
-        class_names: In the order of the labels; empty where they are not known.
-        seconds_per_epoch: Training time of an epoch on this machine, validation left out, and in it its share of what
-            `accelerate` took to capture or to compile.
+        name: Name of the run in tables and legends, such as its method.
+        config: Its configuration; the keys of nested mappings are shown with dots.
+        evaluation: The evaluation that represents the run, as returned by `Evaluation.summary`: ``sa``, ``ra_pgd``,
+            ``ra_aa`` (fractions or None), ``n``, ``eps`` and optional keys.
+        metrics: Rows of its ``metrics.jsonl``, one for each epoch.
+        records: All its evaluations, in the same form as `evaluation`.
+        class_names: Names of the classes, in the order of the labels; empty if they are not known.
+        seconds_per_epoch: Training time of an epoch in seconds on this machine, without validation. It includes the
+            time of `accelerate` to capture or compile, divided by the number of epochs.
         forward_equivalents: Cost of a training step in forward passes of its model.
-        implicit_share: Norm of the implicit part of the gradient over that of the direct part, averaged over
-            training; None where the method has no implicit part.
+        implicit_share: Norm of the implicit part of the gradient over the norm of the direct part, averaged over
+            training; None if the method has no implicit part.
         examples: Attacked samples to show.
         best_epoch: The epoch in its ``best.pt``.
-        alarms: What went wrong in training, in sentences.
-        landscape: The loss landscape around test images, where it was drawn.
-        landscape_command: What draws it, as typed in a terminal; None where nothing can.
-        published: Figures from the literature as printed there (``"SA": "79.97 ± 0.12"``). They are shown in a
-            table of their own, never beside what was measured.
+        alarms: Problems of the training, in sentences.
+        landscape: The loss landscape around test images; None if it was not drawn.
+        landscape_command: The command line that draws the landscape; None if it cannot be drawn.
+        published: Published figures as text (``"SA": "79.97 ± 0.12"``). The report shows them in a separate table,
+            never beside measured ones.
     """
 
     name: str
@@ -69,12 +69,12 @@ class RunSummary:
 
     @property
     def judged_epoch(self) -> int | None:
-        """The epoch whose weights were judged; None where it is not known."""
+        """The epoch whose weights were evaluated; None if it is not known."""
         return self.evaluation.get("epoch")
 
     @property
     def judged(self) -> str:
-        """Which checkpoint was judged on how many images: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
+        """What was evaluated: ``best.pt (epoch 27), 360 images, linf, ε = 0.2``."""
         record = self.evaluation
         epoch = f" (epoch {record['epoch']})" if "epoch" in record else ""
         averaged = f", averaged weights ({record['averaged']})" if "averaged" in record else ""
@@ -83,7 +83,7 @@ class RunSummary:
 
 
 def accuracies(run: RunSummary) -> list[tuple[str, float, Sequence[float] | None]]:
-    """Give title, fraction and interval of each accuracy that was measured, the clean one first."""
+    """Return title, fraction and interval of each measured accuracy, the clean one first."""
     found = run.evaluation
     intervals = found.get("intervals", {})
     robust = {"pgd": found.get("ra_pgd"), "autoattack": found.get("ra_aa")}
@@ -94,13 +94,13 @@ def accuracies(run: RunSummary) -> list[tuple[str, float, Sequence[float] | None
 
 
 def header(runs: Sequence[RunSummary]) -> tuple[str, ...]:
-    """Give the columns of the results table: an attack beside PGD and AutoAttack has one if some run met it."""
+    """Return the columns of the results table; an attack other than PGD and AutoAttack has one if any run has it."""
     further = (accuracy_title(name) for name in _further(runs))
     return ("method", "SA", "RA-PGD", "RA-AA", *further, "s/epoch", "F/step", "implicit share")
 
 
 def row(run: RunSummary, runs: Sequence[RunSummary]) -> list[Cell]:
-    """Give a run's row of the results table, in the order of `header`."""
+    """Return a run's row of the results table, in the order of `header`."""
     known = {title: (value, ends) for title, value, ends in accuracies(run)}
     wanted = header(runs)[1:-3]
     return [
@@ -113,12 +113,12 @@ def row(run: RunSummary, runs: Sequence[RunSummary]) -> list[Cell]:
 
 
 def results_table(runs: Sequence[RunSummary], form: str = "markdown") -> str:
-    """Lay out the measured results: ``markdown``, ``csv`` or ``latex``; see `write_table`."""
+    """Format the measured results as ``markdown``, ``csv`` or ``latex``; see `write_table`."""
     return write_table(header(runs), [row(run, runs) for run in runs], form)
 
 
 def class_rows(run: RunSummary) -> tuple[tuple[str, ...], list[list[Cell]]]:
-    """Give the header and rows of the accuracies of each class; no rows where they are not known."""
+    """Return header and rows of the table of accuracies of each class; no rows if they are not known."""
     classes = run.evaluation.get("per_class", [])
     attacks = list(dict.fromkeys(name for found in classes for name in found["ra"]))
     rows: list[list[Cell]] = [
@@ -134,12 +134,12 @@ def class_rows(run: RunSummary) -> tuple[tuple[str, ...], list[list[Cell]]]:
 
 
 def accuracy_title(attack: str) -> str:
-    """Give the title of the accuracy under an attack."""
+    """Return the title of the accuracy under an attack."""
     return _TITLES.get(attack, f"RA-{attack}")
 
 
 def budget(record: Mapping[str, Any]) -> str:
-    """Write what the attacks of a record may do: ``linf, ε = 0.2``."""
+    """Format the threat of a record: ``linf, ε = 0.2``."""
     return f"{record.get('norm', 'linf')}, ε = {record['eps']:.4g}"
 
 
@@ -157,14 +157,14 @@ def measured(fraction: float | None, interval: Sequence[float] | None) -> Figure
 
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction as ``61.4 %``, a dash where there is none, and what rounds to zero without being it as such."""
+    """Format a fraction as ``61.4 %``, a positive one that would round to zero as ``< 0.1 %``, and None as a dash."""
     if fraction is None:
         return "–"
     return "< 0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"
 
 
 def number(value: float | None, decimals: int) -> str:
-    """Write a number with fixed decimals, and a dash where there is none."""
+    """Format a number with fixed decimals, and None as a dash."""
     return "–" if value is None else f"{value:.{decimals}f}"
 
 

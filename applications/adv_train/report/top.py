@@ -1,4 +1,4 @@
-"""The head of the page: alarms, what was judged, and the main figure with what belongs to it."""
+"""The top of the page: alarms, facts about the evaluation, and the main figure with its legend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Main:
     Attributes:
         chart: The drawing.
         key: Number, colour and method of each of its points.
-        note: What its error bars are.
+        note: A sentence that explains its error bars.
     """
 
     chart: Chart
@@ -31,7 +31,7 @@ class Main:
 
 
 def alarms(runs: Sequence[RunSummary], first: Sequence[Section]) -> list[tuple[str, str]]:
-    """List what makes figures doubtful, with the run it is about, each once."""
+    """List the warnings about the results, each once, with the name of the run."""
     listed = [alarm for section in first for alarm in section.alarms]
     known = [text for _, text in listed]
     for run in runs:
@@ -48,10 +48,10 @@ def _rolled_back(run: RunSummary) -> Iterator[str]:
 
 
 def mains(runs: Sequence[RunSummary], figures: Sequence[Scatter]) -> list[Main]:
-    """Draw the main figures: those given, or of one run its accuracies, or of several their place."""
+    """Draw the main figures: `figures`, or by default the accuracies of a single run or the comparison of several."""
     if len(runs) == 1 and not figures:
         chart = main_figure.of_run(runs[0])
-        note = "Bars: 95 % Wilson intervals, for the choice of the test images."
+        note = "Bars: 95 % Wilson intervals; they measure the choice of the test images only."
         return [] if chart is None else [Main(chart, (), note)]
     found = main_figure.of_runs(runs) if not figures and runs else None
     shown = figures or ([] if found is None else [found])
@@ -60,7 +60,7 @@ def mains(runs: Sequence[RunSummary], figures: Sequence[Scatter]) -> list[Main]:
 
 
 def tiles(runs: Sequence[RunSummary]) -> list[tuple[str, str, str]]:
-    """Give title, accuracy and interval of each accuracy of a single run."""
+    """Return title, value and interval of each accuracy of a single run; nothing for several runs."""
     if len(runs) != 1:
         return []
     cells = [(title, measured(value, ends).text) for title, value, ends in accuracies(runs[0])]
@@ -73,7 +73,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def facts(runs: Sequence[RunSummary]) -> dict[str, str]:
-    """Say what a single run was trained for and what was judged of it, by what and on what."""
+    """Return facts about the training and the evaluation of a single run; nothing for several runs."""
     if len(runs) != 1:
         return {}
     (run,) = runs
@@ -93,7 +93,7 @@ def facts(runs: Sequence[RunSummary]) -> dict[str, str]:
 
 
 def _trained(config: Any) -> str:
-    """Sum a configuration up; nothing where it is not that of a run."""
+    """Summarise a configuration in one line; empty if it is not the configuration of a run."""
     try:
         method, model, training, threat = (config[part] for part in ("method", "model", "training", "threat"))
         budget = f"{threat['norm']}, ε = {threat['eps']:.4g}"
@@ -103,22 +103,22 @@ def _trained(config: Any) -> str:
 
 
 def command(*words: str | Path) -> str:
-    """Write a command as typed in a terminal."""
+    """Return the command line of a command, quoted for a shell."""
     return shlex.join(["adv-train", *map(str, words)])
 
 
 def once_more(folder: Path, words: Sequence[str]) -> list[NextStep]:
-    """Give the commands that make a run and its report again.
+    """Return the commands that train a run again and write its report again.
 
     Args:
-        folder: Of the run.
-        words: After ``adv-train``, of the command that wrote the report.
+        folder: Folder of the run.
+        words: The words after ``adv-train`` of the command that wrote the report.
     """
     again = folder.with_name(f"{folder.resolve().name}-again")
     train = command("fit", "--config", folder / "config.yaml", "--out", again)
     return [
         NextStep("Train it again, into another folder.", train),
         NextStep(
-            "Judge it and write this page again; what is judged already is read from its records.", command(*words)
+            "Evaluate it and write this page again; finished evaluations are read from their records.", command(*words)
         ),
     ]

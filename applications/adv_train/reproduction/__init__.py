@@ -1,4 +1,4 @@
-"""The published tables, made again: what was published, at which scale it is repeated, and what came out."""
+"""Reproduce published tables at a chosen scale: the published figures, the runs, and the measured figures."""
 
 from __future__ import annotations
 

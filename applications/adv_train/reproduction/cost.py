@@ -1,4 +1,4 @@
-"""What a table will take: forward passes counted from the methods, seconds from one pass timed here."""
+"""Estimate the cost of a table: forward passes computed from the methods, seconds from one timed forward pass."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from adv_train.reproduction.planned import Block, Blocks
 from adv_train.trainer import ALIGNED
 
 _GRADIENT = 2
-"""Forward passes that a gradient in the images costs, the pass itself among them: the weights are held constant."""
+"""Cost of a gradient with respect to the images, in forward passes: one forward, and one backward of equal cost."""
 
 _APGD_CE, _APGD_T, _OTHERS = 100 * _GRADIENT, 9 * 100 * _GRADIENT, 9 * 100 * (_GRADIENT + 1) + 5_000
-"""Forward passes of AutoAttack on an image that nothing breaks: APGD-CE; APGD-T; FAB-T and Square."""
+"""Forward passes of AutoAttack on an image that no attack breaks: APGD-CE; APGD-T; FAB-T and Square."""
 
 _TIMED = 16
 _CHECKPOINTS = 2
@@ -30,16 +30,16 @@ _CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """What a cell takes.
+    """The cost of a cell of the table.
 
     Attributes:
-        name: Of the cell.
-        runs: How many are left to do.
-        training: Forward passes of an image that training a run takes, validation among them.
-        judging: The same for both checkpoints of a run that is as robust as published; where nothing is, one that no
-            attack breaks.
-        flops: Floating point operations of a forward pass of an image.
-        seconds: Of a forward pass of an image on this device.
+        name: Name of the cell.
+        runs: Number of runs that are not finished.
+        training: Forward passes of single images for training a run, including validation.
+        judging: Forward passes of single images for evaluating both checkpoints of a run, if its accuracies are the
+            published ones; an accuracy that is not published counts as 1.
+        flops: Floating point operations of a forward pass of one image.
+        seconds: Seconds of a forward pass of one image on this device.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Cost:
 
     @property
     def hours(self) -> float:
-        """Of all runs, one after another."""
+        """Hours for all unfinished runs, one after another."""
         return self.runs * (self.training + self.judging) * self.seconds / 3_600
 
 
 def costs(planned: Blocks) -> list[Cost]:
-    """Estimate every cell, in the order of the table; each network is timed once."""
+    """Estimate the cost of every cell, in the order of the table; each network is timed once."""
     timed: dict[str, tuple[float, float]] = {}
     found = {m.name: _cost(m, block, timed) for block in planned.blocks for m in block.plan.methods}
     return [found[name] for name in planned.table.cells if name in found]
@@ -77,22 +77,27 @@ def _cost(method: Planned, block: Block, timed: dict[str, tuple[float, float]]) 
 
 
 def validation(training: TrainingConfig, images: int) -> float:
-    """Count forward passes of an image in validating once, on a split of so many images, none of them wrong."""
+    """Count forward passes of single images in one validation, if all images are classified correctly.
+
+    Args:
+        training: Settings of the validation.
+        images: Size of the validation split.
+    """
     validated = min(images, training.validation_images or images)
-    # Clean, PGD with a first and a last look, and one step; gradients at two points for the alignment.
+    # Per image: one clean pass; PGD with a pass before and after its steps; one FGSM step. Two gradients for alignment.
     each = 1 + (2 + _GRADIENT * training.validation_steps) + (_GRADIENT + 1)
     return each * validated + 2 * _GRADIENT * min(validated, ALIGNED)
 
 
 def _attack(attack: Attack, clean: float, robust: float) -> float:
-    """Count forward passes of an image: a wrong one is not attacked, and a broken one not again."""
+    """Count forward passes for one image; attacks skip images that are misclassified or broken already."""
     if isinstance(attack, PGD):
         return (clean + (attack.restarts - 1) * robust) * (1 + _GRADIENT * attack.steps)
     return clean * _APGD_CE + robust * (_APGD_T if isinstance(attack, APGD) else _APGD_T + _OTHERS)
 
 
 def _pass(method: Planned, facts: Facts) -> tuple[float, float]:
-    """Count the operations and the seconds of a forward pass, for each image."""
+    """Return the floating point operations and the seconds of a forward pass, for one image."""
     config, device = method.config, find_device(method.config.compute.device)
     model = models.create(config.model.name, **facts.arguments, seed=0, **config.model.options).to(device)
     side = facts.arguments["image_size"]

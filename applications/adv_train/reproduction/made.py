@@ -1,4 +1,4 @@
-"""A table with what was measured beside what was published, rewritten as its runs finish."""
+"""The table of measured and published figures, rewritten whenever a run finishes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FORMS: Final = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What is known of a table at a moment.
+    """The results of a table so far.
 
     Attributes:
         planned: Its cells and their runs.
-        failed: Why runs failed, by their names.
+        failed: The reason of each failure, by the name of the run.
     """
 
     planned: Blocks
@@ -40,7 +40,7 @@ class Reproduction:
 
     @cached_property
     def results(self) -> list[tuple[Result, Mapping[str, Published]]]:
-        """What each cell reached and what is published of it, read once."""
+        """The measured and the published figures of each cell; they are read from the disk once."""
         found = {
             result.name: (result, block.published[result.name])
             for block in self.planned.blocks
@@ -50,40 +50,40 @@ class Reproduction:
 
     @property
     def title(self) -> str:
-        """What is made, at which scale, in a line."""
+        """One line that describes the table and the scale."""
         table, scale = self.planned.table, self.planned.scale
         return f"{table.about}. Scale {scale}: {Scale.find(scale).about}"
 
     def section(self) -> Section:
-        """Return the table for people, with what has to be said of it."""
+        """Return the table for people, with its notes and alarms."""
         notes = [
-            "Mean ± sample standard deviation over the seeds; best and last: best.pt on the validation images, and "
+            "Mean ± sample standard deviation over the seeds; best: best.pt, chosen on the validation images; last: "
             "last.pt. A published figure with ? is hard to read in its source.",
             *dict.fromkeys(_judged(block.plan) for block in self.planned.blocks),
         ]
         if self.planned.scale != "full":
-            notes.append(f"The published figures are those of the full scale; {self.planned.scale} is another one.")
+            notes.append(f"The published figures are for the full scale, not for {self.planned.scale}.")
         notes += [f"{name}: {reason}" for name, reason in self.planned.missing.items()]
         found = doubts([result for result, _ in self.results])
         return Section(self.planned.table.name, self._table(), notes, found)
 
     def figures(self) -> list[Scatter]:
-        """Return a main figure for each part of the table whose methods are judged alike."""
+        """Return a main figure for each block of cells with the same data and threat."""
         found = {result.name: result for result, _ in self.results}
         plans = [block.plan for block in self.planned.blocks]
         return [scatter(plan, [found[m.name] for m in plan.methods if m.name in found]) for plan in plans]
 
     def text(self, form: str = "markdown") -> str:
-        """Lay the table out: ``markdown`` with its notes, ``csv`` or ``latex``."""
+        """Format the table as ``markdown`` with its notes, ``csv`` or ``latex``."""
         section = self.section()
         table = write_table(section.table.header, section.table.rows, form)
         return "\n\n".join([self.title, table, *told_of(section)]) if form == "markdown" else table
 
     def write(self, out: Path) -> None:
-        """Write ``table.md``, ``.csv``, ``.tex`` and ``.json``, each in one piece.
+        """Write ``table.md``, ``.csv``, ``.tex`` and ``.json``; each file is replaced atomically.
 
         Raises:
-            UserError: When one cannot be written.
+            UserError: If a file cannot be written.
         """
         make_folder(out)
         for form, suffix in _FORMS.items():
@@ -91,7 +91,7 @@ class Reproduction:
         replace_file(out / "table.json", (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
 
     def record(self) -> dict[str, Any]:
-        """Return everything in plain values."""
+        """Return all results in plain values, for JSON."""
         return {
             "format": FORMAT,
             "table": self.planned.table.name,
@@ -161,6 +161,6 @@ def _percent(figure: Published | None) -> Figure:
 def _judged(plan: Plan) -> str:
     config = plan.methods[0].config
     return (
-        f"{config.data.name}: {plan.facts.train} images to train on, {plan.images} to judge by {judges(plan)}; "
+        f"{config.data.name}: {plan.facts.train} training images, {plan.images} test images, {judges(plan)}; "
         f"{config.training.epochs} epochs."
     )

@@ -1,4 +1,4 @@
-"""The runs of which a table is made: its cells by data set and budget, each group planned like a comparison."""
+"""Plan the runs of a table: its cells are grouped by data set and threat, and each group is planned as a comparison."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from adv_train.reproduction.scale import Scale
 
 @dataclass(frozen=True)
 class Block:
-    """The cells that are judged on the same images under the same threat.
+    """The cells that are evaluated on the same images under the same threat.
 
     Attributes:
         plan: Their runs.
-        published: What is published of each.
+        published: The published figures of each cell, by measure.
     """
 
     plan: Plan
@@ -35,10 +35,10 @@ class Blocks:
     """A table before its first run.
 
     Attributes:
-        table: What is published.
+        table: The published table.
         scale: Name of the scale.
-        blocks: In the order of the table.
-        missing: Why cells cannot be run, by their names.
+        blocks: Groups of cells, in the order of the table.
+        missing: The reason why a cell cannot be run, by its name.
     """
 
     table: PublishedTable
@@ -47,7 +47,7 @@ class Blocks:
     missing: Mapping[str, str]
 
     def cells(self) -> list[Cell]:
-        """Return all runs: one seed of every cell before the next."""
+        """Return all runs: all cells with the first seed, then with the next."""
         runs = [block.plan.cells() for block in self.blocks]
         seeds = max((len(block.plan.seeds) for block in self.blocks), default=0)
         each = [(made, len(made) // seeds) for made in runs]
@@ -69,18 +69,18 @@ def plan(
     """Plan a table; nothing is written.
 
     Args:
-        table: The cells wanted.
+        table: The table, with the cells to run.
         scale: Name of the scale.
-        flags: What the user says of all cells, by short name.
+        flags: Values for all cells from the command line, by short name.
         out: Folder of the run folders.
-        seeds: Of every cell.
-        attacks: To judge by.
+        seeds: Seeds of the runs of every cell.
+        attacks: The attacks that evaluate every checkpoint.
         limit: Number of test images; None for all.
-        epochs: In place of those of the scale.
-        dry: Go by what is known of the published data sets, without loading or downloading them.
+        epochs: Epochs of every run; by default those of the scale.
+        dry: Use the known sizes of the published data sets, and neither load nor download them.
 
     Raises:
-        UserError: When a configuration is not usable, or a folder holds another run.
+        UserError: If a configuration is invalid, or a folder holds another run.
     """
     chosen = Scale.find(scale)
     groups: dict[tuple[Any, ...], list[tuple[Contender, RunConfig]]] = {}

@@ -1,4 +1,4 @@
-"""The figures that papers and benchmarks have published, cell by cell."""
+"""Published figures of papers and benchmarks, cell by cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adv_train.config.layers import Folder
 from adv_train.errors import UserError, unknown
 from adv_train.written import items
 
-#: By name: a line `about` the table, and what is published of its `cells`, each a preset, by measure.
+#: Published tables, by name: `about` describes the table, and `cells` holds the figures of each preset, by measure.
 TABLES: Final = Folder("published")
 _FIGURE: Final = re.compile(r"([\d.]+)(\?)?(?: ± ([\d.]+))?")
 
@@ -22,9 +22,9 @@ class Published:
     """A published figure.
 
     Attributes:
-        mean: In percent, or in seconds.
-        std: Standard deviation, where one is given.
-        doubtful: Whether the source is hard to read.
+        mean: The figure, in percent or in seconds.
+        std: Its standard deviation; None if none is published.
+        doubtful: Whether the figure is hard to read in its source.
     """
 
     mean: float
@@ -33,10 +33,10 @@ class Published:
 
     @classmethod
     def read(cls, text: object) -> Published:
-        """Read it as it is written: `45.49 ± 0.21`, `40.17? ± 0.59` or `23.1`.
+        """Parse a figure such as `45.49 ± 0.21`, `40.17? ± 0.59` or `23.1`.
 
         Raises:
-            ValueError: When it is written in another way.
+            ValueError: If the text has another form.
         """
         found = _FIGURE.fullmatch(str(text))
         if found is None:
@@ -49,9 +49,9 @@ class PublishedTable:
     """A published table.
 
     Attributes:
-        name: Such as `table-1`.
-        about: A line on it.
-        cells: For each preset what is published: by `sa`, the name of an attack, and `seconds` an epoch.
+        name: Name of the table, such as `table-1`.
+        about: One line that describes the table.
+        cells: The published figures of each preset: `sa`, accuracies by the name of the attack, and `seconds` an epoch.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PublishedTable:
         """Read one of `TABLES`.
 
         Raises:
-            UserError: When there is no such table.
+            UserError: If there is no such table.
         """
         if name not in TABLES:
             raise unknown("table", name, TABLES)
@@ -75,18 +75,18 @@ class PublishedTable:
         return cls(name, found["about"], cells)
 
     def only(self, wanted: str) -> PublishedTable:
-        """Keep some cells.
+        """Keep the cells whose names contain one of several patterns.
 
         Args:
-            wanted: Parts of their names with commas between, with `*` where any text may stand; all where it is empty.
+            wanted: Patterns separated by commas, in which `*` stands for any text; empty keeps all cells.
 
         Raises:
-            UserError: When one of the parts is in no name.
+            UserError: If a pattern matches no cell.
         """
         parts = items(wanted)
         for part in parts:
             if not any(_is_in(part, name) for name in self.cells):
-                raise UserError(f"--only {part}: no cell of {self.name} is called so: {', '.join(self.cells)}.")
+                raise UserError(f"--only {part} matches no cell of {self.name}; its cells: {', '.join(self.cells)}.")
         kept = {name: row for name, row in self.cells.items() if not parts or any(_is_in(part, name) for part in parts)}
         return PublishedTable(self.name, self.about, kept)
 

@@ -1,4 +1,4 @@
-"""At which scale a table is made: as published, on two cores, or just to see that it runs."""
+"""The scale of a reproduction: as published, for two cores, or a quick test."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from adv_train.config import flat, resolve
 from adv_train.config.layers import Folder
 from adv_train.errors import unknown
 
-#: By name; the fields of `Scale`.
+#: The fields of each `Scale`, by name.
 SCALES: Final = Folder("scales")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What a scale changes in the cells of a table, and how they are judged.
+    """The changes that a scale makes to the cells of a table, and the settings of the evaluation.
 
     Attributes:
-        about: A line on it.
-        seeds: Such as `0-9`.
-        only: Which cells, where nobody says otherwise: see `PublishedTable.only`.
-        epochs: Of every cell; None for those of the preset. Schedules are stretched.
-        config: Values of a configuration, by short name.
-        models: By the name of a network: what its options, or the network in its place, are.
-        attacks: Names with commas between.
+        about: One line that describes the scale.
+        seeds: Seeds of every cell, such as `0-9`.
+        only: Cells to run by default: see `PublishedTable.only`.
+        epochs: Epochs of every cell, to which schedules are stretched; None keeps those of the preset.
+        config: Values of the configuration of every cell, by short name.
+        models: By the name of a published network: the model, or options of the model, to use instead.
+        attacks: Names of the attacks, separated by commas.
         pgd_steps: Steps of PGD.
-        pgd_restarts: Random starts of PGD.
+        pgd_restarts: Random restarts of PGD.
         limit: Number of test images; None for all.
     """
 
@@ -48,7 +48,7 @@ class Scale:
         """Read one of `SCALES`.
 
         Raises:
-            UserError: When there is no such scale.
+            UserError: If there is no such scale.
         """
         if name not in SCALES:
             raise unknown("scale", name, SCALES)
@@ -56,9 +56,9 @@ class Scale:
         return cls(**{**found, "seeds": str(found["seeds"])})
 
     def contender(self, preset: str) -> Contender:
-        """Return a cell at this scale, of which flags may change more.
+        """Return a cell at this scale, as a method of a comparison.
 
-        All that the preset is published with stays as it is on other data, whose own recipe says something else.
+        Settings of the preset that the scale does not change stay, even if the scale uses data with another recipe.
         """
         published = resolve({}, preset=preset)
         base = flat(published.to_mapping(), self.config)
