@@ -22,7 +22,7 @@ from blo._upper._progress import bar
 from blo._upper._step import Callback, FitStep, listener
 from blo.errors import StructureError
 from blo.gradients import Strategy
-from blo.solvers import Solver
+from blo.solvers import Given, Solver
 
 _KEPT = {"theta", "steps", "lower", "optimizer"}
 
@@ -93,8 +93,8 @@ def fit(
 
     Raises:
         StructureError: if `optimizer` or `scheduler` does not make one, `callback` is not a function, theta holds
-            nothing to optimise, or `state` is none, or one of another optimiser or schedule; and as in
-            `value_and_hypergrad`.
+            nothing to optimise, `solver` is `Given()` without a function, or `state` is no state of a fit with this
+            optimiser and schedule; and as in `value_and_hypergrad`.
         ModuleNotFoundError: if `progress` is set and tqdm is not installed.
         ValueError: if `steps` is not positive.
         NonFiniteError: as in `value_and_hypergrad`.
@@ -104,6 +104,11 @@ def fit(
         BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
     """
     require_count(steps, "steps")
+    if isinstance(solver, Given) and solver.function is None:
+        raise StructureError(
+            "`Given()` takes `z0` as the solution, but the solution changes with theta in each step of a fit. Pass "
+            "`Given(function)`, whose function(theta, z) continues your own loop from z, or another solver."
+        )
     _check_state(state)
     tell = listener(callback)
     afresh = gradient is not None and gradient.unrolls

@@ -153,3 +153,22 @@ def test_what_does_not_fit_is_refused() -> None:
             solver=blo.Given(lambda t, z: z[:2]),
             gradient=blo.Zero(),
         )
+
+
+def test_a_fit_needs_a_function_that_follows_theta() -> None:
+    lower, optimizer = blo.LowerProblem(quartic), lambda parameters: torch.optim.SGD(parameters, lr=0.1)
+    z0 = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(blo.StructureError, match="continues your own loop from z"):
+        blo.fit(upper, lower, THETA, z0, optimizer=optimizer, steps=2, solver=blo.Given())
+
+    def loop(theta: Tensor, z: Tensor) -> Tensor:
+        inner = torch.func.grad(lambda z: quartic(theta, z))
+        for _ in range(400):
+            z = z - 0.2 * inner(z)
+        return z
+
+    given, default = (
+        blo.fit(upper, lower, THETA, z0, optimizer=optimizer, steps=3, solver=solver)
+        for solver in (blo.Given(loop), None)
+    )
+    torch.testing.assert_close(given.theta, default.theta, atol=1e-10, rtol=0)
