@@ -254,7 +254,7 @@ def test_the_claim_holds_what_was_measured_and_told(tmp_path: Path, run: tuple[P
 
 def test_figures_that_were_not_measured_are_not_claimed(tmp_path: Path, run: tuple[Path, nn.Module]) -> None:
     path, model = run
-    with pytest.raises(UserError, match="the run has not been evaluated: `adv-train eval"):
+    with pytest.raises(UserError, match="the run is not evaluated: run `adv-train eval"):
         claim(path, tmp_path / "rb")
     other = judged(model)
     for record in (
@@ -265,7 +265,7 @@ def test_figures_that_were_not_measured_are_not_claimed(tmp_path: Path, run: tup
     ):
         evaluation.write(record, path)
         with pytest.raises(
-            UserError, match=r"by AutoAttack on all 10,000 test images within linf 8/255: `adv-train eval"
+            UserError, match=r"with AutoAttack on all 10,000 test images within linf 8/255: run `adv-train eval"
         ):
             claim(path, tmp_path / "rb")
     assert not (tmp_path / "rb").exists()

@@ -73,7 +73,7 @@ GOOD = {"epoch": 1, "loss": 2.0, "val_sa": 0.6, "val_ra": 0.4, "val_top_class": 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (GOOD | {"loss": math.log(10) * 1.001}, r"stayed at 2\.305, that of guessing among all classes \(2\.303\)"),
+        (GOOD | {"loss": math.log(10) * 1.001}, r"stayed at 2\.305, the loss of guessing among all classes \(2\.303\)"),
         (GOOD | {"val_top_class": 0.995}, r"puts 99\.5% of the validation images in one class"),
     ],
 )
@@ -98,7 +98,7 @@ def test_one_class_among_the_validation_images_is_no_collapse(tmp_path: Path) ->
 def test_the_alarm_rings_once_when_training_overfits_to_its_attack(tmp_path: Path) -> None:
     alarm = alarm_of([0, 1, 2], tmp_path)
     alarm.epoch(GOOD, 1.0)
-    with pytest.warns(UserWarning, match=r"was 40\.0% after epoch 1 and 3\.0% after epoch 2.*judge best\.pt"):
+    with pytest.warns(UserWarning, match=r"was 40\.0% after epoch 1 and 3\.0% after epoch 2.*evaluate best\.pt"):
         alarm.epoch(GOOD | {"epoch": 2, "val_ra": 0.03}, 1.0)
     alarm.epoch(GOOD | {"epoch": 3, "val_ra": 0.0}, 1.0)
 
