@@ -585,7 +585,7 @@ def test_inference_mode_is_named() -> None:
     [blo.OneStep, blo.ProjectedGradient, lambda step: blo.FISTA(step=step), lambda step: blo.FixedPoint(step=step)],
 )
 def test_a_step_that_expects_a_gradient_is_refused(make: Callable[[Tensor], blo.solvers.Solver]) -> None:
-    with pytest.raises(blo.StructureError, match=r"`step` must be a number.*requires grad.*scale z"):
+    with pytest.raises(blo.StructureError, match=r"`step` must be a number.*requires grad.*step=lambda theta"):
         make(torch.tensor(0.1, requires_grad=True))
 
 
