@@ -24,7 +24,9 @@ from tests.applications.real_images import ARCHIVE, write_real_images
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     if not ARCHIVE.is_file():
-        pytest.skip(f"{ARCHIVE.name} is not beside the repository, and squares of one photograph do resemble each other")
+        pytest.skip(
+            f"{ARCHIVE.name} is not beside the repository, and squares of one photograph do resemble each other"
+        )
     folder = tmp_path_factory.mktemp("real")
     write_real_images(folder, train=40, test=20)
     return data.load(f"imagefolder:{folder}", root="")
