@@ -256,7 +256,7 @@ def test_facts_are_those_of_a_loaded_data_set() -> None:
         ([], "Say which table to make"),
         (["table-3"], "table `table-3`.*`table-"),
         (["table-1", "--scale", "smok"], "scale `smok`.*`smoke`"),
-        (["table-1", "--only", "cifar11"], "--only cifar11: no cell of table-1"),
+        (["table-1", "--only", "cifar11"], "--only cifar11 matches no cell of table-1"),
         (["table-1", "--seeds", "9-0"], "`seeds` must be a list such as 0-9"),
         (["table-1", "--seeds", "0,a"], "`seeds` must be a list such as 0-9"),
         (["table-1", "--seeds", "0-1000000"], "`seeds` must be at most 1000"),
