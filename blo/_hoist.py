@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._lower import LowerProblem, replace_objective
-from blo._objective import Batched, FixedPoint, LeastSquares
+from blo._objective import Batched, FixedPoint, Linearized, around
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
@@ -58,17 +59,13 @@ def hoist(
         term, carried = _last, term
     elif not isinstance(term, Term):
         term = _Hoisted(term, captured)
-    function = _Hoisted(evaluate, captured)
-    objective: Objective = function
-    if isinstance(lower.objective, FixedPoint):
-        objective = FixedPoint(function)
-    if isinstance(lower.objective, Batched):
-        objective = Batched(function)
-    if isinstance(lower.objective, LeastSquares):
-        objective = replace(lower.objective, residual=_Hoisted(lower.objective.residual, captured))
+    # A linearised objective is wrapped whole: its anchor may be captured, too.
+    wrap = partial(_Hoisted, captured=captured)
+    whole = isinstance(lower.objective, Linearized)
+    objective: Objective = wrap(lower.objective) if whole else around(lower.objective, wrap)
     hoisted = replace_objective(lower.with_term(term), objective)
     if settings:
-        hoisted_settings: dict[str, Any] = {name: _Hoisted(setting, captured) for name, setting in settings.items()}
+        hoisted_settings: dict[str, Any] = {name: wrap(setting) for name, setting in settings.items()}
         solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]
     return hoisted, (theta, captured, carried), solver
 

@@ -1,10 +1,8 @@
-"""Runs on a Ray cluster: a stand-in for Ray, and processes that are killed as workers are."""
+"""Runs on a Ray cluster of several GPUs, in part with a stand-in for Ray; `test_real_ray` kills a real worker."""
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
-from adv_train import train
-from adv_train.attacks import PGD
 from adv_train.cli import cluster, main
 from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
@@ -133,45 +128,6 @@ def test_cells_that_wait_for_a_gpu_say_so(
     monkeypatch.setattr(cluster, "work", lambda cell, folder: None)
     assert len(list(cluster.run_on_ray(cells("a", device="cuda"), progress=None))) == 1
     assert ("no GPU yet" in capsys.readouterr().err) == (gpus == 0)
-
-
-# Stands in for a worker of Ray; it is killed as it begins the second epoch for the first time.
-WORKER = """
-import os, pickle, signal, sys
-from adv_train.cli import cluster
-from adv_train.trainer import Trainer
-cell, folder = pickle.load(sys.stdin.buffer)
-again, epoch = os.path.exists(os.path.join(folder, cell.run.last)), Trainer.train_epoch
-def train_epoch(trainer, number, *others):
-    if number == 1 and not again:
-        os.kill(os.getpid(), signal.SIGKILL)
-    assert number == 1 or not again, "begun anew"
-    return epoch(trainer, number, *others)
-Trainer.train_epoch = train_epoch
-sys.exit(cluster.work(cell, folder))
-"""
-
-
-def test_a_run_whose_worker_is_killed_in_its_second_epoch_ends_like_one_that_is_not(
-    ray: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def in_a_process(cell: Any, folder: str) -> str | None:
-        words = [sys.executable, "-c", WORKER]
-        found = subprocess.run(words, input=pickle.dumps((cell, folder)), capture_output=True, cwd="/")
-        if found.returncode < 0:
-            raise Died
-        return found.stderr.decode() or None
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, "work", in_a_process)
-    config = resolve({"device": "cpu", "epochs": 2, "train_limit": 200}, preset="digits-fast-at")
-    cell = Cell("cell", Path("cell"), config, (Judgement("last", (PGD(steps=2, restarts=1),), 20),))
-    assert list(cluster.run_on_ray([cell], progress=False)) == [(cell, None)]
-    assert cell.is_done() and len(ray.options) == 2
-    train.fit(config, out=Path("whole"), progress=False)
-    found, wanted = (torch.load(RunFolder(Path(name)).last, weights_only=True)["model"] for name in ("cell", "whole"))
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
-    assert RunFolder(Path("cell")).metrics_file.read_bytes() == RunFolder(Path("whole")).metrics_file.read_bytes()
 
 
 def test_work_tells_why_a_cell_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,15 @@ def workers() -> list[int]:
     return found
 
 
-def kill_when(ready: Callable[[], bool], killed: list[int], ended: threading.Event) -> None:
+def kill_one(out: Path, before: dict[Path, list[bytes]], ended: threading.Event) -> None:
+    """Kill a worker once both runs have two epochs behind them, and note the seconds of all epochs but the last."""
     while not ended.is_set():
-        if ready():
-            for pid in workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-                return
+        times = {file: file.read_bytes().splitlines()[:-1] for file in out.glob("*/timing.jsonl")}
+        running = workers()
+        if len(times) == 2 and all(times.values()) and running:
+            os.kill(running[0], signal.SIGKILL)
+            before.update(times)
+            return
         time.sleep(0.01)
 
 
@@ -49,13 +50,9 @@ def test_a_killed_worker_costs_its_cell_an_unfinished_epoch(
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
-    def begun() -> bool:
-        files = list((tmp_path / "ray").glob("*/metrics.jsonl"))
-        return any(len(file.read_bytes().splitlines()) > 1 for file in files)
-
-    killed: list[int] = []
+    before: dict[Path, list[bytes]] = {}
     ended = threading.Event()
-    killer = threading.Thread(target=kill_when, args=(begun, killed, ended))
+    killer = threading.Thread(target=kill_one, args=(tmp_path / "ray", before, ended))
     killer.start()
     try:
         status = main([*COMPARE, "--backend", "ray", "--out", str(tmp_path / "ray")])
@@ -63,7 +60,9 @@ def test_a_killed_worker_costs_its_cell_an_unfinished_epoch(
         ended.set()
         killer.join()
     assert status == 0, capsys.readouterr().err
-    assert len(killed) == 1
+    assert len(before) == 2
+    for file, lines in before.items():
+        assert file.read_bytes().splitlines()[: len(lines)] == lines  # these epochs were not trained again
     assert main([*COMPARE, "--workers", "1", "--out", str(tmp_path / "here")]) == 0
     for run in ("standard-seed0", "fast-at-seed0"):
         there, here = (tmp_path / place / run / "metrics.jsonl" for place in ("ray", "here"))
