@@ -93,7 +93,7 @@ def fit(
 
     Raises:
         StructureError: if `optimizer` or `scheduler` does not make one, `callback` is not a function, theta holds
-            nothing to optimise, `solver` is `Given()` without a function, or `state` is no state of a fit with this
+            nothing to optimise, `solver` is `Given`, or `state` is no state of a fit with this
             optimiser and schedule; and as in `value_and_hypergrad`.
         ModuleNotFoundError: if `progress` is set and tqdm is not installed.
         ValueError: if `steps` is not positive.
@@ -104,10 +104,10 @@ def fit(
         BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
     """
     require_count(steps, "steps")
-    if isinstance(solver, Given) and solver.function is None:
+    if isinstance(solver, Given):
         raise StructureError(
-            "`Given()` takes `z0` as the solution, but the solution changes with theta in each step of a fit. Pass "
-            "`Given(function)`, whose function(theta, z) continues your own loop from z, or another solver."
+            "`Given` takes `z0` as the solution, but the solution changes with theta in each step of a fit. Pass "
+            "`External(function, tol=math.inf)`, whose function(theta, z) continues your own loop from z."
         )
     _check_state(state)
     tell = listener(callback)

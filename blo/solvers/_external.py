@@ -22,7 +22,7 @@ class External(Solver):
         function: gets theta and the start as trees of constants and returns a tree like `z0`. Its result is
             differentiated by implicit strategies alone, never through the call.
         tol: residual `|z - project(z - gradient)|` above which the solve is reported as unconverged; a smaller one
-            where the curvature is small. For a point that is to be taken as it is, use `Given`.
+            where the curvature is small. `math.inf` accepts any point; if it is `z0` itself, use `Given`.
 
     Raises:
         StructureError: if `function` is not callable.
@@ -44,19 +44,10 @@ class External(Solver):
             raise StructureError(
                 "`External` cannot be unrolled, since its steps are not seen. Use gradient=Implicit()."
             )
-        z = result(self.function, "External", problem, z0)
+        layout = problem.layout
+        if z0.ndim != len(layout.lanes) + 1:
+            raise StructureError("`External` cannot run under vmap, since its function is not a torch function.")
+        found = self.function(tree.detach(problem.theta), layout.unravel(z0))
+        z = layout.ravel(found, "the result of External's function").detach()
         # Measured by the caller: an implicit gradient at z needs the gradient of the objective there anyway.
         return Solution(z, None, self.tol, steps=0)
-
-
-def result(function: Callable[[Tree, Tree], Tree], owner: str, problem: Problem, z0: Tensor) -> Tensor:
-    """Return what the function of a solver of this name returns for constants, shape `(*lanes, n)`.
-
-    Raises:
-        StructureError: if it is not like `z0`, or under vmap.
-    """
-    layout = problem.layout
-    if z0.ndim != len(layout.lanes) + 1:
-        raise StructureError(f"`{owner}` cannot run under vmap, since its function is not a torch function.")
-    found = function(tree.detach(problem.theta), layout.unravel(z0))
-    return layout.ravel(found, f"the result of {owner}'s function").detach()
