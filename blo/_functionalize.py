@@ -19,6 +19,7 @@ from blo import tree
 from blo._autodiff import plain, transforms_active
 from blo._buffers import Buffers
 from blo._checkpoints import sound_checkpoints
+from blo._exchange import call_with
 from blo._layers import Layers
 from blo._replay import Replay
 from blo._stale import Stale, unseen
@@ -199,7 +200,7 @@ class Functional:
             # Tied names are in the state already. What the module assigns to its buffers comes back in it.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             try:
-                value = torch.func.functional_call(self._module, state, arguments, keywords, tie_weights=False)
+                value = call_with(self._module, state, arguments, keywords)
             except TypeError as error:
                 _require_fit(self._module, arguments, keywords, error)
                 raise

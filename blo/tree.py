@@ -29,6 +29,8 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
     """
     if isinstance(tree, Tensor):
         return [tree], _LEAF
+    if (values := _values(tree)) is not None:
+        return values, TreeSpec(dict, list(tree), [_LEAF] * len(values))
     leaves, spec = pytree.tree_flatten(tree)
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, Tensor):
@@ -51,25 +53,49 @@ def leaves(tree: Tree) -> list[Any]:
 
 def tensors(tree: Tree) -> list[Tensor]:
     """Return the leaves that are tensors."""
-    return [tree] if isinstance(tree, Tensor) else [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    if isinstance(tree, Tensor):
+        return [tree]
+    if (values := _values(tree)) is not None:
+        return values
+    return [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Tree:
     """Rebuild the tree whose structure is `spec` from its leaves."""
-    return leaves[0] if spec is _LEAF else pytree.tree_unflatten(list(leaves), spec)
+    if spec is _LEAF:
+        return leaves[0]
+    if spec.type is dict and spec.num_nodes == spec.num_leaves + 1:  # All children are leaves.
+        return dict(zip(spec.context, leaves, strict=True))
+    return pytree.tree_unflatten(list(leaves), spec)
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Apply `function` leaf by leaf to trees of equal structure."""
-    return pytree.tree_map(function, tree, *others)
+    return function(tree, *others) if isinstance(tree, Tensor) else pytree.tree_map(function, tree, *others)
 
 
 def detach(tree: Tree) -> Tree:
     """Return the tree with detached leaves, without a copy."""
     if isinstance(tree, Tensor):
         return tree.detach()
+    if (values := _values(tree)) is not None:
+        return dict(zip(tree, [value.detach() for value in values], strict=True))
     leaves, spec = pytree.tree_flatten(tree)
     return unflatten([leaf.detach() for leaf in leaves], spec) if leaves else tree
+
+
+def _values(tree: Tree) -> list[Tensor] | None:
+    """Return the values of a dict of tensors, such as the parameters of a module; None for any other tree.
+
+    The pytree library makes several Python calls for each leaf. This is the common case of theta on hot paths.
+    """
+    if type(tree) is not dict:
+        return None
+    values = list(tree.values())
+    for value in values:
+        if not isinstance(value, Tensor):
+            return None
+    return values
 
 
 def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -109,9 +110,23 @@ class Recurrent(nn.Module):
         return y
 
 
+class Twice(nn.Module):
+    """A linear layer and a batch norm that are known by two names each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.again, self.last = self.linear, self.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.again(self.norm(self.linear(x)).tanh()))
+        return y
+
+
 ZOO: dict[str, tuple[Make, tuple[int, ...]]] = {
     "network": (network, (6, 4)),
     "tied": (Tied, (6, 4)),
+    "twice": (Twice, (6, 4)),
     "noisy": (Noisy, (6, 4)),
     "counter": (Counter, (6, 4)),
     "attention": (attention, (2, 3, 4)),
@@ -131,6 +146,8 @@ def plain(module: nn.Module, parameters: dict[str, Tensor], x: Tensor, seed: int
     Attention transposes, and then the masks of torch differ inside and outside `vmap`; those inside are meant.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    if isinstance(module, Twice):
+        module = copy.deepcopy(module)  # Torch leaves the given tensors in a module that has two names.
 
     def call(x: Tensor) -> Tensor:
         output: Tensor = torch.func.functional_call(module, {**parameters, **buffers}, (x,))

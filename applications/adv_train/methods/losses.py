@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
+from adv_train.methods.weights import Weights
 from adv_train.objectives import Objective
 from adv_train.ranks import Share
 
@@ -54,6 +55,7 @@ class Losses:
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
+        self._weights = Weights(model)
         self.logits = self.attacked = batch.x.new_empty(0)
         self.upper: Upper | None = None
         self._clean: Tensor | None = None
@@ -95,8 +97,7 @@ class Losses:
         return self._train(logits, self.y, clean, "mean"), logits
 
     def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
-        logits: Tensor = torch.func.functional_call(self._model, params, (images,))
-        return logits
+        return self._weights(params, images)
 
     def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
         """Return the gradient of each sample's attack objective in its perturbation; it has the shape of x.
