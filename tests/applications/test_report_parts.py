@@ -211,6 +211,6 @@ def test_the_commands_that_make_it_again_are_those_of_a_terminal() -> None:
     ]  # fmt: skip
     assert shlex.split(judge.command)[1:] == ["eval", "runs/my run", "--attacks", "pgd, square(queries=10)"]
     html = render([run()], title="x", again=[train, judge], next_steps=[NextStep("More.", "adv-train list")])
-    text = Page(sections(html)["To make it again"]).text
+    text = Page(sections(html)["How to reproduce this page"]).text
     assert train.command in text and judge.command in text
     assert "adv-train list" in Page(sections(html)["What to run next"]).text
