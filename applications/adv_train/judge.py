@@ -89,7 +89,8 @@ def judge(
     )
     settings = {name: attack.settings(threat, judging.batch_size) for name, attack in chosen.items()}
     kept = {name: unfinished.find(name, settings[name], images=images_too) for name in chosen} if unfinished else {}
-    judging.ranks.wait()  # all ranks must find the same finished attacks, so the first may not store one before
+    # Only now may the first rank store a new attack: all ranks must have found the same finished ones.
+    judging.ranks.wait()
     done: dict[str, Finished] = {}
     for name, attack in chosen.items():
         found = kept.get(name)

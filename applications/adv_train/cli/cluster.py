@@ -25,7 +25,7 @@ _ENVIRONMENT: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRI
 def run_on_ray(
     cells: Sequence[Cell], *, progress: bool | None, workers: int | None = None, address: str | None = None
 ) -> Generator[tuple[Cell, str | None], None, None]:
-    """Train and evaluate the cells that are not done on a Ray cluster; closing the generator stops running cells.
+    """Train and evaluate the cells that are not done on a Ray cluster; closing the generator stops the rest.
 
     Each cell gets one processor core, and one GPU unless it trains on the CPU. All machines must share the working
     directory of the command, the folders of runs and data, and the installed packages.

@@ -85,7 +85,8 @@ def run(words: Sequence[str]) -> int:
     write_report(out / "report.html", summaries, title=title, again=again, next_steps=_NEXT)
     print(f"\n{title}\n\n{results_table(summaries)}\n")
     print(
-        "SA: accuracy on clean images. RA-PGD, RA-AA: under PGD (50 steps, 10 restarts), under AutoAttack.\n"
+        "SA: accuracy on clean images. RA-PGD: accuracy under PGD (50 steps, 10 restarts). "
+        "RA-AA: accuracy under AutoAttack.\n"
         "F/step: cost of a training step in forward passes. Implicit share: |implicit gradient| / |direct gradient|.\n"
     )
     print(f"The report, with training curves and adversarial examples, is {out / 'report.html'}\n\nWhat to run next:")

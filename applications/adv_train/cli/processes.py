@@ -35,7 +35,7 @@ _CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 def run_cells(
     cells: Sequence[Cell], *, progress: bool | None, workers: int | None = None
 ) -> Generator[tuple[Cell, str | None], None, None]:
-    """Train and evaluate the cells that are not done, several at a time; closing the generator stops running cells.
+    """Train and evaluate the cells that are not done, several at a time; closing the generator stops the rest.
 
     Args:
         cells: The cells, in the order in which they start.
