@@ -111,6 +111,22 @@ def test_methods_are_at_their_accuracies_with_their_bars() -> None:
     assert key[1] == ("2", "m1", "clean 75.0 ± 1 %, robust 42.0 ± 1 %") and "Bars: something." in html
 
 
+def test_a_method_without_robustness_does_not_squeeze_the_others_together() -> None:
+    points = scatter().points
+    collapsed = Point("broken", Accuracy(0.99, (0.98, 1.0), "99 %"), Accuracy(0.0, (0.0, 0.01), "0 %"))
+    without, beside = (
+        drawing(render([], title="x", figures=[scatter(points=drawn)]), "Title")
+        for drawn in (points, [*points, collapsed])
+    )
+    alone, together = ([uses(svg, index)[-1] for index in range(3)] for svg in (without, beside))
+    assert np.allclose(alone, together, atol=8)  # The marker at the edge takes a little room.
+    (x, y) = uses(beside, 3)[-1]
+    assert x > max(x for x, _ in together) and y > max(y for _, y in together)  # At the edge; y points down.
+    html = render([], title="x", figures=[scatter(points=[*points, collapsed])])
+    assert "broken clean 99 %, robust 0 %" in label(html, "Title") and "Triangles: methods outside" in html
+    assert "Triangles" not in render([], title="x", figures=[scatter()])
+
+
 def test_runs_are_set_beside_each_other_only_where_they_compare() -> None:
     other = run("other", evaluation=JUDGED | {"sa": 0.9, "ra_aa": 0.7})
     html = render([run(evaluation=JUDGED), other], title="x")

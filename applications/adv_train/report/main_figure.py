@@ -13,7 +13,8 @@ from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
 from adv_train.report.summary import RunSummary, accuracies, budget, percent
 
 Ends = tuple[float, float]
-_OFFSETS = ((7, 5), (-7, -5), (7, -5), (-7, 5))
+_COLLAPSED = 0.5
+"""A method below this share of the best robust accuracy would squeeze the others together: it is drawn at the edge."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,19 @@ class Scatter:
         """Number, colour and method of each point."""
         return [(index + 1, index % COLOURS, point) for index, point in enumerate(self.points)]
 
+    @property
+    def caption(self) -> str:
+        """The note, and what a triangle stands for."""
+        if len(self._near) == len(self.points):
+            return self.note
+        return f"{self.note} Triangles: methods outside the frame, below half of the best robust accuracy."
+
+    @property
+    def _near(self) -> list[Point]:
+        """The methods that share the frame."""
+        best = max((point.robust.value for point in self.points), default=0.0)
+        return [point for point in self.points if point.robust.value >= _COLLAPSED * best]
+
     def chart(self, place: int) -> Chart:
         """Draw the figure.
 
@@ -71,17 +85,19 @@ class Scatter:
         return drawn(self.title, f"{self.title}: {told}.", self._draw, prefix=f"main{place}", height=3.4)
 
     def _draw(self, axes: Axes) -> None:
-        for index, point in enumerate(self.points):
-            colour, x, y = SERIES[index % COLOURS], point.clean, point.robust
-            bars: dict[str, Any] = {"xerr": _lengths(x), "yerr": _lengths(y), "elinewidth": 1.4, "capsize": 3}
-            look: dict[str, Any] = {"markersize": 8, "markeredgecolor": CARD, "markeredgewidth": 1}
-            axes.errorbar(x.value, y.value, fmt="o", color=colour, ecolor=colour, **bars, **look)
-            right, up = _OFFSETS[index % len(_OFFSETS)]
-            sides: dict[str, Any] = {"ha": "left" if right > 0 else "right", "va": "bottom" if up > 0 else "top"}
-            axes.annotate(
-                str(index + 1), (x.value, y.value), (right, up), textcoords="offset points", color=colour, **sides
-            )
+        near = self._near
         axes.margins(0.12)
+        for number, colour, point in self.key:
+            if point in near:
+                _put(axes, number, SERIES[colour], point.clean, point.robust, fmt="o")
+        # The limits are those of the points so far.
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        for number, colour, point in self.key:
+            if point not in near:
+                x, y = min(max(point.clean.value, left), right), min(max(point.robust.value, bottom), top)
+                edge = Accuracy(x, None, ""), Accuracy(y, None, "")
+                _put(axes, number, SERIES[colour], *edge, fmt="v", clip_on=False)
         axes.grid(linewidth=0.8)
         axes.set_xlabel("clean accuracy")
         axes.set_ylabel(f"robust accuracy ({self.robust_axis})")
@@ -143,6 +159,15 @@ def _lengths(of: Accuracy) -> list[list[float]] | None:
     if of.ends is None:
         return None
     return [[max(0.0, of.value - of.ends[0])], [max(0.0, of.ends[1] - of.value)]]
+
+
+def _put(axes: Axes, number: int, colour: str, x: Accuracy, y: Accuracy, **look: Any) -> None:
+    """Draw a method's point with its number inside."""
+    bars: dict[str, Any] = {"xerr": _lengths(x), "yerr": _lengths(y), "elinewidth": 1.4, "capsize": 3}
+    edge: dict[str, Any] = {"markersize": 13, "markeredgecolor": CARD, "markeredgewidth": 1}
+    axes.errorbar(x.value, y.value, color=colour, ecolor=colour, **bars, **edge, **look)
+    inside: dict[str, Any] = {"ha": "center", "va": "center", "color": CARD, "fontsize": 8, "fontweight": "bold"}
+    axes.annotate(str(number), (x.value, y.value), annotation_clip=False, zorder=4, **inside)
 
 
 def _tick(value: float, _: object) -> str:

@@ -56,7 +56,7 @@ def mains(runs: Sequence[RunSummary], figures: Sequence[Scatter]) -> list[Main]:
     found = main_figure.of_runs(runs) if not figures and runs else None
     shown = figures or ([] if found is None else [found])
     drawn = [scatter for scatter in shown if scatter.points]
-    return [Main(scatter.chart(place), scatter.key, scatter.note) for place, scatter in enumerate(drawn, start=1)]
+    return [Main(scatter.chart(place), scatter.key, scatter.caption) for place, scatter in enumerate(drawn, start=1)]
 
 
 def tiles(runs: Sequence[RunSummary]) -> list[tuple[str, str, str]]:
