@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, so that a mistyped command need not wait for PyTorch."""
+    """Import a public name when it is first used, so that `import adv_train` does not wait for PyTorch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'adv_train' has no attribute {name!r}")
     return getattr(import_module(f"adv_train.{_HOMES[name]}"), name)

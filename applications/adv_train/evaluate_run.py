@@ -131,7 +131,7 @@ def evaluate_weights(
 def _threat(trained: Threat, norm: Norm | None, eps: float | None) -> Threat:
     """Return the threat of the attacks: that of training, with the norm and the eps given."""
     if norm not in (None, trained.norm) and eps is None:
-        raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to judge it in {norm}.")
+        raise UserError(f"The run was trained in {trained.norm}: give --eps NUMBER to evaluate it in {norm}.")
     return replace(trained, norm=norm or trained.norm, eps=trained.eps if eps is None else eps)
 
 

@@ -1,4 +1,4 @@
-"""Clean accuracy and attacks in turn, each taken over where it is done already."""
+"""Measure clean accuracy and run the attacks one by one; the results of finished attacks are reused."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def judge(
     images_too: bool = False,
     unfinished: Unfinished | None = None,
 ) -> tuple[Evaluation, dict[str, Bytes], Bytes]:
-    """Judge as `evaluate` does; attacks that are done already are taken over, and each is kept when it is done.
+    """Evaluate a model as `evaluate` does; reuse finished attacks, and store each attack as soon as it is finished.
 
     Args:
-        model: As for `evaluate`, and so are the others.
-        images: To judge.
-        labels: Of them.
-        threat: What the attacks may do.
+        model: The model, as for `evaluate`.
+        images: The images, as for `evaluate`.
+        labels: The labels, as for `evaluate`.
+        threat: The threat of the attacks.
         judging: The settings of every attack.
-        attacks: To run.
-        class_names: In the order of the labels.
+        attacks: The attacks to run, at most one of each kind.
+        class_names: Names of the classes, in the order of the labels.
         files: File of each sample.
-        examples: How many attacked samples to keep.
-        images_too: Give back the images of the attacks, and judge them after rounding.
-        unfinished: What is done already.
+        examples: Number of attacked samples to keep as examples.
+        images_too: Round the adversarial images, evaluate the model on them, and return them.
+        unfinished: The finished attacks of an interrupted evaluation; None reuses and stores nothing.
 
     Returns:
-        The record; where they are asked for, the rounded images of each attack, and the rounded clean ones.
+        The record; with `images_too` also the rounded images of each attack, and the rounded clean images.
     """
     chosen = named(attacks)
     x, y, known, paths = gathered(model, images, labels)
@@ -89,7 +89,8 @@ def judge(
     )
     settings = {name: attack.settings(threat, judging.batch_size) for name, attack in chosen.items()}
     kept = {name: unfinished.find(name, settings[name], images=images_too) for name in chosen} if unfinished else {}
-    judging.ranks.wait()  # all of them have seen what is done before the first one adds to it
+    # Only now may the first rank store a new attack: all ranks must have found the same finished ones.
+    judging.ranks.wait()
     done: dict[str, Finished] = {}
     for name, attack in chosen.items():
         found = kept.get(name)
@@ -114,7 +115,7 @@ def judge(
 def _attacked(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path | None
 ) -> tuple[Verdicts, tuple[str, ...]]:
-    """Run an attack, and give its verdicts with what it warned of, which is passed on."""
+    """Run an attack, emit its warnings again, and return its verdicts and the texts of the warnings of all ranks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         if folder is None:
@@ -130,7 +131,7 @@ def _attacked(
 def _rounded(
     found: Finished, verdicts: Verdicts, model: nn.Module, x: Tensor, judged: Evaluation, judging: Judging
 ) -> Finished:
-    """Add the images, rounded, and the verdicts on these."""
+    """Return the finished attack with its rounded images and the verdicts on them."""
     stored, full = rounded(verdicts.images, judged.threat), full_resolution(x)
     with frozen(model), suitable_threads(model, x):
         forward, size = judging.fitted(adapted(model, x), full)

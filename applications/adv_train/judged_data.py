@@ -1,4 +1,4 @@
-"""The images that a model is judged on, and what the record says of them and of the model."""
+"""The images that a model is evaluated on, and the description of model and images for the record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adv_train.errors import UserError
 
 
 def cut(dataset: Dataset, limit: int | None, device: torch.device) -> Dataset:
-    """Give a data set whose test split is on the device, and cut to so many images of all classes in proportion."""
+    """Return the data set with its test split on the device, cut to `limit` images; each class keeps its proportion."""
     test = dataset.test
     if limit is not None and limit < len(test):
         test = test.subset(stratified_head(test.labels, limit))
@@ -25,10 +25,15 @@ def cut(dataset: Dataset, limit: int | None, device: torch.device) -> Dataset:
 
 
 def check_fits(dataset: Dataset, arguments: dict[str, Any], given: str) -> None:
-    """Refuse data of another kind than the model was trained on.
+    """Check that a data set has the classes, channels and image size that a model was trained on.
+
+    Args:
+        dataset: The data set.
+        arguments: Number of classes, of channels, and side of the images, of the model.
+        given: Name of the data set, for the error.
 
     Raises:
-        UserError: When classes, channels or size differ.
+        UserError: If one of them differs.
     """
     found = dataset.model_arguments()
     for key in ("classes", "channels", "image_size"):
@@ -38,7 +43,7 @@ def check_fits(dataset: Dataset, arguments: dict[str, Any], given: str) -> None:
 
 
 def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, str]:
-    """Say what was judged on what: digests of weights and images, device and versions."""
+    """Return the description for the record: the data, digests of weights and images, the device and the versions."""
     images = [dataset.test.images, dataset.test.labels]
     return {
         "data": dataset.name,
@@ -52,8 +57,8 @@ def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str
 
 
 def own_version() -> str:
-    """Give the version of this distribution."""
+    """Return the version of this distribution."""
     try:
         return version("torch-blo")
-    except PackageNotFoundError:  # used from a source tree that is not installed
+    except PackageNotFoundError:  # the code runs from a source tree that is not installed
         return "not installed"

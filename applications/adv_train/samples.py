@@ -38,7 +38,7 @@ def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples
         return _unit(images.images.to(device)), images.labels.to(device), names, _files(images)
     batches = [(_unit(x), y) for x, y in images]
     if not batches:
-        raise UserError("There is no image to judge: the batches are empty.")
+        raise UserError("There is no image to evaluate on: the batches are empty.")
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
     return x.to(device), y.to(device), (), ()
 

@@ -1,4 +1,4 @@
-"""What ranks bring together: the gradient of a step, and what a method remembers."""
+"""Combine the ranks' parts of a training step, and the parts of a method's memory that the ranks hold."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 def met(step: Step, share: Share, model: nn.Module) -> Step:
-    """Return the step of the whole batch, from those of its parts, by one exchange.
+    """Return the step of the whole batch, from each rank's step on its part, with one exchange.
 
-    Gradient, implicit part and loss become the means over all samples, and so do the running statistics of the model,
-    in place: after each step all ranks hold the same model.
+    Gradient, implicit part and loss become means over all samples. The running statistics of the model become such
+    means in place, so all ranks hold the same model after each step.
 
     Args:
-        step: Of this rank's part.
-        share: Which part that is.
-        model: In which the step was made.
+        step: The step on this rank's part of the batch.
+        share: The part of the batch that this rank has.
+        model: The model that was trained on.
     """
     if share.alone:
         return step
@@ -41,12 +41,12 @@ def met(step: Step, share: Share, model: nn.Module) -> Step:
 
 @dataclass(frozen=True)
 class Spread:
-    """How the memory of a method lies on the ranks; a checkpoint holds it as one process would.
+    """How the memory of a method is distributed over the ranks; a checkpoint holds the memory of a single process.
 
     Attributes:
-        keeps: What its rows belong to.
-        places: Samples of the largest batch.
-        ranks: Those that share it.
+        keeps: What the rows of the memory belong to.
+        places: Number of samples in the largest batch.
+        ranks: The ranks that share the memory.
     """
 
     keeps: Keeps
@@ -57,8 +57,8 @@ class Spread:
         """Give every rank the rows of all images, in place, after an epoch.
 
         Args:
-            memory: Of this rank.
-            seen: Positions of the images that this rank has seen in the epoch; the others have seen the rest.
+            memory: Memory of this rank.
+            seen: Positions of the images that this rank has seen in the epoch; the other ranks have seen the rest.
         """
         if self.keeps == "images" and self.ranks.size > 1:
             for value in memory.values():
@@ -66,22 +66,22 @@ class Spread:
                 value.copy_(self.ranks.add(own))
 
     def whole(self, memory: State) -> dict[str, Tensor]:
-        """Return the memory of all ranks from that of this one."""
+        """Return the whole memory, collected from all ranks."""
         if self.keeps != "places":
             return dict(memory)
         return {name: self.ranks.rows_of_all(value, self.places) for name, value in memory.items()}
 
     def own(self, memory: State) -> dict[str, Tensor]:
-        """Return the memory of this rank from that of all.
+        """Return this rank's part of the whole memory.
 
         Raises:
-            UserError: When it was made with batches of another size.
+            UserError: If the memory belongs to batches of another size.
         """
         if self.keeps != "places":
             return dict(memory)
         if any(len(value) != self.places for value in memory.values()):
             raise UserError(
-                f"what the method remembers belongs to other places than the {self.places} of the largest batch; the "
-                "last two batches may be one on another number of processes: use as many as before"
+                f"the memory of the method lacks a row for each of the {self.places} samples of the largest batch, "
+                "whose size depends on the number of processes: use the same number as before"
             )
         return {name: value[Share(self.places, self.ranks).rows].contiguous() for name, value in memory.items()}

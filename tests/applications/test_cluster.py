@@ -64,7 +64,7 @@ def test_a_cell_whose_worker_dies_is_begun_again_at_most_twice(
     assert {name: begun.count(name) for name in names} == {"well": 1, "bad": 1, "wrong": 1, "twice": 3, "ever": 3}
     assert not ray.joined
     said = capsys.readouterr().err
-    assert said.count("; it goes on from its last epoch.\n") == 4
+    assert said.count("; it resumes after its last finished epoch.\n") == 4
     assert "5 of 5, " in said and ", bad: no data\n" in said
 
 

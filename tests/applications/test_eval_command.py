@@ -71,7 +71,7 @@ def test_a_run_is_judged_by_both_attacks_and_reported(run: Path, capsys: pytest.
     assert found["ra_aa"] <= found["ra_pgd"] <= found["sa"] and len(test) == 360
     assert "20 test images, best.pt" in said and "| class |" in said
     page = (run / "report.html").read_text()
-    assert "judged best.pt (epoch 1), 20 images" in page
+    assert "evaluated best.pt (epoch 1), 20 images" in page
 
 
 def test_best_and_last_and_several_budgets_stand_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

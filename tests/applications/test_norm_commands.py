@@ -1,4 +1,4 @@
-"""`--norm` from the command line to the record: training, validation, judging, records and reports in l2 and l1."""
+"""`--norm` from the command line to the record: training, validation, evaluation, records and reports in l2 and l1."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_threat_that_cannot_be_trained_against_is_named(
 def test_a_norm_that_cannot_be_judged_in_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FIT, "--epochs", "1", "--train-limit", "20", "--out", "run"]) == 0
     for words, told in (
-        (["--norm", "l2"], "The run was trained in linf: give --eps NUMBER to judge it in l2."),
+        (["--norm", "l2"], "The run was trained in linf: give --eps NUMBER to evaluate it in l2."),
         (["--norm", "l3", "--eps", "1"], "Unknown norm `l3`"),
         (["--norm", "l2", "--eps", "9"], "`eps` must not exceed 8 in l2"),
         (["--eps", "2"], "`eps` must not exceed the range of the images"),

@@ -65,7 +65,8 @@ def test_a_cell_that_fails_leaves_the_others_alone(
     assert (tmp_path / "quick-ended").read_text() == "2"  # the one process has both processors
     assert RunFolder(tmp_path / "quick").config() == cells[1].config
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["1 of 3, <killed>: its process was killed by signal 9", "2 of 3, <quick>: trained and judged"]
+    killed, quick = "1 of 3, <killed>: its process was killed by signal 9", "2 of 3, <quick>: trained and evaluated"
+    assert said[:2] == [killed, quick]
 
 
 def test_the_processors_are_shared_out_and_nothing_is_said_where_nobody_wants_it(

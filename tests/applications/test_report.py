@@ -212,7 +212,7 @@ def test_classes_are_called_by_their_names() -> None:
 def test_the_page_says_which_checkpoint_was_judged_and_what_makes_its_figures_doubtful() -> None:
     said = {"checkpoint": "last.pt", "epoch": 7, "norm": "linf", "warnings": ["Masked gradients: all of it."]}
     html = render([run(metrics=[], evaluation=EVALUATION | said)], title="x")
-    assert "judged last.pt (epoch 7), 360 images, linf, ε = 0.2" in sections(html)["Results"]
+    assert "evaluated last.pt (epoch 7), 360 images, linf, ε = 0.2" in sections(html)["Results"]
     assert "Masked gradients: all of it." in html.partition("<section>")[0]
     assert "All evaluations" not in sections(html)
 

@@ -81,7 +81,7 @@ def test_a_run_that_lost_its_robustness_says_so_on_top_where_it_trains_on_attack
 
 
 def test_the_page_has_the_commands_that_wrote_it(run: Path) -> None:
-    text = Page(sections(page(run, "--seed", "1"))["To make it again"]).text
+    text = Page(sections(page(run, "--seed", "1"))["How to reproduce this page"]).text
     words = " ".join(["adv-train", "eval", str(run), *QUICK, "--seed", "1", "--report"])
     assert words in text and f"--config {run}/config.yaml --out {run}-again" in text
     again = run.with_name("fast-at-again")

@@ -73,7 +73,7 @@ def test_the_head_of_one_run_has_its_figures_and_what_was_judged() -> None:
         "attacks": "pgd 50 × 10 (seed 3)",
         "trained": "fast-bat, small-cnn, 4 epochs, linf, ε = 0.2, seed 7",
         "best epoch": "4 of 4, on the validation images",
-        "judged with": "torch 2.99",
+        "evaluated with": "torch 2.99",
     }
     assert label(part, "Accuracies of fast-bat").endswith("RA-PGD 68.6 % [63.7, 73.3]; RA-AA 65.8 % [60.8, 70.6].")
 
@@ -148,9 +148,9 @@ def test_best_and_judged_epochs_are_marked_on_the_curves() -> None:
     (line,) = re.findall(r'd="([^"]*)"[^>]*style="fill: none; stroke: var\(--series-0\); stroke-width: 2', svg)
     curve = [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", line)]
     assert np.allclose(uses(svg, 0), [curve[3], curve[1]])
-    assert "epoch in best.pt 4, epoch judged 2" in label(html, "Robust accuracy on")
+    assert "epoch in best.pt 4, evaluated epoch 2" in label(html, "Robust accuracy on")
     part = sections(html)["Training"]
-    assert "epoch in best.pt</li>" in part and "epoch judged</li>" in part and "rolled back" not in part
+    assert "epoch in best.pt</li>" in part and "evaluated epoch</li>" in part and "rolled back" not in part
 
 
 def test_epochs_that_were_rolled_back_are_marked_and_told() -> None:
@@ -158,7 +158,7 @@ def test_epochs_that_were_rolled_back_are_marked_and_told() -> None:
     html = render([run(metrics=rows, evaluation=JUDGED | {"checkpoint": "last.pt"}, best_epoch=2)], title="x")
     told = label(html, "Robust accuracy on")
     # The weights after epoch 4 are those of epoch 2.
-    assert "epoch judged 2" in told and "epoch that overfitted and was rolled back 4" in told
+    assert "evaluated epoch 2" in told and "epoch that overfitted and was rolled back 4" in told
     assert "rolled back</li>" in sections(html)["Training"]
     assert "from epoch 4 to 2" in html.partition("<section>")[0]
 
@@ -227,6 +227,6 @@ def test_the_commands_that_make_it_again_are_those_of_a_terminal() -> None:
     ]  # fmt: skip
     assert shlex.split(judge.command)[1:] == ["eval", "runs/my run", "--attacks", "pgd, square(queries=10)"]
     html = render([run()], title="x", again=[train, judge], next_steps=[NextStep("More.", "adv-train list")])
-    text = Page(sections(html)["To make it again"]).text
+    text = Page(sections(html)["How to reproduce this page"]).text
     assert train.command in text and judge.command in text
     assert "adv-train list" in Page(sections(html)["What to run next"]).text

@@ -253,7 +253,7 @@ def test_facts_are_those_of_a_loaded_data_set() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Say which table to make"),
+        ([], "Say which table to reproduce"),
         (["table-3"], "table `table-3`.*`table-"),
         (["table-1", "--scale", "smok"], "scale `smok`.*`smoke`"),
         (["table-1", "--only", "cifar11"], "--only cifar11 matches no cell of table-1"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def held(before: float | Tensor, value: float, device: torch.device | None) -> float | Tensor:
-    """Return a number for the optimiser: as it is, or with a device as a tensor of shape `()` on that device.
+    """Return a number for the optimiser: unchanged, or as a tensor of shape `()` if a device is given.
 
     If `before` is such a tensor, it is filled with the number and returned, so its address does not change.
     """

@@ -1,4 +1,4 @@
-"""The attacks that judge a model, one file each: PGD in several forms, AutoAttack in its versions and its parts.
+"""The attacks that evaluate a model, one file each: PGD in several forms, AutoAttack in its versions and its parts.
 
 They are plain torch and share no code with the attacks inside the training methods, so an error in the trained
 method cannot hide itself from its own evaluation.

@@ -1,4 +1,4 @@
-"""Projected gradient ascent on any loss, in plain torch: the optimiser of the attacks that judge a model.
+"""Projected gradient ascent on any loss, in plain torch: the optimiser of the attacks that evaluate a model.
 
 It does not use `blo`: attacks that shared code with the training methods would share their errors.
 """
@@ -191,7 +191,7 @@ class Climb:
         # The sign of NaN is 0: the attack would stand still and call the sample robust.
         if not finite:
             raise RuntimeError(
-                "PGD cannot judge this model: the gradient of its loss in the image is not finite on a correctly "
+                "PGD cannot evaluate this model: the gradient of its loss in the image is not finite on a correctly "
                 "classified image. Look for sqrt, norm or log at 0 in the model, or for weights that overflow."
             )
         with torch.no_grad():

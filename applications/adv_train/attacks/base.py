@@ -79,7 +79,7 @@ class Attack(Checked, abc.ABC):
 
     @abc.abstractmethod
     def judge(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging) -> Verdicts:
-        """Do what a call does; `judging` has the settings that all attacks share."""
+        """Attack every image, as a call does; `judging` has the settings that all attacks share."""
 
     def resume(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, judging: Judging, folder: Path

@@ -1,4 +1,4 @@
-"""What the judging attacks share: their settings, a frozen model at its own precision, the verdict on a sample."""
+"""The parts that all attacks share: their settings, freezing a model, its precision, and predicted classes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SMALL_MODEL = 1_000_000
 
 @dataclass(frozen=True)
 class Judging:
-    """The settings that every attack takes, whatever its options.
+    """The settings that every attack takes besides its own options.
 
     Attributes:
-        seed: Of all random numbers of the attack.
-        batch_size: Images in a batch; the random numbers of AutoAttack depend on it.
+        seed: Seed of all random numbers of the attack.
+        batch_size: Number of images in a batch; the random numbers of AutoAttack depend on it.
         progress: Show a bar; ``None`` shows it on a terminal only.
-        ranks: Those that attack the same images together; each gets the verdicts on all of them.
-        room: How many images fit into a pass, where that is to be found out; None takes whole batches.
+        ranks: The ranks that attack the images together; each of them gets the verdicts on all images.
+        room: Finds the number of images that fit into one pass; None passes whole batches.
     """
 
     seed: int = 0
@@ -41,15 +41,15 @@ class Judging:
 
     @classmethod
     def of(cls, seed: int, batch_size: BatchSize, progress: bool | None = False) -> Judging:
-        """Make the settings from what a user says of the batch size: a number, or ``"auto"``."""
+        """Make the settings for a batch size given by the user: a number, or ``"auto"``."""
         if batch_size == "auto":
             return cls(seed, progress=progress, room=Room())
         return cls(seed, batch_size, progress)
 
     def fitted(self, model: Forward, x: Tensor) -> tuple[Forward, int]:
-        """Give a function like the model that does not run out of memory, and how many images suit it at once.
+        """Return a function equal to the model that does not run out of memory, and the number of images for a pass.
 
-        Attacks whose random numbers depend on the batch take batches of `batch_size` all the same.
+        Attacks whose random numbers depend on the batch use batches of `batch_size` and ignore this number.
 
         Args:
             model: Maps images to logits, frozen.
@@ -60,18 +60,18 @@ class Judging:
         return self.room.fitted(model, x), self.room.size
 
     def shared(self) -> Judging:
-        """Return these settings for all ranks there are; the first one shows the bar."""
+        """Return these settings for all ranks of this process group; only the first rank shows the bar."""
         ranks = current()
         return replace(self, ranks=ranks, progress=self.progress if ranks.first else False)
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode with constant parameters, and put back every submodule's mode and every flag.
+    """Keep a model in eval mode with constant parameters; restore each module's mode and each flag afterwards.
 
-    In train mode BatchNorm would classify a sample by its neighbours and the attack would move the running
-    statistics. Constant parameters spare each backward pass the gradients in the weights, and leave ``.grad``
-    alone whatever the attack calls.
+    In train mode, BatchNorm's output for a sample would depend on the rest of the batch, and each pass of the attack
+    would change the running statistics. With constant parameters, backward passes compute no gradients in the weights,
+    and no call in an attack can change a ``.grad``.
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -89,11 +89,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def suitable_threads(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Use one thread for a small model on the CPU, and the number of threads the caller chose for all else.
+    """Use one thread for a small model on the CPU, and in all other cases the number of threads that the caller set.
 
-    An attack is thousands of passes in sequence. One pass of a small model takes about a millisecond, and then
-    threads wait for each other longer than they work: with a second busy process on two cores, two threads took
-    16 times as long as one. The rule depends on the model alone, not on a timing, so results stay reproducible.
+    An attack makes thousands of passes in sequence. A pass of a small model takes about a millisecond, in which threads
+    wait for each other longer than they compute: with a second busy process on two cores, two threads took 16 times as
+    long as one. The rule depends on the model and not on a timing, so results are reproducible.
     """
     threads = torch.get_num_threads()
     small = sum(parameter.numel() for parameter in model.parameters()) < _SMALL_MODEL
@@ -108,25 +108,25 @@ def suitable_threads(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def progress_bar(title: str, total: int, unit: str, shown: bool | None) -> tqdm[Any]:
-    """Make a bar that leaves the screen when it is done; ``shown=None`` shows it on a terminal only."""
+    """Make a bar that is removed from the screen at the end; ``shown=None`` shows it on a terminal only."""
     return bars.progress_bar(shown=bars.are_shown(shown), total=total, desc=title, unit=unit, leave=False)
 
 
 def full_resolution(x: Tensor) -> Tensor:
-    """Give images in single precision or wider: half precision has 8 levels of an 8/255 budget, or fewer."""
+    """Convert images to single precision or wider: in half precision, an 8/255 budget has 8 levels or fewer."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def adapted(model: nn.Module, x: Tensor) -> Forward:
-    """Make the function that shows images at full resolution to a model of any precision.
+    """Return a function that takes images at full resolution and calls a model of any precision.
 
-    A model whose weights have the images' precision is called as it is, and so is one that takes full-resolution
-    images all the same, because it converts them itself. For any other, images are rounded to the precision of its
-    weights on the way in, as they are in use; gradients pass that rounding unchanged.
+    If the weights have the precision of the full-resolution images, or the model accepts such images because it
+    converts them itself, the model is returned unchanged. For any other model, the function rounds the images to the
+    precision of the weights, as happens when the model is used; gradients pass through this rounding unchanged.
 
     Args:
         model: The model, frozen.
-        x: The images as the caller gave them ``(N, C, H, W)``: a model without weights gets their precision.
+        x: The caller's images ``(N, C, H, W)``; their precision is used for a model without weights.
     """
     weights = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     wanted, z = next(weights, x.dtype), full_resolution(x[:1])
@@ -135,21 +135,21 @@ def adapted(model: nn.Module, x: Tensor) -> Forward:
     try:
         with torch.no_grad():
             model(z)
-    except RuntimeError:  # "expected scalar type Half but found Float", in as many wordings as there are layers
+    except RuntimeError:  # "expected scalar type Half but found Float"; the wording depends on the layer
         return lambda images: model(images.to(wanted))
     return model
 
 
 def classes_of(logits: Tensor) -> Tensor:
-    """Give the class of each row of logits, and -1 where a logit is not finite, which no label equals."""
+    """Return the class of each row of logits; -1, which equals no label, if a logit of the row is not finite."""
     return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
 
 
 def deficit(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the logsumexp of the other logits minus that of the label, shape ``(batch,)``, in float32 or wider.
+    """Return the logsumexp of the other logits minus the label's logit, ``(batch,)``, in float32 or wider.
 
-    The cross-entropy is its softplus, so both rise in the same direction in each image. This one's gradient does not
-    underflow where the model is sure and 1 - p_y is small.
+    The cross-entropy is the softplus of this value, so the gradients of both in an image have the same direction. The
+    gradient of this value does not underflow if the model is confident and 1 - p_y is small.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
@@ -158,17 +158,17 @@ def deficit(logits: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def predict(model: Forward, x: Tensor, batch_size: int) -> Tensor:
-    """Give the predicted class of each image, and -1 where a logit is not finite, which no label equals.
+    """Return the predicted class of each image; -1, which equals no label, if a logit is not finite.
 
     Args:
-        model: Maps images to logits ``(batch, classes)``; its mode is left as it is.
+        model: Maps images to logits ``(batch, classes)``; its mode is not changed.
         x: Images ``(N, C, H, W)``.
-        batch_size: Images in a forward pass.
+        batch_size: Number of images in a forward pass.
 
     Returns:
         Classes ``(N,)``, int64.
 
     Raises:
-        UserError: When the model does not return logits of at least two classes.
+        UserError: If the model does not return logits of at least two classes.
     """
     return torch.cat([classes_of(checked(model(batch), len(batch))) for batch in x.split(batch_size)])

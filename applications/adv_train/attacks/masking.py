@@ -76,8 +76,8 @@ class Progress:
             return
         warnings.warn(
             f"Masked gradients: {what} correctly classified images, so their surviving PGD is no evidence of "
-            "robustness. Look for rounding, sampling, detach() or saturation inside the model. Judge it by an attack "
-            "without gradients (`square`), or give the rounding a straight-through gradient.",
+            "robustness. Look for rounding, sampling, detach() or saturation inside the model. Evaluate it with an "
+            "attack without gradients (`square`), or give the rounding a straight-through gradient.",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -102,12 +102,12 @@ class OfficialAttack(Attack):
         if threat.norm != "linf" and min(x.shape[2:]) < _LEAST_SIDE:
             raise UserError(
                 f"{self.title} in {threat.norm} needs images of at least {_LEAST_SIDE} x {_LEAST_SIDE} pixels, but "
-                f"these have {x.shape[2]} x {x.shape[3]}. Judge them by PGD alone."
+                f"these have {x.shape[2]} x {x.shape[3]}. Evaluate the model with PGD alone."
             )
         if classes < self.least_classes:
             raise UserError(
                 f"{self.title}'s loss compares {self.least_classes} logits, but the model has {classes} classes. "
-                "Judge it by PGD alone."
+                "Evaluate it with PGD alone."
             )
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Projected gradient descent with random restarts."""
+"""PGD: projected gradient ascent on the cross-entropy, with random restarts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from adv_train.values import Count, Positive
 class PGD(Attack):
     """Projected gradient ascent on the cross-entropy, with random restarts (Madry et al., ICLR 2018).
 
-    The default is PGD-50-10 of the published tables. In linf steps follow the sign of the gradient, in l2 and l1 the
-    gradient; in l1 the ball shrinks from 3 eps to eps on the way.
+    The defaults are those of PGD-50-10 in the published tables. In linf, a step follows the sign of the gradient; in l2
+    and l1, the gradient. In l1, the radius of the ball shrinks from 3 eps to eps during the ascent.
 
     Attributes:
-        steps: Steps of each restart, at least 1.
-        restarts: Random starts, at least 1.
-        step: Largest change of a pixel in a step in linf, its Euclidean length in l2 and l1; ``None`` is a quarter of
-            the ball's radius.
+        steps: Number of steps of each restart, at least 1.
+        restarts: Number of random starts, at least 1.
+        step: Length of a step: in linf the change of a pixel, in l2 and l1 the Euclidean length. ``None`` takes a
+            quarter of the ball's radius.
 
     Raises:
-        UserError: When an option is out of its range.
+        UserError: If an option is out of its range.
     """
 
     steps: Count = 50
@@ -46,18 +46,18 @@ class PGD(Attack):
         judging: Judging,
         generator: torch.Generator | None = None,
     ) -> Verdicts:
-        """Attack every image, from starts that the seed or a given generator draws."""
+        """Attack every image, from starts drawn with the seed, or from a generator if one is given."""
         steps, aims = Steps(self.steps, self.step), [untargeted] * self.restarts
         found = ascend(model, x, y, threat, steps, lambda classes: aims, judging, generator=generator)
         return Verdicts(*found, self.settings(threat, judging.batch_size))
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
-        """Return the options, with the step's length and in l1 the radii of the balls."""
+        """Return the options, the length of a step, and in l1 the radii of the balls."""
         told = {"loss": "cross-entropy", **Steps(self.steps, self.step).told(threat)}
         return {"steps": self.steps, "restarts": self.restarts, **told}
 
 
-PGDSettings = PGD  # The name that scripts know.
+PGDSettings = PGD  # An older name, for scripts that use it.
 
 
 def pgd(
@@ -74,31 +74,32 @@ def pgd(
     batch_size: int = 512,
     progress: bool | None = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attack every image in the ball of radius eps in [0, 1], from starts that a given generator draws.
+    """Attack every image within [0, 1] in the ball of radius eps, from random starts.
 
     Args:
         model: Maps images in [0, 1] to logits ``(batch, classes)``, with its normalisation inside.
         x: Images ``(N, C, H, W)`` in [0, 1], on the model's device.
         y: Labels ``(N,)``, int64.
-        eps: Radius in units of images in [0, 1].
-        norm: Of the ball.
-        steps: Steps of each restart.
-        restarts: Random starts, uniform in the ball.
-        step: Length of a step; ``None`` is a quarter of the radius.
-        generator: Draws the starts, on its own device.
-        batch_size: Images in a forward pass; it does not change the result beyond rounding.
+        eps: Radius of the ball, in units of images in [0, 1].
+        norm: Norm of the ball.
+        steps: Number of steps of each restart.
+        restarts: Number of random starts, uniform in the ball.
+        step: Length of a step; ``None`` takes a quarter of the radius.
+        generator: Source of the starts; they are drawn on its device.
+        batch_size: Number of images in a forward pass; the result does not depend on it, beyond rounding.
         progress: Show a bar; ``None`` shows it on a terminal only.
 
     Returns:
-        Whether each sample is robust, ``(N,)`` bool, and images like x: for a broken sample the one that broke
-        it (x itself where that was misclassified), for a robust one the last iterate of the last restart.
+        Whether each sample is robust, ``(N,)`` bool, and images of the shape of x: the image that broke a broken
+        sample (the clean image if the model misclassifies it), and the last iterate of the last restart for a robust
+        sample.
 
     Warns:
-        RuntimeWarning: When the model gives PGD nothing to climb by (see `adv_train.attacks.masking`).
+        RuntimeWarning: If the model gives PGD no usable gradient (see `adv_train.attacks.masking`).
 
     Raises:
-        UserError: When an argument is out of range or shape.
-        RuntimeError: When a gradient is not finite, or an image leaves the ball.
+        UserError: If an argument has the wrong range or shape.
+        RuntimeError: If a gradient is not finite, or an image leaves the ball.
     """
     judging = Judging(batch_size=batch_size, progress=progress)
     found = PGD(steps, restarts, step).judge(model, x, y, Threat(norm, eps), judging, generator)

@@ -1,4 +1,4 @@
-"""What the methods cost: forward passes counted, seconds as ratios in one run."""
+"""The cost of the methods: counted forward passes, and ratios of times measured in one run."""
 
 from adv_train.bench.count import forward_equivalents, step_cost
 from adv_train.bench.run import Row, record, run, table

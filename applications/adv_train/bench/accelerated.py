@@ -1,4 +1,4 @@
-"""A step of a method as `adv-train fit --accelerate` takes it."""
+"""A step of a method, accelerated as by `adv-train fit --accelerate`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from adv_train.accelerate import captured
 
 
 def prepared(accelerate: str, step: Callable[[], object], device: torch.device) -> tuple[Callable[[], object], float]:
-    """Return what takes the step, and the seconds until it could: with a first step, which captures or compiles.
+    """Return a function that takes the accelerated step, and the seconds that capture or compilation took.
 
     Args:
         accelerate: `graph` or `compile`.
-        step: of a method, for `compile` on a compiled model; it draws from the default generator.
-        device: where.
+        step: The step of a method, for `compile` on a compiled model; it draws from the default generator.
+        device: The device that computes.
     """
+    # The first eager step is part of the time: compilation happens in it, and a capture needs it.
     begun = time.perf_counter()
     if accelerate == "compile":
         step()

@@ -1,4 +1,4 @@
-"""The same training steps in plain torch, each in one function: the floor that composition is measured against.
+"""The same training steps in plain torch, each in one function: the lower bound for the time of composed steps.
 
 They share no code with `blo` or with `adv_train.methods`, so the tests also use them as an oracle.
 """
@@ -92,7 +92,7 @@ def _sign_steps(
     return dict(zip(params, grads, strict=True))
 
 
-#: By method name.
+#: The steps, by name of the method.
 STEPS: dict[str, HandStep] = {
     "standard": standard,
     "fast-at": fast_at,

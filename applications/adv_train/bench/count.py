@@ -17,10 +17,10 @@ from adv_train.threat import Threat
 
 
 def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: Threat) -> float:
-    """Return the floating point operations of one step over those of one forward pass of the same batch.
+    """Return the floating-point operations of one step divided by those of one forward pass of the same batch.
 
-    PyTorch's counter is used: it counts convolutions and matrix products, and nothing elementwise. The step runs on
-    a copy of BatchNorm's statistics, which are restored afterwards.
+    PyTorch's counter counts convolutions and matrix products, but no elementwise operations. The step changes the
+    running statistics of BatchNorm, which are restored afterwards.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     params: dict[str, Tensor] = dict(model.named_parameters())
@@ -35,13 +35,14 @@ def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: 
 
 
 def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
-    """Return the forward passes that a step of a run costs, on the run's own network.
+    """Return the cost of a step of a run in forward passes, counted on the run's own network.
 
-    Eight images are enough, since all costs grow with the batch, and a method may set a quarter of it apart.
+    Eight images are enough, because all costs are proportional to the batch size. Fewer could be too few for a method
+    that holds out a quarter of the batch.
 
     Args:
-        config: Of the run.
-        arguments: What `adv_train.models.create` needs to know of the data.
+        config: Configuration of the run.
+        arguments: The keyword arguments for `adv_train.models.create` that depend on the data.
     """
     model = models.create(config.model.name, **arguments, seed=0, **config.model.options)
     side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
@@ -51,7 +52,7 @@ def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
 
 
 def flops(function: Callable[[], Any]) -> int:
-    """Return the floating point operations that PyTorch counts in a call."""
+    """Return the number of floating-point operations that PyTorch counts in a call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""The benchmark: what each method costs, counted and timed."""
+"""The benchmark: the cost of each method, counted in forward passes and timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adv_train.precision import computed_in
 from adv_train.tables import Figure, write_table
 from adv_train.threat import Threat
 
-#: Besides every method as it is: a name to print, the method and its options.
+#: Variants to measure besides every method with its defaults: the name to print, the method, and its options.
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("fast-bat, no IG", "fast-bat", {"ig_weight": 0.0}),
     ("fast-bat, shifted", "fast-bat", {"implicit": "shifted"}),
@@ -30,7 +30,7 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def cases() -> list[tuple[str, str, dict[str, Any]]]:
-    """Return what is measured, standard training first, since the others are compared with it."""
+    """Return the cases to measure: standard training first, because the others are compared with it."""
     names = ["standard", *(name for name in methods.METHODS.names() if name != "standard")]
     return [*((name, name, {}) for name in names), *VARIANTS]
 
@@ -40,15 +40,15 @@ class Row:
     """The cost of one method.
 
     Attributes:
-        name: what is printed.
-        forwards: floating point operations of a step over those of a forward pass.
-        milliseconds: median of a step.
-        images_per_second: images trained on per second.
-        over_standard: median ratio to a step of standard training in the same round.
-        over_by_hand: median ratio to the same step in one hand-written function; None if there is no such function.
-        peak_mib: peak memory on a CUDA device; None elsewhere.
-        over_eager: median ratio of an accelerated step to the eager one in the same round; None without acceleration.
-        prepare_seconds: seconds that its capture or compilation took; None without acceleration.
+        name: Name to print.
+        forwards: Cost of a step in forward passes: the ratio of their floating-point operations.
+        milliseconds: Median time of a step.
+        images_per_second: Training images per second.
+        over_standard: Median ratio to the time of a step of standard training in the same round.
+        over_by_hand: Median ratio to the time of the same step in one hand-written function; None if there is none.
+        peak_mib: Peak memory on a CUDA device in MiB; None on other devices.
+        over_eager: Median ratio of the accelerated to the eager step in the same round; None without acceleration.
+        prepare_seconds: Seconds for capture or compilation; None without acceleration.
     """
 
     name: str
@@ -79,17 +79,17 @@ def run(
     """Measure every method on random images.
 
     Args:
-        model_name: a name from `adv-train list`.
-        image_size: side of the random images in pixels.
-        batch_size: images a step.
-        eps: attack budget.
-        repeats: timed rounds; in each, every method and every hand-written step runs once.
-        device: where to run.
-        precision: one of `adv_train.precision.PRECISIONS`.
-        channels_last: keep weights and images in that memory layout.
-        accelerate: `graph` or `compile` also takes each step so, beside the eager one.
-        only: names of the methods beside standard training; all where none are named.
-        progress: show a bar on stderr.
+        model_name: A name from `adv-train list models`.
+        image_size: Side of the random images in pixels.
+        batch_size: Number of images in a step.
+        eps: Radius of the attack in linf.
+        repeats: Number of timed rounds; in each, every method and every hand-written step runs once.
+        device: The device that computes.
+        precision: One of `adv_train.precision.PRECISIONS`.
+        channels_last: Use the channels-last memory layout for weights and images.
+        accelerate: `graph` or `compile` also measures each step with this acceleration; `off` does not.
+        only: Names of the methods to measure besides standard training; None measures all.
+        progress: Show a bar on stderr.
     """
     generator = torch.Generator().manual_seed(0)
     model = models.create(
@@ -139,7 +139,7 @@ def run(
 
 
 def record(rows: Sequence[Row], **settings: Any) -> dict[str, Any]:
-    """Return the measurement with what it was measured on, ready for JSON."""
+    """Return the rows with settings, machine and versions in plain values, for JSON."""
     cuda = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {

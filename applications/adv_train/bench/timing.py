@@ -1,4 +1,4 @@
-"""Wall time of training steps, as ratios within one run."""
+"""Wall-clock times of training steps, measured in turns so that their ratios are comparable."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tqdm import tqdm
 def interleaved(
     functions: Sequence[Callable[[], Any]], *, repeats: int, device: torch.device, progress: bool
 ) -> list[list[float]]:
-    """Return the seconds of every call, after one warm-up each.
+    """Return the seconds of every call of each function, after one warm-up call each.
 
-    The functions take turns, so that a machine whose speed drifts slows all of them alike.
+    The functions are called in turns, so that a drift in the speed of the machine affects all of them equally.
 
     Args:
-        functions: what to time.
-        repeats: counted rounds.
-        device: waited for before each reading of the clock.
-        progress: show a bar on stderr.
+        functions: The functions to time.
+        repeats: Number of timed rounds.
+        device: Device that the functions use; its queue is empty at each reading of the clock.
+        progress: Show a bar on stderr.
     """
     seconds: list[list[float]] = [[] for _ in functions]
     for round_ in tqdm(range(-1, repeats), desc="timing", unit="round", disable=not progress):
@@ -37,7 +37,7 @@ def interleaved(
 
 
 def ratio(seconds: Sequence[float], floor: Sequence[float]) -> float:
-    """Return the median of the ratios, round by round."""
+    """Return the median over the rounds of the ratio of two times."""
     return statistics.median(a / b for a, b in zip(seconds, floor, strict=True))
 
 

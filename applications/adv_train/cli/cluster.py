@@ -1,4 +1,4 @@
-"""Several runs on the GPUs and machines of a Ray cluster, each trained and judged in a process of its own."""
+"""Train and evaluate several runs on the GPUs and machines of a Ray cluster, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
 RETRIES: Final = 2
-"""How often a cell is begun again whose worker has died; it goes on from its `last.pt`."""
+"""How often a cell is restarted if its worker dies; it resumes from its `last.pt`."""
 
-#: No figures of the cluster are sent to Ray's makers, and cells for the CPU keep the GPUs of their environment.
+#: The first turns off Ray's usage statistics. The second keeps Ray from hiding the GPUs from tasks for the CPU.
 _ENVIRONMENT: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def run_on_ray(
     cells: Sequence[Cell], *, progress: bool | None, workers: int | None = None, address: str | None = None
 ) -> Generator[tuple[Cell, str | None], None, None]:
-    """Train and judge the cells that are not done on a Ray cluster; closing the generator stops those that run.
+    """Train and evaluate the cells that are not done on a Ray cluster; closing the generator stops the rest.
 
-    Each cell gets a processor, and a GPU where it does not train on the CPU. All machines share the folder in which the
-    command runs, the folders of runs and data, and the installed packages.
+    Each cell gets one processor core, and one GPU unless it trains on the CPU. All machines must share the working
+    directory of the command, the folders of runs and data, and the installed packages.
 
     Args:
-        cells: In the order in which they are started.
+        cells: The cells, in the order in which they start.
         progress: As for `Tally`.
-        workers: Cells at a time; by default as many as the cluster has room for.
-        address: Of the cluster; by default that of the variable RAY_ADDRESS, and without it this machine alone.
+        workers: Number of cells at a time; by default as many as fit into the cluster.
+        address: Address of the cluster; by default the environment variable RAY_ADDRESS, and if that is not set, a new
+            cluster on this machine.
 
     Yields:
-        Each cell that was not done, as it ends, and why it failed if it did.
+        Each cell that was not done, when it ends, with the reason if it failed and None otherwise.
 
     Raises:
-        UserError: When Ray is not installed, no cluster answers, or a cell names one GPU among several.
+        UserError: If Ray is not installed, no cluster answers, or the device of a cell names a particular GPU.
     """
     waiting = deque((cell, 0) for cell in cells if not cell.is_done())
     for cell, _ in waiting:
@@ -49,19 +50,20 @@ def run_on_ray(
     running: dict[Any, tuple[Cell, int]] = {}
     with contextlib.closing(tally), _connected(ray, address):
         if any(_gpus(cell) for cell, _ in waiting) and not ray.cluster_resources().get("GPU"):
-            tally.say("The Ray cluster has no GPU yet: cells that train on one wait for it (--device cpu needs none).")
+            tally.say("The Ray cluster has no GPU yet: cells that need a GPU wait for one (--device cpu needs none).")
         try:
             while waiting or running:
                 while waiting and (workers is None or len(running) < workers):
                     cell, times = waiting.popleft()
-                    # Its own process, so that a cell finds nothing of an earlier one and leaves no memory taken.
+                    # `max_calls=1` gives each cell a new process: no state of an earlier cell, and all memory is freed.
+                    # `max_retries=0`, because the loop below counts the restarts.
                     task = ray.remote(num_cpus=1, num_gpus=_gpus(cell), max_calls=1, max_retries=0)(work)
                     running[task.remote(cell, os.getcwd())] = cell, times
                 (ended,), _ = ray.wait(list(running), num_returns=1)
                 cell, times = running.pop(ended)
                 failure, died = _outcome(ray, ended)
                 if died and times < RETRIES:
-                    tally.say(f"{cell.name}: {failure}; it goes on from its last epoch.")
+                    tally.say(f"{cell.name}: {failure}; it resumes after its last finished epoch.")
                     waiting.appendleft((cell, times + 1))
                     continue
                 tally.add(cell, failure)
@@ -72,11 +74,11 @@ def run_on_ray(
 
 
 def work(cell: Cell, folder: str) -> str | None:
-    """Do what is left to do for a cell in this process, and return why it failed, if it did.
+    """Run the remaining commands of a cell in this process; return the reason if it failed, otherwise None.
 
     Args:
-        cell: To train and judge.
-        folder: In which the command was given.
+        cell: The cell to train and evaluate.
+        folder: Working directory of the command that the user gave.
     """
     from adv_train.cli.entry import main
 
@@ -86,11 +88,11 @@ def work(cell: Cell, folder: str) -> str | None:
         return f"{error.strerror} on {socket.gethostname()}: `{folder}`; the machines of the cluster must share it"
     try:
         with cell.run.claim(cell.config):
-            pass  # puts the configuration where `adv-train fit` finds it
+            pass  # writes the configuration into the run folder, where `adv-train fit` reads it
         for words in cell.commands():
             said = io.StringIO()
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-                status = main([word for word in words if word != "--progress"])  # nobody sees the bars
+                status = main([word for word in words if word != "--progress"])  # the bars would not be seen
             if status:
                 *_, last = ["no reason given", *said.getvalue().split("\n")[:-1]]
                 return last.removeprefix("adv-train: error: ")
@@ -107,7 +109,7 @@ def _check(cell: Cell) -> None:
     device = cell.config.compute.device
     if ":" in device:
         raise UserError(
-            f"Ray chooses the GPU of each cell, so --device names none, but is {device}: give --device cuda."
+            f"Ray chooses the GPU of each cell, but --device is {device}: give --device cuda, without a number."
         )
 
 
@@ -124,7 +126,7 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _connected(ray: Any, address: str | None) -> Iterator[None]:
-    """Join the cluster of an address, or start one on this machine; a cluster that was joined stays."""
+    """Connect to the cluster at an address, or start one on this machine; a cluster that was running keeps running."""
     if ray.is_initialized():
         yield
         return
@@ -132,8 +134,9 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
             break
-        except Exception as error:  # of many classes, and bare ones too
-            if not last and address is None:  # Ray gives its first process 30 s, which a busy machine may exceed
+        except Exception as error:  # Ray raises many classes here, also plain `Exception`
+            # Ray waits 30 s for its first process, which is too short on a busy machine, so try twice.
+            if not last and address is None:
                 ray.shutdown()
                 continue
             reason = str(error).strip().partition("\n")[0]
@@ -145,7 +148,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
 
 
 def _outcome(ray: Any, ended: Any) -> tuple[str | None, bool]:
-    """Return why a task failed, if it did, and whether that was because its process or machine has died."""
+    """Return the reason if a task failed, and whether the reason is that its process or machine died."""
     try:
         return ray.get(ended), False
     except ray.exceptions.RayTaskError as error:

@@ -1,16 +1,17 @@
-"""Train several methods with paired seeds, at equal cost where wanted, judge them alike, and compare them.
+"""Train several methods with the same seeds, optionally at equal cost, evaluate them alike, and compare them.
 
 examples:
   adv-train compare --methods fast-at,pgd-at,fast-bat --data digits --eps 0.2 --seeds 5 --out runs/digits
   adv-train compare --methods "fast-at, pgd-at(steps=3), fast-bat(ig_weight=0)" --cost 7F --data digits --out runs/7F
   adv-train compare --methods cifar10-8-fast-at,cifar10-8-fast-bat,mine.yaml --attacks pgd,autoattack --out runs/c
-  adv-train compare --methods fast-at,fast-bat --data digits --cost 7F --dry-run     (what would be trained)
+  adv-train compare --methods fast-at,fast-bat --data digits --cost 7F --dry-run     (lists the runs and trains none)
 
-A method is a name of `adv-train list methods`, a preset or a YAML file; options in parentheses are its own, flags are
-for all methods. Seed s of every method has the same first weights, order and augmentation. Each run is an ordinary run
-folder OUT/METHOD-seedS, so the same command goes on where it stopped, and more methods or seeds go into the same OUT.
-OUT/comparison.md, .csv, .tex and .json are rewritten as runs finish; OUT/report.html shows the first seed of each.
-With --backend ray the runs go to the GPUs and machines of a Ray cluster.
+A method is a name from `adv-train list methods`, a preset or a YAML file. Options in parentheses apply to that method,
+and flags apply to all methods. Runs with the same seed start from the same weights and see the same images in the same
+order with the same augmentation. Each run is an ordinary run folder OUT/METHOD-seedS, so the same command resumes an
+interrupted comparison, and a later command can add methods or seeds to the same OUT. After each run, the command
+rewrites OUT/comparison.md, .csv, .tex and .json. OUT/report.html shows the first seed of each method. With --backend
+ray, the runs are distributed over the GPUs and machines of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from adv_train.values import Range
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Grid):
-    """What to compare.
+    """The methods to compare, and how to evaluate them.
 
     Attributes:
-        methods: Methods, presets or YAML files with commas between, each with options as in `fast-bat(ig_weight=0)`.
-        seeds: Runs of each method, with seeds from --seed on.
-        cost: As 7F: a method that spends F forward passes on a batch trains for round(epochs * 7 / F) epochs.
-        baseline: Method that the others are compared with; by default the first.
-        config: YAML file for all methods; what a method says of itself, and flags, beat it.
-        out: Folder of the runs and tables.
-        attacks: Names with commas between (see `adv-train list attacks`).
-        pgd_steps: Steps of PGD.
-        pgd_restarts: Random starts of PGD.
-        limit: Judge by only so many test images, of all classes in proportion.
-        table: Form of the table that is printed.
-        dry_run: Only show the runs and their epochs.
+        methods: Methods, presets or YAML files, separated by commas, with options as in `fast-bat(ig_weight=0)`.
+        seeds: Number of runs of each method, with consecutive seeds from --seed on.
+        cost: Equal cost, such as 7F: a method of F forward passes a batch trains for round(epochs * 7 / F) epochs.
+        baseline: Method to compare the others with; by default the first.
+        config: YAML file for all methods; the preset or file of a method, its options, and flags override it.
+        out: Folder for the runs and tables.
+        attacks: Attacks, separated by commas (see `adv-train list attacks`).
+        pgd_steps: Number of steps of PGD.
+        pgd_restarts: Number of random starts of PGD.
+        limit: Evaluate on only so many test images; each class keeps its proportion.
+        table: Format of the printed table.
+        dry_run: List the runs and their epochs, and train none.
     """
 
     methods: str = ""
@@ -65,13 +66,13 @@ class Compare(Grid):
 
 
 def read(words: Sequence[str]) -> tuple[Compare, dict[str, Any]]:
-    """Read the flags: those of the command, and those of the configuration of all methods."""
+    """Read the flags of the command, and the flags that set the configuration of all methods."""
     sections = [section for section in SECTIONS if section != "method"]
     return configured(Compare, words, "adv-train compare", __doc__ or "", sections)
 
 
 def run(words: Sequence[str]) -> int:
-    """Do what is left to do, and show the comparison; 1 where a run failed."""
+    """Run what is not done yet, and print the comparison; return 1 if a run failed."""
     command, flags = read(words)
     chosen = contenders(command.methods)
     names = [contender.name for contender in chosen]
@@ -106,7 +107,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _found(baseline: str, names: Sequence[str]) -> str:
-    """Return the name of the baseline, which may be spaced in another way."""
+    """Return the name of the baseline in the table; its spacing on the command line may differ."""
     (wanted,) = contenders(baseline)
     if wanted.name not in names:
         raise unknown("baseline", wanted.name, names)
@@ -121,7 +122,7 @@ def _forwards(cost: str) -> float:
 
 
 def _cells(planned: Plan) -> str:
-    """Table the runs."""
+    """Return the table of the runs."""
     forwards = {cell.name: method.forwards for method in planned.methods for cell in method.cells.values()}
     rows: list[list[str]] = []
     for cell in planned.cells():

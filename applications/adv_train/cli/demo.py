@@ -3,7 +3,7 @@
 example:
   adv-train demo --out runs/demo
 
-Does what these commands do, for standard, fast-at, pgd-at and fast-bat, and skips what is already done:
+It does the same as these commands, for standard, fast-at, pgd-at and fast-bat, and skips what is already done:
   adv-train fit --preset digits-fast-bat --out runs/demo/fast-bat
   adv-train eval runs/demo/fast-bat
 """
@@ -33,10 +33,10 @@ METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")
 _NAMES = {"pgd-at": "pgd-at, 2 steps"}
 _NEXT = (
     NextStep(
-        "The same on CIFAR-10 with the published hyperparameters (downloads 170 MB; minutes to an hour on a GPU).",
+        "Train on CIFAR-10 with the published hyperparameters (downloads 170 MB; minutes to an hour on a GPU).",
         "adv-train fit --preset cifar10-8-fast-bat --out runs/cifar10-fast-bat",
     ),
-    NextStep("Then judge it.", "adv-train eval runs/cifar10-fast-bat --report"),
+    NextStep("Then evaluate it.", "adv-train eval runs/cifar10-fast-bat --report"),
 )
 
 
@@ -45,9 +45,9 @@ class Demo(Progress):
     """The demonstration.
 
     Attributes:
-        out: Folder of the runs and of the report.
-        seed: Of training.
-        epochs: Fewer for a quick look.
+        out: Folder for the runs and the report.
+        seed: Seed of the training.
+        epochs: Number of epochs; fewer for a quick look.
         limit: Attack only so many of the 360 test images, for a quick look.
     """
 
@@ -63,7 +63,7 @@ def read(words: Sequence[str]) -> Demo:
 
 
 def run(words: Sequence[str]) -> int:
-    """Train and judge what is not done yet, and show all of it."""
+    """Train and evaluate what is not done yet, write the report and print the table."""
     command = read(words)
     images = len(data.load("digits", root="").test)
     if command.limit is not None:
@@ -72,7 +72,7 @@ def run(words: Sequence[str]) -> int:
     out = command.out
     make_folder(out)
     cells = [_cell(method, out, images, found) for method in METHODS]
-    # The cheapest come last, so that the last to finish is a short one.
+    # The cheapest runs start last, so that no core waits long for the last one to finish.
     with closing(run_cells(cells[::-1], progress=command.shown)) as ended:
         for cell, failure in ended:
             if failure:
@@ -81,14 +81,15 @@ def run(words: Sequence[str]) -> int:
     summaries = [summarise(cell.out, cell.name) for cell in cells]
     first = summaries[0]
     title = f"Handwritten digits, eps {first.config['threat']['eps']}, {first.evaluation['n']} test images"
-    again = [NextStep("Train what is missing, judge it and write this page again.", written("demo", *words))]
+    again = [NextStep("Train what is missing, evaluate it and write this page again.", written("demo", *words))]
     write_report(out / "report.html", summaries, title=title, again=again, next_steps=_NEXT)
     print(f"\n{title}\n\n{results_table(summaries)}\n")
     print(
-        "SA: accuracy on clean images. RA-PGD: under PGD, 50 steps, 10 restarts. RA-AA: under AutoAttack.\n"
-        "F/step: cost of a training step in forward passes. Implicit share: |implicit| / |direct gradient|.\n"
+        "SA: accuracy on clean images. RA-PGD: accuracy under PGD (50 steps, 10 restarts). "
+        "RA-AA: accuracy under AutoAttack.\n"
+        "F/step: cost of a training step in forward passes. Implicit share: |implicit gradient| / |direct gradient|.\n"
     )
-    print(f"The report, with curves and adversarial examples, is {out / 'report.html'}\n\nWhat to run next:")
+    print(f"The report, with training curves and adversarial examples, is {out / 'report.html'}\n\nWhat to run next:")
     for step in _NEXT:
         print(f"  {step.why}\n    {step.command}")
     return 0

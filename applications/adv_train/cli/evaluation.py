@@ -1,11 +1,11 @@
-"""Judge a trained model: clean accuracy (SA) and robust accuracy under PGD-50-10 (RA-PGD) and AutoAttack (RA-AA).
+"""Evaluate a trained model: clean accuracy (SA), and robust accuracy under PGD-50-10 and AutoAttack (RA-PGD, RA-AA).
 
 examples:
   adv-train eval runs/a
   adv-train eval runs/a --checkpoint last --report
   adv-train eval runs/a --no-autoattack --limit 1000     (a quick look)
   adv-train eval runs/a --eps 16/255 --table latex
-  adv-train eval runs/a --eps 4/255,8/255,16/255         (a record each; the same command goes on where it stopped)
+  adv-train eval runs/a --eps 4/255,8/255,16/255         (one record for each radius)
   adv-train eval runs/a --attacks "pgd, apgd, square(queries=1000), transfer(source=runs/b)"
   adv-train eval runs/a --attacks cascade --save-images runs/a/images.npz
   adv-train eval runs/a --norm l2 --eps 128/255
@@ -14,11 +14,11 @@ examples:
   adv-train eval --checkpoint-file trades.pt --model wrn-34-10 --normalisation none --data cifar10 --eps 8/255
   adv-train eval --model my_package.nets:resnet --data cifar10 --eps 8/255
 
-Each evaluation is a record of its own in RUN/evaluations/; RUN/eval.json lists them, and it and RUN/outcomes.npz (what
-became of each test image) show the fullest one of the best checkpoint. What is judged already is not judged again, and
-attacks that were interrupted go on where they stopped (--again judges anew). Brackets in the table are 95 % Wilson
-intervals, in percent: how far the choice of the test images moves a figure. A model of your own takes images in [0, 1]
-and has its normalisation inside.
+Each evaluation writes a record into RUN/evaluations/. RUN/eval.json lists all records, and shows the most complete one
+of the best checkpoint; RUN/outcomes.npz holds its outcome for each test image. The command skips attacks that have a
+record and resumes interrupted ones; --again repeats them. Brackets in the table are 95 % Wilson intervals in percent,
+which measure the effect of the choice of test images. A model of your own must take images in [0, 1] and contain its
+normalisation.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ from adv_train.values import Range
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(JudgedModel):
-    """What to judge, by what.
+    """The model to evaluate, and the attacks.
 
     Attributes:
-        eps: Radius of the attacks, or several as in 4/255,8/255; by default that of training.
-        attacks: Names with commas between (see `adv-train list attacks`), with options as in "square(queries=1000)".
-        pgd: Attack by PGD.
-        autoattack: Attack by AutoAttack.
-        pgd_steps: Steps of PGD.
-        pgd_restarts: Random starts of PGD.
-        again: Judge anew what is judged already.
-        save_images: File NAME.npz for the attacks' images, rounded to 8 bits and judged once more after that; of
-            several --eps each has NAME-epsX.npz.
-        table: Form of the table.
+        eps: Radius of the attacks, or several radii as in 4/255,8/255; by default the radius of training.
+        attacks: Attacks, separated by commas (see `adv-train list attacks`), with options as in "square(queries=1000)".
+        pgd: Run PGD if --attacks lists it.
+        autoattack: Run AutoAttack if --attacks lists it.
+        pgd_steps: Number of steps of PGD.
+        pgd_restarts: Number of random starts of PGD.
+        again: Repeat attacks that have a record.
+        save_images: File NAME.npz for the adversarial images, rounded to 8 bits; the model is also evaluated on the
+            rounded images. With several --eps, the files are NAME-epsX.npz.
+        table: Format of the table.
         report: Also write report.html beside eval.json.
     """
 
@@ -85,11 +85,11 @@ def read(words: Sequence[str]) -> Eval:
 
 
 def run(words: Sequence[str]) -> int:
-    """Judge, and print a table."""
+    """Evaluate the model and print a table."""
     command = read(words)
     judged = []
     with started(find_device(command.device)) as ranks, warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # The record has them, and they are shown with the figures.
+        warnings.simplefilter("ignore", RuntimeWarning)  # The record keeps them; they are printed below the table.
         for eps in _budgets(command):
             one = replace(command, eps=None if eps is None else (eps,), save_images=_image_file(command, eps))
             outcome, folder, summary = _run(one, command.run) if command.run else _foreign(one)
@@ -118,19 +118,19 @@ def run(words: Sequence[str]) -> int:
 
 
 def _budgets(command: Eval) -> list[float | None]:
-    """Return each budget once, in the order given; None stands for that of training."""
+    """Return each budget once, in the order given; None means the budget of training."""
     if command.eps is None:
         return [None]
     if not command.eps:
         raise UserError("--eps names no budget: give one or several, such as 4/255,8/255.")
     norm = command.norm or (RunFolder(command.run).config().threat.norm if command.run else "linf")
     for eps in command.eps:
-        Threat(norm, eps)  # Refuse an invalid budget before any is judged.
+        Threat(norm, eps)  # Raises for an invalid budget before the first evaluation starts.
     return list(dict.fromkeys(command.eps))
 
 
 def _image_file(command: Eval, eps: float | None) -> Path | None:
-    """Return the file for the images of a budget."""
+    """Return the file for the adversarial images of a budget."""
     path = command.save_images
     if path is None:
         return None
@@ -188,8 +188,8 @@ def _attacks(command: Eval) -> list[Attack]:
 
 
 def _steps(run: Path | None, words: Sequence[str]) -> tuple[list[NextStep], list[NextStep]]:
-    """Give the commands that make the page again, and what to run next."""
+    """Return the commands that write the report again, and the commands to run next."""
     if run is None:
-        return [NextStep("Judge it and write this page again.", written("eval", *words))], []
-    further = NextStep("Judge it again, with other attack noise.", written("eval", run, "--seed", "1"))
+        return [NextStep("Evaluate it and write this page again.", written("eval", *words))], []
+    further = NextStep("Evaluate it again, with another seed of the attacks.", written("eval", run, "--seed", "1"))
     return once_more(run, ["eval", *words]), [further]

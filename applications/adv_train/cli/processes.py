@@ -1,4 +1,4 @@
-"""Several runs side by side, each trained and judged by the ordinary commands in a process of its own."""
+"""Train and evaluate several runs at a time, each in its own process, by the ordinary commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adv_train.cli.tally import Tally
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
-#: Runs the commands of a cell in one process: importing PyTorch takes as long as training a small network.
+#: One process runs all commands of a cell, because importing PyTorch takes as long as training a small network.
 WORK = """
 import pickle, sys
 from adv_train.cli import main
@@ -35,16 +35,16 @@ _CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 def run_cells(
     cells: Sequence[Cell], *, progress: bool | None, workers: int | None = None
 ) -> Generator[tuple[Cell, str | None], None, None]:
-    """Train and judge the cells that are not done, several at a time; closing the generator stops those that run.
+    """Train and evaluate the cells that are not done, several at a time; closing the generator stops the rest.
 
     Args:
-        cells: In the order in which they are started.
-        progress: As for `Tally`; with the bar there is a line for each process.
-        workers: Processes at a time; by default one for each processor, which small networks make the most of, and
-            on an accelerator one. The processors are shared out among them.
+        cells: The cells, in the order in which they start.
+        progress: As for `Tally`; below its bar, each process has a line.
+        workers: Number of processes at a time. By default one for each processor core, which is fastest for small
+            networks, and a single one if a cell trains on an accelerator. The cores are divided among the processes.
 
     Yields:
-        Each cell that was not done, as it ends, and why it failed if it did.
+        Each cell that was not done, when it ends, with the reason if it failed and None otherwise.
     """
     waiting = [cell for cell in cells if not cell.is_done()]
     at_once = workers or (_processors() if all(cell.config.compute.device == "cpu" for cell in waiting) else 1)
@@ -78,7 +78,7 @@ def run_cells(
 
 
 class _Processes:
-    """The processes that run, each with so many threads."""
+    """The running processes; each may use `threads` threads."""
 
     def __init__(self, threads: int) -> None:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -86,11 +86,11 @@ class _Processes:
         self._stopping = threading.Event()
 
     def run(self, cell: Cell, tell: Callable[[str], None]) -> str | None:
-        """Do what is left to do for a cell, and return why it failed, if it did."""
+        """Run the remaining commands of a cell; return the reason if it failed, otherwise None."""
         tell("starting")
         try:
             with cell.run.claim(cell.config):
-                pass  # puts the configuration where `adv-train fit` finds it
+                pass  # writes the configuration into the run folder, where `adv-train fit` reads it
         except UserError as error:
             return str(error)
         process = subprocess.Popen(
@@ -103,8 +103,10 @@ class _Processes:
         self._running.append(process)
         assert process.stdin is not None
         with process.stdin:
-            process.stdin.write(pickle.dumps(cell))  # less than a pipe holds, so this does not wait
-        if self._stopping.is_set():  # A thread takes the next cell before that can be cancelled.
+            process.stdin.write(pickle.dumps(cell))  # fits into the buffer of the pipe, so this does not block
+        # A thread of the pool can take its next cell before `shutdown` cancels the waiting ones. If `stop` has gone
+        # through the list before this process entered it, the process must be terminated here.
+        if self._stopping.is_set():
             process.terminate()
         last = _follow(process, tell)
         tell("")
@@ -113,14 +115,17 @@ class _Processes:
         return (last.removeprefix("adv-train: error: ") or "no reason given") if process.returncode else None
 
     def stop(self) -> None:
-        """End those that run, and those that are about to."""
+        """Terminate the running processes, and each process that starts after this call."""
         self._stopping.set()
         for process in self._running:
-            process.terminate()  # does nothing to one that has ended
+            process.terminate()  # does nothing if the process has ended
 
 
 def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> str:
-    """Pass on each state of a process's bars; returns the last thing it said once it has ended."""
+    """Pass each line that a process writes to stderr on to `tell`; return the last line when the process has ended.
+
+    A progress bar ends its states with a carriage return, so each state counts as a line.
+    """
     said, rest = "", ""
     with process:
         assert process.stderr is not None
@@ -134,20 +139,20 @@ def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> st
 
 
 def _lines(count: int, shown: bool) -> list[tqdm[Any]]:
-    """Make a line for each process, below the bar that counts the cells."""
-    # Only the description is used: what a line says is the bar of the process behind it.
+    """Make a line on the terminal for each process, below the bar that counts the cells."""
+    # Only the description is shown: it holds the text of the progress bar of the process itself.
     rows = range(1, count + 1)
     return [tqdm(bar_format="{desc}", position=row, leave=False, file=sys.stderr, disable=not shown) for row in rows]
 
 
 def _writer(name: str, line: tqdm[Any]) -> Callable[[str], None]:
     def tell(text: str) -> None:
-        # A line that wraps would push the others out of place.
+        # Cut the text to the width of the terminal: a wrapped line would displace the lines below it.
         line.set_description_str(f"{name:<16} {text}"[: shutil.get_terminal_size().columns - 1] if text else "")
 
     return tell
 
 
 def _processors() -> int:
-    # Fewer than the machine has, where a container or batch system grants fewer.
+    # The affinity, because a container or batch system may grant fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

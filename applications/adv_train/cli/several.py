@@ -1,4 +1,4 @@
-"""What the commands that train several runs have in common: flags, finishing them, a report on the first seeds."""
+"""The parts that the commands for several runs share: their flags, running the cells, and the report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from adv_train.values import Range
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Progress):
-    """How runs are spread.
+    """Where the runs are executed, and how many at a time.
 
     Attributes:
-        workers: Runs at a time; by default one a processor, and one on an accelerator; on Ray as many as fit.
-        backend: local for processes on this machine; ray for the GPUs and machines of a Ray cluster, which share this
-            folder, those of the runs and the data.
-        ray_address: Of the cluster, as ray.init takes it; by default that of RAY_ADDRESS, or this machine.
+        workers: Runs at a time; by default one for each processor core, one on an accelerator, and on Ray as many as
+            fit into the cluster.
+        backend: local: processes on this machine; ray: the GPUs and machines of a Ray cluster, all of which need
+            access to the working directory, the run folders and the data.
+        ray_address: Address of the cluster, as for ray.init; by default $RAY_ADDRESS, or a new cluster on this machine.
     """
 
     workers: Annotated[int, Range(1)] | None = None
@@ -35,15 +36,15 @@ class Grid(Progress):
     ray_address: str | None = None
 
     def run_cells(self, cells: Sequence[Cell]) -> Generator[tuple[Cell, str | None], None, None]:
-        """Train and judge the cells that are not done; yields each as it ends, and why it failed if it did.
+        """Train and evaluate the cells that are not done; yield each cell when it ends, with the reason if it failed.
 
         Raises:
-            UserError: When Ray's address is given without Ray, or Ray cannot be used.
+            UserError: If Ray's address is given without `--backend ray`, or Ray cannot be used.
         """
         if self.backend == "ray":
             return run_on_ray(cells, progress=self.shown, workers=self.workers, address=self.ray_address)
         if self.ray_address is not None:
-            raise UserError("--ray-address is for --backend ray: give both, or neither.")
+            raise UserError("--ray-address is for --backend ray: give both or neither.")
         return run_cells(cells, progress=self.shown, workers=self.workers)
 
 
@@ -52,15 +53,15 @@ def finish(
     write: Callable[[Mapping[str, str]], None],
     grid: Grid,
 ) -> dict[str, str]:
-    """Train and judge the cells that are not done, and name on stderr those that failed.
+    """Train and evaluate the cells that are not done, and print the failures on stderr.
 
     Args:
-        cells: In the order in which they are started.
-        write: Called after each with why cells have failed so far, by their names.
-        grid: How they are spread.
+        cells: The cells, in the order in which they start.
+        write: Called after each cell with the reasons of the failures so far, by name of the cell.
+        grid: The flags that say where the cells run.
 
     Returns:
-        Why cells failed, by their names.
+        The reasons of all failures, by name of the cell.
     """
     failed: dict[str, str] = {}
     with closing(grid.run_cells(cells)) as ended:
@@ -81,22 +82,22 @@ def write_first_seeds(
     figures: Sequence[Scatter],
     words: Sequence[str],
 ) -> None:
-    """Write report.html once a run is done: the tables, and curves and images of the first seed of each method.
+    """Write report.html if a run is done: the tables, and the curves and images of the first seed of each method.
 
     A run whose `best.pt` is gone (records may be kept without weights) appears in the tables only.
 
     Args:
-        plans: Those whose runs are shown.
+        plans: The plans whose runs the page shows.
         out: Folder of the page.
-        title: Its heading.
+        title: Heading of the page.
         first: The tables.
         figures: The main figures.
-        words: After ``adv-train``, of the command that trained and judged it all.
+        words: The words after ``adv-train`` of the command that trained and evaluated the runs.
     """
     methods = [(method, plan.seeds[0]) for plan in plans for method in plan.methods]
     cells = [(method.name, method.cells[seed]) for method, seed in methods]
     done = [(name, cell) for name, cell in cells if cell.is_done() and cell.run.best.is_file()]
     if done:
-        again = [NextStep("Train what is missing, judge it and write this page again.", command(*words))]
+        again = [NextStep("Train what is missing, evaluate it and write this page again.", command(*words))]
         runs = [summarise(cell.out, name) for name, cell in done]
         write_report(out / "report.html", runs, title=title, first=first, figures=figures, again=again)

@@ -1,17 +1,18 @@
-"""Make a published table again: train and judge its cells, and put what is measured beside what is published.
+"""Reproduce a published table: train and evaluate its cells, and show measured beside published figures.
 
 examples:
-  adv-train table table-1 --scale smoke            (minutes: handwritten digits, to see that it runs)
-  adv-train table table-1 --scale cpu --out runs/t (about an hour on two cores: CIFAR-10 alone, small networks)
-  adv-train table table-1 --seeds 0-9              (as published; wants a GPU)
+  adv-train table table-1 --scale smoke            (minutes: handwritten digits, a check that it runs)
+  adv-train table table-1 --scale cpu --out runs/t (about an hour on two cores: CIFAR-10 only, small networks)
+  adv-train table table-1 --seeds 0-9              (as published; needs a GPU)
   adv-train table table-1 --only cifar10-8,fast-bat --seeds 0,1
   adv-train table table-1 --backend ray --ray-address auto  (on the GPUs and machines of a Ray cluster)
-  adv-train table benchmark-8 --dry-run --price 3  (what would run, for how long, at 3 an hour)
+  adv-train table benchmark-8 --dry-run --price 3  (lists the cells, their hours, and the cost at 3 an hour)
 
-A cell is a preset (`adv-train list presets`), so `adv-train fit --preset CELL` trains it alone. Each run is an ordinary
-run folder OUT/CELL-seedS, so the same command goes on where it stopped, runs only what is missing, and a cell that
-fails leaves the others alone. OUT/table.md, .csv, .tex and .json are rewritten as runs finish; OUT/report.html shows
-the first seed of each cell. Flags change all cells, such as --data imagefolder:PATH or --epochs 40.
+A cell is a preset (`adv-train list presets`), so `adv-train fit --preset CELL` trains one cell on its own. Each run is
+an ordinary run folder OUT/CELL-seedS, so the same command resumes an interrupted table and runs only what is missing.
+If a cell fails, the others still run. After each run, the command rewrites OUT/table.md, .csv, .tex and .json.
+OUT/report.html shows the first seed of each cell. Flags such as --data imagefolder:PATH or --epochs 40 change all
+cells.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ _MOST_SEEDS = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class MakeTable(Grid):
-    """Which table, and how much of it.
+    """The table to reproduce, and how much of it.
 
     Attributes:
         table: Name of the table: table-1, table-2 or benchmark-8.
-        seeds: Such as 0-9 or 0,2,5; by default those of the scale.
-        only: Parts of the names of the cells wanted, with commas between; * stands for any text.
-        scale: full as published; cpu for two cores; smoke to see that it runs.
-        out: Folder of the runs and of the table; by default runs/TABLE-SCALE.
-        attacks: Names with commas between (see `adv-train list attacks`); by default those of the scale.
-        pgd_steps: Steps of PGD; by default those of the scale.
-        pgd_restarts: Random starts of PGD; by default those of the scale.
-        limit: Judge by only so many test images, of all classes in proportion.
-        form: Form of the table that is printed.
-        dry_run: Only show the cells, and what they would take.
-        price: Of an hour on this device, for the dry run.
+        seeds: Seeds of each cell, such as 0-9 or 0,2,5; the default depends on the scale.
+        only: Run only the cells whose names contain one of these parts, separated by commas; * matches any text.
+        scale: full: as published; cpu: for two cores; smoke: a check that it runs.
+        out: Folder for the runs and the table; by default runs/TABLE-SCALE.
+        attacks: Attacks, separated by commas (see `adv-train list attacks`); the default depends on the scale.
+        pgd_steps: Number of steps of PGD; the default depends on the scale.
+        pgd_restarts: Number of random starts of PGD; the default depends on the scale.
+        limit: Evaluate on only so many test images; each class keeps its proportion.
+        form: Format of the printed table.
+        dry_run: List the cells with their estimated cost, and train none.
+        price: Price of an hour on this device, for the estimate of --dry-run.
     """
 
     table: str = ""
@@ -68,13 +69,13 @@ class MakeTable(Grid):
 
 
 def read(words: Sequence[str]) -> tuple[MakeTable, dict[str, Any]]:
-    """Read the flags: those of the command, and those of the configuration of all cells."""
+    """Read the flags of the command, and the flags that set the configuration of all cells."""
     sections = [section for section in SECTIONS if section != "method"]
     return configured(MakeTable, words, "adv-train table", __doc__ or "", sections, positional="table")
 
 
 def run(words: Sequence[str]) -> int:
-    """Do what is left to do, and show the table; 1 where a run failed."""
+    """Run what is not done yet, and print the table; return 1 if a run failed or a cell cannot be run."""
     command, flags = read(words)
     planned, out = _planned(command, flags)
     if command.dry_run:
@@ -95,7 +96,7 @@ def run(words: Sequence[str]) -> int:
 
 def _planned(command: MakeTable, flags: dict[str, Any]) -> tuple[Blocks, Path]:
     if not command.table:
-        raise UserError("Say which table to make, such as `adv-train table table-1 --scale smoke`.")
+        raise UserError("Say which table to reproduce, such as `adv-train table table-1 --scale smoke`.")
     scale = Scale.find(command.scale)
     table = PublishedTable.find(command.table).only(scale.only if command.only is None else command.only)
     steps, restarts = command.pgd_steps or scale.pgd_steps, command.pgd_restarts or scale.pgd_restarts
@@ -133,8 +134,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _estimate(planned: Blocks, price: float | None) -> str:
-    """Table the cells with what they would take."""
-    header = ["cell", "runs left", "epochs", "training, 1e6 F", "judging, 1e6 F", "PFLOP", "hours"]
+    """Return a table of the cells with their estimated costs."""
+    header = ["cell", "runs left", "epochs", "training, 1e6 F", "evaluation, 1e6 F", "PFLOP", "hours"]
     epochs = {method.name: method.config.training.epochs for block in planned.blocks for method in block.plan.methods}
     found = costs(planned)
     rows = [
@@ -154,8 +155,8 @@ def _estimate(planned: Blocks, price: float | None) -> str:
         f"{planned.table.about}. Scale {planned.scale}: {Scale.find(planned.scale).about}",
         write_table(header, rows),
         f"About {hours:.3g} hours on this device, one run after another{_price(hours, price)}.",
-        "F: a forward pass of one image. Judging is counted for models as robust as published, and for models that no "
-        "attack breaks where nothing is.",
+        "F: a forward pass of one image. The cost of evaluation assumes the published robust accuracy; if none is "
+        "published, it assumes that no attack succeeds.",
         *(f"{name}: {reason}" for name, reason in planned.missing.items()),
     ]
     return "\n\n".join(told)

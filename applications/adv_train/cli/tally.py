@@ -1,4 +1,4 @@
-"""How many runs have ended, told as a bar on a terminal and line by line elsewhere."""
+"""The progress of several runs: a bar on a terminal, and one line for each finished run elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from adv_train.comparison import Cell
 
 
 class Tally:
-    """Counts the cells that end.
+    """Counts the cells that have ended.
 
     Args:
-        cells: How many there are to do.
-        progress: Show a bar on stderr; ``None`` does so on a terminal, and elsewhere writes a line for each cell.
+        cells: Number of cells to run.
+        progress: Show a bar on stderr; ``None`` shows it on a terminal, and elsewhere writes a line for each cell.
     """
 
     def __init__(self, cells: int, progress: bool | None) -> None:
@@ -27,18 +27,18 @@ class Tally:
         self._cells, self._ended = cells, 0
 
     def add(self, cell: Cell, failure: str | None) -> None:
-        """Count a cell that has ended, and why it failed if it did."""
+        """Count a cell that has ended; `failure` is the reason if it failed."""
         self._ended += 1
         self._bar.update()
         if self._in_lines:
-            said = failure or "trained and judged"
+            said = failure or "trained and evaluated"
             print(f"{self._ended} of {self._cells}, {cell.name}: {said}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Write a line about what has not ended, unless nothing is to be said."""
+        """Write a line that does not report the end of a cell, unless progress is turned off."""
         if self.shown or self._in_lines:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         self._bar.close()

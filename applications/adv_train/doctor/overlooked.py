@@ -40,8 +40,8 @@ def overlooked(patient: Patient, broken: Tensor, by: str) -> Finding:
         return well(seen, **figures)
     return ill(
         seen,
-        "The gradients are masked: look for rounding, sampling, detach() or saturation inside the model, and judge it "
-        "by `square`, `transfer` and `autoattack`, not by PGD alone.",
+        "The gradients are masked: look for rounding, sampling, detach() or saturation inside the model, and "
+        "evaluate it with `square`, `transfer` and `autoattack`, not with PGD alone.",
         **figures,
     )
 

@@ -12,10 +12,10 @@ _HARDLY = 0.1
 """A class is missing if the model predicts it less often than this share of the number of its samples."""
 
 _SAMPLES_A_CLASS = 5
-"""With fewer samples per class than this, we do not judge which classes are missing."""
+"""With fewer samples per class than this, the check for missing classes is left out."""
 
 _SAMPLES = 10
-"""With fewer samples than this, we do not judge whether the classifier is constant either."""
+"""With fewer samples than this, the check for a constant classifier is left out too."""
 
 _LOST = 0.5
 """An epoch that loses more than this share of the best robust accuracy so far has overfitted to its own attack."""

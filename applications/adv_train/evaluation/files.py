@@ -28,7 +28,7 @@ RECORDS_FOLDER: Final = "evaluations"
 def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = None) -> Path:
     """Write a record beside the earlier ones, then ``outcomes.npz`` and ``eval.json``, each file in one piece.
 
-    A record replaces an earlier one only if it judges the same weights in the same way.
+    A record replaces an earlier one only if it is an evaluation of the same weights with the same settings.
 
     Args:
         evaluation: The record.

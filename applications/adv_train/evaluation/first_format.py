@@ -54,11 +54,11 @@ def read_first_format(run_folder: Path, *, listed: bool) -> Evaluation | None:
         accuracies = [summary[name] for name in figures[:4]]
     except UNREADABLE as error:
         raise UserError(
-            f"The evaluation in `{run_folder}` is damaged ({error}): delete its {EVAL_FILE} and judge again."
+            f"The evaluation in `{run_folder}` is damaged ({error}): delete its {EVAL_FILE} and evaluate again."
         ) from error
     if accuracies != [record.sa, record.ra_pgd, record.ra_aa, record.n]:
         raise UserError(
             f"`{EVAL_FILE}` and `{OUTCOMES_FILE}` in `{run_folder}` do not belong together: "
-            f"delete {EVAL_FILE} and judge again."
+            f"delete {EVAL_FILE} and evaluate again."
         )
     return record

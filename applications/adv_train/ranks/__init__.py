@@ -1,4 +1,4 @@
-"""Training and judging on several devices: each has a process of its own, a rank, with a part of every batch."""
+"""Training and evaluation on several devices: each device has its own process, a rank, with a part of every batch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ _BESIDE: Final = {ROBUST: ONE_STEP}
 
 MARKS: Final[dict[str, str]] = {
     "best": "epoch in best.pt",
-    "judged": "epoch judged",
+    "judged": "evaluated epoch",
     "rolled back": "epoch that overfitted and was rolled back",
 }
 Points = list[tuple[float, float]]

@@ -64,7 +64,7 @@ class Scatter:
 
     @property
     def caption(self) -> str:
-        """The note, and what a triangle stands for."""
+        """The note, and the meaning of triangles if there are any."""
         if len(self._near) == len(self.points):
             return self.note
         return f"{self.note} Triangles: methods outside the frame, below half of the best robust accuracy."

@@ -88,7 +88,7 @@ def facts(runs: Sequence[RunSummary]) -> dict[str, str]:
         told["best epoch"] = f"{run.best_epoch} of {len(run.metrics)}, on the validation images"
     software = [f"{name} {found[name]}" for name in ("torch", "blo") if name in found]
     if software:
-        told["judged with"] = ", ".join([*software, *([found["device"]] if "device" in found else [])])
+        told["evaluated with"] = ", ".join([*software, *([found["device"]] if "device" in found else [])])
     return told
 
 

@@ -42,7 +42,7 @@ def gradients(patient: Patient) -> Finding:
     if not exceeds(unseen, n, _MANY):
         return ill(
             f"{seen}; the gradient of the margin vanishes on {unseen}: the cross-entropy is saturated",
-            "Judge it by attacks whose loss uses the logits (`apgd`, `pgd-targeted`, `autoattack`), or divide the "
+            "Evaluate it with attacks whose loss uses the logits (`apgd`, `pgd-targeted`, `autoattack`), or divide the "
             "logits by a constant.",
             **figures,
         )
@@ -51,14 +51,14 @@ def gradients(patient: Patient) -> Finding:
     if double is not None and double < 0.5 * zero:
         return ill(
             f"{seen}; in float64 it vanishes on {double}: it underflows",
-            "Judge it in float64 (`model.double()`, images too), or scale down the values that saturate inside the "
+            "Evaluate it in float64 (`model.double()`, images too), or scale down the values that saturate inside the "
             "model.",
             **figures,
         )
     return ill(
         seen,
-        "Look for rounding, argmax, detach() or saturation inside the model. Judge it by `square` and `transfer`, or "
-        "give the rounding a straight-through gradient.",
+        "Look for rounding, argmax, detach() or saturation inside the model. Evaluate it with `square` and `transfer`, "
+        "or give the rounding a straight-through gradient.",
         **figures,
     )
 

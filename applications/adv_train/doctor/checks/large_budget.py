@@ -29,7 +29,7 @@ def large_budget(patient: Patient) -> Finding:
         return well(seen, left=left, n=n)
     return ill(
         seen,
-        "The ball contains images of other classes, so the gradients must be masked: judge the model by `square`, "
+        "The ball contains images of other classes, so the gradients must be masked: evaluate the model with `square`, "
         "`transfer` and `autoattack`, and look for rounding, detach() or saturation inside it.",
         left=left,
         n=n,

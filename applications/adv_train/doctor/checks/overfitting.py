@@ -27,10 +27,10 @@ def overfitting(patient: Patient) -> Finding:
     if (told := evaluation.overfitting(history)) is not None:
         return ill(
             f"{seen}. {told}",
-            "Train again with --rollback, or with a method that overfits less (`n-fgsm`, `pgd-at`). Judge best.pt by "
-            "`autoattack`.",
+            "Train again with --rollback, or with a method that overfits less (`n-fgsm`, `pgd-at`). Evaluate "
+            "best.pt with `autoattack`.",
             **figures,
         )
     if best["val_ra"] - last["val_ra"] < _APART:
         return well(seen, **figures)
-    return doubtful(seen, "Judge best.pt, not last.pt, and train for fewer epochs or with --ema.", **figures)
+    return doubtful(seen, "Evaluate best.pt, not last.pt, and train for fewer epochs or with --ema.", **figures)

@@ -27,8 +27,8 @@ def randomness(patient: Patient) -> Finding:
         return well(seen, **figures)
     where = f"the first layer that differs is {place}" if place else "the difference does not arise in a single layer"
     remedy = (
-        "The model is randomised in eval mode too: judge it by `--attacks autoattack-rand`, which averages gradients "
-        "over passes."
+        "The model is randomised in eval mode too: evaluate it with `--attacks autoattack-rand`, which averages "
+        "gradients over passes."
         if still
         else "Call `model.eval()` before the evaluation: dropout is on in train mode."
     )

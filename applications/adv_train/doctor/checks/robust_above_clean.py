@@ -32,7 +32,8 @@ def robust_above_clean(patient: Patient) -> Finding:
     return ill(
         seen,
         "The step helps the model: it has learnt to read the label from the attack step of training, or its gradients "
-        "point in the wrong direction. Train from a random start (`fast-at`, `n-fgsm`), and judge it by `autoattack`.",
+        "point in the wrong direction. Train from a random start (`fast-at`, `n-fgsm`), and evaluate it with "
+        "`autoattack`.",
         clean=before,
         one_step=after,
     )

@@ -19,11 +19,11 @@ def subset(patient: Patient) -> Finding:
     for name, flags in {"clean": record.clean, **{n: o.robust for n, o in record.attacks.items()}}.items():
         low, high = wilson(int(flags.sum()), record.n)
         told.append(f"{name} {flags.mean():.1%} [{low:.1%}, {high:.1%}]")
-    seen = f"{record.n} of {record.of} test images were judged: {', '.join(told)}"
+    seen = f"{record.n} of {record.of} test images were evaluated: {', '.join(told)}"
     figures = {"n": record.n, "of": record.of, "intervals": record.intervals()}
     if record.n >= record.of:
         return well(seen, **figures)
     names = ",".join(record.attacks)
     attacks = f' --attacks "{names}"' if names else ""
     command = f"{patient.judge} --norm {record.threat.norm} --eps {record.eps:.12g}{attacks}"
-    return doubtful(seen, f"Report n and the intervals, or judge all images: {command}", **figures)
+    return doubtful(seen, f"Report n and the intervals, or evaluate all images: {command}", **figures)

@@ -16,14 +16,16 @@ def trained_budget(patient: Patient) -> Finding:
     judged = [record.threat for record in patient.records if record.attacks]
     if not judged:
         raise NotCheckedError("the run has no record under attack yet")
-    seen = f"trained for {_told(trained)}; judged at {', '.join(dict.fromkeys(map(_told, judged)))}"
+    seen = f"trained for {_told(trained)}; evaluated at {', '.join(dict.fromkeys(map(_told, judged)))}"
     figures = {"trained": _told(trained), "judged": [_told(threat) for threat in judged]}
     if any(threat.matches(trained) for threat in judged):
         return well(seen, **figures)
     swapped = any(threat.norm != trained.norm and abs(threat.eps - trained.eps) < 1e-9 for threat in judged)
     why = "The same eps means something else in another norm. " if swapped else ""
     command = f"{patient.judge} --norm {trained.norm} --eps {trained.eps:.12g}"
-    return doubtful(seen, f"{why}Also judge it at the budget of training: {command}", **figures, norms_swapped=swapped)
+    return doubtful(
+        seen, f"{why}Evaluate it also at the budget of training: {command}", **figures, norms_swapped=swapped
+    )
 
 
 def _told(threat: Threat) -> str:
