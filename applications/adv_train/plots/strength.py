@@ -124,7 +124,7 @@ examples:
         for place, key in enumerate(_PANELS, start=1):
             axes = figure.add_subplot(1, 2, place)
             handles = [_line(axes, numbers, name, index, key) for index, name in enumerate(names)]
-            _frame(axes, numbers)
+            _frame(axes, numbers, highest=max(point.ra if key == "ra" else point.record.sa for point in numbers))
             axes.set_title(titles[key])
         legend_below(figure, handles, names)
         return figure
@@ -145,13 +145,13 @@ def _line(axes: Axes, points: Points, name: str, index: int, key: str) -> Any:
     return axes.errorbar(budgets, [spread["mean"] for spread in found], yerr=bars if any(bars) else None, **look)
 
 
-def _frame(axes: Axes, points: Points) -> None:
+def _frame(axes: Axes, points: Points, highest: float) -> None:
     from matplotlib.ticker import PercentFormatter
 
     threat = points[0].run.config.threat
     budget_axis(axes, sorted({point.eps for point in points}))
     axes.set_xlabel(f"ε of training ({threat.norm}, images in [{threat.low:g}, {threat.high:g}])")
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, min(1.02, 1.2 * highest + 0.01))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set_ylabel("accuracy on test images")
     axes.grid(axis="y")
