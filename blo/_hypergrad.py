@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import _bounds, tree
+from blo import tree
 from blo._arguments import require_function
 from blo._autocast import bare
 from blo._entrance import entrance
+from blo._error_bound import solution_error
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
@@ -148,8 +149,8 @@ def value_and_hypergrad(
     solving.report(bound, solved, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
-    def solution_error() -> Tensor:
-        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
+    def lower_error() -> Tensor:
+        return solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
 
     def like_theta(parts: list[Tensor]) -> Tree:
         return problem.structure.tree(parts)
@@ -164,7 +165,7 @@ def value_and_hypergrad(
         z=problem.layout.unravel(solved),
         state=left,
         report=Report(
-            solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
+            solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else lower_error
         ),
         aux=tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux),
     )

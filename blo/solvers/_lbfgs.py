@@ -13,7 +13,7 @@ from blo._settings import require_budget, require_count
 from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 from blo.solvers._reduced import bounded_step, used_pairs

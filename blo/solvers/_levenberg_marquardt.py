@@ -15,7 +15,7 @@ from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 from blo.solvers._newton import free_coordinates, restricted
 

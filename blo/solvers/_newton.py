@@ -16,7 +16,7 @@ from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 
 

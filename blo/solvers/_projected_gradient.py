@@ -13,8 +13,8 @@ from blo._settings import require_budget, require_positive
 from blo._types import Tree
 from blo.solvers import _direction
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
 from blo.solvers._carried import continued, require_carry
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
