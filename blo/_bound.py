@@ -22,7 +22,7 @@ from blo._autodiff import (
 )
 from blo._curvature import Place, bend
 from blo._layout import Layout
-from blo._objective import FixedPoint, LinearSlice, Slice, TiltedSlice
+from blo._objective import FixedPointMap, LinearSlice, Slice, TiltedSlice
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.errors import StructureError
@@ -101,7 +101,7 @@ class Bound:
             StructureError: if the objective returns any other shape, or a fixed point is sought.
         """
         if not self.symmetric:
-            FixedPoint(lambda theta, z: z)(self.theta, z)
+            FixedPointMap(lambda theta, z: z)(self.theta, z)
         return self._checked(self.slice(self._unravel(z)), z)
 
     def sides(self, z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import Batched, FixedPoint, Indexed, LeastSquares, Linearized, WithoutAux, around
+from blo._objective import Batched, FixedPointMap, Indexed, LeastSquares, Linearized, WithoutAux, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -58,7 +58,7 @@ class LowerProblem:
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
-        made = FixedPoint | LeastSquares | Linearized | Batched | WithoutAux
+        made = FixedPointMap | LeastSquares | Linearized | Batched | WithoutAux
         if not isinstance(self.objective, made):
             batch = () if self.batches is None else ("a batch",)
             require_function(self.objective, "objective", "theta", "z", *batch)
@@ -107,7 +107,7 @@ class LowerProblem:
             StructureError: if `function` is not a function of theta and z.
         """
         require_function(function, "function", "theta", "z")
-        return cls(FixedPoint(function), batched=batched)
+        return cls(FixedPointMap(function), batched=batched)
 
     @classmethod
     def least_squares(
@@ -166,7 +166,7 @@ def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] |
     """
     if isinstance(objective, Batched):
         return objective
-    if isinstance(objective, FixedPoint | LeastSquares | Linearized):
+    if isinstance(objective, FixedPointMap | LeastSquares | Linearized):
         raise StructureError(
             "`batches` needs a plain `objective(theta, z, batch)`, which sums of squares, linearised problems and "
             "fixed points are not. Write the sum or the model into the objective."

@@ -113,7 +113,7 @@ class Linearized:
 
 
 @dataclass(frozen=True)
-class FixedPoint:
+class FixedPointMap:
     """Stands in the place of an objective where a fixed point `z = function(theta, z)` is sought.
 
     Its residual `z - function(theta, z)` takes the place of the gradient. No function need have it as its gradient.
@@ -220,8 +220,8 @@ class Batched:
 
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
     """Return the objective with its function wrapped."""
-    if isinstance(objective, FixedPoint):
-        return FixedPoint(wrap(objective.function))
+    if isinstance(objective, FixedPointMap):
+        return FixedPointMap(wrap(objective.function))
     if isinstance(objective, Batched):
         return replace(objective, function=wrap(objective.function))
     if isinstance(objective, Linearized):
@@ -237,7 +237,7 @@ def written(objective: Callable[..., Any]) -> Callable[..., Any]:
         objective = objective.objective
     if isinstance(objective, Batched) and isinstance(objective.function, Indexed):
         return partial(written(objective.function.objective), objective.function.batches)
-    if isinstance(objective, FixedPoint | Batched | WithoutAux):
+    if isinstance(objective, FixedPointMap | Batched | WithoutAux):
         return objective.function
     return objective.residual if isinstance(objective, LeastSquares) else objective
 
@@ -249,7 +249,7 @@ def slice_at(objective: Objective, theta: Tree) -> Slice:
 
 __all__ = [
     "Batched",
-    "FixedPoint",
+    "FixedPointMap",
     "Indexed",
     "LeastSquares",
     "Linearized",

@@ -15,7 +15,7 @@ from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem, replace_objective, wrapped
-from blo._objective import Batched, FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
+from blo._objective import Batched, FixedPointMap, LeastSquares, PlainSlice, Slice, slice_at
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -82,7 +82,7 @@ class FlatProblem:
     @property
     def symmetric(self) -> bool:
         """Whether the lower optimality condition is the gradient of an objective."""
-        return not isinstance(self.lower.objective, FixedPoint)
+        return not isinstance(self.lower.objective, FixedPointMap)
 
     def bind(self, leaves: Sequence[Tensor]) -> Bound:
         """Return the problem at the theta with these leaves."""
@@ -168,7 +168,7 @@ class FlatProblem:
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
         objective = self.lower.objective
-        if not isinstance(objective, FixedPoint):
+        if not isinstance(objective, FixedPointMap):
             return objective
         function = objective.function
 
