@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 
 
-def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor:
+def solution_error(problem: ProblemAtTheta, z: Tensor, strong_convexity: float) -> Tensor:
     """Return an upper bound of `|z - z*|`, shape `lanes`.
 
     With x = prox(z - t grad g(z), t), the vector `s = (z - x)/t + grad g(x) - grad g(z)` is a subgradient of
@@ -24,7 +24,7 @@ def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor
         return torch.minimum(first, second)
 
 
-def _bound(problem: Bound, z: Tensor, slope: Tensor, step: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+def _bound(problem: ProblemAtTheta, z: Tensor, slope: Tensor, step: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Return the bound for one step, shape `lanes`, and the curvature along it, shape `(*lanes, 1)`."""
     x = problem.prox(z - step * slope, step)
     moved, turned = x - z, problem.gradient(x) - slope

@@ -20,8 +20,8 @@ from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem
 from blo._objective import split
+from blo._parametric_problem import ParametricProblem
 from blo._parts import equipped, require_parts
-from blo._problem import FlatProblem
 from blo._report import Report
 from blo._solving import Solving
 from blo._theta import Structure
@@ -110,7 +110,7 @@ def value_and_hypergrad(
     require_parts(lower, solver, gradient)
     require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
-    problem, start, given = FlatProblem.of(lower, theta, z0)
+    problem, start, given = ParametricProblem.of(lower, theta, z0)
     solver, problem = equipped(problem, given, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
@@ -123,8 +123,8 @@ def value_and_hypergrad(
         problem = replace(problem, carried=carried)
     checks.fixed(lower.term)
     rule = gradient.rule(problem, solving)
-    bound = bare(rule.bind, problem, leaves)
-    found = bare(rule.forward, bound, start)
+    at_theta = bare(rule.bind, problem, leaves)
+    found = bare(rule.forward, at_theta, start)
     assert solving.last is not None
 
     z = found.detach().requires_grad_()
@@ -141,12 +141,12 @@ def value_and_hypergrad(
     filled = iter(slopes_in_theta)
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
-    pulled: Pulled = bare(rule.pull, bound, start, found, v, guess)
+    pulled: Pulled = bare(rule.pull, at_theta, start, found, v, guess)
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )
     mu, solved = lower.strong_convexity, found.detach()  # without the graph of the steps
-    solving.report(bound, solved, pulled)
+    solving.report(at_theta, solved, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
     def lower_error() -> Tensor:

@@ -1,4 +1,4 @@
-"""The lower problem as a user writes it."""
+"""The lower problem as a user writes it, in trees of tensors."""
 
 from __future__ import annotations
 

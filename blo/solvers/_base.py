@@ -15,7 +15,7 @@ from blo._types import Tree
 
 
 class Problem(Protocol):
-    """The lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
+    """What a solver may use of the lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
 
     @property
     def layout(self) -> Layout:

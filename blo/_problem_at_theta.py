@@ -1,4 +1,4 @@
-"""A lower problem at one theta, on flat tensors: what solvers and strategies see."""
+"""The lower problem at one theta, on flat tensors: what solvers and strategies work with."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _REACH = 0.25
 _LONG, _TINY = 1e6, 1e-7
 
 
-class Origin(Protocol):
-    """A lower problem at any theta."""
+class Parametric(Protocol):
+    """What a `ProblemAtTheta` needs of the `ParametricProblem` that it comes from."""
 
-    def bind(self, leaves: Sequence[Tensor]) -> Bound:
+    def bind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
@@ -57,15 +57,17 @@ class Origin(Protocol):
 
 
 @dataclass(frozen=True)
-class Bound:
-    """A lower problem at one theta, on flat tensors of shape `(*lanes, n)`: all that a lower solver sees.
+class ProblemAtTheta:
+    """A `ParametricProblem` at one theta, on flat tensors of shape `(*lanes, n)`.
+
+    Strategies use all of it. Solvers use the part that the protocol `blo.solvers.Problem` declares.
 
     Attributes:
         slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
         term: the constraint set or the penalty.
         theta: the upper variable.
         leaves: its leaves, as real tensors.
-        origin: the problem at any theta.
+        parametric: the problem at every theta.
         moving: the term depends on theta.
         symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
         recorded: keep the graph through every gradient, for differentiation through the solver.
@@ -82,7 +84,7 @@ class Bound:
     layout: Layout
     theta: Tree
     leaves: Sequence[Tensor]
-    origin: Origin
+    parametric: Parametric
     lifts: int
     moving: bool
     symmetric: bool = True
@@ -263,12 +265,12 @@ class Bound:
         """Return how far the term's face carries z when theta moves the term away from `origin`, with this tangent."""
         return tangent.carry(origin, self.term, z) if self.moving else torch.zeros_like(z)
 
-    def detach(self) -> Bound:
+    def detach(self) -> ProblemAtTheta:
         """Return the same problem with theta held constant, sharing what was computed for this theta."""
         return self._constant
 
     @cached_property
-    def _constant(self) -> Bound:
+    def _constant(self) -> ProblemAtTheta:
         return replace(
             self,
             slice=self.slice.detach(),
@@ -278,15 +280,15 @@ class Bound:
             residuals=None if self.residuals is None else self.residuals.detach(),
         )
 
-    def record(self) -> Bound:
+    def record(self) -> ProblemAtTheta:
         """Return the same problem, keeping the graph through every gradient."""
         return replace(self, recorded=True, followed=True)
 
-    def follow(self) -> Bound:
+    def follow(self) -> ProblemAtTheta:
         """Return the same problem, for steps that will be differentiated, now or when they are made again."""
         return self if self.followed else replace(self, followed=True)
 
-    def tilt(self, slope: Tensor) -> Bound:
+    def tilt(self, slope: Tensor) -> ProblemAtTheta:
         """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""
 
         def ravel(z: Tree) -> Tensor:
@@ -295,9 +297,9 @@ class Bound:
 
         return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
 
-    def rebind(self, leaves: Sequence[Tensor]) -> Bound:
+    def rebind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
-        return self.origin.bind(leaves)
+        return self.parametric.bind(leaves)
 
     def place(self, start: Callable[[Tree], Tree] | None, z0: Tensor) -> Tensor:
         """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at this theta, or z0.
@@ -305,15 +307,15 @@ class Bound:
         Raises:
             StructureError: if `start` does not return a tree like z0.
         """
-        return z0 if start is None else self.origin.place(start, self.leaves)
+        return z0 if start is None else self.parametric.place(start, self.leaves)
 
-    def at_step(self, step: int | Tensor | tuple[()]) -> Bound:
+    def at_step(self, step: int | Tensor | tuple[()]) -> ProblemAtTheta:
         """Return the problem whose objective is that of one step; the same one if all steps share the objective."""
         if not self.stepwise or isinstance(step, tuple):
             return self
         # Under `vmap`, problems that rest have stopped counting.
         number = int(plain(step).max()) if isinstance(step, Tensor) else step
-        return replace(self, slice=self.origin.slice(self.leaves, number))
+        return replace(self, slice=self.parametric.slice(self.leaves, number))
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
         """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
@@ -321,7 +323,7 @@ class Bound:
         Raises:
             StructureError: if it returns anything else, calling that `name`.
         """
-        return self.origin.mapped(function, name, z)
+        return self.parametric.mapped(function, name, z)
 
     def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
         """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
@@ -331,7 +333,7 @@ class Bound:
         """
         key = name, id(function)
         if key not in self._at_theta:
-            self._at_theta[key] = self.origin.at(lambda theta: read(function(theta)), name, self.leaves)
+            self._at_theta[key] = self.parametric.at(lambda theta: read(function(theta)), name, self.leaves)
         return self._at_theta[key]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A lower problem for one structure of theta and z, to be bound to any theta."""
+"""The lower problem on flat tensors, for one structure of theta and z and any values of theta."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import Autocast, Under
-from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem, replace_objective, wrapped
 from blo._objective import Batched, FixedPointMap, LeastSquares, PlainSlice, Slice, slice_at
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -25,17 +25,15 @@ from blo.sets import Set
 
 
 @dataclass(frozen=True)
-class FlatProblem:
-    """A lower problem for a given structure of theta and z, `lifts` times mapped over by `vmap`.
+class ParametricProblem:
+    """A `LowerProblem` on flat tensors, with theta as its parameter: `bind` returns the `ProblemAtTheta`.
 
-    Each lift adds a leading lane axis to z and a leading axis to every leaf of theta: the image of a problem
-    under `vmap` is a batched problem, solved with the same code.
+    `vmap` maps over the problem `lifts` times. Each lift adds a leading lane axis to z and a leading axis to every leaf
+    of theta: the image of a problem under `vmap` is a batched problem, and the same code solves it.
 
     Attributes:
         randomness: for each lift, the option `randomness` of its `vmap`.
-        eps: as in `Bound`.
-        accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
-        carried: what the solver left in an earlier call, constants; None where it carries nothing.
+        eps: as in `ProblemAtTheta`, like `accuracy` and `carried`.
     """
 
     lower: LowerProblem
@@ -47,7 +45,7 @@ class FlatProblem:
     carried: Sequence[Tensor] | None = None
 
     @classmethod
-    def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
+    def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[ParametricProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
         lower = wrapped(lower, Looked)
         layout = Layout.of(z0, batched=lower.batched)
@@ -56,7 +54,7 @@ class FlatProblem:
         start = layout.ravel(z0).detach().clone()
         return cls(lower, layout, structure), start, leaves
 
-    def under(self, autocast: Autocast) -> FlatProblem:
+    def under(self, autocast: Autocast) -> ParametricProblem:
         """Return the problem with its objective evaluated under a state of autocast, wherever that happens."""
         lower = wrapped(self.lower, lambda f: Under(f, autocast))
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
@@ -75,7 +73,7 @@ class FlatProblem:
         """The number of `vmap` levels around the problem."""
         return len(self.randomness)
 
-    def lift(self, randomness: str) -> FlatProblem:
+    def lift(self, randomness: str) -> ParametricProblem:
         """Return the problem with one more mapped axis."""
         return replace(self, randomness=(*self.randomness, randomness))
 
@@ -84,10 +82,10 @@ class FlatProblem:
         """Whether the lower optimality condition is the gradient of an objective."""
         return not isinstance(self.lower.objective, FixedPointMap)
 
-    def bind(self, leaves: Sequence[Tensor]) -> Bound:
+    def bind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
         theta = self.structure.tree(leaves)
-        return Bound(
+        return ProblemAtTheta(
             self.slice(leaves),
             self._lifted_term(leaves) if self.lifts else self._term(theta),
             self.layout,
