@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import (
-    differentiated_twice,
-    gradient,
-    jvp,
-    length,
-    plain,
-    transforms_active,
-    value_and_gradient,
-)
+from blo._autodiff import gradient, plain, transforms_active, value_and_gradient
 from blo._curvature import Place, bend
 from blo._layout import Layout
-from blo._objective import FixedPointMap, LinearSlice, Slice, TiltedSlice
+from blo._natural_map import natural, residual, scale
+from blo._objective import FixedPointMap, Slice, TiltedSlice
+from blo._second_order import gauss_newton_products, hessian_products
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties import Penalty
-from blo.sets import Free
-
-#: Extent of a set below which a residual in the unit of z says nothing: a solver may accept as much.
-_SMALL = 1e-3
-#: Power of the unit of rounding that a step has at least, beside z, in which optimality is looked at.
-_REACH = 0.25
-#: The longest step, in units of z, and the least z that is a unit.
-_LONG, _TINY = 1e6, 1e-7
 
 
 class Parametric(Protocol):
@@ -106,20 +92,6 @@ class ProblemAtTheta:
             FixedPointMap(lambda theta, z: z)(self.theta, z)
         return self._checked(self.slice(self._unravel(z)), z)
 
-    def sides(self, z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return two values, shape `lanes`, whose gradients in theta differ by that of `<gradient(z), 2 shift>`.
-
-        This holds up to the third derivative times `shift` cubed. A linearised objective takes its gradient at its
-        anchor, so it is looked at on both sides of that, which spares a second backward pass.
-        """
-        source, at = (self.slice.source, self.slice.anchor) if isinstance(self.slice, LinearSlice) else (self.slice, z)
-        ahead, behind = (source(self._unravel(side)) for side in (at + shift, at - shift))
-        return self._checked(ahead, z), self._checked(behind, z)
-
-    def sided_slope(self, slope: Tensor) -> Tensor:
-        """Return the gradient between the two values of `sides`, given that of the objective at z."""
-        return self.slice.slope.detach() if isinstance(self.slice, LinearSlice) else slope
-
     def _checked(self, value: Tensor, z: Tensor) -> Tensor:
         single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
         if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):
@@ -164,19 +136,7 @@ class ProblemAtTheta:
         """
         if not self.symmetric:
             self.value(z)  # refuses
-        if transforms_active():
-            pullback = torch.func.vjp(self.gradient, z)[1]
-            return lambda v: pullback(v)[0]
-        with torch.enable_grad():
-            point = z if z.requires_grad else z.detach().requires_grad_()
-            slope = self.gradient(point, graph=True)
-
-        def product(v: Tensor) -> Tensor:
-            options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
-            found = torch.autograd.grad(slope, point, v, **options)[0]
-            return found if self.recorded else found.detach()  # zeros that torch 2.7 fills in require grad
-
-        return product
+        return hessian_products(partial(self.gradient, graph=True), z, recorded=self.recorded)
 
     def gauss_newton(
         self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
@@ -197,33 +157,7 @@ class ProblemAtTheta:
                 "residual(theta, z) returns what is squared."
             )
 
-        def residuals(at: Tensor) -> Tensor:
-            return source(self._unravel(at))
-
-        if transforms_active():
-            pull = torch.func.vjp(residuals, z)[1]
-            return lambda v: pull(jvp(residuals, z, v))[0]
-        options = {"retain_graph": True, "create_graph": self.recorded, "materialize_grads": True}
-        with torch.enable_grad():
-            point = z if z.requires_grad else z.detach().requires_grad_()
-            found = residuals(point)
-            probe = torch.zeros_like(found, requires_grad=True)
-            if not found.requires_grad:
-                return torch.zeros_like
-            # The pullback is linear in its argument, so that its own pullback is the product with J.
-            pulled = torch.autograd.grad(found, point, probe, **{**options, "create_graph": True})[0]
-
-        def product(v: Tensor) -> Tensor:
-            with torch.set_grad_enabled(self.recorded):
-                if products == "forward":
-                    along = jvp(residuals, z, v)
-                else:
-                    with differentiated_twice():
-                        along = torch.autograd.grad(pulled, probe, v, **options)[0]
-                image: Tensor = torch.autograd.grad(found, point, along, **options)[0]
-            return image if self.recorded else image.detach()
-
-        return product
+        return gauss_newton_products(lambda at: source(self._unravel(at)), z, products, recorded=self.recorded)
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
@@ -342,36 +276,3 @@ class ProblemAtTheta:
 
     def _unravel(self, z: Tensor) -> Tree:
         return z if self.lifts else self.layout.unravel(z)
-
-
-def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-    """Return the unit, 1 if None, or the nearest one in which the natural map tells something, `(*lanes, 1)`."""
-    if isinstance(term, Free):
-        return torch.ones_like(slope[..., :1])
-    size, far = length(slope), length(z)
-    unit = torch.ones_like(size) if unit is None else unit
-    if term.rounds:
-        # A step that is short beside z would be lost, or most of it, in the rounding of z.
-        least = torch.finfo(z.dtype).eps ** _REACH * far
-        most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
-        unit = torch.minimum(unit, most)
-    # A very long one ends on the other side of the set, wherever it starts.
-    unit = torch.maximum(unit, size / (_LONG * far.clamp(min=_TINY)))
-    if term.extent is None:
-        return unit
-    # Of a small set every point is near every other: a step that leads out of it shows no distance to a solution.
-    extent = torch.as_tensor(term.extent, device=slope.device)
-    small = (extent > 0) & (extent < _SMALL)
-    return torch.maximum(unit, torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype))
-
-
-def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
-    """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
-    if isinstance(term, Free):
-        return slope  # of which a unit would take the last bit
-    return unit * term.retreat(z, slope / unit, 1 / unit)
-
-
-def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-    """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
-    return length(natural(term, z, slope, scale(term, z, slope, unit))).squeeze(-1)

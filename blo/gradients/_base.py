@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from blo._failures import Checks
+from blo._natural_map import residual
 from blo._parametric_problem import ParametricProblem
-from blo._problem_at_theta import ProblemAtTheta, residual
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.linsolve import LinearSolution

@@ -14,6 +14,7 @@ from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.gradients._finer import Finer, finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
+from blo.gradients._two_values import slope_between, two_values
 
 
 class DifferencePoint(FirstOrderPoint):
@@ -87,7 +88,7 @@ class DifferencePoint(FirstOrderPoint):
         inputs = [problem.leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
             shift = (h * unit).requires_grad_()  # its gradients are those on the two sides, which `Sides` compares
-            values = problem.sides(self._z, shift)
+            values = two_values(problem, self._z, shift)
         # Each lane has its own h, so each value is weighted by size / 2h before the sum over lanes.
         weight = size / (2 * h)
         slopes, parts = [], []
@@ -107,9 +108,9 @@ class DifferencePoint(FirstOrderPoint):
         if self._length is None:  # no product with H has chosen the displacement yet
             with torch.enable_grad(), suspended():
                 near = (0.25 * h * unit).requires_grad_()
-                value, _ = problem.detach().sides(self._z, near)
+                value, _ = two_values(problem.detach(), self._z, near)
                 (nearby,) = torch.autograd.grad(value.sum(), near)
-        return spread, Sides.of(slopes[0], slopes[1], problem.sided_slope(here), nearby)
+        return spread, Sides.of(slopes[0], slopes[1], slope_between(problem, here), nearby)
 
     @property
     def _derived(self) -> bool:
