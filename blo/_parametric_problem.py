@@ -32,7 +32,7 @@ class ParametricProblem:
     of theta: the image of a problem under `vmap` is a batched problem, and the same code solves it.
 
     Attributes:
-        randomness: for each lift, the option `randomness` of its `vmap`.
+        randomness: the option `randomness` of each `vmap`, from the innermost to the outermost.
         eps: as in `ProblemAtTheta`, like `accuracy` and `carried`.
     """
 
@@ -50,17 +50,17 @@ class ParametricProblem:
         lower = wrapped(lower, Looked)
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
-        # A copy: a solver that makes no step returns its start, and results must not share memory with arguments.
+        # Copy the start: a solver that makes no step returns it, and results must not share memory with arguments.
         start = layout.ravel(z0).detach().clone()
         return cls(lower, layout, structure), start, leaves
 
     def under(self, autocast: Autocast) -> ParametricProblem:
-        """Return the problem with its objective evaluated under a state of autocast, wherever that happens."""
+        """Return the problem with an objective that is always evaluated under the given state of autocast."""
         lower = wrapped(self.lower, lambda f: Under(f, autocast))
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
 
     def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:
-        """Return whether the objective can be evaluated in the current state of autocast: some run only under it."""
+        """Return whether the objective runs in the current state of autocast: some objectives need autocast."""
         try:
             with torch.no_grad():
                 self.slice([leaf.detach() for leaf in leaves], 0)(self.layout.unravel(z))
@@ -103,7 +103,7 @@ class ParametricProblem:
         )
 
     def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
-        """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
+        """Return the objective at the theta with these leaves; for minibatches, that of one step."""
         if step is not None and isinstance(self.lower.objective, Batched):
             lower = replace_objective(self.lower, replace(self.lower.objective, step=step))
             return replace(self, lower=lower).slice(leaves)
@@ -114,7 +114,7 @@ class ParametricProblem:
         return self._term(self.structure.tree(leaves))
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
-        """Return the start that `start` returns at these leaves of theta, shape `(*lanes, n)`.
+        """Return the value of `start` at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
             StructureError: if it does not return a tree like z0.
@@ -126,11 +126,11 @@ class ParametricProblem:
         for randomness in self.randomness:
             flat = torch.vmap(flat, randomness=randomness)
         found = flat(*leaves)
-        # A new tensor: if the start were a leaf of theta, the dependence on theta would count as dependence on z.
+        # Copy the start: if it were a leaf of theta itself, derivatives in z would include those in theta.
         return found.clone()
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
-        """Return what a function of trees like z makes of a flat one, shape `(*lanes, n)`.
+        """Apply a function of trees like z to a flat z, shape `(*lanes, n)`.
 
         Raises:
             StructureError: if it does not return a tree like z.
@@ -144,18 +144,18 @@ class ParametricProblem:
         return flat(z)
 
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
-        """Return what the setting `name` of a solver is at these leaves of theta, lane by lane.
+        """Return the solver's setting `name` at these leaves of theta, for each lane separately.
 
         Raises:
-            StructureError: inside `vmap`, if the function does not return a tensor.
+            StructureError: under `vmap`, if the function does not return a tensor.
         """
 
         def found(*leaves: Tensor) -> Any:
             value = function(self.structure.tree(leaves))
             if self.lifts and not isinstance(value, Tensor):
                 raise StructureError(
-                    f"`{name}` as a function of theta returns {type(value).__name__} here, over which `vmap` cannot "
-                    "map. Use gradient=Unrolled(), a number, or problems with batched=True."
+                    f"`{name}(theta)` must return a tensor under `vmap`, but returned {type(value).__name__}. Use "
+                    "gradient=Unrolled(), a number, or problems with batched=True."
                 )
             return value
 
@@ -230,7 +230,7 @@ class ParametricProblem:
         if not isinstance(found, kind):
             raise StructureError(
                 f"`{name}` must be a blo {kind.__name__.lower()}, or a callable theta -> {kind.__name__.lower()}, "
-                f"but gave {type(found).__name__}."
+                f"but returned {type(found).__name__}."
             )
         slack: float = getattr(found, "slack", 0.0)
         if slack < 0:
@@ -239,7 +239,7 @@ class ParametricProblem:
 
 
 def _require_like(found: Tree, z: Tree) -> None:
-    """Raise if the function of a fixed point does not return a tree like z, which subtraction might broadcast.
+    """Check that the map of a fixed-point problem returns a tree like z: the subtraction would broadcast other shapes.
 
     Raises:
         StructureError: if structure or shapes differ from those of z.

@@ -30,16 +30,16 @@ class Parametric(Protocol):
         """Return the problem at the theta with these leaves."""
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
-        """Return what `start` gives at these leaves of theta, shape `(*lanes, n)`."""
+        """Return the value of `start` at these leaves of theta, shape `(*lanes, n)`."""
 
     def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
-        """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
+        """Return the objective at the theta with these leaves; for minibatches, that of one step."""
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
-        """Return what a function of trees like z makes of a flat one."""
+        """Apply a function of trees like z to a flat z."""
 
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
-        """Return what a function gives at these leaves of theta, lane by lane."""
+        """Return the value of a function at these leaves of theta, for each lane separately."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,22 @@ class ProblemAtTheta:
     Strategies use all of it. Solvers use the part that the protocol `blo.solvers.Problem` declares.
 
     Attributes:
-        slice: the objective at this theta; where a fixed point is sought, it returns the residual `z - function(z)`.
+        slice: the objective at this theta; for a fixed-point problem the residual `z - function(z)`.
         term: the constraint set or the penalty.
+        layout: the layout of z in flat tensors.
         theta: the upper variable.
-        leaves: its leaves, as real tensors.
-        parametric: the problem at every theta.
-        moving: the term depends on theta.
-        symmetric: the slice has values, and its gradient's Jacobian is a Hessian.
-        recorded: keep the graph through every gradient, for differentiation through the solver.
-        followed: the solver will be differentiated through, in this solve or in one that repeats its steps.
-        eps: the unit of rounding of the arithmetic in which autocast evaluates the objective; None: that of z.
-        accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
-        carried: what the solver left in an earlier call, constants; None where it carries nothing.
-        stepwise: each step has an objective of its own, with another minibatch.
-        residuals: what the objective is half the sum of squares of, shape `(*lanes, m)`; None where it is none.
+        leaves: the leaves of theta, as real tensors.
+        parametric: the problem for every theta.
+        lifts: the number of `vmap` levels around the problem.
+        moving: whether the term depends on theta.
+        symmetric: whether the problem has an objective, so that the Jacobian of the gradient is a Hessian.
+        recorded: whether gradients keep their graph, so that the solve can be differentiated.
+        followed: whether the steps will be differentiated, in this solve or when they are repeated.
+        eps: machine epsilon of the arithmetic in which autocast evaluates the objective; None means that of z.
+        accuracy: the tolerance of a solver that the user chose; 0 for a default solver or a fixed number of steps.
+        carried: the tensors that the solver stored in an earlier call, as constants; None if it stores nothing.
+        stepwise: whether each step has its own objective, with another minibatch.
+        residuals: the residuals of a least-squares problem, shape `(*lanes, m)`; None for other problems.
     """
 
     slice: Slice
@@ -86,9 +88,10 @@ class ProblemAtTheta:
         """Return the objective without the penalty, shape `lanes`.
 
         Raises:
-            StructureError: if the objective returns any other shape, or a fixed point is sought.
+            StructureError: if the objective returns any other shape, or for a fixed-point problem.
         """
         if not self.symmetric:
+            # Evaluating the map of a fixed-point problem as an objective raises the error.
             FixedPointMap(lambda theta, z: z)(self.theta, z)
         return self._checked(self.slice(self._unravel(z)), z)
 
@@ -105,12 +108,13 @@ class ProblemAtTheta:
         return value
 
     def gradient(self, z: Tensor, *, graph: bool = False) -> Tensor:
-        """Return the gradient of the objective in z, or the residual of a fixed point, shape `(*lanes, n)`.
+        """Return the gradient of the objective in z, or the residual of a fixed-point problem, shape `(*lanes, n)`.
 
-        Its graph is kept where `graph` asks for it, and where the problem is `recorded`.
+        It keeps its graph if `graph` is set or the problem is `recorded`.
         """
         if isinstance(self.slice, TiltedSlice):
-            # Added last: among the terms of the gradient a small tilt would be lost, unseen by the residual.
+            # Add the tilt last: summed with the large terms of the gradient, which cancel at a solution, a small tilt
+            # would be lost in rounding, and the residual would not show it.
             return replace(self, slice=self.slice.slice).gradient(z, graph=graph) + self.slice.slope
         graph = graph or self.recorded
         if self.symmetric:
@@ -125,42 +129,42 @@ class ProblemAtTheta:
             value, slope = replace(self, slice=self.slice.slice).evaluate(z)
             return value + (self.slice.slope * z).sum(-1), slope + self.slice.slope
         value, slope = value_and_gradient(self.value, z, create_graph=self.recorded)
-        value = value.to(slope.dtype)  # gradients have the dtype of z, whatever the objective computes in
+        value = value.to(slope.dtype)  # under autocast the value may have a lower precision than z and the gradient
         return value if self.recorded or transforms_active() else value.detach(), slope
 
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
         """Return v -> H v with the Hessian H of the objective at z; one graph of the gradient serves all products.
 
         Raises:
-            StructureError: if a fixed point is sought, which has no Hessian.
+            StructureError: for a fixed-point problem, which has no Hessian.
         """
         if not self.symmetric:
-            self.value(z)  # refuses
+            self.value(z)  # raises the error
         return hessian_products(partial(self.gradient, graph=True), z, recorded=self.recorded)
 
     def gauss_newton(
         self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
     ) -> Callable[[Tensor], Tensor]:
-        """Return v -> J' J v with the Jacobian J of the residuals at z; one graph of them serves all products.
+        """Return v -> J' J v with the Jacobian J of the residuals at z; one graph of the residuals serves all products.
 
         Args:
             z: shape `(*lanes, n)`.
             products: how J v is computed: by a second backward pass, or in forward mode.
 
         Raises:
-            StructureError: if the objective is no sum of squares.
+            StructureError: if the problem is not a least-squares problem.
         """
         source = self.residuals
         if source is None:
             raise StructureError(
-                "the objective is not known to be a sum of squares. Use LowerProblem.least_squares(residual), where "
-                "residual(theta, z) returns what is squared."
+                "this needs a least-squares problem. Use LowerProblem.least_squares(residual), where "
+                "residual(theta, z) returns the residuals before they are squared."
             )
 
         return gauss_newton_products(lambda at: source(self._unravel(at)), z, products, recorded=self.recorded)
 
     def penalized(self, z: Tensor) -> Tensor:
-        """Return the objective with the penalty, shape `lanes`; constraints are the caller's business."""
+        """Return the objective with the penalty, shape `lanes`; whether z satisfies a constraint is not checked."""
         value = self.value(z)
         return value + self.term.value(z) if isinstance(self.term, Penalty) else value
 
@@ -173,18 +177,24 @@ class ProblemAtTheta:
         return residual(self.term, z, slope, unit).detach()
 
     def scale(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-        """Return the unit in which the residual is measured there, 1 where that will do, shape `(*lanes, 1)`."""
+        """Return the unit of the residual at z, by default 1 if that is suitable, shape `(*lanes, 1)`."""
         return scale(self.term, z, slope, unit).detach()
 
     def natural(self, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
-        """Return `unit (z - prox(z - slope / unit))`, whose length is the residual, shape `(*lanes, n)`."""
+        """Return `unit (z - prox(z - slope / unit))`, shape `(*lanes, n)`; its length is the residual."""
         return natural(self.term, z, slope, unit).detach()
 
     def tangent(self, term: Term, z: Tensor, slope: Tensor) -> Tangent:
-        """Return the tangent space of the term, or of the same at rest, at the solution z with this gradient.
+        """Return the tangent space of the term at the solution z with this gradient.
 
-        A solver that accepts residuals larger than the term's `slack` leaves z further than that from constraints that
-        hold it: then they are looked for as far as the residual reaches, less far where the curvature is large.
+        A constraint counts as active if z is within the term's `slack` of it. If the solver accepts larger residuals,
+        z may lie further from an active constraint: the slack is then increased to twice the residual, or to twice the
+        residual over the curvature if the curvature is above 1.
+
+        Args:
+            term: the term of this problem, or the same term as a constant.
+            z: shape `(*lanes, n)`.
+            slope: the gradient at z.
         """
         if term.loosened(self.accuracy) is not term:
             left = residual(term, z, slope).detach()
@@ -196,11 +206,14 @@ class ProblemAtTheta:
         return term.tangent(z, slope)
 
     def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:
-        """Return how far the term's face carries z when theta moves the term away from `origin`, with this tangent."""
+        """Return the displacement of z with the face of the set when theta changes the term from `origin` to its own.
+
+        `tangent` is the tangent space at z of `origin`. The displacement is zero if the term does not depend on theta.
+        """
         return tangent.carry(origin, self.term, z) if self.moving else torch.zeros_like(z)
 
     def detach(self) -> ProblemAtTheta:
-        """Return the same problem with theta held constant, sharing what was computed for this theta."""
+        """Return the same problem with a constant theta; what was computed for this theta is shared."""
         return self._constant
 
     @cached_property
@@ -215,11 +228,11 @@ class ProblemAtTheta:
         )
 
     def record(self) -> ProblemAtTheta:
-        """Return the same problem, keeping the graph through every gradient."""
+        """Return the same problem with gradients that keep their graph."""
         return replace(self, recorded=True, followed=True)
 
     def follow(self) -> ProblemAtTheta:
-        """Return the same problem, for steps that will be differentiated, now or when they are made again."""
+        """Return the same problem for steps that will be differentiated, now or when they are repeated."""
         return self if self.followed else replace(self, followed=True)
 
     def tilt(self, slope: Tensor) -> ProblemAtTheta:
@@ -236,7 +249,7 @@ class ProblemAtTheta:
         return self.parametric.bind(leaves)
 
     def place(self, start: Callable[[Tree], Tree] | None, z0: Tensor) -> Tensor:
-        """Return where a solver starts, shape `(*lanes, n)`: what `start` gives at this theta, or z0.
+        """Return the start of the solver, shape `(*lanes, n)`: the value of `start` at this theta, or z0 without it.
 
         Raises:
             StructureError: if `start` does not return a tree like z0.
@@ -244,26 +257,26 @@ class ProblemAtTheta:
         return z0 if start is None else self.parametric.place(start, self.leaves)
 
     def at_step(self, step: int | Tensor | tuple[()]) -> ProblemAtTheta:
-        """Return the problem whose objective is that of one step; the same one if all steps share the objective."""
+        """Return the problem with the objective of one step; the same problem if all steps share one objective."""
         if not self.stepwise or isinstance(step, tuple):
             return self
-        # Under `vmap`, problems that rest have stopped counting.
+        # Under `vmap` lanes that have stopped no longer count, so the largest number is that of the running ones.
         number = int(plain(step).max()) if isinstance(step, Tensor) else step
         return replace(self, slice=self.parametric.slice(self.leaves, number))
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
-        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+        """Apply a function from trees like z to trees like z to a tensor of shape `(*lanes, n)`.
 
         Raises:
-            StructureError: if it returns anything else, calling that `name`.
+            StructureError: if the result is not a tree like z; the message calls it `name`.
         """
         return self.parametric.mapped(function, name, z)
 
     def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
-        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+        """Return `read(function(theta))`, which is evaluated once, and for each lane separately under `vmap`.
 
         Raises:
-            StructureError: inside `vmap`, if `read` does not return a tensor.
+            StructureError: under `vmap`, if `read` does not return a tensor.
         """
         key = name, id(function)
         if key not in self._at_theta:

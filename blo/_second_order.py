@@ -31,7 +31,7 @@ def hessian_products(gradient: Callable[[Tensor], Tensor], z: Tensor, *, recorde
     def product(v: Tensor) -> Tensor:
         options = {"retain_graph": True, "create_graph": recorded, "materialize_grads": True}
         found = torch.autograd.grad(slope, point, v, **options)[0]
-        return found if recorded else found.detach()  # zeros that torch 2.7 fills in require grad
+        return found if recorded else found.detach()  # in torch 2.7 zeros of `materialize_grads` require grad
 
     return product
 

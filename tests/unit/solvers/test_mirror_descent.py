@@ -181,7 +181,7 @@ def test_penalties_are_refused() -> None:
 
 def test_to_unroll_it_wants_a_step() -> None:
     lower, z0 = blo.LowerProblem(entropic, Simplex(1.0)), torch.full((3,), 1 / 3, dtype=torch.float64)
-    with pytest.raises(blo.StructureError, match="To unroll, give `step`"):
+    with pytest.raises(blo.StructureError, match="cannot be unrolled without `step`"):
         blo.argmin(lower, costs(0, 3).requires_grad_(), z0, solver=MirrorDescent(), gradient=blo.Unrolled())
 
 

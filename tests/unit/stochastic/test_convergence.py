@@ -132,8 +132,11 @@ def above(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("algorithm", "messages"),
     [
-        (blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=1e3), {"theta outruns z and y", "back and forth"}),
-        (blo.SOBA(lower_step=0.1, upper_step=6.0), {"back and forth"}),
+        (
+            blo.F2SA(lower_step=0.1, upper_step=0.1, multiplier=1e3),
+            {"theta moves too fast for z and y", "theta oscillates"},
+        ),
+        (blo.SOBA(lower_step=0.1, upper_step=6.0), {"theta oscillates"}),
         (blo.F2SA(lower_step=0.1, multiplier=1e3), set()),
         (blo.SOBA(lower_step=0.1, upper_step=0.05), set()),
         (blo.BOME(lower_step=0.1, upper_step=0.05), set()),
