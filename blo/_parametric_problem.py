@@ -32,8 +32,13 @@ class ParametricProblem:
     of theta: the image of a problem under `vmap` is a batched problem, and the same code solves it.
 
     Attributes:
+        lower: the problem as the user wrote it.
+        layout: the layout of z in flat tensors.
+        structure: the structure of theta.
         randomness: the option `randomness` of each `vmap`, from the innermost to the outermost.
-        eps: as in `ProblemAtTheta`, like `accuracy` and `carried`.
+        eps: as in `ProblemAtTheta`.
+        accuracy: as in `ProblemAtTheta`.
+        carried: as in `ProblemAtTheta`.
     """
 
     lower: LowerProblem

@@ -1,4 +1,4 @@
-"""The lower problem at one theta, on flat tensors: what solvers and strategies work with."""
+"""The lower problem at one theta, on flat tensors, for solvers and strategies."""
 
 from __future__ import annotations
 

@@ -100,7 +100,8 @@ class FixedPoint(Iterative):
         )
         if surely(fast):
             return state
-        # A rejected step also gives a valid difference of the map.
+        # A rejected step also gives a valid difference of the map. A difference that is not finite would make all later
+        # steps NaN, so it is replaced by zero.
         finite = torch.isfinite(size)
         moves = push(state.moves, torch.where(finite, aim - origin, 0.0))
         turns = push(state.turns, torch.where(finite, force - before, 0.0))

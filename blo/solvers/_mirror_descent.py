@@ -62,6 +62,7 @@ class MirrorDescent(Iterative):
                 "other directions, and then derivatives grow from step to step. Give `step`, at most one over the "
                 "curvature in the metric of the entropy: 1 / tau for an objective with tau sum(z log z)."
             )
+        # Multiplicative steps cannot leave the boundary, so the start must not lie on it.
         z = lifted(problem.term, z0, "MirrorDescent")
         one = torch.ones_like(z[..., :1])
         return _State(z, problem.gradient(z), z, one * (1.0 if self.step is None else self.step), torch.zeros_like(one))

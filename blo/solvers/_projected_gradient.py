@@ -153,4 +153,5 @@ def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]
     length = (moved * moved).sum(-1, keepdim=True)
     # Differences of gradients stay accurate near the solution, where rounding dominates differences of values.
     accepted = step * (turned * moved).sum(-1, keepdim=True) <= length
+    # Growth is slow, because each rejected step costs a gradient, but the curvature may be smaller further on.
     return torch.where(accepted, 1.05 * step, 0.5 * step), accepted

@@ -79,6 +79,7 @@ class Running(NamedTuple):
     @property
     def resting(self) -> Tensor:
         """The lanes that make no further step, booleans of shape `lanes`."""
+        # A residual of NaN fulfils no comparison. Such lanes stop through `lost`, one step later.
         return (self.residual <= self.limit) | self.lost | self.floor | self.stuck
 
     @property

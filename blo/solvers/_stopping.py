@@ -101,9 +101,8 @@ def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[
 def repeats(problem: Problem, at: Place) -> Tensor:
     """Return the lanes in which a second evaluation of the gradient at z equals the first up to rounding."""
     drift = length(problem.gradient(at.z).detach() - at.slope).squeeze(-1)
-    return ~(
-        drift > _REPEATED * resolution(problem, at.z) * at.size
-    )  # NaN counts as equal: it is not noise of a random objective
+    # NaN counts as equal: it is not noise of a random objective.
+    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)
 
 
 def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:

@@ -163,6 +163,7 @@ def _begun(optimizer: Any, layout: Layout) -> FunctionalOptimizer:
     """Check that a function of theta returned an optimiser, and return it after its very first update."""
     _required(optimizer)
     begun: FunctionalOptimizer = optimizer
+    # The point and the gradient of the discarded update do not matter.
     z = torch.ones(*layout.lanes, layout.size, dtype=layout.dtype, device=layout.device)
     _updated(begun, z, tree.map(torch.as_tensor, begun.init(z)), z)
     return begun
@@ -172,6 +173,7 @@ def _updated(optimizer: FunctionalOptimizer, slope: Tensor, inner: Any, z: Tenso
     try:
         found: tuple[Tensor, Any] = optimizer.update(slope, inner, params=z, inplace=False)
     except RuntimeError as error:
+        # torch's message on an autograd.Function without the static method that transforms need
         if "setup_context" not in str(error):
             raise
         raise StructureError(

@@ -61,6 +61,7 @@ class TorchOptim(Solver):
                 "`TorchOptim` writes to its own copy of z, so its steps can be neither differentiated nor mapped by "
                 "`vmap`. Use gradient=Implicit(), or the solver TorchOpt() or ProjectedGradient()."
             )
+        # A copy: the optimiser writes to its parameter, and z0 must not change.
         z = torch.nn.Parameter(z0.detach().clone())
         optimizer = _made(self.factory, z)
         value, slope = problem.at_step(0).evaluate(z.detach())

@@ -100,6 +100,7 @@ class Algorithm(abc.ABC):
         return {
             "algorithm": state["algorithm"],
             "step": state["step"] + 1,
+            # States of earlier versions do not count batches.
             "taken": tuple(
                 before + stream.count for before, stream in zip(state.get("taken", (0, 0)), streams, strict=True)
             ),

@@ -86,6 +86,7 @@ class F2SA(Algorithm):
             pull, push = oracle.upper().gradients(theta, y)[1], oracle.lower().slope(theta, y)
             # Divided by 2 * weight, the direction keeps its scale while the multiplier grows.
             y = lower.move("y", y, pull + weight * push, over=2 * weight)
+        # Danskin's theorem: the derivative in theta of min_y (f + weight g) - weight min_z g is that at fixed y and z.
         direct = oracle.upper().gradients(theta, y)[0]
         difference = oracle.lower().gradients(theta, y)[0] - oracle.lower().gradients(theta, z)[0]
         step = self._step(k, weight, oracle.checks)

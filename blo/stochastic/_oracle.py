@@ -74,6 +74,7 @@ class Sample:
         with torch.enable_grad():
             z = _leaf(z)
             slope = gradient(lambda point: self._value(theta, point), z, create_graph=True)
+        # One pass gives H q and B^T q, and frees the graph, which belongs to this batch only.
         found, *cross = pullback([slope], [z, *wanted], [q], last=True)
         if any(part is None for part in cross):
             self.checks.constant()

@@ -66,6 +66,7 @@ class SABA(Algorithm):
         require_count(self.lower_count, "lower_count")
 
     def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        # All rows share these zeros, since rows are replaced and never written to.
         p, n = torch.zeros_like(theta), torch.zeros_like(z)
         upper, lower = (p, n), (n, n, p)
         return {

@@ -101,6 +101,7 @@ def _points(state: State) -> dict[str, Tree]:
 
 def _straight(way: list[float], places: list[Tree]) -> bool:
     """Return whether a variable moved in one direction at a constant pace after the first quarter."""
+    # Rounding errors move a converged variable as well.
     if way[3] <= 10 * _eps(places[4]) * _size(places[4]):
         return False
     steady = all(abs(b - a) <= _SLOWER * a for a, b in pairwise(way[1:]))
