@@ -169,7 +169,7 @@ def test_it_conforms() -> None:
     "made", [blo.Free(), blo.Box(0.0, 1.0), Simplex(1.0, cap=0.9), blo.L2Ball(1.0)], ids=lambda s: type(s).__name__
 )
 def test_other_sets_are_refused(made: blo.sets.Set) -> None:
-    with pytest.raises(blo.StructureError, match="`MirrorDescent` moves logarithms"):
+    with pytest.raises(blo.StructureError, match="`MirrorDescent` needs a set of positive numbers"):
         minimise(lambda z: z.square().sum(), torch.full((3,), 1 / 3), MirrorDescent(), made)
 
 
