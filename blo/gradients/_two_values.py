@@ -19,8 +19,9 @@ def two_values(problem: ProblemAtTheta, z: Tensor, shift: Tensor) -> tuple[Tenso
     through the gradient of the original objective at the anchor. So the original objective is evaluated on both sides
     of the anchor, which saves a second backward pass.
     """
-    if isinstance(problem.slice, LinearSlice):
-        problem, z = replace(problem, slice=problem.slice.source), problem.slice.anchor
+    model = problem.slice
+    if isinstance(model, LinearSlice):
+        problem, z = replace(problem, slice=model.source), model.anchor
     return problem.value(z + shift), problem.value(z - shift)
 
 

@@ -140,7 +140,9 @@ def test_saba_refuses_a_state_that_remembers_other_batches(counts: tuple[int, in
         blo.SABA(lower_step=0.1, upper_step=0.1, upper_count=upper_count, lower_count=lower_count)
         for upper_count, lower_count in ((2, 2), counts)
     )
-    with pytest.raises(StructureError, match=r"has rows for 2 (upper|lower) batches, but `(upper|lower)_count` is [13]"):
+    with pytest.raises(
+        StructureError, match=r"has rows for 2 (upper|lower) batches, but `(upper|lower)_count` is [13]"
+    ):
         other.step(made.init(ZERO, ZERO), upper, lower, [(0, None)], [(0, None)])
 
 
