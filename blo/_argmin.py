@@ -13,8 +13,8 @@ from blo._entrance import outside_compile, with_numbers
 from blo._failures import Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
+from blo._parametric_problem import ParametricProblem
 from blo._parts import equipped, require_parts
-from blo._problem import FlatProblem
 from blo._solving import Solving
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
@@ -101,7 +101,7 @@ def _argmin(
         hoisted, theta, solver = hoist(lower, theta, z0, solver)
     else:
         hoisted = lower
-    problem, start, leaves = FlatProblem.of(hoisted, theta, z0)
+    problem, start, leaves = ParametricProblem.of(hoisted, theta, z0)
     solver, problem = equipped(problem, leaves, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
@@ -117,7 +117,7 @@ def _argmin(
     return found
 
 
-def _solved(problem: FlatProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving) -> Tensor:
+def _solved(problem: ParametricProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving) -> Tensor:
     if torch.is_grad_enabled() or transforms_active():
         return gradient.rule(problem, solve).attach(problem, leaves, z0)
     at = problem.bind([leaf.detach() for leaf in leaves])

@@ -27,24 +27,24 @@ from blo._transforms import lanes_of, outside_transforms
 from blo._watch import Watch, refuse_reentrant, versions, written
 from blo.errors import BloWarning, StructureError
 
-#: What evaluations do to buffers such as running statistics.
+#: Whether evaluations update buffers such as running statistics.
 BufferPolicy: TypeAlias = Literal["freeze", "update-once"]
 _POLICIES = ("freeze", "update-once")
 _CHECKPOINTED = (
-    "`functionalize` cannot evaluate a module that sets saved-tensor hooks, as activation checkpointing does: what it "
-    "recomputes in the backward pass would use the module's own parameters. Switch checkpointing off in the module, "
+    "`functionalize` cannot evaluate a module that sets saved-tensor hooks, as activation checkpointing does: the "
+    "recomputation in the backward pass would use the module's own parameters. Switch checkpointing off in the module, "
     "and checkpoint the call of the functional instead."
 )
 
 
 @final
 class Functional:
-    """A module and a loss as one function of the module's parameters; made by `functionalize`.
+    """A module and a loss as one function of the module's parameters, from `functionalize`.
 
-    Every evaluation is the same function until `reseed`: the same masks of dropout, the same buffers, and in training
-    mode the singular vectors of spectral norms that the first evaluation found. The module is read at each evaluation
-    (frozen parameters, buffers, training flags) and never written to, except that its buffers move where the policy
-    says so.
+    Until `reseed`, every evaluation computes the same function: with the same dropout masks, the same buffers, and in
+    training mode the singular vectors of spectral norms from the first evaluation. Each evaluation reads the module
+    (frozen parameters, buffers, training flags) and does not write to it, except that it updates buffers according to
+    the policy.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Functional:
         self._trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._devices = {t.device for t in (*module.parameters(), *module.buffers())}
         self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(0)
-        #: The singular vectors of spectral norms since `reseed`, by the name of their buffers.
+        #: The singular vectors of spectral norms since `reseed`; the keys are the names of their buffers.
         self._held: dict[str, Tensor] = {}
-        #: How an evaluation has been watched: in training or not, inside transforms or not, and which tensors required
-        #: grad; whether one wrote to its inputs.
+        #: The modes in which an evaluation has been watched: training or not, inside transforms or not, and which
+        #: tensors require grad.
         self._watched: set[tuple[bool, bool, tuple[bool, ...]]] = set()
         self._copies_inputs = False
         self._updates = self._pending = buffers == "update-once"
@@ -72,29 +72,29 @@ class Functional:
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
-        """The trainable parameters by name: copies made at the first access, leaves that require grad.
+        """The trainable parameters, with their names as keys: copies from the first access, leaves that require grad.
 
-        Tied parameters appear once, frozen ones not at all. Optimise them in place of the module's own; bring them
-        back with `module.load_state_dict(parameters, strict=False)`.
+        Tied parameters appear once, frozen ones do not appear. Optimise these copies instead of the module's own
+        parameters, and write them back with `module.load_state_dict(parameters, strict=False)`.
         """
         own = self._own()
         with outside_transforms():
             return {name: own[name].detach().clone().requires_grad_() for name in self._trainable}
 
     def __call__(self, parameters: Mapping[str, Tensor], inputs: Any = (), *targets: Any, **keywords: Any) -> Any:
-        """Return `loss(module(inputs), *targets)`, or the module's output where there is no loss.
+        """Return `loss(module(inputs), *targets)`, or the module's output if there is no loss.
 
         Args:
-            parameters: a tensor for each name in `parameters`; names of frozen parameters may be added.
+            parameters: a tensor for each name in `.parameters`; frozen parameters may be added.
             inputs: the module's argument, or a tuple of its arguments.
             targets: further arguments of the loss.
-            keywords: the module's arguments by keyword.
+            keywords: keyword arguments of the module.
 
         Raises:
-            StructureError: if parameters or arguments do not fit the module; if it writes to its parameters, or makes a
-                buffer that was None; if the first evaluation of a spectral norm in training mode, or with
-                `"update-once"` the one that moves the buffers, is inside `torch.vmap`; inside a re-entrant checkpoint
-                that is none of an objective.
+            StructureError: if parameters or arguments do not fit the module; if the module writes to its parameters or
+                creates a buffer that was None; if the first evaluation of a spectral norm in training mode is inside
+                `torch.vmap`, or with `"update-once"` the evaluation that updates the buffers; inside a re-entrant
+                checkpoint that is not part of an objective.
             RuntimeError: if the module checkpoints activations with `use_reentrant=False`.
         """
         value, state = self._evaluate(parameters, inputs, keywords, targets)
@@ -104,9 +104,9 @@ class Functional:
         return value
 
     def update_buffers(self, parameters: Mapping[str, Tensor], inputs: Any = (), **keywords: Any) -> None:
-        """Move the module's buffers as one forward pass of the module would, and return nothing.
+        """Update the module's buffers as one forward pass of the module would.
 
-        Under `"update-once"` this is the one update of the step, in place of that by the next evaluation.
+        Under `"update-once"` this is the only update of the step; the next evaluation makes none.
         """
         with torch.no_grad():
             _, state = self._run(parameters, inputs, keywords, None, iterate=True)
@@ -114,13 +114,13 @@ class Functional:
         self._pending = False
 
     def reseed(self, seed: int | torch.Generator | None = None) -> None:
-        """Begin the next outer step: other masks of dropout, and under `"update-once"` another update of the buffers.
+        """Begin the next outer step: new dropout masks, and under `"update-once"` another update of the buffers.
 
-        Call it between steps, not between a solve and its backward pass, which must see one function.
+        Call this between steps, not between a solve and its backward pass, which must use the same function.
 
         Args:
-            seed: masks are those drawn after `torch.manual_seed(seed)`. A generator gives a seed now and at each
-                call without one. None: the next of the sequence that the last seed began.
+            seed: the masks are those drawn after `torch.manual_seed(seed)`. A generator gives a seed now and in each
+                later call without a seed. None draws the next seed from the sequence that the last seed began.
         """
         if isinstance(seed, torch.Generator):
             self._source = seed
@@ -142,8 +142,10 @@ class Functional:
             if transforms_active() and lanes_of(tree.tensors((parameters, inputs, keywords))):
                 raise StructureError(
                     f"one evaluation must find the singular vectors {moving} of spectral norms, but inside `vmap` each "
-                    "lane has its own. Evaluate once outside `vmap` before, or use the module in evaluation mode."
+                    "lane has its own. Evaluate once outside `vmap` first, or use the module in evaluation mode."
                 )
+            # The vectors are found once and then held: if each evaluation iterated again, no two would be the same
+            # function.
             with torch.no_grad():
                 _, state = self._run(parameters, inputs, keywords, None, iterate=True)
             self._held.update({name: plain(state[name]).clone() for name in moving})
@@ -162,7 +164,7 @@ class Functional:
         """Return the value, or the module's output when targets are None, and the state after the evaluation.
 
         Args:
-            iterate: let spectral norms make their power iterations, instead of those vectors that are held.
+            iterate: whether spectral norms make their power iterations; otherwise they use the stored vectors.
         """
         state = self._state(parameters)
         given = tree.tensors((inputs, keywords))
@@ -176,6 +178,8 @@ class Functional:
         if not iterate:
             state.update(self._held)
         watch: Watch | contextlib.nullcontext[None] = contextlib.nullcontext()
+        # The first evaluation in each mode runs on copies under a `Watch`, which detects modules that write to their
+        # inputs or parameters. Later evaluations save this work.
         if first or self._copies_inputs:
             inputs, keywords = tree.map(_copy, (inputs, keywords))
         if first:
@@ -197,7 +201,8 @@ class Functional:
             self._layers.replaced(iterate=iterate),
             watch,
         ):
-            # Tied names are in the state already. What the module assigns to its buffers comes back in it.
+            # The state already contains tied names. After the call it contains the tensors that the module assigned to
+            # its buffers.
             arguments = inputs if isinstance(inputs, tuple) else (inputs,)
             try:
                 value = call_with(self._module, state, arguments, keywords)
@@ -215,6 +220,7 @@ class Functional:
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
                 raise StructureError(written(name, "in place"))
+        # This evaluation drew random numbers but the previous one did not, so their order was not fixed: repeat it.
         if self._replay.draws and not expected:
             return self._run(parameters, inputs, keywords, targets, iterate=iterate)
         return value, state
@@ -224,7 +230,11 @@ class Functional:
         return dict(self._module.named_parameters())
 
     def _state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parameters under every name that the module knows them by."""
+        """Return the parameters under all their names: a tied parameter has several.
+
+        Raises:
+            StructureError: if names or shapes do not fit the module.
+        """
         if not isinstance(parameters, Mapping):
             raise StructureError(
                 f"`parameters` must be a dict of tensors like `.parameters`, but is {type(parameters).__name__}."
@@ -234,7 +244,7 @@ class Functional:
         if missing or unknown:
             raise StructureError(
                 f"`parameters` must have the names in `.parameters`, but lacks {missing} and has unknown {unknown}. "
-                "Tied parameters go by their first name; buffers are not parameters."
+                "A tied parameter has its first name here; buffers are not parameters."
             )
         for name, tensor in parameters.items():
             if tensor.shape != self._shapes[name]:
@@ -255,51 +265,51 @@ def functionalize(
 ) -> Functional:
     """Return a module as a function of its parameters that can be evaluated and differentiated any number of times.
 
-    `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. It may stand in lower and upper
-    objectives, with the parameters as theta or as z, and under every `torch.func` transform. The module's parameters,
-    `.grad`, `requires_grad` and training flags stay as they are, and so does the global random state. Autocast acts as
-    on the module; in the backward pass of `argmin`, as it did in its forward pass.
+    `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. Lower and upper objectives may use it, with
+    the parameters as theta or as z, and so may every `torch.func` transform. The module's parameters, `.grad`,
+    `requires_grad` and training flags do not change, and neither does the global random state. Autocast acts as on the
+    module. The backward pass of `argmin` uses the state of autocast of the forward pass.
 
     Args:
-        module: any module, in training or evaluation mode; move it to its device before.
-        loss: `loss(output, *targets)`, or `"loss"` for a module that computes its own, as those of Hugging Face do when
-            they are given labels: the value is then the output's attribute `.loss`, or its entry of that name. Without
-            it the value is the module's output.
-        buffers: `"freeze"`: no evaluation changes a buffer. `"update-once"`: the first evaluation after the call of
-            `functionalize` or `reseed` moves them as a forward pass of the module does, and no other one.
-        seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout has one
-            mask; with a generator, the seed is drawn from it.
-        fused_attention: let `scaled_dot_product_attention` choose fused kernels, which have no second derivatives:
-            for first-order strategies and products by finite differences. By default attention is computed by
-            operations that have them.
+        module: any module, in training or evaluation mode; move it to its device first.
+        loss: `loss(output, *targets)`, or `"loss"` for a module that computes its own loss, as Hugging Face's models do
+            if they get labels: the value is then the attribute or entry `loss` of the output. Without a loss the value
+            is the module's output.
+        buffers: `"freeze"`: no evaluation changes a buffer. `"update-once"`: only the first evaluation after
+            `functionalize` or `reseed` updates the buffers, as a forward pass of the module does.
+        seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout always has the
+            same mask; with a generator, the seed is drawn from it.
+        fused_attention: whether `scaled_dot_product_attention` may choose fused kernels, which have no second
+            derivatives. Set it for first-order strategies and for products by finite differences. By default attention
+            uses operations that have second derivatives.
 
     Raises:
         StructureError: if `module` is not a module, has parameters without a shape, is wrapped in
-            `DistributedDataParallel`, holds `DataParallel` or a module of `torch.jit`, or contains a layer whose
-            gradient torch has wrong.
-        ValueError: if `buffers` is not a policy, or `loss` is another name.
+            `DistributedDataParallel`, contains `DataParallel` or a module of `torch.jit`, or contains a layer for which
+            torch computes a wrong gradient.
+        ValueError: if `buffers` is not a policy, or `loss` is another string.
     """
     if not isinstance(module, nn.Module):
         raise StructureError(f"`module` must be a torch.nn.Module, but is {type(module).__name__}.")
     if isinstance(module, DistributedDataParallel):
         raise StructureError(
-            "`module` must not be wrapped in DistributedDataParallel, which knows nothing of second derivatives. "
+            "`module` must not be wrapped in DistributedDataParallel, which does not support second derivatives. "
             "Pass its `.module`, and wrap the objectives in blo.distributed.mean: the mean of the ranks' "
             "hypergradients is not the hypergradient."
         )
     if any(isinstance(part, nn.DataParallel) for part in module.modules()):
         raise StructureError(
-            "`module` must not hold nn.DataParallel, whose copies would compute with the module's own parameters. Pass "
-            "its `.module`; for several devices see blo.distributed.mean."
+            "`module` must not hold nn.DataParallel, whose copies would use the module's own parameters. Pass its "
+            "`.module`; for several devices see blo.distributed.mean."
         )
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise StructureError(
-            "`module` must not be compiled by torch.jit, whose parameters cannot be exchanged. Pass the module that it "
-            "was made from."
+            "`module` must not be compiled by torch.jit, because its parameters cannot be replaced. Pass the original "
+            "module."
         )
     lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if lazy:
-        raise StructureError(f"`module` must know its shapes, but {lazy} are lazy. Call it once on a batch before.")
+        raise StructureError(f"`module` must know its shapes, but {lazy} are lazy. Call it once on a batch first.")
     if buffers not in _POLICIES:
         raise ValueError(f"`buffers` must be one of {_POLICIES}, but is {buffers!r}.")
     if isinstance(loss, str):
@@ -310,10 +320,10 @@ def functionalize(
 
 
 def _own_loss(output: Any, *targets: Any) -> Tensor:
-    """Return the loss that a module has computed itself.
+    """Return the loss that the module itself has computed.
 
     Raises:
-        StructureError: if there is none, or there are targets, which the module gets by keyword.
+        StructureError: if the output has no loss, or there are targets: the module gets these as keyword arguments.
     """
     found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     if targets or not isinstance(found, Tensor):
@@ -326,7 +336,7 @@ def _own_loss(output: Any, *targets: Any) -> Tensor:
 
 
 def _names(module: nn.Module) -> dict[str, list[str]]:
-    """Return all names of each parameter, its first one as the key."""
+    """Return all names of each parameter; the key is its first name."""
     first: dict[int, str] = {}
     names: dict[str, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -336,21 +346,21 @@ def _names(module: nn.Module) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def _differentiable(fused_attention: bool) -> Iterator[None]:
-    """Have attention computed by operations that can be differentiated any number of times, in either mode."""
+    """Compute attention by operations that can be differentiated any number of times, in reverse and forward mode."""
     with contextlib.ExitStack() as stack:
         if not fused_attention:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Hooks set further out, by a checkpoint around the functional, are sound: torch then refuses to disable them.
+        # Hooks of a checkpoint around the functional are correct. While these are set, torch raises an error here.
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))
         yield
 
 
 def _require_fit(module: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], error: TypeError) -> None:
-    """Refuse arguments that the module does not take.
+    """Explain a TypeError if the arguments do not fit the module's signature.
 
     Raises:
-        StructureError: saying what it takes.
+        StructureError: if they do not; the message gives the signature.
     """
     signature = inspect.signature(module.forward)
     try:
@@ -358,8 +368,8 @@ def _require_fit(module: nn.Module, arguments: tuple[Any, ...], keywords: Mappin
     except TypeError as reason:
         raise StructureError(
             f"`inputs` must be what {type(module).__name__}.forward{signature} takes, but {len(arguments)} arguments "
-            f"and the keywords {list(keywords)} do not fit: {reason}. Several arguments are a tuple; pass those by "
-            "keyword as f(parameters, name=value)."
+            f"and the keywords {list(keywords)} do not fit: {reason}. Pass several arguments as a tuple, and keyword "
+            "arguments as f(parameters, name=value)."
         ) from error
 
 

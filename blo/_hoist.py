@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._lower import LowerProblem, replace_objective
-from blo._objective import Batched, FixedPoint, Linearized, around
+from blo._objective import Batched, FixedPointMap, Linearized, around
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
@@ -36,7 +36,7 @@ def hoist(
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
         evaluate: Callable[..., Any] = lower.objective
-        if isinstance(lower.objective, FixedPoint | Batched):
+        if isinstance(lower.objective, FixedPointMap | Batched):
             evaluate = lower.objective.function
         if isinstance(lower.objective, Batched):
             evaluate(theta, z0, 0)

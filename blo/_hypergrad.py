@@ -1,4 +1,4 @@
-"""The hypergradient with its direct and implicit parts apart."""
+"""The hypergradient, with its direct and implicit parts as separate results."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo import _bounds, tree
+from blo import tree
 from blo._arguments import require_function
 from blo._autocast import bare
 from blo._entrance import entrance
+from blo._error_bound import solution_error
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem
 from blo._objective import split
+from blo._parametric_problem import ParametricProblem
 from blo._parts import equipped, require_parts
-from blo._problem import FlatProblem
 from blo._report import Report
 from blo._solving import Solving
 from blo._theta import Structure
@@ -39,11 +40,11 @@ class Hypergradient:
         direct: df/dtheta at fixed z, a tree like theta.
         grad: the sum of the direct part and the implicit part, a tree like theta.
         z: the lower solution, a tree like z0.
-        state: what warm-starts the next call: the solution under `"z"`, a tree like z0, and under `"q"` the adjoint,
-            shape `(*lanes, n)`, or None; with `carry=True` what the solver keeps, a list of tensors under `"solver"`;
-            safe to `torch.save`.
-        report: diagnostics, computed when read.
-        aux: with `has_aux=True` what `upper` returned beside its value, its tensors without a graph; otherwise None.
+        state: the warm start of the next call, a dict that `torch.save` accepts. `"z"` holds the solution, a tree like
+            z0, and `"q"` the adjoint, shape `(*lanes, n)`, or None. With `carry=True`, `"solver"` holds the state of
+            the solver, a list of tensors.
+        report: diagnostics, which are computed when they are read.
+        aux: with `has_aux=True` the second result of `upper`, with its tensors detached; otherwise None.
     """
 
     value: Tensor
@@ -56,7 +57,7 @@ class Hypergradient:
 
     @cached_property
     def implicit(self) -> Tree:
-        """The part through z*, a tree like theta; zeros where theta has no influence."""
+        """The part through z*, a tree like theta; zero for leaves on which z* does not depend."""
         structure, leaves = Structure.of(self.direct)
         parts = zip(leaves, self.report.implicit_parts, strict=True)
         return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
@@ -75,46 +76,46 @@ def value_and_hypergrad(
     on_failure: OnFailure | None = None,
     has_aux: bool = False,
 ) -> Hypergradient:
-    """Return f(theta, z*(theta)) and its gradient, direct and implicit parts apart.
+    """Return f(theta, z*(theta)) and its gradient, with the direct and the implicit part.
 
-    The upper gradients in theta and in z come from one backward pass, and one graph of the lower gradient serves
-    every Hessian-vector product and the cross term. The results are constants; for a differentiable solution use
-    `argmin`.
+    One backward pass gives the upper gradients in theta and in z. One graph of the lower gradient serves all
+    Hessian-vector products and the cross term. The results are constants; for a differentiable solution use `argmin`.
 
     Args:
-        upper: `upper(theta, z)` returns a tensor of shape `()`, for a batched problem one for all its lanes.
+        upper: `upper(theta, z)` returns a tensor of shape `()`, also for a batched problem.
         lower: the lower problem.
-        theta: upper variable, a tree of tensors; its leaves need not require grad. Complex leaves have
-            torch's gradient `dF/dRe + i dF/dIm`; leaves of integers and booleans are data, with zero gradients.
+        theta: upper variable, a tree of tensors; its leaves need not require grad. The gradient in a complex leaf is
+            torch's `dF/dRe + i dF/dIm`; leaves of integers and booleans are data, with zero gradients.
         z0: start of the lower solver, a tree of floating point tensors.
-        solver: a lower solver; chosen as by `argmin` if None.
+        solver: a lower solver; if None, the same default as in `argmin`.
         gradient: a strategy; `Implicit()` by default.
-        state: `.state` of an earlier call: the lower solver starts from its solution instead of `z0`, and an
-            iterative linear solver from its adjoint. A solver with `carry=True` goes on with its momentum.
-        on_failure: `"raise"`, `"warn"` or `"ignore"`; by default non-finite values raise and all else warns.
-        has_aux: `upper` returns `(value, aux)`, and the result has the latter, a tree of anything, as `aux`.
+        state: `.state` of an earlier call. The lower solver then starts from its solution instead of `z0`, and an
+            iterative linear solver from its adjoint. A solver with `carry=True` continues with its momentum.
+        on_failure: `"raise"`, `"warn"` or `"ignore"`; by default values that are not finite raise an error, and all
+            other problems give a warning.
+        has_aux: `upper` returns `(value, aux)`, where `aux` is a tree of any objects, which the result holds as `aux`.
 
     Raises:
-        StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` do not fit
+        StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` does not fit
             theta and z0.
         NonFiniteError: if a value, a solution or a gradient is not finite.
-        ConvergenceError: in place of the warnings below, if `on_failure="raise"`.
-        ValueError: for any other `on_failure`.
+        ConvergenceError: instead of the warnings below, if `on_failure="raise"`.
+        ValueError: for an unknown `on_failure`.
 
     Warns:
-        ConvergenceWarning: if a solve stopped early, or the curvature is not positive.
+        ConvergenceWarning: if a solver did not reach its tolerance, or the curvature is not positive.
         DegenerateWarning: if an active constraint has multiplier zero.
-        ConstantWarning: if theta does not enter the lower problem.
+        ConstantWarning: if the lower problem does not depend on theta.
     """
     require_parts(lower, solver, gradient)
     require_function(upper, "upper", "theta", "z")
     gradient = Implicit() if gradient is None else gradient
-    problem, start, given = FlatProblem.of(lower, theta, z0)
+    problem, start, given = ParametricProblem.of(lower, theta, z0)
     solver, problem = equipped(problem, given, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
 
-    # Copies: an optimiser moves theta in place, and the report, read after its step, is one of theta as it was here.
+    # Copy theta: an optimiser changes it in place, and the report, which may be read later, belongs to this theta.
     leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
     guess = None
     if state is not None:
@@ -122,10 +123,11 @@ def value_and_hypergrad(
         problem = replace(problem, carried=carried)
     checks.fixed(lower.term)
     rule = gradient.rule(problem, solving)
-    bound = bare(rule.bind, problem, leaves)
-    found = bare(rule.forward, bound, start)
+    at_theta = bare(rule.bind, problem, leaves)
+    found = bare(rule.forward, at_theta, start)
     assert solving.last is not None
 
+    # A leaf: the upper gradient in z must not continue through the steps of the solver, which `rule.pull` handles.
     z = found.detach().requires_grad_()
     value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
     aux = None
@@ -140,16 +142,16 @@ def value_and_hypergrad(
     filled = iter(slopes_in_theta)
     direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
-    pulled: Pulled = bare(rule.pull, bound, start, found, v, guess)
+    pulled: Pulled = bare(rule.pull, at_theta, start, found, v, guess)
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )
-    mu, solved = lower.strong_convexity, found.detach()  # without the graph of the steps
-    solving.report(bound, solved, pulled)
+    mu, solved = lower.strong_convexity, found.detach()  # so that the report does not keep the graph of the steps
+    solving.report(at_theta, solved, pulled)
     total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
-    def solution_error() -> Tensor:
-        return _bounds.solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
+    def lower_error() -> Tensor:
+        return solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
 
     def like_theta(parts: list[Tensor]) -> Tree:
         return problem.structure.tree(parts)
@@ -164,7 +166,7 @@ def value_and_hypergrad(
         z=problem.layout.unravel(solved),
         state=left,
         report=Report(
-            solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else solution_error
+            solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else lower_error
         ),
         aux=tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux),
     )
@@ -173,10 +175,14 @@ def value_and_hypergrad(
 def _resume(
     state: dict[str, Any], layout: Layout, carry: bool
 ) -> tuple[Tensor, Tensor | None, Sequence[Tensor] | None]:
-    """Return the flat solution, the adjoint and what the solver keeps, as an earlier call left them."""
+    """Return the flat solution, the adjoint and the state of the solver from the `state` of an earlier call.
+
+    Raises:
+        StructureError: if `state` does not have these entries, or they do not fit the problem.
+    """
     if not isinstance(state, dict) or set(state) != {"z", "q", *(["solver"] if carry else [])}:
         found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"
-        wanted = "z, q and what a solver with carry=True keeps" if carry else "z and q"
+        wanted = "z, q and the state of a solver with carry=True" if carry else "z and q"
         raise StructureError(f"`state` must be the `.state` of an earlier call, with {wanted}, but {found}.")
     z, q = layout.ravel(state["z"], "state['z']").detach(), state["q"]
     if q is not None and (q.shape, q.dtype, q.device) != (z.shape, z.dtype, z.device):

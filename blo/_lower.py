@@ -1,4 +1,4 @@
-"""The lower problem as a user writes it."""
+"""The lower problem as a user writes it, in trees of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import Batched, FixedPoint, Indexed, LeastSquares, Linearized, WithoutAux, around
+from blo._objective import Batched, FixedPointMap, Indexed, LeastSquares, Linearized, WithoutAux, around
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -18,7 +18,7 @@ from blo.errors import StructureError
 from blo.penalties import Penalty
 from blo.sets import Free, Set
 
-#: One object for all problems: `torch.compile` does not trace the making of one.
+#: The default constraint, one object for all problems: `torch.compile` cannot trace its construction.
 _WHOLE = Free()
 
 
@@ -27,23 +27,23 @@ class LowerProblem:
     """`minimise objective(theta, z) over z in constraint`, or `minimise objective(theta, z) + penalty(z)`.
 
     Args:
-        objective: `objective(theta, z)` returns a tensor of shape `()`, or of shape `(batch,)` when `batched`.
-        constraint: a set, or a callable `theta -> set` when the set moves with theta; by default `Free()`.
-        penalty: a penalty, or a callable `theta -> penalty` when its weight depends on theta.
-        batched: the first axis of every leaf of z numbers independent problems, solved, projected and
+        objective: `objective(theta, z)` returns a tensor of shape `()`, or of shape `(batch,)` if `batched`.
+        constraint: a set, or a callable `theta -> set` if the set moves with theta; by default `Free()`.
+        penalty: a penalty, or a callable `theta -> penalty` if its weight depends on theta.
+        batched: the first axis of every leaf of z numbers independent problems, which are solved, projected and
             differentiated together.
-        strong_convexity: a number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, if one is known: a ridge
-            weight, say. Reports then bound the errors of the lower solution and of the adjoint.
-        batches: a minibatch for each step of the solver: a function of the number of the step, from 0, which returns
-            the same whenever it is called with the same number, or a sequence, which begins again after its end. Then
-            the objective is `objective(theta, z, batch)`. It takes a fixed number of steps of `ProjectedGradient`,
-            `TorchOpt` or `TorchOptim`, and `Unrolled` or `Zero`, since no point solves such a problem.
-        has_aux: the objective returns `(loss, aux)`, of which blo takes the loss.
+        strong_convexity: a known number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, for example a ridge
+            weight. Reports then bound the errors of the lower solution and of the adjoint.
+        batches: a minibatch for each step of the solver: a function of the number of the step, from 0, which always
+            returns the same batch for the same number, or a sequence, which is repeated. The objective is then
+            `objective(theta, z, batch)`. This needs a fixed number of steps of `ProjectedGradient`, `TorchOpt` or
+            `TorchOptim`, and the strategy `Unrolled` or `Zero`, because such a problem has no solution.
+        has_aux: the objective returns `(loss, aux)`; blo minimises the loss and ignores `aux`.
 
     Raises:
-        StructureError: if a constraint and a penalty are both given, since one proximal operator serves one of them;
-            if one of them is neither that nor a callable; or if the objective is not a function of theta and z, in this
-            order as far as the names of its parameters tell; or if `batches` is no function or sequence.
+        StructureError: if both a constraint and a penalty are given, because there is one proximal operator; if one of
+            them has the wrong type; if the objective is not a function of theta and z, in this order according to the
+            names of its parameters; or if `batches` is neither a function nor a sequence.
         ValueError: if `strong_convexity` is not positive.
     """
 
@@ -58,7 +58,8 @@ class LowerProblem:
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
-        made = FixedPoint | LeastSquares | Linearized | Batched | WithoutAux
+        # These are objectives that a classmethod or `replace` has checked before.
+        made = FixedPointMap | LeastSquares | Linearized | Batched | WithoutAux
         if not isinstance(self.objective, made):
             batch = () if self.batches is None else ("a batch",)
             require_function(self.objective, "objective", "theta", "z", *batch)
@@ -77,13 +78,13 @@ class LowerProblem:
                 )
         if self.penalty is not None and not isinstance(self.constraint, Free):
             raise StructureError(
-                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. Write the smooth one of the two "
-                "into the objective, or a class of your own with the proximal operator of their sum."
+                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. If one of the two is smooth, add it "
+                "to the objective; otherwise write a class with the proximal operator of their sum."
             )
 
     @property
     def term(self) -> Term | Callable[[Tree], Term]:
-        """The non-smooth term: the constraint or the penalty, or what makes it from theta."""
+        """The non-smooth term: the constraint or the penalty, or a function of theta that returns it."""
         return self.constraint if self.penalty is None else self.penalty
 
     def with_term(self, term: Term | Callable[[Tree], Term]) -> LowerProblem:
@@ -96,18 +97,18 @@ class LowerProblem:
     def fixed_point(cls, function: Callable[[Tree, Tree], Tree], *, batched: bool = False) -> LowerProblem:
         """Return the problem of finding `z = function(theta, z)`: an equilibrium instead of a minimum.
 
-        The implicit gradient is that of `z - function(theta, z) = 0`, whose Jacobian is in general not symmetric
-        (Bai, Kolter and Koltun, NeurIPS 2019, deep equilibrium models).
+        The implicit gradient is that of the equation `z - function(theta, z) = 0`, whose Jacobian is in general not
+        symmetric (Bai, Kolter and Koltun, NeurIPS 2019, deep equilibrium models).
 
         Args:
             function: `function(theta, z)` returns a tree like z.
-            batched: as in `LowerProblem`; then `function` keeps the problems of a batch apart.
+            batched: as in `LowerProblem`; `function` must treat the problems of a batch independently.
 
         Raises:
             StructureError: if `function` is not a function of theta and z.
         """
         require_function(function, "function", "theta", "z")
-        return cls(FixedPoint(function), batched=batched)
+        return cls(FixedPointMap(function), batched=batched)
 
     @classmethod
     def least_squares(
@@ -121,20 +122,19 @@ class LowerProblem:
     ) -> LowerProblem:
         """Return the problem of minimising `1/2 |residual(theta, z)|^2`.
 
-        It is like any other, and `LevenbergMarquardt` makes use of the Jacobian of the residuals. Its derivative is
-        that of the minimiser, with the whole Hessian, unless `Implicit(hessian="gauss-newton")` asks for an
-        approximation.
+        Every solver and strategy takes this problem. `LevenbergMarquardt` also uses the Jacobian of the residuals. The
+        hypergradient uses the full Hessian, unless `Implicit(hessian="gauss-newton")` approximates it.
 
         Args:
-            residual: `residual(theta, z)` returns a real tensor of any shape, whose first axis numbers the problems
-                when `batched`.
+            residual: `residual(theta, z)` returns a real tensor of any shape; if `batched`, its first axis numbers the
+                problems.
             constraint: as in `LowerProblem`.
-            penalty: likewise.
-            batched: likewise.
-            strong_convexity: likewise.
+            penalty: as in `LowerProblem`.
+            batched: as in `LowerProblem`.
+            strong_convexity: as in `LowerProblem`.
 
         Raises:
-            StructureError: if `residual` is no function of theta and z; and as `LowerProblem` does.
+            StructureError: if `residual` is not a function of theta and z; and as in `LowerProblem`.
         """
         require_function(residual, "residual", "theta", "z")
         return cls(LeastSquares(residual, batched), constraint, penalty, batched, strong_convexity=strong_convexity)
@@ -142,7 +142,7 @@ class LowerProblem:
     def linearize(self, anchor: Tree, curvature: float) -> LowerProblem:
         """Return the problem with its objective replaced by a first-order model and a proximal term.
 
-        The model is `<grad_z objective(theta, anchor), z - anchor> + curvature/2 |z - anchor|^2`: one projected
+        The model is `<grad_z objective(theta, anchor), z - anchor> + curvature/2 |z - anchor|^2`. One projected
         gradient step of size `1/curvature` from the anchor solves it exactly, and its Hessian in z is `curvature`
         times the identity (Zhang et al., ICML 2022, Sec. 4).
 
@@ -159,33 +159,35 @@ class LowerProblem:
 
 
 def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] | Sequence[Any]) -> Objective:
-    """Return the objective of all steps.
+    """Return the objective with a batch for each step.
 
     Raises:
-        StructureError: if the objective takes no batch, or there is none.
+        StructureError: if the objective is not a plain function, or `batches` is empty or has the wrong type.
     """
     if isinstance(objective, Batched):
         return objective
-    if isinstance(objective, FixedPoint | LeastSquares | Linearized):
+    if isinstance(objective, FixedPointMap | LeastSquares | Linearized):
         raise StructureError(
-            "`batches` needs a plain `objective(theta, z, batch)`, which sums of squares, linearised problems and "
-            "fixed points are not. Write the sum or the model into the objective."
+            "`batches` needs a plain `objective(theta, z, batch)`, but this is a least-squares, linearised or "
+            "fixed-point problem. Write the sum of squares or the model as a plain objective."
         )
     if not callable(batches) and not (isinstance(batches, Sequence | Tensor) and len(batches) > 0):
         raise StructureError(
-            "`batches` must be a function of the number of a step, or a sequence that is not empty, but is of type "
-            f"{type(batches).__name__}. A loader is read once, but steps are made again: take `list(loader)`."
+            "`batches` must be a function of the number of a step or a non-empty sequence, but is of type "
+            f"{type(batches).__name__}. A data loader can be read only once, but steps may be repeated: pass "
+            "`list(loader)`."
         )
     return Batched(Indexed(objective, batches))
 
 
 def wrapped(lower: LowerProblem, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> LowerProblem:
-    """Return the problem with the function of its objective wrapped: a copy that is not checked again."""
+    """Return a copy of the problem with the function of its objective wrapped; the copy is not checked again."""
     return replace_objective(lower, around(lower.objective, wrap))
 
 
 def replace_objective(lower: LowerProblem, objective: Objective) -> LowerProblem:
-    """Return the problem with another objective: a copy that is not checked again."""
+    """Return a copy of the problem with another objective; the copy is not checked again."""
+    # `dataclasses.replace` would run `__post_init__`, whose checks of the signature do not apply to wrapped functions.
     other = object.__new__(type(lower))
     vars(other).update(vars(lower), objective=objective)
     return other

@@ -1,4 +1,4 @@
-"""Objectives at one theta: where work that depends on theta alone is done once."""
+"""The kinds of objectives, and objectives at one theta, which share the work that depends on theta alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Slice(Protocol):
 
 @dataclass(frozen=True)
 class PlainSlice:
-    """Any callable objective at one theta."""
+    """A plain function as the objective at one theta."""
 
     objective: Objective
     theta: Tree
@@ -47,7 +47,7 @@ class PlainSlice:
 
 @dataclass(frozen=True)
 class LinearSlice:
-    """`<slope, z - anchor> + curvature/2 |z - anchor|^2`; the slope may carry the graph of its theta.
+    """`<slope, z - anchor> + curvature/2 |z - anchor|^2`, where the slope may have a graph to theta.
 
     The slope is the gradient of `source` at the anchor.
     """
@@ -86,7 +86,7 @@ class Linearized:
     """A first-order model of an objective at an anchor, with a proximal term.
 
     Its value is `<grad_z objective(theta, anchor), z - anchor> + curvature/2 |z - anchor|^2`. The gradient at the
-    anchor depends on theta alone, so it is computed once for each theta, however often the model is evaluated.
+    anchor depends on theta alone, so it is computed once for each theta, for any number of evaluations of the model.
     """
 
     objective: Objective
@@ -98,7 +98,7 @@ class Linearized:
         return self.at(theta)(z)
 
     def at(self, theta: Tree) -> LinearSlice:
-        """Return the model at one theta, its slope differentiable in every leaf of theta that requires grad."""
+        """Return the model at one theta; its slope is differentiable in the leaves of theta that require grad."""
         layout = Layout.of(self.anchor, batched=self.batched, name="anchor")
         anchor = layout.ravel(self.anchor).detach()
         live = any(leaf.requires_grad for leaf in tree.flatten(theta, "theta")[0])
@@ -113,26 +113,26 @@ class Linearized:
 
 
 @dataclass(frozen=True)
-class FixedPoint:
-    """Stands in the place of an objective where a fixed point `z = function(theta, z)` is sought.
+class FixedPointMap:
+    """The map of a fixed-point problem `z = function(theta, z)`, which has no objective.
 
-    Its residual `z - function(theta, z)` takes the place of the gradient. No function need have it as its gradient.
+    The residual `z - function(theta, z)` replaces the gradient. In general it is not the gradient of any function.
     """
 
     function: Callable[[Tree, Tree], Tree]
 
     def __call__(self, theta: Tree, z: Tree) -> Tensor:
         raise StructureError(
-            "a fixed-point problem has no objective to evaluate, so solvers and strategies that need values cannot "
-            "be used with it. Use solver=FixedPoint() and gradient=Implicit() or Unrolled()."
+            "a fixed-point problem has no objective, so solvers and strategies that need values cannot be used with "
+            "it. Use solver=FixedPoint() and gradient=Implicit() or Unrolled()."
         )
 
 
 @dataclass(frozen=True)
 class LeastSquares:
-    """`1/2 |residual(theta, z)|^2`, one for each problem of a batch.
+    """`1/2 |residual(theta, z)|^2`, one value for each problem of a batch.
 
-    Solvers and strategies that know the residuals may use their Jacobian.
+    Solvers and strategies may use the Jacobian of the residuals.
     """
 
     residual: Callable[[Tree, Tree], Tensor]
@@ -145,7 +145,8 @@ class LeastSquares:
         """Return the residuals, shape `(m,)` or `(batch, m)`.
 
         Raises:
-            StructureError: for anything but a real tensor, whose first axis numbers the problems of a batch.
+            StructureError: if the result is not a real tensor, or its first axis does not number the problems of a
+                batch.
         """
         found = self.residual(theta, z)
         lanes = tuple(tree.leaves(z)[0].shape[:1]) if self.batched else ()
@@ -154,15 +155,15 @@ class LeastSquares:
             given = f"{found.dtype} of shape {tuple(found.shape)}" if is_tensor else type(found).__name__
             wanted = f"of shape {(*lanes, '...')}, the residuals of each problem" if lanes else "of any shape"
             raise StructureError(
-                f"`residual` must return a real tensor {wanted}, but returned {given}. Join several by torch.cat; of "
-                "complex ones take torch.view_as_real."
+                f"`residual` must return a real tensor {wanted}, but returned {given}. Join several tensors with "
+                "torch.cat, and convert complex ones with torch.view_as_real."
             )
         return found.reshape(*lanes, -1)
 
 
 @dataclass(frozen=True)
 class WithoutAux:
-    """The first of the two values of a function that returns `(loss, aux)`."""
+    """The loss of a function that returns `(loss, aux)`."""
 
     function: Callable[..., Any]
     name: str = "objective"
@@ -172,10 +173,10 @@ class WithoutAux:
 
 
 def split(found: Any, name: str) -> tuple[Any, Any]:
-    """Return the loss and what comes with it.
+    """Return the pair `(loss, aux)` that a function has returned.
 
     Raises:
-        StructureError: if there are not just these two.
+        StructureError: if it is not such a pair.
     """
     if not isinstance(found, tuple) or len(found) != 2:
         given = f"a tuple of {len(found)}" if isinstance(found, tuple) else type(found).__name__
@@ -185,7 +186,7 @@ def split(found: Any, name: str) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """`objective(theta, z, batch)` as a function of theta, z and the number of a step."""
+    """`objective(theta, z, batch)` as a function of theta, z and the number of the step."""
 
     objective: Callable[[Tree, Tree, Any], Tensor]
     batches: Callable[[int], Any] | Sequence[Any]
@@ -194,15 +195,15 @@ class Indexed:
         return self.objective(theta, z, self.batch(step))
 
     def batch(self, step: int) -> Any:
-        """Return the batch of a step; a sequence begins again after its end."""
+        """Return the batch of a step; a sequence is repeated."""
         return self.batches(step) if callable(self.batches) else self.batches[step % len(self.batches)]
 
 
 @dataclass(frozen=True)
 class Batched:
-    """Stands in the place of an objective where each step of the solver has one of its own.
+    """An objective with another minibatch in each step of the solver.
 
-    Whoever evaluates it without the number of a step wants one objective, and is refused.
+    It can be evaluated only with the number of a step: code that needs a single objective gets an error.
     """
 
     function: Callable[[Tree, Tree, int], Tensor]
@@ -211,17 +212,17 @@ class Batched:
     def __call__(self, theta: Tree, z: Tree) -> Tensor:
         if self.step is None:
             raise StructureError(
-                "a problem with `batches` has another objective in each step, and none that could be solved or "
-                "evaluated as a whole. Use ProjectedGradient(step, max_steps, tol=None), TorchOpt or TorchOptim, and "
+                "a problem with `batches` has a different objective in each step, so there is no single objective to "
+                "solve or to evaluate. Use ProjectedGradient(step, max_steps, tol=None), TorchOpt or TorchOptim, and "
                 "Unrolled() or Zero(); for other solvers and strategies leave out `batches`."
             )
         return self.function(theta, z, self.step)
 
 
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
-    """Return the objective with its function wrapped."""
-    if isinstance(objective, FixedPoint):
-        return FixedPoint(wrap(objective.function))
+    """Return the objective with the user's function wrapped; its kind stays the same."""
+    if isinstance(objective, FixedPointMap):
+        return FixedPointMap(wrap(objective.function))
     if isinstance(objective, Batched):
         return replace(objective, function=wrap(objective.function))
     if isinstance(objective, Linearized):
@@ -232,24 +233,24 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
 
 
 def written(objective: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that the user wrote for an objective."""
+    """Return the function that the user wrote, without the library's wrappers."""
     while isinstance(objective, Linearized):
         objective = objective.objective
     if isinstance(objective, Batched) and isinstance(objective.function, Indexed):
         return partial(written(objective.function.objective), objective.function.batches)
-    if isinstance(objective, FixedPoint | Batched | WithoutAux):
+    if isinstance(objective, FixedPointMap | Batched | WithoutAux):
         return objective.function
     return objective.residual if isinstance(objective, LeastSquares) else objective
 
 
 def slice_at(objective: Objective, theta: Tree) -> Slice:
-    """Return the objective at one theta, sharing whatever depends on theta alone."""
+    """Return the objective at one theta; what depends on theta alone is computed once."""
     return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
 
 
 __all__ = [
     "Batched",
-    "FixedPoint",
+    "FixedPointMap",
     "Indexed",
     "LeastSquares",
     "Linearized",

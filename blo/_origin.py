@@ -9,13 +9,13 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import plain
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo._remedies import ASTRAY, SMALLER
 from blo._types import Tree
 from blo.solvers import Solver
 
 
-def origin(problem: Bound, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -> str:
+def origin(problem: ProblemAtTheta, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -> str:
     """Return a message on the cause of a NaN in the lower solution z, as far as arguments and two gradients show it."""
     look, rest = "Look at what it was computed from.", problem.detach().at_step(0)
     if not _finite([z0]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from blo._autocast import Autocast, bare, without
 from blo._lower import LowerProblem
 from blo._objective import Batched
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo._torch import any_autocast
 from blo.errors import StructureError
 from blo.gradients import Strategy
@@ -34,8 +34,8 @@ def require_parts(lower: LowerProblem, solver: Solver | None, gradient: Strategy
 
 
 def equipped(
-    problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy, solver: Solver | None
-) -> tuple[Solver, FlatProblem]:
+    problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy, solver: Solver | None
+) -> tuple[Solver, ParametricProblem]:
     """Return the solver, the default one for None, and the problem prepared for this solver.
 
     Autocast applies to a fixed number of steps. A solve with a tolerance is made and differentiated without it: the
@@ -80,7 +80,7 @@ def _stepwise(solver: Solver | None, gradient: Strategy) -> Solver:
 
 
 @without
-def _default(problem: FlatProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
+def _default(problem: ParametricProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one.
 
     Raises:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, plain, transforms_active
-from blo._bound import Bound
 from blo._curvature import Place
 from blo._draws import may_draw
 from blo._failures import Checks, unasked
 from blo._objective import written
 from blo._origin import origin
+from blo._problem_at_theta import ProblemAtTheta
 from blo._replay import generators
 from blo._steps import Replay
 from blo.gradients import Optimality, Pulled, Strategy, Watch
@@ -48,7 +48,7 @@ class Solving:
     last: Solution | None = field(default=None, init=False)
     start: Tensor | None = field(default=None, init=False)
 
-    def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
+    def __call__(self, problem: ProblemAtTheta, z0: Tensor, watch: Watch | None = None) -> Tensor:
         solution = self._solve(problem, z0, watch)
         unmeasured = solution.residual is None and solution.tol is not None
         if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures_residual)):
@@ -69,13 +69,15 @@ class Solving:
             self.checks.idle()
         return solution.z if problem.recorded else solution.z.detach()
 
-    def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
+    def quietly(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         solution = self._solve(problem, z0)
         if not transforms_active():
             self.checks.lower(solution, self._remedy(problem, z0, solution.z))
         return solution.z if problem.recorded else solution.z.detach()
 
-    def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
+    def closely(
+        self, problem: ProblemAtTheta, z0: Tensor, wanted: Tensor, *, found: bool = False
+    ) -> tuple[Tensor, Tensor]:
         solver = self.solver
         if solver.tol is not None and is_dataclass(solver):
             least = torch.finfo(wanted.dtype).tiny  # the wanted residual may underflow in half precision
@@ -99,7 +101,7 @@ class Solving:
             return False
         return self.last.steps == 0 and self.last.residual is not None
 
-    def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
+    def report(self, problem: ProblemAtTheta, z: Tensor, pulled: Pulled) -> None:
         if self.checks.off:
             return
         if pulled.linear is not None and pulled.optimality is not None:
@@ -113,7 +115,7 @@ class Solving:
         if self.gradient.expects_theta and not self.idle and all(part is None for part in pulled.cotangents):
             self.checks.constant()
 
-    def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
+    def report_adjoint(self, problem: ProblemAtTheta, linear: LinearSolution, optimality: Optimality) -> None:
         if self.checks.off:
             return
         self._compare(problem, optimality.z, optimality.slope)
@@ -124,7 +126,7 @@ class Solving:
         counts = optimality.tangent.counts
         checks.adjoint(linear, self.gradient.tol, lambda: optimality.residual, counts, limit)
 
-    def _compare(self, problem: Bound, z: Tensor, slope: Tensor | None) -> None:
+    def _compare(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor | None) -> None:
         """Report an objective that has changed since the solve; `slope` is its gradient at z now.
 
         If the solver measured no residual, there is nothing to compare with.
@@ -132,7 +134,7 @@ class Solving:
         if self.last is not None:
             self.checks.changed(self.last, slope, lambda: problem.detach().gradient(z))
 
-    def _confirm(self, problem: Bound, z: Tensor, slope: Tensor) -> Tensor | None:
+    def _confirm(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor | None:
         """Return the residual, shape `lanes`, above which z with this gradient is not a solution.
 
         None if the solver has confirmed its solution itself.
@@ -149,7 +151,9 @@ class Solving:
         self.last = replace(last, limit=limit.detach())
         return limit
 
-    def _solve(self, problem: Bound, z0: Tensor, watch: Watch | None = None, solver: Solver | None = None) -> Solution:
+    def _solve(
+        self, problem: ProblemAtTheta, z0: Tensor, watch: Watch | None = None, solver: Solver | None = None
+    ) -> Solution:
         solver = self.solver if solver is None else solver
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
@@ -175,9 +179,9 @@ class Solving:
     def _may_draw(self) -> bool:
         return may_draw(written(self.objective))
 
-    def _told(self, problem: Bound) -> Bound:
+    def _told(self, problem: ProblemAtTheta) -> ProblemAtTheta:
         return problem.follow() if self.gradient.unrolls else problem
 
-    def _remedy(self, problem: Bound, z0: Tensor, z: Tensor) -> Callable[[], str]:
+    def _remedy(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor) -> Callable[[], str]:
         theta = problem.theta[0] if self.hoisted else problem.theta
         return lambda: origin(self._told(problem), theta, z0, z, self.solver)

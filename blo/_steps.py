@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from blo import tree
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.solvers import Iterative, Solver, advance, begin
 from blo.solvers._running import Running
@@ -37,16 +37,16 @@ class Replay:
             )
         return cls(solver)
 
-    def begin(self, problem: Bound, z0: Tensor) -> Running:
+    def begin(self, problem: ProblemAtTheta, z0: Tensor) -> Running:
         """Return the state before the first step."""
         return begin(self.solver, problem.follow(), z0)
 
-    def restart(self, problem: Bound, state: Running) -> Running:
+    def restart(self, problem: ProblemAtTheta, state: Running) -> Running:
         """Return the state with its point held constant and the slope there as a function of theta."""
         held: Running = tree.map(lambda tensor: tensor.detach(), state)
         return held._replace(state=held.state.anew(problem.at_step(getattr(held.state, "age", ())).gradient))
 
-    def advance(self, problem: Bound, state: Running, first: int, steps: int) -> Running:
+    def advance(self, problem: ProblemAtTheta, state: Running, first: int, steps: int) -> Running:
         """Return the state after `steps` more steps, the first of which has the number `first`."""
         return advance(self.solver, problem.follow(), state, first, steps)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import blo
-from blo._bound import Bound
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from tests import oracles
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import normal
@@ -20,9 +20,9 @@ THETA = torch.zeros(1, dtype=torch.float64)
 _BOWL = 0.4 * normal(3, 4, 3)
 
 
-def bind(lower: blo.LowerProblem, z0: Tensor, theta: Tensor = THETA) -> tuple[Bound, Tensor]:
+def bind(lower: blo.LowerProblem, z0: Tensor, theta: Tensor = THETA) -> tuple[ProblemAtTheta, Tensor]:
     """Return what a solver sees of a lower problem, and its flat start."""
-    problem, start, leaves = FlatProblem.of(lower, theta, z0)
+    problem, start, leaves = ParametricProblem.of(lower, theta, z0)
     return problem.bind(leaves).detach(), start
 
 

@@ -19,7 +19,7 @@ from blo._entrance import entrance
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._layout import Layout
 from blo._lower import LowerProblem
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo._settings import require_count, require_positive
 from blo._status import Status
 from blo._theta import Structure, refined, taking
@@ -96,7 +96,7 @@ def check_hypergrad(
             "the lower objective has no finite gradient where its solver ended, so there is no hypergradient to check. "
             "Look at the objective with torch.autograd.detect_anomaly."
         )
-    problem, start, real = FlatProblem.of(lower, theta, out.z)
+    problem, start, real = ParametricProblem.of(lower, theta, out.z)
     leaves = [leaf.detach() for leaf in real]
     eps = torch.finfo(start.dtype).eps
     rtol = eps ** (1 / 3) if rtol is None else rtol

@@ -30,8 +30,8 @@ def adjointness(
     around = parts.around
     if not (isinstance(gradient, Stationary) and around.problem.symmetric):
         return []
-    bound = around.problem.bind(around.leaves).detach()
-    at = point(gradient.products, bound, around.best.z)
+    at_theta = around.problem.bind(around.leaves).detach()
+    at = point(gradient.products, at_theta, around.best.z)
     system = Restricted(gradient.model(Hessian(at.hessian)), parts.tangent)
     findings = []
     for one in slopes:

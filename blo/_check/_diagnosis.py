@@ -42,10 +42,10 @@ def diagnose(
     distance, size = float((start - z).norm()), max(float(z.norm()), 1e-300)
     findings = [Finding(Part.LOWER, "z - z*", distance / size, rtol + 10 * around.best.error / size)]
     direct, v = upper_slopes(around)
-    bound = around.problem.bind(around.leaves).detach()
-    slope = bound.gradient(z)
+    at_theta = around.problem.bind(around.leaves).detach()
+    slope = at_theta.gradient(z)
     optimality = None if exact is None else exact.report.pulled.optimality
-    tangent = bound.term.tangent(z, slope) if optimality is None else optimality.tangent
+    tangent = at_theta.term.tangent(z, slope) if optimality is None else optimality.tangent
     parts = Ingredients(around, v, tangent, slope, rtol)
     findings += parts.direct_findings(direct if exact is None else Structure.of(exact.direct)[1], slopes)
     if exact is None:
@@ -56,7 +56,7 @@ def diagnose(
         return findings, []
     findings += parts.tangent_findings(slopes)
     if isinstance(gradient, Stationary):
-        at = point(gradient.products, bound, z)
+        at = point(gradient.products, at_theta, z)
         findings.append(parts.product_finding(at.hessian, found.q))
     findings.append(parts.inverse_finding(found.q))
     findings.append(parts.cross_finding(found.q, found.cotangents, slopes))

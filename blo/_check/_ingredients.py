@@ -63,28 +63,28 @@ class Ingredients:
 
     def moves(self, unit: Sequence[Tensor]) -> Moves:
         """Return the derivatives along a direction of theta, by fourth-order central differences."""
-        z, h, here = self.around.best.z, self.around.step, self.around.bound(unit, 0.0)
+        z, h, here = self.around.best.z, self.around.step, self.around.problem_at(unit, 0.0)
 
         def sides(function: Callable[[float], Tensor]) -> Tensor:
             near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
             return (8 * near - far) / (12 * h)
 
-        mixed = sides(lambda t: self.around.bound(unit, t).gradient(z))
+        mixed = sides(lambda t: self.around.problem_at(unit, t).gradient(z))
         if not here.moving:
             return Moves(mixed, torch.zeros_like(z), torch.zeros_like(z))
 
         def motion(t: float) -> Tensor:
-            return self.around.bound(unit, t).motion(here.term, self.tangent, z)
+            return self.around.problem_at(unit, t).motion(here.term, self.tangent, z)
 
         def force(t: float) -> Tensor:
             assert self.tangent.force is not None
-            return self.tangent.force(self.around.bound(unit, t).term, z + motion(t))
+            return self.tangent.force(self.around.problem_at(unit, t).term, z + motion(t))
 
         return Moves(mixed, sides(motion), torch.zeros_like(z) if self.tangent.force is None else sides(force))
 
     def tangent_findings(self, slopes: Sequence[Slope]) -> list[Finding]:
         """Compare the tangent with the motion of the re-solved solution."""
-        here = self.around.bound(slopes[0].unit, 0.0)
+        here = self.around.problem_at(slopes[0].unit, 0.0)
         pull = slope_on_face(here, self.tangent, self.around.best.z, self.slope)
         findings = []
         if self.tangent.force is not None or isinstance(here.term, Set):

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
 from blo._displacement import adapted, along, first, split
 from blo._displacement import rounding as unsteadiness
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent
 from blo.errors import StructureError
 from blo.linsolve import CG, GMRES, Direct
@@ -36,7 +36,7 @@ class Resolved(NamedTuple):
     error: float
 
 
-def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
+def resolve(problem: ProblemAtTheta, z: Tensor, rounds: int = 40) -> Resolved:
     """Alternate projected gradient steps, which find the active face, with Newton steps along it.
 
     A Newton step is kept in the lanes whose residual it reduces. The products with the Hessian are central
@@ -70,7 +70,7 @@ def resolve(problem: Bound, z: Tensor, rounds: int = 40) -> Resolved:
     return Resolved(z, float(residual.max()), float(_left(problem, z, slope, residual).max()))
 
 
-def _descend(problem: Bound, z: Tensor) -> Tensor:
+def _descend(problem: ProblemAtTheta, z: Tensor) -> Tensor:
     """Return a point nearer to the solution, by steps that may change the active face."""
     tol = 4 * torch.finfo(z.dtype).eps
     if problem.symmetric:
@@ -81,7 +81,7 @@ def _descend(problem: Bound, z: Tensor) -> Tensor:
     return ProjectedGradient(tol=tol, max_steps=500).solve(problem, z).z
 
 
-def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
+def _left(problem: ProblemAtTheta, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
     """Return the length of the remaining Newton step; the residual where the step leads away from a solution."""
     step = newton(problem, z, slope)
     trial = z + step
@@ -94,7 +94,7 @@ def _left(problem: Bound, z: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
     return torch.where(telling, torch.linalg.vector_norm(step, dim=-1), residual)
 
 
-def newton(problem: Bound, z: Tensor, slope: Tensor) -> Tensor:
+def newton(problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor:
     """Return the Newton step along the face of the term, shape `(*lanes, n)`; zero where it is not finite."""
     tangent = problem.term.tangent(z, slope)
     downhill = -tangent.project(slope_on_face(problem, tangent, z, slope))
@@ -108,14 +108,14 @@ def newton(problem: Bound, z: Tensor, slope: Tensor) -> Tensor:
     return torch.where(torch.isfinite(step).all(-1, keepdim=True), step, 0.0)
 
 
-def slope_on_face(problem: Bound, tangent: Tangent, z: Tensor, slope: Tensor) -> Tensor:
+def slope_on_face(problem: ProblemAtTheta, tangent: Tangent, z: Tensor, slope: Tensor) -> Tensor:
     """Return the gradient of objective and term along the face, up to normals of the face."""
     if tangent.force is not None:
         return slope + tangent.force(problem.term, z)
     return slope if isinstance(problem.term, Set) else z - problem.prox(z - slope, 1.0)
 
 
-def differences(problem: Bound, z: Tensor, slope: Tensor, w: Tensor) -> Tensor:
+def differences(problem: ProblemAtTheta, z: Tensor, slope: Tensor, w: Tensor) -> Tensor:
     """Return the Hessian, or the Jacobian of a residual, times w by central differences, shape `(*lanes, n)`."""
     unit, size = split(w)
     found, _ = adapted(
@@ -127,7 +127,7 @@ def differences(problem: Bound, z: Tensor, slope: Tensor, w: Tensor) -> Tensor:
 
 
 def _keep(
-    problem: Bound, z: Tensor, slope: Tensor, residual: Tensor, trial: Tensor
+    problem: ProblemAtTheta, z: Tensor, slope: Tensor, residual: Tensor, trial: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Return the better of a point and a trial in each lane, and whether any lane has gained by half."""
     there = problem.gradient(trial)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
 from blo._check._resolve import Resolved, resolve
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 
 #: How often a displacement is divided by four at most.
@@ -55,7 +55,7 @@ class Differences:
     """
 
     upper: Callable[[Tree, Tree], Tensor]
-    problem: FlatProblem
+    problem: ParametricProblem
     leaves: list[Tensor]
     best: Resolved
     step: float
@@ -64,7 +64,7 @@ class Differences:
         """Return theta displaced by t along a direction; leaves that are not floating point stay."""
         return [p + t * d if p.is_floating_point() else p for p, d in zip(self.leaves, unit, strict=True)]
 
-    def bound(self, unit: Sequence[Tensor], t: float) -> Bound:
+    def problem_at(self, unit: Sequence[Tensor], t: float) -> ProblemAtTheta:
         """Return the lower problem there."""
         return self.problem.bind(self.moved(unit, t)).detach()
 

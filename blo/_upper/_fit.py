@@ -1,4 +1,4 @@
-"""A small loop over the upper variable, with any torch optimiser."""
+"""The loop of `fit` over the upper variable, with any torch optimiser."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _KEPT = {"theta", "steps", "lower", "optimizer"}
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
-    """Where a fit ended. It can be pickled and given to `torch.save`, and is loaded with `weights_only=False`.
+    """The result of a fit. `pickle` and `torch.save` accept it; `torch.load` needs `weights_only=False`.
 
     Attributes:
-        theta: the upper variable, a tree like the one given.
+        theta: the last upper variable, a tree like the argument `theta`.
         z: the lower solution at the last theta whose hypergradient was computed, a tree like z0.
         values: the upper objective before each step, shape `(steps made,)`.
-        hypergradient: the last one, with its report.
-        state: continues the fit when given as `state`; tensors, numbers, names and what the `state_dict` of optimiser
-            and schedule return, for `torch.save` and `torch.load(..., weights_only=True)`.
+        hypergradient: the last hypergradient, with its report.
+        state: pass it as `state` to continue the fit. It holds tensors, numbers, names and the `state_dict` of
+            optimiser and schedule, for `torch.save` and `torch.load(..., weights_only=True)`.
     """
 
     theta: Tree
@@ -64,49 +64,49 @@ def fit(
     state: dict[str, Any] | None = None,
     on_failure: OnFailure | None = None,
 ) -> FitResult:
-    """Minimise f(theta, z*(theta)) over theta with a torch optimiser, each lower solve started from the last one.
+    """Minimise f(theta, z*(theta)) over theta with a torch optimiser; each lower solve starts from the last solution.
 
-    With `Unrolled` each solve starts from `z0`, or where its `start` says: the start is part of the algorithm that is
-    differentiated (in MAML it is where adaptation begins), and from a solution on no step would be made, let alone
-    differentiated.
+    With `Unrolled` each solve starts from `z0` or from the `start` of the strategy: the start is part of the algorithm
+    that is differentiated (in MAML it is the start of the adaptation), and from a solution the solver would make no
+    step that could be differentiated.
 
     Args:
         upper: as in `value_and_hypergrad`.
         lower: as in `value_and_hypergrad`.
         theta: the start; not modified. Leaves of integers and booleans are data.
         z0: start of the first lower solve.
-        optimizer: makes the optimiser from a list of tensors, for example
-            `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`. One that evaluates several times a step
-            (`torch.optim.LBFGS`) may be used.
-        steps: most optimiser steps to make in this call.
+        optimizer: creates the optimiser from a list of tensors, for example
+            `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`. It may evaluate the hypergradient several times
+            per step, like `torch.optim.LBFGS`.
+        steps: maximum number of optimiser steps in this call.
         solver: as in `value_and_hypergrad`.
         gradient: as in `value_and_hypergrad`.
-        scheduler: makes the schedule of the learning rate from the optimiser, for example
-            `lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)`. It is stepped after each step of the
+        scheduler: creates the learning-rate schedule from the optimiser, for example
+            `lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)`. It advances after each step of the
             optimiser; `ReduceLROnPlateau` gets the value before that step.
-        progress: whether to show a bar of tqdm with the value, the norm of the gradient and the status.
+        progress: whether to show a tqdm progress bar with the value, the norm of the gradient and the status.
         callback: called with a `FitStep` after each step. Return true to stop. A function that requires three arguments
             or takes any number (`*args`) is called with `step.step`, `step.theta` and `step.hypergradient`.
-        state: `.state` of an earlier fit, or a `FitStep.checkpoint()`, to continue, in place of `theta` and `z0` (with
-            `Unrolled`, of theta); not modified. Pass the same `optimizer` and `scheduler`.
+        state: `.state` of an earlier fit, or a `FitStep.checkpoint()`, from which to continue. It replaces `theta` and
+            `z0` (with `Unrolled`, only `theta`) and is not modified. Pass the same `optimizer` and `scheduler`.
         on_failure: as in `value_and_hypergrad`.
 
     Raises:
-        StructureError: if `optimizer` or `scheduler` does not make one, `callback` is not a function, theta holds
-            nothing to optimise, `solver` is `Given`, or `state` is no state of a fit with this
-            optimiser and schedule; and as in `value_and_hypergrad`.
+        StructureError: if `optimizer` or `scheduler` does not return one, `callback` is not a function, theta holds
+            nothing to optimise, `solver` is `Given`, or `state` does not come from a fit with this optimiser and
+            schedule; and as in `value_and_hypergrad`.
         ModuleNotFoundError: if `progress` is set and tqdm is not installed.
         ValueError: if `steps` is not positive.
         NonFiniteError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
 
     Warns:
-        BloWarning: as `value_and_hypergrad` does, each kind once in a call, not at each step.
+        BloWarning: as in `value_and_hypergrad`, but each kind of warning once per call, not at each step.
     """
     require_count(steps, "steps")
     if isinstance(solver, Given):
         raise StructureError(
-            "`Given` takes `z0` as the solution, but the solution changes with theta in each step of a fit. Pass "
+            "`Given` takes `z0` as the solution, but the solution changes with theta in each step of `fit`. Pass "
             "`External(function, tol=math.inf)`, whose function(theta, z) continues your own loop from z."
         )
     _check_state(state)
@@ -122,8 +122,9 @@ def fit(
     begun = done = 0 if state is None else int(state["steps"])
     warm = None if state is None or afresh else state["lower"]
     values: list[Tensor] = []
-    told: set[tuple[type, str]] = set()  # the kinds of warnings
-    latest: list[Hypergradient] = []  # the first of the step and the last: each may hold a graph
+    told: set[tuple[type, str]] = set()  # the kinds of warnings given so far
+    # The first and the last hypergradient of the current step. No others are kept, since each may hold a graph.
+    latest: list[Hypergradient] = []
 
     def evaluate() -> Tensor:
         nonlocal warm
@@ -132,6 +133,7 @@ def fit(
             out = value_and_hypergrad(
                 upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
             )
+        # A copy: the optimiser may write to `.grad`, and the hypergradient goes to the callback.
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state
@@ -141,10 +143,11 @@ def fit(
     def checkpoint(step: int) -> dict[str, Any]:
         if step != done:
             raise StructureError(
-                f"`checkpoint` of step {step} must be called before the next step, but {done} steps have been made. "
-                "Call it inside the callback."
+                f"`checkpoint` of step {step} must be called before the next step, but {done} steps were made. Call it "
+                "inside the callback."
             )
-        # The optimiser and the schedule go on to change what they hold; theta is copied, and a warm start is replaced.
+        # Optimiser and schedule change their states in place, so these are copied; `_tree` copies theta. A warm start
+        # is replaced and never changed, so it needs no copy.
         return {"theta": _tree(leaves, spec), "steps": done, "lower": warm, **deepcopy(maker.state_dict())}
 
     with bar(progress, begun, steps) as shown:
@@ -168,7 +171,11 @@ def fit(
 
 
 def _check_state(state: Any) -> None:
-    """Refuse what is not the state of a fit; one from before there were schedules has none."""
+    """Check that `state` comes from a fit. A state of a version without schedules has no key `scheduler`.
+
+    Raises:
+        StructureError: if it does not.
+    """
     if state is None or (isinstance(state, dict) and set(state) - {"scheduler"} == _KEPT):
         return
     found = f"holds {list(state)}" if isinstance(state, dict) else f"is of type {type(state).__name__}"

@@ -1,4 +1,4 @@
-"""A progress bar, if somebody asks for one."""
+"""The optional progress bar of `fit`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _FINE = (Status.CONVERGED, Status.UNCHECKED, Status.UNUSED)
 
 @contextlib.contextmanager
 def bar(shown: bool, done: int, steps: int) -> Iterator[Callable[[Hypergradient], None]]:
-    """Yield a function that is given the hypergradient of each step.
+    """Yield a function to be called with the hypergradient of each step.
 
     Args:
-        shown: whether to show a bar of tqdm, on the standard error.
-        done: steps made by earlier calls.
-        steps: steps to make.
+        shown: whether to show a tqdm bar on the standard error.
+        done: number of steps of earlier calls.
+        steps: number of steps of this call.
 
     Raises:
-        ModuleNotFoundError: if it is to be shown and tqdm is not installed.
+        ModuleNotFoundError: if the bar is to be shown and tqdm is not installed.
     """
     if not shown:
         yield lambda out: None
         return
     try:
-        from tqdm import tqdm  # not at the top: blo needs it nowhere else
+        from tqdm import tqdm  # imported here because tqdm is optional
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "`progress=True` needs the package tqdm: pip install tqdm, or pass a `callback` instead.", name="tqdm"
@@ -42,7 +42,7 @@ def bar(shown: bool, done: int, steps: int) -> Iterator[Callable[[Hypergradient]
 
         def told(out: Hypergradient) -> None:
             latest[:] = [out]
-            if line.update():  # numbers are read only when they are displayed: reading waits for the device
+            if line.update():  # read values only when the bar redraws: reading waits for the device
                 line.set_postfix_str(describe(out))
 
         yield told
@@ -51,13 +51,13 @@ def bar(shown: bool, done: int, steps: int) -> Iterator[Callable[[Hypergradient]
 
 
 def describe(out: Hypergradient) -> str:
-    """Return value, gradient norm and status in one line."""
+    """Return the value, the gradient norm and the status as one line."""
     lengths = [float(torch.linalg.vector_norm(leaf)) for leaf in tree.leaves(out.grad) if not _whole(leaf)]
     return f"value {float(out.value):.4g}, gradient norm {math.hypot(*lengths):.2e}, {status(out)}"
 
 
 def status(out: Hypergradient) -> str:
-    """Return how the two solves ended, in a word for each that is to be looked at."""
+    """Return the status of each of the two solves that has a problem, or that of the lower solve if neither has."""
     parts = {"lower solve": out.report.lower_status, "adjoint": out.report.linear_status}
     bad = [f"{name} {found.name.lower().replace('_', ' ')}" for name, found in parts.items() if found not in _FINE]
     return ", ".join(bad) or out.report.lower_status.name.lower()

@@ -1,4 +1,4 @@
-"""What a callback of `fit` is given."""
+"""The argument of the callback of `fit`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from blo.errors import StructureError
 @final
 @dataclass(frozen=True, eq=False)
 class FitStep:
-    """One step of `fit`, as its callback sees it.
+    """One step of `fit`, for its callback.
 
-    The hypergradient, and `z`, `value`, `grad` and `report` with it, belongs to the theta from which the step was made.
+    The hypergradient, with its `z`, `value`, `grad` and `report`, belongs to the theta before the step.
 
     Attributes:
-        step: its number, counted from 1 over all calls that continue one another.
-        theta: the new upper variable, a tree like the one given to `fit`.
-        hypergradient: the one that the step went along, or the first of them.
-        state: warm start of the next lower solve, as `Hypergradient.state`; None where each begins at `z0`.
-        optimizer: the optimiser, whose settings may be changed.
-        scheduler: the schedule of its learning rate, already stepped; None without one.
+        step: the number of the step, counted from 1 over all calls that continue one another.
+        theta: the new upper variable, a tree like the argument of `fit`.
+        hypergradient: the hypergradient that the step used; the first one if it used several.
+        state: the warm start of the next lower solve, as in `Hypergradient.state`; None if each solve starts at `z0`.
+        optimizer: the optimiser; the callback may change its settings.
+        scheduler: the learning-rate schedule, which has already advanced; None without a schedule.
     """
 
     step: int
@@ -60,23 +60,25 @@ class FitStep:
 
     @property
     def report(self) -> Report:
-        """Diagnostics of the hypergradient, computed when read."""
+        """Diagnostics of the hypergradient, which are computed when they are read."""
         return self.hypergradient.report
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-        """Return what `fit` needs as `state` to go on from this step as if it had never stopped.
+        """Return the `state` with which `fit` continues from this step as if it had not stopped.
 
-        It holds copies of tensors, numbers and names, for `torch.load(path, weights_only=True)`. The state of random
-        generators that objectives draw from is the caller's to save.
+        It holds copies of tensors, numbers and names, for `torch.load(path, weights_only=True)`. If objectives use
+        random generators, the caller must save the states of these.
 
         Args:
-            path: where to save it with `torch.save`, too; a file of that name is replaced once the new one is whole.
+            path: a file to which the state is also saved, with `torch.save`. An existing file is replaced when the new
+                one is complete.
 
         Raises:
-            StructureError: after the callback of this step has returned and another step was made.
+            StructureError: if another step was made after the callback of this step had returned.
         """
         saved = self._saved(self.step)
         if path is not None:
+            # A process that is killed while it writes must not leave a damaged checkpoint in place of the last one.
             unfinished = f"{os.fspath(path)}.unfinished"
             torch.save(saved, unfinished)
             os.replace(unfinished, path)
@@ -88,10 +90,10 @@ Callback: TypeAlias = Callable[[FitStep], object] | Callable[[int, Tree, Hypergr
 
 
 def listener(callback: Callback | None) -> Callable[[FitStep], object]:
-    """Return a function of a `FitStep` that calls `callback` with what it takes.
+    """Return a function of a `FitStep` that calls `callback` with one or three arguments.
 
     Raises:
-        StructureError: if it is not a function of one or of three arguments.
+        StructureError: if `callback` is not a function of one or of three arguments.
     """
     if callback is None:
         return lambda step: None
@@ -103,13 +105,13 @@ def listener(callback: Callback | None) -> Callable[[FitStep], object]:
 
 
 def _taken(callback: Any) -> int:
-    """Return with how many arguments to call it: three where they are asked for, or where any number is taken."""
+    """Return the number of arguments for the call: three if the callback requires three or takes any number, or one."""
     message = "`callback` must be a function of one argument, a FitStep, or of step, theta and hypergradient, but "
     if not callable(callback):
         raise StructureError(f"{message}is of type {type(callback).__name__}.")
     try:
         signature = inspect.signature(callback)
-    except (TypeError, ValueError):  # some builtins do not say
+    except (TypeError, ValueError):  # some builtins have no signature
         return 1
     named = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values())
     for count in (1, 3) if named else (3,):

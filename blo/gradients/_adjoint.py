@@ -15,10 +15,10 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._autodiff import differentiated_twice, jvp
-from blo._bound import Bound
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._function import alive, lanes_first
 from blo.gradients._reverse_only import ReverseOnly
 from blo.operators import Hessian, Operator, Restricted
@@ -27,7 +27,7 @@ from blo.operators import Hessian, Operator, Restricted
 class AdjointRule(Protocol):
     """How an implicit strategy sets up and solves the adjoint system. It holds no tensors."""
 
-    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
+    def adjoint(self, problem: ProblemAtTheta, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
         """Return q with `P (H + K)^T P q = P v`, or with H + K if `transposed`, from plain tensors."""
 
     def model(self, hessian: Operator) -> Operator:
@@ -35,7 +35,7 @@ class AdjointRule(Protocol):
 
 
 def implicit_part(
-    rule: AdjointRule, problem: FlatProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
+    rule: AdjointRule, problem: ParametricProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
 ) -> list[Tensor | None]:
     """Return the implicit part for each leaf, differentiable to any order."""
     q = Adjoint.of(rule, problem, leaves, z, v)
@@ -47,10 +47,10 @@ def implicit_part(
     def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
         # `tangent` and `z` are constants of this product. An outer differentiation goes through their own graphs, so no
         # dependence on theta is counted twice.
-        bound = problem.bind(live)
-        motion = bound.motion(here.term, tangent, z)
-        slope = bound.gradient(z + motion)
-        return motion, slope if force is None else slope + force(bound.term, z + motion)
+        at_theta = problem.bind(live)
+        motion = at_theta.motion(here.term, tangent, z)
+        slope = at_theta.gradient(z + motion)
+        return motion, slope if force is None else slope + force(at_theta.term, z + motion)
 
     # With the cotangents (v, -q), the motion contributes N^T v, and gradient and force at z + motion contribute
     # -(B + G)^T q - N^T H q: together the implicit part -(B + G)^T q + N^T (v - H q).
@@ -67,7 +67,7 @@ class Adjoint(ReverseOnly):
     @staticmethod
     def of(
         rule: AdjointRule,
-        problem: FlatProblem,
+        problem: ParametricProblem,
         leaves: Sequence[Tensor],
         z: Tensor,
         v: Tensor,
@@ -79,7 +79,7 @@ class Adjoint(ReverseOnly):
 
     @staticmethod
     def forward(
-        problem: FlatProblem,
+        problem: ParametricProblem,
         rule: AdjointRule,
         transposed: bool,
         z: Tensor,
@@ -108,10 +108,10 @@ class Adjoint(ReverseOnly):
             return slope, lambda u: pullback(u)[0]
 
         def system(z: Tensor, v: Tensor, *live: Tensor) -> Tensor:
-            bound = problem.bind(live)
-            slope, hessian = product(bound.gradient, z)
-            tangent = bound.tangent(bound.term, z, slope)
-            squares = partial(_squares, bound, z)
+            at_theta = problem.bind(live)
+            slope, hessian = product(at_theta.gradient, z)
+            tangent = at_theta.tangent(at_theta.term, z, slope)
+            squares = partial(_squares, at_theta, z)
             operator = Restricted(rule.model(Hessian(hessian, squares=squares)), tangent)
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
@@ -129,7 +129,7 @@ class Adjoint(ReverseOnly):
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        problem: FlatProblem,
+        problem: ParametricProblem,
         rule: AdjointRule,
         transposed: bool,
         *tensors: Tensor,
@@ -138,8 +138,8 @@ class Adjoint(ReverseOnly):
         return Adjoint.of(rule, problem.lift(info.randomness), leaves, z, v, transposed), 0
 
 
-def _squares(bound: Bound, z: Tensor, v: Tensor) -> Tensor:
-    return bound.gauss_newton(z)(v)
+def _squares(problem: ProblemAtTheta, z: Tensor, v: Tensor) -> Tensor:
+    return problem.gauss_newton(z)(v)
 
 
 def pull(function: Callable[..., Any], inputs: Sequence[Tensor], cotangent: Any) -> list[Tensor | None]:

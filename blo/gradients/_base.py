@@ -10,9 +10,10 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from blo._bound import Bound, residual
 from blo._failures import Checks
-from blo._problem import FlatProblem
+from blo._natural_map import residual
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.linsolve import LinearSolution
@@ -41,13 +42,13 @@ Watch: TypeAlias = Callable[[int, Any], None]
 class Steps(Protocol):
     """Repeats single steps of the lower solver."""
 
-    def begin(self, problem: Bound, z0: Tensor) -> Snapshot:
+    def begin(self, problem: ProblemAtTheta, z0: Tensor) -> Snapshot:
         """Return the state before the first step."""
 
-    def restart(self, problem: Bound, state: Any) -> Snapshot:
+    def restart(self, problem: ProblemAtTheta, state: Any) -> Snapshot:
         """Return the state with its point held constant and the slope there as a function of theta."""
 
-    def advance(self, problem: Bound, state: Any, first: int, steps: int) -> Snapshot:
+    def advance(self, problem: ProblemAtTheta, state: Any, first: int, steps: int) -> Snapshot:
         """Return the state after `steps` more steps, the first of which has the number `first`."""
 
     def answer(self, state: Any) -> Tensor:
@@ -73,17 +74,19 @@ class Solve(Protocol):
             StructureError: if the solver is not iterative.
         """
 
-    def __call__(self, problem: Bound, z0: Tensor, watch: Watch | None = None) -> Tensor:
+    def __call__(self, problem: ProblemAtTheta, z0: Tensor, watch: Watch | None = None) -> Tensor:
         """Return the solution, shape `(*lanes, n)`, with its graph when `problem.recorded`, and report on it.
 
         Raises:
             StructureError: if `watch` is given and the solver is not iterative.
         """
 
-    def quietly(self, problem: Bound, z0: Tensor) -> Tensor:
+    def quietly(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         """Solve without reporting convergence, for an extra solve that a derivative needs."""
 
-    def closely(self, problem: Bound, z0: Tensor, wanted: Tensor, *, found: bool = False) -> tuple[Tensor, Tensor]:
+    def closely(
+        self, problem: ProblemAtTheta, z0: Tensor, wanted: Tensor, *, found: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Solve to the residuals `wanted` if the tolerance of the solver is larger; do not report convergence.
 
         Args:
@@ -96,10 +99,10 @@ class Solve(Protocol):
             The solution, shape `(*lanes, n)`, and its residual, shape `lanes`; zero if checks are off.
         """
 
-    def report(self, problem: Bound, z: Tensor, pulled: Pulled) -> None:
+    def report(self, problem: ProblemAtTheta, z: Tensor, pulled: Pulled) -> None:
         """Check every condition that the implicit part at the solution z relies on, and that it is finite."""
 
-    def report_adjoint(self, problem: Bound, linear: LinearSolution, optimality: Optimality) -> None:
+    def report_adjoint(self, problem: ProblemAtTheta, linear: LinearSolution, optimality: Optimality) -> None:
         """Check every condition that the adjoint relies on."""
 
 
@@ -172,11 +175,11 @@ class Rule(abc.ABC):
     uses_start: bool = True
 
     @abc.abstractmethod
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         """Return the lower solution, shape `(*lanes, n)`."""
 
     @abc.abstractmethod
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         """Return `(dz/dtheta)^T v` for every leaf of theta. `forward` has solved the problem before.
 
         Args:
@@ -188,10 +191,10 @@ class Rule(abc.ABC):
         """
 
     @abc.abstractmethod
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+    def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         """Return the lower solution as a function of the leaves of theta that torch differentiates."""
 
-    def bind(self, problem: FlatProblem, leaves: Sequence[Tensor]) -> Bound:
+    def bind(self, problem: ParametricProblem, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at these leaves of theta, with their graph if `keeps_graph`."""
         return problem.bind(leaves if self.keeps_graph else [leaf.detach() for leaf in leaves])
 
@@ -228,5 +231,5 @@ class Strategy(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> Rule:
         """Return the rule for one call, which runs the lower solver through `solve`."""

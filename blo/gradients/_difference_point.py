@@ -9,11 +9,12 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import suspended
-from blo._bound import Bound
 from blo._displacement import Sides, adapted, along, first, rounding, split
+from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.gradients._finer import Finer, finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
+from blo.gradients._two_values import slope_between, two_values
 
 
 class DifferencePoint(FirstOrderPoint):
@@ -28,14 +29,14 @@ class DifferencePoint(FirstOrderPoint):
 
     estimated = True
 
-    def __init__(self, bound: Bound, z: Tensor) -> None:
-        if not bound.symmetric:
+    def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
+        if not problem.symmetric:
             raise StructureError(
                 "products='finite-difference' give the Jacobian of a fixed-point problem instead of its transpose, "
                 "which the hypergradient needs. Use products='reverse'."
             )
-        super().__init__(bound, z)
-        self._at = (finer(bound, z) if self._live else None) or Finer(bound, self.optimality.slope)
+        super().__init__(problem, z)
+        self._at = (finer(problem, z) if self._live else None) or Finer(problem, self.optimality.slope)
         # A residual contains a few products, each with an error of about eps^(2/3). Below this level, iterates of a
         # linear solver differ only by that error.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
@@ -79,15 +80,15 @@ class DifferencePoint(FirstOrderPoint):
 
     def _along_z(self, unit: Tensor, h: Tensor, *, look: bool = False) -> tuple[Tensor, Sides]:
         with suspended():
-            return along(self._bound.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
+            return along(self._problem.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
 
     def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
         unit, size = split(q)
-        bound, here = self._at
-        inputs = [bound.leaves[i] for i in self._live]
+        problem, here = self._at
+        inputs = [problem.leaves[i] for i in self._live]
         with torch.enable_grad(), suspended():
             shift = (h * unit).requires_grad_()  # its gradients are those on the two sides, which `Sides` compares
-            values = bound.sides(self._z, shift)
+            values = two_values(problem, self._z, shift)
         # Each lane has its own h, so each value is weighted by size / 2h before the sum over lanes.
         weight = size / (2 * h)
         slopes, parts = [], []
@@ -107,9 +108,9 @@ class DifferencePoint(FirstOrderPoint):
         if self._length is None:  # no product with H has chosen the displacement yet
             with torch.enable_grad(), suspended():
                 near = (0.25 * h * unit).requires_grad_()
-                value, _ = bound.detach().sides(self._z, near)
+                value, _ = two_values(problem.detach(), self._z, near)
                 (nearby,) = torch.autograd.grad(value.sum(), near)
-        return spread, Sides.of(slopes[0], slopes[1], bound.sided_slope(here), nearby)
+        return spread, Sides.of(slopes[0], slopes[1], slope_between(problem, here), nearby)
 
     @property
     def _derived(self) -> bool:
@@ -118,11 +119,13 @@ class DifferencePoint(FirstOrderPoint):
         All evaluations share the graph of this computation, so it is retained. Any other graph is freed after use,
         which compiled modules require.
         """
-        return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._at.bound.theta))
+        return any(
+            isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree.leaves(self._at.problem.theta)
+        )
 
     def _rounding(self) -> Tensor:
         with suspended():
-            return rounding(self._bound.detach().gradient, self._z, self.optimality.slope)
+            return rounding(self._problem.detach().gradient, self._z, self.optimality.slope)
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:

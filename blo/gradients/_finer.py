@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import suspended
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo._theta import coarse, refined, taking
 
 
@@ -17,16 +17,16 @@ class Finer(NamedTuple):
     """A lower problem at a theta that is at least as precise as z.
 
     Attributes:
-        bound: the problem. `like` converts gradients in its theta to the dtypes of the original theta.
+        problem: the problem. `like` converts gradients in its theta to the dtypes of the original theta.
         slope: the gradient of the objective in z, shape `(*lanes, n)`. It differs from the gradient at the original
             theta by the rounding of what the objective computes from theta alone.
     """
 
-    bound: Bound
+    problem: ProblemAtTheta
     slope: Tensor
 
 
-def finer(bound: Bound, z: Tensor) -> Finer | None:
+def finer(problem: ProblemAtTheta, z: Tensor) -> Finer | None:
     """Return the problem with each leaf of theta that is less precise than z converted to z's dtype.
 
     A gradient has the dtype of its leaf. Over a displacement chosen for z's precision, two gradients in a less precise
@@ -35,13 +35,13 @@ def finer(bound: Bound, z: Tensor) -> Finer | None:
     Raises:
         StructureError: if the objective accepts theta only in its original dtype.
     """
-    leaves = bound.leaves
+    leaves = problem.leaves
     if not any(coarse(leaf, z.dtype) for leaf in leaves):
         return None
     pairs = zip(refined(leaves, z.dtype), leaves, strict=True)
     taken = [fine if fine is leaf else fine.requires_grad_(leaf.requires_grad) for fine, leaf in pairs]
     with taking(leaves, z.dtype), torch.enable_grad(), suspended():
-        fine = bound.rebind(taken)
+        fine = problem.rebind(taken)
         return Finer(fine, fine.detach().gradient(z.detach()).detach())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo.errors import StructureError
 from blo.gradients._base import distance
 from blo.gradients._function import FunctionRule, lanes_first, pulled
@@ -22,7 +22,7 @@ class FirstOrderRule(FunctionRule, abc.ABC):
     """A rule that can be differentiated once, under every transform."""
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+        self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
         parts = _Pull.apply(problem, self, places, z0, z, v, *leaves)
@@ -37,7 +37,7 @@ class _Pull(ReverseOnly):
 
     @staticmethod
     def forward(
-        problem: FlatProblem,
+        problem: ParametricProblem,
         rule: FirstOrderRule,
         places: Sequence[int],
         z0: Tensor,
@@ -63,7 +63,7 @@ class _Pull(ReverseOnly):
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        problem: FlatProblem,
+        problem: ParametricProblem,
         rule: FirstOrderRule,
         places: Sequence[int],
         *tensors: Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import add, pullback
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._base import Optimality
 from blo.gradients._point import Point
 
@@ -18,13 +18,13 @@ from blo.gradients._point import Point
 class FirstOrderPoint(Point, abc.ABC):
     """A point whose products need no second backward pass through the objective."""
 
-    def __init__(self, bound: Bound, z: Tensor) -> None:
-        self._bound, self._leaves, self._z = bound, bound.leaves, z.detach()
-        self._live = [i for i, leaf in enumerate(bound.leaves) if leaf.requires_grad]
+    def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
+        self._problem, self._leaves, self._z = problem, problem.leaves, z.detach()
+        self._live = [i for i, leaf in enumerate(problem.leaves) if leaf.requires_grad]
         with torch.no_grad():
-            rest = tree.detach(bound.term)
-            slope = bound.detach().gradient(self._z)
-            self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
+            rest = tree.detach(problem.term)
+            slope = problem.detach().gradient(self._z)
+            self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 
     @abc.abstractmethod
     def along(self, q: Tensor) -> list[Tensor | None]:
@@ -32,14 +32,14 @@ class FirstOrderPoint(Point, abc.ABC):
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
         parts = [None if part is None else -part for part in self.along(q)]
-        if not self._bound.moving:
+        if not self._problem.moving:
             return parts
         # The motion of the active face adds N^T (v - H q), and the force of the term at z + motion adds -G^T q.
         with torch.enable_grad():
-            motion = self._bound.motion(self.optimality.term, self.optimality.tangent, self._z)
+            motion = self._problem.motion(self.optimality.term, self.optimality.tangent, self._z)
             outputs, cotangents = [motion], [v - self.hessian(q)]
             if self.optimality.tangent.force is not None:
-                outputs.append(self.optimality.tangent.force(self._bound.term, self._z + motion))
+                outputs.append(self.optimality.tangent.force(self._problem.term, self._z + motion))
                 cotangents.append(-q)
         found = pullback(outputs, [self._leaves[i] for i in self._live], cotangents)
         moved = self._spread(found)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import jacobian
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 from blo.gradients._base import Pulled, Solve
 from blo.gradients._first_order import FirstOrderRule
@@ -24,7 +24,7 @@ class ForwardRule(FirstOrderRule):
     #: The Jacobian of each solve, leaf by leaf, under the number of `vmap` levels around the problem.
     kept: dict[int, list[Tensor | None]] = field(default_factory=dict)
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         leaves = problem.leaves
         z = self.solve(problem, problem.place(self.start, z0))
         places = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
@@ -46,7 +46,7 @@ class ForwardRule(FirstOrderRule):
         self.kept[problem.lifts] = jacobians
         return z
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         pairs = zip(self.kept[problem.lifts], problem.leaves, strict=True)
         return Pulled(
             [None if part is None else torch.tensordot(v, part, dims=v.ndim).to(leaf) for part, leaf in pairs]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import jvp
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.gradients._first_order_point import FirstOrderPoint
 
@@ -14,15 +14,15 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class ForwardPoint(FirstOrderPoint):
     """`H v` and `B^T q` as the derivatives of the gradients in z and in theta along v and q."""
 
-    def __init__(self, bound: Bound, z: Tensor) -> None:
-        if not bound.symmetric:
+    def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
+        if not problem.symmetric:
             raise StructureError(
                 "products='forward' give the Jacobian of a fixed-point problem instead of its transpose, which the "
                 "hypergradient needs. Use products='reverse'."
             )
-        super().__init__(bound, z)
-        self.noise = bound.eps or 0.0
-        self._at_rest = bound.detach()
+        super().__init__(problem, z)
+        self.noise = problem.eps or 0.0
+        self._at_rest = problem.detach()
 
     def hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._at_rest.gradient, self._z, direction)
@@ -32,7 +32,7 @@ class ForwardPoint(FirstOrderPoint):
         places = self._live
         constants = [leaf.detach() for leaf in self._leaves]
         with torch.enable_grad():
-            enters = self._bound.value(self._z).requires_grad
+            enters = self._problem.value(self._z).requires_grad
         if not enters:  # forward mode returns zeros in this case, but None is what says that theta does not enter
             return [None] * len(self._leaves)
 
@@ -41,7 +41,7 @@ class ForwardPoint(FirstOrderPoint):
                 full = list(constants)
                 for place, tensor in zip(places, live, strict=True):
                     full[place] = tensor
-                return self._bound.rebind(full).value(z).sum()
+                return self._problem.rebind(full).value(z).sum()
 
             found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))
             return found

@@ -13,7 +13,7 @@ from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._entrance import outside_compile
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo._torch import functorch
 from blo.gradients._base import Pulled, Rule
 from blo.gradients._reverse_only import ReverseOnly
@@ -25,12 +25,12 @@ class FunctionRule(Rule, abc.ABC):
     Such a rule holds no tensors of the caller.
     """
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+    def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         return Solved.by(self, problem, z0, leaves)
 
     @abc.abstractmethod
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+        self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         """Return the implicit part for each leaf as a function that transforms may differentiate or map over."""
 
@@ -39,13 +39,13 @@ class Solved(ReverseOnly):
     """`z*(theta)`."""
 
     @staticmethod
-    def by(rule: FunctionRule, problem: FlatProblem, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    def by(rule: FunctionRule, problem: ParametricProblem, z0: Tensor, leaves: Sequence[Tensor]) -> Tensor:
         """Return the solution, shape `(*lanes, n)`, differentiable in the leaves."""
         z: Tensor = Solved.apply(problem, rule, z0, *leaves)
         return z
 
     @staticmethod
-    def forward(problem: FlatProblem, rule: FunctionRule, z0: Tensor, *leaves: Tensor) -> Tensor:
+    def forward(problem: ParametricProblem, rule: FunctionRule, z0: Tensor, *leaves: Tensor) -> Tensor:
         return rule.forward(problem.bind(leaves), z0)
 
     @staticmethod
@@ -73,7 +73,7 @@ class Solved(ReverseOnly):
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        problem: FlatProblem,
+        problem: ParametricProblem,
         rule: FunctionRule,
         *tensors: Tensor,
     ) -> tuple[Tensor, int]:
@@ -81,13 +81,15 @@ class Solved(ReverseOnly):
         return Solved.by(rule, problem.lift(info.randomness), z0, leaves), 0
 
 
-def pulled(rule: Rule, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor) -> Pulled:
+def pulled(
+    rule: Rule, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+) -> Pulled:
     """Pull v back to the leaves, which are plain tensors, and report."""
     live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     with torch.enable_grad():
-        bound = rule.bind(problem, live)
-    found = rule.pull(bound, z0, z, v)
-    rule.solve.report(bound, z, found)
+        at_theta = rule.bind(problem, live)
+    found = rule.pull(at_theta, z0, z, v)
+    rule.solve.report(at_theta, z, found)
     return found
 
 

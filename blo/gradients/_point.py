@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import add, differentiated_twice, jvp, pullback
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._base import Optimality
 
 
@@ -23,7 +23,7 @@ class Point(abc.ABC):
     optimality: Optimality
     #: Whether H is symmetric. For a fixed-point problem it is not.
     symmetric: bool = True
-    _bound: Bound
+    _problem: ProblemAtTheta
     _z: Tensor
     _product: Callable[[Tensor], Tensor] | None = None
     #: Relative error of the products. No linear solve is required to reach a smaller residual.
@@ -42,7 +42,7 @@ class Point(abc.ABC):
             StructureError: for any other problem.
         """
         if self._product is None:
-            self._product = self._bound.detach().gauss_newton(self._z.detach())
+            self._product = self._problem.detach().gauss_newton(self._z.detach())
         return self._product(direction)
 
     @abc.abstractmethod
@@ -60,17 +60,17 @@ class Point(abc.ABC):
 class ReversePoint(Point):
     """Products by a backward pass through one retained graph of the gradient."""
 
-    def __init__(self, bound: Bound, z: Tensor) -> None:
-        self.symmetric, self.noise = bound.symmetric, bound.eps or 0.0
+    def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
+        self.symmetric, self.noise = problem.symmetric, problem.eps or 0.0
         with torch.enable_grad():
             self._z = z.detach().requires_grad_()
-            self._gradient = bound.gradient(self._z, graph=True)
+            self._gradient = problem.gradient(self._z, graph=True)
         slope = self._gradient.detach()
         # The motion is measured from a term with constant parameters, and the tangent space must not keep a graph of
         # theta alive.
-        rest = bound.term.at_rest()
-        self._bound = bound
-        self.optimality = Optimality(z, slope, rest, bound.tangent(rest, z, slope))
+        rest = problem.term.at_rest()
+        self._problem = problem
+        self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
         if not self._gradient.requires_grad:
@@ -80,37 +80,37 @@ class ReversePoint(Point):
         return torch.zeros_like(direction) if product is None else product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        bound, tangent = self._bound, self.optimality.tangent
+        problem, tangent = self._problem, self.optimality.tangent
         outputs = [self._gradient]
         if tangent.force is not None:
             with torch.enable_grad():
-                outputs.append(tangent.force(bound.term, self._z))
-        inputs = [leaf for leaf in bound.leaves if leaf.requires_grad]
+                outputs.append(tangent.force(problem.term, self._z))
+        inputs = [leaf for leaf in problem.leaves if leaf.requires_grad]
         # The last product frees the graph while it runs, so that its memory can be reused.
-        places = [*inputs, self._z] if bound.moving else inputs
-        parts = pullback(outputs, places, [-q] * len(outputs), last=not bound.moving)
-        if bound.moving:
+        places = [*inputs, self._z] if problem.moving else inputs
+        parts = pullback(outputs, places, [-q] * len(outputs), last=not problem.moving)
+        if problem.moving:
             # The solution moves with the active face, and with it the point at which gradient and force are taken.
             # `along` is -H q, and includes the derivative of the force in z: the motion has the cotangent v + along.
             along = parts.pop()
             with torch.enable_grad():
-                motion = bound.motion(self.optimality.term, tangent, self._z.detach())
+                motion = problem.motion(self.optimality.term, tangent, self._z.detach())
             carried = pullback([motion], inputs, [v if along is None else v + along], last=True)
             parts = [add(a, b) for a, b in zip(parts, carried, strict=True)]
         spread = iter(parts)
-        return [next(spread) if leaf.requires_grad else None for leaf in bound.leaves]
+        return [next(spread) if leaf.requires_grad else None for leaf in problem.leaves]
 
 
 class TransposedPoint(Point):
     """Products with H instead of H^T, which the derivative of the adjoint of a fixed point needs."""
 
-    def __init__(self, bound: Bound, z: Tensor) -> None:
-        self._bound, self._z, self.symmetric, self.noise = bound, z, bound.symmetric, bound.eps or 0.0
-        slope = bound.gradient(z)
-        self.optimality = Optimality(z, slope, bound.term, bound.tangent(bound.term, z, slope))
+    def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
+        self._problem, self._z, self.symmetric, self.noise = problem, z, problem.symmetric, problem.eps or 0.0
+        slope = problem.gradient(z)
+        self.optimality = Optimality(z, slope, problem.term, problem.tangent(problem.term, z, slope))
 
     def hessian(self, direction: Tensor) -> Tensor:
-        product: Tensor = jvp(self._bound.gradient, self._z, direction)
+        product: Tensor = jvp(self._problem.gradient, self._z, direction)
         return product
 
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:

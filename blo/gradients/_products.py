@@ -8,14 +8,14 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor
 
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._difference_point import DifferencePoint
 from blo.gradients._forward_point import ForwardPoint
 from blo.gradients._point import Point, ReversePoint
 from blo.gradients._strained import strained
 
 Products: TypeAlias = Literal["reverse", "forward", "finite-difference"]
-_POINTS: dict[str, Callable[[Bound, Tensor], Point]] = {
+_POINTS: dict[str, Callable[[ProblemAtTheta, Tensor], Point]] = {
     "reverse": ReversePoint,
     "forward": ForwardPoint,
     "finite-difference": DifferencePoint,
@@ -32,10 +32,10 @@ def check(products: str) -> None:
         raise ValueError(f"`products` must be one of {', '.join(get_args(Products))}, but is {products!r}.")
 
 
-def point(products: Products, bound: Bound, z: Tensor) -> Point:
+def point(products: Products, problem: ProblemAtTheta, z: Tensor) -> Point:
     """Return the second derivatives of a problem at `(theta, z)`."""
-    found = _POINTS[products](bound, z)
-    tangent = strained(found.optimality.tangent, bound, z)
+    found = _POINTS[products](problem, z)
+    tangent = strained(found.optimality.tangent, problem, z)
     if tangent is not found.optimality.tangent:
         found.optimality = replace(found.optimality, tangent=tangent)
     return found

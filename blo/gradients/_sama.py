@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo._settings import require_positive
 from blo._term import fit_coordinates
 from blo._types import Tree
@@ -104,7 +104,7 @@ class SAMA(Strategy):
             diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
         return cls(diagonal, products)
 
-    def rule(self, problem: FlatProblem, solve: Solve) -> StationaryRule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> StationaryRule:
         diagonal = fit_coordinates(self.preconditioner, problem.layout, "SAMA.preconditioner")
         fitted = _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
         return fitted.rule(problem, solve)

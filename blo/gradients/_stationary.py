@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._adjoint import implicit_part
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._function import FunctionRule
@@ -47,7 +47,7 @@ class Stationary(Strategy):
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         """Solve `P (H + K) P q = b` for b in the tangent space, shape `(*lanes, n)`."""
 
-    def rule(self, problem: FlatProblem, solve: Solve) -> StationaryRule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> StationaryRule:
         return StationaryRule(self, solve)
 
     def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
@@ -84,10 +84,10 @@ class StationaryRule(FunctionRule):
     keeps_graph = True
     uses_start = False
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         return self.solve(problem.detach() if torch.is_grad_enabled() else problem, z0)
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         at = point(self.strategy.products, problem, z)
         linear = self.strategy.adjoint(at, v, guess)
         q, tangent, rest = linear.x, at.optimality.tangent, problem.detach()
@@ -104,13 +104,13 @@ class StationaryRule(FunctionRule):
         return Pulled(at.cross(q, v), q, linear, at.optimality, error, defect)
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+        self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         found = implicit_part(self, problem, leaves, z, v)
         self.solve.checks.gradients(found)
         return found
 
-    def adjoint(self, problem: Bound, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
+    def adjoint(self, problem: ProblemAtTheta, z: Tensor, v: Tensor, transposed: bool = False) -> Tensor:
         at = TransposedPoint(problem, z) if transposed else point(self.strategy.products, problem, z)
         linear = self.strategy.adjoint(at, v, None)
         self.solve.report_adjoint(problem, linear, at.optimality)

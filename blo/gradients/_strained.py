@@ -9,13 +9,13 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import plain, pullback
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Counts, Strain, Tangent
 
 __all__ = ["strained"]
 
 
-def strained(tangent: Tangent, bound: Bound, z: Tensor) -> Tangent:
+def strained(tangent: Tangent, problem: ProblemAtTheta, z: Tensor) -> Tangent:
     """Return the tangent, counting dependent constraints as degenerate if theta moves them apart.
 
     The active constraints then differ with the direction in which theta changes, and the solution has one-sided
@@ -23,29 +23,29 @@ def strained(tangent: Tangent, bound: Bound, z: Tensor) -> Tangent:
     the directions are counted.
     """
     strain = tangent.strain
-    if strain is None or not bound.moving:
+    if strain is None or not problem.moving:
         return tangent
 
     def count() -> Counts:
         counts, surplus = tangent.counts(), strain.surplus()
-        if bool(plain(surplus > 0).any()) and _parts(strain, bound, z):
+        if bool(plain(surplus > 0).any()) and _parts(strain, problem, z):
             return counts._replace(degenerate=counts.degenerate + surplus)
         return counts
 
     return replace(tangent, count=count)
 
 
-def _parts(strain: Strain, bound: Bound, z: Tensor) -> bool:
+def _parts(strain: Strain, problem: ProblemAtTheta, z: Tensor) -> bool:
     """Return whether theta moves dependent constraints apart.
 
     It compares two vector-Jacobian products in theta, with a fixed irregular vector: of the motion of the constraints,
     and of the part of it that no motion of z can follow.
     """
-    leaves = [leaf.detach() for leaf in tree.leaves(bound.theta)]
+    leaves = [leaf.detach() for leaf in tree.leaves(problem.theta)]
     leaves = [leaf.requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
     live = [leaf for leaf in leaves if leaf.requires_grad]
     with torch.enable_grad():
-        moved, left = strain.of(bound.rebind(leaves).term, z.detach())
+        moved, left = strain.of(problem.rebind(leaves).term, z.detach())
     index = torch.arange(1, moved.numel() + 1, dtype=moved.dtype, device=moved.device)
     probe = (2 + index.square().cos()).reshape(moved.shape)
 

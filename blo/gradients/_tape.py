@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import add, in_lanes, pullback, surely
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 from blo.gradients._base import Pulled, Snapshot, Solve, distance
 from blo.gradients._first_order import FirstOrderRule
@@ -37,7 +37,7 @@ class Tail:
             self.states[1:] = [(at, merged) for (at, _), merged in zip(self.states[1:], kept, strict=True)]
         del self.states[0]
 
-    def solve(self, problem: Bound, z0: Tensor, solve: Solve) -> Tensor:
+    def solve(self, problem: ProblemAtTheta, z0: Tensor, solve: Solve) -> Tensor:
         """Return the solution as a function of the last steps alone."""
         z = solve(problem.detach(), z0, self)
         if not self.states:
@@ -73,7 +73,7 @@ class TapeRule(FirstOrderRule):
     #: The states and the number of steps of each solve, under the number of `vmap` levels around the problem.
     kept: dict[int, tuple[list[tuple[int, Any]], int]] = field(default_factory=dict)
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         watch = Checkpoints() if self.last is None else Tail(self.last)
         count = 0
 
@@ -87,7 +87,7 @@ class TapeRule(FirstOrderRule):
         self.kept[problem.lifts] = watch.states[::stride], count
         return z
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         """Return `(dz/dtheta)^T v` for each leaf, by a reverse sweep over the segments between kept states."""
         states, end = self.kept[problem.lifts]
         leaves, steps = problem.leaves, self.solve.steps
@@ -103,9 +103,9 @@ class TapeRule(FirstOrderRule):
         for index in reversed(range(len(states))):
             first, state = states[index]
             with torch.enable_grad():
-                bound = problem.rebind(live).record()
-                carried, start = _lift(state) if index else ([], self._first(bound, z0, state))
-                after = steps.advance(bound, start, first, end - first)
+                recorded = problem.rebind(live).record()
+                carried, start = _lift(state) if index else ([], self._first(recorded, z0, state))
+                after = steps.advance(recorded, start, first, end - first)
                 # `cotangents` are those of the state after this segment. There are none after the last segment, where
                 # v is the cotangent of the answer.
                 outputs = _floats(after) if cotangents else [steps.answer(after)]
@@ -120,7 +120,7 @@ class TapeRule(FirstOrderRule):
         filled = iter(total)
         return Pulled([next(filled) if leaf.requires_grad else None for leaf in live], apart=apart)
 
-    def _first(self, problem: Bound, z0: Tensor, state: Any) -> Snapshot:
+    def _first(self, problem: ProblemAtTheta, z0: Tensor, state: Any) -> Snapshot:
         """Return the first state: with a constant point, or with a `start`, as a function of theta."""
         if self.start is None:
             return self.solve.steps.restart(problem, state)

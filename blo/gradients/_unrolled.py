@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from blo import _autodiff
-from blo._bound import Bound
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_count
 from blo._types import Tree
 from blo.errors import StructureError
@@ -88,7 +88,7 @@ class Unrolled(Strategy):
         """Whether torch has recorded every step, so that the derivative needs no second evaluation."""
         return self.recorded and self.last is None
 
-    def rule(self, problem: FlatProblem, solve: Solve) -> Rule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> Rule:
         if self.recorded:
             return RecordedRule(solve, self.last, self.start)
         return TapeRule(solve, self.last, self.start) if self.checkpoint else ForwardRule(solve, self.start)
@@ -103,15 +103,15 @@ class RecordedRule(Rule):
     start: Callable[[Tree], Tree] | None
     keeps_graph = True
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         if self.last is None:
             return self.solve(problem.record(), problem.place(self.start, z0))
         return Tail(self.last).solve(problem, z0, self.solve)
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+    def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
         return Still.attach(z, leaves) if self.solve.idle and not _autodiff.transforms_active() else z
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         found = iter(_autodiff.pullback([z], [leaf for leaf in problem.leaves if leaf.requires_grad], [v]))
         return Pulled([next(found) if leaf.requires_grad else None for leaf in problem.leaves])

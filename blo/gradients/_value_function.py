@@ -10,8 +10,8 @@ from torch import Tensor
 from blo import tree
 from blo._autocast import suspended
 from blo._autodiff import length
-from blo._bound import Bound
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_positive
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._finer import finer, like
@@ -57,7 +57,7 @@ class ValueFunction(Strategy):
     def __post_init__(self) -> None:
         require_positive(self.penalty, "penalty", "Larger is more exact.")
 
-    def rule(self, problem: FlatProblem, solve: Solve) -> FirstOrderRule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> FirstOrderRule:
         return _TiltRule(self, solve)
 
 
@@ -66,19 +66,19 @@ class _TiltRule(FirstOrderRule):
     strategy: ValueFunction
     solve: Solve
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         return self.solve(problem, z0)
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         both, leaves = self.strategy.two_sided, problem.leaves
         live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
         # The penalty multiplies a difference together with its rounding errors. So autocast is off, and theta is at
         # least as precise as z.
         with torch.enable_grad(), suspended():
-            bound = replace(problem.rebind(live), eps=None)
-            at, _ = finer(bound, z) or (bound, z)
-            weight = self._weight(bound.detach(), z0, z, v)
-            ahead, behind = bound.tilt(v / weight), bound.tilt(-v / weight) if both else bound
+            untilted = replace(problem.rebind(live), eps=None)
+            at, _ = finer(untilted, z) or (untilted, z)
+            weight = self._weight(untilted.detach(), z0, z, v)
+            ahead, behind = untilted.tilt(v / weight), untilted.tilt(-v / weight) if both else untilted
             fine_ahead, fine_behind = at.tilt(v / weight), at.tilt(-v / weight) if both else at
             scale = 0.5 * weight if both else weight
             inputs = [leaf for leaf in at.leaves if leaf.requires_grad]
@@ -90,8 +90,8 @@ class _TiltRule(FirstOrderRule):
             # If the solution responds linearly, half the tilt moves it half as far. The residual at that point, under
             # half the tilt, measures the deviation from that.
             centre = 0.5 * (there + here) if both else here
-            half = self._off(bound.tilt(0.5 * v / weight), 0.5 * (there + centre), tilt)
-            even = self._off(bound, centre, tilt) if both else torch.zeros_like(half)
+            half = self._off(untilted.tilt(0.5 * v / weight), 0.5 * (there + centre), tilt)
+            even = self._off(untilted, centre, tilt) if both else torch.zeros_like(half)
             gap = self._least(ahead, fine_ahead, there) - self._least(behind, fine_behind, here)
             gap = (scale.squeeze(-1) * gap).sum()
             # One backward pass over the difference frees both graphs, which compiled modules require.
@@ -104,7 +104,7 @@ class _TiltRule(FirstOrderRule):
         parts = like(leaves, [next(found) if leaf.requires_grad else None for leaf in live])
         return Pulled(parts, loose=loose)
 
-    def _weight(self, rest: Bound, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:
+    def _weight(self, rest: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:
         """Return the penalty, or another where the tilt would be lost in rounding or move z too far, `(*lanes, 1)`.
 
         A tilt moves z by about `|tilt| / curvature`; a difference of gradients measures the curvature along v.
@@ -119,20 +119,20 @@ class _TiltRule(FirstOrderRule):
         chosen = torch.where(known, torch.minimum(torch.maximum(tilt, root * change), far * change), tilt)
         return torch.where(known, size / torch.where(known, chosen, 1.0), self.strategy.penalty)
 
-    def _off(self, bound: Bound, z: Tensor, tilt: Tensor) -> Tensor:
+    def _off(self, problem: ProblemAtTheta, z: Tensor, tilt: Tensor) -> Tensor:
         """Return how far z is from the solution, as a residual in units of the tilt, shape `lanes`."""
-        rest = bound.detach()
+        rest = problem.detach()
         return rest.residual(z, rest.gradient(z)) / torch.where(tilt > 0, tilt, 1.0)
 
-    def _least(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
+    def _least(self, solved: ProblemAtTheta, problem: ProblemAtTheta, z: Tensor) -> Tensor:
         """Return the minimum, attained at z, shape `lanes`; its derivative in theta is that at a fixed z (Danskin).
 
         If the set moves with theta, z moves with its face. The active face is that of the problem that was `solved`.
         """
-        return bound.penalized(z + self._motion(solved, bound, z))
+        return problem.penalized(z + self._motion(solved, problem, z))
 
-    def _motion(self, solved: Bound, bound: Bound, z: Tensor) -> Tensor:
-        if not bound.moving:
+    def _motion(self, solved: ProblemAtTheta, problem: ProblemAtTheta, z: Tensor) -> Tensor:
+        if not problem.moving:
             return torch.zeros_like(z)
         tangent = solved.tangent(tree.detach(solved.term), z, solved.detach().gradient(z))
-        return bound.motion(tree.detach(bound.term), tangent, z)
+        return problem.motion(tree.detach(problem.term), tangent, z)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from blo._bound import Bound
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._function import FunctionRule, Solved
 
@@ -24,7 +24,7 @@ class Zero(Strategy):
     expects_theta = False
     allows_random = True
 
-    def rule(self, problem: FlatProblem, solve: Solve) -> FunctionRule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> FunctionRule:
         return _ZeroRule(solve)
 
 
@@ -33,16 +33,16 @@ class _ZeroRule(FunctionRule):
     solve: Solve
     uses_start = False
 
-    def forward(self, problem: Bound, z0: Tensor) -> Tensor:
+    def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
         return self.solve(problem, z0)
 
-    def attach(self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
+    def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         return Solved.by(self, problem, z0, [leaf.detach() for leaf in leaves]).detach()
 
-    def pull(self, problem: Bound, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
+    def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         return Pulled([None] * len(problem.leaves))
 
     def pull_again(
-        self, problem: FlatProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
+        self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
     ) -> Sequence[Tensor | None]:
         return [None] * len(leaves)

@@ -1,4 +1,4 @@
-"""What a lower solver is."""
+"""The interface of lower solvers: the problem that they see, the solution that they return."""
 
 from __future__ import annotations
 
@@ -15,60 +15,61 @@ from blo._types import Tree
 
 
 class Problem(Protocol):
-    """The lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
+    """What a solver may use of the lower problem at one theta, on flat tensors of shape `(*lanes, n)`."""
 
     @property
     def layout(self) -> Layout:
-        """How z lies in the flat tensors: `layout.unravel(z)` is the tree, `layout.ravel(tree)` the tensor."""
+        """The layout of z: `layout.unravel(z)` returns the tree, `layout.ravel(tree)` the flat tensor."""
 
     @property
     def theta(self) -> Tree:
         """The upper variable."""
 
     def at_theta(self, function: Callable[[Tree], Any], name: str, read: Callable[[Any], Any]) -> Any:
-        """Return `read(function(theta))`, evaluated once; lane by lane where `vmap` maps over the problem.
+        """Return `read(function(theta))`, which is evaluated once, and for each lane separately under `vmap`.
 
         Args:
-            function: the setting `name` of a solver.
-            name: what to call it.
-            read: makes a tensor of what the function returns for one lane; anything else only outside `vmap`.
+            function: a setting of the solver that is a function of theta.
+            name: the name of this setting, for error messages.
+            read: converts the function's result for one lane to a tensor. Outside `vmap` it may return any object.
 
         Raises:
-            StructureError: inside `vmap`, if `read` does not return a tensor.
+            StructureError: under `vmap`, if `read` does not return a tensor.
         """
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
-        """Return what a function from trees like z to trees like z makes of a tensor of shape `(*lanes, n)`.
+        """Apply a function from trees like z to trees like z to a tensor of shape `(*lanes, n)`.
 
         Raises:
-            StructureError: if it returns anything else, calling that `name`.
+            StructureError: if the result is not a tree like z; the message calls it `name`.
         """
 
     @property
     def carried(self) -> Sequence[Tensor] | None:
-        """What the solver left in an earlier call; None where there was none, or it carries nothing."""
+        """The tensors that the solver stored in an earlier call; None if there was none or it stores nothing."""
 
     @property
     def stepwise(self) -> bool:
-        """Whether each step has an objective of its own, with another minibatch."""
+        """Whether each step has its own objective, with another minibatch."""
 
     def at_step(self, step: int | Tensor | tuple[()]) -> Problem:
-        """Return the problem whose objective is that of one step; the same one if all steps share the objective.
+        """Return the problem with the objective of one step; the same problem if all steps share one objective.
 
         Args:
-            step: its number from 0, also as an integer of shape `()`; `()` where steps are not counted.
+            step: the number of the step, from 0, as an int or an integer tensor of shape `()`; the empty tuple `()` if
+                the solver does not count steps.
         """
 
     @property
     def recorded(self) -> bool:
-        """Whether the steps are to be differentiated."""
+        """Whether the solve will be differentiated, so that gradients keep their graph."""
 
     def gradient(self, z: Tensor) -> Tensor:
         """Return the objective's gradient, or a fixed point's residual `z - f(theta, z)`, shape `(*lanes, n)`."""
 
     @property
     def followed(self) -> bool:
-        """Whether these steps, or the same steps made again, are to be differentiated."""
+        """Whether these steps will be differentiated, in this solve or when they are repeated."""
 
     @property
     def term(self) -> Term:
@@ -76,21 +77,21 @@ class Problem(Protocol):
 
     @property
     def symmetric(self) -> bool:
-        """Whether there is an objective; False where a fixed point is sought."""
+        """Whether the problem has an objective; False for a fixed-point problem."""
 
     def value(self, z: Tensor) -> Tensor:
-        """Return the objective without a penalty, shape `lanes`."""
+        """Return the objective without the penalty, shape `lanes`."""
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the objective without a penalty and its gradient, from one evaluation."""
+        """Return the objective without the penalty and its gradient, from one evaluation."""
 
     def hessian(self, z: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return v -> H v with the objective's Hessian at z."""
+        """Return v -> H v with the Hessian H of the objective at z."""
 
     def gauss_newton(
         self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"
     ) -> Callable[[Tensor], Tensor]:
-        """Return v -> J' J v with the Jacobian J of the residuals whose squares the objective sums up at z."""
+        """Return v -> J' J v with the Jacobian J, at z, of the residuals of a least-squares problem."""
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with its penalty, shape `lanes`."""
@@ -104,43 +105,45 @@ class Problem(Protocol):
         """
 
     def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-        """Return `unit |z - prox(z - slope / unit)|`, shape `lanes`, with the proximal operator for a step `1 / unit`.
+        """Return `unit |z - prox(z - slope / unit)|`, shape `lanes`; the proximal operator has the step `1 / unit`.
 
-        It is in units of the slope whatever the unit, a curvature of shape `(*lanes, 1)`; 1 if None.
+        The residual has the unit of the gradient for every `unit`, a curvature of shape `(*lanes, 1)`; None means 1.
         """
 
     def scale(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
-        """Return the unit in which `residual` measures there: the one given, where that tells something.
+        """Return the unit that `residual` uses at z, shape `(*lanes, 1)`.
 
-        Where steps of `slope / unit` would be lost in the rounding of z, or lead far out of a small set, it is the
-        nearest one where they do not, shape `(*lanes, 1)`.
+        This is the given unit, except where a step `slope / unit` would be lost in the rounding of z or would lead far
+        out of a small set. There it is the nearest unit with a step of suitable length.
         """
 
     def natural(self, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
-        """Return `unit (z - prox(z - slope / unit))`, whose length the residual is, shape `(*lanes, n)`."""
+        """Return `unit (z - prox(z - slope / unit))`, shape `(*lanes, n)`; its length is the residual."""
 
     @property
     def eps(self) -> float | None:
-        """Unit of rounding of the arithmetic in which the objective is evaluated; None: that of z."""
+        """Machine epsilon of the arithmetic in which the objective is evaluated; None means that of z."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a lower solver stopped.
+    """The result of a lower solve.
 
     Attributes:
-        z: the point, shape `(*lanes, n)`.
-        residual: `|z - prox(z - gradient)|` at the point, shape `lanes`; None when it was not measured.
-        tol: what the residual was asked to reach, a number or shape `lanes`; None when that was not asked for. With a
-            tolerance and no residual, the caller measures.
-        steps: gradient steps that were made.
-        slope: the gradient that the solver last saw at the point, shape `(*lanes, n)`; None when it saw none there.
-        floor: lanes that stopped since nothing improved at the rounding of gradients; None when not looked at.
-        limit: residual above which the point is not a solution, shape `lanes`, found by the caller; None where it is
-            `tol`, or what fixed steps are held to.
-        stuck: lanes that stopped since nothing improved, far above the rounding of gradients; None when not looked at.
-        random: lanes in which two evaluations of the gradient at one point differ; None when not looked at.
-        carried: what the next call continues from.
+        z: the last iterate, shape `(*lanes, n)`.
+        residual: `|z - prox(z - gradient)|` at z, shape `lanes`; None if the solver did not measure it.
+        tol: the tolerance for the residual, a number or a tensor of shape `lanes`; None for a fixed number of steps. If
+            there is a tolerance but no residual, the caller measures the residual.
+        steps: the number of gradient steps.
+        slope: the gradient that the solver computed at z, shape `(*lanes, n)`; None if it computed none there.
+        floor: the lanes that stopped because the residual no longer decreased and was near the rounding error of the
+            gradient; None if this was not tested.
+        limit: the residual above which z is not accepted as a solution, shape `lanes`; the caller sets it. None means
+            `tol`, or the default for a fixed number of steps.
+        stuck: the lanes that stopped because the residual no longer decreased, although it was far above the rounding
+            error of the gradient; None if this was not tested.
+        random: the lanes in which two evaluations of the gradient at one point differ; None if this was not tested.
+        carried: the tensors from which the next call continues.
     """
 
     z: Tensor
@@ -158,14 +161,14 @@ class Solution:
 class Solver(abc.ABC):
     """Finds a minimiser of a lower problem.
 
-    A solver works on flat tensors, all lanes at once, and never learns how its result will be differentiated. When
+    A solver works on flat tensors with all lanes at once, and does not know how its result will be differentiated. If
     `problem.recorded`, every operation must be differentiable, because `Unrolled` differentiates through it.
 
     Attributes:
-        tol: residual that the solver is asked to reach; None when it measures none.
-        may_vary: names of the settings that may be functions of theta.
-        carry: what the solver keeps beside the point is carried to the next call.
-        takes_batches: each step evaluates `problem.at_step(number of the step)`.
+        tol: the tolerance for the residual; None if the solver does not measure residuals.
+        may_vary: the names of the settings that may be functions of theta.
+        carry: whether the next call continues from the solver's state (momentum, say) as well as from z.
+        takes_batches: whether each step evaluates `problem.at_step(number of the step)`.
     """
 
     tol: float | None = None
@@ -175,4 +178,4 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
-        """Solve from `z0`, shape `(*lanes, n)`, which is used as given and never modified."""
+        """Solve from the start `z0`, shape `(*lanes, n)`, and do not modify it."""

@@ -1,4 +1,4 @@
-"""What a solver of a fixed number of steps hands on to the next call: its momentum, or the state of its optimiser."""
+"""The state that a solver with a fixed number of steps passes to the next call: momentum, or an optimiser's state."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ __all__ = ["continued", "require_carry"]
 
 
 def require_carry(carry: bool, fixed: bool) -> None:
-    """Refuse to carry on from a solve that stops where it likes, or finds its own step.
+    """Check that a solver with `carry=True` makes a fixed number of steps of given sizes.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: if it stops at a tolerance or finds its own step size.
     """
     if carry and not fixed:
         raise ValueError("`carry=True` continues a fixed number of steps of given sizes: give the step, and tol=None.")
 
 
 def continued(problem: Problem, fresh: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return what an earlier call has left, or what is fresh where there was none.
+    """Return the tensors that an earlier call stored, or `fresh` if there was none.
 
     Raises:
         StructureError: if the two differ in number, shape, dtype or device.
     """
+    # The state comes from the user, perhaps from a file: a wrong shape would broadcast without an error.
     left = problem.carried
     if left is None:
         return fresh
     kinds = [[(tuple(t.shape), t.dtype, t.device) for t in side] for side in (left, fresh)]
     if kinds[0] != kinds[1]:
         raise StructureError(
-            f"`state['solver']` must be what the same solver left in an earlier call for a problem like this, "
-            f"{kinds[1]}, but holds {kinds[0]}. Start without `state` when the problem or the solver has changed."
+            "`state['solver']` must hold the tensors that the same solver stored in an earlier call for the same kind "
+            f"of problem, {kinds[1]}, but holds {kinds[0]}. Start without `state` if the problem or the solver has "
+            "changed."
         )
     return left

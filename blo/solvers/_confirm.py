@@ -1,4 +1,4 @@
-"""Where a lane stops: what is asked of its residual at the start, and what is found out where it would stop."""
+"""The stopping criterion of each lane: set at the start of a solve, and revised at the point where the lane stops."""
 
 from __future__ import annotations
 
@@ -21,43 +21,46 @@ from blo.solvers._stopping import (
     rounding,
 )
 
-#: Units of rounding of the largest gradient below which a solve may stop where nothing improves.
+#: A solve whose residual no longer decreases may stop if the residual is below this many units of rounding of the
+#: largest gradient.
 _FLOOR = 64
-#: Times that residual below which a solve that does not improve may owe it to an objective that is not a function.
+#: A solve whose residual no longer decreases is tested for a random objective if the residual is below this multiple of
+#: that floor. Above it rounding or noise is an unlikely cause, and the test costs gradients.
 _NEAR = 100
 
 
 def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each lane stops that starts at z with this slope.
+    """Return the stopping criterion of each lane, for a start at z with the gradient `slope`.
 
     Returns:
-        The residual to reach, shape `lanes`, and the curvature in whose units it is measured, shape `(*lanes, 1)`.
+        The residual at which the lane stops, shape `lanes`, and the curvature that is its unit, shape `(*lanes, 1)`.
     """
     tol = solver.tol or 0.0
     if not solver.relative:
         unit = torch.ones_like(slope[..., :1])
         return reachable(slope).clamp(min=tol), unit
-    # A unit step of an objective in a large unit leads far away, where a projection may not be found.
+    # If the objective has a large scale, a step of the gradient itself leads far away, where a projection may not
+    # converge. A step of gradient over curvature has the scale of z.
     unit, least = curvature(problem, z, slope)
     return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
 
 
 def measured(solver: Aims, problem: Problem, state: Running) -> Running:
-    """Return the state with the residual of its point. A solver may rest on a point while it looks at others."""
-    # Without a term the residual is a length, which costs less than to tell that z is where it was.
+    """Return the state with the residual at its iterate. The iterate stays the same while a solver rejects trials."""
+    # Without a constraint or penalty the residual is the norm of the gradient, which costs less than this comparison.
     if solver.tol is None or (not isinstance(problem.term, Free) and surely(state.state.z == state.place)):
         return state
     return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
 
 
 def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | None = None) -> Running:
-    """Return the state with the residual to reach from where it is: as asked for, or the gradient's rounding there.
+    """Return the state with a stopping criterion computed at its iterate: the tolerance, or the rounding error there.
 
     Args:
         solver: the solver.
         problem: the problem.
-        state: where all lanes would stop.
-        stalled: lanes that have ceased to improve, shape `lanes`, which stop for good where rounding is the reason.
+        state: a state in which every lane would stop.
+        stalled: the lanes whose residual no longer decreases, shape `lanes`. They stop if rounding is the reason.
     """
     if surely(state.residual == 0):
         return state
@@ -67,12 +70,14 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         noise = rounding(problem, at.z, at.slope, state.residual, unit)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
-            return state  # slow, but on its way
+            return state  # the residuals are too large for rounding: the lanes are slow, but still converge
     rise: Tensor | None = None
     if solver.relative:
+        # The curvature at the start may differ from that at the solution, so the unit is measured again.
         (limit, loose), unit, rise = required_in_units(tol, problem, at)
         state = state._replace(unit=unit)
     elif all_true(state.residual > tol):
+        # No lane meets the tolerance, so the gradients that a stricter limit costs would be wasted.
         limit = loose = torch.full_like(state.limit, tol)
     else:
         (limit, loose), rise = required(tol, problem, at, state.residual)
@@ -83,6 +88,7 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
             floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         late = residual > limit
         near = late & (residual <= floor)
+        # One more gradient shows whether the objective is random: rounding hides a residual only if it is not.
         if not all_true(~(late & (residual <= _NEAR * floor))):
             random = late & ~repeats(problem, at)
             rise = bend(problem, at, None)[1] if rise is None else rise
@@ -92,6 +98,7 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
                 limit = torch.where(near & stalled & ~random & (residual <= loose), loose, limit)
                 ended = random | (near & stalled & (residual > limit))
             state = state._replace(random=random, floor=ended)
+    # NaN differs from every z, so `measured` computes the residual again, in the new unit.
     return state._replace(
         state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
     )

@@ -1,4 +1,4 @@
-"""The solver that a problem gets when none is asked for."""
+"""The default lower solver."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._lbfgs import LBFGS
 
-#: Residual to reach. The error of a solution, and of the hypergradient there, is this over the least curvature.
+#: Tolerance of the residual. The error of the solution, and of the hypergradient there, is about this over the smallest
+#: curvature.
 _TOL = {torch.float64: 1e-11, torch.float32: 1e-5}
 _MAX_STEPS = 10_000
-#: Steps to remember at most: enough for a condition of 1e3, and few enough for the memory.
+#: Maximum number of steps that are differentiated: enough for a condition number of 1e3, and few enough for the memory.
 _MAX_REMEMBERED = 2_000
 
 
 def default_solver(term: Term, symmetric: bool, dtype: torch.dtype, *, followed: bool = False) -> Solver:
-    """Return `LBFGS` for no constraint or bounds, `FISTA` for other terms, `FixedPoint` where there is no objective.
+    """Return `LBFGS` without a constraint or with bounds, `FISTA` for other terms, `FixedPoint` without an objective.
 
-    Where one differentiates through the steps, `FISTA` serves all objectives, since its steps have simple derivatives,
-    and makes 2,000 at most.
+    If the steps will be differentiated, every objective gets `FISTA` with at most 2,000 steps, because its steps have
+    simple derivatives.
 
-    They stop at a residual of 1e-11 in double and 1e-5 in single precision, times the curvature of an objective where
-    that is below 1, and after 10,000 steps at the latest.
+    The solvers stop at a residual of 1e-11 in double and 1e-5 in single precision, times the curvature of the objective
+    if that is below 1, and after at most 10,000 steps.
 
     Args:
         term: the constraint or the penalty.
-        symmetric: the problem has an objective.
-        dtype: that of the lower variable.
-        followed: the solver is differentiated through.
+        symmetric: whether the problem has an objective.
+        dtype: the dtype of the lower variable.
+        followed: whether the steps will be differentiated.
     """
+    # In half precision rounding makes residuals below 1e-2 meaningless.
     tol = _TOL.get(dtype, 1e-2)
     if not symmetric:
         return FixedPoint(max_steps=_MAX_STEPS, tol=tol)

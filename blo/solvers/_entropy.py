@@ -1,4 +1,4 @@
-"""Sets of positive numbers on which the entropy is a measure of distance: what they make of logarithms."""
+"""Sets of positive numbers for mirror descent with the entropy: from logarithms to points of the set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ __all__ = ["exponentials", "lifted"]
 def exponentials(term: Term, logarithms: Tensor, solver: str) -> Tensor:
     """Return the point of the set nearest to `exp(logarithms)` in the Kullback-Leibler divergence.
 
-    No coordinate is below the least positive number, so that its logarithm stays finite.
+    Every coordinate is at least the smallest positive normal number, so that its logarithm stays finite.
 
     Args:
         term: the set.
-        logarithms: shape `(*lanes, n)`; in a simplex they may have a common shift.
-        solver: for the message.
+        logarithms: shape `(*lanes, n)`; for a simplex a constant may be added to all of them.
+        solver: the name of the solver, for the message.
 
     Raises:
-        StructureError: naming the solver, for any other set and for penalties.
+        StructureError: for any other set and for penalties; the message names the solver.
     """
     if isinstance(term, NonNegative):
+        # `exp` underflows to zero, where a multiplicative step could never move the coordinate again.
         return logarithms.exp().clamp(min=torch.finfo(logarithms.dtype).tiny)
+    # On a simplex the projection in this divergence is a division by the sum, which `softmax` does without overflow.
     if isinstance(term, Simplex) and term.cap is None:
         return (per_lane(term.total) * logarithms.softmax(-1)).clamp(min=torch.finfo(logarithms.dtype).tiny)
     if isinstance(term, Product) and term.spans is not None:
@@ -34,15 +36,16 @@ def exponentials(term: Term, logarithms: Tensor, solver: str) -> Tensor:
         return torch.cat([exponentials(part, logarithms[..., span], solver) for part, span in parts], -1)
     name = "Simplex with a cap" if isinstance(term, Simplex) else type(term).__name__
     raise StructureError(
-        f"`{solver}` moves logarithms, so it takes `Simplex`, `NonNegative` and a `Product` of these, but got {name}. "
-        "Use ProjectedGradient() or FISTA()."
+        f"`{solver}` needs a set of positive numbers: `Simplex`, `NonNegative` or a `Product` of these, but got "
+        f"{name}. Use ProjectedGradient() or FISTA()."
     )
 
 
 def lifted(term: Term, z: Tensor, solver: str) -> Tensor:
-    """Return the point of the set next to z whose coordinates are all positive.
+    """Return a point of the set near z whose coordinates are all positive.
 
-    A coordinate that is zero would stay there: it is given `sqrt(eps)` of the largest, or of 1.
+    Multiplicative steps never move a coordinate away from zero. So a coordinate that is zero is set to `sqrt(eps)`
+    times the largest one, or times 1.
     """
     near = term.prox(z, 1.0)
     top = near.amax(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A lower solver that is somebody else's."""
+"""A lower solver that calls a function of the user."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from blo.solvers._base import Problem, Solution, Solver
 
 @dataclass(frozen=True)
 class External(Solver):
-    """Calls `function(theta, z0) -> z`, for example a wrapper of SciPy; what it returned is measured.
+    """Calls `function(theta, z0) -> z`, for example a wrapper of SciPy, and measures the residual of the result.
 
     Args:
-        function: gets theta and the start as trees of constants and returns a tree like `z0`. Its result is
-            differentiated by implicit strategies alone, never through the call.
-        tol: residual `|z - project(z - gradient)|` above which the solve is reported as unconverged; a smaller one
-            where the curvature is small. `math.inf` accepts any point; if it is `z0` itself, use `Given`.
+        function: takes theta and the start as trees of constants and returns a tree like `z0`. Implicit strategies
+            differentiate its result; nothing differentiates through the call.
+        tol: the solve is reported as unconverged if the residual `|z - project(z - gradient)|` is above this, or above
+            a smaller number where the curvature is small. `math.inf` accepts any point; if the point is `z0` itself,
+            use `Given`.
 
     Raises:
         StructureError: if `function` is not callable.
@@ -38,16 +39,17 @@ class External(Solver):
         """Call the function.
 
         Raises:
-            StructureError: when asked to record, or when the result is not like `z0`.
+            StructureError: if the solve is to be differentiated, under `vmap`, or if the result is not like `z0`.
         """
         if problem.recorded:
             raise StructureError(
-                "`External` cannot be unrolled, since its steps are not seen. Use gradient=Implicit()."
+                "`External` cannot be unrolled, because blo does not see its steps. Use gradient=Implicit()."
             )
         layout = problem.layout
+        # Each `vmap` adds a lane axis to z0 that the layout does not have.
         if z0.ndim != len(layout.lanes) + 1:
-            raise StructureError("`External` cannot run under vmap, since its function is not a torch function.")
+            raise StructureError("`External` cannot run under vmap, because its function is not a torch function.")
         found = self.function(tree.detach(problem.theta), layout.unravel(z0))
         z = layout.ravel(found, "the result of External's function").detach()
-        # Measured by the caller: an implicit gradient at z needs the gradient of the objective there anyway.
+        # The caller measures the residual: an implicit gradient at z needs the gradient of the objective there anyway.
         return Solution(z, None, self.tol, steps=0)

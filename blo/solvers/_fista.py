@@ -1,4 +1,4 @@
-"""Accelerated projected, or proximal, gradient descent, all lanes at once."""
+"""Accelerated proximal gradient descent, for all lanes at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._probe import Probe
 
-#: Growth of the step once it has been too long, lest it stay at the largest curvature ever met.
+#: Growth factor of the step size after a step has been too long. Without growth the step size would stay at the inverse
+#: of the largest curvature of the whole path.
 _GROWTH = 1.003
 
 
@@ -23,22 +24,23 @@ _GROWTH = 1.003
 class FISTA(Iterative):
     """Nesterov's accelerated proximal gradient method, restarted when its momentum points uphill.
 
-    It takes any constraint and any penalty. Gradients are taken at extrapolated points, which need not be in the set;
-    what is returned is always a proximal point, feasible and sparse, and its residual is measured there. It takes about
-    the square root of the steps of `ProjectedGradient` where the problem is ill-conditioned.
+    The method takes any constraint and any penalty. It evaluates gradients at extrapolated points, which need not lie
+    in the set. The result is always a proximal point, so it is feasible and sparse, and its residual is measured at
+    this point. If the problem is ill-conditioned, the number of steps is about the square root of that of
+    `ProjectedGradient`.
 
     Source: Beck and Teboulle (SIAM J. Imaging Sci. 2009); O'Donoghue and Candes (Found. Comput. Math. 2015), section
     3.2, the gradient scheme.
 
     Args:
-        step: step size, at most one over the largest curvature. None finds one for each lane: it doubles until the
-            curvature measured along a step exceeds `1/step`, and halves, taking that step back, whenever it does or the
-            objective has no value.
-        max_steps: most gradient evaluations after the one at the start.
-        tol: residual `|z - prox(z - gradient)|` at which a lane stops; a smaller one where the curvature is small. None
-            makes exactly `max_steps` steps, measures nothing and never waits for the device.
-        relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
-            solved as well; it takes one more gradient.
+        step: step size, at most one over the largest curvature. None finds one for each lane: the step size doubles
+            until the curvature along a step exceeds `1/step`. Whenever it does, or the objective is not finite, the
+            step is rejected and its size halved.
+        max_steps: maximum number of gradient evaluations after the one at the start.
+        tol: a lane stops at this residual `|z - prox(z - gradient)|`, or at a smaller one where the curvature is small.
+            None makes exactly `max_steps` steps, measures no residual and never waits for the device.
+        relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
+            does not stop the solve earlier. This takes one more gradient.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -75,7 +77,8 @@ class FISTA(Iterative):
         uphill = ((state.base - near) * onward).detach().sum(-1, keepdim=True) > 0
         age = torch.where(uphill, 1.0, state.age)
         older = 0.5 * (1 + (1 + 4 * age * age).sqrt())
-        # The point that may be returned is looked at itself: at the end, and where a look could find it good enough.
+        # The gradient is normally evaluated at the extrapolated point. It is evaluated at the proximal point itself
+        # where that may become the result: in the last step, and where its residual may meet the tolerance.
         settle = state.made >= self.max_steps - 1
         if self.tol is not None:
             settle = settle | self._arrived(problem, state, near)
@@ -92,6 +95,7 @@ class FISTA(Iterative):
             step, accepted, found = state.step, torch.ones_like(state.pure), state.found
         base, force = torch.where(accepted, state.trial, state.base), torch.where(accepted, looked, state.force)
         probe = state.probe.stepped(problem, base, force) if state.probe else ()
+        # z becomes the trial only if that is a proximal point: an extrapolated point may be infeasible.
         checked = state.pure & (accepted | self._better_than_none(problem, state, looked))
         return _State(
             z=torch.where(checked, state.trial, state.z),
@@ -102,7 +106,7 @@ class FISTA(Iterative):
             near=state.near,
             last=torch.where(accepted, state.near, state.last),
             step=probe.limited(step) if probe else step,
-            # Where halving the step did not help it was the momentum that led astray.
+            # If a trial fails again after its step was halved, the momentum is the cause: restart it.
             age=torch.where(accepted, state.older, torch.where(state.failed, 1.0, state.age)),
             older=state.older,
             made=state.made + 1,
@@ -114,10 +118,10 @@ class FISTA(Iterative):
         )
 
     def _arrived(self, problem: Problem, state: _State, near: Tensor) -> Tensor:
-        """Tell in which lanes the residual at the base is small enough to stop, shape `(*lanes, 1)`."""
+        """Return the lanes in which the residual at the base is small enough to stop, shape `(*lanes, 1)`."""
         limit, unit = state.target
-        # `|z - prox(z - t slope)|` grows with t and falls when divided by t (Beck, First-order methods in
-        # optimization, 2017, theorem 10.9), so the step that was made says how large the residual is at least.
+        # `|z - prox(z - t slope)|` grows with t, and divided by t it falls (Beck, First-order methods in optimization,
+        # 2017, theorem 10.9). So the step just made gives a lower bound of the residual without another projection.
         moved = torch.linalg.vector_norm((state.base - near).detach(), dim=-1, keepdim=True)
         least = moved * torch.minimum(1 / state.step.detach(), unit)
         if surely(least.squeeze(-1) > 2 * limit):
@@ -126,32 +130,32 @@ class FISTA(Iterative):
         return (residual <= limit).unsqueeze(-1)
 
     def _better_than_none(self, problem: Problem, state: _State, force: Tensor) -> Tensor:
-        """Tell where the last trial, though to be taken back, is better than what was looked at before it.
+        """Return the lanes in which the last trial, although rejected, has a smaller residual than z, `(*lanes, 1)`.
 
-        At the end there is no other trial, so that one has to do. Shape `(*lanes, 1)`.
+        After the last step no other trial follows, so the better of the two points becomes the result.
         """
         ended = state.made >= self.max_steps - 1
-        if self.tol is None or surely(~ended):  # the loop does not look at the last trial when nothing is measured
+        if self.tol is None or surely(~ended):  # without a tolerance the loop does not evaluate the last trial
             return torch.zeros_like(ended)
         better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
         return ended & better.unsqueeze(-1)
 
 
 class _State(NamedTuple):
-    """Beside the last proximal point that was looked at, z, its slope, and the trial:
+    """The state of FISTA. z is the last proximal point at which the gradient `slope` was evaluated.
 
     Attributes:
         base: the point from which the next step is made, with its gradient `force`.
-        near: the proximal point next to `base`, shape `(*lanes, n)`.
-        last: the one before it.
-        step: step size, shape `(*lanes, 1)` like all that follows.
-        age: the weight t of the momentum, and its next value `older`.
-        made: gradients since the start.
-        found: a step size that was too long has been met.
-        pure: the trial is a proximal point.
-        target: the residual to reach and its unit.
-        failed: the last trial was taken back.
-        probe: how long steps may be; empty where nobody differentiates through them.
+        near: the proximal point of the step from `base`, shape `(*lanes, n)`.
+        last: the previous proximal point.
+        step: step size, shape `(*lanes, 1)` like the fields below.
+        age: the parameter t of Nesterov's sequence, and its next value `older`.
+        made: the number of gradients since the start.
+        found: whether a step has been too long.
+        pure: whether the trial is a proximal point, without extrapolation.
+        target: the residual at which to stop and its unit.
+        failed: whether the last trial was rejected.
+        probe: an estimate of the largest curvature, which limits steps; empty if no steps will be differentiated.
     """
 
     z: Tensor
@@ -176,12 +180,13 @@ class _State(NamedTuple):
 
 
 def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the next step of each lane, whether the last one is kept, and whether a step was ever too long."""
+    """Return the next step size of each lane, whether the last step is accepted, and whether one was ever too long."""
     moved, turned = (state.trial - state.base).detach(), (force - state.force).detach()
     length = (moved * moved).sum(-1, keepdim=True)
     bend = (turned * moved).sum(-1, keepdim=True)
+    # A comparison with NaN is false, so a trial with a gradient that is not finite is rejected.
     accepted = state.step * bend <= length
     found = state.found | ~accepted
-    # Never two numbers: where would give them the default precision.
+    # One branch must be a tensor: `where` with two Python numbers would return the default dtype.
     grown = torch.where(found, _GROWTH, 1 + (2 * state.step * bend <= length).to(bend.dtype))
     return state.step * torch.where(accepted, grown, 0.5), accepted, found

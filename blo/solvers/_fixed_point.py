@@ -1,4 +1,4 @@
-"""Picard iteration, damped, with Anderson acceleration."""
+"""Damped Picard iteration with Anderson acceleration."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from blo.solvers._base import Problem
 from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 
-#: Share of the distance to its image that a plain step may leave of that of the point before, and be fast.
+#: A plain step is fast if it reduces the residual (the distance of a point to its image) to this share or less.
 _FAST = 0.5
-#: Steps without a new least distance, in units of it, after which acceleration rests until there is one: it may hold a
-#: lane where the distance has a least value that is not zero.
+#: After `_REST` steps in which the residual has not fallen below `_SOME` times its smallest value, the steps are plain
+#: until it does: acceleration may be trapped at a local minimum of the residual that is not a solution.
 _REST, _SOME = 32, 0.9
 
 
@@ -26,21 +26,23 @@ _REST, _SOME = 32, 0.9
 class FixedPoint(Iterative):
     """Iterates `z <- prox(z - step * gradient(z))`; for `LowerProblem.fixed_point(f)`, `z <- f(theta, z)`.
 
-    With `memory`, each step combines the last points so that their residuals cancel best in the least-squares sense,
-    which converges for many maps that are not contractions. An accelerated step after which the map moves the point
-    further than before is taken back and a plain one made instead, in each lane by itself. As long as plain steps halve
-    the distance, they are all that is made: each costs an evaluation of the map and little else.
+    With `memory`, each step combines the last iterates with the weights that minimise the norm of the combined
+    residual (Anderson acceleration). This converges for many maps that are not contractions. If an accelerated step
+    increases the residual, it is rejected and a plain step follows, in each lane separately. As long as plain steps
+    halve the residual, no step is accelerated, because a plain step costs little more than an evaluation of the map.
 
     Source: Walker and Ni (SIAM J. Numer. Anal. 2011), algorithm AA; Mai and Johansson (ICML 2020), for constraints and
     penalties, where the points before the proximal map are combined.
 
     Args:
         step: weight of the gradient; 1 for fixed points, at most 2 over the largest curvature for objectives.
-        relaxation: how far to go towards the image of the current point, in (0, 1]; smaller damps oscillations.
-        memory: differences of past points to combine; 0 for plain iteration. Memory grows by `2 * memory` vectors.
-        max_steps: most evaluations after the one at the start.
-        tol: residual `|z - prox(z - gradient)|` at which a lane stops, for fixed points `|z - f(theta, z)|`. None makes
-            exactly `max_steps` steps, measures nothing and never waits for the device.
+        relaxation: share of the way from the current point to its image that a step goes, in (0, 1]; a smaller share
+            damps oscillations.
+        memory: number of past differences that are combined; 0 for plain iteration. The state grows by `2 * memory`
+            vectors.
+        max_steps: maximum number of evaluations after the one at the start.
+        tol: a lane stops at this residual `|z - prox(z - gradient)|`, for fixed points `|z - f(theta, z)|`. None makes
+            exactly `max_steps` steps, measures no residual and never waits for the device.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -83,6 +85,7 @@ class FixedPoint(Iterative):
         force = self._force(state.trial, slope, aim)
         size = _norm(force.detach())
         last = _norm(before.detach())
+        # A plain step is always kept. So a lane cannot reject all steps and stay where it is.
         kept = state.plain | (size <= last)
         fast = state.plain & (size <= _FAST * last)
         gained = size < _SOME * state.least
@@ -97,7 +100,8 @@ class FixedPoint(Iterative):
         )
         if surely(fast):
             return state
-        # A step that is taken back has still measured the map along it.
+        # A rejected step also gives a valid difference of the map. A difference that is not finite would make all later
+        # steps NaN, so it is replaced by zero.
         finite = torch.isfinite(size)
         moves = push(state.moves, torch.where(finite, aim - origin, 0.0))
         turns = push(state.turns, torch.where(finite, force - before, 0.0))
@@ -105,22 +109,24 @@ class FixedPoint(Iterative):
         return state._replace(moves=choose(fast, state.moves, moves), turns=choose(fast, state.turns, turns))
 
     def _force(self, z: Tensor, slope: Tensor, origin: Tensor) -> Tensor:
-        """Return how far the map moves `origin`, of which z is the proximal point."""
+        """Return the step of the map from `origin`, whose proximal point is z."""
+        # Without a constraint or penalty z is `origin`: leave out the difference of equal tensors, which would be
+        # differentiated as well.
         whole = slope if self.step == 1 else self.step * slope
         return -whole if z is origin else (z - origin) - whole
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: the points before the proximal map, with their history.
+    """The state of the iteration: z, slope, trial, and the points before the proximal map with their history.
 
     Attributes:
-        origin: z is its proximal point.
-        aim: trial is its proximal point.
-        moves: past changes of `origin`, newest last, shape `(*lanes, memory, n)`; zero where there was none.
-        turns: past changes of how far the map moves `origin`, likewise.
-        plain: the next step is not to be accelerated, shape `(*lanes, 1)`.
-        least: the least distance to the image so far, likewise.
-        since: steps since it fell by more than a little, likewise.
+        origin: the point whose proximal point is z.
+        aim: the point whose proximal point is the trial.
+        moves: past changes of `origin`, newest last, shape `(*lanes, memory, n)`; zero before the first ones.
+        turns: past changes of the step of the map from `origin`, with the same shape.
+        plain: whether the next step is a plain one, shape `(*lanes, 1)`.
+        least: the smallest residual so far, shape `(*lanes, 1)`.
+        since: the number of steps since `least` last fell below `_SOME` times its value, shape `(*lanes, 1)`.
     """
 
     z: Tensor
@@ -139,16 +145,19 @@ class _State(NamedTuple):
 
 
 def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
-    """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, regularised."""
+    """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, with regularisation."""
+    # Rows of length one make the normal equations independent of the scale of each difference. Empty rows stay zero.
     square = (state.turns * state.turns).sum(-1, keepdim=True)
     used = square > 0
     length = torch.where(used, torch.where(used, square, 1.0).sqrt(), 1.0)
     unit = state.turns / length
     gram = unit @ unit.mT
-    # The weight balances the rounding of the normal equations, eps / weight, against what it takes off the solution.
+    # The normal equations square the condition number. The weight balances their rounding error, eps / weight, against
+    # the error that it adds to the solution.
     weight = torch.finfo(gram.dtype).eps ** (2 / 3)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     right = unit @ force.unsqueeze(-1)
+    # `solve_ex` does not test for singular matrices, which would wait for the device; the weight excludes them.
     found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
     correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
     return correction.squeeze(-1)

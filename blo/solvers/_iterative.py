@@ -1,4 +1,4 @@
-"""The one loop of all iterative lower solvers."""
+"""The loop that all iterative lower solvers share."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._confirm import aim, confirmed, measured
 from blo.solvers._running import Running
 
-#: Steps after which it is first looked at whether a solve still improves, and most steps between two such looks.
+#: Number of steps before the first test of whether the residual still decreases, and maximum number of steps between
+#: two such tests.
 _FIRST, _PERIOD = 16, 256
-#: Share of the least residual so far that counts as an improvement.
+#: The residual still decreases if it is below this share of the smallest residual at earlier tests.
 _GAIN = 0.5
-#: Steps after which an equilibrium is given up whose least residual has not fallen below this share of what it was. An
-#: iteration that is merely slow gains more, or arrives after the limits of all solvers.
+#: A fixed-point iteration stops as stuck if in `_PATIENCE` steps the residual has not fallen below `_SOME` times its
+#: smallest value. A slow iteration that converges within the default `max_steps` decreases it faster.
 _PATIENCE, _SOME = 128, 0.9
-#: Called with the number of steps made so far and the state, before each further step.
+#: Called before each step with the number of steps made so far and the state.
 Watch: TypeAlias = Callable[[int, Any], None]
 
 
 class Iterative(Solver, abc.ABC):
-    """A solver that repeats one step. A step is a `move` to a trial point and a `look` at it.
+    """A solver that repeats one step: `move` computes a trial point, `look` evaluates it and accepts or rejects it.
 
-    Subclasses never loop and never stop: `run` does, for every lane on its own residual. A state is a named tuple of
-    tensors with the lanes in front: `z`, the gradient `slope` there, the point `trial` to look at next, and what else
-    the solver keeps; its method `anew(gradient)` returns it with the slopes computed anew.
+    Subclasses contain no loop and no stopping criterion: both are in `run`, which stops each lane on its own residual.
+    A state is a named tuple of tensors with leading lane axes: the iterate `z`, the gradient `slope` there, the point
+    `trial` to be evaluated next, and whatever else the solver needs. Its method `anew(gradient)` returns the state with
+    the gradients computed again.
 
     Attributes:
-        max_steps: most steps.
+        max_steps: maximum number of steps.
         tol: residual at which a lane stops; None for exactly `max_steps` steps.
-        relative: `tol` is in units of the curvature where that is below 1: an objective in a small unit is solved as
-            well.
+        relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
+            does not stop the solve earlier.
     """
 
     max_steps: int
@@ -54,14 +56,17 @@ class Iterative(Solver, abc.ABC):
 
     @abc.abstractmethod
     def look(self, problem: Problem, state: Any) -> Any:
-        """Return the state after the gradient at the trial point is known: the trial is taken, or taken back."""
+        """Evaluate the gradient at the trial point, and return the state with the trial accepted or rejected."""
 
     def aimed(self, state: Any, limit: Tensor, unit: Tensor) -> Any:
-        """Return the state told the residual to reach, shape `lanes`, and its unit, `(*lanes, 1)`; few solvers care."""
+        """Return the state with the residual at which to stop, shape `lanes`, and its unit, shape `(*lanes, 1)`.
+
+        By default the state is returned unchanged: only solvers whose steps depend on the criterion store it.
+        """
         return state
 
     def carried(self, state: Any) -> Sequence[Tensor]:
-        """Return what the next call continues from, if the solver is one that can."""
+        """Return the tensors from which the next call continues; none by default."""
         return ()
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
@@ -69,19 +74,21 @@ class Iterative(Solver, abc.ABC):
 
 
 def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
-    """Step until every lane's residual is at most `solver.tol`, or `solver.max_steps` times.
+    """Make steps until the residual of every lane is at most `solver.tol`, at most `solver.max_steps` times.
 
     A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
 
-    What is known at the start may be untrue where a lane stops: the curvature, and the rounding of the gradient below
-    which no residual can be asked for. Both are looked at again there, and a lane that was stopped too early goes on.
-    A lane that does not improve stops where its residual is no more than rounding, or noise of the objective's own.
+    The stopping criterion depends on the curvature and on the rounding error of the gradient. Both are estimated at the
+    start and may differ where a lane stops. So they are estimated again there, and a lane that stopped too early
+    continues. A lane whose residual no longer decreases stops if the residual is within the rounding error of the
+    gradient, or within the noise of a random objective.
     """
     if solver.tol is None and watch is None:
         return _march(solver, problem, z0)
     state, steps = begin(solver, problem, z0), 0
     while steps < solver.max_steps:
         state, done, lost = _looked(solver, problem, state, steps)
+        # On an accelerator the test waits for the device, so it is made only every few steps.
         if done is not None and steps % stride(z0) == 0 and all_true(done):
             break
         if watch is not None:
@@ -92,7 +99,7 @@ def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = N
 
 
 def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
-    """Make all steps: nothing is measured, so no lane rests, and nothing looks at the last trial."""
+    """Make all steps without measuring residuals. No lane stops early, and the last trial is not evaluated."""
     state = solver.move(problem, solver.start(problem, z0))
     for _ in range(solver.max_steps - 1):
         state = solver.move(problem, solver.look(problem, state))
@@ -100,7 +107,10 @@ def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
-    """Return the gradient where the objective has a value, NaN where it has none: left of zero, `log` has a slope."""
+    """Return the gradient, or NaN in the lanes where the objective is not finite.
+
+    The gradient alone does not show that a point is outside the domain: torch also differentiates `log` left of zero.
+    """
     if not problem.symmetric:
         return problem.gradient(z)
     value, slope = problem.evaluate(z)
@@ -108,15 +118,16 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
 
 
 def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
-    """Return what the loop begins with. Where nothing is measured there is no aim, and no work is spent on one."""
+    """Return the initial state of the loop. Without a tolerance there is no stopping criterion to compute."""
     begun = solver.start(problem, z0)
     if solver.tol is None:
-        # On the CPU it is seen without waiting for an accelerator that no lane rests.
+        # These tensors are on the CPU, so that testing whether a lane has stopped never waits for an accelerator.
         none = torch.zeros((), dtype=z0.dtype, device="cpu")
         inf = torch.full_like(none, torch.inf)
         no = none > 0
         return Running(begun, none, none, no, none, inf, none, none, inf, no, no, inf, none, no)
     limit, unit = aim(solver, problem, begun.z.detach(), begun.slope.detach())
+    # NaN differs from every z, so the first call of `measured` computes the residual.
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
     none = torch.zeros_like(limit, dtype=torch.bool)
     return Running(
@@ -138,7 +149,7 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
-    """Make the steps numbered `first` to `first + steps - 1` of `run` again, from the state before them."""
+    """Repeat the steps `first` to `first + steps - 1` of `run` from the state before them."""
     for index in range(first, first + steps):
         state, done, lost = _looked(solver, problem, state, index)
         state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
@@ -146,10 +157,11 @@ def advance(solver: Iterative, problem: Problem, state: Running, first: int, ste
 
 
 def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
-    """Return the solution that a state stands for."""
+    """Return the result of a solve that ended in this state."""
     if solver.tol is None:
         return Solution(state.state.trial, None, None, steps, carried=solver.carried(state.state))
     state = measured(solver, problem, state)
+    # The loop has not revised the stopping criterion of lanes that were still running after the last step.
     if steps == solver.max_steps or not all_true(state.resting):
         state = measured(solver, problem, confirmed(solver, problem, state))
     z, slope = state.state.z, state.state.slope.detach()
@@ -157,7 +169,10 @@ def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> 
 
 
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
-    """Return what `_look` does, after a look at the limits when all lanes would stop."""
+    """Return the state with its residual, and the result of `_look`.
+
+    If every lane would stop, the stopping criterion is revised first.
+    """
     state = measured(solver, problem, state)
     if solver.tol is not None and not problem.symmetric:
         state = _outlasted(state)
@@ -166,7 +181,7 @@ def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> 
         return state, done, lost
     stalled = None
     if _due(index + 1):
-        # A lane that has come down to rounding would go on to the last step.
+        # Without this test a lane whose residual has reached rounding error, above `tol`, would run to the last step.
         stalled = ~(state.residual < _GAIN * state.mark) & torch.isfinite(state.mark)
         state = state._replace(mark=torch.minimum(state.mark, state.residual))
     elif index % stride(state.limit):
@@ -178,7 +193,10 @@ def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> 
 
 
 def _outlasted(state: Running) -> Running:
-    """Return the state with the lanes told that run in circles: a fixed point has no objective that would fall."""
+    """Return the state with the lanes marked as stuck whose residual has not decreased for many steps.
+
+    A fixed-point iteration can cycle forever, because it has no objective that every step decreases.
+    """
     residual = state.residual.detach()
     gained = residual < _SOME * state.least
     since = torch.where(gained, 0.0, state.since + 1)
@@ -187,12 +205,12 @@ def _outlasted(state: Running) -> Running:
 
 
 def _due(steps: int) -> bool:
-    """Tell whether progress is looked at after so many steps."""
+    """Return whether progress is tested after this number of steps: at powers of two, later at regular intervals."""
     return steps % _PERIOD == 0 or (steps >= _FIRST and steps & (steps - 1) == 0)
 
 
 def _look(solver: Iterative, state: Running) -> tuple[Tensor | None, Tensor]:
-    """Return which lanes stop here, or None where nothing is measured, and which are lost after one more step."""
+    """Return the lanes that stop here, None without a tolerance, and those whose residual is NaN."""
     if solver.tol is None:
         return None, state.lost
     return state.resting, state.residual.isnan()
@@ -202,9 +220,10 @@ def _step(
     solver: Iterative, problem: Problem, before: Running, done: Tensor | None, lost: Tensor, *, last: bool
 ) -> Running:
     moved = solver.move(problem, before.state)
-    # Nothing looks at the last trial when nothing is measured.
+    # Without a tolerance the last trial is the result, whatever its gradient: save the evaluation.
     after = moved if last and solver.tol is None else solver.look(problem, moved)
-    # A problem of its own has stopped the loop before it could be done here, and often no lane of a batch is done yet.
+    # Lanes that have stopped keep their state. For a single problem outside transforms the loop has ended by then, and
+    # while no lane of a batch has stopped there is nothing to select.
     if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()) and not surely(~done):
         after = tree.map(lambda old, new: in_lanes(done, old, new), before.state, after)
     return before._replace(state=after, lost=lost)

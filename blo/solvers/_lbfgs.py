@@ -1,4 +1,4 @@
-"""Limited-memory quasi-Newton steps on the free coordinates, all lanes at once."""
+"""Limited-memory BFGS with bounds on the coordinates, for all lanes at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blo._settings import require_budget, require_count
 from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 from blo.solvers._reduced import bounded_step, used_pairs
@@ -23,22 +23,22 @@ from blo.solvers._reduced import bounded_step, used_pairs
 class LBFGS(Iterative):
     """Limited-memory BFGS for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
 
-    Each lane has its own curvature pairs, its own line search and its own stopping. Coordinates that a short step down
-    the slope takes onto a bound are left out of the quasi-Newton step and go there; the step is projected, and
-    shortened until the objective has decreased enough. Near the solution, where values differ by their rounding alone,
-    gradients decide.
+    Each lane has its own curvature pairs, line search and stopping criterion. A coordinate that a short gradient step
+    moves onto a bound is not free: it makes the gradient step, and the quasi-Newton step is computed on the free
+    coordinates. The step is projected onto the set and shortened until the objective decreases sufficiently. Near the
+    solution, where values differ only by rounding, the line search compares gradients instead of values.
 
     Source: Byrd, Nocedal and Schnabel (Math. Prog. 1994), theorem 2.2, for the inverse; Byrd, Lu, Nocedal and Zhu
-    (SIAM J. Sci. Comput. 1995) for its part on the free coordinates; Bertsekas (SIAM J. Control Optim. 1982) for the
-    projected steps; Hager and Zhang (SIAM J. Optim. 2005) for the decision by gradients.
+    (SIAM J. Sci. Comput. 1995) for the inverse on the free coordinates; Bertsekas (SIAM J. Control Optim. 1982) for the
+    projected steps; Hager and Zhang (SIAM J. Optim. 2005) for the line search by gradients.
 
     Args:
-        memory: curvature pairs to keep; memory grows by `2 * memory` vectors.
-        max_steps: most evaluations after the one at the start.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
-            None makes exactly `max_steps` steps.
-        relative: `tol` is in units of the curvature where that is below 1, so that an objective in a small unit is
-            solved as well; it takes one more gradient.
+        memory: number of curvature pairs; the state grows by `2 * memory` vectors.
+        max_steps: maximum number of evaluations after the one at the start.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
+            small. None makes exactly `max_steps` steps.
+        relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
+            does not stop the solve earlier. This takes one more gradient.
 
     Raises:
         ValueError: for values outside these ranges.
@@ -54,17 +54,17 @@ class LBFGS(Iterative):
         require_count(self.memory, "memory")
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        """Evaluate at z0.
+        """Return the state at the projection of z0.
 
         Raises:
-            StructureError: if the set is more than bounds on the coordinates, or in half precision.
+            StructureError: if the set is not given by bounds on the coordinates, or in half precision.
         """
         require_single(z0, "LBFGS", "ProjectedGradient")
         bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
         past = zeros(z0, self.memory)
-        # Without curvature pairs the first move is as long as one unit at most.
+        # Without curvature pairs the scale of the step is unknown: the first step has a length of at most 1.
         scale = 1.0 / torch.linalg.vector_norm(slope.detach(), dim=-1, keepdim=True).clamp(min=1.0)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
@@ -77,7 +77,8 @@ class LBFGS(Iterative):
         moved, turned = state.trial - state.z, slope - state.slope
         accepted, line = _line.judge(state.line, value, moved, state.slope, slope)
         bent = (moved * turned).sum(-1, keepdim=True) > 0
-        # A pair of no positive curvature has no place in a positive definite inverse.
+        # Only pairs of positive curvature keep the BFGS inverse positive definite. A pair is stored only for an
+        # accepted step, so that it describes the path of the iterates.
         stored = (accepted & bent).unsqueeze(-1)
         return _State(
             z=torch.where(accepted, state.trial, state.z),
@@ -86,17 +87,18 @@ class LBFGS(Iterative):
             scale=state.scale,
             moves=torch.where(stored, push(state.moves, moved), state.moves),
             turns=torch.where(stored, push(state.turns, turned), state.turns),
+            # With a new pair the quasi-Newton step has the right scale, so the line search starts from length 1.
             line=line._replace(length=torch.where(accepted & bent, 1.0, line.length)),
         )
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: what the inverse Hessian is made of.
+    """The state of L-BFGS: z, slope, trial, and the data of the inverse Hessian.
 
     Attributes:
-        scale: inverse curvature where no pair tells it, shape `(*lanes, 1)`.
-        moves: past changes of z, newest last, shape `(*lanes, memory, n)`; zero where there was none.
-        turns: the changes of the slope along them.
+        scale: the inverse curvature to use without curvature pairs, shape `(*lanes, 1)`.
+        moves: past changes of z, newest last, shape `(*lanes, memory, n)`; zero before the first ones.
+        turns: the changes of the gradient along them.
         line: the state of the line search.
     """
 
@@ -113,16 +115,17 @@ class _State(NamedTuple):
 
 
 def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return minus the inverse Hessian times the slope, within bounds for the free coordinates."""
+    """Return minus the inverse Hessian times the gradient; with bounds, on the free coordinates."""
     s, y, g = state.moves, state.turns, state.slope
     if limits is not None:
         return bounded_step(state.z, g, *limits, s, y, state.scale)
     inner = (s * y).sum(-1)
     squared = (y * y).sum(-1)
     used = used_pairs(s, y)
-    # Pairs of unit curvature keep the triangular matrix well scaled; those that are not used are zero.
+    # Scaling each pair to curvature 1 keeps the triangular matrix well conditioned. Unused pairs become zero.
     weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
     s, y = weight * s, weight * y
+    # The newest used pair gives the scale of the initial inverse, `s'y / y'y` (Nocedal and Wright 2006, equation 7.20).
     newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
     ratio = torch.where(newest, inner / torch.where(used, squared, 1.0), 0.0).sum(-1, keepdim=True)
     scale = torch.where(used.any(-1, keepdim=True), ratio, state.scale)
@@ -134,6 +137,7 @@ def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     b = a + gamma * (gram @ a - y @ g.unsqueeze(-1))
     p = torch.linalg.solve_triangular(triangle.mT, b, upper=False)
     image = scale * g + (s.mT @ p - gamma * (y.mT @ a)).squeeze(-1)
-    # Rounding can spoil the descent of an ill-conditioned inverse; the slope itself always descends.
+    # For an ill-conditioned inverse, rounding can turn the step into an ascent direction. The negative gradient is
+    # always a descent direction.
     descends = (image * g).sum(-1, keepdim=True) > 0
     return -torch.where(descends, image, scale * g)

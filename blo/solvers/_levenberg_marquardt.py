@@ -1,4 +1,4 @@
-"""Damped Gauss-Newton steps for sums of squares, all lanes at once."""
+"""Damped Gauss-Newton steps for least-squares problems, for all lanes at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 from blo.solvers._newton import free_coordinates, restricted
 
-#: Damping, in units of the curvature, from which it grows where a step failed without any.
+#: Smallest damping after a rejected step, in units of the curvature: a damping of 0 cannot grow by multiplication.
 _LEAST = 1e-3
 
 
@@ -27,28 +27,30 @@ _LEAST = 1e-3
 class LevenbergMarquardt(Iterative):
     """The Levenberg-Marquardt method for `LowerProblem.least_squares`, free or with bounds (`Box`, `NonNegative`).
 
-    A step solves `(J'J + d I) s = J'r` with the Jacobian J of the residuals r, and is projected. The damping d falls
-    where a step brings what it promised, down to Gauss-Newton steps, and grows where it does not; that step is taken
-    back. Coordinates that rest on a bound are left out of the system. Each lane has its own damping and stopping.
+    A step solves `(J'J + d I) s = J'r` with the Jacobian J of the residuals r, and is projected onto the set. The
+    damping d decreases if the objective falls about as much as the quadratic model predicts, so that the steps become
+    Gauss-Newton steps. It grows if the objective falls much less. A step that does not decrease the objective
+    sufficiently is rejected. Coordinates at a bound are left out of the system. Each lane has its own damping and
+    stopping criterion.
 
     Source: Marquardt (SIAM J. Appl. Math. 1963); Fletcher (AERE R6799, 1971), for the schedule of the damping; Madsen,
     Nielsen and Tingleff (2004), Methods for non-linear least squares problems, section 3.2, for its growth.
 
     Args:
-        max_steps: most evaluations of the gradient after the one at the start. Each step also solves a linear system
-            with products of J and its transpose.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
-            None makes exactly `max_steps` steps.
+        max_steps: maximum number of gradient evaluations after the one at the start. Each step also solves a linear
+            system with products of J and its transpose.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
+            small. None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises J'J for up to 256 unknowns and uses conjugate gradients
             beyond.
-        damping: the first damping, in units of the curvature of J'J along the gradient; 0 begins with a Gauss-Newton
+        damping: the first damping, in units of the curvature of J'J along the gradient; 0 starts with a Gauss-Newton
             step.
         products: how J v is computed: `"reverse"`, by a second backward pass through one graph of the residuals, or
-            `"forward"`, in forward mode, which evaluates them again.
+            `"forward"`, in forward mode, which evaluates the residuals again.
 
     Raises:
-        StructureError: if `linear_solver` is none; by the solve, for other problems and sets.
-        ValueError: for values outside these ranges, or other products.
+        StructureError: if `linear_solver` has the wrong type. The solve raises it for other problems and sets.
+        ValueError: for values outside these ranges, or an unknown `products`.
     """
 
     max_steps: int = 100
@@ -66,10 +68,10 @@ class LevenbergMarquardt(Iterative):
             raise ValueError(f"`products` must be 'reverse' or 'forward', but is {self.products!r}.")
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        """Evaluate at z0.
+        """Return the state at the projection of z0.
 
         Raises:
-            StructureError: if the problem is no least-squares problem, or the set is more than bounds.
+            StructureError: if the problem is not a least-squares problem, or the set is not given by bounds.
         """
         bounds(problem.term, z0, "LevenbergMarquardt")
         z = problem.prox(z0, 1.0)
@@ -77,7 +79,8 @@ class LevenbergMarquardt(Iterative):
         image = problem.gauss_newton(z, self.products)(slope).detach()
         square = slope.detach().square().sum(-1, keepdim=True)
         unit = (slope.detach() * image).sum(-1, keepdim=True) / torch.where(square > 0, square, 1.0)
-        # A power of two: what is constant nearby, like all factors of the damping, has no part in derivatives of steps.
+        # Rounded to a power of two, the unit is locally constant, like all factors of the damping. So its derivative is
+        # zero, and unrolled steps are differentiated correctly although the damping is detached.
         unit = torch.where(torch.isfinite(unit) & (unit > 0), unit, 1.0).log2().round().exp2()
         return _State(z, slope, z, self.damping * unit, torch.full_like(unit, 2.0), unit, _line.start(value, unit))
 
@@ -88,7 +91,7 @@ class LevenbergMarquardt(Iterative):
         system = restricted(Sum(squares, ScaledIdentity(state.shift)), free)
         step = self.linear_solver.solve(system, slope).x
         step = step if free is None else torch.where(free, step, state.slope / (1 + state.shift))
-        # A system that is singular without damping may have no solution: one unit down the slope at most instead.
+        # Without damping the system may be singular. Then make a gradient step of length at most 1.
         usable = torch.isfinite(step).all(-1, keepdim=True)
         size = torch.linalg.vector_norm(state.slope, dim=-1, keepdim=True)
         step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
@@ -111,13 +114,13 @@ class LevenbergMarquardt(Iterative):
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial, shapes `(*lanes, 1)`.
+    """The state of the method: z, slope, trial, and tensors of shape `(*lanes, 1)`.
 
     Attributes:
         shift: the damping.
-        growth: by what it is multiplied when the next step fails.
-        unit: the curvature along the first slope, about.
-        line: the value, and how many trials in a row were taken back.
+        growth: the factor of the damping if the next step is rejected.
+        unit: the curvature along the first gradient, rounded to a power of two.
+        line: the objective at z, and the number of consecutive rejected trials.
     """
 
     z: Tensor
@@ -133,14 +136,16 @@ class _State(NamedTuple):
 
 
 def _damped(state: _State, value: Tensor, moved: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the next damping and its next growth, from how much of the promised decrease a step has brought."""
+    """Return the next damping and its growth factor, from the ratio of the actual to the predicted decrease."""
     moved, slope = moved.detach(), state.slope.detach()
     promised = 0.5 * (state.shift * moved * moved - slope * moved).sum(-1, keepdim=True)
     gain = state.line.value - value.detach().unsqueeze(-1)
-    # Where values differ by their rounding alone the gradients have decided, and say no more than that.
+    # If the values differ only by rounding, their ratio is meaningless. The line search has then compared gradients, so
+    # the step counts as predicted well.
     noise = torch.finfo(gain.dtype).eps ** (2 / 3) * state.line.value.abs()
     told = (promised > noise) & torch.isfinite(gain)
     ratio = torch.where(told, gain / torch.where(told, promised, 1.0), 1.0)
+    # Shrink and growth factors of Fletcher (1971). Repeated rejections double the growth factor (Madsen et al.).
     fallen = state.shift * torch.where(ratio > 0.75, 1 / 3, torch.where(ratio < 0.25, 2.0, torch.ones_like(ratio)))
     grown = torch.maximum(state.shift, _LEAST * state.unit) * state.growth
     return torch.where(accepted, fallen, grown), torch.where(accepted, 2.0, 2 * state.growth)

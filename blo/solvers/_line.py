@@ -1,4 +1,4 @@
-"""Backtracking along a projected step, one trial at a time, in each lane by itself."""
+"""A backtracking line search along a projected step, one trial at a time, for each lane separately."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 __all__ = ["Line", "free", "judge", "start"]
 
-#: Share of the decrease promised by the slope that a step must bring (Armijo).
+#: Share of the decrease predicted by the gradient that a step must achieve (Armijo's condition).
 _SHARE = 1e-4
-#: Trials taken back in a row, after which values count as nothing but rounding.
+#: After this number of consecutive rejections the values are assumed to differ only by rounding.
 _PATIENCE = 12
 
 
@@ -20,8 +20,8 @@ class Line(NamedTuple):
 
     Attributes:
         value: the objective at the current point.
-        length: what the next step is multiplied with.
-        tries: trials taken back in a row.
+        length: the factor of the next step.
+        tries: the number of consecutive rejected trials.
     """
 
     value: Tensor
@@ -30,35 +30,37 @@ class Line(NamedTuple):
 
 
 def start(value: Tensor, like: Tensor) -> Line:
-    """Return the state at a point with this value, shape `lanes`; `like` has the shape `(*lanes, 1)`."""
+    """Return the initial state at a point with this value, shape `lanes`; `like` has the shape `(*lanes, 1)`."""
     return Line(value.detach().unsqueeze(-1), torch.ones_like(like), torch.zeros_like(like))
 
 
 def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Line]:
-    """Decide on a trial, and on the length of the next step.
+    """Accept or reject a trial, and choose the length of the next step.
 
     Args:
-        line: the state before.
+        line: the state before the trial.
         value: the objective at the trial, shape `lanes`.
         moved: the trial minus the current point, shape `(*lanes, n)`.
-        before: the slope at the current point.
-        after: the slope at the trial.
+        before: the gradient at the current point.
+        after: the gradient at the trial.
 
     Returns:
-        Whether the trial is accepted, shape `(*lanes, 1)`, and the state after it. The length is doubled after a step
-        that was accepted; a solver that knows the curvature resets it to 1.
+        Whether the trial is accepted, shape `(*lanes, 1)`, and the next state. The length doubles after an accepted
+        step; a solver that knows the curvature resets it to 1.
     """
     moved, value = moved.detach(), value.detach().unsqueeze(-1)
     promised = (moved * before.detach()).sum(-1, keepdim=True)
     ahead = (moved * after.detach()).sum(-1, keepdim=True)
     gain = value - line.value
     noise = torch.finfo(value.dtype).eps ** (2 / 3) * torch.maximum(value.abs(), line.value.abs())
-    # Equal to the first condition on a quadratic, and accurate where values differ by their rounding alone.
+    # On a quadratic this condition on the gradient equals Armijo's condition, and it remains accurate where values
+    # differ only by rounding (Hager and Zhang 2005, approximate Wolfe condition).
     flat = ahead <= (2 * _SHARE - 1) * promised
     blind = (gain.abs() <= noise) | (line.tries >= _PATIENCE)
     good = (gain <= _SHARE * promised) | (blind & flat)
     accepted = torch.isfinite(value) & torch.isfinite(ahead) & (promised <= 0) & good
-    # The minimum of the parabola through the value and slope here and the value there.
+    # The minimiser of the parabola through the value and slope at the current point and the value at the trial,
+    # limited to a decrease by a factor between 2 and 10. If the trial's value is not finite, the factor is 10.
     parabola = -0.5 * promised / torch.where(gain > promised, gain - promised, 1.0)
     shrunk = torch.where(torch.isfinite(value), parabola.clamp(0.1, 0.5), 0.1)
     return accepted, Line(
@@ -69,10 +71,10 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
 
 
 def free(z: Tensor, slope: Tensor, low: Tensor, high: Tensor, margin: Tensor) -> Tensor:
-    """Return the coordinates that are not held by a bound, booleans of z's shape.
+    """Return the coordinates that are free, booleans of z's shape.
 
-    A coordinate is held when the slope presses it against a bound that it has all but reached, that is within the
-    margin. Without it, steps could be cut shorter and shorter by bounds they approach (Bertsekas 1982).
+    A coordinate is not free if it is within the margin of a bound and the negative gradient points towards this bound.
+    Without the margin, the bounds that an iterate approaches could make the steps arbitrarily short (Bertsekas 1982).
     """
     z, slope = z.detach(), slope.detach()
     pressed = ((z <= low + margin) & (slope > 0)) | ((z >= high - margin) & (slope < 0))

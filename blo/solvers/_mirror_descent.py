@@ -1,4 +1,4 @@
-"""Mirror descent with the entropy: steps multiply coordinates instead of adding to them."""
+"""Mirror descent with the entropy: multiplicative steps for positive variables."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from blo.solvers._iterative import Iterative, valued_gradient
 
 @dataclass(frozen=True)
 class MirrorDescent(Iterative):
-    """Exponentiated gradient steps `z <- z exp(-step * gradient)`, scaled to the sum of a simplex.
+    """Exponentiated gradient steps `z <- z exp(-step * gradient)`, normalised to the sum of a simplex.
 
-    For `Simplex` (without a cap), `NonNegative` and a `Product` of these. Every coordinate stays positive, and a step
-    changes all by factors of one size, which suits objectives whose curvature is large where coordinates are small:
-    with an entropy `tau sum(z log z)` a step of `1 / tau` is exact, where the steps of projected gradients are held
-    down by the smallest coordinate. A start on the boundary is moved off it.
+    The method takes `Simplex` (without a cap), `NonNegative` and a `Product` of these. Every coordinate stays positive.
+    A step changes each coordinate by a factor, so small coordinates make small changes. This suits objectives whose
+    curvature is large where coordinates are small: with an entropy `tau sum(z log z)` a step of `1 / tau` is exact,
+    while the smallest coordinate limits the step size of projected gradients. A start on the boundary is moved into the
+    interior.
 
-    A solution has tiny coordinates there rather than zeros. For implicit gradients of objectives with an entropy give
-    the set `slack=0.0`, so that they all count as free.
+    A coordinate that is zero in the solution becomes tiny instead. For implicit gradients of objectives with an
+    entropy, give the set `slack=0.0`, so that every coordinate counts as free.
 
     Source: Beck and Teboulle (Oper. Res. Lett. 2003), Mirror descent and nonlinear projected subgradient methods;
     Bauschke, Bolte and Teboulle (Math. Oper. Res. 2017), for the steps; Kivinen and Warmuth (Inf. Comput. 1997).
 
     Args:
-        step: step size, in units of z's logarithm over the gradient. None finds one for each lane: it doubles until
-            the curvature measured along a step, in the metric of the entropy, exceeds `1/step`, and halves, taking
-            that step back, whenever it does or the objective has no value. To unroll, give a number.
-        max_steps: most gradient evaluations after the one at the start.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
-            None makes exactly `max_steps` steps, measures nothing and never waits for the device.
+        step: step size, in units of the logarithm of z over the gradient. None finds one for each lane: the step size
+            doubles until the curvature along a step, in the metric of the entropy, exceeds `1/step`. Whenever it does,
+            or the objective is not finite, the step is rejected and its size halved. `Unrolled` needs a number.
+        max_steps: maximum number of gradient evaluations after the one at the start.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
+            small. None makes exactly `max_steps` steps, measures no residual and never waits for the device.
 
     Raises:
         ValueError: for values outside these ranges.
-        StructureError: for a `step` that requires grad; by the solve, for other sets, and without a `step` when its
-            steps are to be differentiated.
+        StructureError: for a `step` that requires grad. The solve raises it for other sets, and without a `step` if its
+            steps will be differentiated.
     """
 
     step: float | None = None
@@ -57,15 +58,17 @@ class MirrorDescent(Iterative):
     def start(self, problem: Problem, z0: Tensor) -> _State:
         if self.step is None and (problem.followed or problem.recorded):
             raise StructureError(
-                "`MirrorDescent` finds its steps along the way, and derivatives of steps that are too long for a "
-                "direction it does not take grow. To unroll, give `step`, at most one over the curvature in the "
-                "metric of the entropy: 1 / tau for an objective with tau sum(z log z)."
+                "`MirrorDescent` cannot be unrolled without `step`: the step size that it finds may be too large along "
+                "other directions, and then derivatives grow from step to step. Give `step`, at most one over the "
+                "curvature in the metric of the entropy: 1 / tau for an objective with tau sum(z log z)."
             )
+        # Multiplicative steps cannot leave the boundary, so the start must not lie on it.
         z = lifted(problem.term, z0, "MirrorDescent")
         one = torch.ones_like(z[..., :1])
         return _State(z, problem.gradient(z), z, one * (1.0 if self.step is None else self.step), torch.zeros_like(one))
 
     def move(self, problem: Problem, state: _State) -> _State:
+        # The set's map takes logarithms, because `z * exp(-step * gradient)` itself could overflow.
         logarithms = state.z.log() - state.step * state.slope
         return state._replace(trial=exponentials(problem.term, logarithms, "MirrorDescent"))
 
@@ -74,6 +77,7 @@ class MirrorDescent(Iterative):
             return state._replace(z=state.trial, slope=problem.gradient(state.trial))
         slope = valued_gradient(problem, state.trial)
         accepted, roomy = _judged(state, slope)
+        # Double the step size until it meets the limit once. Then let it grow slowly, since the curvature may fall.
         found = torch.maximum(state.found, (~roomy).to(state.found))
         grown = torch.where(found > 0, _GROWTH, 1 + roomy.to(state.step))
         return _State(
@@ -85,16 +89,16 @@ class MirrorDescent(Iterative):
         )
 
 
-#: Growth of the step once it has been too long.
+#: Growth factor of the step size after a step has been too long.
 _GROWTH = 1.05
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial, shapes `(*lanes, 1)`.
+    """The state of mirror descent: z, slope, trial, and tensors of shape `(*lanes, 1)`.
 
     Attributes:
         step: step size.
-        found: 1 where a step has met its limit, else 0.
+        found: 1 if the step size has reached its limit before, else 0.
     """
 
     z: Tensor
@@ -108,10 +112,11 @@ class _State(NamedTuple):
 
 
 def _judged(state: _State, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell where the curvature along a step allows it, and where one of twice the size; shapes `(*lanes, 1)`.
+    """Return whether the curvature along a step allows its size, and whether it allows twice this size, `(*lanes, 1)`.
 
-    It is measured in units of the symmetrised divergence, `<log z - log z', z - z'>`.
+    The curvature is relative to the symmetrised Kullback-Leibler divergence, `<log z - log z', z - z'>`.
     """
+    # If the gradient is NaN, both comparisons are false and the step is rejected.
     moved = state.trial - state.z
     bend = ((slope - state.slope) * moved).sum(-1, keepdim=True)
     length = ((state.trial.log() - state.z.log()) * moved).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Newton's method on the free coordinates, all lanes at once."""
+"""Newton's method on the free coordinates, for all lanes at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 
 
@@ -24,24 +24,27 @@ from blo.solvers._iterative import Iterative
 class Newton(Iterative):
     """Newton's method for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
 
-    Coordinates that rest on a bound are left out of the linear system; the step is projected, and shortened until the
-    objective has decreased enough. A lane whose Hessian is indefinite goes down the slope instead, and adds a multiple
-    of the identity to its Hessian that grows until it is definite and fades afterwards.
+    Coordinates at a bound are left out of the linear system. The step is projected onto the set and shortened until the
+    objective decreases sufficiently. A lane whose Hessian is indefinite makes a gradient step instead, and adds a
+    multiple of the identity to its Hessian. The multiple grows until the sum is positive definite, and shrinks
+    afterwards.
 
-    Far from the solution a Newton step is worth a few digits at most: an iterative linear solver stops there early.
+    Far from the solution an accurate Newton step is not better than a rough one, so an iterative linear solver stops
+    early there.
 
     Source: Bertsekas (SIAM J. Control Optim. 1982), projected Newton methods; Nocedal and Wright (2006), section 3.4;
     Eisenstat and Walker (SIAM J. Sci. Comput. 1996), choice 2, for the accuracy of the steps.
 
     Args:
-        max_steps: most evaluations of the gradient after the one at the start. Each step also solves a linear system
-            with Hessian-vector products.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops; a smaller one where the curvature is small.
-            None makes exactly `max_steps` steps.
-        linear_solver: `Auto()` by default, which factorises up to 256 unknowns and uses conjugate gradients beyond.
-        forcing: largest relative residual, between 0 and 1, at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It falls
-            with the square of the gradient, to what `tol` needs or the linear solver's own tolerance, whichever is
-            larger. 0 solves every system to the latter.
+        max_steps: maximum number of gradient evaluations after the one at the start. Each step also solves a linear
+            system with Hessian-vector products.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
+            small. None makes exactly `max_steps` steps.
+        linear_solver: `Auto()` by default, which factorises the Hessian for up to 256 unknowns and uses conjugate
+            gradients beyond.
+        forcing: largest relative residual, in [0, 1), at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It falls with
+            the square of the gradient, down to the accuracy that `tol` needs or the linear solver's own tolerance,
+            whichever is larger. 0 solves every system to the linear solver's own tolerance.
 
     Raises:
         StructureError: if `linear_solver` has the wrong type.
@@ -61,10 +64,10 @@ class Newton(Iterative):
             raise ValueError(f"`forcing` must be at least 0 and below 1, but is {self.forcing}.")
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        """Evaluate at z0.
+        """Return the state at the projection of z0.
 
         Raises:
-            StructureError: if the set is more than bounds on the coordinates.
+            StructureError: if the set is not given by bounds on the coordinates.
         """
         bounds(problem.term, z0, "Newton")
         z = problem.prox(z0, 1.0)
@@ -79,8 +82,10 @@ class Newton(Iterative):
         if not surely(state.shift == 0):
             hessian = Sum(hessian, ScaledIdentity(state.shift))
         found = loosened(self.linear_solver, state.forcing).solve(restricted(hessian, free), slope)
+        # Coordinates that are not free make a gradient step, which the projection stops at their bounds.
         step = found.x if free is None else torch.where(free, found.x, state.slope)
         descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
+        # Negative curvature can give a step towards a maximum or a saddle point, even if it is a descent direction.
         usable = descends & ~found.indefinite.unsqueeze(-1)
         size = torch.linalg.vector_norm(state.slope, dim=-1, keepdim=True)
         step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
@@ -103,23 +108,25 @@ class Newton(Iterative):
 
     def _forcing(self, problem: Problem, state: _State, slope: Tensor) -> Tensor:
         """Return the relative residual for the system at the trial point, shape `(*lanes, 1)`."""
+        # Eisenstat and Walker (1996), choice 2, with gamma = 0.9 and their safeguard against a sudden decrease.
         now = problem.residual(state.trial, slope).detach().unsqueeze(-1)
         then = problem.residual(state.z, state.slope).detach().unsqueeze(-1)
         fallen = 0.9 * (now / then).square()
         held = 0.9 * state.forcing.square()
         forcing = torch.where(held > 0.1, torch.maximum(fallen, held), fallen)
         if self.tol is not None:
+            # A system solved more accurately than the outer tolerance needs wastes products.
             forcing = torch.maximum(forcing, 0.5 * self.tol / now)
-        # A NaN comes of nothing divided by nothing: such a lane has arrived.
+        # 0 / 0 gives NaN if both residuals are zero. The lane has converged, so any value will do.
         return torch.where(forcing < self.forcing, forcing, self.forcing)
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial, shapes `(*lanes, 1)`.
+    """The state of Newton's method: z, slope, trial, and tensors of shape `(*lanes, 1)`.
 
     Attributes:
-        shift: times the identity is added to the Hessian.
-        forcing: relative residual of the next linear system.
+        shift: the multiple of the identity that is added to the Hessian.
+        forcing: the relative residual at which the next linear solve stops.
         line: the state of the line search.
     """
 
@@ -136,7 +143,7 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True)
 class _Mask:
-    """The free coordinates, as a tangent space without curvature."""
+    """The tangent space of the free coordinates, which has no curvature."""
 
     free: Tensor
     curvature: float = 0.0
@@ -150,22 +157,24 @@ class _Mask:
 
 
 def free_coordinates(problem: Problem, z: Tensor, slope: Tensor, solver: str) -> Tensor | None:
-    """Return the coordinates that no bound holds, booleans of z's shape; None where nothing is bounded."""
+    """Return the free coordinates, booleans of z's shape; None if the problem has no constraint."""
     limits = bounds(problem.term, z, solver)
     if limits is None:
         return None
-    # How far from a bound a coordinate is held vanishes at a solution.
+    # The margin of Bertsekas (1982) tends to zero with the residual, so that at a solution only the coordinates at
+    # their bounds are held.
     margin: Tensor = problem.residual(z, slope).detach().unsqueeze(-1).clamp(max=1e-3)
     return _line.free(z, slope, *limits, margin)
 
 
 def restricted(hessian: Operator, free: Tensor | None) -> Operator:
-    """Return the operator on the free coordinates alone."""
+    """Return the operator restricted to the free coordinates."""
     return hessian if free is None else Restricted(hessian, _Mask(free))
 
 
 def _shifted(shift: Tensor, size: Tensor, usable: Tensor) -> Tensor:
-    """Let the shift grow from the size of the slope where the Hessian is indefinite, and fade where it is not."""
+    """Return the next shift: larger if the Hessian was indefinite, smaller or zero otherwise."""
+    # A shift proportional to the gradient vanishes at the solution, so that convergence stays fast there.
     size = size.detach()
     grown = torch.maximum(10 * shift, 1e-3 * size)
     return torch.where(usable, torch.where(shift > 1e-6 * size, 0.1 * shift, 0.0), grown)

@@ -15,13 +15,13 @@ from blo.solvers._base import Problem, Solution, Solver
 class OneStep(Solver):
     """`z = project(z0 - step * direction(gradient at z0))`.
 
-    It solves a linearised problem (`LowerProblem.linearize`) of curvature `1/step` exactly from its anchor. With
-    `direction="sign"` it is the attack of Fast-AT (Wong et al., ICLR 2020).
+    From the anchor of a linearised problem (`LowerProblem.linearize`) of curvature `1/step`, this step is the exact
+    solution. With `direction="sign"` it is the attack of Fast-AT (Wong et al., ICLR 2020).
 
     Args:
-        step: step size; in units of z for every direction but `gradient`.
-        direction: `"gradient"`, `"sign"`, `"normalized"` (each lane by its own 2-norm) or `"coordinate"` (the largest
-            coordinate of each lane alone that no bound stops).
+        step: step size; in units of z for every direction except `"gradient"`.
+        direction: `"gradient"`, `"sign"`, `"normalized"` (each lane by its own 2-norm) or `"coordinate"` (only the
+            largest coordinate of each lane that no bound blocks).
 
     Raises:
         ValueError: for a step that is not positive or an unknown direction.
@@ -36,5 +36,6 @@ class OneStep(Solver):
         require_positive(self.step, "step")
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        # No residual is measured: that would take a second gradient, and one step is not expected to converge.
         slope = _direction.scaled(problem, z0, problem.gradient(z0), self.direction)
         return Solution(problem.prox(z0 - self.step * slope, self.step), residual=None, tol=None, steps=1)

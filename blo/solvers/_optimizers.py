@@ -1,4 +1,4 @@
-"""What other people's optimisers can be asked to do."""
+"""Requirements on optimisers of other libraries, and a derivative for their square roots."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ __all__ = ["Differentiably", "require_derivative", "require_set"]
 _ROOTS = (torch.sqrt, Tensor.sqrt)
 _ROOTS_IN_PLACE = (torch.sqrt_, Tensor.sqrt_)
 _POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
-#: What makes a constant of a tensor.
+#: Operations whose result does not carry the graph of their tensor.
 _CONSTANTS = (Tensor.__float__, Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.detach, Tensor.detach_)
 
 
 class Differentiably(TorchFunctionMode):
-    """Within it, the update of an optimiser has a derivative where its gradients are exactly zero.
+    """A context in which the update of an optimiser has a finite derivative where its gradients are exactly zero.
 
-    Adam and its relatives divide by the root of an average of squared gradients, which is the length of a vector: it
-    is 0 where all these gradients are 0, and there the numerator of the step is 0 as well. So the derivative of the
-    step is that of its numerator, whatever finite number stands for the derivative of the root. Torch has infinity,
-    and so makes NaN of zero times it; here it is 0. Adagrad puts the constant 0 in place of such a step, where the sum
-    of squares is not positive; here the step itself stays, which is 0 as well.
+    Adam and similar optimisers divide by the root of an average of squared gradients. If all these gradients are 0, the
+    root is 0, and so is the numerator of the step. The derivative of the step is then that of its numerator, for every
+    finite derivative of the root. Torch's derivative of the root is infinite, and 0 times infinity is NaN; in this
+    context it is 0. Adagrad replaces the step by the constant 0 where the sum of squares is not positive; this context
+    keeps the step itself, which is also 0 but has a derivative.
 
     Attributes:
-        constants: whether something was made a constant, so that the derivative may not be that of the update.
+        constants: whether an operation has dropped the graph of a tensor, so that the derivative of the update may be
+            wrong.
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Differentiably(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        # An update under `torch.no_grad()` shows as a changed gradient mode.
         self.constants |= func in _CONSTANTS or torch.is_grad_enabled() is not self._recorded
         if func in _ROOTS_IN_PLACE:
             return args[0].copy_(_root(args[0]))
@@ -65,6 +67,7 @@ class Differentiably(TorchFunctionMode):
 
 
 def _root(x: Tensor) -> Tensor:
+    # The inner `where` keeps the derivative of `sqrt` finite: the outer one alone would multiply infinity by zero.
     zero = x == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
@@ -74,26 +77,27 @@ def _is_zero(value: Any) -> bool:
 
 
 def require_set(term: Term, solver: str) -> None:
-    """Refuse a penalty: its proximal step belongs to a step size, which optimisers do not tell.
+    """Check that the term is a set: the proximal step of a penalty needs a step size, which optimisers do not expose.
 
     Raises:
-        StructureError: naming `solver`.
+        StructureError: if it is a penalty; the message names `solver`.
     """
     if not isinstance(term, Set):
         raise StructureError(
-            f"`{solver}` projects on a constraint set after each step, but cannot take the penalty "
+            f"`{solver}` projects onto a constraint set after each step, but cannot take the penalty "
             f"{type(term).__name__}, whose proximal step needs a step size. Use FISTA() or ProjectedGradient()."
         )
 
 
 def require_derivative(update: Callable[[Tensor], Tensor], slope: Tensor) -> None:
-    """Refuse an update whose derivative along the gradient is not what torch makes of it.
+    """Check torch's derivative of an update along the gradient against a central difference.
 
     Raises:
-        StructureError: giving both.
+        StructureError: if they differ; the message gives both.
     """
     point = plain(slope).detach()
-    # Along the gradient each coordinate keeps its sign, so that the kinks of updates, which are at 0, stay aside.
+    # Along the gradient no coordinate changes its sign, so the difference avoids the kinks of updates, which are at 0.
+    # The cube root of eps balances rounding and truncation of a central difference.
     step = float(torch.finfo(point.dtype).eps) ** (1 / 3)
     with outside_transforms(), torch.enable_grad():
         live = point.clone().requires_grad_()
@@ -101,11 +105,12 @@ def require_derivative(update: Callable[[Tensor], Tensor], slope: Tensor) -> Non
         (found,) = torch.autograd.grad(there, live, allow_unused=True) if there.requires_grad else (None,)
         seen = ((update((1 + step) * point) - update((1 - step) * point)) * point).sum() / (2 * step)
     told = point.new_zeros(()) if found is None else (found * point).sum()
+    # A lost factor is an error of order one, so 1 % is enough; the last term allows for rounding where both are small.
     if bool((told - seen).abs() > 1e-2 * torch.maximum(told.abs(), seen.abs()) + 1e-3 * there.abs()):
         raise StructureError(
-            "`optimizer` must be differentiable to be unrolled, but its update makes a constant of something that "
-            "depends on the gradient (by float(), .item(), .detach() or torch.no_grad()), as "
-            "torchopt.clip.clip_grad_norm does of the norm: the derivative along the gradient is "
-            f"{float(seen):.3g}, and would be taken for {float(told):.3g}. Compute it by tensor operations in a "
-            "transformation of your own, leave it out, or use Implicit()."
+            "`optimizer` must be differentiable to be unrolled, but its update treats something that depends on the "
+            "gradient as a constant (by float(), .item(), .detach() or torch.no_grad()), as "
+            "torchopt.clip.clip_grad_norm does with the norm: the derivative along the gradient is "
+            f"{float(seen):.3g}, but torch's is {float(told):.3g}. Compute it by tensor operations in a transformation "
+            "of your own, leave it out, or use Implicit()."
         )

@@ -1,4 +1,4 @@
-"""How long steps may be along every direction, not only along those that a solver happens to take."""
+"""An upper limit for step sizes from the largest curvature, not only from that along the solver's own steps."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from blo._curvature import unaligned
 from blo.solvers._base import Problem
 from blo.solvers._stopping import gradient_change
 
-#: Power iterations at the start, and steps between two later ones.
+#: Number of power iterations at the start, and of steps between two later iterations.
 _FIRST, _PERIOD = 10, 10
 
-#: Longest step in units of one over the curvature. A step of just that unit is Newton's where all curvatures are equal:
-#: it squares the error of z, and stops the solve, while that of the derivative is still the error of z before it.
+#: Largest step size, in units of one over the curvature. If all curvatures are equal, a step size of 1 in this unit
+#: gives Newton's step: it squares the error of z and so ends the solve, while the error of the derivative is still as
+#: large as the error of z was before the step.
 _SHARE = 0.9
 
 
 class Probe(NamedTuple):
-    """A direction that turns, by power iteration, to the one along which the objective curves most.
+    """A power iteration for the direction of largest curvature.
 
-    A step beyond two over the largest curvature is no harm to a coordinate that is already solved to the last bit:
-    its gradient is zero. The derivative of the iteration is not zero there, and such steps blow it up. So where one
-    differentiates through the iteration, steps are held below one over the curvature that this direction shows.
+    A step size above two over the largest curvature does no harm to a coordinate that is already solved exactly,
+    because its gradient is zero. But the derivative of the iteration is not zero there, and it grows with every such
+    step. So if the steps will be differentiated, their size is kept below one over the curvature along this direction.
 
     Attributes:
-        direction: one unit vector a lane, shape `(*lanes, n)`.
-        bend: the curvature along it, shape `(*lanes, 1)`; 0 where it is unknown.
-        age: steps made, a plain number in a tensor on the CPU.
+        direction: a unit vector for each lane, shape `(*lanes, n)`.
+        bend: the curvature along it, shape `(*lanes, 1)`; 0 if it is unknown.
+        age: the number of steps made, an integer tensor on the CPU.
     """
 
     direction: Tensor
@@ -47,14 +48,14 @@ class Probe(NamedTuple):
         return probe
 
     def stepped(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
-        """Return the probe after one more step, which led to z with this slope."""
+        """Return the probe after one more step, to z with the gradient `slope`."""
         older = self._replace(age=self.age + 1)
-        # Under `vmap`, problems that rest have stopped counting.
+        # Under `vmap` lanes that have stopped no longer count, so the largest number is that of the running ones.
         due = int(plain(older.age).max()) % _PERIOD == 0
         return older._turned(problem, z, slope) if due else older
 
     def limited(self, step: Tensor) -> Tensor:
-        """Return the step, at most about one over the curvature seen; shape `(*lanes, 1)`."""
+        """Return the step size, reduced to about one over the curvature if it is larger, shape `(*lanes, 1)`."""
         return torch.where(step * self.bend > _SHARE, _SHARE / self.bend, step)
 
     def _turned(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:

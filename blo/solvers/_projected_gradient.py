@@ -1,4 +1,4 @@
-"""Projected, or proximal, gradient descent, all lanes at once."""
+"""Projected or proximal gradient descent, for all lanes at once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from blo._settings import require_budget, require_positive
 from blo._types import Tree
 from blo.solvers import _direction
 from blo.solvers._base import Problem
-from blo.solvers._bounds import bounds
 from blo.solvers._carried import continued, require_carry
+from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
@@ -25,34 +25,34 @@ from blo.solvers._transform import require_transform, transformed
 class ProjectedGradient(Iterative):
     """Projected gradient descent that stops on the projected-gradient residual.
 
-    Each lane stops on its own residual `|z - project(z - gradient)|` and is frozen from then on.
+    Each lane stops on its own residual `|z - project(z - gradient)|` and does not change afterwards.
 
     Args:
-        step: step size, a number or a function of theta. None finds one for each lane: it halves whenever the
-            curvature measured along a step exceeds `1/step` or the objective has no value, takes that step back, and
-            grows slowly otherwise (raw gradient direction, no momentum).
-        max_steps: most gradient evaluations after the one at the start.
-        tol: residual at which a lane stops; a smaller one where the curvature is small. None makes exactly `max_steps`
-            steps, measures nothing and never waits for the device.
-        direction: `"gradient"`, or that of steepest descent in the max-norm `"sign"`, the 2-norm `"normalized"` or the
-            1-norm `"coordinate"`: along the largest coordinate that no bound stops.
+        step: step size, a number or a function of theta. None finds one for each lane: whenever the curvature along a
+            step exceeds `1/step`, or the objective is not finite, the step is rejected and its size halved; otherwise
+            the step size grows slowly. None needs the direction `"gradient"`, without momentum.
+        max_steps: maximum number of gradient evaluations after the one at the start.
+        tol: a lane stops at this residual, or at a smaller one where the curvature is small. None makes exactly
+            `max_steps` steps, measures no residual and never waits for the device.
+        direction: `"gradient"`, or the direction of steepest descent in the max-norm (`"sign"`), the 2-norm
+            (`"normalized"`) or the 1-norm (`"coordinate"`: the largest coordinate that no bound blocks).
         momentum: heavy-ball weight in [0, 1), a number or a function of theta.
-        transform: what is made of each gradient before the step, for example clipping: a function that returns a tree
-            like the gradient, a tree like z (with the axis of the batch in front), without writing to it. `Unrolled`
-            differentiates it; residuals are those of the gradient itself.
-        carry: the `state` of `value_and_hypergrad` hands the momentum and the number of the next batch on to the next
-            call. For a fixed number of steps (tol=None) of given sizes.
+        transform: a function that is applied to each gradient before the step, for example clipping. It takes a tree
+            like z (with the batch axis first) and returns another, without writing to its argument. `Unrolled`
+            differentiates it. Residuals are those of the gradient itself.
+        carry: the `state` of `value_and_hypergrad` passes the momentum and the number of the next batch to the next
+            call. This needs a fixed number of steps (tol=None) and a given `step`.
 
-    A function of theta returns a scalar; one value a step, as `max_steps` scalars or a tensor of shape `(max_steps,)`;
-    or one value a coordinate, as a tree like z. `Unrolled` differentiates these values with the steps (Maclaurin,
-    Duvenaud and Adams, ICML 2015). Strategies that only need the solution, like `Implicit`, treat them as constants:
-    where a solve ends does not depend on how it got there. A step for each coordinate needs a set that bounds each
-    coordinate by itself, because the Euclidean projection on any other set belongs to steps of one size.
+    A function of theta returns a scalar; one value per step, as `max_steps` scalars or a tensor of shape
+    `(max_steps,)`; or one value per coordinate, as a tree like z. `Unrolled` differentiates these values with the steps
+    (Maclaurin, Duvenaud and Adams, ICML 2015). Strategies that only need the solution, like `Implicit`, treat them as
+    constants, because the solution does not depend on the path to it. A step size per coordinate needs a set that
+    bounds each coordinate by itself, because the Euclidean projection onto any other set assumes one step size.
 
     Raises:
-        ValueError: for values outside these ranges; by the solve, for values of functions.
-        StructureError: for a `step` that requires grad; by the solve, if a function of theta returns anything else, or
-            a step for each coordinate with a penalty or another set.
+        ValueError: for values outside these ranges. The solve raises it for values of functions.
+        StructureError: for a `step` that requires grad. The solve raises it if a function of theta returns anything
+            else, or for a step size per coordinate with a penalty or another set.
     """
 
     may_vary = ("step", "momentum")
@@ -75,22 +75,25 @@ class ProjectedGradient(Iterative):
             raise ValueError(f"`momentum` must lie in [0, 1), but is {self.momentum}.")
         require_transform(self.transform)
         if self.step is None and (self.direction != "gradient" or self.momentum or self.transform is not None):
-            raise ValueError("step=None finds a step for the raw gradient without momentum; give `step` as a number.")
+            raise ValueError(
+                "step=None needs direction='gradient', no momentum and no transform; otherwise give `step` as a number."
+            )
         require_carry(self.carry, self.tol is None and self.step is not None)
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         counted = self.carry or problem.stepwise or functions_of_theta(self)
         size = 1.0 if self.step is None or varies(self.step) else self.step
         step = z0.new_full((*z0.shape[:-1], 1), size)
-        velocity = torch.zeros_like(z0) if self.momentum else z0  # of no use without momentum, and then at no cost
+        velocity = torch.zeros_like(z0) if self.momentum else z0  # unused without momentum: z0 takes no memory
         age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if counted else ()
         if self.carry and isinstance(age, Tensor):
             age, velocity = continued(problem, [age, velocity])
         slope = problem.at_step(age).gradient(z0)
         if varies(self.step) and rate(problem, self.step, "step", self.max_steps, age).shape[-1] > 1:
-            bounds(problem.term, z0, "ProjectedGradient with a `step` for each coordinate")
+            bounds(problem.term, z0, "ProjectedGradient with a `step` for each coordinate")  # raises for other sets
         if self.step is not None or not problem.followed:
             return _State(z0, slope, z0, step, velocity, (), age)
+        # Step sizes found along the solver's own steps may be too large for the derivatives of those steps.
         probe = Probe.at(problem, z0, slope)
         return _State(z0, slope, z0, probe.limited(step), velocity, probe, age)
 
@@ -111,7 +114,7 @@ class ProjectedGradient(Iterative):
             step = rate(problem, self.step, "step", self.max_steps, state.age)
         if self.step is None or varies(self.step):
             trial = state.z - step * along
-        else:  # One operation for a step that is a number: `Unrolled` differentiates through every one of them.
+        else:  # one operation instead of two for a number: `Unrolled` records and differentiates each operation
             trial = torch.sub(state.z, along, alpha=self.step)
         trial = problem.prox(trial, step.expand(*state.z.shape[:-1], -1))
         age = state.age + 1 if isinstance(state.age, Tensor) else state.age
@@ -122,6 +125,7 @@ class ProjectedGradient(Iterative):
             return state._replace(z=state.trial, slope=problem.at_step(state.age).gradient(state.trial))
         slope = valued_gradient(problem, state.trial)
         step, accepted = _adapt(state.step, state.trial - state.z, slope - state.slope)
+        # `where`, not a branch: each lane accepts or rejects its own trial.
         z, slope = torch.where(accepted, state.trial, state.z), torch.where(accepted, slope, state.slope)
         if not state.probe:
             return state._replace(z=z, slope=slope, step=step)
@@ -143,9 +147,11 @@ class _State(NamedTuple):
 
 
 def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the next step of each lane, and whether the last one is kept; shapes `(*lanes, 1)`."""
+    """Return the next step size of each lane, and whether its last step is accepted; shapes `(*lanes, 1)`."""
+    # The step size is piecewise smooth in theta, but the solution does not depend on it: keep it out of derivatives.
     moved, turned = moved.detach(), turned.detach()
     length = (moved * moved).sum(-1, keepdim=True)
-    # Gradient differences stay accurate near the solution, where differences of values drown in rounding.
+    # Differences of gradients stay accurate near the solution, where rounding dominates differences of values.
     accepted = step * (turned * moved).sum(-1, keepdim=True) <= length
+    # Growth is slow, because each rejected step costs a gradient, but the curvature may be smaller further on.
     return torch.where(accepted, 1.05 * step, 0.5 * step), accepted

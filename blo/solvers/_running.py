@@ -1,4 +1,4 @@
-"""What the one loop of all iterative solvers carries."""
+"""The state of the loop that all iterative solvers share."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from blo._curvature import Place
 
 
 class Aims(Protocol):
-    """What is to be known of an iterative solver in order to stop it: see `Iterative`."""
+    """The part of `Iterative` that the stopping criterion uses."""
 
     @property
     def tol(self) -> float | None: ...
     @property
     def relative(self) -> bool: ...
     def aimed(self, state: Any, limit: Tensor, unit: Tensor) -> Any:
-        """Return the state told the residual to reach, shape `lanes`, and its unit, `(*lanes, 1)`."""
+        """Return the state with the residual at which to stop, shape `lanes`, and its unit, shape `(*lanes, 1)`."""
 
 
 class State(Protocol):
-    """What a solver carries from step to step: a named tuple of tensors, or tuples of them, with the lanes in front.
+    """The state of a solver: a named tuple of tensors, or tuples of tensors, with leading lane axes.
 
-    Tensors that have no lanes in front are shared by all lanes, and do not rest when one of them does.
+    Tensors without lane axes are shared by all lanes, so they keep changing after some lanes have stopped.
 
     Attributes:
-        z: the current point, shape `(*lanes, n)`.
-        slope: the gradient of the objective there.
-        trial: where to look next; the solver's answer when it stops without measuring.
+        z: the iterate, shape `(*lanes, n)`.
+        slope: the gradient of the objective at z.
+        trial: the point to be evaluated next; the result of a solve without a tolerance.
     """
 
     @property
@@ -39,26 +39,26 @@ class State(Protocol):
     @property
     def trial(self) -> Tensor: ...
     def anew(self, gradient: Callable[[Tensor], Tensor]) -> Any:
-        """Return the state with the slopes that the next step is made from computed anew, all else kept."""
+        """Return the state with the gradients that the next step uses computed again, and all else unchanged."""
 
 
 class Running(NamedTuple):
-    """What the loop carries. Where nothing is measured all but the state is of shape `()` and on the CPU.
+    """The state of the loop. Without a tolerance every field except `state` has the shape `()` and is on the CPU.
 
     Attributes:
-        state: the solver's.
+        state: the state of the solver.
         limit: the residual at which each lane stops, shape `lanes`.
-        unit: what the residual is measured in, shape `(*lanes, 1)`.
-        lost: lanes whose last step was from a residual of NaN, shape `lanes`.
-        place: where the residual was measured last, shape `(*lanes, n)`; NaN where it is to be measured anew.
-        residual: what it was there, shape `lanes`; infinite where nothing is measured.
-        origin: where the solve began, shape `(*lanes, n)`, and the gradient there, `first`.
-        mark: the least residual at an earlier look, shape `lanes`.
-        floor: lanes that have stopped since nothing improves at the rounding of gradients, shape `lanes`.
-        least: the least residual so far, shape `lanes`; where there is an objective, it is not kept.
-        since: steps since it fell by more than a little, likewise.
-        stuck: lanes that have stopped since it does not fall, likewise.
-        random: lanes in which two evaluations at one point have differed, shape `lanes`.
+        unit: the unit of the residual, shape `(*lanes, 1)`.
+        lost: the lanes whose last step started from a residual of NaN, shape `lanes`.
+        place: the point of the last residual, shape `(*lanes, n)`; NaN if the residual must be computed again.
+        residual: the residual at that point, shape `lanes`; infinite if no residual is measured.
+        origin: the start of the solve, shape `(*lanes, n)`, and the gradient there, `first`.
+        mark: the smallest residual at the tests of progress so far, shape `lanes`.
+        floor: the lanes that stopped because the residual no longer decreases near rounding error, shape `lanes`.
+        least: for fixed-point problems, the smallest residual so far, shape `lanes`.
+        since: for fixed-point problems, the number of steps since `least` fell, shape `lanes`.
+        stuck: for fixed-point problems, the lanes that stopped because `least` does not fall, shape `lanes`.
+        random: the lanes in which two evaluations at one point differ, shape `lanes`.
     """
 
     state: Any
@@ -78,16 +78,17 @@ class Running(NamedTuple):
 
     @property
     def resting(self) -> Tensor:
-        """Which lanes make no further step, shape `lanes`."""
+        """The lanes that make no further step, booleans of shape `lanes`."""
+        # A residual of NaN fulfils no comparison. Such lanes stop through `lost`, one step later.
         return (self.residual <= self.limit) | self.lost | self.floor | self.stuck
 
     @property
     def z(self) -> Tensor:
-        """The current point, shape `(*lanes, n)`."""
+        """The iterate, shape `(*lanes, n)`."""
         z: Tensor = self.state.z
         return z
 
     @property
     def at(self) -> Place:
-        """Where the solve is, held constant."""
+        """The iterate and the start of the solve, as constants: the stopping criterion is not differentiated."""
         return Place(self.state.z.detach(), self.state.slope.detach(), self.origin, self.first)

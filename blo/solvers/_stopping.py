@@ -1,4 +1,4 @@
-"""What a residual can be asked for: the curvature that it is measured in, and the rounding of gradients."""
+"""The accuracy that a stopping criterion can ask for, from the curvature and from the rounding error of gradients."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from blo._autodiff import all_true, length
 from blo._curvature import HIDDEN, NEAR_ZERO, Place, bend, drowned, over, unaligned
 from blo.solvers._base import Problem
 
-#: Units of rounding of a gradient below which no residual is asked for.
+#: The smallest residual that a criterion asks for, in units of rounding of the gradient.
 _ROUNDING = 16
-#: Units of rounding, of the largest gradient met, by which two evaluations at one point may differ: the order in which
-#: an accelerator adds is not always the same.
+#: Two evaluations at one point are equal if they differ by at most this many units of rounding of the largest gradient:
+#: an accelerator does not always add in the same order.
 _REPEATED = 256
-#: Error of a solution, relative to its length, that no tolerance hides.
+#: Relative error of a solution that is accepted for every tolerance.
 _RELATIVE = 1e-4
-#: Relative errors of a solution, in units of the tolerance: a large one in an absolute unit allows the first, a small
-#: one in units of the curvature, as the default solvers have, no more than the second.
+#: Relative error of a solution over the tolerance. An absolute tolerance, if it is large, allows `_LOOSE` times its
+#: value. A tolerance in units of the curvature, as the default solvers have, allows at most `_TIGHT` times its value.
 _LOOSE, _TIGHT = 30, 1e5
-#: Share of the curvature that others may have which solves with a small tolerance in units of it do not look for: their
-#: residual is too small to hide them.
+#: With a tolerance in units of the curvature, curvatures below this share of it are not searched for: the residual is
+#: too small to hide an error along them.
 _SPREAD = 1e-5
-#: Absolute tolerance that fixed steps are held to, where the curvature is small.
+#: The absolute tolerance for solvers with a fixed number of steps, where the curvature is small.
 _UNASKED = 1e-5
-#: Share of the rise of the residual along a step that a residual hidden by rounding may have: its error is at most that
-#: share of the step.
+#: If rounding hides the residual, it may be at most this share of the rise of the residual along a step. The error of z
+#: is then at most this share of the step.
 _SHARE = 0.3
 
 
 def reachable(slope: Tensor) -> Tensor:
-    """Return the rounding of gradients as large as the slope, shape `lanes`."""
+    """Return the rounding error of a gradient of the length of `slope`, with a margin, shape `lanes`."""
     return _ROUNDING * torch.finfo(slope.dtype).eps * length(slope.detach()).squeeze(-1)
 
 
 def resolution(problem: Problem, z: Tensor) -> float:
-    """Return the unit of rounding of the arithmetic that gradients are computed in."""
+    """Return the machine epsilon of the arithmetic in which gradients are computed."""
     return problem.eps or torch.finfo(z.dtype).eps
 
 
 def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-    """Return what an absolute tolerance asks of the residual, and what it would allow near zero, shapes `lanes`.
+    """Return the residual that an absolute tolerance asks for, and a looser one for solutions near zero.
 
-    Beside them the rise along the residual, shape `lanes`, where it was looked at; else None.
+    Both have the shape `lanes`. The last result is the rise of the residual along itself, shape `lanes`, or None if it
+    was not measured.
 
-    It asks for less than the tolerance where the curvature is small: that along the way of the solve, which costs
-    nothing, where the residual is small enough for curvatures far below that, otherwise that along the residual.
+    Where the curvature is small, the residual must be smaller than the tolerance. The curvature is that between the
+    start and z, which costs no gradient, if the residual is so small that even much smaller curvatures would allow no
+    large error. Otherwise it is the curvature along the residual.
     """
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
     error = _error(at, tol)
@@ -56,16 +58,16 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
 
 
 def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
-    """Return the residual above which a point that its solver has not confirmed is not a solution, shape `lanes`.
+    """Return the residual above which a point is not accepted as a solution, shape `lanes`.
 
-    It is the tolerance, or less where the curvature is small. There is no further gradient where the residual is above
-    the tolerance anyway.
+    This is for solvers that do not revise their criterion themselves. The residual is the tolerance, or less where the
+    curvature is small. No further gradient is computed if the residual of every lane exceeds the tolerance anyway.
 
     Args:
-        tol: an absolute tolerance of the residual.
+        tol: an absolute tolerance for the residual.
         problem: the problem.
         at: the point.
-        asked: the tolerance was asked for, so that a large one allows large errors.
+        asked: whether the user gave the tolerance. Then a large tolerance allows a large error.
     """
     residual = problem.residual(at.z, at.slope)
     limit = torch.full_like(residual, tol)
@@ -76,7 +78,7 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Return the same for a tolerance in units of the curvature, that unit, and the rise along the residual."""
+    """Return the two residuals of `required` for a tolerance in units of the curvature, the unit, and the rise."""
     unit, least = curvature(problem, at.z, at.slope)
     error = min(_RELATIVE, _TIGHT * tol) * at.span
     curved, rise = bend(problem, at, unit, _SPREAD * error)
@@ -85,45 +87,47 @@ def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Te
 
 def _error(at: Place, tol: float) -> Tensor:
     """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
+    # Relative to the larger of |z| and the distance from the start: z itself may be zero.
     return max(_RELATIVE, _LOOSE * tol) * at.span
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the limit, lowered to the residual of a solution with this error, and the limit of one near zero."""
+    """Return the limit, lowered to the residual of a solution with this error, and the limit for one near zero."""
     lowered = torch.minimum(limit, curved * error.clamp(min=NEAR_ZERO * tol))
     lowered = torch.where(torch.isfinite(lowered), lowered, limit)
     return lowered.squeeze(-1), torch.minimum(limit, curved * tol).squeeze(-1)
 
 
 def repeats(problem: Problem, at: Place) -> Tensor:
-    """Tell in which lanes a second evaluation of the gradient at z is the first one, up to rounding, shape `lanes`."""
+    """Return the lanes in which a second evaluation of the gradient at z equals the first up to rounding."""
     drift = length(problem.gradient(at.z).detach() - at.slope).squeeze(-1)
-    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)  # a NaN is not a difference
+    # NaN counts as equal: it is not noise of a random objective.
+    return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)
 
 
 def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
-    """Tell in which lanes the rounding of the gradient hides the residual, and hides no error of z that matters."""
+    """Return the lanes in which rounding hides the residual, but hides no error of z that matters."""
     return (residual <= noise) & (residual <= _SHARE * (rise - noise / _ROUNDING))
 
 
 def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit: Tensor | None = None) -> Tensor:
-    """Return the residual that the rounding of the gradient hides at z, shape `lanes`.
+    """Return the largest residual that rounding of the gradient may hide at z, shape `lanes`.
 
-    It is seen in how the natural map changes when z does by no more than its own rounding: in a set that is small
-    beside the gradient it hardly does. On a kink, where minimisers
-    like to be, that change is a jump and no rounding; so where it would hide the residual it is looked at a little
-    beside z as well, where there is no kink but by chance, and the smaller change counts.
+    This is the change of the natural map for a change of z within its rounding. In a set that is small relative to the
+    gradient, the map hardly changes. At a kink of the objective, where minimisers often lie, the change is a jump and
+    not rounding. So if the change would hide the residual, it is also measured at a point near z, which is unlikely to
+    be a kink, and the smaller of the two is returned.
     """
     here = _unsteadiness(problem, z, slope, unit)
     if all_true(residual > here):
         return here
     aside = z + _length(z) * unaligned(z)
     beside = _unsteadiness(problem, aside, problem.gradient(aside).detach(), unit)
-    return torch.where(beside < here, beside, here)  # there may be no gradient beside z
+    return torch.where(beside < here, beside, here)  # a NaN near z, outside the domain, gives way to the value at z
 
 
 def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor, unit: Tensor | None) -> Tensor:
-    """Return how much the natural map at z changes when z does by its own rounding, with a margin, by lane."""
+    """Return the change of the natural map when z changes within its rounding, with a margin, shape `lanes`."""
     ahead = z * (1 + 2 * resolution(problem, z))
     unit = problem.scale(z, slope, unit)
     change = problem.natural(ahead, problem.gradient(ahead).detach(), unit) - problem.natural(z, slope, unit)
@@ -131,10 +135,10 @@ def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor, unit: Tensor | Non
 
 
 def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `|H d|` for the vector d of `unaligned`, shape `(*lanes, 1)`, as it is and as tolerances count it.
+    """Return the curvature `|H d|` for the vector d of `unaligned`, and the curvature for tolerances, `(*lanes, 1)`.
 
-    It is measured by a difference of gradients. Where these do not tell, the former is 1, and the latter the largest
-    curvature that would not show.
+    Both come from a difference of gradients. If the difference is zero or not finite, the first is 1. If rounding may
+    hide the difference, the second is the largest curvature that would be hidden.
     """
     change = gradient_change(problem, z, slope, unaligned(z))
     found = length(change)
@@ -152,7 +156,10 @@ def gradient_change(problem: Problem, z: Tensor, slope: Tensor, direction: Tenso
 
 
 def _length(z: Tensor) -> Tensor:
-    """Return the length of a step over which differences of gradients tell most, shape `(*lanes, 1)`."""
+    """Return the step length for differences of gradients, shape `(*lanes, 1)`.
+
+    The square root of eps balances the rounding error of a forward difference against its truncation error.
+    """
     size = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
     found: Tensor = torch.finfo(z.dtype).eps ** 0.5 * size
     return found

@@ -1,4 +1,4 @@
-"""A functional optimiser as a lower solver."""
+"""A torchopt optimiser as a lower solver."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from blo.solvers._transform import require_transform, transformed
 
 
 class FunctionalOptimizer(Protocol):
-    """What torchopt calls a gradient transformation, for example `torchopt.adam(0.1)`."""
+    """The interface of torchopt's gradient transformations, for example `torchopt.adam(0.1)`."""
 
     @property
     def init(self) -> Callable[..., Any]:
@@ -37,36 +37,37 @@ class FunctionalOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class TorchOpt(Iterative):
-    """Runs a torchopt optimiser, and can be differentiated through: `TorchOpt(torchopt.adam(0.1), steps=100)`.
+    """Runs a torchopt optimiser whose steps can be differentiated: `TorchOpt(torchopt.adam(0.1), steps=100)`.
 
-    After each update the point is projected on the constraint set. All problems of a batch share the optimiser's
-    counters; whatever else it keeps is kept for each lane, provided that it treats coordinates one by one. In steps
-    that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is exactly
-    zero, that of Adam and its relatives would be NaN. An optimiser that makes a constant of what depends on the
-    gradient, as `torchopt.clip.clip_grad_norm` does of the norm, is refused there, once it matters.
+    After each update the point is projected onto the constraint set. All problems of a batch share the optimiser's
+    counters. Its other state is separate for each lane, provided that the optimiser treats coordinates independently.
+    In steps that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is
+    exactly zero, the derivative of Adam and similar optimisers would be NaN. An optimiser that treats something that
+    depends on the gradient as a constant, as `torchopt.clip.clip_grad_norm` does with the norm, raises an error as soon
+    as its derivative is wrong.
 
-    An optimiser that is a function of theta, as `lambda theta: torchopt.sgd(lr=theta["lr"])`, is made anew for each
-    theta. `Unrolled` differentiates what it makes of theta with the steps; the values are not looked at. Strategies
-    that only need the solution, like `Implicit`, treat it as a constant: where a solve ends does not depend on how it
-    got there.
+    An optimiser that is a function of theta, like `lambda theta: torchopt.sgd(lr=theta["lr"])`, is created again for
+    each theta. `Unrolled` differentiates its settings with the steps; their values are not checked. Strategies that
+    only need the solution, like `Implicit`, treat them as constants, because the solution does not depend on the path
+    to it.
 
-    The first update ever made by an optimiser is thrown away: `torchopt.sgd` with `dampening` makes it without, and
-    each solve is to be the same function.
+    The first update that an optimiser ever makes is discarded: `torchopt.sgd` ignores `dampening` in it, but every
+    solve must be the same function.
 
     Args:
         optimizer: has `init` and `update` as in torchopt (Ren et al., JMLR 2023), or is a function of theta that
-            returns such an optimiser; it sees z as one flat tensor.
-        steps: most updates.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops. None makes exactly `steps` updates.
-        transform: what is made of each gradient before the step, for example clipping: a function that returns a tree
-            like the gradient, a tree like z (with the axis of the batch in front), without writing to it. `Unrolled`
-            differentiates it; residuals are those of the gradient itself.
-        carry: the `state` of `value_and_hypergrad` hands the state of the optimiser and the number of the next batch on
-            to the next call. For a fixed number of steps (tol=None).
+            returns such an optimiser. It gets z as one flat tensor.
+        steps: maximum number of updates.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`. None makes exactly `steps` updates.
+        transform: a function that is applied to each gradient before the step, for example clipping. It takes a tree
+            like z (with the batch axis first) and returns another, without writing to its argument. `Unrolled`
+            differentiates it. Residuals are those of the gradient itself.
+        carry: the `state` of `value_and_hypergrad` passes the state of the optimiser and the number of the next batch
+            to the next call. This needs a fixed number of steps (tol=None).
 
     Raises:
         ValueError: for values outside these ranges.
-        StructureError: if the optimiser lacks `init` or `update`; by the solve, for that of a function.
+        StructureError: if the optimiser lacks `init` or `update`. For a function of theta, the solve raises it.
     """
 
     may_vary = ("optimizer",)
@@ -92,7 +93,7 @@ class TorchOpt(Iterative):
         return self.steps
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
-        """Evaluate at z0.
+        """Return the state at z0.
 
         Raises:
             StructureError: if there is a penalty.
@@ -102,12 +103,13 @@ class TorchOpt(Iterative):
         if self.carry and problem.carried:
             age = problem.carried[0]
         slope = problem.at_step(age).gradient(z0)
-        # Under `vmap` the optimiser updates its tensors in place, so they need the mapped axis of the slope. Counters
-        # that are numbers become tensors, so that steps can be repeated from any state.
+        # Under `vmap` the optimiser updates its tensors in place, so they need the mapped axis of the gradient: adding
+        # zeros like the gradient gives it to them. Counters that are numbers become tensors, so that steps can be
+        # repeated from any state.
         optimizer = self._optimizer(problem)
         inner = tree.map(lambda leaf: torch.as_tensor(leaf).detach(), optimizer.init(z0 + torch.zeros_like(slope)))
         if not varies(self.optimizer) and not self._begun:
-            _updated(optimizer, slope.detach(), inner, z0)
+            _updated(optimizer, slope.detach(), inner, z0)  # the very first update, whose result is not used
             self._begun.append(True)
         if self.carry and isinstance(age, Tensor):
             leaves, spec = tree.flatten(inner)
@@ -124,6 +126,7 @@ class TorchOpt(Iterative):
         else:
             with Differentiably() as mode:
                 updates, inner = _updated(optimizer, slope, state.inner, state.z)
+            # A dropped graph is harmless for a counter but not for the gradient's norm: compare the derivatives.
             if mode.constants:
                 past, z = (tree.map(lambda leaf: plain(leaf).detach(), part) for part in (state.inner, state.z))
                 require_derivative(lambda slope: _updated(optimizer, slope, past, z)[0], slope)
@@ -134,10 +137,10 @@ class TorchOpt(Iterative):
         return state._replace(z=state.trial, slope=problem.at_step(state.age).gradient(state.trial))
 
     def _optimizer(self, problem: Problem) -> FunctionalOptimizer:
-        """Return the optimiser for this theta.
+        """Return the optimiser at this theta.
 
         Raises:
-            StructureError: if the function of theta returns anything else.
+            StructureError: if the function of theta does not return an optimiser.
         """
         if not varies(self.optimizer):
             return self.optimizer
@@ -157,9 +160,10 @@ def _required(optimizer: Any) -> None:
 
 
 def _begun(optimizer: Any, layout: Layout) -> FunctionalOptimizer:
-    """Return an optimiser that has made an update, if it is one."""
+    """Check that a function of theta returned an optimiser, and return it after its very first update."""
     _required(optimizer)
     begun: FunctionalOptimizer = optimizer
+    # The point and the gradient of the discarded update do not matter.
     z = torch.ones(*layout.lanes, layout.size, dtype=layout.dtype, device=layout.device)
     _updated(begun, z, tree.map(torch.as_tensor, begun.init(z)), z)
     return begun
@@ -169,18 +173,19 @@ def _updated(optimizer: FunctionalOptimizer, slope: Tensor, inner: Any, z: Tenso
     try:
         found: tuple[Tensor, Any] = optimizer.update(slope, inner, params=z, inplace=False)
     except RuntimeError as error:
+        # torch's message on an autograd.Function without the static method that transforms need
         if "setup_context" not in str(error):
             raise
         raise StructureError(
-            "`optimizer` must run inside torch.func transforms, and so in forward mode, but makes its update by an "
-            "autograd.Function that does not. Make it with use_accelerated_op=False, or use Unrolled() and "
+            "`optimizer` must support torch.func transforms, which forward mode needs, but its update uses an "
+            "autograd.Function that does not. Create it with use_accelerated_op=False, or use Unrolled() and "
             ".backward()."
         ) from error
     return found
 
 
 class _State(NamedTuple):
-    """Beside z, slope and trial: what the optimiser keeps, a tree of tensors, and how many steps were made."""
+    """The state: z, slope, trial, the optimiser's state `inner`, a tree of tensors, and the number of steps `age`."""
 
     z: Tensor
     slope: Tensor

@@ -1,4 +1,4 @@
-"""Any optimiser of torch.optim as a lower solver."""
+"""A torch.optim optimiser as a lower solver."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from blo.solvers._optimizers import require_set
 class TorchOptim(Solver):
     """Runs an optimiser of torch.optim: `TorchOptim(lambda p: torch.optim.Adam(p, lr=0.1), steps=200)`.
 
-    It writes into its own copy of z, so its steps cannot be differentiated: use it with implicit strategies. After
-    each step the point is projected on the constraint set. Optimisers that treat coordinates one by one keep the
-    problems of a batch apart; one that does not, like `torch.optim.LBFGS`, minimises the sum of their objectives.
+    The optimiser writes to its own copy of z, so its steps cannot be differentiated: use implicit strategies. After
+    each step the point is projected onto the constraint set. Optimisers that treat coordinates independently keep the
+    problems of a batch separate. Others, like `torch.optim.LBFGS`, minimise the sum of the objectives.
 
     Args:
-        factory: gets a list of one flat parameter of shape `(*lanes, n)` and returns the optimiser of it.
-        steps: most calls of the optimiser's `step`.
-        tol: residual `|z - project(z - gradient)|` at which a lane stops, and keeps its point from then on. None makes
+        factory: takes a list with one flat parameter of shape `(*lanes, n)` and returns its optimiser.
+        steps: maximum number of calls of the optimiser's `step`.
+        tol: a lane stops at this residual `|z - project(z - gradient)|` and does not change afterwards. None makes
             exactly `steps` steps.
 
     Raises:
@@ -44,23 +44,24 @@ class TorchOptim(Solver):
         require_budget(self.steps, self.tol, "steps")
         if not callable(self.factory):
             raise StructureError(
-                "`factory` must be a function that makes an optimiser of a list of parameters, but is of type "
+                "`factory` must be a function from a list of parameters to an optimiser, but is of type "
                 f"{type(self.factory).__name__}. Write `lambda p: torch.optim.Adam(p, lr=0.1)`."
             )
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
-        """Step until all lanes are done.
+        """Make steps until all lanes have stopped.
 
         Raises:
-            StructureError: if asked to record, inside a transform, for a penalty, or if the factory returns anything
-                but an optimiser of the parameter it was given.
+            StructureError: if the solve is to be differentiated, inside a transform, for a penalty, or if the factory
+                does not return an optimiser of the parameter that it was given.
         """
         require_set(problem.term, "TorchOptim")
         if problem.recorded or transforms_active():
             raise StructureError(
-                "`TorchOptim` writes into its own copy of z, so its steps can neither be differentiated nor mapped "
-                "over. Use gradient=Implicit(), or the solver TorchOpt() or ProjectedGradient()."
+                "`TorchOptim` writes to its own copy of z, so its steps can be neither differentiated nor mapped by "
+                "`vmap`. Use gradient=Implicit(), or the solver TorchOpt() or ProjectedGradient()."
             )
+        # A copy: the optimiser writes to its parameter, and z0 must not change.
         z = torch.nn.Parameter(z0.detach().clone())
         optimizer = _made(self.factory, z)
         value, slope = problem.at_step(0).evaluate(z.detach())
@@ -71,11 +72,14 @@ class TorchOptim(Solver):
                 if all_true(done):
                     return Solution(z.detach(), residual, self.tol, index)
                 before = z.detach().clone()
+            # The evaluation that measured the residual serves as the first one of this step.
             optimizer.step(_Closure(problem.at_step(index), z, [(value, slope)]))
             with torch.no_grad():
                 z.copy_(problem.prox(z, 1.0))
                 if self.tol is not None:
+                    # The optimiser moves all lanes, also those that have stopped: put these back.
                     z.copy_(torch.where(done.unsqueeze(-1), before, z))
+            # Without a tolerance nothing uses the gradient at the last point.
             if self.tol is not None or index < self.steps - 1:
                 value, slope = problem.at_step(index + 1).evaluate(z.detach().clone())
         if self.tol is None:
@@ -85,7 +89,7 @@ class TorchOptim(Solver):
 
 @dataclass(frozen=True)
 class _Closure:
-    """Evaluates the objective where the optimiser has put z; it begins where the last evaluation was made."""
+    """Evaluates the objective at the optimiser's z, and returns a known evaluation in the first call."""
 
     problem: Problem
     z: torch.nn.Parameter
@@ -94,7 +98,7 @@ class _Closure:
     def __call__(self) -> float:
         value, slope = self.known.pop() if self.known else self.problem.evaluate(self.z.detach().clone())
         self.z.grad = slope.clone()
-        return value.sum()  # type: ignore[return-value]  # optimisers that want a number make one of it
+        return value.sum()  # type: ignore[return-value]  # optimisers that need a number convert it
 
 
 def _made(
@@ -103,12 +107,12 @@ def _made(
     optimizer = factory([z])
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise StructureError(
-            f"`factory` must return an optimiser of torch.optim, but returned {type(optimizer).__name__}. "
+            f"`factory` must return a torch.optim optimiser, but returned {type(optimizer).__name__}. "
             "Write `lambda p: torch.optim.Adam(p, lr=0.1)`; for torchopt use TorchOpt()."
         )
     if not any(held is z for group in optimizer.param_groups for held in group["params"]):
         raise StructureError(
-            "`factory` must return an optimiser of the parameters that it is given, but returned one of others. "
+            "`factory` must return an optimiser of the parameters that it gets, but returned one of other parameters. "
             "Write `lambda p: torch.optim.Adam(p, lr=0.1)`."
         )
     return optimizer

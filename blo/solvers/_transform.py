@@ -1,4 +1,4 @@
-"""A function of the caller's between the gradient and the step."""
+"""A user's function of the gradient that is applied before each step, for example clipping."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["require_transform", "transformed"]
 
 
 def require_transform(transform: Callable[[Tree], Tree] | None) -> None:
-    """Refuse what is not a function.
+    """Check that the setting `transform` is a function.
 
     Raises:
-        StructureError: naming the argument.
+        StructureError: if it is not.
     """
     if transform is not None and not callable(transform):
         raise StructureError(
@@ -27,18 +27,19 @@ def require_transform(transform: Callable[[Tree], Tree] | None) -> None:
 
 
 def transformed(problem: Problem, transform: Callable[[Tree], Tree] | None, slope: Tensor) -> Tensor:
-    """Return what the function makes of a gradient of shape `(*lanes, n)`; residuals are those of the gradient itself.
+    """Return the transformed gradient, shape `(*lanes, n)`; residuals are those of the gradient itself.
 
     Raises:
-        StructureError: if it does not return a tree like z, or writes to the gradient.
+        StructureError: if the function does not return a tree like z, or writes to the gradient.
     """
     if transform is None:
         return slope
+    # A write in place would change the gradient from which the residual is computed, and would break its graph.
     before = versions([slope])
     found = problem.mapped(transform, "transform(gradient)", slope)
     if versions([slope]) != before:
         raise StructureError(
-            "`transform` must not write to the gradient, but does, as torch.nn.utils.clip_grad_norm_ would: return a "
-            "new tree."
+            "`transform` must not write to the gradient, but it does, as torch.nn.utils.clip_grad_norm_ would. Return "
+            "a new tree instead."
         )
     return found

@@ -1,4 +1,4 @@
-"""AmIGO: warm-started inner loops for z and for q."""
+"""AmIGO: inner loops for z and q with warm starts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from blo.stochastic._schedule import Schedule, at, require
 class AmIGO(Algorithm):
     """Amortised implicit gradient optimisation: a few steps on z, a few on q, one on theta.
 
-    Both z and q start from where the last step left them, so that a constant number of inner steps suffices. A step
+    z and q keep their values from the last step as warm starts, so a constant number of inner steps suffices. A step
     takes `inner_steps + adjoint_steps + 1` lower batches and one upper batch.
 
     Args:
         lower_step: step size of z and q; below 2 over the largest curvature of g. None with a `lower_optimizer`.
         upper_step: step size of theta.
-        inner_steps: steps on z.
-        adjoint_steps: steps on q, down `q^T H q / 2 - q^T grad_z f`.
-        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
-            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps below the
-            inverse of its curvature, enough of them for its condition, and `upper_step` small against the smoothness of
-            F; with another optimiser the rates are not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        inner_steps: number of steps on z.
+        adjoint_steps: number of steps on q, which minimise `q^T H q / 2 - q^T grad_z f`.
+        lower_optimizer: creates a torch optimiser for z, and another for q, instead of plain gradient steps: `lambda
+            parameters: torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes that g is strongly convex in z,
+            plain steps with a step size below the inverse of its curvature, enough of them for its condition number,
+            and an `upper_step` that is small relative to the smoothness of F. With another optimiser the rates are not
+            proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
-    Without noise it converges linearly for strongly convex F and like O(1 / T) otherwise; with noise its complexity is
-    that of stochastic gradient descent on F.
+    Without noise the method converges linearly for strongly convex F and like O(1 / T) otherwise. With noise its
+    complexity is that of stochastic gradient descent on F.
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
@@ -68,6 +69,7 @@ class AmIGO(Algorithm):
         z = oracle.descend(theta, z, lower, self.inner_steps)
         direct, v = oracle.upper().gradients(theta, z)
         q: Tensor = memory["q"]
+        # v stays fixed while H is sampled again in each step: only H needs many batches.
         for _ in range(self.adjoint_steps):
             q = lower.move("q", q, oracle.lower().curvature(theta, z, q) - v)
         cross = oracle.lower().products(theta, z, q)[2]

@@ -1,4 +1,4 @@
-"""What every stochastic algorithm shares: a state that can be saved, and steps that turn one into the next."""
+"""The interface of stochastic algorithms: a state that can be saved, and a step from one state to the next."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from blo.errors import StructureError
 from blo.stochastic._batches import Stream
 from blo.stochastic._oracle import Oracle, layouts
 
-#: `objective(theta, z, batch)` returns a scalar, an average over the batch.
+#: `objective(theta, z, batch)` returns a scalar, the mean over the batch.
 Objective: TypeAlias = Callable[[Tree, Tree, Any], Tensor]
-#: What an algorithm keeps besides theta and z: flat tensors, tuples and lists of them, and states of optimisers.
+#: The state of an algorithm besides theta and z: flat tensors, tuples and lists of tensors, and states of optimisers.
 Memory: TypeAlias = dict[str, Any]
-#: A dict with theta, z, the number of steps made, and what else the algorithm keeps.
+#: A dict with theta, z, the number of steps made, and the memory of the algorithm.
 State: TypeAlias = dict[str, Any]
 
 
 class Algorithm(abc.ABC):
-    """An iteration on theta and z together, for a lower problem without constraints.
+    """A joint iteration on theta and z, for a lower problem without constraints.
 
-    A state is a plain dict, for `torch.save` and for `torch.load(..., weights_only=True)`:
+    A state is a plain dict that `torch.save` and `torch.load(..., weights_only=True)` accept:
     `{"algorithm": name, "step": steps made, "taken": batches taken, "theta": tree, "z": tree, "memory": {...}}`, where
-    `"taken"` counts those of the upper and of the lower objective. It is never modified, and
-    holds no source of randomness: continued with the same batches, a loaded state gives the same numbers bit for bit.
+    `"taken"` counts the batches of the upper and of the lower objective. A step does not modify its state. A state
+    contains no random generator: continued with the same batches, a loaded state gives bitwise equal numbers.
     """
 
     @final
     def init(self, theta: Tree, z0: Tree) -> State:
-        """Return the state before the first step; copies, so that the arguments may change afterwards.
+        """Return the state before the first step. It holds copies, so the arguments may change afterwards.
 
         Args:
             theta: upper variable, a tree of floating point tensors of one dtype on one device.
-            z0: start of the lower variable, the same.
+            z0: start of the lower variable, also such a tree.
 
         Raises:
-            StructureError: if they are not.
+            StructureError: if one of them is not such a tree.
         """
         theta_layout, z_layout = layouts(theta, z0)
         flat_theta, flat_z = theta_layout.ravel(theta).detach().clone(), z_layout.ravel(z0).detach().clone()
@@ -74,16 +74,16 @@ class Algorithm(abc.ABC):
         Args:
             state: from `init` or `step` of an algorithm of this class.
             upper: `upper(theta, z, batch)` returns a scalar, the mean over the batch.
-            lower: `lower(theta, z, batch)`, the same; strongly convex in z.
-            upper_batches: an iterator, of which as many batches are taken as the step needs, or a list with enough of
-                them. When None, `upper` is called with None in place of a batch.
-            lower_batches: the same for `lower`. Draws must be independent for the directions to be unbiased.
-            on_failure: `"raise"`, `"warn"` or `"ignore"` when theta does not enter `lower`; a warning by default.
-                Numbers are not looked at, so that a step never waits for the device; `run` does.
+            lower: `lower(theta, z, batch)` returns a scalar, the mean over the batch; strongly convex in z.
+            upper_batches: an iterator, from which the step takes as many batches as it needs, or a list with enough
+                batches. If None, `upper` is called with None instead of a batch.
+            lower_batches: the same for `lower`. The directions are unbiased only if the draws are independent.
+            on_failure: `"raise"`, `"warn"` or `"ignore"` if `lower` does not depend on theta; by default a warning.
+                A step does not test for NaN, because that would wait for the device; `run` does.
 
         Raises:
-            StructureError: if state, objectives or batches do not fit, or the batches run out.
-            ConvergenceError: if theta does not enter `lower` and `on_failure` is `"raise"`.
+            StructureError: if state, objectives or batches do not fit, or there are too few batches.
+            ConvergenceError: if `lower` does not depend on theta and `on_failure` is `"raise"`.
             ValueError: if `on_failure` or a value of a schedule is out of range.
         """
         self._check(state, upper, lower)
@@ -100,6 +100,7 @@ class Algorithm(abc.ABC):
         return {
             "algorithm": state["algorithm"],
             "step": state["step"] + 1,
+            # States of earlier versions do not count batches.
             "taken": tuple(
                 before + stream.count for before, stream in zip(state.get("taken", (0, 0)), streams, strict=True)
             ),
@@ -110,7 +111,7 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def _start(self, theta: Tensor, z: Tensor) -> Memory:
-        """Return the memory before the first step, given theta of shape `(p,)` and z of shape `(n,)`."""
+        """Return the memory before the first step, for theta of shape `(p,)` and z of shape `(n,)`."""
 
     @abc.abstractmethod
     def _advance(
@@ -119,16 +120,21 @@ class Algorithm(abc.ABC):
         """Return the next theta, z and memory; `k` is the number of steps made so far."""
 
     def _fit(self, state: State, theta_layout: Layout, z_layout: Layout) -> None:
-        """Refuse a theta or a z that is not the one which the memory belongs to."""
+        """Check that theta and z have the shapes and dtypes of the memory.
+
+        Raises:
+            StructureError: if they do not.
+        """
+        # A user may have replaced theta or z in the state; a wrong shape could broadcast without an error.
         fresh = self._start(theta_layout.ravel(state["theta"]), z_layout.ravel(state["z"]))
         for name, wanted in fresh.items():
-            if isinstance(wanted, list):  # rows: there are as many as batches, which the algorithm looks at
+            if isinstance(wanted, list):  # a row for each batch: the algorithm itself checks their number
                 continue
             pairs = zip(tree.leaves(wanted), tree.leaves(state["memory"].get(name)), strict=False)
             if name not in state["memory"] or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
                 raise StructureError(
-                    f"`state` must hold the theta and z that its memory belongs to, but its {name!r} is of another "
-                    "shape or dtype. Continue from a state as `step` returned it, or begin anew with `init`."
+                    f"`state` must hold the theta and z of its memory, but its {name!r} has another shape or dtype. "
+                    "Continue from a state as `step` returned it, or start again with `init`."
                 )
 
     def _check(self, state: State, upper: Objective, lower: Objective) -> None:

@@ -1,4 +1,4 @@
-"""Where minibatches come from: iterators that the caller owns, so that no generator hides in a state."""
+"""Sources of minibatches: iterators that the caller owns, so that states contain no random generator."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ T = TypeVar("T")
 
 
 def draw(batches: Sequence[T], generator: torch.Generator | None = None) -> Iterator[T]:
-    """Return an endless iterator over batches drawn uniformly, each draw independent of the others.
+    """Return an endless iterator over uniform, independent draws from a list of batches.
 
-    For `SABA`, which asks for the number of each batch, draw from `list(enumerate(batches))`.
+    `SABA` needs the number of each batch: draw from `list(enumerate(batches))`.
 
     Args:
-        batches: at least one.
-        generator: a generator on the CPU; torch's own when None. To continue a run bit for bit, save its `get_state()`
-            beside the state of the algorithm.
+        batches: a list with at least one batch.
+        generator: a generator on the CPU; torch's default generator if None. To continue a run with bitwise equal
+            numbers, save its `get_state()` with the state of the algorithm.
 
     Raises:
-        StructureError: if there is no batch.
+        StructureError: if the list is empty.
     """
+    # The check is not in the generator function below, which would only run it at the first draw.
     if not len(batches):
         raise StructureError("`batches` must hold at least one batch, but it is empty.")
     return _draws(batches, generator)
@@ -38,19 +39,20 @@ def _draws(batches: Sequence[T], generator: torch.Generator | None) -> Iterator[
 
 
 class Stream:
-    """Batches for one objective, handed out one at a time."""
+    """A stream of batches for one objective, which counts the batches that are taken from it."""
 
     def __init__(self, batches: Iterable[Any] | None, name: str) -> None:
-        """Start reading.
+        """Open the stream.
 
         Args:
-            batches: an iterator, read on from where it stands; any other iterable, read from its start; or None for
-                an objective without batches.
-            name: what errors call it.
+            batches: an iterator, which is read from its current position; any other iterable, which is read from its
+                start; or None for an objective without batches.
+            name: the name of the argument, for error messages.
 
         Raises:
             StructureError: if `batches` looks like a single batch.
         """
+        # A single batch is often a tensor, dict or tuple, and iterating over it would silently yield single examples.
         if isinstance(batches, Tensor | dict | tuple | str) or not (batches is None or isinstance(batches, Iterable)):
             raise StructureError(
                 f"`{name}` must be an iterator or a list of batches, but is {type(batches).__name__}. "
@@ -64,7 +66,7 @@ class Stream:
         """Return the next batch.
 
         Raises:
-            StructureError: if there is none.
+            StructureError: if no batch is left.
         """
         for batch in self._source:
             self.count += 1
@@ -76,11 +78,11 @@ class Stream:
 
 
 def endless(batches: Iterable[T] | None, taken: int = 0) -> Iterable[T] | None:
-    """Return an iterator as it is, and any other iterable (a list, a `DataLoader`) begun anew whenever it ends.
+    """Return an iterator unchanged, and repeat any other iterable (a list, a `DataLoader`) without end.
 
     Args:
         batches: as given to `run`.
-        taken: batches that earlier calls have taken: where an iterable of known length is read on.
+        taken: number of batches that earlier calls took. An iterable of known length is read from this position.
     """
     if batches is None or isinstance(batches, Iterator | Tensor | dict | tuple | str):
         return batches
@@ -90,7 +92,7 @@ def endless(batches: Iterable[T] | None, taken: int = 0) -> Iterable[T] | None:
 
 
 def fixed(batches: Iterable[Any] | None) -> bool:
-    """Tell whether all batches are one and the same, as far as the argument shows."""
+    """Return whether the argument shows that every draw gives the same batch."""
     return batches is None or (isinstance(batches, Sequence) and len(batches) == 1)
 
 
@@ -99,6 +101,7 @@ def _restarted(batches: Iterable[T], skipped: int) -> Iterator[T]:
         yield from batches[skipped:]
     else:
         yield from islice(batches, skipped, None)
+    # An iterable that yields nothing would make this loop endless, so it ends after an empty pass.
     empty = False
     while not empty:
         empty = True

@@ -1,4 +1,4 @@
-"""BOME: descent on f that keeps the lower problem's gap falling."""
+"""BOME: descent on f under the condition that the gap of the lower problem decreases."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from blo.stochastic._schedule import Schedule, at, require
 class BOME(Algorithm):
     """Bilevel optimisation made easy: theta and z move together along `grad f + weight * grad gap`.
 
-    The gap is `g(theta, z) - g(theta, z_T)`, with z_T reached from z by `inner_steps` steps and held constant. The
-    weight is the least non-negative one for which the gap falls at a rate of at least `barrier * |grad gap|^2`. A step
-    takes one batch of each objective and uses it throughout. The theory is for full batches: the weight is a ratio, so
-    minibatches bias it.
+    The gap is `g(theta, z) - g(theta, z_T)`, where `inner_steps` steps lead from z to z_T, which is then constant. The
+    weight is the smallest non-negative one for which the gap decreases at a rate of at least `barrier * |grad gap|^2`.
+    A step takes one batch of each objective and uses it for all evaluations. The theory is for full batches: the weight
+    is a ratio, so it is biased with minibatches.
 
     Args:
-        lower_step: step size of the inner descent towards z_T; None with a `lower_optimizer`.
-        upper_step: step size of theta and z. Where it is constant, z stays at a distance of its order from the
-            minimiser; taken as a constant over sqrt(T), the smallest measure of stationarity over T steps is
+        lower_step: step size of the inner descent to z_T; None with a `lower_optimizer`.
+        upper_step: step size of theta and z. If it is constant, the distance of z from the minimiser stays of the order
+            of `upper_step`. If it is proportional to 1 / sqrt(T), the smallest measure of stationarity over T steps is
             O(T^(-1/4)).
-        inner_steps: steps of the inner descent.
-        barrier: between 0 and 1.
-        lower_optimizer: makes a torch optimiser for the inner descent, in place of plain steps: `lambda parameters:
-            torch.optim.Adam(parameters, lr=0.1)`. It keeps its averages from step to step. z itself moves with theta by
-            steps of size `upper_step`, as the weight requires. The analysis assumes the Polyak-Łojasiewicz inequality
-            of g in z, and an inner descent by plain steps at most the inverse of the curvature of g, which lowers g;
-            with another optimiser the rate is not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        inner_steps: number of steps of the inner descent.
+        barrier: above 0 and at most 1.
+        lower_optimizer: creates a torch optimiser for the inner descent, instead of plain gradient steps: `lambda
+            parameters: torch.optim.Adam(parameters, lr=0.1)`. It keeps its averages from step to step. z itself moves
+            with theta by steps of size `upper_step`, as the weight requires. The analysis assumes the
+            Polyak-Łojasiewicz inequality of g in z, and an inner descent by plain steps with a step size of at most the
+            inverse of the curvature of g, which decreases g. With another optimiser the rate is not proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
@@ -78,6 +78,6 @@ class BOME(Algorithm):
 
         size = gap_theta.square().sum() + gap_z.square().sum()
         along = (f_theta * gap_theta).sum() + (f_z * gap_z).sum()
-        # With no gap left there is nothing to hold down, and the ratio has no meaning.
+        # If the gradient of the gap is zero, z minimises g already: the ratio is undefined and no weight is needed.
         weight = torch.where(size > 0, self.barrier - along / size, 0.0).clamp(min=0)
         return theta - xi * (f_theta + weight * gap_theta), z - xi * (f_z + weight * gap_z), descent.memory()

@@ -1,4 +1,4 @@
-"""How z, q and y move along their directions: by plain steps, or by those of a torch optimiser."""
+"""Steps on the lower variables z, q and y: plain gradient steps, or steps of a torch optimiser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEY = "optimizers"
 
 
 class Settings(Protocol):
-    """The fields of an algorithm that say how the lower variables move."""
+    """The fields of an algorithm for steps on the lower variables."""
 
     @property
     def lower_step(self) -> Schedule | None:
@@ -24,24 +24,24 @@ class Settings(Protocol):
 
     @property
     def lower_optimizer(self) -> OptimizerFactory | None:
-        """Makes the optimiser of a lower variable in place of plain steps."""
+        """Creates the optimiser of a lower variable; None for plain steps."""
 
     @property
     def lower_scheduler(self) -> SchedulerFactory | None:
-        """Makes the schedule of each of these optimisers."""
+        """Creates the learning-rate schedule of such an optimiser."""
 
 
 @final
 class Descent:
-    """The moves of one step of an algorithm; each lower variable has an optimiser of its own, if any.
+    """Steps on the lower variables within one step of an algorithm. Each variable has its own optimiser, if any.
 
     Args:
         settings: the algorithm.
         k: number of steps made so far.
-        memory: of the state, with the optimisers' states; not modified.
+        memory: the memory of the state, with the states of the optimisers; not modified.
 
     Raises:
-        StructureError: if `memory` holds states of optimisers and the algorithm has none.
+        StructureError: if `memory` holds states of optimisers but the algorithm has no optimiser.
         ValueError: if the step size at `k` is out of range.
     """
 
@@ -51,26 +51,27 @@ class Descent:
         self._made: dict[str, tuple[Tensor, Scheduled]] = {}
         if settings.lower_optimizer is None and self._saved:
             raise StructureError(
-                "`state` holds the state of a `lower_optimizer`, but the algorithm has none to continue it. Pass the "
-                "one of the earlier steps; or leave it out of the state, `del state['memory']['optimizers']`."
+                "`state` holds the state of a `lower_optimizer`, but the algorithm has none. Pass the optimiser of the "
+                "earlier steps, or remove its state: `del state['memory']['optimizers']`."
             )
         step = settings.lower_step
         self._step = None if settings.lower_optimizer is not None or step is None else at(step, k, "lower_step")
 
     def move(self, name: str, point: Tensor, direction: Tensor, over: float = 1.0) -> Tensor:
-        """Return where one step leads.
+        """Return the variable after one step.
 
         Args:
-            name: of the variable.
-            point: where it is, shape `(n,)`.
-            direction: the gradient, or an estimate, shape `(n,)`.
-            over: what to divide it by.
+            name: the name of the variable.
+            point: its value, shape `(n,)`.
+            direction: the gradient, or an estimate of it, shape `(n,)`.
+            over: a number by which the direction is divided.
 
         Raises:
-            StructureError: if the optimiser cannot step from a gradient alone, or is not one of this variable.
+            StructureError: if the optimiser needs more than one gradient, or does not optimise this variable.
         """
         if self._step is not None:
             return point - self._step / over * direction
+        # The optimiser writes to its parameter in place: copy the point into it, and copy the result out of it.
         with torch.no_grad():
             if name not in self._made:
                 self._made[name] = self._make(name, point)
@@ -84,12 +85,13 @@ class Descent:
                 raise
             raise StructureError(
                 f"`lower_optimizer` must step from one gradient, but {type(maker.optimizer).__name__} evaluates the "
-                "objective several times a step, which has no meaning for a direction from one batch. Use Adam, say."
+                "objective several times per step, and a direction from one batch cannot serve for that. Use Adam, for "
+                "example."
             ) from error
         return held.detach().clone()
 
     def memory(self) -> dict[str, Any]:
-        """Step the schedules, and return what is to be kept; nothing for plain steps."""
+        """Advance the schedules, and return the states of optimisers and schedules; an empty dict for plain steps."""
         for _, maker in self._made.values():
             maker.advance()
         kept = {name: maker.state_dict() for name, (_, maker) in self._made.items()}
@@ -102,28 +104,28 @@ class Descent:
         maker = Scheduled([held], make, schedule, self._saved.get(name), prefix="lower_")
         if maker.plateau:
             raise StructureError(
-                "`lower_scheduler` must go by the number of steps, but ReduceLROnPlateau waits for a value, and these "
-                "algorithms compute none."
+                "`lower_scheduler` must depend on the number of steps only, but ReduceLROnPlateau needs a value, and "
+                "these algorithms compute none."
             )
         return held, maker
 
 
 def require_descent(settings: Settings, *, series: bool = False) -> None:
-    """Refuse fields that leave open how the lower variables move, or say it twice.
+    """Check the fields for steps on the lower variables.
 
     Args:
         settings: the algorithm.
-        series: whether `lower_step` is needed for something else, too.
+        series: whether the algorithm needs `lower_step` for a Neumann series as well.
 
     Raises:
-        ValueError: if `lower_step` is missing, idle or not positive, or a schedule has no optimiser.
+        ValueError: if `lower_step` is missing, unused or not positive, or there is a schedule without an optimiser.
         StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
     """
     step, optimizer, scheduler = settings.lower_step, settings.lower_optimizer, settings.lower_scheduler
     for name, given in (("lower_optimizer", optimizer), ("lower_scheduler", scheduler)):
         if given is not None and (isinstance(given, Optimizer) or not callable(given)):
             raise StructureError(
-                f"`{name}` must be a function that makes one, but is of type {type(given).__name__}. For example: "
+                f"`{name}` must be a function that creates one, but is of type {type(given).__name__}. For example: "
                 "lower_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1)."
             )
     if optimizer is None and scheduler is not None:
@@ -132,8 +134,8 @@ def require_descent(settings: Settings, *, series: bool = False) -> None:
         raise ValueError("`lower_step` must be given, but is None." + ("" if series else " Or pass `lower_optimizer`."))
     if step is not None and optimizer is not None and not series:
         raise ValueError(
-            "`lower_step` has no effect beside `lower_optimizer`, which has step sizes of its own. Leave it out; "
-            "`lower_scheduler` makes them fall."
+            "`lower_step` has no effect together with `lower_optimizer`, which has its own step sizes. Leave it out; "
+            "`lower_scheduler` can decrease them."
         )
     if step is not None:
         require(step, "lower_step")

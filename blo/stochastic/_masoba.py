@@ -1,4 +1,4 @@
-"""MA-SOBA: SOBA along a moving average of the upper direction."""
+"""MA-SOBA: SOBA with a moving average of the direction of theta."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from blo.stochastic._schedule import Schedule, at, require
 @final
 @dataclass(frozen=True, kw_only=True)
 class MASOBA(Algorithm):
-    """SOBA with a moving average: theta moves along `h`, which `mixing` of the newest direction enters at each step.
+    """SOBA with a moving average: theta moves along the average `h`, in which the newest direction has weight `mixing`.
 
     Args:
         lower_step: step size of z and q; None with a `lower_optimizer`.
         upper_step: step size of theta.
-        mixing: share of the newest direction in the average, at most 1. The theory takes it proportional to
-            `upper_step`; with all three like `Power(c, -1/2)`, the mean expected squared norm of the hypergradient
-            over T steps is O(1 / sqrt(T)), for f once and g twice smooth (SOBA's theory needs one degree more).
-        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
-            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps on z and q,
-            and `upper_step`, `lower_step` and `mixing` in fixed ratios; with another optimiser the rate is not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        mixing: weight of the newest direction in the average, at most 1. The theory takes it proportional to
+            `upper_step`. If all three fall like `Power(c, -1/2)`, the mean expected squared norm of the hypergradient
+            over T steps is O(1 / sqrt(T)), for f once and g twice smooth (SOBA's theory needs one more derivative).
+        lower_optimizer: creates a torch optimiser for z, and another for q, instead of plain gradient steps: `lambda
+            parameters: torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes that g is strongly convex in z,
+            plain steps on z and q, and fixed ratios of `upper_step`, `lower_step` and `mixing`. With another optimiser
+            the rate is not proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
@@ -62,12 +63,13 @@ class MASOBA(Algorithm):
         toward = oracle.directions(theta, z, q)
         lower, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
         mixed = torch.lerp(h, toward.theta, _share(at(self.mixing, k, "mixing")))
-        # Theta moves along the average of the steps before: the newest direction enters the next one.
+        # As in the paper, theta moves along the average of the earlier steps. The newest direction takes effect in the
+        # next step.
         z, q = lower.move("z", z, toward.z), lower.move("q", q, toward.q)
         return theta - gamma * h, z, {"q": q, "h": mixed, **lower.memory()}
 
 
 def _share(value: float) -> float:
     if value > 1:
-        raise ValueError(f"`mixing` is a share of the average and must be at most 1, but is {value}.")
+        raise ValueError(f"`mixing` is a weight in an average and must be at most 1, but is {value}.")
     return value

@@ -1,4 +1,4 @@
-"""The two objectives on flat tensors and fresh minibatches: all that an algorithm sees of a problem."""
+"""The two objectives on flat tensors and new minibatches: the only access of an algorithm to the problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blo.stochastic._descent import Descent
 
 
 class Directions(NamedTuple):
-    """Descent directions of the three variables, unbiased when the two batches are drawn independently.
+    """The negative descent directions of the three variables, unbiased if the two batches are drawn independently.
 
     Attributes:
         theta: `grad_theta f - B^T q`, shape `(p,)`.
@@ -35,7 +35,7 @@ class Directions(NamedTuple):
 class Sample:
     """An objective on one batch, as a function of theta of shape `(p,)` and z of shape `(n,)`.
 
-    With H = d2/dz2 and B = d2/dz dtheta of the objective.
+    H is the Hessian of the objective in z, and B its mixed derivative d2/dz dtheta.
     """
 
     function: Any
@@ -46,11 +46,12 @@ class Sample:
     checks: Checks
 
     def gradients(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients in theta and in z; zero in a variable that the objective does not use."""
+        """Return the gradients in theta and in z; zero for a variable that the objective does not depend on."""
         with torch.enable_grad():
             theta, z = _leaf(theta), _leaf(z)
             value = self._value(theta, z)
             in_theta, in_z = torch.autograd.grad(value, (theta, z), allow_unused=True)
+        # An upper objective without theta is common, but a lower one makes the hypergradient's implicit part zero.
         if in_theta is None and self.name == "lower":
             self.checks.constant()
         return torch.zeros_like(theta) if in_theta is None else in_theta, torch.zeros_like(z) if in_z is None else in_z
@@ -60,7 +61,7 @@ class Sample:
         return gradient(lambda point: self._value(theta, point), z, create_graph=False)
 
     def products(self, theta: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient in z, `H q` and `B^T q`, by one pass back through one graph of the gradient."""
+        """Return the gradient in z, `H q` and `B^T q`, by one backward pass through the graph of the gradient."""
         theta = _leaf(theta)
         slope, found, cross = self._pull(theta, z, q, [theta])
         return slope, found, cross[0]
@@ -73,6 +74,7 @@ class Sample:
         with torch.enable_grad():
             z = _leaf(z)
             slope = gradient(lambda point: self._value(theta, point), z, create_graph=True)
+        # One pass gives H q and B^T q, and frees the graph, which belongs to this batch only.
         found, *cross = pullback([slope], [z, *wanted], [q], last=True)
         if any(part is None for part in cross):
             self.checks.constant()
@@ -96,7 +98,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The pair of objectives; every call of `upper()` or `lower()` takes the next batch."""
+    """The pair of objectives. Each call of `upper()` or `lower()` takes the next batch."""
 
     functions: tuple[Any, Any]
     streams: tuple[Stream, Stream]
@@ -127,14 +129,14 @@ class Oracle:
         return Directions(direct - cross, slope, curved - v)
 
     def descend(self, theta: Tensor, z: Tensor, lower: Descent, times: int) -> Tensor:
-        """Return z after steps down the lower objective, each on a batch of its own."""
+        """Return z after a number of descent steps on the lower objective, each with a new batch."""
         for _ in range(times):
             z = lower.move("z", z, self.lower().slope(theta, z))
         return z
 
 
 def layouts(theta: Tree, z: Tree) -> tuple[Layout, Layout]:
-    """Return how theta and z lie in flat tensors."""
+    """Return the layouts of theta and z in flat tensors."""
     return Layout.of(theta, batched=False, name="theta"), Layout.of(z, batched=False, name="z0")
 
 

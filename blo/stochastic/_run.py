@@ -1,4 +1,4 @@
-"""The loop around the steps."""
+"""The loop over the steps of a stochastic algorithm."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from blo.stochastic._base import Algorithm, Objective, State
 from blo.stochastic._batches import endless, fixed
 from blo.stochastic._watch import Watch
 
-#: Steps between two looks at whether theta is finite: each makes the host wait for the device.
+#: Number of steps between two tests whether theta and z are finite: each test makes the host wait for the device.
 PERIOD = 8
 _REMEDY = (
-    "Where the run has diverged, lower `lower_step` or `upper_step`. Where a batch is to blame, look for NaN and for "
-    "batches without examples, of which there is no mean."
+    "If the run has diverged, lower `lower_step` or `upper_step`. If a batch is the cause, look for NaN and for "
+    "batches without examples, whose mean is undefined."
 )
 
 
@@ -39,21 +39,21 @@ def run(
 
     Args:
         algorithm: for example `SOBA(lower_step=0.1, upper_step=0.01)`.
-        state: from `algorithm.init(theta, z0)`, or the result of an earlier call, which is continued.
+        state: from `algorithm.init(theta, z0)`, or the result of an earlier call, which this call continues.
         upper: `upper(theta, z, batch)` returns a scalar.
         lower: `lower(theta, z, batch)` returns a scalar.
-        steps: how many more steps to make.
-        upper_batches: an iterator, read on from where it stands, or an iterable such as a list or a `DataLoader`, begun
-            anew whenever it ends; one with a length is read on from where an earlier call on this state has left it
-            (by skipping batches: for many short calls pass an iterator). When None, `upper` is called with None in
-            place of a batch.
+        steps: the number of further steps.
+        upper_batches: an iterator, which is read from its current position, or an iterable such as a list or a
+            `DataLoader`, which is repeated. One with a length is read from the position at which an earlier call on
+            this state ended, by skipping batches; for many short calls pass an iterator. If None, `upper` is called
+            with None instead of a batch.
         lower_batches: the same for `lower`.
-        callback: called with each new state, which holds the number of steps made under `"step"`. Returning true
-            ends the run.
-        on_failure: `"raise"`, `"warn"` or `"ignore"` when theta or z is not finite, which is looked at every 8 steps,
-            theta does not enter `lower`, or the run does not settle: its steps become longer and longer; or, without
-            batches, or with one batch of each, theta goes back and forth without coming to rest, or theta or z goes
-            straight on at the pace at which it began. By default the first is an error and the others are warnings.
+        callback: called with each new state, which holds the number of steps made under `"step"`. Return true to stop.
+        on_failure: `"raise"`, `"warn"` or `"ignore"` if theta or z is not finite, which is tested every 8 steps, if
+            `lower` does not depend on theta, or if the run does not converge. A run does not converge if its steps
+            become longer and longer. Without batches, or with one batch for each objective, it does not converge
+            either if theta oscillates, or if theta or z moves on in one direction without slowing down. By default the
+            first is an error and the others are warnings.
 
     Raises:
         StructureError: as `algorithm.step` does.

@@ -1,4 +1,4 @@
-"""SABA: SOBA with the variance of all directions reduced, as SAGA does it."""
+"""SABA: SOBA with SAGA's variance reduction for all directions."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from blo.stochastic._descent import Descent, require_descent
 from blo.stochastic._oracle import Oracle
 from blo.stochastic._schedule import Schedule, at, require
 
-#: Several vectors that are remembered together.
+#: The vectors that the memory stores for one batch.
 Row: TypeAlias = tuple[Tensor, ...]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class SABA(Algorithm):
-    """Stochastic average bilevel algorithm: SOBA, each quantity corrected by what its batch gave last time.
+    """Stochastic average bilevel algorithm: SOBA, with each quantity corrected by the last value on the same batch.
 
-    Data come in a fixed number of batches of equal weight, drawn uniformly; a batch is handed over with its number, as
-    a pair `(number, batch)`: `draw(list(enumerate(batches)), generator)`. The memory holds one row of `2 n + p`
-    numbers for each lower batch and `n + p` for each upper batch, where n and p are the sizes of z and theta.
+    The data are a fixed number of batches of equal weight, which are drawn uniformly. Each batch comes with its number,
+    as a pair `(number, batch)`: `draw(list(enumerate(batches)), generator)`. The memory holds a row of `2 n + p`
+    numbers for each lower batch and of `n + p` for each upper batch, where n and p are the sizes of z and theta.
 
     Args:
         lower_step: step size of z and q; constant steps suffice. None with a `lower_optimizer`.
         upper_step: step size of theta. The mean expected squared norm of the hypergradient over T steps is O(1 / T),
-            and F converges linearly where it has the Polyak-Łojasiewicz property.
+            and F converges linearly if it satisfies the Polyak-Łojasiewicz inequality.
         upper_count: number of upper batches.
         lower_count: number of lower batches.
-        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
-            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps of constant
-            size on z and q, and `upper_step` in a fixed, small ratio to `lower_step`; with another optimiser the rates
-            are not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        lower_optimizer: creates a torch optimiser for z, and another for q, instead of plain gradient steps: `lambda
+            parameters: torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes that g is strongly convex in z,
+            plain steps of constant size on z and q, and a fixed, small ratio of `upper_step` to `lower_step`. With
+            another optimiser the rates are not proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
             or a count is below 1.
 
-    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero; its mean is summed
-    anew once in as many steps as it has rows, so that it keeps no rounding of rows long gone.
+    Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero. Its mean is summed
+    again once in as many steps as it has rows, so that rounding errors do not accumulate.
     """
 
     lower_step: Schedule | None = None
@@ -66,6 +66,7 @@ class SABA(Algorithm):
         require_count(self.lower_count, "lower_count")
 
     def _start(self, theta: Tensor, z: Tensor) -> Memory:
+        # All rows share these zeros, since rows are replaced and never written to.
         p, n = torch.zeros_like(theta), torch.zeros_like(z)
         upper, lower = (p, n), (n, n, p)
         return {
@@ -105,26 +106,30 @@ class SABA(Algorithm):
 
 
 def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row, k: int) -> tuple[Row, list[Row], Row]:
-    """Return `found - row + mean`, the rows with `found` in its place, and their mean.
+    """Return `found - row + mean`, the rows with `found` in place of that row, and the new mean.
 
-    Rows are replaced, never written to, so that earlier states stay whole while all share the other rows.
+    Rows are replaced and never written to, so that earlier states, which share the other rows, do not change.
     """
     change = [new - old for new, old in zip(found, rows[index], strict=True)]
     direction = tuple(c + m for c, m in zip(change, mean, strict=True))
     updated = tuple(m + c / len(rows) for c, m in zip(change, mean, strict=True))
     kept = [*rows[:index], found, *rows[index + 1 :]]
     if (k + 1) % len(rows) == 0:
-        # Updates keep the rounding of every row that the mean ever held, and the first may be large: it is taken anew
-        # once in as many steps as there are rows.
+        # An updated mean accumulates the rounding errors of all earlier rows, and the first rows may be large. Summing
+        # it again once in as many steps as there are rows costs one row per step on average.
         updated = tuple(sum(parts[1:], parts[0]) / len(rows) for parts in zip(*kept, strict=True))
     return direction, kept, updated
 
 
 def _numbered(stream: Stream, rows: Sequence[Row], count: int, name: str) -> tuple[int, Any]:
-    """Return the next batch and its number, if there is a row for each of `count` batches."""
+    """Return the number of the next batch, and the batch.
+
+    Raises:
+        StructureError: if the table does not have `count` rows, or the stream does not yield pairs with such a number.
+    """
     if len(rows) != count:
         raise StructureError(
-            f"`state` remembers {len(rows)} {name} batches, but `{name}_count` is {count}. Begin anew with `init`."
+            f"`state` has rows for {len(rows)} {name} batches, but `{name}_count` is {count}. Start again with `init`."
         )
     drawn = stream.next()
     if not (isinstance(drawn, tuple | list) and len(drawn) == 2 and isinstance(drawn[0], Integral)):
@@ -136,7 +141,7 @@ def _numbered(stream: Stream, rows: Sequence[Row], count: int, name: str) -> tup
     number = int(drawn[0])
     if not 0 <= number < count:
         raise StructureError(
-            f"batches must be numbered from 0 to {count - 1}, because SABA was made for {count} of them, "
-            f"but one is numbered {number}."
+            f"batches must be numbered from 0 to {count - 1}, because SABA was created for {count} batches, but one "
+            f"has the number {number}."
         )
     return number, drawn[1]

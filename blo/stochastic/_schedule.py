@@ -1,4 +1,4 @@
-"""Step sizes: constants, or functions of the step's number."""
+"""Schedules of step sizes: constants, or functions of the number of the step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-#: A positive number, or a function from the number of the step (0, 1, 2, ...) to one.
+#: A positive number, or a function from the number of the step (0, 1, 2, ...) to a positive number.
 Schedule: TypeAlias = float | Callable[[int], float]
 
 
 @dataclass(frozen=True)
 class Power:
-    """The schedule `scale * (1 + k / delay) ** exponent` of the step's number k.
+    """The schedule `scale * (1 + k / delay) ** exponent`, where k is the number of the step.
 
     Args:
         scale: the value at the first step; positive.
-        exponent: -1/2 for a step size that falls like one over the square root, 1/7 for a penalty that grows.
-        delay: steps for which the value stays about the same; positive.
+        exponent: -1/2 for a step size that falls like one over the square root of k, 1/7 for a growing penalty.
+        delay: the number of steps during which the value stays about the same; positive.
 
     Raises:
         ValueError: if the scale or the delay is not positive.
@@ -38,10 +38,10 @@ class Power:
 
 
 def require(schedule: Schedule, name: str) -> None:
-    """Refuse a constant that is not a positive finite number, naming `name`.
+    """Check that a constant is a positive finite number.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if it is not; the message calls it `name`.
     """
     if not callable(schedule) and not 0 < _number(schedule, name) < math.inf:
         raise ValueError(f"`{name}` must be positive and finite, but is {schedule}.")
@@ -51,7 +51,7 @@ def at(schedule: Schedule, k: int, name: str) -> float:
     """Return the value of a schedule at step `k`.
 
     Raises:
-        ValueError: if it is not a positive finite number, naming `name`.
+        ValueError: if it is not a positive finite number; the message calls it `name`.
     """
     if not callable(schedule):
         return schedule
@@ -62,7 +62,12 @@ def at(schedule: Schedule, k: int, name: str) -> float:
 
 
 def _number(value: float, name: str) -> float:
-    """Return a value as a number, naming what it belongs to where it is none."""
+    """Return a value as a float.
+
+    Raises:
+        ValueError: if it is not a number; the message calls it `name`.
+    """
+    # `float` would also convert a string such as "0.1", which is more likely a mistake in a configuration.
     try:
         if not isinstance(value, str):
             return float(value)

@@ -1,4 +1,4 @@
-"""SOBA: gradient steps on theta, z and q at once."""
+"""SOBA: simultaneous gradient steps on theta, z and q."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from blo.stochastic._schedule import Schedule, at, require
 class SOBA(Algorithm):
     """Stochastic bilevel algorithm: one step on theta, z and q together, from one batch of each objective.
 
-    With q the running solution of `H q = grad_z f`, it moves along `grad_theta f - B^T q`, `grad_z g` and
-    `H q - grad_z f`, which are sums over examples and so have unbiased estimates on batches.
+    q is a running approximation of the solution of `H q = grad_z f`. The directions of theta, z and q are
+    `grad_theta f - B^T q`, `grad_z g` and `H q - grad_z f`. They are sums over examples, so batches give unbiased
+    estimates.
 
     Args:
         lower_step: step size of z and q; None with a `lower_optimizer`.
-        upper_step: step size of theta. With both falling like `Power(c, -1/2)` the smallest expected squared norm of
-            the hypergradient over T steps is O(log T / sqrt(T)).
-        lower_optimizer: makes a torch optimiser of z, and another of q, in place of plain steps: `lambda parameters:
-            torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes g strongly convex in z, plain steps on z and q,
-            and `upper_step` in a fixed, small ratio to `lower_step`; with another optimiser the rate is not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        upper_step: step size of theta. If both fall like `Power(c, -1/2)`, the smallest expected squared norm of the
+            hypergradient over T steps is O(log T / sqrt(T)).
+        lower_optimizer: creates a torch optimiser for z, and another for q, instead of plain gradient steps: `lambda
+            parameters: torch.optim.Adam(parameters, lr=0.1)`. The analysis assumes that g is strongly convex in z,
+            plain steps on z and q, and a fixed, small ratio of `upper_step` to `lower_step`. With another optimiser the
+            rate is not proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, or a step size is not
@@ -57,5 +59,6 @@ class SOBA(Algorithm):
         q = memory["q"]
         toward = oracle.directions(theta, z, q)
         lower, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
+        # All three move from the same point: theta does not use the new z and q.
         z, q = lower.move("z", z, toward.z), lower.move("q", q, toward.q)
         return theta - gamma * toward.theta, z, {"q": q, **lower.memory()}

@@ -1,4 +1,4 @@
-"""stocBiO: inner descent, then a Neumann series on fresh batches."""
+"""stocBiO: inner descent, then a Neumann series on new batches."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from blo.stochastic._schedule import Schedule, at, require
 @final
 @dataclass(frozen=True, kw_only=True)
 class StocBiO(Algorithm):
-    """Stochastic bilevel optimiser: descends on z, then sums a Neumann series for q, then steps on theta.
+    """Stochastic bilevel optimiser: steps on z, then a Neumann series for q, then a step on theta.
 
-    z is carried over from step to step and q is made anew: `lower_step` times the sum of `products + 1` terms, each
-    the last one times `I - lower_step H` on a batch of its own. A step takes `inner_steps + products + 1` lower
-    batches and one upper batch.
+    z keeps its value from the last step, and q is computed again in each step: it is `lower_step` times the sum of
+    `products + 1` terms, each of which is the previous one times `I - lower_step H` on a new batch. A step takes
+    `inner_steps + products + 1` lower batches and one upper batch.
 
     Args:
         lower_step: step size of z and of the series; below 2 over the largest curvature of g.
         upper_step: step size of theta; constant.
-        inner_steps: steps on z.
-        products: Hessian-vector products. Their number leaves a bias of relative size
-            `(1 - lower_step * mu) ** (products + 1)`, with mu the strong convexity of g.
-        lower_optimizer: makes a torch optimiser of z, `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`, in
-            place of plain steps; `lower_step` remains that of the series. The analysis assumes g strongly convex in z,
-            plain steps on z of one constant size, and a constant `upper_step` small against the smoothness of F; with
-            another optimiser the rate is not proved.
-        lower_scheduler: makes the schedule of its learning rate from the optimiser; stepped once a step.
+        inner_steps: number of steps on z.
+        products: number of Hessian-vector products in the series. Truncating it leaves a bias of relative size
+            `(1 - lower_step * mu) ** (products + 1)`, where mu is the strong convexity of g.
+        lower_optimizer: creates a torch optimiser for z, `lambda parameters: torch.optim.Adam(parameters, lr=0.1)`,
+            instead of plain gradient steps; the series still uses `lower_step`. The analysis assumes that g is strongly
+            convex in z, plain steps on z of constant size, and a constant `upper_step` that is small relative to the
+            smoothness of F. With another optimiser the rate is not proved.
+        lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
-    The mean expected squared norm of the hypergradient over T steps is O(1 / T) down to that bias and to a floor
+    The mean expected squared norm of the hypergradient over T steps is O(1 / T), down to that bias and to a floor
     proportional to one over the batch sizes.
 
     Raises:
-        ValueError: if a step size is not positive, or a count is below its least value.
+        ValueError: if a step size is not positive, `inner_steps` is below 1, or `products` is negative.
 
     Source: Ji, Yang and Liang, ICML 2021, Algorithm 2 and Theorem 3.
     """
@@ -69,6 +69,7 @@ class StocBiO(Algorithm):
         z = oracle.descend(theta, z, lower, self.inner_steps)
         direct, term = oracle.upper().gradients(theta, z)
         total = term
+        # Independent batches for the factors make the expectation of the product the product of the expectations.
         for _ in range(self.products):
             term = term - eta * oracle.lower().curvature(theta, z, term)
             total = total + term

@@ -1,4 +1,4 @@
-"""Whether a run comes to rest."""
+"""A test whether a run converges."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from blo import tree
 from blo._types import Tree
 from blo.stochastic._base import State
 
-#: Steps below which nothing can be told, and below which a run may be no more than the beginning of one.
+#: A run of fewer steps than `_FEWEST` is not tested. A run of fewer steps than `_ENOUGH` may be the beginning of a
+#: longer one, so a constant pace is not reported.
 _FEWEST, _ENOUGH = 40, 200
-#: Share by which the pace of a variable that is on its way falls from quarter to quarter.
+#: The distance that a converging variable covers falls by at least this share from quarter to quarter.
 _SLOWER = 0.05
-#: Times the longest earlier way that the last quarter leads where a run diverges, noise or not; and times the one
-#: before that each quarter leads.
+#: A run diverges, with or without noise, if the last quarter covers `_FARTHER` times the largest distance of the
+#: earlier quarters, or if each quarter covers `_GROWTH` times the distance of the previous one.
 _FARTHER, _GROWTH = 100, 4
 
 
 class Watch:
-    """Compares how far theta and z go in the quarters of a run; waits for no device before its end.
+    """Compares the distances that theta and z cover in the four quarters of a run.
 
-    A run that converges takes shorter and shorter steps. One that cycles does not; one that diverges takes longer ones;
-    one whose steps are too short goes straight on.
+    The steps of a converging run become shorter. Those of a run that cycles do not. Those of a diverging run become
+    longer. A run with too small steps moves straight on. The test does not wait for the device before the run ends.
     """
 
     def __init__(self, steps: int, *, noisy: bool) -> None:
-        """Watch a run of so many steps; with noise it is only told whether it diverges."""
+        """Prepare for a run of `steps` steps. If its batches make it noisy, only divergence is tested."""
         self._steps, self._noisy = steps, noisy
         self._paths: list[Tensor | float] = [0.0, 0.0]
         self._marks: list[State] = []
 
     def see(self, made: int, before: State, after: State) -> None:
-        """Take note of step number `made`, counted from 1."""
+        """Record the step number `made`, counted from 1."""
         if self._steps < _FEWEST:
             return
         quarter = 4 * (made - 1) // self._steps
@@ -45,7 +46,7 @@ class Watch:
             self._paths[quarter - 2] = self._paths[quarter - 2] + _distance(before["theta"], after["theta"])
 
     def findings(self, last: State) -> str | None:
-        """Return why the run that ended in this state has not come to rest; None where nothing tells."""
+        """Return the reason why the run that ended in this state has not converged; None if there is no sign of it."""
         if len(self._marks) < 4:
             return None
         places = [_points(state) for state in (*self._marks, last)]
@@ -53,29 +54,29 @@ class Watch:
         for name, way in ways.items():
             if self._longer(way, _size(places[0][name]), _eps(last["theta"]) * _size(last["theta"])):
                 return (
-                    f"the steps of {name} become longer and longer. Lower `lower_step` or `upper_step`; it may also be "
-                    "that `lower` has no minimiser in z, or F none in theta"
+                    f"the steps of {name} become longer and longer. Lower `lower_step` or `upper_step`; possibly "
+                    "`lower` has no minimiser in z, or F has none in theta"
                 )
         if self._noisy:
             return None
         if self._cycles(last["theta"]):
             return (
-                "theta goes back and forth, and its steps do not become shorter. Lower `upper_step` against "
-                "`lower_step`, or raise `inner_steps`"
+                "theta oscillates, and its steps do not become shorter. Lower `upper_step` relative to `lower_step`, "
+                "or raise `inner_steps`"
             )
         if self._steps < _ENOUGH:
             return None
         if self._marks[0]["step"] == 0 and not any(ways["theta"]):
             return (
-                "theta has not moved: either its direction is zero, or `upper_step` times that is below the rounding "
-                "of theta. Raise `upper_step`, or use float64"
+                "theta has not moved: either its direction is zero, or `upper_step` times the direction is below the "
+                "rounding error of theta. Raise `upper_step`, or use float64"
             )
         straight = [name for name, way in ways.items() if _straight(way, [place[name] for place in places])]
         if not straight:
             return None
         return (
-            f"{', '.join(straight)} went straight on at one pace, far from where that leads. Raise `upper_step`, or "
-            "`lower_step` where theta is not the only one, or make many times as many steps"
+            f"{', '.join(straight)} moved in one direction without slowing down, so the solution is still far away. "
+            "Raise `upper_step`, or `lower_step` if not only theta does so, or make many times as many steps"
         )
 
     def _longer(self, way: list[float], start: float, rounding: float) -> bool:
@@ -86,18 +87,21 @@ class Watch:
 
     def _cycles(self, theta: Tree) -> bool:
         before, path = (float(part) for part in self._paths)
+        # A cycle covers a path that is long relative to the distance between its ends. A path of the length of the
+        # rounding errors of the steps is not a cycle.
         moving = path > 1e3 * _eps(theta) * max(1.0, _size(theta)) * self._steps / 4
         return moving and path >= 0.9 * before and float(_distance(self._marks[3]["theta"], theta)) < 0.5 * path
 
 
 def _points(state: State) -> dict[str, Tree]:
-    """Return theta, z and the vectors that an algorithm keeps."""
+    """Return theta, z and the vectors in the memory of an algorithm."""
     kept = {name: value for name, value in state["memory"].items() if isinstance(value, Tensor)}
     return {"theta": state["theta"], "z": state["z"], **kept}
 
 
 def _straight(way: list[float], places: list[Tree]) -> bool:
-    """Tell whether a variable went the same way in each quarter but the first, which may be another."""
+    """Return whether a variable moved in one direction at a constant pace after the first quarter."""
+    # Rounding errors move a converged variable as well.
     if way[3] <= 10 * _eps(places[4]) * _size(places[4]):
         return False
     steady = all(abs(b - a) <= _SLOWER * a for a, b in pairwise(way[1:]))

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
 from blo._lower import LowerProblem
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
+from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.sets import Box, Free, L2Ball, Set
 from blo.solvers import Solution, Solver
@@ -33,15 +33,15 @@ def check_solver(
     suite, generator = Suite(type(solver).__name__), torch.Generator().manual_seed(seed)
     for constraint in constraints:
         weights, start = normal(generator, 3, 6), normal(generator, 3, 6)
-        batch = _solve(suite, solver, _bound(constraint, weights, _theta()), start)
+        batch = _solve(suite, solver, _problem(constraint, weights, _theta()), start)
         for lane in range(3):
-            alone = _solve(suite, solver, _bound(constraint, weights[lane], _theta()), start[lane])
+            alone = _solve(suite, solver, _problem(constraint, weights[lane], _theta()), start[lane])
             text = "a lane of a batch, against itself alone,"
             suite.near("a batch is a loop", batch.z[lane], alone.z, _accuracy(solver), text)
         order = torch.tensor([2, 0, 1])
-        turned = solver.solve(_bound(constraint, weights[order], _theta()), start[order])
+        turned = solver.solve(_problem(constraint, weights[order], _theta()), start[order])
         suite.near("permuting the lanes permutes the answer", turned.z, batch.z[order], 1e-9, "the permuted answer")
-        single = solver.solve(_bound(constraint, weights.float(), _theta().float()), start.float())
+        single = solver.solve(_problem(constraint, weights.float(), _theta().float()), start.float())
         suite.require("dtype is kept", single.z.dtype == torch.float32, f"float32 gave {single.z.dtype}")
         _recorded(suite, solver, constraint, weights, start)
     return suite.report()
@@ -51,7 +51,7 @@ def _theta() -> Tensor:
     return torch.tensor([0.4, -0.3], dtype=torch.float64)
 
 
-def _bound(constraint: Set, weights: Tensor, theta: Tensor) -> Bound:
+def _problem(constraint: Set, weights: Tensor, theta: Tensor) -> ProblemAtTheta:
     """Return `min 1/2 z' D z - (1 + theta_0) w' z + theta_1 sum z` on the set, D from 0.5 to 1."""
     scale = torch.linspace(0.5, 1.0, weights.shape[-1]).to(weights)
 
@@ -59,7 +59,7 @@ def _bound(constraint: Set, weights: Tensor, theta: Tensor) -> Bound:
         return (0.5 * scale * z * z - (1 + theta[0]) * weights * z + theta[1] * z).sum(-1)
 
     lower = LowerProblem(objective, constraint, batched=weights.ndim > 1)
-    problem, _, leaves = FlatProblem.of(lower, theta, torch.zeros_like(weights))
+    problem, _, leaves = ParametricProblem.of(lower, theta, torch.zeros_like(weights))
     return problem.bind(leaves)
 
 
@@ -67,7 +67,7 @@ def _accuracy(solver: Solver) -> float:
     return 1e-9 if solver.tol is None else max(1e-9, 20 * solver.tol)
 
 
-def _solve(suite: Suite, solver: Solver, problem: Bound, z0: Tensor) -> Solution:
+def _solve(suite: Suite, solver: Solver, problem: ProblemAtTheta, z0: Tensor) -> Solution:
     found: Solution = suite.untouched("the start is not modified", solver.solve, (problem.detach(), z0))
     suite.require("z is like the start", found.z.shape == z0.shape, f"{tuple(z0.shape)} gave {tuple(found.z.shape)}")
     nearest = problem.prox(found.z, 1.0)
@@ -92,7 +92,7 @@ def _recorded(suite: Suite, solver: Solver, constraint: Set, weights: Tensor, st
     w = normal(torch.Generator().manual_seed(1), *weights.shape)
 
     def at(theta: Tensor) -> Tensor:
-        return solver.solve(replace(_bound(constraint, weights, theta), recorded=True), start).z
+        return solver.solve(replace(_problem(constraint, weights, theta), recorded=True), start).z
 
     theta = _theta().requires_grad_()
     try:
@@ -106,7 +106,7 @@ def _recorded(suite: Suite, solver: Solver, constraint: Set, weights: Tensor, st
     with torch.no_grad():
 
         def shifted(t: float) -> Tensor:
-            return (solver.solve(_bound(constraint, weights, _theta() + t * direction), start).z * w).sum()
+            return (solver.solve(_problem(constraint, weights, _theta() + t * direction), start).z * w).sum()
 
         truth = sides(shifted, 1e-3)
     tolerance = 1e-5 if solver.tol is None else max(1e-5, 1e4 * solver.tol)

@@ -226,12 +226,12 @@ MUTATIONS = (
     ),
     Mutation(
         "constraints are looked for no further than the slack, whatever residual the solver accepted",
-        (Patch("blo/_bound.py", "if reach <= 2 * self.accuracy and", "if False and"),),
+        (Patch("blo/_problem_at_theta.py", "if reach <= 2 * self.accuracy and", "if False and"),),
         (WHOLE + "test_near_boundaries.py::test_a_constraint_holds_a_solution_that_its_solver_left_beside_it",),
     ),
     Mutation(
         "and as far as that residual, whatever the curvature",
-        (Patch("blo/_bound.py", "plain(left / curved.clamp(min=1.0))", "plain(left)"),),
+        (Patch("blo/_problem_at_theta.py", "plain(left / curved.clamp(min=1.0))", "plain(left)"),),
         (WHOLE + "test_units.py::test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is_large",),
     ),
     Mutation(

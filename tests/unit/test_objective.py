@@ -191,11 +191,11 @@ def test_solvers_and_strategies_that_need_one_objective_are_refused(options: Any
 
 
 def test_what_needs_the_value_of_one_objective_is_refused() -> None:
-    with pytest.raises(blo.StructureError, match="has another objective in each step"):
+    with pytest.raises(blo.StructureError, match="has a different objective in each step"):
         lower(drawn).objective(THETA, START)
     with pytest.raises(blo.StructureError, match="`batches` needs a plain"):
         lower(drawn).linearize(START, 1.0)
-    with pytest.raises(blo.StructureError, match="has another objective in each step"):
+    with pytest.raises(blo.StructureError, match="has a different objective in each step"):
         blo.check_hypergrad(
             lambda t, z: z.sum() + t.sum(), lower(drawn), THETA, START, solver=FIXED, gradient=blo.Unrolled()
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import blo
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo.gradients._difference_point import DifferencePoint
 from blo.gradients._point import Point
 from blo.gradients._products import Products, point
@@ -32,7 +32,7 @@ TIGHT = blo.ProjectedGradient(tol=1e-12, max_steps=20_000)
 
 def point_of(products: Products, case: QuadraticCase | BatchedCase, z: Tensor) -> Point:
     theta = case.start().requires_grad_()
-    problem, _, _ = FlatProblem.of(case.lower(), theta, case.z0())
+    problem, _, _ = ParametricProblem.of(case.lower(), theta, case.z0())
     return point(products, problem.bind([theta]), z)
 
 
@@ -160,7 +160,7 @@ class Network:
 
     def point(self, products: Products) -> Point:
         theta = self.theta.clone().requires_grad_()
-        problem, z, leaves = FlatProblem.of(blo.LowerProblem(self.objective), theta, self.z)
+        problem, z, leaves = ParametricProblem.of(blo.LowerProblem(self.objective), theta, self.z)
         return point(products, problem.bind(leaves), z)
 
 
@@ -196,7 +196,7 @@ def test_a_steep_objective_gets_a_shorter_displacement_and_an_honest_estimate(fi
     z, q = torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
     theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     lower = blo.LowerProblem(lambda t, z: t * (sharpness**2 * z).sin().sum() + t * (z * z).sum())
-    problem, start, leaves = FlatProblem.of(lower, theta, z)
+    problem, start, leaves = ParametricProblem.of(lower, theta, z)
     at = DifferencePoint(problem.bind(leaves), start)
     a, x, w = sharpness**2, z.numpy(), q.numpy()
     truth = {"hessian": (2.0 - a**2 * np.sin(a * x)) * w, "along": (a * np.cos(a * x) + 2 * x) @ w}
@@ -215,7 +215,7 @@ def test_a_cubic_gradient_in_any_unit_of_z(dtype: torch.dtype, unit: float) -> N
     z = unit * torch.tensor([0.3, -0.2], dtype=dtype)
     q, theta = torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor(1.0, dtype=dtype, requires_grad=True)
     lower = blo.LowerProblem(lambda t, z: t * ((z / unit).pow(4) + 0.5 * (z / unit).square()).sum())
-    problem, start, leaves = FlatProblem.of(lower, theta, z)
+    problem, start, leaves = ParametricProblem.of(lower, theta, z)
     at = DifferencePoint(problem.bind(leaves), start)
     x = np.array([0.3, -0.2])
     tolerance = 100 * torch.finfo(dtype).eps ** (2 / 3)
@@ -234,7 +234,7 @@ def test_many_unknowns_do_not_lengthen_the_displacement(dtype: torch.dtype) -> N
     weights = torch.as_tensor(W, dtype=dtype)
     lower = blo.LowerProblem(lambda t, z: t * torch.nn.functional.softplus(weights @ z).sum())
     theta = torch.tensor(1.0, dtype=dtype, requires_grad=True)
-    problem, start, leaves = FlatProblem.of(lower, theta, torch.as_tensor(z, dtype=dtype))
+    problem, start, leaves = ParametricProblem.of(lower, theta, torch.as_tensor(z, dtype=dtype))
     at = DifferencePoint(problem.bind(leaves), start)
     tolerance = 300 * torch.finfo(dtype).eps ** (2 / 3)
     assert relative(at.hessian(torch.as_tensor(q, dtype=dtype)), W.T @ (s * (1 - s) * (W @ q))) <= tolerance
@@ -248,7 +248,7 @@ def test_the_first_product_takes_one_more_gradient_and_the_others_none() -> None
         return (z.exp() - theta * z).sum()
 
     theta, z = torch.ones(2, dtype=torch.float64, requires_grad=True), torch.zeros(2, dtype=torch.float64)
-    problem, start, leaves = FlatProblem.of(blo.LowerProblem(objective), theta, z)
+    problem, start, leaves = ParametricProblem.of(blo.LowerProblem(objective), theta, z)
     at = DifferencePoint(problem.bind(leaves), start)
     counts = []
     for product in (at.hessian, at.hessian, at.along):

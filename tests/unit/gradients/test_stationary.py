@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from blo.gradients._point import ReversePoint
 from tests import oracles
 from tests.oracles import QuadraticCase
@@ -25,7 +25,7 @@ def test_a_moving_face_adds_its_share_to_the_cross_term(case: QuadraticCase, see
     """With an adjoint of zero the term is `N' v`, the derivative of `v . z` along the motion of the face."""
     z, v = torch.as_tensor(case.solution(case.theta)), normal(seed, len(case.c))
     theta = case.start().requires_grad_()
-    problem, _, _ = FlatProblem.of(case.lower(), theta, z)
+    problem, _, _ = ParametricProblem.of(case.lower(), theta, z)
     (found,) = ReversePoint(problem.bind([theta]), z).cross(torch.zeros_like(v), v)
     rows, n = case.solve(case.theta).rows, len(z)
     tangent_and_normal = np.block([[np.eye(n), rows.T], [rows, np.zeros((len(rows),) * 2)]])

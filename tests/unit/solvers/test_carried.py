@@ -84,13 +84,13 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     solver = SOLVERS["momentum"](2, True)
     state = run(solver, blo.Unrolled()).state
     for wrong in (run(SOLVERS["momentum"](2, False), blo.Unrolled()).state, {"z": START, "q": None}):
-        with pytest.raises(blo.StructureError, match="what a solver with carry=True keeps"):
+        with pytest.raises(blo.StructureError, match="the state of a solver with carry=True"):
             run(solver, blo.Unrolled(), wrong)
     with pytest.raises(blo.StructureError, match="with z and q, but holds"):
         run(SOLVERS["momentum"](2, False), blo.Unrolled(), state)
     for other in (SOLVERS["adam"](2, True), solver):
         left = state if other is not solver else {**state, "solver": state["solver"][:1]}
-        with pytest.raises(blo.StructureError, match=r"`state\['solver'\]` must be what the same solver left"):
+        with pytest.raises(blo.StructureError, match=r"`state\['solver'\]` must hold the tensors that the same solver"):
             run(other, blo.Unrolled(), left)
 
 

@@ -136,7 +136,7 @@ def test_it_maps_over_points() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(blo.StructureError, match="`Given` cannot be unrolled, since it makes no steps"):
+    with pytest.raises(blo.StructureError, match="`Given` cannot be unrolled, because it makes no steps"):
         theta = THETA.clone().requires_grad_()
         z0 = torch.zeros(3).double()
         blo.argmin(blo.LowerProblem(quartic), theta, z0, solver=blo.Given(), gradient=blo.Unrolled())

@@ -204,7 +204,7 @@ NAN = float("nan")
 @second_order
 @pytest.mark.parametrize("constraint", [blo.L2Ball(1.0), blo.Simplex(1.0)], ids=str)
 def test_other_sets_are_refused(constraint: blo.sets.Set, solver: Solver) -> None:
-    with pytest.raises(blo.StructureError, match=f"`{type(solver).__name__}` bounds each coordinate"):
+    with pytest.raises(blo.StructureError, match=f"`{type(solver).__name__}` needs a set that bounds each coordinate"):
         minimise(lambda z: z.square().sum(), torch.ones(2), solver, constraint)
 
 
@@ -217,7 +217,7 @@ def test_a_fixed_point_is_refused(make: Any) -> None:
 @pytest.mark.parametrize("make", OTHERS, ids=["torchopt", "torch.optim"])
 def test_a_penalty_is_refused(make: Any) -> None:
     lower, solver = blo.LowerProblem(lambda t, z: z.square().sum(), penalty=blo.L1(0.1)), make(steps=3)
-    with pytest.raises(blo.StructureError, match=f"`{type(solver).__name__}` projects on a constraint set"):
+    with pytest.raises(blo.StructureError, match=f"`{type(solver).__name__}` projects onto a constraint set"):
         solve(lower, torch.ones(2), solver)
 
 

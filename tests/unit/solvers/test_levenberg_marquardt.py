@@ -250,7 +250,7 @@ def test_other_problems_are_refused() -> None:
 
 
 def test_other_sets_are_refused() -> None:
-    with pytest.raises(blo.StructureError, match="`LevenbergMarquardt` bounds each coordinate"):
+    with pytest.raises(blo.StructureError, match="`LevenbergMarquardt` needs a set that bounds each coordinate"):
         solve(LowerProblem.least_squares(decay, blo.Simplex()), START, LevenbergMarquardt(), THETA)
 
 

@@ -263,7 +263,7 @@ def test_a_vector_that_may_count_steps_or_coordinates_is_refused_and_a_list_or_a
         solver = blo.ProjectedGradient(step, max_steps=3, tol=None)
         return blo.argmin(lower, theta, z0, solver=solver, gradient=blo.Zero())
 
-    with pytest.raises(blo.StructureError, match="may mean one value a step or one a coordinate"):
+    with pytest.raises(blo.StructureError, match="may mean one value per step or one per coordinate"):
         solved(lambda t: t)
     torch.testing.assert_close(solved(list), ((1 - theta).prod() * z0), rtol=1e-14, atol=0.0)
     inside = blo.LowerProblem(lambda t, z: 0.5 * z["z"].square().sum())
@@ -289,5 +289,5 @@ def test_an_optimizer_of_theta_is_refused_where_it_is_none_or_cannot_be_mapped_o
     with pytest.raises(blo.StructureError, match="be a function of theta that returns one, but is int"):
         solved(lambda theta: 3, leaves(), blo.Unrolled())
     thetas = {name: torch.stack([leaf, 1.1 * leaf]) for name, leaf in THETA.items()}
-    with pytest.raises(blo.StructureError, match="over which `vmap` cannot map"):
+    with pytest.raises(blo.StructureError, match="must return a tensor under `vmap`, but returned"):
         torch.vmap(lambda t: solved(lambda t: torchopt.adam(0.1), t, blo.Implicit()))(thetas)

@@ -123,7 +123,7 @@ def test_transforms_of_an_implicit_gradient_see_no_step() -> None:
 def test_it_cannot_be_unrolled() -> None:
     lower = blo.LowerProblem(lambda t, z: (z - t).square().sum())
     theta = torch.ones(2, requires_grad=True)
-    with pytest.raises(blo.StructureError, match="`TorchOptim` writes into its own copy"):
+    with pytest.raises(blo.StructureError, match="`TorchOptim` writes to its own copy"):
         blo.argmin(lower, theta, torch.zeros(2), solver=blo.TorchOptim(adam(), 3), gradient=blo.Unrolled())
 
 
@@ -132,7 +132,7 @@ def test_factories_that_make_something_else_are_refused() -> None:
         return torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
 
     not_one: Any = lambda params: params  # noqa: E731
-    for factory, message in ((elsewhere, "returned one of others"), (not_one, "but returned list")):
+    for factory, message in ((elsewhere, "returned one of other parameters"), (not_one, "but returned list")):
         with pytest.raises(blo.StructureError, match=message):
             minimise(lambda z: z.square().sum(), torch.ones(2), blo.TorchOptim(factory, 3))
     with pytest.raises(blo.StructureError, match=r"`factory` must be a function.*of type SGD.*lambda p"):

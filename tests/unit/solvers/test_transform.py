@@ -142,7 +142,7 @@ def test_what_is_no_function_from_gradients_to_gradients_is_refused(transform: A
 
 
 def test_a_step_that_is_sought_is_one_for_the_gradient_itself() -> None:
-    with pytest.raises(ValueError, match="step=None finds a step for the raw gradient"):
+    with pytest.raises(ValueError, match="step=None needs direction='gradient', no momentum and no transform"):
         blo.ProjectedGradient(transform=clip)
 
 

@@ -93,10 +93,10 @@ def test_a_schedule_without_a_value_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"z": torch.zeros(3).double()}, "'q' is of another shape"),
-        ({"z": torch.zeros(2)}, "'q' is of another shape or dtype"),
-        ({"theta": torch.zeros(3).double()}, "'h' is of another shape"),
-        ({"memory": {}}, "'q' is of another shape"),
+        ({"z": torch.zeros(3).double()}, "'q' has another shape"),
+        ({"z": torch.zeros(2)}, "'q' has another shape or dtype"),
+        ({"theta": torch.zeros(3).double()}, "'h' has another shape"),
+        ({"memory": {}}, "'q' has another shape"),
     ],
 )
 def test_a_state_that_was_put_together_is_refused(changes: dict[str, Any], words: str) -> None:
@@ -124,8 +124,8 @@ def test_a_start_without_floating_point_tensors_is_refused() -> None:
         (ZERO, r"pairs \(number, batch\), but got Tensor"),
         ((torch.zeros(1), ZERO), "but got Tensor, Tensor"),  # inputs and labels without a number
         ((0, ZERO, ZERO), "but got int, Tensor, Tensor"),
-        ((3, None), "numbered from 0 to 1.*numbered 3"),
-        ((-1, None), "numbered -1"),
+        ((3, None), "numbered from 0 to 1.*has the number 3"),
+        ((-1, None), "has the number -1"),
     ],
 )
 def test_saba_wants_numbered_batches(batch: object, words: str) -> None:
@@ -140,7 +140,9 @@ def test_saba_refuses_a_state_that_remembers_other_batches(counts: tuple[int, in
         blo.SABA(lower_step=0.1, upper_step=0.1, upper_count=upper_count, lower_count=lower_count)
         for upper_count, lower_count in ((2, 2), counts)
     )
-    with pytest.raises(StructureError, match=r"remembers 2 (upper|lower) batches, but `(upper|lower)_count` is [13]"):
+    with pytest.raises(
+        StructureError, match=r"has rows for 2 (upper|lower) batches, but `(upper|lower)_count` is [13]"
+    ):
         other.step(made.init(ZERO, ZERO), upper, lower, [(0, None)], [(0, None)])
 
 

@@ -174,7 +174,11 @@ def test_an_optimiser_may_begin_in_a_run_that_goes_on() -> None:
     ("make", "error", "words"),
     [
         (lambda: blo.SOBA(upper_step=0.1), ValueError, "must be given, but is None. Or pass `lower_opt"),
-        (lambda: blo.AmIGO(lower_step=0.1, upper_step=0.1, lower_optimizer=adam), ValueError, "no effect beside"),
+        (
+            lambda: blo.AmIGO(lower_step=0.1, upper_step=0.1, lower_optimizer=adam),
+            ValueError,
+            "no effect together with",
+        ),
         (lambda: blo.SOBA(lower_step=0.1, upper_step=0.1, lower_scheduler=halved), ValueError, "needs a `lower_opt"),
         (
             lambda: MAKERS["StocBiO"](lower_optimizer=adam, lower_step=None),
@@ -185,7 +189,7 @@ def test_an_optimiser_may_begin_in_a_run_that_goes_on() -> None:
         (
             lambda: blo.BOME(upper_step=0.1, lower_optimizer=adam([torch.ones(1)])),  # type: ignore[arg-type]
             blo.StructureError,
-            "`lower_optimizer` must be a function that makes one, but is of type Adam",
+            "`lower_optimizer` must be a function that creates one, but is of type Adam",
         ),
     ],
     ids=["no step", "two steps", "schedule alone", "series", "coupled step", "optimiser"],
@@ -202,7 +206,7 @@ def test_settings_that_do_not_go_together_are_refused(make: Any, error: type[Exc
         ({"lower_optimizer": lambda p: 3}, "`lower_optimizer` must make a torch optimiser.*gave int"),
         ({"lower_optimizer": lambda p: sgd([torch.ones(1)])}, "`lower_optimizer`.*made one of others"),
         ({"lower_optimizer": adam, "lower_scheduler": lambda o: 3}, "`lower_scheduler` must make.*gave int"),
-        ({"lower_optimizer": adam, "lower_scheduler": lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau waits"),
+        ({"lower_optimizer": adam, "lower_scheduler": lr_scheduler.ReduceLROnPlateau}, "ReduceLROnPlateau needs"),
     ],
     ids=["lbfgs", "number", "of others", "no schedule", "plateau"],
 )

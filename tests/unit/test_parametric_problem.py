@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import blo
-from blo._problem import FlatProblem
+from blo._parametric_problem import ParametricProblem
 from tests.oracles import QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
 
@@ -18,7 +18,7 @@ quick = settings(deadline=None, max_examples=25)
 @quick
 @given(quadratic_cases(), SEEDS)
 def test_gradient_projection_and_residual_are_those_of_numpy(case: QuadraticCase, seed: int) -> None:
-    problem, start, leaves = FlatProblem.of(case.lower(), case.start(), case.z0())
+    problem, start, leaves = ParametricProblem.of(case.lower(), case.start(), case.z0())
     bound = problem.bind(leaves)
     z = normal(seed, len(start))
     slope = bound.gradient(z)
@@ -89,7 +89,7 @@ def test_constants_are_detached_and_share_the_slope_of_a_linear_model() -> None:
         return (theta * z.sin()).sum()
 
     theta = torch.ones(2, requires_grad=True)
-    problem, start, leaves = FlatProblem.of(
+    problem, start, leaves = ParametricProblem.of(
         blo.LowerProblem(objective).linearize(torch.zeros(2), 1.0), theta, torch.zeros(2)
     )
     bound = problem.bind(leaves)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._bound import Bound
+from blo._problem_at_theta import ProblemAtTheta
 
 
-def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor:
+def solution_error(problem: ProblemAtTheta, z: Tensor, strong_convexity: float) -> Tensor:
     """Return an upper bound of `|z - z*|`, shape `lanes`.
 
     With x = prox(z - t grad g(z), t), the vector `s = (z - x)/t + grad g(x) - grad g(z)` is a subgradient of
-    `g + term` at x. That function is mu-strongly convex, so `|x - z*| <= |s|/mu`, and `|z - z*|` is at most `|z - x|`
-    more. The bound holds for every step t; the smaller of the ones for t = 1 and for t = 1 over the curvature along
-    the first step is returned. It costs three gradients.
+    `g + term` at x. This function is mu-strongly convex, so `|x - z*| <= |s|/mu`, and `|z - z*|` is at most
+    `|z - x| + |s|/mu`. The bound holds for every step size t. The result is the smaller of the bounds for t = 1 and for
+    t = 1 over the curvature along the first step. It costs three gradients.
     """
     at_rest = problem.detach()
     with torch.no_grad():
@@ -24,11 +24,12 @@ def solution_error(problem: Bound, z: Tensor, strong_convexity: float) -> Tensor
         return torch.minimum(first, second)
 
 
-def _bound(problem: Bound, z: Tensor, slope: Tensor, step: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+def _bound(problem: ProblemAtTheta, z: Tensor, slope: Tensor, step: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Return the bound for one step, shape `lanes`, and the curvature along it, shape `(*lanes, 1)`."""
     x = problem.prox(z - step * slope, step)
     moved, turned = x - z, problem.gradient(x) - slope
     length = moved.square().sum(-1, keepdim=True)
+    # At an exact solution the step is zero, and so is the bound, whatever the curvature.
     zero = length == 0
     curvature = torch.where(zero, 1.0, (moved * turned).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
     subgradient = turned - moved / step

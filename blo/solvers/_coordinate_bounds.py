@@ -1,4 +1,4 @@
-"""Sets that bound each coordinate by itself, as bounds."""
+"""The lower and upper bound of each coordinate, for sets that bound the coordinates independently."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["bounds"]
 
 
 def bounds(term: Term, z: Tensor, solver: str) -> tuple[Tensor, Tensor] | None:
-    """Return the least and greatest value of each coordinate, broadcast to z; None where nothing is bounded.
+    """Return the lower and upper bounds, broadcast to z; None if the problem has no constraint.
 
     Raises:
-        StructureError: naming the solver, for any other set and for penalties.
+        StructureError: for any other set and for penalties; the message names the solver.
     """
     if isinstance(term, Free):
         return None
@@ -30,12 +30,13 @@ def bounds(term: Term, z: Tensor, solver: str) -> tuple[Tensor, Tensor] | None:
         parts = []
         for part, span in zip(term.sets, term.spans, strict=True):
             block = z[..., span]
+            # `Free` has no bounds, but its coordinates need entries next to those of the other factors.
             everywhere = torch.full_like(block, -math.inf), torch.full_like(block, math.inf)
             parts.append(bounds(part, block, solver) or everywhere)
         low, high = zip(*parts, strict=True)
         return torch.cat(low, dim=-1), torch.cat(high, dim=-1)
     raise StructureError(
-        f"`{solver}` bounds each coordinate by itself, so it takes `Free`, `Box`, `NonNegative` and a `Product` of "
+        f"`{solver}` needs a set that bounds each coordinate by itself: `Free`, `Box`, `NonNegative` or a `Product` of "
         f"these, but got {type(term).__name__}. Use ProjectedGradient() or FISTA()."
     )
 

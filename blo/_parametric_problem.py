@@ -1,4 +1,4 @@
-"""A lower problem for one structure of theta and z, to be bound to any theta."""
+"""The lower problem on flat tensors, for one structure of theta and z and any values of theta."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import Autocast, Under
-from blo._bound import Bound
 from blo._layout import Layout
 from blo._look import Looked
 from blo._lower import LowerProblem, replace_objective, wrapped
-from blo._objective import Batched, FixedPoint, LeastSquares, PlainSlice, Slice, slice_at
+from blo._objective import Batched, FixedPointMap, LeastSquares, PlainSlice, Slice, slice_at
+from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Term
 from blo._theta import Structure
 from blo._types import Tree
@@ -25,17 +25,20 @@ from blo.sets import Set
 
 
 @dataclass(frozen=True)
-class FlatProblem:
-    """A lower problem for a given structure of theta and z, `lifts` times mapped over by `vmap`.
+class ParametricProblem:
+    """A `LowerProblem` on flat tensors, with theta as its parameter: `bind` returns the `ProblemAtTheta`.
 
-    Each lift adds a leading lane axis to z and a leading axis to every leaf of theta: the image of a problem
-    under `vmap` is a batched problem, solved with the same code.
+    `vmap` maps over the problem `lifts` times. Each lift adds a leading lane axis to z and a leading axis to every leaf
+    of theta: the image of a problem under `vmap` is a batched problem, and the same code solves it.
 
     Attributes:
-        randomness: for each lift, the option `randomness` of its `vmap`.
-        eps: as in `Bound`.
-        accuracy: the residual that a named solver accepts; 0 for default solvers and a fixed number of steps.
-        carried: what the solver left in an earlier call, constants; None where it carries nothing.
+        lower: the problem as the user wrote it.
+        layout: the layout of z in flat tensors.
+        structure: the structure of theta.
+        randomness: the option `randomness` of each `vmap`, from the innermost to the outermost.
+        eps: as in `ProblemAtTheta`.
+        accuracy: as in `ProblemAtTheta`.
+        carried: as in `ProblemAtTheta`.
     """
 
     lower: LowerProblem
@@ -47,22 +50,22 @@ class FlatProblem:
     carried: Sequence[Tensor] | None = None
 
     @classmethod
-    def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[FlatProblem, Tensor, list[Tensor]]:
+    def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[ParametricProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
         lower = wrapped(lower, Looked)
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
-        # A copy: a solver that makes no step returns its start, and results must not share memory with arguments.
+        # Copy the start: a solver that makes no step returns it, and results must not share memory with arguments.
         start = layout.ravel(z0).detach().clone()
         return cls(lower, layout, structure), start, leaves
 
-    def under(self, autocast: Autocast) -> FlatProblem:
-        """Return the problem with its objective evaluated under a state of autocast, wherever that happens."""
+    def under(self, autocast: Autocast) -> ParametricProblem:
+        """Return the problem with an objective that is always evaluated under the given state of autocast."""
         lower = wrapped(self.lower, lambda f: Under(f, autocast))
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
 
     def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:
-        """Return whether the objective can be evaluated in the current state of autocast: some run only under it."""
+        """Return whether the objective runs in the current state of autocast: some objectives need autocast."""
         try:
             with torch.no_grad():
                 self.slice([leaf.detach() for leaf in leaves], 0)(self.layout.unravel(z))
@@ -75,19 +78,19 @@ class FlatProblem:
         """The number of `vmap` levels around the problem."""
         return len(self.randomness)
 
-    def lift(self, randomness: str) -> FlatProblem:
+    def lift(self, randomness: str) -> ParametricProblem:
         """Return the problem with one more mapped axis."""
         return replace(self, randomness=(*self.randomness, randomness))
 
     @property
     def symmetric(self) -> bool:
         """Whether the lower optimality condition is the gradient of an objective."""
-        return not isinstance(self.lower.objective, FixedPoint)
+        return not isinstance(self.lower.objective, FixedPointMap)
 
-    def bind(self, leaves: Sequence[Tensor]) -> Bound:
+    def bind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
         theta = self.structure.tree(leaves)
-        return Bound(
+        return ProblemAtTheta(
             self.slice(leaves),
             self._lifted_term(leaves) if self.lifts else self._term(theta),
             self.layout,
@@ -105,7 +108,7 @@ class FlatProblem:
         )
 
     def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
-        """Return the objective at the theta with these leaves, that of one step where each has one of its own."""
+        """Return the objective at the theta with these leaves; for minibatches, that of one step."""
         if step is not None and isinstance(self.lower.objective, Batched):
             lower = replace_objective(self.lower, replace(self.lower.objective, step=step))
             return replace(self, lower=lower).slice(leaves)
@@ -116,7 +119,7 @@ class FlatProblem:
         return self._term(self.structure.tree(leaves))
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
-        """Return the start that `start` returns at these leaves of theta, shape `(*lanes, n)`.
+        """Return the value of `start` at these leaves of theta, shape `(*lanes, n)`.
 
         Raises:
             StructureError: if it does not return a tree like z0.
@@ -128,11 +131,11 @@ class FlatProblem:
         for randomness in self.randomness:
             flat = torch.vmap(flat, randomness=randomness)
         found = flat(*leaves)
-        # A new tensor: if the start were a leaf of theta, the dependence on theta would count as dependence on z.
+        # Copy the start: if it were a leaf of theta itself, derivatives in z would include those in theta.
         return found.clone()
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
-        """Return what a function of trees like z makes of a flat one, shape `(*lanes, n)`.
+        """Apply a function of trees like z to a flat z, shape `(*lanes, n)`.
 
         Raises:
             StructureError: if it does not return a tree like z.
@@ -146,18 +149,18 @@ class FlatProblem:
         return flat(z)
 
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
-        """Return what the setting `name` of a solver is at these leaves of theta, lane by lane.
+        """Return the solver's setting `name` at these leaves of theta, for each lane separately.
 
         Raises:
-            StructureError: inside `vmap`, if the function does not return a tensor.
+            StructureError: under `vmap`, if the function does not return a tensor.
         """
 
         def found(*leaves: Tensor) -> Any:
             value = function(self.structure.tree(leaves))
             if self.lifts and not isinstance(value, Tensor):
                 raise StructureError(
-                    f"`{name}` as a function of theta returns {type(value).__name__} here, over which `vmap` cannot "
-                    "map. Use gradient=Unrolled(), a number, or problems with batched=True."
+                    f"`{name}(theta)` must return a tensor under `vmap`, but returned {type(value).__name__}. Use "
+                    "gradient=Unrolled(), a number, or problems with batched=True."
                 )
             return value
 
@@ -168,7 +171,7 @@ class FlatProblem:
     @property
     def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
         objective = self.lower.objective
-        if not isinstance(objective, FixedPoint):
+        if not isinstance(objective, FixedPointMap):
             return objective
         function = objective.function
 
@@ -232,7 +235,7 @@ class FlatProblem:
         if not isinstance(found, kind):
             raise StructureError(
                 f"`{name}` must be a blo {kind.__name__.lower()}, or a callable theta -> {kind.__name__.lower()}, "
-                f"but gave {type(found).__name__}."
+                f"but returned {type(found).__name__}."
             )
         slack: float = getattr(found, "slack", 0.0)
         if slack < 0:
@@ -241,7 +244,7 @@ class FlatProblem:
 
 
 def _require_like(found: Tree, z: Tree) -> None:
-    """Raise if the function of a fixed point does not return a tree like z, which subtraction might broadcast.
+    """Check that the map of a fixed-point problem returns a tree like z: the subtraction would broadcast other shapes.
 
     Raises:
         StructureError: if structure or shapes differ from those of z.

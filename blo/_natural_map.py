@@ -1,0 +1,57 @@
+"""The natural map of first-order optimality, whose length is the residual of a lower problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blo._autodiff import length
+from blo._term import Term
+from blo.sets import Free
+
+__all__ = ["natural", "residual", "scale"]
+
+#: A set with an extent below this is small: a residual of the size of the set may be below a solver's tolerance.
+_SMALL = 1e-3
+#: The shortest step of the natural map, relative to z, as a power of machine epsilon.
+_REACH = 0.25
+#: The longest step of the natural map, relative to z, and the smallest length of z in this comparison.
+_LONG, _TINY = 1e6, 1e-7
+
+
+def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return the unit in which the natural map is computed, shape `(*lanes, 1)`.
+
+    This is the given unit, or 1 if it is None, except where the step `slope / unit` would be too short or too long.
+    There it is the nearest unit with a step of suitable length.
+    """
+    if isinstance(term, Free):
+        return torch.ones_like(slope[..., :1])
+    size, far = length(slope), length(z)
+    unit = torch.ones_like(size) if unit is None else unit
+    if term.rounds:
+        # Rounding of z would destroy most digits of a step that is short relative to z.
+        least = torch.finfo(z.dtype).eps ** _REACH * far
+        most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
+        unit = torch.minimum(unit, most)
+    # A very long step ends on the opposite side of the set from every start, so it does not measure optimality.
+    unit = torch.maximum(unit, size / (_LONG * far.clamp(min=_TINY)))
+    if term.extent is None:
+        return unit
+    # All points of a small set are close to each other, so a step that leaves the set gives a small residual
+    # everywhere. A step of at most the extent of the set shows the distance to a solution.
+    extent = torch.as_tensor(term.extent, device=slope.device)
+    small = (extent > 0) & (extent < _SMALL)
+    return torch.maximum(unit, torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype))
+
+
+def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
+    """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
+    if isinstance(term, Free):
+        return slope  # multiplying and dividing by the unit would only add rounding errors
+    return unit * term.retreat(z, slope / unit, 1 / unit)
+
+
+def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
+    """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
+    return length(natural(term, z, slope, scale(term, z, slope, unit))).squeeze(-1)
