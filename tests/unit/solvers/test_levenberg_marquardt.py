@@ -13,6 +13,7 @@ from torch import Tensor
 
 import blo
 from blo import LevenbergMarquardt, LowerProblem
+from blo._formulas import forward_mode
 from tests import oracles
 from tests.lower import Counted, solve
 from tests.strategies import normal
@@ -296,3 +297,31 @@ def test_parts_in_each_others_places_are_refused() -> None:
         LevenbergMarquardt(linear_solver=blo.Implicit())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`hessian` must be 'full' or 'gauss-newton'"):
         blo.Implicit(hessian="fisher")  # type: ignore[arg-type]
+
+
+def test_the_gauss_newton_hessian_is_multiplied_as_products_say() -> None:
+    """The cross term alone evaluates the residuals once in forward mode, or not at all."""
+
+    def evaluations(products: Any) -> int:
+        seen: list[bool] = []
+
+        def residual(theta: Tensor, z: Tensor) -> Tensor:
+            seen.append(forward_mode())
+            return decay(theta, z)
+
+        lower = LowerProblem.least_squares(residual)
+        gradient = blo.Implicit(blo.CG(tol=1e-13), products=products, hessian="gauss-newton")
+        z = solve(lower, START, TIGHT, THETA).z
+        seen.clear()
+        out = blo.value_and_hypergrad(
+            lambda t, z: (z - 1).square().sum(), lower, THETA, z, solver=blo.Given(), gradient=gradient
+        )
+        found.append(out.grad)
+        return sum(seen)
+
+    found: list[Tensor] = []
+    assert evaluations("reverse") == 0
+    assert evaluations("forward") > 3
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match="hessian='gauss-newton' needs exact products"):
+        blo.Implicit(products="finite-difference", hessian="gauss-newton")
