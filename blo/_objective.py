@@ -132,6 +132,9 @@ class FixedPoint:
 class LeastSquares:
     """`1/2 |residual(theta, z)|^2`, one for each problem of a batch.
 
+    Residuals in half precision, as autocast makes them, are squared in single precision: in float16 the square of 256
+    overflows.
+
     Solvers and strategies that know the residuals may use their Jacobian.
     """
 
@@ -142,7 +145,7 @@ class LeastSquares:
         return 0.5 * self.vector(theta, z).square().sum(-1)
 
     def vector(self, theta: Tree, z: Tree) -> Tensor:
-        """Return the residuals, shape `(m,)` or `(batch, m)`.
+        """Return the residuals in single precision or better, shape `(m,)` or `(batch, m)`.
 
         Raises:
             StructureError: for anything but a real tensor, whose first axis numbers the problems of a batch.
@@ -157,7 +160,7 @@ class LeastSquares:
                 f"`residual` must return a real tensor {wanted}, but returned {given}. Join several by torch.cat; of "
                 "complex ones take torch.view_as_real."
             )
-        return found.reshape(*lanes, -1)
+        return found.reshape(*lanes, -1).to(torch.promote_types(found.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -325,3 +325,50 @@ def test_the_gauss_newton_hessian_is_multiplied_as_products_say() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-11)
     with pytest.raises(ValueError, match="hessian='gauss-newton' needs exact products"):
         blo.Implicit(products="finite-difference", hessian="gauss-newton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_residuals_in_half_precision_are_squared_in_single_precision(dtype: torch.dtype) -> None:
+    """The squares of these residuals exceed the largest number of float16, and bfloat16 would round their sum."""
+    matrix, wanted = 0.1 * normal(1, 40, 3).float() + 1, torch.linspace(300.0, 900.0, 40)
+    network = torch.nn.Linear(3, 40).to(dtype)
+
+    def cast(theta: Tensor, z: Tensor) -> Tensor:
+        return (matrix @ (theta * z) - wanted).to(dtype)
+
+    def under_autocast(theta: Tensor, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            return matrix @ (theta * z) - wanted.to(dtype)
+
+    def of_a_network(theta: Tensor, z: Tensor) -> Tensor:
+        found: Tensor = network((theta * z).to(dtype)) - wanted.to(dtype)
+        return found
+
+    at, z0 = torch.ones(()), torch.ones(3)
+    for residual in (cast, under_autocast, of_a_network):
+        value = LowerProblem.least_squares(residual).objective(at, z0)
+        half = residual(at, z0)
+        assert half.dtype == dtype and value.dtype == torch.float32
+        truth = 0.5 * half.detach().double().square().sum()
+        torch.testing.assert_close(value.detach().double(), truth, rtol=1e-6, atol=0)
+
+    # The residuals vanish at the solution, where half precision rounds them to less and less.
+    goal = torch.tensor([200.0, 300.0, 400.0])
+    lower = LowerProblem.least_squares(lambda t, z: matrix @ (t * z - goal))
+    theta = torch.ones((), requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        z = blo.argmin(lower, theta, z0, solver=LevenbergMarquardt(max_steps=200), on_failure="raise")
+    torch.testing.assert_close(z.detach(), goal, rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(z.sum(), theta)  # z = goal / theta
+    assert float(slope) == pytest.approx(-900, rel=0.05)
+
+
+def test_a_problem_in_half_precision_has_values_in_single_precision() -> None:
+    lower = LowerProblem.least_squares(lambda t, z: t * z - 500)
+    z0, theta = torch.zeros(4, dtype=torch.float16), torch.ones((), dtype=torch.float16)
+    assert float(lower.objective(theta, z0)) == 0.5 * 4 * 500**2
+    descent = blo.ProjectedGradient(step=0.5, max_steps=30, tol=None)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.float().mean(), lower, theta, z0, solver=descent, gradient=blo.Unrolled()
+    )
+    assert float(out.value) == 500 and float(out.grad) == pytest.approx(-500, rel=1e-2)
