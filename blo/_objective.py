@@ -132,7 +132,8 @@ class FixedPointMap:
 class LeastSquares:
     """`1/2 |residual(theta, z)|^2`, one value for each problem of a batch.
 
-    Solvers and strategies may use the Jacobian of the residuals.
+    Residuals in half precision, as autocast makes them, are squared in single precision: in float16 the square of 256
+    overflows. Solvers and strategies may use the Jacobian of the residuals.
     """
 
     residual: Callable[[Tree, Tree], Tensor]
@@ -142,7 +143,7 @@ class LeastSquares:
         return 0.5 * self.vector(theta, z).square().sum(-1)
 
     def vector(self, theta: Tree, z: Tree) -> Tensor:
-        """Return the residuals, shape `(m,)` or `(batch, m)`.
+        """Return the residuals in single precision or better, shape `(m,)` or `(batch, m)`.
 
         Raises:
             StructureError: if the result is not a real tensor, or its first axis does not number the problems of a
@@ -158,7 +159,7 @@ class LeastSquares:
                 f"`residual` must return a real tensor {wanted}, but returned {given}. Join several tensors with "
                 "torch.cat, and convert complex ones with torch.view_as_real."
             )
-        return found.reshape(*lanes, -1)
+        return found.reshape(*lanes, -1).to(torch.promote_types(found.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

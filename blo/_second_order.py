@@ -54,11 +54,12 @@ def gauss_newton_products(
     with torch.enable_grad():
         point = z if z.requires_grad else z.detach().requires_grad_()
         found = residuals(point)
-        probe = torch.zeros_like(found, requires_grad=True)
         if not found.requires_grad:
             return torch.zeros_like
-        # The pullback v -> J' v is linear in v, so its own pullback is the product with J.
-        pulled = torch.autograd.grad(found, point, probe, **{**options, "create_graph": True})[0]
+        if products == "reverse":
+            probe = torch.zeros_like(found, requires_grad=True)
+            # The pullback v -> J' v is linear in v, so its own pullback is the product with J.
+            pulled = torch.autograd.grad(found, point, probe, **{**options, "create_graph": True})[0]
 
     def product(v: Tensor) -> Tensor:
         with torch.set_grad_enabled(recorded):

@@ -14,6 +14,8 @@ from blo.gradients._first_order_point import FirstOrderPoint
 class ForwardPoint(FirstOrderPoint):
     """`H v` and `B^T q` as the derivatives of the gradients in z and in theta along v and q."""
 
+    _jacobian = "forward"
+
     def __init__(self, problem: ProblemAtTheta, z: Tensor) -> None:
         if not problem.symmetric:
             raise StructureError(

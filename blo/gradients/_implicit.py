@@ -28,12 +28,12 @@ class Implicit(Stationary):
         hessian: `"full"`, or `"gauss-newton"` for problems made by `LowerProblem.least_squares`: J'J with the Jacobian
             J of the residuals. It leaves out the curvature of the residuals, so it needs no second derivative of them
             in z and is never indefinite. The hypergradient is then exact only where the residuals vanish or are linear
-            in z.
+            in z. J v is computed as `products` says, which must not be `"finite-difference"`.
 
     Raises:
         StructureError: if `linear_solver` has the wrong type; when the solution is differentiated, if `hessian` is
             `"gauss-newton"` and the problem was not made by `LowerProblem.least_squares`.
-        ValueError: if `products` or `hessian` is none of the values above.
+        ValueError: if `products` or `hessian` is none of the values above, or they do not go together.
     """
 
     linear_solver: LinearSolver = field(default_factory=Auto)
@@ -44,6 +44,12 @@ class Implicit(Stationary):
         check(self.products)
         if self.hessian not in ("full", "gauss-newton"):
             raise ValueError(f"`hessian` must be 'full' or 'gauss-newton', but is {self.hessian!r}.")
+        if self.hessian == "gauss-newton" and self.products == "finite-difference":
+            raise ValueError(
+                "hessian='gauss-newton' needs exact products with the Jacobian of the residuals, but `products` is "
+                "'finite-difference'. Use products='forward', which makes no second backward pass for them, or "
+                "hessian='full'."
+            )
         if not isinstance(self.linear_solver, LinearSolver):
             raise StructureError(f"`linear_solver` must be like blo.CG(), but is {self.linear_solver!r}.")
 

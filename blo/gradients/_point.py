@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Point(abc.ABC):
     _problem: ProblemAtTheta
     _z: Tensor
     _product: Callable[[Tensor], Tensor] | None = None
+    #: How `squares` multiplies with J.
+    _jacobian: Literal["reverse", "forward"] = "reverse"
     #: Relative error of the products. No linear solve is required to reach a smaller residual.
     noise: float = 0.0
     #: Whether `error` estimates more than rounding.
@@ -42,7 +45,7 @@ class Point(abc.ABC):
             StructureError: for any other problem.
         """
         if self._product is None:
-            self._product = self._problem.detach().gauss_newton(self._z.detach())
+            self._product = self._problem.detach().gauss_newton(self._z.detach(), self._jacobian)
         return self._product(direction)
 
     @abc.abstractmethod

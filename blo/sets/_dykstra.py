@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,28 +10,16 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import all_true, transforms_active
 from blo.sets._base import Set
-from blo.sets._rows import inverse, times
+from blo.sets._split import Newton, Split, improved, norm, unit
 
-#: Cycles after which Newton's method is first tried, and the maximum number of its steps each time.
-_FIRST, _STEPS = 4, 12
-#: Newton's method stops if this many steps have not reduced the gap to this share.
-_LOOK, _GAIN = 3, 0.1
+#: Cycles after which Newton's method is first tried, and after which a far point is approached.
+_FIRST, _FAR = 4, 16
 #: Differentiated Newton steps at the solution: each makes one more order of derivatives right.
 _ORDERS = 2
-
-
-class Split(NamedTuple):
-    """A point `x = z - sum(forces)` with `x = project_i(x + forces_i)` for every part i: the nearest point to z.
-
-    Attributes:
-        forces: one for each part, shape `(*lanes, parts, n)`; each is a normal of its part at the point.
-        found: lanes in which the equations hold, shape `(*lanes, 1)`.
-        gap: the distance of the point to its projections, shape `(*lanes, 1)`.
-    """
-
-    forces: Tensor
-    found: Tensor
-    gap: Tensor
+#: Rounds of projections that lead to the set, and the most cycles for a point next to it.
+_ROUNDS, _NEAR = 16, 64
+#: The first factor by which the distance grows, the least, the largest, and the most attempts.
+_GROWTH, _LEAST, _LARGEST, _LEGS = 8.0, 1.05, 1e6, 100
 
 
 def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
@@ -45,15 +32,15 @@ def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
     rest = [tree.detach(part) for part in parts]
     with torch.no_grad():
         split = search(rest, at.detach(), max_cycles)
-        forces = split.forces
-        back = _inverse(rest, at.detach(), forces) if recorded else None
+        x, forces = split.x, split.forces
+        newton = Newton.at(rest, x, forces) if recorded else None
     # A Newton step with a constant inverse changes the forces only by rounding. Its derivative is that of the implicit
     # function theorem; a second step makes the second derivatives right.
-    for _ in range(_ORDERS if back is not None else 0):
-        assert back is not None
-        forces = forces - times(back, _apart(parts, at, forces).flatten(-2)).unflatten(-1, forces.shape[-2:])
+    for _ in range(_ORDERS if newton is not None else 0):
+        assert newton is not None
+        x, forces = newton.step(parts, at, x, forces)
     # Compute x as a projection onto the first part, so that it lies exactly on its bounds.
-    x = parts[0].project(at - forces[..., 1:, :].sum(-2))
+    x = parts[0].project(x + forces[..., 0, :])
     return torch.where(finite & split.found, x, torch.nan)
 
 
@@ -64,8 +51,12 @@ def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
     spaces; Qi and Sun (Math. Prog. 1993), for Newton's method on nonsmooth functions; O'Donoghue and Candes (Found.
     Comput. Math. 2015), for the restarts.
     """
+    return _cycles(parts, z, max_cycles, far=True)
+
+
+def _cycles(parts: Sequence[Set], z: Tensor, max_cycles: int, *, far: bool) -> Split:
     forces = torch.zeros_like(z).unsqueeze(-2).repeat_interleave(len(parts), -2)
-    best, due = Split(forces, *_judged(parts, z, forces)), _FIRST
+    best, due = Split.of(parts, z, forces), _FIRST
     base, age = forces, torch.ones_like(z[..., :1]).unsqueeze(-1)
     for cycle in range(1, max_cycles + 1):
         if all_true(best.found | best.gap.isnan()):  # a part that is empty has no projection
@@ -86,73 +77,43 @@ def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
         base, age = forces + (age - 1) / older * onward, older
         if cycle in (due, max_cycles):
             due *= 2
-            best = _newton(parts, z, forces, best)
+            best = improved(parts, z, Split.of(parts, z, forces), best)
+            if far and cycle == _FAR and not all_true(best.found):
+                best = _approached(parts, z, best)
     return best
 
 
-def _newton(parts: Sequence[Set], z: Tensor, forces: Tensor, best: Split) -> Split:
-    """Return in each lane the better of `best` and what Newton's method finds from `forces`."""
-    before = _judged(parts, z, forces)[1]
-    for step in range(_STEPS):
-        move = -times(_inverse(parts, z, forces), _apart(parts, z, forces).flatten(-2)).unflatten(-1, forces.shape[-2:])
-        forces = forces + move
-        found, gap = _judged(parts, z, forces)
-        # Where parts only touch, the gap is far smaller than the error. The steps are then long, so test them as well.
-        found = found & (_norm(move.sum(-2)) <= torch.finfo(z.dtype).eps ** 0.375 * _size(z, forces))
-        better = (found & ~best.found) | ((found == best.found) & (gap < best.gap))
-        best = Split(
-            *(
-                torch.where(better.unsqueeze(-1) if new.ndim > better.ndim else better, new, old)
-                for new, old in zip((forces, found, gap), best, strict=True)
-            )
-        )
-        arrived = best.found & (gap >= 0.5 * best.gap)
-        if step % _LOOK == _LOOK - 1:
-            arrived, before = arrived | ~(best.found | (gap < _GAIN * before)), gap  # or no progress from here
-        if all_true(arrived):
+def _approached(parts: Sequence[Set], z: Tensor, best: Split) -> Split:
+    """Return in each lane `best` if that is found, otherwise what is found by way of points between the set and z.
+
+    A cycle changes the forces by no more than the size of a part, and Newton's method needs forces that are nearly
+    right. A point on the line to z has forces in about the same proportions, the more exactly the further both are from
+    the set. So the distance grows by a factor that rises after each success and falls after a failure.
+    """
+    near = z
+    for _ in range(_ROUNDS):
+        for part in parts:
+            near = part.project(near)
+    away = norm(z - near)
+    share = (unit(parts, torch.finfo(z.dtype).eps ** 0.5 * away) / torch.where(away > 0, away, 1.0)).clamp(max=1.0)
+    at = near + share * (z - near)
+    here, growth = _cycles(parts, at, _NEAR, far=False), torch.full_like(share, _GROWTH)
+    for _ in range(_LEGS):
+        going = here.found & ~best.found & (growth > _LEAST)
+        if all_true(~going):
             break
+        further = (share * growth).clamp(max=1.0)
+        ahead = torch.where(further < 1, near + further * (z - near), z)
+        length = norm(at - here.x)
+        scale = torch.where(length > 0, norm(ahead - here.x) / torch.where(length > 0, length, 1.0), 1.0)
+        # With these forces x solves the problem for a point that is as far as `ahead`, and close to that.
+        start = Split(
+            here.x, scale.unsqueeze(-1) * here.forces, torch.zeros_like(going), torch.full_like(scale, torch.inf)
+        )
+        trial = improved(parts, ahead, start, start)
+        reached = going & trial.found
+        best = best.completed(trial, reached & (further >= 1))
+        here, at = here.completed(trial, reached), torch.where(reached, ahead, at)
+        share = torch.where(reached, further, share)
+        growth = torch.where(reached, (growth * growth).clamp(max=_LARGEST), growth.sqrt())
     return best
-
-
-def _judged(parts: Sequence[Set], z: Tensor, forces: Tensor) -> tuple[Tensor, Tensor]:
-    gap = torch.linalg.vector_norm(_apart(parts, z, forces), dim=(-2, -1)).unsqueeze(-1)
-    return gap <= torch.finfo(z.dtype).eps ** 0.75 * _size(z, forces), gap
-
-
-def _apart(parts: Sequence[Set], z: Tensor, forces: Tensor) -> Tensor:
-    """Return `x - project_i(x + forces_i)` for each part i, with `x = z - sum(forces)`, shape `(*lanes, parts, n)`."""
-    x = z - forces.sum(-2)
-    pairs = zip(parts, forces.unbind(-2), strict=True)
-    return torch.stack([x - part.project(x + force) for part, force in pairs], -2)
-
-
-def _inverse(parts: Sequence[Set], z: Tensor, forces: Tensor) -> Tensor:
-    """Return the pseudo-inverse of the derivative of `_apart` in the forces: a square matrix of `parts n` rows."""
-    x, n = z - forces.sum(-2), z.shape[-1]
-    one = torch.eye(n, dtype=z.dtype, device=z.device)
-    rows = []
-    for index, (part, force) in enumerate(zip(parts, forces.unbind(-2), strict=True)):
-        # d/dforces_j of x - project_i(x + forces_i) is -I - S (-I + [i = j] I) with the derivative S of project_i.
-        slope = _slope(part, x + force)
-        blocks = [slope - one - slope if other == index else slope - one for other in range(len(parts))]
-        rows.append(torch.cat(blocks, -1))
-    system = torch.cat(rows, -2)
-    return inverse(torch.where(torch.isfinite(system), system, 0.0))
-
-
-def _slope(part: Set, z: Tensor) -> Tensor:
-    """Return the derivative of a projection, shape `(*lanes, n, n)`."""
-    pullback = torch.func.vjp(part.project, z)[1]
-    n = z.shape[-1]
-    units = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, *(1,) * (z.ndim - 1), n).expand(n, *z.shape)
-    found: Tensor = torch.vmap(lambda unit: pullback(unit)[0])(units)
-    return found.movedim(0, -2)
-
-
-def _norm(v: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return length
-
-
-def _size(z: Tensor, forces: Tensor) -> Tensor:
-    return _norm(z) + _norm(z - forces.sum(-2))

@@ -36,6 +36,7 @@ class Halfspaces(Set):
         slack: a row is active when z is at most this far from its plane, up to rounding; absolute, in z's unit.
         validate: raise if the set is empty, which costs one projection and host synchronisations on an accelerator.
         equations: the number of leading rows that hold with equality; `Intersection` makes such sets.
+        extent: see `Set`; a number or shape `(*lanes, 1)`. `Intersection` knows it of its parts.
         prepared: rows scaled to norm one, right-hand sides and `A A'`, computed once by `fit`.
         knapsack: the same set as bounds and one weighted sum, if it has this form; computed once by `fit`.
 
@@ -49,6 +50,7 @@ class Halfspaces(Set):
     slack: float = 1e-7
     validate: bool = True
     equations: int = 0
+    extent: Tensor | float | None = None
     prepared: tuple[Tensor, Tensor, Tensor] | None = None
     knapsack: Knapsack | None = None
 
@@ -73,9 +75,9 @@ class Halfspaces(Set):
         return fitted._ready()
 
     @classmethod
-    def of(cls, rows: Rows, slack: float) -> Halfspaces:
-        """Return fitted rows as a set."""
-        return cls(rows.normals, rows.right, slack, validate=False, equations=rows.equations)._ready()
+    def of(cls, rows: Rows, slack: float, extent: Tensor | float | None) -> Halfspaces:
+        """Return fitted rows as a set of this extent."""
+        return cls(rows.normals, rows.right, slack, False, rows.equations, extent)._ready()
 
     def rows(self, layout: Layout) -> Rows:
         return Rows(self.A, torch.as_tensor(self.b), self.equations)

@@ -74,7 +74,10 @@ class Intersection(Set):
         # One set of all linear constraints has an exact projection, and needs no cycles over its parts.
         if len(linear) > 1:
             slack = max(getattr(part, "slack", 0.0) for part, _ in linear)
-            others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack))
+            extent = self._with([part for part, _ in linear]).extent
+            if extent is not None:  # a number has no axis that `vmap` could leave behind
+                extent = torch.atleast_1d(torch.as_tensor(extent).detach())
+            others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack, extent))
         else:
             others[:0] = [part for part, _ in linear]
         fitted = self._with(others or [Free()])

@@ -21,6 +21,7 @@ from tests.strategies import normal
 THETA = torch.tensor([0.3, -0.2], dtype=torch.float64)
 ZERO = torch.zeros(4, dtype=torch.float64)
 SUM = torch.ones(1, 4, dtype=torch.float64)
+ONE = torch.tensor(1e-6, dtype=torch.float64)
 ROW = torch.tensor([[0.6, -0.3, 0.2, 0.7]], dtype=torch.float64)
 
 
@@ -298,6 +299,36 @@ def test_an_intersection_is_as_small_as_its_smallest_part() -> None:
     for parts in ((L2Ball(1.0), L2Ball(1e-6, 0.1)), (L2Ball(1e-6, 0.1), L2Ball(1.0))):
         extent = Intersection(*parts).fit(layout).extent
         assert extent is not None and float(extent) == pytest.approx(2e-6)
+
+
+def test_flat_sets_in_one_piece_keep_the_extent_of_the_smallest() -> None:
+    """In a small set every point is near every other, so the residual is measured in a unit that the extent gives."""
+    slope = torch.tensor([3.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    sets = (Simplex(1e-6), Intersection(Simplex(1e-6), Box(0.0, 1.0)), Intersection(Simplex(ONE), Box(0.0, 1.0)))
+    wrong = torch.tensor([1e-6, 0.0, 0.0, 0.0], dtype=torch.float64)
+    found = [
+        blo.value_and_hypergrad(
+            lambda t, z: z.sum() + 0 * t,
+            blo.LowerProblem(lambda t, z: z @ slope, each),
+            THETA[0],
+            wrong,
+            solver=blo.Given(),
+            gradient=blo.Zero(),
+        ).report
+        for each in sets
+    ]
+    assert found[0].lower_residual is not None and found[0].lower_residual > 0.1
+    assert [each.lower_residual for each in found[1:]] == pytest.approx([found[0].lower_residual] * 2, rel=1e-9)
+
+
+def test_the_extent_of_each_problem_is_mapped_over() -> None:
+    def residual(total: Tensor) -> Tensor:
+        made = Intersection(Simplex(total), Box(0.0, 1.0), validate=False).fit(Layout.of(ZERO, batched=False))
+        assert made.extent is not None
+        return torch.as_tensor(made.extent)
+
+    totals = torch.tensor([1e-6, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(torch.vmap(residual)(totals), (2**0.5 * totals).unsqueeze(-1))
 
 
 def test_what_is_loose_enough_is_not_loosened() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import blo
 from blo import LevenbergMarquardt, LowerProblem
+from blo._formulas import forward_mode
 from tests import oracles
 from tests.lower import Counted, solve
 from tests.strategies import normal
@@ -296,3 +297,78 @@ def test_parts_in_each_others_places_are_refused() -> None:
         LevenbergMarquardt(linear_solver=blo.Implicit())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`hessian` must be 'full' or 'gauss-newton'"):
         blo.Implicit(hessian="fisher")  # type: ignore[arg-type]
+
+
+def test_the_gauss_newton_hessian_is_multiplied_as_products_say() -> None:
+    """The cross term alone evaluates the residuals once in forward mode, or not at all."""
+
+    def evaluations(products: Any) -> int:
+        seen: list[bool] = []
+
+        def residual(theta: Tensor, z: Tensor) -> Tensor:
+            seen.append(forward_mode())
+            return decay(theta, z)
+
+        lower = LowerProblem.least_squares(residual)
+        gradient = blo.Implicit(blo.CG(tol=1e-13), products=products, hessian="gauss-newton")
+        z = solve(lower, START, TIGHT, THETA).z
+        seen.clear()
+        out = blo.value_and_hypergrad(
+            lambda t, z: (z - 1).square().sum(), lower, THETA, z, solver=blo.Given(), gradient=gradient
+        )
+        found.append(out.grad)
+        return sum(seen)
+
+    found: list[Tensor] = []
+    assert evaluations("reverse") == 0
+    assert evaluations("forward") > 3
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-11)
+    with pytest.raises(ValueError, match="hessian='gauss-newton' needs exact products"):
+        blo.Implicit(products="finite-difference", hessian="gauss-newton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_residuals_in_half_precision_are_squared_in_single_precision(dtype: torch.dtype) -> None:
+    """The squares of these residuals exceed the largest number of float16, and bfloat16 would round their sum."""
+    matrix, wanted = 0.1 * normal(1, 40, 3).float() + 1, torch.linspace(300.0, 900.0, 40)
+    network = torch.nn.Linear(3, 40).to(dtype)
+
+    def cast(theta: Tensor, z: Tensor) -> Tensor:
+        return (matrix @ (theta * z) - wanted).to(dtype)
+
+    def under_autocast(theta: Tensor, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype):
+            return matrix @ (theta * z) - wanted.to(dtype)
+
+    def of_a_network(theta: Tensor, z: Tensor) -> Tensor:
+        found: Tensor = network((theta * z).to(dtype)) - wanted.to(dtype)
+        return found
+
+    at, z0 = torch.ones(()), torch.ones(3)
+    for residual in (cast, under_autocast, of_a_network):
+        value = LowerProblem.least_squares(residual).objective(at, z0)
+        half = residual(at, z0)
+        assert half.dtype == dtype and value.dtype == torch.float32
+        truth = 0.5 * half.detach().double().square().sum()
+        torch.testing.assert_close(value.detach().double(), truth, rtol=1e-6, atol=0)
+
+    # The residuals vanish at the solution, where half precision rounds them to less and less.
+    goal = torch.tensor([200.0, 300.0, 400.0])
+    lower = LowerProblem.least_squares(lambda t, z: matrix @ (t * z - goal))
+    theta = torch.ones((), requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        z = blo.argmin(lower, theta, z0, solver=LevenbergMarquardt(max_steps=200), on_failure="raise")
+    torch.testing.assert_close(z.detach(), goal, rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(z.sum(), theta)  # z = goal / theta
+    assert float(slope) == pytest.approx(-900, rel=0.05)
+
+
+def test_a_problem_in_half_precision_has_values_in_single_precision() -> None:
+    lower = LowerProblem.least_squares(lambda t, z: t * z - 500)
+    z0, theta = torch.zeros(4, dtype=torch.float16), torch.ones((), dtype=torch.float16)
+    assert float(lower.objective(theta, z0)) == 0.5 * 4 * 500**2
+    descent = blo.ProjectedGradient(step=0.5, max_steps=30, tol=None)
+    out = blo.value_and_hypergrad(
+        lambda t, z: z.float().mean(), lower, theta, z0, solver=descent, gradient=blo.Unrolled()
+    )
+    assert float(out.value) == 500 and float(out.grad) == pytest.approx(-500, rel=1e-2)
