@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from blo._autodiff import transforms_active
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._base import Pulled, Solve, Strategy
@@ -37,7 +39,11 @@ class _ZeroRule(FunctionRule):
         return self.solve(problem, z0)
 
     def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        return Solved.by(self, problem, z0, [leaf.detach() for leaf in leaves]).detach()
+        constants = [leaf.detach() for leaf in leaves]
+        if transforms_active():
+            return Solved.by(self, problem, z0, constants).detach()
+        with torch.no_grad():  # No derivative is ever taken: spare the overhead of an autograd function.
+            return self.forward(problem.bind(constants), z0).detach()
 
     def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         return Pulled([None] * len(problem.leaves))
