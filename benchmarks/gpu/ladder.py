@@ -49,7 +49,7 @@ def measured(stage: Stage, title: str, rung: Rung, device: torch.device, *, quic
         found = accelerate.obstacles(lambda: trainer.step(batch))
         return {"reason": "a graph needs a CUDA device", "capturable": not found, "obstacles": found}
     take = partial(trainer.replayed or trainer.step, batch)
-    (seconds,) = interleaved([take], repeats=2 if quick else 20, device=device, progress=False)
+    (seconds,) = interleaved([take], repeats=1 if quick else 20, device=device, progress=False)
     peak = None if before is None else (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not math.isfinite(float(trainer.step.loss)):
         raise RuntimeError("the loss of the training steps is not finite, so their time says nothing")

@@ -28,7 +28,8 @@ _SWITCHES: tuple[tuple[str, dict[str, Any]], ...] = (
 FIRST = _SWITCHES[0][0]
 #: Steps are clipped and averaged; the rate is small, since labels drawn at random teach nothing.
 _TRAINING = {"lr": 0.01, "schedule": "constant", "clip": 1.0, "ema": 0.999, "epochs": 1000, "eps": "8/255"}
-_BATCHES = 4  # of the epoch that warms up: a graph is captured in its third step
+#: Batches of the epoch that warms up. A graph is captured in its third step.
+_BATCHES = {"cuda": 4, "cpu": 1}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def prepared(title: str, switches: Mapping[str, Any], device: torch.device, *, q
     method, options = steps.METHODS[title]
     size, model = (4, "small-cnn") if quick else (128, "preact-resnet-18")
     chosen = {"data": "cifar10", "method": method, **options, "model": model, "batch_size": size, **_TRAINING}
-    dataset = _random_images(_BATCHES * size).to(device)
+    dataset = _random_images(_BATCHES[device.type] * size).to(device)
     trainer = Trainer(resolve({**chosen, "device": device.type, **switches}), dataset, device)
     trainer.train_epoch(0, lambda: None)
     return trainer, next(data.batches(dataset.train, size, generator=torch.Generator().manual_seed(0)))

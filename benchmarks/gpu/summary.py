@@ -101,7 +101,7 @@ def _ladder(rows: Mapping[str, Row]) -> str:
     for title, found in groups.items():
         timed = {rung: row for rung, row in found.items() if "milliseconds" in row}
         lines += ["", f"**{title}**", "", *_costs(timed)] if timed else []
-        seen = {rung: row["shares"] for rung, row in timed.items() if row["shares"]}
+        seen = {rung: row for rung, row in timed.items() if row["shares"]}
         lines += ["", *_families(seen)] if seen else []
         notes = [f"* {title}: {rung}: {_untimed(row)}" for rung, row in found.items() if rung not in timed]
         notes += [f"* {title}: {rung}: {row['unseen']}" for rung, row in timed.items() if "unseen" in row]
@@ -128,12 +128,13 @@ def _costs(timed: Mapping[str, Row]) -> list[str]:
     return lines
 
 
-def _families(seen: Mapping[str, Mapping[str, float]]) -> list[str]:
-    heads = list(next(iter(seen.values())))
-    lines = [f"| share of device time | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    return lines + [
-        f"| {rung} | {' | '.join(f'{100 * shares[head]:.1f} %' for head in heads)} |" for rung, shares in seen.items()
-    ]
+def _families(seen: Mapping[str, Row]) -> list[str]:
+    heads = list(next(iter(seen.values()))["shares"])
+    lines = [f"| share of device time | device ms | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(heads)]
+    for rung, row in seen.items():
+        cells = [f"{row['kernel_milliseconds']:.2f}", *(f"{100 * row['shares'][head]:.1f} %" for head in heads)]
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
+    return lines
 
 
 def _or_dash(value: float | None, form: str) -> str:

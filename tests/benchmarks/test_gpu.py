@@ -20,7 +20,7 @@ from adv_train.config import resolve
 from adv_train.data.stratified import stratified_head
 from adv_train.loading import load_data, load_model
 from adv_train.train import fit
-from benchmarks.gpu import cell, cli, replays, requirements, resumed, right, stages, steps, summary
+from benchmarks.gpu import cell, cli, ladder, replays, requirements, resumed, right, stages, steps, summary
 from benchmarks.gpu.catalogue import cases
 from benchmarks.gpu.draws import DrawnOnCPU
 from benchmarks.gpu.stages import Clock, OutOfTime, Stage
@@ -48,6 +48,7 @@ def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
     leave_uncompiled(monkeypatch)
+    monkeypatch.setattr(ladder, "TITLES", ("fast-at",))
     found = run(tmp_path, "--data", "digits")
     printed = capsys.readouterr()
     assert set(found) == {"gpu-right", "gpu-fast", "gpu-ladder", "gpu-true"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,7 +224,8 @@ def test_time_is_that_of_the_device_without_ranges_that_span_kernels() -> None:
     assert kernels.summed(events, on_gpu=False) == {**zero, "convolution, matmul": 2.0}
 
 
-def test_what_the_profiler_did_not_see_is_said() -> None:
+def test_what_the_profiler_did_not_see_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "profile", lambda **_: nullcontext(SimpleNamespace(events=list)))
     row = ladder._kernels(lambda: None, CPU, 1)
     assert row["shares"] is None and "CUPTI" in row["unseen"]
     timed = {"milliseconds": 2.0, "images_per_second": 64e3, "epoch_seconds": 0.7, "speedup": None}
@@ -237,3 +239,6 @@ def test_what_the_profiler_did_not_see_is_said() -> None:
     assert "| compiled | 2.00 | 64000 | 0.70 | – | 12.00 | 3.2 | 801 | 456 | 61.7 % |" in page
     assert "share of device time" not in page
     assert "* fast-at: CUDA graph: UserError: no" in page and f"* fast-at: compiled: {row['unseen']}" in page
+    timed |= {"shares": {"elementwise": 0.75, "other": 0.25}, "kernel_milliseconds": 1.5}
+    page = summary.of({"ladder": SimpleNamespace(rows=rows)})
+    assert "| compiled | 1.50 | 75.0 % | 25.0 % |" in page
