@@ -1,4 +1,4 @@
-"""One command for a GPU: is it right, how fast is it, what does training come to.
+"""One command for a GPU: is it right, how fast is it and what makes it so, what does training come to.
 
 Each stage writes its record under results/ row by row; what is there already is not done again, so that repeated
 short calls go on.
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import fast, right, summary, true
+from benchmarks.gpu import fast, ladder, right, summary, true
 from benchmarks.gpu.stages import Clock, Stage
 from benchmarks.registry import stderr
 
-_STAGES = ("right", "fast", "true")
+_STAGES = ("right", "fast", "ladder", "true")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             right.run(stages[name], device, clock, quick=options.quick)
         elif name == "fast":
             fast.run(stages[name], device, clock, quick=options.quick)
+        elif name == "ladder":
+            ladder.run(stages[name], device, clock, quick=options.quick)
         elif options.data:
             true.run(
                 stages[name],
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="NAME", help="what `true` trains on, as `adv-train fit --data` takes it")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many minutes (9)")
     parser.add_argument(
-        "--stages", nargs="+", choices=_STAGES, default=_STAGES, metavar="STAGE", help="right fast true"
+        "--stages", nargs="+", choices=_STAGES, default=_STAGES, metavar="STAGE", help=" ".join(_STAGES)
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--workers", type=int, default=3, help="runs of `true` at a time (3)")

@@ -51,12 +51,17 @@ class Stage:
         device: Recorded with the versions.
         quick: Sizes of a test; its rows never count as done for another size.
         same_code: Whether a row counts as done only where `blo` and `adv_train` are what they were then.
+
+    Attributes:
+        rows: By name; each says on which device, with which torch and of which commit it was made.
+        on: The name of the device of this call.
     """
 
     def __init__(self, path: Path, device: torch.device, *, quick: bool, same_code: bool = False) -> None:
         self.path = path
         now = record.environment(Setting(device=device, quick=quick))
         self.environment = {"machine": now["machine"], "versions": now["versions"], "quick": quick}
+        self.on: str = now["machine"]["gpu"] or now["machine"]["cpu"]
         self._code, self._same_code = code(), same_code
         self.rows: dict[str, Row] = {}
         if path.exists():
@@ -89,8 +94,8 @@ class Stage:
         """Put a row into the record and write it. Each row says on what it was made, and of which code."""
         if "failure" in row:
             row = {**row, "tries": self.rows.get(name, {}).get("tries", 0) + 1}
-        machine, versions = self.environment["machine"], self.environment["versions"]
-        on = {"on": machine["gpu"] or machine["cpu"], "torch": versions["torch"], "commit": versions["commit"]}
+        versions = self.environment["versions"]
+        on = {"on": self.on, "torch": versions["torch"], "commit": versions["commit"]}
         self.rows[name] = {**row, **on, "code": self._code}
         record.write({**self.environment, "rows": self.rows}, self.path)
         stderr(f"{self.path.stem}: {name}: {_shown(row)}")

@@ -18,8 +18,9 @@ class Rows(Protocol):
 
 
 def of(stages: Mapping[str, Rows]) -> str:
-    """Return the summary of the stages' records as Markdown."""
-    parts = [_right(stages["right"].rows), _fast(stages["fast"].rows), _true(stages["true"].rows)]
+    """Return the summary of the stages' records as Markdown; stages that are not there are left out."""
+    sections = {"right": _right, "fast": _fast, "ladder": _ladder, "true": _true}
+    parts = [section(stages[name].rows) for name, section in sections.items() if name in stages]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,6 +87,58 @@ def _fast(rows: Mapping[str, Row]) -> str:
                 for goal in row["goals"]
             ]
     return "\n".join(["## Fast", *_origin(rows), "", *lines]) if lines else ""
+
+
+def _ladder(rows: Mapping[str, Row]) -> str:
+    """Return for each method what its rungs cost, and where the time of the device goes."""
+    if not rows:
+        return ""
+    groups: dict[str, dict[str, Row]] = defaultdict(dict)
+    for name, row in rows.items():
+        title, _, rung = name.rpartition(": ")
+        groups[title][rung] = row
+    lines = ["## Ladder", *_origin(rows)]
+    for title, found in groups.items():
+        timed = {rung: row for rung, row in found.items() if "milliseconds" in row}
+        lines += ["", f"**{title}**", "", *_costs(timed)] if timed else []
+        seen = {rung: row for rung, row in timed.items() if row["shares"]}
+        lines += ["", *_families(seen)] if seen else []
+        notes = [f"* {title}: {rung}: {_untimed(row)}" for rung, row in found.items() if rung not in timed]
+        notes += [f"* {title}: {rung}: {row['unseen']}" for rung, row in timed.items() if "unseen" in row]
+        lines += ["", *notes] if notes else []
+    return "\n".join(lines)
+
+
+def _untimed(row: Row) -> str:
+    if "failure" in row:
+        return str(row["failure"])
+    return f"not timed, {row['reason']}; {', '.join(row['obstacles']) or 'nothing found that a graph cannot hold'}"
+
+
+def _costs(timed: Mapping[str, Row]) -> list[str]:
+    heads = ("rung", "ms", "images/s", "s/epoch", "faster than before", "than the first", "s to prepare", "peak MiB",
+             "TFLOP/s", "of matmul")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for rung, row in timed.items():
+        cells = [f"{row['milliseconds']:.2f}", f"{row['images_per_second']:.0f}", f"{row['epoch_seconds']:.2f}"]
+        cells += [_or_dash(row["speedup"], "{:.2f}"), _or_dash(row["speedup_over_first"], "{:.2f}")]
+        cells += [_or_dash(row["prepare_seconds"], "{:.1f}"), _or_dash(row["peak_mib"], "{:.0f}")]
+        cells += [f"{row['flops_per_second'] / 1e12:.3g}", f"{100 * row['of_matrix_rate']:.1f} %"]
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
+    return lines
+
+
+def _families(seen: Mapping[str, Row]) -> list[str]:
+    heads = list(next(iter(seen.values()))["shares"])
+    lines = [f"| share of device time | device ms | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(heads)]
+    for rung, row in seen.items():
+        cells = [f"{row['kernel_milliseconds']:.2f}", *(f"{100 * row['shares'][head]:.1f} %" for head in heads)]
+        lines.append(f"| {rung} | {' | '.join(cells)} |")
+    return lines
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def _true(rows: Mapping[str, Row]) -> str:

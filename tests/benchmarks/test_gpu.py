@@ -20,12 +20,13 @@ from adv_train.config import resolve
 from adv_train.data.stratified import stratified_head
 from adv_train.loading import load_data, load_model
 from adv_train.train import fit
-from benchmarks.gpu import cell, cli, replays, requirements, resumed, right, stages, steps, summary
+from benchmarks.gpu import cell, cli, ladder, replays, requirements, resumed, right, stages, steps, summary
 from benchmarks.gpu.catalogue import cases
 from benchmarks.gpu.draws import DrawnOnCPU
 from benchmarks.gpu.stages import Clock, OutOfTime, Stage
 from benchmarks.record import ROOT
 from tests.accelerator import DEVICE
+from tests.benchmarks.uncompiled import leave_uncompiled
 
 CPU = torch.device("cpu")
 
@@ -46,9 +47,11 @@ def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
     # Three processes import torch: where nothing compiled is kept, each would spend most of its time on compiling it.
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+    leave_uncompiled(monkeypatch)
+    monkeypatch.setattr(ladder, "TITLES", ("fast-at",))
     found = run(tmp_path, "--data", "digits")
     printed = capsys.readouterr()
-    assert set(found) == {"gpu-right", "gpu-fast", "gpu-true"}
+    assert set(found) == {"gpu-right", "gpu-fast", "gpu-ladder", "gpu-true"}
     assert all("failure" not in row for record in found.values() for row in record["rows"].values())
     assert all(row.get("met", True) for row in found["gpu-right"]["rows"].values())
     (steps,) = (row for row in found["gpu-fast"]["rows"].values() if "methods" in row)
@@ -62,10 +65,10 @@ def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
     assert killed["met"] and killed["same_records"] and killed["goal"] == 0  # to the bit, on a CPU
     for record in found.values():
         assert {row["torch"] for row in record["rows"].values()} == {record["versions"]["torch"]}
-    for heading in ("## Right", "## Fast", "## True", "fast-at, 8/255"):
+    for heading in ("## Right", "## Fast", "## Ladder", "## True", "fast-at, 8/255"):
         assert heading in printed.out
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("gpu-*.json")}
-    run(tmp_path, "--stages", "right", "fast")
+    run(tmp_path, "--stages", "right", "fast", "ladder")
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("gpu-*.json")} == before
 
 

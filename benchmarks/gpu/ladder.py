@@ -1,0 +1,113 @@
+"""What each optimisation is worth: whole training steps from the slow path to the fast one, one switch at a time."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+from functools import partial
+
+import torch
+
+from adv_train import accelerate
+from adv_train.bench.count import flops
+from adv_train.bench.timing import interleaved
+from adv_train.data import Batch
+from adv_train.methods import METHODS
+from adv_train.trainer import Trainer
+from adv_train.training_step import TrainingStep
+from benchmarks.gpu import kernels, matrix, steps
+from benchmarks.gpu.rungs import FIRST, Rung, prepared, rungs
+from benchmarks.gpu.stages import Clock, Row, Stage
+
+TITLES = ("fast-at", "pgd-at", "fast-bat", "fast-bat, shifted, 1 step")
+_TRAINING_IMAGES = 45_000
+
+
+def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> None:
+    """Measure every rung of every method."""
+    for title in TITLES[:: 2 if quick else 1]:
+        name, options = steps.METHODS[title]
+        for rung in rungs(METHODS.create(name, **options)):
+            stage.do(f"{title}: {rung.name}", clock, partial(measured, stage, title, rung, device, quick=quick))
+
+
+def measured(stage: Stage, title: str, rung: Rung, device: torch.device, *, quick: bool) -> Row:
+    """Return what a training step costs on a rung, or why it cannot run on this device.
+
+    Raises:
+        UserError: when `torch.compile` does not work here.
+        RuntimeError: when the steps make the loss infinite or NaN.
+    """
+    kind = rung.switches.get("accelerate", "off")
+    if kind == "compile":
+        accelerate.check(kind, device)
+        torch.compiler.reset()  # it stops compiling a function that it has compiled for several models
+    before = _cleared(device)
+    trainer, batch = prepared(title, rung.switches, device, quick=quick)
+    if kind == "graph" and device.type != "cuda":
+        found = accelerate.obstacles(lambda: trainer.step(batch))
+        return {"reason": "a graph needs a CUDA device", "capturable": not found, "obstacles": found}
+    take = partial(trainer.replayed or trainer.step, batch)
+    (seconds,) = interleaved([take], repeats=1 if quick else 20, device=device, progress=False)
+    peak = None if before is None else (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not math.isfinite(float(trainer.step.loss)):
+        raise RuntimeError("the loss of the training steps is not finite, so their time says nothing")
+    median = statistics.median(seconds)
+    return {
+        "milliseconds": 1e3 * median,
+        "images_per_second": len(batch.y) / median,
+        "epoch_seconds": _TRAINING_IMAGES * median / len(batch.y),
+        **_speedups(stage, title, rung, 1e3 * median),
+        "prepare_seconds": trainer.prepared() if kind != "off" else None,
+        "peak_mib": peak,
+        **_work(trainer, batch, median),
+        **_kernels(take, device, 1 if quick else 3),
+    }
+
+
+def _cleared(device: torch.device) -> int | None:
+    """Forget the rung before; return the bytes that are held all the same, None on a CPU."""
+    gc.collect()
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _speedups(stage: Stage, title: str, rung: Rung, milliseconds: float) -> Row:
+    """Return the time of the rung before, and of the first, over that of this one; None where it was not measured."""
+
+    def over(name: str | None) -> float | None:
+        row = stage.rows.get(f"{title}: {name}", {})
+        return row["milliseconds"] / milliseconds if "milliseconds" in row and row["on"] == stage.on else None
+
+    if rung.name == FIRST:
+        return {"speedup": 1.0, "speedup_over_first": 1.0}
+    return {"speedup": over(rung.before), "speedup_over_first": over(FIRST)}
+
+
+def _work(trainer: Trainer, batch: Batch, seconds: float) -> Row:
+    config, device = trainer.config, trainer.device
+    # The counter does not see into compiled code; the same step without it does the same products.
+    eager = TrainingStep(
+        trainer.state,
+        trainer.method,
+        config.threat,
+        device,
+        precision=config.compute.precision,
+        clip=config.optimizer.clip,
+        generator=trainer.noise,
+    )
+    count = flops(lambda: eager(batch))
+    rate = matrix.rate(config.compute.precision, device)
+    reached = count / seconds
+    return {"flops": count, "flops_per_second": reached, "matrix_rate": rate, "of_matrix_rate": reached / rate}
+
+
+def _kernels(take: partial[None], device: torch.device, count: int) -> Row:
+    shares, milliseconds = kernels.shares(take, device, steps=count)
+    if milliseconds == 0:
+        return {"shares": None, "unseen": "torch's profiler saw no kernel: it may lack CUPTI or the right to use it"}
+    return {"shares": shares, "kernel_milliseconds": milliseconds}
