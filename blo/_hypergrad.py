@@ -135,12 +135,13 @@ def value_and_hypergrad(
         value, aux = split(value, "upper")
     _check_upper(value)
     live = [leaf for leaf in leaves if leaf.requires_grad]
-    slopes = torch.autograd.grad(value, [*live, z], allow_unused=True)
-    *slopes_in_theta, v = [
-        torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, [*live, z], strict=True)
-    ]
-    filled = iter(slopes_in_theta)
-    direct = [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
+    # A strategy that treats z as a constant needs no gradient in z: in the first layer of a network it is not free.
+    wanted = [*live, z] if gradient.expects_theta else live
+    slopes = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
+    filled = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, wanted, strict=True)]
+    slopes_in_theta = iter(filled[: len(live)])
+    v = filled[-1] if gradient.expects_theta else torch.zeros_like(z)
+    direct = [next(slopes_in_theta) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
     pulled: Pulled = bare(rule.pull, at_theta, start, found, v, guess)
     checks.all_finite(
