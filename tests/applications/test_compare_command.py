@@ -352,7 +352,7 @@ DIGITS = ["--data", "digits", "--methods"]
         ([*DIGITS, "fast-at(seed=3)"], "sets a seed"),
         ([*DIGITS, "missing.yaml"], "There is no configuration file `missing.yaml`"),
         ([*DIGITS, "fast-at", "--seeds", "0"], "`seeds` must be a whole number of at least 1"),
-        ([*DIGITS, "fast-at", "--cost", "4F"], "the 5.00 F that fast-at, the cheapest method, spends"),
+        ([*DIGITS, "fast-at", "--cost", "4F"], "the 4.94 F that fast-at, the cheapest method, spends"),
         ([*DIGITS, "fast-at", "--cost", "7G"], "`cost` must be a number of forward passes a batch, such as 7F"),
         ([*DIGITS, "standard,fast-bat", "--cost", "3F", "--epochs", "1"], "fast-bat would get 0.26 epochs"),
         ([*DIGITS, "fast-at", "--baseline", "fast-bat"], "Unknown baseline `fast-bat`"),

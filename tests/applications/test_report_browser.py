@@ -52,11 +52,22 @@ PALE = """
     : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
     if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const under = e => {  // the shape that a text of a drawing lies on
+    e.scrollIntoView({block: "center"});
+    const r = e.getBoundingClientRect();
+    for (const o of document.elementsFromPoint((r.left + r.right) / 2, (r.top + r.bottom) / 2)) {
+      const {fill, fillOpacity, opacity} = getComputedStyle(o);
+      const shape = o.namespaceURI.endsWith("svg") && !["svg", "text", "tspan"].includes(o.localName);
+      if (shape && parse(fill).length && fillOpacity !== "0" && opacity !== "0") return parse(fill);
+    }
+    return null;
+  };
   const found = [];
   for (const e of document.querySelectorAll("body *")) {
     if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.getClientRects().length) continue;
     const style = getComputedStyle(e), drawn = e.namespaceURI.endsWith("svg");
-    const ends = [light(parse(drawn ? style.fill : style.color)), light(behind(e))].sort((a, b) => b - a);
+    const ends = [light(parse(drawn ? style.fill : style.color)), light((drawn && under(e)) || behind(e))];
+    ends.sort((a, b) => b - a);
     const contrast = (ends[0] + 0.05) / (ends[1] + 0.05);
     if (contrast < 4.5) found.push([contrast, e.outerHTML.slice(0, 120)]);
   }
@@ -162,11 +173,13 @@ def test_the_checks_see_what_is_cut_off_pale_and_missing(opened: Browser, tmp_pa
         "<!doctype html><meta name=viewport content='width=device-width'><main><p style='width:500px'>wide</p>"
         "<p style='color:#999'>pale</p><div style='width:50px;overflow:hidden;white-space:nowrap'>hidden words</div>"
         "<h2>onewordthatgoesonandonandonandonandonandon</h2>"
-        "<svg width=50 height=20><text x=30 y=15>longer than it</text></svg><img src='data:image/png;base64,AAAA'>"
+        "<svg width=50 height=20><text x=30 y=15>longer than it</text></svg>"
+        "<svg width=90 height=20><rect width=90 height=20 fill='#777' /><text x=5 y=15 fill='#999'>faint</text></svg>"
+        "<img src='data:image/png;base64,AAAA'>"
         "<script>console.error('oh')</script><div style='overflow-x:auto'><p style='width:600px'>in a box</p></div>"
     )
     opened.open(page, 390)
     kinds = {kind for kind, *_ in opened.evaluate(CUT_OFF)}
     assert kinds == {"off the page", "hidden", "overflows", "outside of its drawing"}
-    (pale,) = opened.evaluate(PALE)
-    assert "pale" in pale[1] and opened.evaluate(PICTURES) == [False] and len(opened.said) == 1
+    pale, faint = opened.evaluate(PALE)
+    assert "pale" in pale[1] and "faint" in faint[1] and opened.evaluate(PICTURES) == [False] and len(opened.said) == 1
