@@ -13,12 +13,12 @@ def call_with(
 ) -> Any:
     """Return the module's output with these parameters and buffers, and leave the module as it was.
 
-    `torch.func.functional_call` does not: of a module with two names, it puts a given tensor back in the place of the
-    module's own.
+    `torch.func.functional_call` does not: if a submodule has two names, it leaves the given tensors in it.
 
     Args:
         module: the module.
-        state: tensors by name. What the module assigns to a name during the call comes back in it.
+        state: a dict from names to tensors. If the module assigns another tensor to one of these names during the
+            call, the dict holds that tensor afterwards.
         arguments: positional arguments of the module.
         keywords: keyword arguments of the module.
     """

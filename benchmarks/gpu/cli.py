@@ -1,4 +1,4 @@
-"""One command for a GPU: is it right, how fast is it and what makes it so, what does training come to.
+"""One command for a GPU: is it right, how fast is it, what makes it fast, and what does training reach.
 
 Each stage writes its record under results/ row by row; what is there already is not done again, so that repeated
 short calls go on.

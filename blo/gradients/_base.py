@@ -204,7 +204,7 @@ class Strategy(abc.ABC):
 
     Attributes:
         expects_theta: theta should influence the solution, and a warning says so if it does not. If False, the
-            strategy treats the solution as a constant.
+            strategy treats the solution as a constant: the upper gradient in z is not computed, and `pull` gets zeros.
         unrolls: the strategy differentiates the steps of the solver, not the solution.
         measures_residual: `pull` measures the lower residual, so the solve need not.
         start: a function of theta that returns the start of the solver, or None.

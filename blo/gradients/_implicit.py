@@ -33,7 +33,8 @@ class Implicit(Stationary):
     Raises:
         StructureError: if `linear_solver` has the wrong type; when the solution is differentiated, if `hessian` is
             `"gauss-newton"` and the problem was not made by `LowerProblem.least_squares`.
-        ValueError: if `products` or `hessian` is none of the values above, or they do not go together.
+        ValueError: if `products` or `hessian` has another value, or `hessian="gauss-newton"` is combined with
+            `products="finite-difference"`.
     """
 
     linear_solver: LinearSolver = field(default_factory=Auto)

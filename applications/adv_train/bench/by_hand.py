@@ -92,7 +92,7 @@ def _sign_steps(
     return dict(zip(params, grads, strict=True))
 
 
-#: The steps, by name of the method.
+#: The hand-written step of each method.
 STEPS: dict[str, HandStep] = {
     "standard": standard,
     "fast-at": fast_at,

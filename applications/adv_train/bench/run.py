@@ -45,7 +45,8 @@ class Row:
         milliseconds: Median time of a step.
         images_per_second: Training images per second.
         over_standard: Median ratio to the time of a step of standard training in the same round.
-        over_by_hand: Median ratio to the time of the same step in one hand-written function; None if there is none.
+        over_by_hand: Median ratio to the time of the same step in one hand-written function; None for methods
+            without one.
         peak_mib: Peak memory on a CUDA device in MiB; None on other devices.
         over_eager: Median ratio of the accelerated to the eager step in the same round; None without acceleration.
         prepare_seconds: Seconds for capture or compilation; None without acceleration.

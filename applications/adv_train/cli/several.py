@@ -57,11 +57,11 @@ def finish(
 
     Args:
         cells: The cells, in the order in which they start.
-        write: Called after each cell with the reasons of the failures so far, by name of the cell.
+        write: Called after each cell with a dict from the names of the failed cells to the reasons.
         grid: The flags that say where the cells run.
 
     Returns:
-        The reasons of all failures, by name of the cell.
+        A dict from the names of the failed cells to the reasons.
     """
     failed: dict[str, str] = {}
     with closing(grid.run_cells(cells)) as ended:

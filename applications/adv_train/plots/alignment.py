@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Lines: TypeAlias = list[tuple[Run, list[tuple[float, float]]]]
 
 _ALIGNED = 0.7
+"""The axis starts at 0 unless all curves lie above this alignment."""
 
 
 @FIGURES.register("alignment")
@@ -68,8 +69,8 @@ examples:
         ALIGNMENT.frame(axes)
         axes.grid(axis="y")
         lowest = axes.get_ylim()[0]
-        # A loss of alignment is a fall to almost 0, so the axis shows 0 unless all curves are far above it.
-        axes.set_ylim(lowest if lowest > _ALIGNED else min(0.0, lowest), None if lowest > _ALIGNED else 1.02)
+        if lowest <= _ALIGNED:
+            axes.set_ylim(min(0.0, lowest), 1.02)
         axes.set_ylabel(f"gradient alignment ({ALIGNMENT.axis})")
         axes.set_title(ALIGNMENT.title)
         legend_below(figure, list(axes.get_lines()), [run.name for run, _ in numbers])
