@@ -15,15 +15,16 @@ from adv_train.methods import Method
 from adv_train.trainer import Trainer
 from benchmarks.gpu import steps
 
-#: What each rung is called, and the keys of the configuration that it sets.
-_SWITCHES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("fp32", {"precision": "fp32"}),
-    ("tf32", {"precision": "tf32"}),
-    ("bf16", {"precision": "bf16"}),
-    ("channels last", {"channels_last": True}),
-    ("fused optimiser", {"optimizer_options": {"fused": True}}),
-    ("CUDA graph", {"accelerate": "graph"}),
-    ("compiled", {"accelerate": "compile"}),
+#: What each rung is called, the rung that it is added to, and the keys of the configuration that it sets. The graph
+#: refuses torch's fused optimiser: it has one of its own, which updates all weights in a few kernels as well.
+_SWITCHES: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
+    ("fp32", None, {"precision": "fp32"}),
+    ("tf32", "fp32", {"precision": "tf32"}),
+    ("bf16", "tf32", {"precision": "bf16"}),
+    ("channels last", "bf16", {"channels_last": True}),
+    ("fused optimiser", "channels last", {"optimizer_options": {"fused": True}}),
+    ("CUDA graph", "channels last", {"accelerate": "graph"}),
+    ("compiled", "fused optimiser", {"accelerate": "compile"}),
 )
 FIRST = _SWITCHES[0][0]
 #: Steps are clipped and averaged; the rate is small, since labels drawn at random teach nothing.
@@ -48,15 +49,13 @@ class Rung:
 
 
 def rungs(method: Method) -> Iterator[Rung]:
-    """Yield the rungs of a method: the graph, and compilation where the method allows it, both on top of the rest."""
-    chosen: dict[str, Any] = {}
-    before = None
-    for name, adds in _SWITCHES:
+    """Yield the rungs of a method, with compilation where the method allows it."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, before, adds in _SWITCHES:
         if adds.get("accelerate") == "compile" and not method.differentiates_once:
             continue
-        yield Rung(name, before, {**chosen, **adds})
-        if "accelerate" not in adds:
-            chosen, before = {**chosen, **adds}, name
+        found[name] = {**(found[before] if before else {}), **adds}
+        yield Rung(name, before, found[name])
 
 
 def prepared(title: str, switches: Mapping[str, Any], device: torch.device, *, quick: bool) -> tuple[Trainer, Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,14 @@ def test_a_step_that_waits_is_found() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"nesterov": True}, {"dampening": 0.3}, {"maximize": True, "weight_decay": 0.1}, {"momentum": 0.0}],
+    [
+        {},
+        {"nesterov": True},
+        {"dampening": 0.3},
+        {"maximize": True, "weight_decay": 0.1},
+        {"momentum": 0.0},
+        {"foreach": True, "fused": False, "differentiable": False},
+    ],
     ids=lambda options: " ".join(options) or "momentum",
 )
 def test_sgd_with_rates_on_the_device_is_that_of_torch(options: dict[str, Any]) -> None:
@@ -134,6 +142,50 @@ def test_sgd_with_rates_on_the_device_is_that_of_torch(options: dict[str, Any]) 
             made.step()
         moved.append(params)
     assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
+
+
+def test_a_weight_without_a_gradient_in_the_first_steps_leaves_the_momentum_of_the_others() -> None:
+    moved: list[list[Tensor]] = []
+    for kind in (torch.optim.SGD, SteadySGD):
+        params = [torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)]
+        made = kind(params, lr=0.1, momentum=0.9, dampening=0.2)
+        for number in range(4):
+            for value in params[: 1 if number < 2 else 2]:
+                value.grad = torch.full_like(value, 1.0 + number)
+            made.step()
+        moved.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*moved, strict=True))
+
+
+#: The options of torch's SGD that the tests above compare with torch.
+COMPARED = {"params", "lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "foreach"}
+IGNORED: list[dict[str, Any]] = [
+    {"foreach": False},
+    *({name: True} for name in inspect.signature(torch.optim.SGD).parameters if name not in COMPARED),
+]
+
+
+@pytest.mark.parametrize("option", IGNORED, ids=lambda option: "-".join(option))
+def test_an_option_of_sgd_that_would_have_no_effect_is_refused(option: dict[str, Any]) -> None:
+    (name,) = option
+    value = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"^`{name}[^\n]*` would have no effect[^\n]*Leave it out[^\n]*$"):
+        SteadySGD([value], lr=0.1, **option)
+    made = SteadySGD([value], lr=0.1)
+    with pytest.raises(ValueError, match=f"`{name}"):
+        made.add_param_group({"params": [torch.ones(3, requires_grad=True)], **option})
+    assert len(made.param_groups) == 1
+    with pytest.raises(ValueError, match=f"`{name}"):
+        made.load_state_dict(torch.optim.SGD([value], lr=0.1, **option).state_dict())
+    config = OptimizerConfig(lr=0.1, options=option)
+    with pytest.raises(UserError, match=rf"`sgd` cannot train with these options: `{name}[^\n]*$"):
+        config.create([value], captured=True)
+
+
+def test_options_of_other_optimizers_are_refused_for_a_captured_sgd() -> None:
+    assert {"fused", "differentiable"} <= {name for option in IGNORED for name in option}
+    with pytest.raises(UserError, match="`sgd` has no option `capturable`"):
+        OptimizerConfig(lr=0.1, options={"capturable": True})
 
 
 def test_the_parts_of_a_step_are_captured_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:

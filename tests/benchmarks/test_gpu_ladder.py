@@ -144,7 +144,9 @@ def test_a_rung_adds_one_switch_to_the_one_before(title: str) -> None:
     name, options = steps.METHODS[title]
     found = {rung.name: rung for rung in rungs(METHODS.create(name, **options))}
     assert list(found)[:6] == [*EAGER, "CUDA graph"] and ("compiled" in found) == (title != "fast-bat")
-    assert {found[rung].before for rung in ("CUDA graph", "compiled") if rung in found} == {"fused optimiser"}
+    # The optimiser of the graph refuses `fused`.
+    assert found["CUDA graph"].before == "channels last"
+    assert title == "fast-bat" or found["compiled"].before == "fused optimiser"
     for rung in found.values():
         below = found[rung.before].switches if rung.before else {}
         assert sum(below.get(key) != value for key, value in rung.switches.items()) == 1
