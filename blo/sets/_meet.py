@@ -15,9 +15,12 @@ from blo.sets._base import Set
 from blo.sets._dykstra import search
 from blo.sets._norm import euclidean_norm
 from blo.sets._rows import Face, inverse, times
+from blo.sets._split import unit
 
 #: Relative reduction of the force of a part, to test which constraints stay active.
 _EASE = 1e-5
+#: The least distance of the points around z that are projected, in units of rounding.
+_ROUNDINGS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +219,10 @@ def pushed_back(part: Set, z: Tensor) -> Tensor:
 
     It is the sum of the displacements when points around z, in both directions of each axis, are projected.
     """
-    n, reach = z.shape[-1], torch.finfo(z.dtype).eps ** 0.5 * (1 + z.abs().amax(-1, keepdim=True))
+    n, size, eps = z.shape[-1], 1 + z.abs().amax(-1, keepdim=True), torch.finfo(z.dtype).eps
+    # From a point further away than the part is long, a projection also ends on faces that do not touch z. A point
+    # nearer than the rounding of z would be z.
+    reach = torch.maximum(eps**0.5 * unit([part], size), _ROUNDINGS * eps * size)
     units = torch.eye(n, dtype=z.dtype, device=z.device).reshape(n, *(1,) * (z.ndim - 1), n)
     around = z + reach * torch.cat([units, -units])
     moved: Tensor = around - torch.vmap(part.project)(around)

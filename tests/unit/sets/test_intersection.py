@@ -331,6 +331,21 @@ def test_the_extent_of_each_problem_is_mapped_over() -> None:
     torch.testing.assert_close(torch.vmap(residual)(totals), (2**0.5 * totals).unsqueeze(-1))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-9])
+def test_a_part_that_z_does_not_touch_does_not_move_it(size: float) -> None:
+    """Without a gradient, z follows the parts that it touches, also where it is close to others in a small set."""
+    at, layout = torch.tensor([0.6, 0.8], dtype=torch.float64), Layout.of(torch.zeros(2).double(), batched=False)
+
+    def made(theta: Tensor) -> Set:
+        return Intersection(L2Ball(size * (1 + theta[0])), L2Ball(size * (1 + theta[1]), 0.6 * size * at)).fit(layout)
+
+    def moved(theta: Tensor) -> Tensor:
+        return made(theta).motion(made(torch.zeros_like(theta)), size * at)
+
+    found = torch.autograd.functional.jacobian(moved, torch.zeros(2).double())
+    torch.testing.assert_close(found / size, torch.stack([at, torch.zeros_like(at)], -1), rtol=0, atol=1e-6)
+
+
 def test_what_is_loose_enough_is_not_loosened() -> None:
     layout = Layout.of(ZERO, batched=False)
     fitted = Intersection(L2Ball(1.0), Box(0.0, 0.4)).fit(layout)
