@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, length
-from blo._term import Term
+from blo._term import Term, within_reach
 
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
@@ -16,6 +16,8 @@ NEAR_ZERO = 1e-4
 _LOOKS = 2
 #: The part of a Newton step, relative to z, that is too short to hide an error along far smaller curvatures.
 HIDDEN = 3e-10
+#: An error of z in a small set that cannot be told from rounding, in units of rounding.
+_ROUNDINGS = 8
 #: How often a step that shows no curvature is made longer, and by which factor.
 _LONGER, _LONG = 8, 1e4
 
@@ -76,14 +78,16 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         at: the point and the start.
         unit: the unit of the residual; None for 1.
         fine: length of the rest of the Newton step below which no more curvatures are measured, shape `(*lanes, 1)`; by
-            default `HIDDEN` times z.
+            default `HIDDEN` times z, or times the extent of a small set.
     """
-    fine = HIDDEN * at.span if fine is None else fine
+    span, eps = within_reach(problem.term, at.span), torch.finfo(at.z.dtype).eps
+    fine = HIDDEN * span if fine is None else fine
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
-    step = max(torch.finfo(at.z.dtype).eps ** 0.5, 1e-6) * torch.where(at.span > 0, at.span, NEAR_ZERO)
+    step = max(eps**0.5, 1e-6) * torch.where(span > 0, span, NEAR_ZERO)
+    step = torch.maximum(step, eps**0.75 * at.span)  # in a small set far from zero, a step above the rounding of z
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
@@ -120,6 +124,10 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     # The residual was scaled to length 1. Its Newton step is `newton`, plus the rest over the last curvature.
     curved = 1 / (length(newton) + share / curved)
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
+    # Rounding may hide an error of z up to a share of this rise. In a small set such an error is compared with the set,
+    # as far as z itself can be rounded.
+    short = torch.maximum(max(eps**0.5, 1e-6) * span, _ROUNDINGS * eps * at.span)
+    step = torch.where(span < at.span, torch.minimum(step, short), step)
     return curved, (curved * step).squeeze(-1)
 
 

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import length
-from blo._term import Term
+from blo._term import Term, small_extent
 from blo.sets import Free
 
 __all__ = ["natural", "residual", "scale"]
 
-#: A set with an extent below this is small: a residual of the size of the set may be below a solver's tolerance.
-_SMALL = 1e-3
 #: The shortest step of the natural map, relative to z, as a power of machine epsilon.
 _REACH = 0.25
+#: In a small set, the shortest step relative to its extent, and relative to z as a power of machine epsilon.
+_INSIDE, _ROUNDED = 1e-3, 0.75
 #: The longest step of the natural map, relative to z, and the smallest length of z in this comparison.
 _LONG, _TINY = 1e6, 1e-7
 
@@ -29,20 +29,23 @@ def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> T
         return torch.ones_like(slope[..., :1])
     size, far = length(slope), length(z)
     unit = torch.ones_like(size) if unit is None else unit
+    extent = small_extent(term, slope)
     if term.rounds:
         # Rounding of z would destroy most digits of a step that is short relative to z.
-        least = torch.finfo(z.dtype).eps ** _REACH * far
+        eps = torch.finfo(z.dtype).eps
+        least = eps**_REACH * far
+        if extent is not None:
+            # Far from zero, a step in a small set should still be short compared with the set.
+            least = torch.minimum(least, torch.maximum(_INSIDE * extent, eps**_ROUNDED * far))
         most = torch.where((size > 0) & (least > 0), size / torch.where(least > 0, least, 1.0), torch.inf)
         unit = torch.minimum(unit, most)
     # A very long step ends on the opposite side of the set from every start, so it does not measure optimality.
     unit = torch.maximum(unit, size / (_LONG * far.clamp(min=_TINY)))
-    if term.extent is None:
+    if extent is None:
         return unit
     # All points of a small set are close to each other, so a step that leaves the set gives a small residual
     # everywhere. A step of at most the extent of the set shows the distance to a solution.
-    extent = torch.as_tensor(term.extent, device=slope.device)
-    small = (extent > 0) & (extent < _SMALL)
-    return torch.maximum(unit, torch.where(small, size / torch.where(small, extent, 1.0), 0.0).to(slope.dtype))
+    return torch.maximum(unit, size / extent)
 
 
 def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
 
+#: A set with an extent below this is small: a residual of the size of the set may be below a solver's tolerance.
+_SMALL = 1e-3
+#: The share of its extent with which errors of z in a small set are compared.
+_MARGIN = 0.1
+
 
 class Counts(NamedTuple):
     """How many directions of each lane are free, held and undecided; integer tensors of shape `lanes`.
@@ -128,10 +133,10 @@ class Term(ABC):
 
     @property
     def extent(self) -> Tensor | float | None:
-        """The greatest distance of two points of a bounded set, a number or shape `(*lanes, 1)`; None if not known.
+        """An upper bound of the distance of two points of the set, a number or shape `(*lanes, 1)`; None if not known.
 
         In a set that is small compared with the gradient, any two points are near each other. So optimality is tested
-        with steps no longer than this.
+        with steps no longer than this, and errors of z are compared with it.
         """
         return None
 
@@ -201,6 +206,27 @@ class Term(ABC):
             StructureError: if a parameter does not fit z.
         """
         return self
+
+
+def small_extent(term: Term, like: Tensor) -> Tensor | None:
+    """Return the extent of a small set, infinite in lanes where it is not small; None if it is not small in any.
+
+    The result has the dtype and the device of `like`, and the shape `()` or `(*lanes, 1)`.
+    """
+    extent = term.extent
+    if extent is None or not (isinstance(extent, Tensor) or 0 < extent < _SMALL):
+        return None
+    found = torch.as_tensor(extent, dtype=like.dtype, device=like.device)
+    return torch.where((found > 0) & (found < _SMALL), found, torch.inf)
+
+
+def within_reach(term: Term, size: Tensor) -> Tensor:
+    """Return lengths of shape `(*lanes, 1)`, or a share of the extent of a small set where that is less.
+
+    The share leaves a margin for the estimates of curvature by which errors relative to these lengths are bounded.
+    """
+    extent = small_extent(term, size)
+    return size if extent is None else torch.minimum(size, _MARGIN * extent.detach())
 
 
 def can_validate() -> bool:

@@ -28,6 +28,7 @@ class Box(Set):
         slack: a coordinate is free if `low + slack < z < high - slack`, and nearer to a bound if the gradient presses
             it against the bound by less than its distance; absolute, in z's unit.
         validate: raise if tensor bounds cross, which is one host synchronisation on an accelerator.
+        extent: see `Set`; computed by `fit`.
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
@@ -38,6 +39,7 @@ class Box(Set):
     high: Tree
     slack: float = 1e-7
     validate: bool = True
+    extent: Tensor | float | None = None
 
     def __post_init__(self) -> None:
         if self.low is None or self.high is None:
@@ -79,10 +81,12 @@ class Box(Set):
         return cls(lower, upper, slack=slack, validate=validate)
 
     def fit(self, layout: Layout) -> Box:
+        low, high = fit_coordinates(self.low, layout, "Box.low"), fit_coordinates(self.high, layout, "Box.high")
         return replace(
             self,
-            low=fit_coordinates(self.low, layout, "Box.low"),
-            high=fit_coordinates(self.high, layout, "Box.high"),
+            low=low,
+            high=high,
+            extent=_diagonal(high - low, layout.size),
             validate=self.validate and self._holds_tree(),  # tensors were validated when the box was made
         )
 
@@ -147,6 +151,12 @@ class Box(Set):
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))
+
+
+def _diagonal(width: Tensor | float, size: int) -> Tensor | float:
+    """Return an upper bound of the diagonal of a box with `size` coordinates, a number or shape `(*lanes, 1)`."""
+    widest = width.detach().amax(-1, keepdim=True) if isinstance(width, Tensor) else width
+    return widest * size**0.5
 
 
 def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:

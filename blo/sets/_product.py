@@ -93,6 +93,15 @@ class Product(Set):
         return Rows.joined(found)
 
     @property
+    def extent(self) -> Tensor | float | None:
+        found = [part.extent for part in self.sets]
+        known = [extent for extent in found if extent is not None]
+        if len(known) < len(found):
+            return None
+        squares: Tensor | float = sum(extent * extent for extent in known)
+        return squares**0.5
+
+    @property
     def rounds(self) -> bool:
         return any(part.rounds for part in self.sets)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true, length
 from blo._curvature import HIDDEN, NEAR_ZERO, Place, bend, drowned, over, unaligned
+from blo._term import within_reach
 from blo.solvers._base import Problem
 
 #: The smallest residual that a criterion asks for, in units of rounding of the gradient.
@@ -50,9 +51,9 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
     large error. Otherwise it is the curvature along the residual.
     """
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
-    error = _error(at, tol)
+    error = _error(problem, at, tol)
     curved, rise = turn / torch.where(way > 0, way, 1.0), None
-    if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * at.span)):
+    if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * within_reach(problem.term, at.span))):
         curved, rise = bend(problem, at, None)
     return _bounded(torch.full_like(way, tol), tol, curved, error), rise
 
@@ -73,22 +74,23 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     limit = torch.full_like(residual, tol)
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
-    error = _error(at, tol if asked else _UNASKED)
+    error = _error(problem, at, tol if asked else _UNASKED)
     return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the two residuals of `required` for a tolerance in units of the curvature, the unit, and the rise."""
     unit, least = curvature(problem, at.z, at.slope)
-    error = min(_RELATIVE, _TIGHT * tol) * at.span
+    error = min(_RELATIVE, _TIGHT * tol) * within_reach(problem.term, at.span)
     curved, rise = bend(problem, at, unit, _SPREAD * error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
 
 
-def _error(at: Place, tol: float) -> Tensor:
+def _error(problem: Problem, at: Place, tol: float) -> Tensor:
     """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
-    # Relative to the larger of |z| and the distance from the start: z itself may be zero.
-    return max(_RELATIVE, _LOOSE * tol) * at.span
+    # Relative to the larger of |z| and the distance from the start, since z itself may be zero. In a small set far from
+    # zero every point has a small error relative to z.
+    return max(_RELATIVE, _LOOSE * tol) * within_reach(problem.term, at.span)
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -323,7 +323,7 @@ def test_flat_sets_in_one_piece_keep_the_extent_of_the_smallest() -> None:
 
 def test_the_extent_of_each_problem_is_mapped_over() -> None:
     def residual(total: Tensor) -> Tensor:
-        made = Intersection(Simplex(total), Box(0.0, 1.0), validate=False).fit(Layout.of(ZERO, batched=False))
+        made = Intersection(Simplex(total), Box(0.0, 3.0), validate=False).fit(Layout.of(ZERO, batched=False))
         assert made.extent is not None
         return torch.as_tensor(made.extent)
 
