@@ -3,6 +3,7 @@
 from blo import distributed as distributed
 from blo._argmin import argmin
 from blo._check import check_hypergrad
+from blo._duals import duals
 from blo._functionalize import functionalize
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._lower import LowerProblem
@@ -122,6 +123,7 @@ __all__ = [
     "Zero",
     "argmin",
     "check_hypergrad",
+    "duals",
     "fit",
     "functionalize",
     "value_and_hypergrad",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -228,7 +228,15 @@ class ParametricProblem:
         lifted: Term = tree.unflatten(mapped, specs[0])
         return lifted
 
+    def apart(self, leaves: Sequence[Tensor]) -> Set:
+        """Return the constraint at the theta with these leaves, see `Set.apart`."""
+        return cast(Set, self._given(self.structure.tree(leaves))).apart(self.layout)
+
     def _term(self, theta: Tree) -> Term:
+        return self._given(theta).fit(self.layout)
+
+    def _given(self, theta: Tree) -> Term:
+        """Return the set or the penalty at this theta, as the user wrote it."""
         given = self.lower.term
         found = given if isinstance(given, Term) else given(theta)
         name, kind = ("constraint", Set) if self.lower.penalty is None else ("penalty", Penalty)
@@ -240,7 +248,7 @@ class ParametricProblem:
         slack: float = getattr(found, "slack", 0.0)
         if slack < 0:
             raise ValueError(f"`{type(found).__name__}.slack` must not be negative, but is {slack}.")
-        return found.fit(self.layout)
+        return found
 
 
 def _require_like(found: Tree, z: Tree) -> None:

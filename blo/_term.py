@@ -88,6 +88,7 @@ class Tangent:
             for flat faces and the ball.
         motion: the motion of z with the face of this tangent; None to use `Term.motion`.
         strain: on constraints that are linearly dependent; None if none can be.
+        duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term has none to give.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -97,6 +98,7 @@ class Tangent:
     force: Callable[[Any, Tensor], Tensor] | None = None
     motion: Carry | None = None
     strain: Strain | None = None
+    duals: Callable[[Layout], Tree] | None = None
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v, shape `(*lanes, n)`."""

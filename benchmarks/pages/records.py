@@ -72,6 +72,11 @@ class Compared:
         )
 
 
+def comparisons(results: Path = Path("results")) -> list[Path]:
+    """Return the folders of all comparisons; those whose names differ in a number follow that number."""
+    return sorted(results.glob("compare-*"), key=lambda folder: (len(folder.name), folder.name))
+
+
 def compared(folder: Path) -> Compared:
     """Read a record.
 

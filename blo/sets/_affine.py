@@ -88,7 +88,7 @@ class Affine(Set):
         def force(term: Affine, at: Tensor) -> Tensor:
             return times(term.A.mT, y)
 
-        return Tangent(face.project, 0.0, count, force=force)
+        return Tangent(face.project, 0.0, count, force=force, duals=lambda layout: {"b": y})
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         # A z = b gives dz = A^+ (db - dA z).

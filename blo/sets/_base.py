@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 from torch import Tensor
 
@@ -30,6 +31,13 @@ class Set(Term):
         `Intersection` combines all sets that have them into one.
         """
         return None
+
+    def apart(self, layout: Layout) -> Set:
+        """Return the set as `fit` does, but an `Intersection` with all the parts that it was given.
+
+        Each multiplier then belongs to a constraint of the user's.
+        """
+        return cast(Set, self.fit(layout))
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         return self.project(z)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -133,7 +134,8 @@ class Box(Set):
         def motion(term: Box, at: Tensor) -> Tensor:
             return torch.where(free, 0.0, term._carried(self, at, gradient))
 
-        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion))
+        duals = partial(dual_bounds, gradient, ~free)
+        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion), duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         return self._carried(origin, z, torch.zeros_like(z))
@@ -157,6 +159,18 @@ def _diagonal(width: Tensor | float, size: int) -> Tensor | float:
     """Return an upper bound of the diagonal of a box with `size` coordinates, a number or shape `(*lanes, 1)`."""
     widest = width.detach().amax(-1, keepdim=True) if isinstance(width, Tensor) else width
     return widest * size**0.5
+
+
+def dual_bounds(gradient: Tensor, held: Tensor, layout: Layout) -> dict[str, Tree]:
+    """Return the multipliers of lower and upper bounds, trees like z.
+
+    Args:
+        gradient: the part of the gradient that the bounds balance, shape `(*lanes, n)`.
+        held: which coordinates are at a bound, booleans of the same shape.
+        layout: that of z.
+    """
+    low, high = (torch.where(held & (side > 0), side, 0.0) for side in (gradient, -gradient))
+    return {"low": layout.unravel(low), "high": layout.unravel(high)}
 
 
 def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:

@@ -9,8 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Strain, Tangent, per_lane
+from blo._types import Tree
+from blo.sets._box import dual_bounds
 from blo.sets._knapsack import Knapsack
 from blo.sets._norm import euclidean_norm
 
@@ -72,8 +75,8 @@ class Capped(NamedTuple):
 
 def tangent(capped: Capped, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor]) -> Tangent:
     """Return the tangent space at a solution; `instead` as in `Carry`."""
-    room = capped.room(z)
-    pressed = gradient - _level(capped, z, gradient)
+    room, level = capped.room(z), _level(capped, z, gradient)
+    pressed = gradient - level
     free = clear(z, pressed, capped.slack) & clear(room, -pressed, capped.slack)
     face = _Face(capped, z, free, ~free & ((pressed < 0) | ((pressed == 0) & (room < z))))
 
@@ -88,8 +91,12 @@ def tangent(capped: Capped, z: Tensor, gradient: Tensor, instead: Callable[..., 
     def motion(term: Bounded, at: Tensor) -> Tensor:
         return face.motion(Capped.of(term))
 
+    def duals(layout: Layout) -> dict[str, Tree]:
+        found = dual_bounds(pressed, ~free, layout)
+        return {"total": -level.squeeze(-1), "low": found["low"], "cap": found["high"]}
+
     strain = Strain(face.surplus, lambda term, at: face.strain(Capped.of(term)))
-    return Tangent(face.project, 0.0, count, motion=Carry(instead, motion), strain=strain)
+    return Tangent(face.project, 0.0, count, motion=Carry(instead, motion), strain=strain, duals=duals)
 
 
 def motion(capped: Capped, origin: Capped, z: Tensor) -> Tensor:

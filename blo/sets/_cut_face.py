@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._layout import Layout
 from blo._multipliers import negligible, unresolved
 from blo._term import Carry, Counts, Strain, Tangent
+from blo._types import Tree
+from blo.sets._box import dual_bounds
 from blo.sets._cut import Ball, Cut
 
 
@@ -26,6 +29,7 @@ class CutFace:
         multiplier: the multipliers of the bounds, negative at an upper bound, same shape.
         twice: coordinates whose bound is at the centre, where the norm has a kink as well.
         full: lanes in which the solution lies on the sphere and has no free coordinate, `(*lanes, 1)`.
+        pressed: the multiplier of `|z - center| <= radius`, likewise.
     """
 
     cut: Cut
@@ -36,6 +40,7 @@ class CutFace:
     multiplier: Tensor
     twice: Tensor
     full: Tensor
+    pressed: Tensor
 
     @property
     def free(self) -> Tensor:
@@ -56,7 +61,11 @@ class CutFace:
         def strain(ball: Ball, at: Tensor) -> tuple[Tensor, Tensor]:
             return self.strain(Cut.of(ball), at)
 
-        return Tangent(projector, curvature, count, motion=Carry(instead, motion), strain=Strain(self.surplus, strain))
+        def duals(layout: Layout) -> dict[str, Tree]:
+            return {"radius": self.pressed.squeeze(-1)} | dual_bounds(self.multiplier, self.bound, layout)
+
+        strains = Strain(self.surplus, strain)
+        return Tangent(projector, curvature, count, motion=Carry(instead, motion), strain=strains, duals=duals)
 
     def motion(self, cut: Cut, z: Tensor) -> Tensor:
         """Return how far z moves with the face when the ball becomes `cut`.

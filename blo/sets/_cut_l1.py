@@ -125,7 +125,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
 
     normal = torch.where(still, 0.0, sign)
     twice = holds & held & seat & (size == 0) & (room <= 0)
-    face = CutFace(cut, bound, still, active, normal, multiplier, twice, full)
+    face = CutFace(cut, bound, still, active, normal, multiplier, twice, full, mu)
     return face.tangent(projector, 0.0, counts, instead)
 
 
@@ -138,7 +138,7 @@ def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
     bound = ~still & (room <= origin.slack)
     none = torch.zeros_like(bound)
     normal = torch.where(still, 0.0, offset.sign())
-    face = CutFace(origin, bound, still, near, normal, torch.zeros_like(z), none, none[..., :1])
+    face = CutFace(origin, bound, still, near, normal, torch.zeros_like(z), none, none[..., :1], none[..., :1])
     return face.motion(cut, z)
 
 

@@ -125,7 +125,10 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     toward = -gradient * within / torch.where(pull > 0, pull, 1.0)
     normal = torch.where(point, toward, offset / torch.where(size > 0, size, 1.0))
     full = near & ~some & (room <= 0)
-    face = CutFace(cut, ~within, torch.zeros_like(within), active, normal, multiplier, torch.zeros_like(within), full)
+    none = torch.zeros_like(within)
+    # From |z - c|^2 / 2 to |z - c|, whose gradient has length one; at radius zero it takes the whole force.
+    pressed = torch.where(point, pull, mu * size)
+    face = CutFace(cut, ~within, none, active, normal, multiplier, none, full, pressed)
     return face.tangent(projector, curvature, count, instead)
 
 
@@ -135,7 +138,7 @@ def motion(cut: Cut, origin: Cut, z: Tensor) -> Tensor:
     bound = torch.minimum(z - origin.low, origin.high - z) <= origin.slack
     none = torch.zeros_like(bound)
     normal, near = offset / torch.where(size > 0, size, 1.0), room <= origin.slack
-    face = CutFace(origin, bound, none, near, normal, torch.zeros_like(z), none, none[..., :1])
+    face = CutFace(origin, bound, none, near, normal, torch.zeros_like(z), none, none[..., :1], none[..., :1])
     return face.motion(cut, z)
 
 

@@ -112,8 +112,12 @@ class Halfspaces(Set):
         def strain(term: Halfspaces, at: Tensor) -> tuple[Tensor, Tensor]:
             return held.strain(term._shift(self, at))
 
+        def duals(layout: Layout) -> dict[str, Tensor]:
+            length = torch.linalg.vector_norm(self.A, dim=-1)  # from rows of length one to those that were given
+            return {"b": y / torch.where(length > 0, length, 1.0)}
+
         carry, strains = Carry(Halfspaces.motion, motion), Strain(held.surplus, strain)
-        return Tangent(face.project, 0.0, count, force=force, motion=carry, strain=strains)
+        return Tangent(face.project, 0.0, count, force=force, motion=carry, strain=strains, duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         distance, rounding = origin._distance(z)

@@ -85,6 +85,9 @@ class Intersection(Set):
             fitted._require_point(layout)
         return fitted.sets[0] if len(fitted.sets) == 1 else fitted
 
+    def apart(self, layout: Layout) -> Set:
+        return self._with([part.apart(layout) for part in self.sets])
+
     @property
     def extent(self) -> Tensor | float | None:
         known = [part.extent for part in self.sets if part.extent is not None]

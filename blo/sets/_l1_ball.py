@@ -111,7 +111,10 @@ class L1Ball(Set):
         def motion(term: L1Ball, at: Tensor) -> Tensor:
             return term._carried(self, active, sign)
 
-        return Tangent(projector, 0.0, count, motion=Carry(L1Ball.motion, motion))
+        def duals(layout: Layout) -> dict[str, Tree]:
+            return {"radius": torch.where(active, multiplier, 0.0).squeeze(-1)}
+
+        return Tangent(projector, 0.0, count, motion=Carry(L1Ball.motion, motion), duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         if is_cut(self):

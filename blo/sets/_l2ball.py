@@ -110,8 +110,13 @@ class L2Ball(Set):
             normal = torch.where(point, -gradient / torch.where(force > 0, force, 1.0), u)
             return term._carried(self, active, normal)
 
+        def duals(layout: Layout) -> dict[str, Tree]:
+            # At radius zero the multiplier of |z - c| <= r is the length of the force that it takes.
+            return {"radius": torch.where(point, euclidean_norm(gradient), -slope).squeeze(-1)}
+
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
-        return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, motion=Carry(L2Ball.motion, motion))
+        curvature = -slope / torch.where(norm > 0, norm, 1.0)
+        return Tangent(projector, curvature, count, motion=Carry(L2Ball.motion, motion), duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         if is_cut(self):

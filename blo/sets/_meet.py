@@ -152,6 +152,9 @@ def tangent(
         force=(lambda term, at: meet.force(term.sets, at)) if forced else None,
         motion=carry,
         strain=strain,
+        duals=(lambda layout: [one.duals(layout) for one in tangents if one.duals])
+        if all(one.duals for one in tangents)
+        else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent
+from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._rows import Rows
@@ -51,6 +52,12 @@ class Product(Set):
         self._assign(found, keys, None)
 
     def fit(self, layout: Layout) -> Product:
+        return self._fitted(layout, lambda part, child: cast(Set, part.fit(child)))
+
+    def apart(self, layout: Layout) -> Product:
+        return self._fitted(layout, lambda part, child: part.apart(child))
+
+    def _fitted(self, layout: Layout, fit: Callable[[Set, Layout], Set]) -> Product:
         numbered = tree.unflatten(range(layout.spec.num_leaves), layout.spec)
         keys = tuple(numbered) if isinstance(numbered, Mapping) else None
         children = layout.children()
@@ -65,7 +72,7 @@ class Product(Set):
                 "constrains it; a mapping when z is a dict."
             )
         fitted = Product.__new__(Product)
-        inner = tuple(cast(Set, part.fit(child)) for part, (child, _) in zip(parts, children, strict=True))
+        inner = tuple(fit(part, child) for part, (child, _) in zip(parts, children, strict=True))
         fitted._assign(inner, keys, tuple(span for _, span in children))
         return fitted
 
@@ -154,6 +161,11 @@ class Product(Set):
             moved, left = zip(*(one.of(part, block) for one, part, block in rows if one is not None), strict=True)
             return torch.cat(moved, dim=-1), torch.cat(left, dim=-1)
 
+        def duals(layout: Layout) -> Tree:
+            children = [child for child, _ in layout.children()]
+            found = [t.duals(child) for t, child in zip(tangents, children, strict=True) if t.duals]
+            return found if self.keys is None else dict(zip(self.keys, found, strict=True))
+
         curvature: Tensor | float = 0.0
         if any(isinstance(tangent.curvature, Tensor) for tangent in tangents):
             pairs = zip(tangents, blocks, strict=True)
@@ -166,6 +178,7 @@ class Product(Set):
             force=force if any(tangent.force for tangent in tangents) else None,
             motion=Carry(Product.motion, motion),
             strain=Strain(surplus, strain) if any(strains) else None,
+            duals=duals if all(tangent.duals for tangent in tangents) else None,
         )
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:

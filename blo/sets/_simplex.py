@@ -120,7 +120,12 @@ class Simplex(Set):
         def motion(term: Simplex, at: Tensor) -> Tensor:
             return term._carried(self, support)
 
-        return Tangent(projector, 0.0, count, motion=Carry(Simplex.motion, motion))
+        def duals(layout: Layout) -> dict[str, Tree]:
+            level = mean(gradient)
+            low = torch.where(support, 0.0, gradient - level)
+            return {"total": -level.squeeze(-1), "low": layout.unravel(low)}
+
+        return Tangent(projector, 0.0, count, motion=Carry(Simplex.motion, motion), duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         if self.cap is not None:

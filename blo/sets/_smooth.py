@@ -128,9 +128,12 @@ class SmoothConstraints(Set):
         def motion(term: SmoothConstraints, at: Tensor) -> Tensor:
             return times(face.inverse, planes.shift(term, at))
 
+        def duals(layout: Layout) -> dict[str, Tensor]:
+            return {"equalities": y[..., equal], "inequalities": y[..., ~equal]}
+
         strain = Strain(held.surplus, lambda term, at: held.strain(planes.shift(term, at)))
         carry = Carry(SmoothConstraints.motion, motion)
-        return Tangent(face.project, 0.0, count, bend=bend, force=force, motion=carry, strain=strain)
+        return Tangent(face.project, 0.0, count, bend=bend, force=force, motion=carry, strain=strain, duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         planes = origin._planes(z)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.pages import choose, compared, implicit, reproduce
+from benchmarks.pages import choose, compared, comparisons, implicit, reproduce
 
 NUMBERS = np.random.default_rng(0)
 ROBUST = {"weak": 0.5, "strong": 0.7, "near": 0.699, "alone": 0.65}
@@ -63,6 +63,12 @@ def values(found: dict[str, Any], name: str, measure: str, checkpoint: str = "la
 def cells(text: str) -> dict[str, list[str]]:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row[1:] for row in rows}
+
+
+def test_comparisons_are_listed_by_their_number(tmp_path: Path) -> None:
+    for name in ("compare-a-16", "compare-a-4", "compare-a-8", "table-1"):
+        (tmp_path / name).mkdir()
+    assert [folder.name for folder in comparisons(tmp_path)] == ["compare-a-4", "compare-a-8", "compare-a-16"]
 
 
 def test_methods_are_ranked_by_the_strongest_attack_with_paired_differences(

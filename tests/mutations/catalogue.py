@@ -128,11 +128,16 @@ MUTATIONS = (
         (
             Patch(
                 BALL,
-                "return Tangent(projector, -slope / torch.where(norm > 0, norm, 1.0), count, ",
+                "return Tangent(projector, curvature, count, ",
                 "return Tangent(projector, 0.0, count, ",
             ),
         ),
         (UNIT + "test_products.py::test_inside_transforms[ball-grad-reverse]",),
+    ),
+    Mutation(
+        "the multiplier of a ball is that of the squared norm",
+        (Patch(BALL, "torch.where(point, euclidean_norm(gradient), -slope)", "curvature"),),
+        ("tests/unit/test_duals.py::test_the_multipliers_satisfy_the_kkt_conditions[single-l2 ball]",),
     ),
     Mutation(
         "the mask comes after the solve",
