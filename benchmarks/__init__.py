@@ -1,5 +1,5 @@
-"""Benchmarks of blo: known answers, and races against other libraries and against hand-written floors.
+"""Benchmarks of blo: problems with known answers, and races against other libraries and hand-written floors.
 
-`python -m benchmarks` runs them; each is a function registered by `benchmarks.registry.benchmark` in a module of
-`benchmarks.answers` or `benchmarks.against`.
+`python -m benchmarks` runs them. Each benchmark is a function in a module of `benchmarks.answers` or
+`benchmarks.against`, registered by `benchmarks.registry.benchmark`.
 """

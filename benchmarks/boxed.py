@@ -1,4 +1,4 @@
-"""Batches of quadratics in boxes, with answers from dense linear algebra in NumPy."""
+"""Batches of quadratic problems in boxes, with answers from dense linear algebra in NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.registry import Setting
 
 @dataclass(frozen=True, eq=False)
 class Boxed:
-    """In each lane `minimise |z - target|^2/2 where z minimises z'Az/2 - <theta c, z> within [-1, 1]`.
+    """In each lane: `minimise |z - target|^2/2 where z minimises z'Az/2 - <theta c, z> within [-1, 1]`.
 
     Attributes:
         matrix: A, shape `(batch, n, n)`.
@@ -41,10 +41,10 @@ class Boxed:
 
 
 def boxed(setting: Setting, batch: int = 128, size: int = 64, condition: float = 30.0) -> Boxed:
-    """Return a batch of problems with this condition of A.
+    """Return a batch of problems in which A has this condition number.
 
     Raises:
-        RuntimeError: if the active sets are not found, which does not happen for the sizes used here.
+        RuntimeError: if an active set is not found; for the sizes used here, all are found.
     """
     generator = setting.generator()
 
@@ -67,7 +67,7 @@ def boxed(setting: Setting, batch: int = 128, size: int = 64, condition: float =
 
 
 def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Minimise `z'Az/2 - b'z` within [-1, 1]: projected gradient finds the active set, a dense solve the rest."""
+    """Minimise `z'Az/2 - b'z` in [-1, 1]: gradient projection finds the active set, a dense solve the other entries."""
     z = np.zeros_like(b)
     for _ in range(100):
         for _ in range(200):

@@ -1,10 +1,11 @@
-"""What the cascade and the short form cost next to AutoAttack, on a robust model of the digits.
+"""Compare the cost of AutoAttack, `cascade` and `apgd` on a robust model of the digits.
 
     python -m benchmarks.cascade --out runs/cascade --eps 0.1
     python -m benchmarks.cascade --out runs/cascade --eps 0.1 --judged-at 0.25
 
-trains the model into a run folder, or takes the one that is there, and judges it by each attack in turn, in one process
-on one thread. Passes are calls of the model, image passes their images; passes with a gradient are backwards as well.
+trains the model in a run folder, or loads the one that is there, and runs each attack on it, in one process on one
+thread. The table counts the calls of the model (passes), the images in them (image passes), and those images whose
+gradient is computed too (with gradient).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ATTACKS_BY_DEFAULT = "autoattack", "cascade", "apgd"
 
 @dataclass(frozen=True)
 class Timed:
-    """What an attack made of the images, and at what cost."""
+    """The result of an attack, and its cost."""
 
     robust: Tensor
     seconds: float
@@ -43,7 +44,7 @@ class Timed:
 
 
 def timed(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat, attack: str, batch_size: int) -> Timed:
-    """Attack, and count the passes of the model."""
+    """Run an attack and count the passes of the model."""
     counts = [0, 0, 0]
 
     def count(_: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -63,7 +64,7 @@ def timed(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat, atta
 
 
 def rows(found: dict[str, Timed]) -> list[list[Cell]]:
-    """Table each attack beside the first."""
+    """Return one table row for each attack, compared with the first."""
     first = next(iter(found.values()))
     made: list[list[Cell]] = []
     for name, each in found.items():
@@ -86,16 +87,16 @@ def rows(found: dict[str, Timed]) -> list[list[Cell]]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Train or load, judge, print a table."""
+    """Train or load the model, run the attacks and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cascade", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/cascade"), help="run folder of the model")
-    parser.add_argument("--eps", type=float, default=0.1, help="radius in the maximum norm, of training")
-    parser.add_argument("--judged-at", type=float, help="radius of the attacks; by default that of training")
+    parser.add_argument("--eps", type=float, default=0.1, help="training radius in the maximum norm")
+    parser.add_argument("--judged-at", type=float, help="radius of the attacks; by default the training radius")
     parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--images", type=int, default=360, help="test images")
-    parser.add_argument("--repeat", type=int, default=1, help="how often the test images are taken: a larger set")
+    parser.add_argument("--images", type=int, default=360, help="number of test images")
+    parser.add_argument("--repeat", type=int, default=1, help="repeat the test images this many times")
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--attack", action="append", help="may be given several times; the first is compared with")
+    parser.add_argument("--attack", action="append", help="may be repeated; the others are compared with the first")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     if not (options.out / "best.pt").is_file():
@@ -117,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
         name: timed(model, x, y, threat, name, options.batch_size) for name in options.attack or ATTACKS_BY_DEFAULT
     }
     header = ("attack", "robust %", "s", "speed-up", "CPU s", "speed-up", "passes", "image passes", "with gradient")
-    print(write_table((*header, "only here robust", "only here broken"), rows(found)))
+    print(write_table((*header, "robust only here", "broken only here"), rows(found)))
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(x)} images, linf, eps {threat.eps:g}, {weights} weights, batches of {options.batch_size}, one thread")
     return 0

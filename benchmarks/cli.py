@@ -15,11 +15,11 @@ from benchmarks.registry import Benchmark, Setting, discover, stderr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks named, print their tables, write the record; return the exit status.
+    """Run the named benchmarks, print their tables, write the record and return the exit status.
 
-    The status is 1 when a benchmark failed. A goal that was missed is a finding, not a failure.
+    The status is 1 if a benchmark raised an error, and 2 if the arguments are wrong. A missed goal is no error.
     """
-    # One thread: ratios then compare work done, not the schedule. Set before a peer starts its own threads.
+    # With one thread, ratios compare work and not scheduling. It is set before another library starts threads.
     torch.set_num_threads(1)
     found = discover()
     options = _parser(found).parse_args(arguments)
@@ -46,7 +46,7 @@ def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path, resume: bool)
     if resume and out.exists():
         report["benchmarks"] = record.continued(report, out)
         if not report["benchmarks"]:
-            stderr(f"{out} is of other code, settings or versions: every benchmark is run")
+            stderr(f"{out} was made with other code, settings or versions: all benchmarks are run")
         chosen = [each for each in chosen if each.name not in report["benchmarks"]]
     failed = []
     for number, each in enumerate(chosen, 1):
@@ -62,7 +62,7 @@ def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path, resume: bool)
             seconds = time.perf_counter() - started
             report["benchmarks"][each.name] = record.entry(outcome, seconds)
             print(markdown.render(each.title, outcome), flush=True)
-        record.write(report, out)  # after each one, so that an interrupted run keeps what it has
+        record.write(report, out)  # after each benchmark, so that an interrupted run keeps its results
     stderr(f"record: {out}")
     if failed:
         stderr(f"error: failed: {', '.join(failed)}")
@@ -71,13 +71,13 @@ def _run(chosen: Sequence[Benchmark], setting: Setting, out: Path, resume: bool)
 
 def _parser(found: dict[str, Benchmark]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all by default: {', '.join(found)}")
-    parser.add_argument("--out", type=Path, help="the record (JSON); runs/bench/DEVICE-DTYPE.json by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run (all): {', '.join(found)}")
+    parser.add_argument("--out", type=Path, help="file of the record (JSON); by default runs/bench/DEVICE-DTYPE.json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
-    parser.add_argument("--rounds", type=int, default=15, help="least timings of each contestant (15)")
+    parser.add_argument("--rounds", type=int, default=15, help="minimum number of timings of each contestant (15)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    parser.add_argument("--resume", action="store_true", help="run what the record lacks, if it is of the same code")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that everything runs")
+    parser.add_argument("--resume", action="store_true", help="run what is missing in a record of the same code")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
     return parser

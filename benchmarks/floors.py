@@ -1,4 +1,4 @@
-"""Hand-written floors: plain torch, with one retained graph of the lower gradient and the fewest products."""
+"""Hand-written floors: plain torch with one retained graph of the lower gradient and the fewest products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.smooth import Smooth
 def hypergradient(problem: Smooth, products: int) -> Tensor:
     """Return the implicit hypergradient by `products` iterations of CG, for an upper objective of z alone.
 
-    It checks nothing, stops nowhere and divides by zero where the right-hand side is zero.
+    It checks nothing, never stops early, and divides by zero if the right-hand side is zero.
     """
     z, theta = problem.z.detach().requires_grad_(), problem.theta.detach().requires_grad_()
     (r,) = torch.autograd.grad(problem.outer(theta, z), z)
@@ -57,7 +57,7 @@ def product(slope: Tensor, z: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, x: Tensor, *, tol: float, most: int) -> Tensor:
-    """Return x with `|apply(x) - b| <= tol |b|`, sought from x in at most so many iterations."""
+    """Iterate CG from x until `|apply(x) - b| <= tol |b|`, or `most` times, and return the last iterate."""
     r = b - apply(x) if x.any() else b
     p, rr, least = r, r @ r, tol * tol * (b @ b)
     for _ in range(most):
@@ -77,7 +77,7 @@ def newton_cg(inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, z: Tenso
 
     Source: Nocedal and Wright (2006), algorithm 7.1.
     """
-    most = 16 * torch.finfo(z.dtype).eps * max(1.0, float(z.norm()))  # rounding: no gradient can be asked for less
+    most = 16 * torch.finfo(z.dtype).eps * max(1.0, float(z.norm()))  # the gradient's rounding error
     while True:
         at = z.detach().requires_grad_()
         value = inner(theta, at)
@@ -90,7 +90,7 @@ def newton_cg(inner: Callable[[Tensor, Tensor], Tensor], theta: Tensor, z: Tenso
         step = conjugate_gradients(product(slope, at), -down, torch.zeros_like(z), tol=accuracy, most=1000)
         rate, promise = 1.0, float(down @ step)
         with torch.no_grad():
-            # As values round, a step that seems to bring nothing must do near the solution.
+            # Near the solution the decrease is smaller than the rounding error of the values: accept such a step.
             while inner(theta, z + rate * step) > value + 1e-4 * rate * promise + 1e-15 and rate > 1e-8:
                 rate /= 2
         z = z + rate * step

@@ -29,7 +29,7 @@ def _table(table: Table) -> str:
 
 
 def cell(value: Cell) -> str:
-    """Return what a table shows for a value."""
+    """Return the text of a table cell."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -42,5 +42,5 @@ def cell(value: Cell) -> str:
 def _goal(goal: Goal) -> str:
     verdict = "met" if goal.met else "MISSED"
     relation = "at least" if goal.at_least else "at most"
-    off = f" ± {float(goal.off):.1g}" if goal.off else ""  # of few rounds it is infinite, and text in a record
+    off = f" ± {float(goal.off):.1g}" if goal.off else ""  # it is infinite after few rounds, and text in a record
     return f"* {verdict}: {goal.what}: {cell(goal.found)}{off} ({relation} {cell(goal.limit)})"

@@ -17,23 +17,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.registry import Setting
 
-# Torch's profiler, which counts memory here, otherwise writes lines of its own to the terminal.
+# Without this, torch's profiler, which counts memory here, writes to the terminal.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 #: A measurement lasts at least this many seconds; short calls are repeated within it.
 _LEAST = 0.02
-#: A race of short calls goes on for so many seconds for each round that is asked for, or for so many times the rounds:
-#: on a shared machine the median of 15 ratios of a call to itself is 6 % off, that of 120 ratios 2 %.
+#: A race of short calls continues for this many seconds for each requested round, or for this many times the rounds:
+#: on a shared machine the median of 15 ratios of a call to itself is off by 6 %, that of 120 ratios by 2 %.
 _SPAN, _TIMES = 4.0, 8
 
 
 @dataclass(frozen=True)
 class Timed:
-    """What a race found for one contestant.
+    """The timings of one contestant in a race.
 
     Attributes:
         seconds: the time of one call, in each round.
-        floor: that of the floor in these rounds, and perhaps in more; None without a floor.
+        floor: the floor's times in these rounds and possibly more; None without a floor.
     """
 
     seconds: Sequence[float]
@@ -51,11 +51,10 @@ class Timed:
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
-    """Return the median over the rounds of the ratios of two contestants, and how far off it may be.
+    """Return the median over the rounds of the ratios of two contestants, and its uncertainty.
 
-    The latter is half the width of the interval between two order statistics that holds the median of the
-    distribution with a probability of 95 %, infinite for fewer than six rounds (David and Nagaraja, Order Statistics,
-    2003, section 7.1).
+    The uncertainty is half the width of the 95 % confidence interval of the median, which lies between two order
+    statistics; it is infinite for fewer than six rounds (David and Nagaraja, Order Statistics, 2003, section 7.1).
     """
     ratios = sorted(t / b for t, b in zip(times, base, strict=False))  # some contestants have fewer rounds
     beside = math.floor((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2)
@@ -68,11 +67,12 @@ def race(
 ) -> dict[str, Timed]:
     """Time the contestants in interleaved rounds, each round in another order.
 
-    Those that goals compare race on alone where they are short: the floor, what is done by hand, and blo.
+    If the calls are short, further rounds time only the contestants that goals compare: the floor, hand-written code
+    and blo.
 
-    On a CPU the clock is that of the processor, which counts all threads of this process and none of its neighbours;
-    with one thread it is the time on the wall of an idle machine. On a GPU the clock is on the wall, and the device
-    is waited for.
+    On a CPU the times are processor times, which count all threads of this process and no other process; with one
+    thread they equal wall-clock times on an idle machine. On a GPU they are wall-clock times, and the device is
+    synchronised before each reading.
     """
     repeats = {name: _repeats(call, setting) for name, call in contestants.items()}
     found: dict[str, list[float]] = {name: [] for name in contestants}
@@ -84,7 +84,7 @@ def race(
         elif number > setting.rounds and time.perf_counter() - started > _SPAN * setting.rounds:
             break
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            gc.collect()  # what one contestant left behind is not swept up on the time of the next
+            gc.collect()  # so that no contestant's time includes collecting the garbage of another
             found[name].append(_seconds(contestants[name], repeats[name], setting.device))
     base = found[floor] if floor is not None else None
     return {name: Timed(times, base) for name, times in found.items()}
@@ -120,9 +120,9 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float:
-    """Return how much memory torch holds at most during a call beyond what it held before, in MiB.
+    """Return the peak of the memory that torch holds during a call, minus what it held before, in MiB.
 
-    Only what torch allocates is seen: zero for a library that has its own tensors.
+    Only torch's allocations count: the result is zero for a library that has its own tensors.
     """
     gc.collect()
     if device.type == "cuda":
@@ -147,9 +147,9 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
 
 
 class Passes(TorchDispatchMode):
-    """Counts the matrix products with some tensors: how often their data are read.
+    """Counts the matrix products with given tensors, that is, how often their data are read.
 
-    It sees what a library really does, whatever its options say.
+    It counts the work that a library really does, whatever its options say.
     """
 
     def __init__(self, data: Sequence[Tensor]) -> None:
@@ -172,13 +172,13 @@ _PRODUCTS = {torch.ops.aten.mv, torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Return `|found - exact| / |exact|`, in double precision on the CPU; NaN where there is one."""
+    """Return `|found - exact| / |exact|`, in double precision on the CPU; NaN if an entry is NaN."""
     found, exact = found.detach().to("cpu", torch.float64), exact.detach().to("cpu", torch.float64)
     return float(torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact))
 
 
 def largest_relative_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Return the largest relative difference of a tensor; zero for two that are equal, even where both are zero."""
+    """Return the largest relative difference of paired tensors; for equal tensors it is 0, even if both are zero."""
     norm = torch.linalg.vector_norm
     pairs = zip(found, exact, strict=True)
     return max(0.0 if torch.equal(a, b) else float(norm(a - b) / norm(b).clamp(min=1e-30)) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""The record of a run: figures with what they were measured on."""
+"""The record of a run: its figures, and the machine, versions and settings that produced them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import blo
 from benchmarks.registry import Goal, Outcome, Setting, Table
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Distributions whose versions decide the figures; those not installed are recorded as null.
+#: Distributions whose versions affect the figures; the version of a missing one is recorded as null.
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "scikit-learn", "torchopt", "higher", "betty-ml", "jaxopt", "jax",
                  "boat-torch")  # fmt: skip
 
@@ -58,13 +58,13 @@ def entry(outcome: Outcome, seconds: float) -> dict[str, Any]:
 
 
 def outcome(entry: dict[str, Any]) -> Outcome:
-    """Return what `entry` was made of."""
+    """Return the outcome from which `entry` was made."""
     goals = [Goal(**{name: value for name, value in goal.items() if name != "met"}) for goal in entry["goals"]]
     return Outcome([Table(**table) for table in entry["tables"]], goals, entry["extra"])
 
 
 def continued(begun: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the benchmarks of a record that succeeded, if it is of the same machine, versions and settings."""
+    """Return the successful benchmarks of a record, if machine, versions and settings are the same."""
     old = json.loads(path.read_text(encoding="utf-8"))
     if any(old.get(part) != begun[part] for part in ("format", "settings", "machine", "versions")):
         return {}
@@ -72,7 +72,7 @@ def continued(begun: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Write the record; what JSON has no number for is written as text."""
+    """Write the record; NaN and infinity, which JSON lacks, are written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_plain(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -100,7 +100,7 @@ def _commit() -> str | None:
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a checkout
+        return None  # not a git checkout
     return found.stdout.strip()
 
 

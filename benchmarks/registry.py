@@ -1,4 +1,4 @@
-"""What a benchmark is, and the list of all of them."""
+"""The definition of a benchmark, and the registry of all benchmarks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Cell: TypeAlias = str | float | int | bool | None
 
 @dataclass(frozen=True)
 class Setting:
-    """What a benchmark is run with.
+    """The settings of a run.
 
     Attributes:
-        device: where its tensors live.
-        dtype: their precision; a benchmark whose answer needs double precision says so and uses that.
-        rounds: how often each contestant of a race is timed at least.
-        quick: sizes small enough for a test; its figures mean nothing.
-        seed: of the data.
-        log: called with a line that says what is being done.
+        device: device of the tensors.
+        dtype: dtype of the tensors; a benchmark that needs double precision uses it instead, and says so.
+        rounds: minimum number of timings of each contestant in a race.
+        quick: whether to use sizes that are small enough for a test; the figures are then meaningless.
+        seed: seed of the data.
+        log: function that is called with each line of progress.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -35,11 +35,11 @@ class Setting:
     log: Callable[[str], None] = lambda line: None
 
     def generator(self) -> torch.Generator:
-        """Return a fresh generator on the CPU: data are drawn there, so that they are equal on every device."""
+        """Return a new generator on the CPU: data are drawn there, so that every device gets the same data."""
         return torch.Generator().manual_seed(self.seed)
 
     def randn(self, *shape: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw standard normal numbers in double precision and hand them over in the run's dtype, on its device."""
+        """Draw standard normal numbers in double precision and return them in the run's dtype, on its device."""
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.device, self.dtype)
 
 
@@ -55,10 +55,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that has something to reach: at most `limit`, or at least that.
+    """A figure with a goal: to be at most `limit`, or at least `limit`.
 
     Attributes:
-        off: how far off the figure may be; 0 where it is exact.
+        off: uncertainty of the figure; 0 if it is exact.
     """
 
     what: str
@@ -69,13 +69,13 @@ class Goal:
 
     @property
     def met(self) -> bool:
-        """Whether it is reached; a NaN is not."""
+        """Whether the goal is met; NaN never meets it."""
         return self.found >= self.limit if self.at_least else self.found <= self.limit
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark returns; `extra` is JSON for the record that no table shows."""
+    """The result of a benchmark; `extra` is JSON that goes into the record and not into a table."""
 
     tables: Sequence[Table]
     goals: Sequence[Goal] = ()
@@ -115,7 +115,7 @@ def benchmark(name: str, title: str) -> Callable[[Run], Run]:
 
 
 def discover() -> dict[str, Benchmark]:
-    """Import the modules of `benchmarks.answers` and `benchmarks.against` and return what they registered, by name."""
+    """Import all modules of `benchmarks.answers` and `benchmarks.against`; return the registered benchmarks by name."""
     for package in ("benchmarks.answers", "benchmarks.against"):
         try:
             folder = importlib.import_module(package)

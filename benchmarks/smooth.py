@@ -18,13 +18,13 @@ Formula: TypeAlias = Callable[[Any, Sequence[Any], Any, Any], Any]
 
 @dataclass(frozen=True, eq=False)
 class Smooth:
-    """`minimise upper(theta, z) where z minimises lower(theta, z)`, at one theta and its solution z.
+    """The problem `minimise upper(theta, z) where z minimises lower(theta, z)`, at one theta and its solution z.
 
     Attributes:
-        lower: its formula.
-        upper: its formula.
+        lower: formula of the lower objective.
+        upper: formula of the upper objective.
         data: the tensors that both formulas get.
-        theta: one vector.
+        theta: upper variable, one vector.
         z: the solution of the lower problem at theta, shape `(n,)`.
         exact: the hypergradient there.
         curvature: the largest eigenvalue of the lower Hessian, for the libraries that need a step size.
@@ -50,7 +50,7 @@ class Smooth:
 
 
 def ridge(setting: Setting, rows: int = 2000, columns: int = 500) -> Smooth:
-    """Return ridge regression with a penalty for each coordinate, its columns scaled so that CG takes long."""
+    """Return ridge regression with a penalty for each coordinate; its columns are scaled so that CG is slow."""
     generator = setting.generator()
 
     def draw(*shape: int) -> Tensor:
@@ -83,17 +83,17 @@ def quadratic(setting: Setting, condition: float, size: int = 200, *, distance: 
     """Return `lower = z'Az/2 - theta'z`, `upper = |z - target|^2/2` with eigenvalues of A from 1 down to 1/condition.
 
     Args:
-        setting: of the run.
-        condition: of A.
+        setting: settings of the run.
+        condition: condition number of A.
         size: number of unknowns.
-        distance: size of the upper gradient `z - target`; when zero, the hypergradient is zero.
+        distance: norm of the upper gradient `z - target`; if it is zero, so is the hypergradient.
     """
     generator = setting.generator()
     basis = np.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64).numpy())[0]
     matrix = basis * np.logspace(0, -np.log10(condition), size) @ basis.T
     theta = torch.randn(size, generator=generator, dtype=torch.float64)
     v = distance * torch.randn(size, generator=generator, dtype=torch.float64).numpy()
-    # Solution and target are what is left in the run's precision, so that the answer is exact for what is given.
+    # The solution and the target are rounded to the run's precision first: the answer is exact for the rounded data.
     z = torch.from_numpy(np.linalg.solve(matrix, theta.numpy())).to(setting.dtype).double()
     target = torch.from_numpy(z.numpy() - v).to(setting.dtype).double()
     exact = np.linalg.solve(matrix, (z - target).numpy())

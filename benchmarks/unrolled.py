@@ -20,10 +20,10 @@ class Cleaning:
     Attributes:
         train: inputs and labels.
         held: inputs and labels of the validation set.
-        theta: a logit for each training example, zero.
-        z0: weights, flat, zero.
-        step: of gradient descent on the lower objective.
-        noisy: which labels were replaced.
+        theta: the initial logits, one for each training example, all zero.
+        z0: the initial weights, flat, all zero.
+        step: step size of gradient descent on the lower objective.
+        noisy: whether each label was replaced.
     """
 
     train: tuple[Tensor, Tensor]
@@ -50,7 +50,7 @@ def digits(setting: Setting) -> tuple[Tensor, Tensor]:
     """Return scikit-learn's digits in random order, inputs within [0, 1] with a column of ones, and labels.
 
     Raises:
-        ModuleNotFoundError: without scikit-learn.
+        ModuleNotFoundError: if scikit-learn is not installed.
     """
     from sklearn.datasets import load_digits
 
@@ -62,7 +62,7 @@ def digits(setting: Setting) -> tuple[Tensor, Tensor]:
 
 
 def cleaning(setting: Setting) -> Cleaning:
-    """Return hyper-cleaning on the digits: 1,200 to train on, 40 % of their labels random, the others held out."""
+    """Return hyper-cleaning on the digits: 1,200 for training, with 40 % random labels; the others are held out."""
     inputs, labels = digits(setting)
     count = 60 if setting.quick else 1200
     generator = setting.generator()
@@ -85,7 +85,7 @@ def unroll(problem: Cleaning, steps: int) -> Tensor:
 
 
 def descend(problem: Cleaning, theta: Tensor, steps: int) -> Tensor:
-    """Return where plain gradient descent arrives."""
+    """Return the last iterate of plain gradient descent."""
     z = problem.z0
     for _ in range(steps):
         at = z.detach().requires_grad_()
@@ -95,7 +95,7 @@ def descend(problem: Cleaning, theta: Tensor, steps: int) -> Tensor:
 
 
 def dense(problem: Cleaning, steps: int) -> Tensor:
-    """Return the implicit hypergradient where gradient descent arrives, by a dense Hessian."""
+    """Return the implicit hypergradient at the last iterate of gradient descent, by a dense Hessian."""
     z = descend(problem, problem.theta, steps)
     hessian = torch.func.hessian(lambda at: problem.inner(problem.theta, at))(z)
     v = torch.func.grad(lambda at: problem.outer(problem.theta, at))(z)

@@ -1,4 +1,4 @@
-"""A batch of box problems of the size of images, together and one after the other."""
+"""A batch of box problems as large as images, solved together and one after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEPS, _PRODUCTS, _STEP = 10, 10, 0.5
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """`minimise |z - target|^2/2 where z minimises <z, d z/2 - theta c> within [-1, 1]`; lanes in front."""
+    """`minimise |z - target|^2/2 where z minimises <z, d z/2 - theta c> within [-1, 1]`; the first axis is the lane."""
 
     d: Tensor
     c: Tensor

@@ -60,12 +60,12 @@ def run(setting: Setting) -> Outcome:
 
 
 def _saved_mib(call: Callable[[], object]) -> float:
-    """Return how much autograd holds at most at one time for backward passes, each storage once, in MiB."""
+    """Return the peak size of what autograd saves for backward passes, each storage counted once, in MiB."""
     alive: dict[int, int] = {}
     most = 0
 
     class Held:
-        """A saved tensor; leaves the count with the graph that holds it."""
+        """A saved tensor, counted until its graph is freed."""
 
         def __init__(self, tensor: Tensor) -> None:
             nonlocal most

@@ -1,4 +1,4 @@
-"""What the checks cost: the share of a hypergradient, solve included, that is spent in each of them."""
+"""The cost of the checks: the share of the time of a hypergradient, with its solve, that each check takes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from blo._watch import versions
 from blo.gradients._strained import strained
 
 _MOST = 0.02
-#: By what a reader calls it.
+#: Functions of blo by the name of their check in the table.
 _CHECKS: dict[str, list[Callable[..., Any]]] = {
     "arguments are functions of theta and z": [require_function],
-    "the objective holds something to draw from": [may_draw],
-    "torch differentiates it rightly": [_misleads],
+    "the objective may draw random numbers": [may_draw],
+    "torch differentiates it correctly": [_misleads],
     "it writes to its arguments": [versions],
     "constraints depend on each other": [strained],
     "the residual hides no large error": [bend],
@@ -85,7 +85,7 @@ def _shares(call: Callable[[], object], spent: dict[str, float]) -> dict[str, fl
 
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
-    """Time the checks wherever blo calls them; what a check calls of others counts for it alone."""
+    """Time the checks wherever blo calls them; the time of a check that another check calls counts for the caller."""
     spent = dict.fromkeys(_CHECKS, 0.0)
     inside = False
 

@@ -24,7 +24,7 @@ from benchmarks.measure import Passes, race, ratio
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 
 START, STEPS, TOL = -4.0, 20, 1e-8
-#: Changes theta by the sign of the hypergradient alone, in steps that shrink when it turns.
+#: It uses only the sign of the hypergradient, and its steps shrink when the sign changes.
 RPROP = partial(torch.optim.Rprop, lr=1.0)
 NEWTON_CG: dict[str, Any] = {
     "solver": blo.Newton(tol=TOL, linear_solver=blo.CG(max_iter=1000)),
@@ -33,7 +33,7 @@ NEWTON_CG: dict[str, Any] = {
 
 
 class Problem:
-    """The bilevel problem in torch; z is flat, of 65 times 10 weights."""
+    """The bilevel problem in torch; z is the flat vector of the 65 times 10 weights."""
 
     def __init__(self, train: Split, held: Split, setting: Setting) -> None:
         def move(split: Split) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class Problem:
 
 
 def truth(train: Split, held: Split) -> tuple[Callable[[float], float], float]:
-    """Return the held-out loss as a function of theta, and its least value."""
+    """Return the held-out loss as a function of theta, and its minimum."""
     clean = Softmax(held.x, one_hot(held.y, 10), np.full(len(held.y), 1 / len(held.y)), 0.0)
 
     def value(theta: float) -> float:
@@ -69,7 +69,7 @@ def truth(train: Split, held: Split) -> tuple[Callable[[float], float], float]:
 
 
 def by_hand(problem: Problem, steps: int, lower: Callable[[Tensor, Tensor], Tensor], **cg: Any) -> Tensor:
-    """Return theta after the outer steps, with z from `lower` and q by CG, both from those of the step before."""
+    """Return theta after the outer steps, with z from `lower` and q by CG, both started at those of the last step."""
     theta, z, q = problem.theta.clone().requires_grad_(), problem.z0, torch.zeros_like(problem.z0)
     optimizer = RPROP([theta])
     for _ in range(steps):
@@ -84,7 +84,7 @@ def by_hand(problem: Problem, steps: int, lower: Callable[[Tensor, Tensor], Tens
 
 
 def descend(problem: Problem, theta: Tensor, z: Tensor) -> Tensor:
-    """Return where 100 gradient steps lead."""
+    """Return z after 100 gradient steps."""
     for _ in range(100):
         at = z.detach().requires_grad_()
         (slope,) = torch.autograd.grad(problem.inner(theta, at), at)
@@ -93,7 +93,7 @@ def descend(problem: Problem, theta: Tensor, z: Tensor) -> Tensor:
 
 
 def ours(problem: Problem, steps: int, *, on_failure: Any = "ignore", **options: Any) -> Tensor:
-    """Return theta after as many outer steps of blo."""
+    """Return theta after this many outer steps of blo."""
     found = blo.fit(
         problem.outer,
         blo.LowerProblem(problem.inner),
@@ -122,7 +122,7 @@ def run(setting: Setting) -> Outcome:
             problem, steps, partial(descend, problem), tol=0.0, most=20
         ),
     }
-    slow = "blo, defaults"  # its passes are counted; to time it as often as the others would take minutes
+    slow = "blo, defaults"  # only its passes are counted: timing it like the others would take minutes
     times = race(
         {name: call for name, call in contestants.items() if name != slow}, setting, floor="Newton-CG, by hand"
     )

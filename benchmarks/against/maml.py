@@ -24,13 +24,13 @@ _STEPS, _STEP = 5, 0.01
 
 @dataclass(frozen=True, eq=False)
 class _Sines:
-    """The data of all tasks, each of shape `(tasks, points, 1)`, and the weights they start from."""
+    """The data of all tasks, each of shape `(tasks, points, 1)`, and the initial weights."""
 
     data: tuple[Tensor, Tensor, Tensor, Tensor]
     start: Weights
 
     def gradient(self, task: Task) -> Callable[[], Tensor]:
-        """Return what computes the gradient of the mean loss in the start, flat."""
+        """Return a function that computes the flat gradient of the mean loss with respect to the start."""
 
         def mean(weights: Weights) -> Tensor:
             losses: Tensor = vmap(task, in_dims=(None, 0, 0, 0, 0))(weights, *self.data)
@@ -58,7 +58,7 @@ def run(setting: Setting) -> Outcome:
         setting.log(f"  {name}")
         try:
             contestants[name] = _compiled(sines, task)
-        except Exception as error:  # torch.compile needs a C++ compiler, and raises of many kinds
+        except Exception as error:  # torch.compile needs a C++ compiler, and raises many types
             notes.append(f"{name}: {type(error).__name__}")
     times = race(contestants, setting, floor="by hand, vmap")
     answer = contestants["by hand, vmap"]()
@@ -77,7 +77,7 @@ def run(setting: Setting) -> Outcome:
     floor = times["by hand, vmap"].seconds
     over, off = min(ratio(times[name].seconds, floor) for name in ("blo, vmap over argmin", "blo, batched"))
     goals = [Goal("blo over hand-written vmap", over, 1.0, off=off)]
-    # A path that does not compile misses its goal rather than having none.
+    # If a path does not compile, its goal counts as missed.
     pair = [times.get(f"{name}, compiled") for name in ("blo, vmap over argmin", "by hand, vmap")]
     over, off = ratio(pair[0].seconds, pair[1].seconds) if pair[0] and pair[1] else (math.nan, 0.0)
     goals.append(Goal("blo over hand-written vmap, both compiled", over, 1.0, off=off))
@@ -127,7 +127,7 @@ def _adapted(start: Weights, x: Tensor, y: Tensor, held_x: Tensor, held_y: Tenso
 
 
 def _batched(sines: _Sines) -> Callable[[Weights], Tensor]:
-    """The weights of a task are one flat tensor: `vmap` takes some time over each tensor that it maps."""
+    """The weights of a task are one flat tensor: `vmap` has a cost for each tensor that it maps."""
     x, y, held_x, held_y = sines.data
     shapes = {name: value.shape for name, value in sines.start.items()}
 

@@ -48,7 +48,7 @@ def _errors(problem: Smooth) -> dict[str, list[float]]:
 
 
 def _plot(curves: dict[str, dict[str, list[float]]], path: Path) -> str | None:
-    """Draw error against products; return where, or None without matplotlib."""
+    """Plot the error against the products; return the path, or None without matplotlib."""
     try:
         import matplotlib
     except ModuleNotFoundError:

@@ -10,7 +10,7 @@ from benchmarks.peers import Peer, Prepared, Unsupported
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 from benchmarks.smooth import Smooth, ridge
 
-#: Products, with the time over the floor's that blo may take.
+#: For each number of products, the largest allowed ratio of blo's time to the floor's.
 _GOALS = {10: 1.2, 50: 1.1, 200: 1.1}
 
 
@@ -29,7 +29,7 @@ def run(setting: Setting) -> Outcome:
 
 
 def _compare(problem: Smooth, products: int, found: list[Peer], setting: Setting) -> tuple[Table, tuple[float, float]]:
-    """Return the table at one number of products, and the time of blo over the floor's with how far off it may be."""
+    """Return the table for one number of products, and the ratio of blo's time to the floor's with its uncertainty."""
     floor = Prepared(lambda: floors.hypergradient(problem, products), lambda gradient: gradient)
     contestants: dict[str, Prepared] = {"floor": floor}
     methods, absent = {"floor": "plain torch, by hand"}, {}
@@ -49,7 +49,7 @@ def _compare(problem: Smooth, products: int, found: list[Peer], setting: Setting
         error = relative_error(each.read(each.run()), problem.exact)
         with Passes(problem.data[:1]) as passes:
             each.run()
-        # What another framework does is out of torch's sight.
+        # Torch does not see the operations of another framework.
         seen = passes.count > 0
         rows.append(
             [

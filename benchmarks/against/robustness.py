@@ -1,4 +1,4 @@
-"""What each library returns in corner cases: its own numbers, printed."""
+"""What each library returns in corner cases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.smooth import quadratic
 
 Case = Callable[[Adapter, Setting], float]
 
-#: Damping of the case that has one.
+#: Damping of the case with damping.
 _DAMPING = 0.5
 
 
@@ -48,7 +48,7 @@ def run(setting: Setting) -> Outcome:
 
 def _zero(adapter: Adapter, setting: Setting) -> float:
     prepared = adapter.prepare(quadratic(setting, 10.0, size=10, distance=0.0), 10)
-    return float(prepared.read(prepared.run()).abs().max())  # a NaN stays one
+    return float(prepared.read(prepared.run()).abs().max())  # keeps NaN
 
 
 def _scalar(adapter: Adapter, setting: Setting) -> float:

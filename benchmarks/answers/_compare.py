@@ -1,4 +1,4 @@
-"""blo's answers beside the truth."""
+"""Comparison of blo's answers with the truth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.registry import Cell, Goal, Outcome, Table
 
-#: Most that an answer may be off.
+#: Largest allowed difference of an answer.
 TOLERANCE = 1e-6
 
 Number = float | Tensor | npt.NDArray[np.float64]
@@ -20,19 +20,19 @@ Number = float | Tensor | npt.NDArray[np.float64]
 
 @dataclass
 class Answers:
-    """Collects answers; a quantity may be a number or an array of any shape."""
+    """Collects answers: numbers, or arrays of any shape."""
 
     rows: list[list[Cell]] = field(default_factory=list)
     worst: float = 0.0
 
     def add(self, quantity: str, found: Number, truth: Number, scale: float | None = None) -> float:
-        """Note an answer and return how far it is from the truth, at the entry where that is most.
+        """Add an answer and return its difference from the truth, the largest of any entry.
 
         Args:
-            quantity: what it is.
+            quantity: its name.
             found: blo's answer.
-            truth: of the same shape.
-            scale: what the difference is divided by; by default the largest entry of the truth, if that is not 0.
+            truth: the true value, of the same shape.
+            scale: divisor of the difference; by default the largest entry of the truth, or 1 if that is 0.
 
         Raises:
             ValueError: if the shapes differ.
@@ -43,7 +43,7 @@ class Answers:
         size = (float(np.abs(theirs).max()) or 1.0) if scale is None else scale
         difference = float(np.abs(ours - theirs).max()) / size
         self.rows.append([quantity, _show(ours), _show(theirs), difference])
-        self.worst = float(np.maximum(self.worst, difference))  # in which a NaN stays
+        self.worst = float(np.maximum(self.worst, difference))  # which keeps NaN
         return difference
 
     def outcome(self, title: str, notes: Sequence[str] = (), more: Sequence[Table] = ()) -> Outcome:

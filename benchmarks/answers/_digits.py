@@ -50,7 +50,7 @@ class Softmax(NamedTuple):
         return found
 
     def gradient(self, z: Array) -> Array:
-        """Return the gradient, of z's shape."""
+        """Return the gradient, with the shape of z."""
         off = self.weight[:, None] * (self.probabilities(z) - self.target)
         found: Array = self.x.T @ off + self.ridge * z
         return found
@@ -69,7 +69,7 @@ class Softmax(NamedTuple):
         """Return the minimiser, by Newton's method from z.
 
         Raises:
-            RuntimeError: if it is not reached.
+            RuntimeError: if Newton's method does not converge.
         """
         for _ in range(100):
             slope = self.gradient(z)

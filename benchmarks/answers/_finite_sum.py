@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-#: Tensors with a leading axis that numbers batches, or replicas when handed to an objective.
+#: Tensors whose first axis numbers batches, or replicas in the arguments of an objective.
 Batch = tuple[Tensor, ...]
 Objective = Callable[[Tensor, Tensor, Batch], Tensor]
 
@@ -18,8 +18,8 @@ Objective = Callable[[Tensor, Tensor, Batch], Tensor]
 class FiniteSum:
     """Two objectives on replicas: theta `(S, p)`, z `(S, n)`, a batch for each replica; the value is their sum.
 
-    A sum of S separate problems is solved by the algorithms as S independent runs at the price of about one, as long as
-    an algorithm is linear in its directions; all but BOME are.
+    An algorithm that is linear in its directions solves the sum of S separate problems as S independent runs do, at
+    about the cost of one run. All algorithms but BOME are linear in their directions.
 
     Attributes:
         upper: the upper objective.
@@ -28,11 +28,11 @@ class FiniteSum:
         lower_batches: all lower batches, of equal size.
         theta0: start, shape `(p,)`.
         z0: start, shape `(n,)`.
-        solve: thetas of shape `(m, p)` to the lower solutions, shape `(m, n)`.
-        hypergradient: thetas of shape `(m, p)` to the gradients of F, shape `(m, p)`; neither uses blo.
-        join: batches and a number to batches that many times larger, made of consecutive ones.
-        linear: F has the Polyak-Łojasiewicz property, with which constant steps converge linearly.
-        curvatures: the least and the largest eigenvalue of the lower objective's Hessian at the solution at theta0.
+        solve: maps thetas of shape `(m, p)` to the lower solutions, shape `(m, n)`.
+        hypergradient: maps thetas of shape `(m, p)` to the gradients of F, shape `(m, p)`; neither uses blo.
+        join: takes batches and a number k, and joins each k consecutive batches into one.
+        linear: whether F has the Polyak-Łojasiewicz property, with which constant steps converge linearly.
+        curvatures: the smallest and the largest eigenvalue of the lower objective's Hessian at the solution at theta0.
     """
 
     name: str

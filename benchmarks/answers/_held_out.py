@@ -1,4 +1,4 @@
-"""Data in two halves: one to train on, one to judge by."""
+"""Data in two parts: one for training, one held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchopt's logistic regression with one penalty for each coordinate, on data that scikit-learn brings along."""
+"""Benchopt's logistic regression with one penalty for each coordinate, on a data set of scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from benchmarks.answers._finite_sum import Batch, FiniteSum
 
-#: Newton steps that a lower solution gets; on these data five to eight reach rounding.
+#: Newton steps for a lower solution; on these data five to eight reach the rounding error.
 NEWTON_STEPS = 25
 
 
@@ -16,8 +16,8 @@ def logistic(seed: int, *, examples: int = 256, batch: int = 16) -> FiniteSum:
     """Return the problem on the breast cancer data: 569 patients, 30 standardised features.
 
     theta holds the logarithms of the penalties: the lower objective is the logistic loss of the training examples plus
-    `sum(exp(theta) * z**2) / 2`, the upper one the loss of as many others. This is the recipe that benchopt uses on
-    ijcnn1 (datasets/ijcnn1.py), with its start.
+    `sum(exp(theta) * z**2) / 2`, the upper one the loss of equally many others. This is the recipe of benchopt for
+    ijcnn1 (datasets/ijcnn1.py), with the same start.
     """
     from sklearn.datasets import load_breast_cancer
 

@@ -18,8 +18,8 @@ def simulated(seed: int, *, size: int = 100, examples: int = 1024, batch: int = 
 
     An example of either objective is `z'(a a')z/2 + theta'(b b')theta/2 + theta'(c d')z + e'z + f'theta`, where a and b
     are normal with covariances of log-spaced spectrum, theta's with one zero, and `E c d'` has log-spaced singular
-    values. The recipe is benchopt's (datasets/simulated.py); its random numbers are JAX's, ours torch's, so that the
-    instance is another one. The examples of a batch enter as their mean matrices, which changes no value.
+    values. The recipe is benchopt's (datasets/simulated.py), which draws random numbers with JAX; this module uses
+    torch, so the instances differ. A batch is stored as the mean matrices of its examples, which changes no value.
 
     Source: github.com/benchopt/benchmark_bilevel.
     """

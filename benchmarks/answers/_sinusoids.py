@@ -1,4 +1,4 @@
-"""Sine waves to be learned from few points, and a network to learn them with."""
+"""Few-shot regression tasks that are sine waves, and a network for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Parameters: TypeAlias = dict[str, Tensor]
 
 
 class Tasks(NamedTuple):
-    """Points to adapt to and points to be judged at, each of shape (tasks, points, 1)."""
+    """Points for adaptation and held-out points, each of shape (tasks, points, 1)."""
 
     x: Tensor
     y: Tensor

@@ -1,4 +1,4 @@
-"""Running the stochastic algorithms on a finite sum, and fitting lines to what they did."""
+"""Runs of the stochastic algorithms on a finite sum, and lines fitted to the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from blo.stochastic import Algorithm, State, draw, run
 def direction(
     problem: FiniteSum, lower_step: float, products: int, replicas: int, batches: tuple[Batch, Batch] | None = None
 ) -> Tensor:
-    """Return the direction that stocBiO gives theta at the problem's start, z solved for first; one row a replica."""
+    """Return stocBiO's direction for theta at the problem's start, at the exact z; one row for each replica."""
     algorithm = blo.StocBiO(lower_step=lower_step, upper_step=1.0, inner_steps=1, products=products)
     at_solution = replace(problem, z0=problem.solve(problem.theta0[None])[0])
     found: list[Tensor] = []
@@ -28,7 +28,7 @@ def direction(
 
 
 def trajectory(problem: FiniteSum, algorithm: Algorithm, steps: int, replicas: int) -> tuple[Tensor, Tensor]:
-    """Return up to 600 step numbers, half of them evenly spread over the logarithm, and E|grad F|^2 there."""
+    """Return up to 600 step numbers, two thirds of them evenly spaced in the logarithm, and E|grad F|^2 there."""
     even = torch.linspace(0, steps, 200).tolist()
     wanted = {int(k) for k in [*torch.logspace(0, math.log10(steps), 400).tolist(), *even]}
     kept: list[tuple[int, Tensor]] = [(0, problem.theta0[None])]
@@ -50,7 +50,7 @@ def execute(
     look: Callable[[State], None],
     batches: tuple[Batch, Batch] | None = None,
 ) -> None:
-    """Run from the problem's start: on full batches without replicas, else on minibatches."""
+    """Run from the problem's start: on full batches if `replicas` is 0, else on minibatches."""
     generator = torch.Generator().manual_seed(0)
     upper, lower = batches or (problem.upper_batches, problem.lower_batches)
     sources: Any

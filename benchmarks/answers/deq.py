@@ -1,6 +1,6 @@
-"""A deep equilibrium layer: z = tanh(W z + U x + b), for a batch of inputs, with a linear read-out that is fitted.
+"""A deep equilibrium layer: z = tanh(W z + U x + b), for a batch of inputs, with a trained linear read-out.
 
-The Jacobian I - diag(1 - z^2) W is not symmetric: the layer is not a minimiser of anything, and CG would be wrong here.
+The Jacobian I - diag(1 - z^2) W is not symmetric: the layer minimises no objective, and CG would be wrong here.
 Truth: Newton's method on each equilibrium, and its dense Jacobian, in NumPy.
 Source: Bai, Kolter and Koltun, NeurIPS 2019.
 """

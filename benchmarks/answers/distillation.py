@@ -1,4 +1,4 @@
-"""Dataset distillation: ten images, one a class, such that a classifier trained on them alone does well on real digits.
+"""Dataset distillation: learn ten images, one a class, so that a classifier trained on them does well on real digits.
 
     minimise  loss(z*(theta)) on real digits,  z*(theta) = argmin mean_i loss_i(theta, z) + ridge/2 |z|^2
 
@@ -41,7 +41,7 @@ def problem(real: Split, images: Array, device: torch.device) -> dict[str, Any]:
 
 
 def truth(real: Split, images: Array, z: Array) -> tuple[float, Array, Array]:
-    """Return the loss on real digits, its gradient in the images and the lower solution, sought from z."""
+    """Return the loss on real digits, its gradient in the images and the lower solution, by a solver started at z."""
     classes = len(images)
     train = Softmax(np.hstack([images, np.ones((classes, 1))]), np.eye(classes), np.full(classes, 1 / classes), RIDGE)
     held = Softmax(real.x, one_hot(real.y, classes), np.full(len(real.y), 1 / len(real.y)), 0.0)
@@ -77,7 +77,7 @@ def run(setting: Setting) -> Outcome:
 
 
 def distilled(given: dict[str, Any], test: Split, setting: Setting) -> Table:
-    """Distil for longer and return what a classifier trained on the images is worth."""
+    """Distil for longer and return the test accuracies of classifiers trained on the images."""
     steps = 2 if setting.quick else 60
     found = blo.fit(**given, optimizer=partial(torch.optim.Adam, lr=0.05), steps=steps)
     with torch.no_grad():

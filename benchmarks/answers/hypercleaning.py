@@ -1,4 +1,4 @@
-"""Data hyper-cleaning: digits with wrong labels, each sample with a weight that clean held-out data choose.
+"""Data hyper-cleaning: some digits have wrong labels, and clean held-out data determine a weight for each.
 
     minimise  loss(z*(theta)) held out,  z*(theta) = argmin  mean_i sigmoid(theta_i) loss_i(z) + ridge/2 |z|^2
 
@@ -37,7 +37,7 @@ class Data(NamedTuple):
 
 
 def draw(setting: Setting) -> Data:
-    """Give two in five training samples a label drawn at random."""
+    """Draw the data; two in five training samples get a random label."""
     sizes = (60, 60, 60) if setting.quick else (600, 600, 597)
     classes = 3 if setting.quick else 10
     train, held, test = digits(sizes, setting.seed, classes)
@@ -63,7 +63,7 @@ def problem(data: Data, ridge: float, device: torch.device) -> dict[str, Any]:
 
 
 def truth(data: Data, theta: Array, z: Array) -> tuple[float, Array, Array]:
-    """Return the held-out loss, its gradient in theta and the lower solution, sought from z."""
+    """Return the held-out loss, its gradient in theta and the lower solution, by a solver started at z."""
     weight = 1 / (1 + np.exp(-theta))
     n = len(theta)
     train = Softmax(data.train.x, one_hot(data.train.y, data.classes), weight / n, RIDGE)
@@ -97,7 +97,7 @@ def run(setting: Setting) -> Outcome:
 
 
 def damped(data: Data, setting: Setting) -> Table:
-    """Clean without a ridge and with a lower solver that is stopped early, at several dampings."""
+    """Run hyper-cleaning without a ridge and with a lower solver that stops early, for several dampings."""
     given = problem(data, 0.0, setting.device)
     with torch.no_grad():
         unclean = blo.argmin(given["lower"], given["theta"], given["z0"], solver=ROUGH, on_failure="ignore")

@@ -1,4 +1,4 @@
-"""iMAML on sinusoids: 25 tasks at once, each with parameters of its own that are held near theta.
+"""iMAML on sinusoids: 25 tasks at once, each with its own parameters, which a proximal term keeps near theta.
 
     minimise over theta   mean_i loss_i(z_i*) held out,   z_i* = argmin  loss_i(z) + lambda/2 |z - theta|^2
 

@@ -28,7 +28,7 @@ START = math.log(0.3)
 
 
 def draw(setting: Setting) -> Data[Array]:
-    """Draw fewer samples than features, of which one in ten matters."""
+    """Draw fewer samples than features; one feature in ten matters."""
     samples, d = (60, 15) if setting.quick else (80, 200)
     random = np.random.default_rng(setting.seed)
     true = np.where(np.arange(d) % 10 == 0, 1.0, 0.0)
@@ -69,10 +69,10 @@ def truth(data: Data[Array], theta: Array) -> tuple[float, Array, Array]:
 
 
 def require_margin(data: Data[Array], theta: Array, z: Array) -> None:
-    """Refuse a z that is not a solution, or one at the edge of a change of its support, where no gradient exists.
+    """Check that z is a solution, and not close to a change of its support, where the gradient does not exist.
 
     Raises:
-        RuntimeError: if so.
+        RuntimeError: if z fails the check.
     """
     weight = np.exp(theta) * np.ones_like(z)
     pull = -data.x.T @ (data.x @ z - data.y) / len(data.y)
@@ -83,7 +83,7 @@ def require_margin(data: Data[Array], theta: Array, z: Array) -> None:
 
 
 def lbfgs(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Return torch's L-BFGS, asked for all that double precision gives."""
+    """Return torch's L-BFGS with tolerances at the limit of double precision."""
     return torch.optim.LBFGS(
         parameters, max_iter=50, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
     )
@@ -104,7 +104,7 @@ def run(setting: Setting) -> Outcome:
         answers.add(f"{name}: held-out loss", at.value, value)
         answers.add(f"{name}: hypergradient", at.grad, slope)
     given = problem(data, one, setting.device)
-    # The optimiser's line search compares values: they are needed to more digits than the hypergradient.
+    # The optimiser's line search compares values, which need more correct digits than the hypergradient.
     found = blo.fit(**given, optimizer=lbfgs, steps=1, solver=blo.FISTA(tol=1e-12))
     best: Any = minimize_scalar(
         lambda log: truth(data, np.full(1, log))[0], bounds=(START - 2, START + 1), method="bounded",

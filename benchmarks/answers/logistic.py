@@ -1,4 +1,4 @@
-"""Logistic regression with a weight for each coordinate: the problem of hypertorch's notebook, to its true optimum.
+"""Logistic regression with a weight for each coordinate: hypertorch's notebook problem, to its true optimum.
 
     minimise over h >= 1e-8   loss(z*(h)) on held-out data,  z*(h) = argmin loss(z) on training data + 1/2 z' diag(h) z
 
@@ -25,8 +25,8 @@ from benchmarks.answers._compare import Answers, numpy
 from benchmarks.answers._held_out import Data
 from benchmarks.registry import Outcome, Setting, benchmark
 
-# A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are,
-# since a tolerance out of reach is taken as the rounding of the gradient.
+# A line search compares values, which need more correct digits than the hypergradient. `Newton` gives all of them: if
+# the tolerance cannot be reached, it stops at the rounding error of the gradient.
 SOLVER = blo.Newton(tol=1e-14, forcing=0.0)
 
 Array = npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ def losses(data: Data[Array], device: torch.device) -> tuple[Loss, Loss]:
 
 
 def bounded(data: Data[Array], device: torch.device, start: float = 0.5) -> Tensor:
-    """Return optimal weights by blo's own solver for bounds: the upper problem is a lower problem of nothing.
+    """Return optimal weights by blo's solver for bounds: the upper problem is stated as a lower problem of its own.
 
     Args:
         data: the problem.
@@ -80,10 +80,10 @@ def bounded(data: Data[Array], device: torch.device, start: float = 0.5) -> Tens
 
 
 def angled(data: Data[Array], device: torch.device, start: float = 0.5) -> Tensor:
-    """Return optimal weights by torch's L-BFGS, which knows no bounds, over angles: see `weights`.
+    """Return optimal weights by torch's L-BFGS, which has no bounds, over angles: see `weights`.
 
-    It is started again, from angles that have left bounds, until the weights are stationary within their bounds or the
-    loss does not fall any more.
+    It is restarted, with angles moved off their bounds, until the weights are stationary within their bounds or the
+    loss stops decreasing.
 
     Args:
         data: the problem.
@@ -118,11 +118,11 @@ def freed(angle: Tensor, s: Tensor, slope: Tensor) -> Tensor:
 
 
 def descended(held_out: Loss, train: Loss, angle: Tensor) -> Tensor:
-    """Return where torch's L-BFGS leads from these angles.
+    """Return the angles that torch's L-BFGS reaches from these.
 
-    The loss is minimised in units of its largest slope, since torch's L-BFGS learns no curvature from steps along which
-    the product of step and change of slope is below 1e-10, whatever the unit: where a feature is all but dropped, the
-    slope left is 1e-7 of the curvature at the bounds, and it may creep.
+    The loss is divided by its largest slope: torch's L-BFGS takes no curvature from a step if the product of step and
+    change of slope is below 1e-10, in any unit. Where a feature is almost dropped, the
+    remaining slope is 1e-7 of the curvature at the bounds, and without the division the progress may be very slow.
     """
     lower, z0 = blo.LowerProblem(lambda angle, z: train(weights(angle), z)), torch.zeros_like(angle)
     unit = blo.value_and_hypergrad(held_out, lower, angle, z0, solver=SOLVER).grad.abs().max()
@@ -155,13 +155,13 @@ def truth(data: Data[Array], h: Array) -> tuple[float, Array]:
 
 
 def stationarity(data: Data[Array], h: Array) -> float:
-    """Return the largest entry of s - project(s - slope), s = h / (1 + h): 0 where Karush, Kuhn and Tucker have it."""
+    """Return the largest entry of s - project(s - slope), s = h / (1 + h), which is 0 at a KKT point."""
     s, slope = h / (1 + h), truth(data, h)[1] * (1 + h) ** 2
     return float(np.abs(s - np.clip(s - slope, LOW, HIGH)).max())
 
 
 def optimum(data: Data[Array]) -> tuple[float, Array]:
-    """Return the least held-out loss that is found from three starts, and the weights that attain it."""
+    """Return the smallest held-out loss found from three starts, and its weights."""
 
     def value(s: Array) -> tuple[float, Array]:
         found, slope = truth(data, s / (1 - s))
@@ -203,7 +203,7 @@ def run(setting: Setting) -> Outcome:
         reached = numpy(outer(data, setting.device))
         answers.add(f"least held-out loss, {name}", truth(data, reached)[0], least)
         ends.append(f"{stationarity(data, reached):.1e} ({name})")
-        # Most weights sit at their bound of 1e-8: differences are told in units of 1.
+        # Most weights are at their bound of 1e-8: differences are divided by 1.
         answers.add("optimal h, those at infinity left out", reached[h < 1e6], h[h < 1e6], scale=1.0)
     inside = (h > 2 * LEAST) & (h < 1e6)
     notes = [

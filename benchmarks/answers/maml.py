@@ -1,7 +1,7 @@
 """MAML on sinusoids: 25 tasks at once, each a network that adapts to ten points of its own sine.
 
-The lower variable z is how far a few gradient steps lead away from theta, where they start. They begin at z = 0, a
-constant, and theta enters the objective at theta + z: so the start is differentiated with all the rest.
+The lower variable z is the change of the weights by a few gradient steps from theta. The steps start at z = 0, a
+constant, and theta enters the objective as theta + z, so the derivative includes that of the start.
 Truth: plain autodiff through the steps, task by task.
 Source: Finn, Abbeel and Levine, ICML 2017, Sec. 5.1.
 """
@@ -41,7 +41,7 @@ def problem(net: torch.nn.Module, tasks: Tasks, theta: Parameters, steps: int) -
 
 
 def truth(net: torch.nn.Module, tasks: Tasks, theta: Parameters, steps: int) -> tuple[Tensor, Parameters]:
-    """Return the mean loss and its gradient by a loop over tasks, each with its graph through every step."""
+    """Return the mean loss and its gradient by a loop over tasks, with a graph of all steps of a task."""
     start = {name: part.detach().requires_grad_() for name, part in theta.items()}
     total = torch.zeros((), dtype=torch.float64, device=tasks.x.device)
     for x, y, x_held, y_held in zip(*tasks, strict=True):

@@ -42,7 +42,7 @@ class Data(NamedTuple):
 
 
 def draw(setting: Setting) -> tuple[Layer, Data]:
-    """Draw a layer that allows z = 0, and data."""
+    """Draw a layer for which z = 0 is feasible, and data."""
     n, k, samples, inputs = (4, 2, 3, 3) if setting.quick else (20, 10, 16, 5)
     random = np.random.default_rng(setting.seed)
     layer = Layer(
@@ -77,7 +77,7 @@ def truth(layer: Layer, data: Data, equations: bool) -> tuple[float, Layer]:
     """Return the loss and its gradient in each coefficient.
 
     Raises:
-        RuntimeError: if the KKT conditions do not hold, or hold without a margin.
+        RuntimeError: if the KKT conditions do not hold with a margin.
     """
     q = layer.r @ layer.r.T + 0.1 * np.eye(len(layer.r))
     root = np.linalg.cholesky(q)

@@ -18,7 +18,7 @@ import blo
 from benchmarks.answers._compare import Answers, numpy
 from benchmarks.registry import Outcome, Setting, benchmark
 
-# A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are.
+# A line search compares values, which need more correct digits than the hypergradient. `Newton` gives all of them.
 SOLVER = blo.Newton(tol=1e-10, forcing=0.0)
 
 Array = npt.NDArray[np.float64]

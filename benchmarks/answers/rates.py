@@ -1,7 +1,7 @@
-"""The stochastic algorithms beside their published rates, on exact hypergradients.
+"""Measured and published rates of the stochastic algorithms, by exact hypergradients.
 
 Every row runs an algorithm of `blo.stochastic` and fits a straight line to what the column "measured on" names. A
-published rate bounds from above, for the worst problem of its class: a steeper slope agrees with it.
+published rate is an upper bound for the worst problem of its class: a steeper slope agrees with it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from benchmarks.answers._trajectory import direction, execute, last_tenfold, lin
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 from blo.stochastic import Algorithm, Power, State
 
-#: How far above the published exponent a fitted one may lie: what is left of randomness and of the start.
+#: Margin of a fitted exponent above the published one, for the remaining effects of randomness and of the start.
 SLACK = 0.1
-#: What counts as converged to rounding, relative to the start.
+#: Ratio to the start below which a run counts as converged to the rounding error.
 ROUNDING = 1e-18
 COLUMNS = ("algorithm", "step sizes", "measured on", "published", "measured", "first", "last")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a run: steps with noise, steps without, replicas."""
+    """The sizes of a run: steps on minibatches, steps on full batches, replicas."""
 
     noisy: int
     exact: int
@@ -40,15 +40,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Steps:
-    """The constants in front of a problem's step sizes.
+    """The factors of a problem's step sizes.
 
     Attributes:
-        lower: of z and q on minibatches.
-        upper: of theta on minibatches.
-        exact_lower: of z and q on full batches.
-        exact_upper: of theta on full batches.
-        delay: of the schedules that fall or grow.
-        unit: of theta for BOME, which has one step size for theta and z.
+        lower: factor for z and q on minibatches.
+        upper: factor for theta on minibatches.
+        exact_lower: factor for z and q on full batches.
+        exact_upper: factor for theta on full batches.
+        delay: delay of the decreasing and increasing schedules.
+        unit: unit of theta for BOME, which has one step size for theta and z.
     """
 
     lower: float
@@ -65,7 +65,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table, and the goal it stands for."""
+    """A row of the table, and its goal."""
 
     cells: Sequence[Any]
     goal: Goal

@@ -1,6 +1,7 @@
 """Ridge regression: one weight, or one for each coordinate, chosen by the loss on held-out data.
 
-The upper variable is the root of the weights: they stay at least 0, and reach it, where a logarithm never would.
+The upper variable is the square root of the weights: they stay nonnegative and can reach 0, as with a logarithm they
+could not.
 
 Truth: the normal equations, their derivative, and SciPy's minimisers of the closed form.
 """
@@ -20,12 +21,12 @@ from benchmarks.answers._compare import Answers, numpy
 from benchmarks.answers._held_out import Data
 from benchmarks.registry import Outcome, Setting, benchmark
 
-# A line search compares values: they are needed to more digits than the hypergradient. Newton steps give all there are.
+# A line search compares values, which need more correct digits than the hypergradient. `Newton` gives all of them.
 SOLVER = blo.Newton(tol=1e-10, forcing=0.0)
 
 
 def draw(setting: Setting) -> Data[Tensor]:
-    """Draw data whose later coordinates matter less and less."""
+    """Draw data in which each coordinate matters less than the one before."""
     samples, d = (30, 5) if setting.quick else (100, 20)
     generator = torch.Generator().manual_seed(setting.seed)
     x = torch.randn(2 * samples, d, generator=generator, dtype=torch.float64)
@@ -35,7 +36,7 @@ def draw(setting: Setting) -> Data[Tensor]:
 
 
 def solve(data: Data[Tensor], theta: Tensor) -> tuple[blo.Hypergradient, blo.FitResult]:
-    """Return the hypergradient at theta and the fit from there; theta holds the roots of the weights."""
+    """Return the hypergradient at theta and the fit from there; theta holds the square roots of the weights."""
 
     def train(theta: Tensor, z: Tensor) -> Tensor:
         return 0.5 * (data.x @ z - data.y).square().sum() + 0.5 * (theta.square() * z.square()).sum()

@@ -1,1 +1,1 @@
-"""What a GPU is needed for: that it computes what the CPU does, how fast, and what training on it comes to."""
+"""Benchmarks that need a GPU: whether it agrees with the CPU, how fast it is, and what training on it reaches."""

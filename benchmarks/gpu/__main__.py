@@ -8,6 +8,6 @@ if missing := unusable():
     print("error: cannot be imported: " + "; ".join(missing), file=sys.stderr)
     sys.exit(2)
 
-from benchmarks.gpu.cli import main  # only now is all that it imports known to be there
+from benchmarks.gpu.cli import main  # its imports can fail before the check above
 
 sys.exit(main())

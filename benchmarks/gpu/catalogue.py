@@ -1,4 +1,4 @@
-"""Bilevel problems that meet every set, penalty, linear solver, product, lower solver and strategy of `blo`."""
+"""Bilevel problems that use every set, penalty, linear solver, product, lower solver and strategy of `blo`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 import blo
 from adv_train.precision import computed_in
 
-#: Gives a tensor of the data set's numbers on the device and in the dtype of a run.
+#: Draws a tensor of random numbers of a shape, on the device and in the dtype of a run.
 Draw: TypeAlias = Callable[..., Tensor]
 
 UNKNOWNS, LANES = 6, 3
@@ -21,11 +21,11 @@ UNKNOWNS, LANES = 6, 3
 
 @dataclass(frozen=True)
 class Case:
-    """One way to get a hypergradient.
+    """One way to compute a hypergradient.
 
     Attributes:
-        name: what is printed.
-        term: makes the constraint or penalty; with a Draw, since some hold tensors.
+        name: name in the output.
+        term: function of a Draw that makes the constraint or penalty; some hold tensors.
         solver: the lower solver; None for the default.
         gradient: the strategy; None for the default.
         batched: whether the problem has `LANES` lanes.
@@ -123,10 +123,10 @@ def hypergradient(
     """Return the lower solution and the hypergradient of a case; the same data for every device.
 
     Args:
-        case: what to differentiate.
-        device: where.
-        dtype: of the tensors.
-        precision: of the products inside the objectives, see `adv_train.precision`.
+        case: the case.
+        device: device of the tensors.
+        dtype: dtype of the tensors.
+        precision: precision of the products inside the objectives, see `adv_train.precision`.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,4 @@
-"""One cell of the table in a process of its own: train, then judge slice after slice; a killed one goes on."""
+"""One cell of the table, in its own process: train, then evaluate slice by slice; if killed, it can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adv_train.loading import load_checkpoint, load_data, load_model
 from adv_train.records import RunFolder
 
 FILE = "judged.json"
-#: Which attack is run on how many test images, and on how many at a time.
+#: For each attack, the number of test images and the number of images in a slice.
 PLAN: dict[str, dict[str, Any]] = {
     "pgd": {"images": 10_000, "slice": 1000, "steps": 50, "restarts": 10},
     "autoattack": {"images": 1000, "slice": 250},
@@ -26,7 +26,7 @@ PLAN: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run `adv-train fit` with the words given, then judge the last checkpoint by the plan given; both are JSON."""
+    """Run `adv-train fit` with these arguments, then evaluate the last checkpoint by this plan; both are JSON."""
     words, plan = (json.loads(text) for text in arguments)
     status = adv_train_main(["fit", *words])
     if status == 0:
@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
 def judge(folder: Path, plan: dict[str, dict[str, Any]]) -> None:
     """Write into the run's folder how many images of each slice are classified correctly, clean and attacked.
 
-    The slices of an attack cut the images chosen, of all classes in proportion, in the order of the data set. Each is
-    judged by the attack with the slice's number as the seed, so the sum over slices is the figure on all images.
+    An attack gets the same share of each class. Its images are cut into slices in the order of the data set, and each
+    slice is attacked with its number as the seed. The sum over the slices is the figure for all images.
     """
     run, file = RunFolder(folder), folder / FILE
     saved = load_checkpoint(run, "last")

@@ -1,7 +1,7 @@
-"""One command for a GPU: is it right, how fast is it, what makes it fast, and what does training reach.
+"""Test a GPU: does it agree with the CPU, how fast is it, what makes it fast, and what does training reach?
 
-Each stage writes its record under results/ row by row; what is there already is not done again, so that repeated
-short calls go on.
+Each stage writes its record under results/ row by row and skips rows that exist, so that a repeated short call
+continues where the last one stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _STAGES = ("right", "fast", "ladder", "true")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages for as long as there is time, print a summary; return the exit status."""
+    """Run the stages until the time is over, print a summary and return the exit status."""
     options = _parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         stderr("error: torch finds no CUDA device; --device cpu tries the stages out.")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device, clock = torch.device(options.device), Clock(60 * options.minutes)
     stages = {
-        # That another state of the code was right says nothing; its speed and its accuracies keep their worth.
+        # Rows of `right` count only for the same code; times and accuracies remain of use when the code changes.
         name: Stage(options.out / f"gpu-{name}.json", device, quick=options.quick, same_code=name == "right")
         for name in _STAGES
     }
@@ -68,16 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", metavar="NAME", help="what `true` trains on, as `adv-train fit --data` takes it")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop after so many minutes (9)")
+    parser.add_argument("--data", metavar="NAME", help="training data of `true`, as for `adv-train fit --data`")
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop after this many minutes (9)")
     parser.add_argument(
         "--stages", nargs="+", choices=_STAGES, default=_STAGES, metavar="STAGE", help=" ".join(_STAGES)
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--workers", type=int, default=3, help="runs of `true` at a time (3)")
+    parser.add_argument("--workers", type=int, default=3, help="number of runs of `true` at the same time (3)")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the records (results)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs") / "gpu", help="folder of the training runs (runs/gpu)"
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test that everything runs")
     return parser

@@ -1,4 +1,4 @@
-"""The same random numbers on every device, so that what draws can be compared."""
+"""The same random numbers on every device, so that computations that draw can be compared."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _DRAWING = ("uniform_", "normal_", "exponential_", "bernoulli_")
 
 
 class DrawnOnCPU(TorchDispatchMode):
-    """Draws in double precision on the CPU what is to be drawn in place, whatever device and dtype asked for it.
+    """Makes in-place draws in double precision on the CPU, whatever the device and dtype of the tensor.
 
     Args:
-        seed: of the numbers; a generator that the caller gave is not used.
+        seed: seed of the numbers; a generator passed by the caller is not used.
     """
 
     def __init__(self, seed: int) -> None:

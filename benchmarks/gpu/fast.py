@@ -23,7 +23,7 @@ from benchmarks.registry import stderr
 
 #: Precision and memory layout, slowest first.
 _LADDER = (("fp32", False), ("tf32", False), ("tf32", True), ("bf16", False), ("bf16", True))
-#: First those that say something new on a device, then the rest of `make bench`.
+#: These are the most informative on a device and run first, then the rest of `make bench`.
 _FIRST = ("batches", "boxes", "ridge", "cleaning", "maml", "checkpoints")
 _LIMIT = 240.0
 _TRAINING_IMAGES = 45_000
@@ -83,7 +83,7 @@ def _both_dtypes(stage: Stage, benchmark: str, device: torch.device, clock: Cloc
 
 
 def _rest() -> list[str]:
-    # In a process of its own: some bring libraries that take a GPU's memory for themselves.
+    # In its own process, because some load libraries that reserve a GPU's memory.
     command = [sys.executable, "-m", "benchmarks", "--list"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return [line.split()[0] for line in listed if line.split()[0] not in _FIRST]

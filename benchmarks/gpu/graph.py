@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: what its launches cost is what a replay saves."""
+"""A training step as one CUDA graph: a replay saves the cost of the kernel launches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def replayed(step: Callable[[], dict[str, Tensor]], *, repeats: int) -> tuple[fl
     Args:
         step: a function that returns the gradients by name; it draws from the default generator alone and never waits
             for the device.
-        repeats: timed replays.
+        repeats: number of timed replays.
 
     Returns:
         Median milliseconds of a replay, and the largest relative difference of a gradient from an eager step.
 
     Raises:
-        UserError: when the step cannot be captured.
+        UserError: if the step cannot be captured.
     """
     torch.cuda.manual_seed(0)
     eager = {name: grad.detach().clone() for name, grad in step().items()}

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the share of each family of kernels, told apart by their names."""
+"""Where the time of a step goes: the share of each family of kernels, which are recognised by their names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# Torch's profiler otherwise writes lines of its own to the terminal.
+# Without this, torch's profiler writes to the terminal.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 OTHER: Final = "other"
-#: By family, a pattern of its names, whatever their case; the first that is found counts. Batch norm comes before its
+#: For each family a pattern of its kernels' names, in any case; the first match counts. Batch norm comes before its
 #: reductions, products before the copies that CUTLASS names in its kernels, and copies before elementwise kernels,
-#: since torch copies by such. What goes over a list of tensors in one kernel is the optimiser's, or belongs to clipping
-#: and to the average of the weights. `aten::` names are those of operators on a CPU.
+#: because torch copies with these. A kernel over a list of tensors belongs to the optimiser, to clipping or to the
+#: average of the weights. `aten::` names are those of operators on a CPU.
 FAMILIES: Final[dict[str, str]] = {
     "normalisation": r"batch_?norm|\bbn_?[fb]w|layer_?norm|group_?norm",
     "convolution, matmul": (
@@ -60,13 +60,13 @@ def shares(step: Callable[[], object], device: torch.device, *, steps: int) -> t
     they call.
 
     Args:
-        step: what is run; it is warm.
-        device: where it runs.
-        steps: how often.
+        step: the function to run, already warmed up.
+        device: device of the step.
+        steps: number of runs.
 
     Returns:
         The share of each family in the time, and the milliseconds a step that the shares refer to. The shares add up
-        to 1, or are all 0 where the profiler saw nothing.
+        to 1, or are all 0 if the profiler recorded nothing.
     """
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
@@ -82,8 +82,7 @@ def shares(step: Callable[[], object], device: torch.device, *, steps: int) -> t
 def summed(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
     """Return the microseconds of each family among the profiler's events.
 
-    A range that the program has named, such as a step of the optimiser, spans kernels that are events too, so it does
-    not count.
+    Named ranges, such as a step of the optimiser, do not count: the kernels in them are events of their own.
     """
     found = dict.fromkeys((*FAMILIES, OTHER), 0.0)
     for event in events:

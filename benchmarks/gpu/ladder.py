@@ -1,4 +1,4 @@
-"""What each optimisation is worth: whole training steps from the slow path to the fast one, one switch at a time."""
+"""The gain of each optimisation: whole training steps from the slow path to the fast one, one switch at a time."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> Non
 
 
 def measured(stage: Stage, title: str, rung: Rung, device: torch.device, *, quick: bool) -> Row:
-    """Return what a training step costs on a rung, or why it cannot run on this device.
+    """Return the cost of a training step on a rung, or the reason why it cannot run on this device.
 
     Raises:
-        UserError: when `torch.compile` does not work here.
-        RuntimeError: when the steps make the loss infinite or NaN.
+        UserError: if `torch.compile` does not work here.
+        RuntimeError: if the loss becomes infinite or NaN.
     """
     kind = rung.switches.get("accelerate", "off")
     if kind == "compile":
         accelerate.check(kind, device)
-        torch.compiler.reset()  # it stops compiling a function that it has compiled for several models
+        torch.compiler.reset()  # dynamo stops compiling a function after several models
     before = _cleared(device)
     trainer, batch = prepared(title, rung.switches, device, quick=quick)
     if kind == "graph" and device.type != "cuda":
@@ -51,7 +51,7 @@ def measured(stage: Stage, title: str, rung: Rung, device: torch.device, *, quic
     (seconds,) = interleaved([take], repeats=1 if quick else 20, device=device, progress=False)
     peak = None if before is None else (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not math.isfinite(float(trainer.step.loss)):
-        raise RuntimeError("the loss of the training steps is not finite, so their time says nothing")
+        raise RuntimeError("the loss of the training steps is not finite, so their time is meaningless")
     median = statistics.median(seconds)
     return {
         "milliseconds": 1e3 * median,
@@ -66,7 +66,7 @@ def measured(stage: Stage, title: str, rung: Rung, device: torch.device, *, quic
 
 
 def _cleared(device: torch.device) -> int | None:
-    """Forget the rung before; return the bytes that are held all the same, None on a CPU."""
+    """Free the memory of the rung before; return the bytes that stay allocated, None on a CPU."""
     gc.collect()
     if device.type != "cuda":
         return None
@@ -76,7 +76,7 @@ def _cleared(device: torch.device) -> int | None:
 
 
 def _speedups(stage: Stage, title: str, rung: Rung, milliseconds: float) -> Row:
-    """Return the time of the rung before, and of the first, over that of this one; None where it was not measured."""
+    """Return the speed-ups over the rung before and over the first rung; None for a rung that was not measured."""
 
     def over(name: str | None) -> float | None:
         row = stage.rows.get(f"{title}: {name}", {})
@@ -88,7 +88,7 @@ def _speedups(stage: Stage, title: str, rung: Rung, milliseconds: float) -> Row:
 
 
 def _work(trainer: Trainer, batch: Batch, seconds: float) -> Row:
-    with torch.compiler.set_stance("force_eager"):  # The counter does not see the products inside compiled code.
+    with torch.compiler.set_stance("force_eager"):  # The counter does not count the products inside compiled code.
         count = flops(lambda: trainer.step(batch))
     rate = matrix.rate(trainer.config.compute.precision, trainer.device)
     reached = count / seconds
@@ -98,5 +98,5 @@ def _work(trainer: Trainer, batch: Batch, seconds: float) -> Row:
 def _kernels(take: partial[None], device: torch.device, count: int) -> Row:
     shares, milliseconds = kernels.shares(take, device, steps=count)
     if milliseconds == 0:
-        return {"shares": None, "unseen": "torch's profiler saw no kernel: it may lack CUPTI or the right to use it"}
+        return {"shares": None, "unseen": "torch's profiler recorded no kernel; CUPTI may be missing or forbidden"}
     return {"shares": shares, "kernel_milliseconds": milliseconds}

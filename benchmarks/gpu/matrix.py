@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: what a training step is held against."""
+"""The speed of matrix products on a device, with which training steps are compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adv_train.bench.count import flops
 from adv_train.bench.timing import interleaved
 from adv_train.precision import computed_in
 
-#: Side of the matrices: on a GPU large enough that launching costs nothing. On a CPU the rate is of use to tests alone.
+#: Side of the matrices: on a GPU large enough that the launch costs nothing. Only tests use the rate of a CPU.
 SIDES = {"cuda": 8192, "cpu": 128}
 _REPEATS = 5
 
@@ -20,7 +20,7 @@ def rate(precision: str, device: torch.device) -> float:
 
     Args:
         precision: one of `adv_train.precision.PRECISIONS`.
-        device: where.
+        device: device of the matrices.
     """
     side, generator = SIDES[device.type], torch.Generator(device).manual_seed(0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # autocast would convert them in every repeat

@@ -1,4 +1,4 @@
-"""Training replayed as CUDA graphs, beside the same steps taken one by one."""
+"""Training with replayed CUDA graphs, compared with the same steps run eagerly."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _EPOCHS, _IMAGES = 4, 144
 def against_eager(method: str, device: torch.device) -> Row:
     """Train on the digits twice eagerly and once by replays, from the same buffers with deterministic algorithms.
 
-    Compared are the weights, batch norm's statistics, the average of the weights, momenta and the method's memory.
-    Two eager runs say how exactly the device repeats itself: where it does so to the bit, replays have to be equal to
-    the bit, and elsewhere no more than four times as far off. `apart` is the distance from `accelerate: off`, whose
-    optimiser rounds otherwise.
+    It compares the weights, batch norm's statistics, the average of the weights, momenta and the method's memory. Two
+    eager runs measure how reproducible the device is: if they agree bit for bit, so must the replays; otherwise the
+    replays may differ four times as much. `apart` is the distance from `accelerate: off`, whose optimiser rounds
+    differently.
     """
     with deterministic():
         off = _trained(method, device, "off", captures=False)

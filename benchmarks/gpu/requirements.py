@@ -1,4 +1,4 @@
-"""What has to be installed: found out before anything runs, since a machine with a GPU may have no network."""
+"""A check of the installed distributions before anything runs, since a machine with a GPU may have no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 _PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-#: Modules that are not called like the distribution.
+#: Modules whose names differ from the distribution's.
 _MODULES = {"pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml", "docstring-parser": "docstring_parser"}
 
 
@@ -21,6 +21,6 @@ def unusable() -> list[str]:
         name = re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]
         try:
             import_module(_MODULES.get(name, name))
-        except Exception as error:  # a package that does not fit the torch beside it fails in its own way
+        except Exception as error:  # a package made for another torch can raise any error
             found.append(f"{requirement} ({type(error).__name__}: {error})")
     return found

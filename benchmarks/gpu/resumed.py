@@ -1,4 +1,4 @@
-"""A training run killed in the middle and resumed, beside one that was left alone."""
+"""A training run that is killed and resumed, compared with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CHILD = "import sys; from benchmarks.gpu import resumed; resumed.train_and_die(
 def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row:
     """Train on the digits: twice undisturbed, and once killed in the second epoch and resumed.
 
-    Compared are all tensors of the last checkpoints (weights, batch norm's statistics, momenta, the method's memory)
-    and the records of the epochs, with deterministic algorithms where torch has them. Two undisturbed runs say how
-    exactly the device repeats itself: where it does so to the bit, the resumed run has to be equal to the bit, and
-    elsewhere no more than four times as far off.
+    It compares all tensors of the last checkpoints (weights, batch norm's statistics, momenta, the method's memory) and
+    the records of the epochs, with deterministic algorithms where torch has them. Two undisturbed runs measure how
+    reproducible the device is: if they agree bit for bit, so must the resumed run; otherwise it may differ four times
+    as much.
     """
     with tempfile.TemporaryDirectory() as folder, deterministic():
         found = [Path(folder, name) for name in ("alone", "again", "killed")]
@@ -52,7 +52,7 @@ def killed_and_resumed(method: str, device: torch.device, precision: str) -> Row
 
 
 def train_and_die(method: str, device: str, precision: str, out: str) -> None:
-    """Train, and be killed in the middle of the second epoch: the work of a process of its own."""
+    """Train, and kill this process in the middle of the second epoch."""
     with deterministic():
         _train(method, device, precision, Path(out), _Killer())
 
@@ -84,7 +84,7 @@ def _tensors(saved: checkpoint.Checkpoint) -> list[torch.Tensor]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -15,16 +15,16 @@ from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.measure import relative_error
 
 #: By name: dtype, precision of the products inside the objectives (`adv_train.precision`), and the largest relative
-#: error of a lower solution and a hypergradient against the CPU in the same arithmetic. Single-precision solves end
-#: apart by about what they leave unsolved; bfloat16 keeps 8 bits, and on the CPU errs by 4e-3 at most.
+#: error of a lower solution and a hypergradient against the CPU in the same arithmetic. Single-precision solves differ
+#: by about their residuals; bfloat16 has 8 bits, and its error on the CPU is at most 4e-3.
 _HYPERGRADIENTS: dict[str, tuple[torch.dtype, str, float]] = {
     "float64": (torch.float64, "fp32", 1e-8),
     "float32": (torch.float32, "fp32", 2e-3),
     "bf16": (torch.float32, "bf16", 2e-2),
 }
-#: Likewise of the gradient of a training step, but against the CPU in float64. An attack takes signs of gradients and
-#: batch norm divides by small spreads, so less precision moves whole pixels, on the CPU too: where the CPU itself errs
-#: by more than the goal, twice its error is allowed.
+#: The same for the gradient of a training step, but against the CPU in float64. Attacks take signs of gradients and
+#: batch norm divides by small deviations, so lower precision changes whole pixels, on the CPU too: if the error of the
+#: CPU is larger than the goal, twice that error is allowed.
 _TRAINING: dict[str, tuple[torch.dtype, str, float]] = {
     "float64": (torch.float64, "fp32", 1e-12),
     "float32": (torch.float32, "fp32", 2e-3),

@@ -15,7 +15,7 @@ from adv_train.methods import Method
 from adv_train.trainer import Trainer
 from benchmarks.gpu import steps
 
-#: What each rung is called, the rung that it is added to, and the keys of the configuration that it sets. The graph
+#: The name of each rung, the rung that it is added to, and the keys of the configuration that it sets. The graph
 #: refuses torch's fused optimiser: it has one of its own, which updates all weights in a few kernels as well.
 _SWITCHES: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("fp32", None, {"precision": "fp32"}),
@@ -27,9 +27,9 @@ _SWITCHES: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
     ("compiled", "fused optimiser", {"accelerate": "compile"}),
 )
 FIRST = _SWITCHES[0][0]
-#: Steps are clipped and averaged; the rate is small, since labels drawn at random teach nothing.
+#: Steps use clipping and weight averaging; the learning rate is small, since the labels are random.
 _TRAINING = {"lr": 0.01, "schedule": "constant", "clip": 1.0, "ema": 0.999, "epochs": 1000, "eps": "8/255"}
-#: Batches of the epoch that warms up. A graph is captured in its third step.
+#: Batches of the warm-up epoch. A graph is captured in its third step.
 _BATCHES = {"cuda": 4, "cpu": 1}
 
 
@@ -38,9 +38,9 @@ class Rung:
     """One optimisation on top of others.
 
     Attributes:
-        name: what is printed.
+        name: name in the output.
         before: the rung that it is added to; None for the first.
-        switches: the keys of the configuration that are set, those of the rungs below among them.
+        switches: the keys of the configuration that are set, including those of the rungs below.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A stage: rows of a record, written one by one, so that short calls go on where the last one stopped."""
+"""A stage: rows of a record, written one by one, so that a short call continues where the last one stopped."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from benchmarks.registry import Setting, stderr
 
 Row: TypeAlias = dict[str, Any]
 
-#: A row that failed so often is left alone: it would take the time of all that comes after it in every call.
+#: A row that failed this often is skipped: otherwise it would use up the time of the rows after it in every call.
 _TRIES = 3
 
 
 class OutOfTime(Exception):
-    """The call ends before the row is made: it is no failure, and the next call makes it."""
+    """The time was over before the row was made. The row did not fail: the next call makes it."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Clock:
     """The time that one call has.
 
     Attributes:
-        seconds: from its making on.
+        seconds: duration, counted from the construction.
     """
 
     seconds: float
@@ -49,11 +49,11 @@ class Stage:
     Args:
         path: The record. A row in it that succeeded is not made again.
         device: Recorded with the versions.
-        quick: Sizes of a test; its rows never count as done for another size.
-        same_code: Whether a row counts as done only where `blo` and `adv_train` are what they were then.
+        quick: Whether the sizes are those of a test; its rows do not count as done for full sizes.
+        same_code: Whether a row counts as done only if `blo` and `adv_train` have not changed since.
 
     Attributes:
-        rows: By name; each says on which device, with which torch and of which commit it was made.
+        rows: Rows by name; each holds the device, the version of torch and the commit.
         on: The name of the device of this call.
     """
 
@@ -67,11 +67,11 @@ class Stage:
         if path.exists():
             old = json.loads(path.read_text(encoding="utf-8"))
             if old["quick"] == quick:
-                # Rows did not always say which commit they are of; until then it was that of the record.
+                # Old rows hold no commit; they belong to that of the record.
                 self.rows = {name: {"commit": old["versions"]["commit"], **row} for name, row in old["rows"].items()}
 
     def is_done(self, name: str, part: str | None = None) -> bool:
-        """Whether the record holds the row, made without an error, and with a part where one is named."""
+        """Whether the record holds the row without an error, and with the named part if there is one."""
         row = self.rows.get(name)
         if row is None or (self._same_code and row.get("code") != self._code):
             return False
@@ -91,7 +91,7 @@ class Stage:
         self.keep(name, row)
 
     def keep(self, name: str, row: Row) -> None:
-        """Put a row into the record and write it. Each row says on what it was made, and of which code."""
+        """Put a row into the record, with device, torch version, commit and code digest, and write the record."""
         if "failure" in row:
             row = {**row, "tries": self.rows.get(name, {}).get("tries", 0) + 1}
         versions = self.environment["versions"]

@@ -17,7 +17,7 @@ from adv_train.threat import Threat
 from benchmarks.gpu.draws import DrawnOnCPU
 
 EPS = 8 / 255
-#: By title: method and options. A method that was added has its own name for a title.
+#: Method and options by title. The title of an added method is its name.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{title: (method, options) for title, method, options in cases()},
     "fast-bat, reversed IG": ("fast-bat", {"ig_weight": -1.0}),
@@ -36,17 +36,17 @@ def prepared(
 ) -> Callable[[], dict[str, Tensor]]:
     """Return a function that takes a training step and returns its gradients by parameter name.
 
-    Everything that changes from step to step in a run is a tensor, as a captured step needs it. Random numbers come
-    from the default generator, which a CUDA graph knows.
+    Everything that changes from step to step in a run is a tensor, which a captured step requires. Random numbers
+    come from the default generator, which CUDA graphs support.
 
     Args:
         model: a name from `adv-train list`.
         title: one of `METHODS`; with `by_hand` one of `adv_train.bench.by_hand.STEPS`.
-        device: where.
-        batch: images.
-        dtype: of weights and images.
-        channels_last: keep both in that memory layout.
-        by_hand: the plain step in place of the library's.
+        device: device of the step.
+        batch: number of images.
+        dtype: dtype of weights and images.
+        channels_last: whether both are kept in that memory layout.
+        by_hand: whether to return the hand-written step instead of the library's.
     """
     generator = torch.Generator().manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""What the records of all stages say, in one page."""
+"""A summary of the records of all stages on one page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from benchmarks.gpu.stages import Row
 
 
 class Rows(Protocol):
-    """What has rows by name: a stage."""
+    """An object with rows by name, such as a stage."""
 
     rows: dict[str, Row]
 
 
 def of(stages: Mapping[str, Rows]) -> str:
-    """Return the summary of the stages' records as Markdown; stages that are not there are left out."""
+    """Return the summary of the stages' records as Markdown; missing stages are left out."""
     sections = {"right": _right, "fast": _fast, "ladder": _ladder, "true": _true}
     parts = [section(stages[name].rows) for name, section in sections.items() if name in stages]
     return "\n\n".join(part for part in parts if part)
@@ -90,7 +90,7 @@ def _fast(rows: Mapping[str, Row]) -> str:
 
 
 def _ladder(rows: Mapping[str, Row]) -> str:
-    """Return for each method what its rungs cost, and where the time of the device goes."""
+    """Return for each method the cost of its rungs, and the device time of each kind of kernel."""
     if not rows:
         return ""
     groups: dict[str, dict[str, Row]] = defaultdict(dict)
@@ -155,7 +155,7 @@ def _true(rows: Mapping[str, Row]) -> str:
         published = TABLE_1.get(name, (None, None, None))
         cells = [name, str(len(found))]
         for key, figure in zip(("sa", "ra_pgd", "ra_aa"), published, strict=True):
-            # Records of the time before AutoAttack was run here have no such figure.
+            # Records from before AutoAttack was run here have no such figure.
             measured = [100 * row[key] for row in found if row.get(key) is not None]
             cells += [_spread(measured), f"{figure[0]:.2f} ± {figure[1]:.2f}" if figure else "–"]
         cells.append(f"{statistics.fmean(row['train_seconds'] / row['epochs'] for row in found):.1f}")

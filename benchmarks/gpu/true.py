@@ -1,4 +1,4 @@
-"""What training comes to: cells of the published tables, trained and judged, several at a time."""
+"""Training results: cells of the published tables, trained and evaluated, several at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.gpu.cell import PLAN, figures
 from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.registry import stderr
 
-#: Title, method, options. Those at the cost of Fast-BAT without IG come before what costs more.
+#: Title, method, options. Methods that cost as much as Fast-BAT without IG come before those that cost more.
 _METHODS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("fast-at", "fast-at", {}),
     ("pgd-at, 2 steps", "pgd-at", {}),
@@ -28,7 +28,7 @@ _METHODS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("fast-bat, reversed IG", "fast-bat", {"ig-weight": "-1"}),
     ("fast-at-ga", "fast-at-ga", {}),
 )
-#: As published for CIFAR-10, whatever the recipe of an image folder says.
+#: As published for CIFAR-10; the defaults for an image folder differ.
 _TRAINING = ["--model", "preact-resnet-18", "--epochs", "20", "--batch-size", "128", "--lr", "0.2", "--weight-decay",
              "5e-4", "--schedule", "triangular", "--momentum", "0.9", "--momentum-cycling", "--augment", "flip-crop",
              "--precision", "bf16", "--channels-last"]  # fmt: skip
@@ -42,11 +42,11 @@ class Cell:
     """One training run.
 
     Attributes:
-        title: what is printed.
-        method: its name.
-        options: by flag.
+        title: title in the output.
+        method: name of the method.
+        options: options by flag.
         levels: the budget in units of 1/255.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     title: str
@@ -73,7 +73,7 @@ def cells() -> Iterator[Cell]:
 
 
 def run(stage: Stage, device: torch.device, clock: Clock, *, data: str, runs: Path, workers: int, quick: bool) -> None:
-    """Train and judge the cells, each in a process of its own, until the time is over. Killed ones resume later."""
+    """Train and evaluate the cells, each in its own process, until the time is over. The next call resumes the rest."""
     waiting = [cell for cell in cells() if not stage.is_done(cell.name, "ra_aa")][: 1 if quick else None]
     running: dict[Cell, subprocess.Popen[bytes]] = {}
     runs.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _begin(cell: Cell, device: torch.device, data: str, runs: Path, quick: bool)
 def _row(cell: Cell, status: int, runs: Path) -> Row:
     if status:
         said = (runs / f"{cell.folder}.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return {"failure": f"status {status}: {said[-1] if said else 'it said nothing'}"}
+        return {"failure": f"status {status}: {said[-1] if said else 'no output'}"}
     folder = RunFolder(runs / cell.folder)
     metrics, timing = folder.metrics(), folder.timing()
     return {

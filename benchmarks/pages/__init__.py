@@ -1,4 +1,4 @@
-"""The pages of the documentation that are made from records: a changed record changes the page."""
+"""The tables of documentation pages that are made from records: when a record changes, so does the page."""
 
 from __future__ import annotations
 

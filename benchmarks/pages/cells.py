@@ -1,4 +1,4 @@
-"""How figures are written in the pages."""
+"""The format of figures in the pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which method to choose: what methods reach at equal cost."""
+"""Which method to choose: the accuracy of methods at equal cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.pages.records import Compared, Entry
 
 
 def choose(found: Compared) -> str:
-    """Write the table of a comparison, the most robust first, and which do not differ significantly from the first.
+    """Write the table of a comparison, most robust first, and the methods not significantly different from the first.
 
     Args:
         found: The record.

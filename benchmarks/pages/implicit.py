@@ -1,4 +1,4 @@
-"""What the implicit gradient does, and an attack loss of its own: paired differences from records."""
+"""The effects of the implicit gradient and of a separate attack loss: paired differences from records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from benchmarks.pages.records import Compared
 
 
 def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
-    """Write how methods of a comparison differ, pair by pair.
+    """Write the differences between pairs of methods of a comparison.
 
     Args:
         found: The record.
-        pairs: A method, and the one that it is compared with.
+        pairs: Pairs of a method and the method that it is compared with.
     """
     judge = found.judge
     header = ["method", "compared with", "verdict", accuracy_title(judge), "SA", "share", "epochs"]
@@ -25,7 +25,7 @@ def implicit(found: Compared, pairs: Sequence[tuple[str, str]]) -> str:
             continue
         ours, theirs = found.entries[name], found.entries[other]
         gap, share = ours.over(theirs, judge), ours.implicit_share
-        told = "–" if share is None else f"{100 * share:.2g} %"  # it spans 0.02 % to 16 %
+        told = "–" if share is None else f"{100 * share:.2g} %"  # shares range from 0.02 % to 16 %
         epochs = str(ours.epochs) if ours.epochs == theirs.epochs else f"{ours.epochs} and {theirs.epochs}"
         clean = points(ours.over(theirs, "sa"))
         rows.append([f"`{name}`", f"`{other}`", verdict(gap), points(gap), clean, told, epochs])

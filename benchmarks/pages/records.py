@@ -17,11 +17,11 @@ class Entry:
     """A method of a record.
 
     Attributes:
-        name: With its options.
-        epochs: It was trained for.
-        forwards: Forward passes a batch.
+        name: Name of the method with its options.
+        epochs: Number of training epochs.
+        forwards: Forward passes for each batch.
         implicit_share: Norm of the implicit part of its gradient over that of the direct part; None without one.
-        accuracies: By checkpoint and measure, and then by seed.
+        accuracies: Accuracies by checkpoint and measure, and then by seed.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Entry:
         return Spread.of(list(self.accuracies[checkpoint, measure].values()))
 
     def over(self, other: Entry, measure: str, checkpoint: str = "last") -> Difference:
-        """Return how much more accurate it is than another, paired by seed."""
+        """Return the difference in accuracy from another method, paired by seed."""
         return Difference.of(self.accuracies[checkpoint, measure], other.accuracies[checkpoint, measure])
 
 
@@ -44,7 +44,7 @@ class Compared:
     """A record of `adv-train compare`.
 
     Attributes:
-        name: Of its folder.
+        name: Name of its folder.
         record: The content of comparison.json.
         entries: The methods that have a finished run; the keys are their names.
     """
@@ -61,7 +61,7 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """What was compared on what, in a line."""
+        """One line with data, threat, model, cost, seeds and number of images."""
         record, first = self.record, self.record["methods"][0]["config"]
         cost = "the same epochs" if record["cost"] is None else f"equal cost of {record['cost']:g} F"
         seeds = max((len(entry.accuracies["last", "sa"]) for entry in self.entries.values()), default=0)
@@ -81,7 +81,7 @@ def compared(folder: Path) -> Compared:
     """Read a record.
 
     Args:
-        folder: That holds comparison.json.
+        folder: The folder of comparison.json.
     """
     record = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     entries = [_entry(method) for method in record["methods"]]

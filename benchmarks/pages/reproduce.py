@@ -1,4 +1,4 @@
-"""The published cells: command, published and measured figures, and where the record lies."""
+"""The published cells: command, published and measured figures, and path of the record."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.pages.cells import accuracy
 
 
 def reproduce(name: str, records: Sequence[Path]) -> str:
-    """Write the cells of a table with what is published and what the records hold.
+    """Write the cells of a table with the published figures and those of the records.
 
     Args:
-        name: Of the table.
-        records: Files `table.json` of any of its scales.
+        name: Name of the table.
+        records: Paths of `table.json` files, of any scale.
     """
     table = PublishedTable.find(name)
     read = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in records]

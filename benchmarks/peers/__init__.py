@@ -1,4 +1,4 @@
-"""Other libraries, each behind one adapter written in that library's own idiom."""
+"""Adapters of other libraries, each written in the style of its library."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MODULES = ("blo", "torchopt", "betty", "hypertorch", "boat", "higher", "jaxopt"
 
 @dataclass(frozen=True)
 class Peer:
-    """A library, or why it is absent.
+    """A library, or the reason why it is absent.
 
     Attributes:
-        name: as tables call it.
+        name: its name in the tables.
         version: None if absent or unknown.
         adapter: None if absent.
         absent: the reason in a few words; None if present.
@@ -40,7 +40,7 @@ def load() -> list[Peer]:
 def _load(name: str) -> Peer:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old releases warn of newer Pythons
+            warnings.simplefilter("ignore")  # old releases warn about newer Pythons
             adapter = cast(Adapter, importlib.import_module(f"benchmarks.peers._{name}"))
     except Exception as error:
         reason = "not installed" if isinstance(error, ModuleNotFoundError) else f"{type(error).__name__}: {error}"

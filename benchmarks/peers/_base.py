@@ -1,4 +1,4 @@
-"""What an adapter offers."""
+"""The interface of an adapter."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from benchmarks.smooth import Smooth
 
 
 class Prepared(NamedTuple):
-    """A hypergradient ready to be computed: `run` is what is timed, `read` makes a tensor of its result."""
+    """A prepared hypergradient: `run` is timed, and `read` turns its result into a tensor."""
 
     run: Callable[[], Any]
     read: Callable[[Any], Tensor]
 
 
 class Adapter(Protocol):
-    """A module of this package: one library in its own idiom."""
+    """A module of this package: the adapter of one library."""
 
-    #: As the tables call it.
+    #: Its name in the tables.
     NAME: str
-    #: Its distribution, for the version; None if it is not to be had from PyPI.
+    #: Its distribution, for the version; None if it is not on PyPI.
     DISTRIBUTION: str | None
     #: How it computes hypergradients here.
     METHOD: str
-    #: Whether its products are with the Hessian, so that their number can be compared.
+    #: Whether it makes Hessian-vector products, so that their number can be compared.
     ITERATES: bool
 
     def prepare(self, problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
-        """Return the hypergradient at `(problem.theta, problem.z)` with so many Hessian-vector products.
+        """Return the hypergradient at `(problem.theta, problem.z)` with this many Hessian-vector products.
 
         Raises:
-            Unsupported: if the library has no such thing.
+            Unsupported: if the library cannot do this.
         """
 
 
 class Unsupported(Exception):
-    """What the library does not offer, in a few words for a table."""
+    """Raised for what a library cannot do; the message is a few words for a table."""

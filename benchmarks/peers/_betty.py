@@ -62,7 +62,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     upper = variable(Upper, "upper", problem.theta)
     lower = variable(Lower, "lower", problem.z, type="cg", cg_iterations=products)
     strategy = "gpu" if problem.z.is_cuda else "cpu"
-    logging.disable(logging.INFO)  # the engine announces itself on the root logger
+    logging.disable(logging.INFO)  # the engine logs to the root logger
     engine = Engine(
         config=EngineConfig(train_iters=1, strategy=strategy),
         problems=[upper, lower],

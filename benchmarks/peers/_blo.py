@@ -1,4 +1,4 @@
-"""blo itself, under the same interface."""
+"""blo itself, with the same interface."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     """Return the hypergradient at the known solution."""
     lower = blo.LowerProblem(problem.inner)
     solver = blo.External(lambda theta, z0: z0)
-    # The tolerance is never reached, so as many iterations as asked for are made; nothing is said about that.
+    # A tolerance of 0 is never reached, so CG makes all `products` iterations; the warning about it is ignored.
     gradient = blo.Implicit(blo.CG(max_iter=products, tol=0.0, damping=damping))
 
     def run() -> Tensor:
@@ -50,12 +50,12 @@ def prepare_boxed(problem: Boxed, products: int, tol: float = 0.0) -> Prepared:
 
 
 def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
-    """Return the derivative of so many steps."""
+    """Return the derivative of this many steps."""
     return _solved(problem, steps, blo.Unrolled())
 
 
 def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
-    """Return the implicit hypergradient after so many steps."""
+    """Return the implicit hypergradient after this many steps."""
     return _solved(problem, steps, blo.Implicit(blo.CG(max_iter=products, tol=0.0)))
 
 

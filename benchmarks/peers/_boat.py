@@ -43,7 +43,7 @@ def upper_loss(feed: Any, upper: Any, lower: Any, params: Any = None, problem: A
 
 
 def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
-    """Return one iteration, with one lower step from the solution (the least it takes), that returns the gradient."""
+    """Return one iteration, with one lower step from the solution (the minimum), that returns the gradient."""
     if damping:
         raise Unsupported("no damping")
     upper, lower = _Variable(problem.theta), _Variable(problem.z)

@@ -17,7 +17,7 @@ ITERATES = True
 
 
 class _Lower(nn.Module):
-    """The lower variable as a module, as `higher` wants it."""
+    """The lower variable as a module, which `higher` requires."""
 
     def __init__(self, problem: Smooth) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Lower(nn.Module):
 
 
 def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
-    """Return the derivative of `products` steps of length 1/curvature; each costs a product on the way back."""
+    """Return the derivative of `products` steps of length 1/curvature; the backward pass makes one product for each."""
     if damping:
         raise Unsupported("no damping")
     module = _Lower(problem)
@@ -46,7 +46,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
 
 
 def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
-    """Return the derivative of so many steps from the start."""
+    """Return the derivative of this many steps from the start."""
 
     class Lower(nn.Module):
         def __init__(self) -> None:

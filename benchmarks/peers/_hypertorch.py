@@ -1,6 +1,6 @@
 """hypertorch (module `hypergrad`): conjugate gradients on the fixed point of a gradient step.
 
-It is not on PyPI, where other projects bear its two names; it is used where the module is found.
+It is not on PyPI, where other projects have its two names; it is used if the module is found.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
 
 
 def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
-    """Return gradient descent, then CG on the fixed point of one step of it."""
+    """Return the hypergradient by gradient descent, then CG on the fixed point of one of its steps."""
 
     def step(params: list[Tensor], hparams: list[Tensor]) -> list[Tensor]:
         (slope,) = torch.autograd.grad(problem.inner(hparams[0], params[0]), params, create_graph=True)

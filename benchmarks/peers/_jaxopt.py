@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
-# One thread, as torch has here; read when jax starts.
+# One thread, as for torch; jax reads this when it starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -56,7 +56,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
 
 
 def prepare_boxed(problem: Boxed, products: int) -> Prepared:
-    """Return the compiled hypergradient of the box problems, one lane written and `vmap` over the lanes."""
+    """Return the compiled hypergradient of the box problems, by `vmap` over the function of one lane."""
     if problem.z.is_cuda:
         raise Unsupported("jax runs on the CPU here")
     tensors = (problem.matrix, problem.scale, problem.target, problem.theta, problem.z)

@@ -13,7 +13,7 @@ from benchmarks.peers._base import Prepared
 from benchmarks.smooth import Smooth
 from benchmarks.unrolled import Cleaning, descend
 
-# It uses names that torch has since moved.
+# It uses names that torch has moved since.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
 
 NAME = "torchopt"
@@ -28,7 +28,7 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
     def lower(z: Tensor, theta: Tensor) -> Tensor:
         return problem.inner(theta, z)
 
-    # `rtol=0`: as many iterations as asked for, unless the residual vanishes.
+    # With `rtol=0` it makes all iterations, unless the residual is zero.
     linear = torchopt.linear_solve.solve_cg(maxiter=products, rtol=0.0, ridge=damping or None)
 
     @torchopt.diff.implicit.custom_root(torch.func.grad(lower, argnums=0), argnums=1, solve=linear)  # type: ignore[untyped-decorator]
@@ -49,8 +49,8 @@ def prepare(problem: Smooth, products: int, damping: float = 0.0) -> Prepared:
 def prepare_boxed(problem: Boxed, products: int) -> Prepared:
     """Return the hypergradient of the box problems: the fixed point of a projected step, and CG on its normal equation.
 
-    The batch is one long vector: its linear solvers know no lanes. The normal equation, because the Jacobian of the
-    fixed point is not symmetric.
+    The batch is one long vector, because its linear solvers have no lanes. It solves the normal equation, because the
+    Jacobian of the fixed point is not symmetric.
     """
 
     def optimality(z: Tensor, theta: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def prepare_boxed(problem: Boxed, products: int) -> Prepared:
 
 
 def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
-    """Return the derivative of so many steps of its functional optimiser."""
+    """Return the derivative of this many steps of its functional optimiser."""
     optimizer = torchopt.sgd(lr=problem.step)
 
     def run() -> Tensor:
@@ -94,7 +94,7 @@ def prepare_unrolled(problem: Cleaning, steps: int) -> Prepared:
 
 
 def prepare_implicit(problem: Cleaning, steps: int, products: int) -> Prepared:
-    """Return gradient descent inside `custom_root`, and CG behind it."""
+    """Return the hypergradient by gradient descent inside `custom_root`, then CG."""
 
     def lower(z: Tensor, theta: Tensor) -> Tensor:
         return problem.inner(theta, z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from adv_train.cli.parser import COMMANDS
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIALS = sorted(path.name for path in (ROOT / "docs/tutorials").glob("*.md") if path.name != "index.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/evaluate.md", "docs/modules.md", "docs/stochastic.md"])
@@ -57,3 +59,14 @@ def test_no_inclusion_is_spoilt_by_the_formatter(page: Path) -> None:
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if re.search(r"-\s*-\s*8\s*<", line)]
     right = r'--8<-- "[\w./:-]+"|<!-- --8<-- \[(start|end):\w+\] -->'
     assert [line for line in lines if not re.fullmatch(right, line.strip())] == []
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_a_tutorial_is_in_the_table_and_in_the_navigation_and_its_code_is_valid(page: str) -> None:
+    text = (ROOT / "docs/tutorials" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r'^```python exec="1".*?\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        ast.parse(block)
+    assert f"]({page})" in (ROOT / "docs/tutorials/index.md").read_text(encoding="utf-8")
+    assert f": tutorials/{page}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
