@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
@@ -158,7 +159,7 @@ class Box(Set):
 def _diagonal(width: Tensor | float, size: int) -> Tensor | float:
     """Return an upper bound of the diagonal of a box with `size` coordinates, a number or shape `(*lanes, 1)`."""
     widest = width.detach().amax(-1, keepdim=True) if isinstance(width, Tensor) else width
-    return widest * size**0.5
+    return widest * math.sqrt(size)
 
 
 def dual_bounds(gradient: Tensor, held: Tensor, layout: Layout) -> dict[str, Tree]:
