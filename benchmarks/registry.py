@@ -115,7 +115,7 @@ def benchmark(name: str, title: str) -> Callable[[Run], Run]:
 
 
 def discover() -> dict[str, Benchmark]:
-    """Import all modules of `benchmarks.answers` and `benchmarks.against`; return the registered benchmarks by name."""
+    """Import all modules of `benchmarks.answers` and `benchmarks.against`; return the registry."""
     for package in ("benchmarks.answers", "benchmarks.against"):
         try:
             folder = importlib.import_module(package)

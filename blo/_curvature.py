@@ -87,7 +87,8 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     size = length(left)
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
     step = max(eps**0.5, 1e-6) * torch.where(span > 0, span, NEAR_ZERO)
-    step = torch.maximum(step, eps**0.75 * at.span)  # in a small set far from zero, a step above the rounding of z
+    if span is not at.span:  # in a small set far from zero, a step above the rounding of z
+        step = torch.maximum(step, eps**0.75 * at.span)
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
@@ -124,10 +125,11 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     # The residual was scaled to length 1. Its Newton step is `newton`, plus the rest over the last curvature.
     curved = 1 / (length(newton) + share / curved)
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
-    # Rounding may hide an error of z up to a share of this rise. In a small set such an error is compared with the set,
-    # as far as z itself can be rounded.
-    short = torch.maximum(max(eps**0.5, 1e-6) * span, _ROUNDINGS * eps * at.span)
-    step = torch.where(span < at.span, torch.minimum(step, short), step)
+    if span is not at.span:
+        # Rounding may hide an error of z up to a share of this rise. In a small set such an error is compared with the
+        # set, as far as z itself can be rounded.
+        short = torch.maximum(max(eps**0.5, 1e-6) * span, _ROUNDINGS * eps * at.span)
+        step = torch.where(span < at.span, torch.minimum(step, short), step)
     return curved, (curved * step).squeeze(-1)
 
 

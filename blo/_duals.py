@@ -57,16 +57,13 @@ def duals(lower: LowerProblem, theta: Tree, z: Tree, *, on_failure: OnFailure | 
     """
     require_parts(lower, None, None)
     problem, _, leaves = ParametricProblem.of(lower, theta, z)
-    if lower.penalty is not None or not problem.symmetric:
-        found = (
-            "no objective: it is a fixed-point problem"
-            if lower.penalty is None
-            else f"the penalty {type(lower.penalty).__name__}"
-        )
+    if lower.penalty is not None:
         raise StructureError(
-            f"`duals` needs an objective with a constraint, but the problem has {found}. For a penalty, the "
-            "subgradient takes the place of multipliers: minus the gradient of the objective in z."
+            "`duals` needs a constraint, but the problem has a penalty. In place of multipliers, use the subgradient "
+            "of the penalty: it is minus the gradient of the objective in z."
         )
+    if not problem.symmetric:
+        raise StructureError("`duals` needs an objective, but a fixed-point problem has none.")
     at, flat, term = problem.bind(leaves), problem.layout.ravel(z), problem.apart(leaves)
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*leaves, flat))
     slope = at.gradient(flat, graph=wanted)
@@ -77,8 +74,8 @@ def duals(lower: LowerProblem, theta: Tree, z: Tree, *, on_failure: OnFailure | 
     tangent = at.tangent(term, flat, slope)
     if tangent.duals is None:
         raise StructureError(
-            f"`duals` does not know the multipliers of {type(term).__name__}: its `tangent` returns no "
-            "`Tangent.duals`. Give it a function of the layout of z that returns them by name."
+            f"`duals` does not know the multipliers of {type(term).__name__}: its `tangent` leaves "
+            "`Tangent.duals` out. Pass a function that takes the layout of z and returns a dict of multipliers."
         )
     if residual is not None:
         checks.fixed(lower.term)

@@ -223,7 +223,9 @@ def small_extent(term: Term, like: Tensor) -> Tensor | None:
 
 
 def within_reach(term: Term, size: Tensor) -> Tensor:
-    """Return lengths of shape `(*lanes, 1)`, or a share of the extent of a small set where that is less.
+    """Return these lengths, of shape `(*lanes, 1)`, or a share of the extent of a small set where that is less.
+
+    If the set is not small, the result is `size` itself.
 
     The share leaves a margin for the estimates of curvature by which errors relative to these lengths are bounded.
     """

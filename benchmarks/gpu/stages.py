@@ -53,7 +53,8 @@ class Stage:
         same_code: Whether a row counts as done only if `blo` and `adv_train` have not changed since.
 
     Attributes:
-        rows: Rows by name; each holds the device, the version of torch and the commit.
+        rows: A dict from the names of rows to their contents: the measurements, the device, the version of torch and
+            the commit.
         on: The name of the device of this call.
     """
 

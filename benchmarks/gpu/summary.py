@@ -12,7 +12,7 @@ from benchmarks.gpu.stages import Row
 
 
 class Rows(Protocol):
-    """An object with rows by name, such as a stage."""
+    """An object with named rows, such as a stage."""
 
     rows: dict[str, Row]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
-from blo._term import Counts, Tangent, can_validate
+from blo._term import Counts, Strain, Tangent, can_validate
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
 from blo.sets._rows import Face, Rows, fit_rows, inverse, require_matrix, times
@@ -20,7 +20,8 @@ from blo.sets._rows import Face, Rows, fit_rows, inverse, require_matrix, times
 class Affine(Set):
     """`{ z : A z = b }`.
 
-    Equations may be redundant as long as they are consistent; the rank of A must then not change with theta.
+    Equations may be redundant as long as they are consistent; the rank of A must then not change with theta. If theta
+    moves redundant equations apart, the solution has no derivative, and they are counted as degenerate.
 
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for equations of each problem. The columns follow the leaves of z in
@@ -88,12 +89,25 @@ class Affine(Set):
         def force(term: Affine, at: Tensor) -> Tensor:
             return times(term.A.mT, y)
 
-        return Tangent(face.project, 0.0, count, force=force, duals=lambda layout: {"b": y})
+        def surplus() -> Tensor:
+            return self.A.shape[-2] - face.held().expand(z.shape[:-1])
+
+        def strain(term: Affine, at: Tensor) -> tuple[Tensor, Tensor]:
+            moved = term._shift(self, at)
+            return moved, moved - times(self.A, times(face.inverse, moved))
+
+        duals = {"b": y}
+        return Tangent(
+            face.project, 0.0, count, force=force, strain=Strain(surplus, strain), duals=lambda layout: duals
+        )
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         # A z = b gives dz = A^+ (db - dA z).
-        moved = times(self.A - origin.A, z)
-        return times(origin._face.inverse, (self.b - origin.b) - moved)
+        return times(origin._face.inverse, self._shift(origin, z))
+
+    def _shift(self, origin: Affine, z: Tensor) -> Tensor:
+        """Return how far each right-hand side leaves `A z` behind, shape `(*lanes, k)`."""
+        return (self.b - origin.b) - times(self.A - origin.A, z)
 
     @property
     def _face(self) -> Face:

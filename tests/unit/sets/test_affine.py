@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from blo import Affine, Halfspaces, InfeasibleError, StructureError
+from blo import (
+    Affine,
+    DegenerateWarning,
+    Halfspaces,
+    InfeasibleError,
+    LowerProblem,
+    StructureError,
+    value_and_hypergrad,
+)
 from blo._layout import Layout
 from tests.strategies import normal
 
@@ -22,6 +32,21 @@ def test_dependent_rows_hold_what_they_span() -> None:
     v = normal(3, 5)
     torch.testing.assert_close(fat.tangent(z, v).project(v), thin.tangent(z, v).project(v), rtol=1e-12, atol=1e-12)
     assert [int(c) for c in fat.tangent(z, v).counts()] == [3, 2, 0]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_redundant_equations_that_theta_moves_apart_are_reported(apart: bool) -> None:
+    rows = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
+
+    def equations(theta: Tensor) -> Affine:
+        return Affine(rows, torch.stack([theta, 2.0 * (theta.detach() if apart else theta)]))
+
+    lower = LowerProblem(lambda theta, z: (z - 3.0).square().sum(), equations)
+    theta = torch.tensor(1.0, dtype=torch.float64)
+    with pytest.warns(DegenerateWarning, match="move apart") if apart else contextlib.nullcontext():
+        out = value_and_hypergrad(lambda theta, z: z[0], lower, theta, torch.zeros(2, dtype=torch.float64))
+    if not apart:
+        torch.testing.assert_close(out.grad, torch.tensor(0.5, dtype=torch.float64))
 
 
 def test_equations_hold_to_rounding_and_bind_every_direction_when_they_are_many() -> None:
