@@ -32,6 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        sys.modules.pop("planted", None)  # a worker that returns to this module makes the fixture once more
         Path("planted.py").write_text(PLANTED)
         words = ["fit", "--data", "digits", "--method", "standard", "--model", NAME, "--out", "run", *SMALL]
         assert main(words) == 0 and Path("imported").exists()
