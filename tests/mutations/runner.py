@@ -27,14 +27,17 @@ _COPIED = (
     *(".gitignore", ".pre-commit-config.yaml"),
 )
 
-#: Runs pytest in a fork for each folder, so that torch is imported once. Each fork makes sure that it is the copy that
-#: is tested, and so do the processes that a test starts. A fork leads a process group, which is ended with it.
-#: Hypothesis draws the same examples each time, and does not look for the smallest that fails. A test beyond the limit
-#: ends its fork by SIGALRM, whatever code it is in; imports have a minute more. Writes a line with index, exit
-#: status and seconds for each fork.
+#: Pytest says that it cannot rewrite the asserts of what is imported already.
+_AS_IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"
+
+#: Runs pytest in a fork for each folder, so that torch is imported once, and Hypothesis, whose asserts pytest would
+#: otherwise rewrite in every fork. Each fork makes sure that it is the copy that is tested, and so do the processes
+#: that a test starts. A fork leads a process group, which is ended with it. Hypothesis draws the same examples each
+#: time, and does not look for the smallest that fails. A test beyond the limit ends its fork by SIGALRM, whatever code
+#: it is in; imports have a minute more. Writes a line with index, exit status and seconds for each fork.
 _SERVER = """
 import json, os, pathlib, signal, sys, time, traceback
-import numpy, pytest, scipy.optimize, torch
+import hypothesis.strategies, numpy, pytest, scipy.optimize, torch
 torch.set_num_threads(1)
 jobs, workers, limit = json.load(sys.stdin)
 
@@ -180,7 +183,8 @@ def stream(
             _copy(root, folder)
             if edit is not None:
                 edit(folder)
-            options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", *([] if edit is None else ["-x"])]
+            options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-W", _AS_IMPORTED]
+            options += [] if edit is None else ["-x"]
             orders.append((str(folder), [*options, *tests]))
         server = subprocess.Popen(
             [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
