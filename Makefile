@@ -19,6 +19,7 @@ demo: .venv/.stamp-demo ## train and attack on handwritten digits, then write ru
 	$(BIN)/adv-train demo --out runs/demo
 
 test: lint ## check format, lint, types and imports, then run the tests
+	$(BIN)/python -m compileall -q blo applications benchmarks # once, not in each of the processes that tests start
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-oldest: test .venv-oldest/.stamp-test ## `make test`, then the tests on the oldest releases that pyproject.toml admits
