@@ -117,7 +117,8 @@ class Product(Set):
         return torch.cat([part.retreat(block, along, step) for part, block, along in parts], dim=-1)
 
     def bounds(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
-        low, high = [], []
+        low: list[Tensor] = []
+        high: list[Tensor] = []
         for part, block in zip(self.sets, self._split(z), strict=True):
             found = part.bounds(block)
             if found is None:
