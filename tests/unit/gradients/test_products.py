@@ -251,7 +251,7 @@ def test_the_first_product_takes_one_more_gradient_and_the_others_none() -> None
     problem, start, leaves = ParametricProblem.of(blo.LowerProblem(objective), theta, z)
     at = DifferencePoint(problem.bind(leaves), start)
     counts = []
-    for product in (at.hessian, at.hessian, at.along):
+    for product in (at.times_hessian, at.times_hessian, at.along):
         before = len(calls)
         product(torch.ones(2, dtype=torch.float64))
         counts.append(len(calls) - before)
