@@ -49,10 +49,10 @@ def argmin(
         lower: the lower problem.
         theta: upper variable, a tree of tensors, real or complex.
         z0: start of the solver, a tree of floating point tensors; a constant (but see `Unrolled.start`).
-        solver: a lower solver. By default `LBFGS` where there is no constraint or there are bounds, `FISTA` for other
-            sets and penalties, `FixedPoint` for equilibria, to a residual of 1e-11 (1e-5 in single precision), less
-            where the objective's curvature is below 1. For `Unrolled`, at most 2,000 steps of `FISTA`
-            for every objective.
+        solver: a lower solver. The default is `LBFGS` without a constraint or with bounds, `FISTA` for other sets and
+            for penalties, and `FixedPoint` for equilibria. It stops at a residual of 1e-11 (1e-5 in single precision),
+            or at a smaller one if the objective's curvature is below 1. For `Unrolled` the default is at most 2,000
+            steps of `FISTA`, for every objective.
         gradient: a strategy; `Implicit()` by default, which chooses a linear solver for the adjoint system.
         on_failure: `"raise"`, `"warn"` or `"ignore"`; by default, non-finite values raise and other problems warn.
 
@@ -62,7 +62,8 @@ def argmin(
     Raises:
         StructureError: if an argument has the wrong type, or the objective or the set do not fit theta and z0.
         NonFiniteError: if the solution or the adjoint is not finite.
-        ConvergenceError: if `on_failure="raise"`, instead of the warnings below, except that on a theta without grad.
+        ConvergenceError: if `on_failure="raise"`, instead of the warnings below; a theta that does not require grad
+            still gives a warning.
         ValueError: for any other `on_failure`.
 
     Warns:

@@ -16,7 +16,7 @@ _UPPER, _LOWER = {"theta", "thetas", "th", "t", "lam", "phi", "hparams"}, {"z", 
 
 
 def require_function(given: Any, name: str, *arguments: str) -> None:
-    """Raise unless this is a function of these arguments, and if its parameter names show that it takes z first.
+    """Check that `given` is a function of these arguments, and that its parameter names do not suggest z first.
 
     Args:
         given: the callable.
@@ -24,7 +24,7 @@ def require_function(given: Any, name: str, *arguments: str) -> None:
         arguments: the names of the arguments with which it will be called, theta first.
 
     Raises:
-        StructureError: with the name.
+        StructureError: otherwise; the message contains the name.
     """
     wanted = " and ".join([", ".join(arguments[:-1]), arguments[-1]])
     if not callable(given) or isinstance(given, type):

@@ -85,13 +85,6 @@ def choose(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     return chosen if chosen is other or surely(condition) else torch.where(condition, chosen, other)
 
 
-def length(vectors: Tensor) -> Tensor:
-    """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
-    wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
-    norm: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64 if wide else None)
-    return norm.to(vectors.dtype) if wide else norm
-
-
 def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """Return one tensor in some lanes and the other elsewhere; the other where the tensors are shared by all lanes.
 
@@ -178,6 +171,11 @@ def _look() -> str:
     if torch.is_inference_mode_enabled():
         return "Under torch.inference_mode() nothing has a graph: use torch.no_grad() around the call instead."
     return "Look for .detach(), .item(), torch.no_grad() or NumPy inside it."
+
+
+def live(leaves: Iterable[Tensor]) -> list[Tensor]:
+    """Return detached leaves; those of floating point require grad."""
+    return [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
 
 
 def add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

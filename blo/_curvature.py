@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, length
+from blo._autodiff import all_true
 from blo._term import Term, within_reach
+from blo._vectors import dot, length
 
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
@@ -16,7 +17,7 @@ NEAR_ZERO = 1e-4
 _LOOKS = 2
 #: The part of a Newton step, relative to z, that is too short to hide an error along far smaller curvatures.
 HIDDEN = 3e-10
-#: An error of z in a small set that cannot be told from rounding, in units of rounding.
+#: An error of z in a small set that cannot be distinguished from rounding, in units of rounding.
 _ROUNDINGS = 8
 #: How often a step that shows no curvature is made longer, and by which factor.
 _LONGER, _LONG = 8, 1e4
@@ -111,13 +112,13 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         # the image.
         looks -= 1
         for past, image in known:
-            along = (turned * image).sum(-1, keepdim=True)
+            along = dot(turned, image)
             ahead, turned = ahead - along / step * past, turned - along * image
         found = length(turned)
         curved = over(found, least, step)
         image = turned / torch.where(found > 0, found, 1.0)
         known.append((ahead / curved, image))
-        along = (rest * image).sum(-1, keepdim=True)
+        along = dot(rest, image)
         newton, rest = newton + along / curved * ahead, rest - along * image
         share = length(rest)
         if all_true(size * share <= curved * fine):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
-from blo._autodiff import length as norm
+from blo._vectors import length as norm
 
 T = TypeVar("T")
 

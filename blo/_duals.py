@@ -20,16 +20,16 @@ def duals(lower: LowerProblem, theta: Tree, z: Tree, *, on_failure: OnFailure | 
     """Return the dual variables of the lower problem's constraints at a solution, differentiable in theta.
 
     They are the multipliers y of the Lagrangian `objective + y (constraint)`, with every inequality written as
-    `constraint <= 0`: at most zero is where it holds, so its multiplier is at least zero, and it is zero where the
-    inequality is not active. The derivative of the optimal value with respect to a right-hand side (`b`, `radius`,
-    `total`, `high`, `cap`) is minus its multiplier, with respect to `low` it is the multiplier.
+    `constraint <= 0`. The multiplier of an inequality is at least zero, and zero if the inequality is not active. The
+    derivative of the optimal value with respect to a right-hand side (`b`, `radius`, `total`, `high`, `cap`) is minus
+    its multiplier; with respect to `low` it is the multiplier.
 
     With `z = argmin(...)` the multipliers are differentiable functions of theta, as z is.
 
     Args:
         lower: the lower problem, with a constraint.
         theta: upper variable, a tree of tensors.
-        z: the solution at this theta, of `argmin` or `value_and_hypergrad`, a tree of floating point tensors.
+        z: the solution at this theta, from `argmin` or `value_and_hypergrad`; a tree of floating point tensors.
         on_failure: as in `argmin`.
 
     Returns:

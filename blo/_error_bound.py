@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._problem_at_theta import ProblemAtTheta
+from blo._vectors import dot
 
 
 def solution_error(problem: ProblemAtTheta, z: Tensor, strong_convexity: float) -> Tensor:
@@ -31,6 +32,6 @@ def _bound(problem: ProblemAtTheta, z: Tensor, slope: Tensor, step: Tensor, mu: 
     length = moved.square().sum(-1, keepdim=True)
     # At an exact solution the step is zero, and so is the bound, whatever the curvature.
     zero = length == 0
-    curvature = torch.where(zero, 1.0, (moved * turned).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
+    curvature = torch.where(zero, 1.0, dot(moved, turned) / torch.where(zero, 1.0, length))
     subgradient = turned - moved / step
     return torch.linalg.vector_norm(moved, dim=-1) + torch.linalg.vector_norm(subgradient, dim=-1) / mu, curvature

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, length, plain, whole
+from blo._autodiff import all_true, plain, whole
 from blo._findings import Findings
 from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, STUCK, remedy_of
 from blo._term import Counts
+from blo._vectors import length
 from blo._warned import one_of_a_kind, warn
 from blo.errors import ConvergenceError, ConvergenceWarning, FixedStepsWarning
 from blo.linsolve import LinearSolution

@@ -24,7 +24,7 @@ from blo._layers import Layers
 from blo._replay import Replay
 from blo._stale import Stale, unseen
 from blo._transforms import lanes_of, outside_transforms
-from blo._watch import Watch, refuse_reentrant, versions, written
+from blo._watch import Inspection, refuse_reentrant, versions, written
 from blo.errors import BloWarning, StructureError
 
 #: Whether evaluations update buffers such as running statistics.
@@ -177,9 +177,9 @@ class Functional:
         state.update(self._buffers.copies(lanes))
         if not iterate:
             state.update(self._held)
-        watch: Watch | contextlib.nullcontext[None] = contextlib.nullcontext()
-        # The first evaluation in each mode runs on copies under a `Watch`, which detects modules that write to their
-        # inputs or parameters. Later evaluations save this work.
+        watch: Inspection | contextlib.nullcontext[None] = contextlib.nullcontext()
+        # The first evaluation in each mode runs on copies inside an `Inspection`, which detects modules that write
+        # to their inputs or parameters. Later evaluations save this work.
         if first or self._copies_inputs:
             inputs, keywords = tree.map(_copy, (inputs, keywords))
         if first:
@@ -191,7 +191,7 @@ class Functional:
             stale = Stale(
                 [*(copies[name] for name in moving), *live_inputs], {k: state[k] for k in self._buffers.names}
             )
-            watch = Watch(copies, inner, stale)
+            watch = Inspection(copies, inner, stale)
         devices = self._devices.union(tensor.device for tensor in given)
         expected = self._replay.draws
         with (
@@ -211,7 +211,7 @@ class Functional:
                 raise
             if self._loss is not None and targets is not None:
                 value = self._loss(value, *targets)
-        if isinstance(watch, Watch):
+        if isinstance(watch, Inspection):
             self._watched.add(mode)
             self._copies_inputs |= watch.writes
             stale.put(state)

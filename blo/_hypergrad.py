@@ -13,6 +13,7 @@ from torch import Tensor
 from blo import tree
 from blo._arguments import require_function
 from blo._autocast import bare
+from blo._autodiff import live
 from blo._entrance import entrance
 from blo._error_bound import solution_error
 from blo._failures import Checks
@@ -115,8 +116,9 @@ def value_and_hypergrad(
     checks = Checks(on_failure, measured=solver.tol is not None)
     solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
 
-    # Copy theta: an optimiser changes it in place, and the report, which may be read later, belongs to this theta.
-    leaves = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in given]
+    # An optimiser changes theta in place. Copy it if what is read later, the report or `aux`, depends on its values.
+    late = gradient.reads_theta_late or lower.strong_convexity is not None or callable(lower.term) or has_aux
+    leaves = live([leaf.detach().clone() if late or leaf.is_inference() else leaf for leaf in given])
     guess = None
     if state is not None:
         start, guess, carried = _resume(state, problem.layout, solver.carry)
@@ -134,12 +136,12 @@ def value_and_hypergrad(
     if has_aux:
         value, aux = split(value, "upper")
     _check_upper(value)
-    live = [leaf for leaf in leaves if leaf.requires_grad]
+    differentiated = [leaf for leaf in leaves if leaf.requires_grad]
     # A strategy that treats z as a constant needs no gradient in z: in the first layer of a network it is not free.
-    wanted = [*live, z] if gradient.expects_theta else live
+    wanted = [*differentiated, z] if gradient.expects_theta else differentiated
     slopes = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
     filled = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, wanted, strict=True)]
-    slopes_in_theta = iter(filled[: len(live)])
+    slopes_in_theta = iter(filled[: len(differentiated)])
     v = filled[-1] if gradient.expects_theta else torch.zeros_like(z)
     direct = [next(slopes_in_theta) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
@@ -161,7 +163,7 @@ def value_and_hypergrad(
     if solver.carry:
         left["solver"] = list(solving.last.carried)
     return Hypergradient(
-        value=value.detach(),
+        value=value.detach().clone(),  # `upper` may return a view of theta
         grad=like_theta(total),
         direct=like_theta(direct),
         z=problem.layout.unravel(solved),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._autodiff import length
 from blo._term import Term, small_extent
+from blo._vectors import length
 from blo.sets import Free
 
 __all__ = ["natural", "residual", "scale"]

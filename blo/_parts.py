@@ -48,7 +48,7 @@ def equipped(
     if isinstance(problem.lower.objective, Batched):
         solver = _stepwise(solver, gradient)
     elif solver is None:
-        solver = _default(problem, leaves, gradient)
+        solver = _default(problem, leaves, z0, gradient)
     elif solver.tol and solver.tol != math.inf:
         # With an infinite tolerance, nothing is known about the distance of z from active constraints.
         problem = replace(problem, accuracy=solver.tol)
@@ -58,7 +58,7 @@ def equipped(
 
 
 def _stepwise(solver: Solver | None, gradient: Strategy) -> Solver:
-    """Return the solver, if it and the strategy can do with another objective in each step.
+    """Return the solver, if it and the strategy support a different objective in each step.
 
     Raises:
         StructureError: naming the argument.
@@ -80,7 +80,7 @@ def _stepwise(solver: Solver | None, gradient: Strategy) -> Solver:
 
 
 @without
-def _default(problem: ParametricProblem, leaves: Sequence[Tensor], gradient: Strategy) -> Solver:
+def _default(problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, gradient: Strategy) -> Solver:
     """Return the solver for a problem that comes without one.
 
     Raises:
@@ -94,4 +94,4 @@ def _default(problem: ParametricProblem, leaves: Sequence[Tensor], gradient: Str
         )
     with torch.no_grad():
         term = problem.term([leaf.detach() for leaf in leaves])
-    return default_solver(term, problem.symmetric, problem.layout.dtype, followed=gradient.unrolls)
+    return default_solver(term, problem.symmetric, z0, followed=gradient.unrolls)

@@ -23,15 +23,15 @@ class Scheduled:
     """An optimiser with its schedule, if any.
 
     Args:
-        parameters: what is optimised.
-        optimizer: makes the optimiser.
-        scheduler: makes the schedule; None for constant learning rates.
-        saved: an earlier `state_dict()`, to continue; not modified. Where it has no schedule, one begins at the
-            learning rates that it has.
-        prefix: of the names `optimizer` and `scheduler` in errors.
+        parameters: the tensors to optimise.
+        optimizer: creates the optimiser.
+        scheduler: creates the schedule; None for constant learning rates.
+        saved: the `state_dict()` of an earlier run, to be continued; not modified. If it has no schedule, a new one
+            begins at its learning rates.
+        prefix: put before the names `optimizer` and `scheduler` in errors.
 
     Raises:
-        StructureError: if a function does not make what it should, or `saved` is of another optimiser or schedule.
+        StructureError: if a function does not return an optimiser or a schedule, or if `saved` belongs to another one.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Scheduled:
 
     @property
     def plateau(self) -> bool:
-        """Whether the schedule goes by the objective's value."""
+        """Whether the schedule depends on the value of the objective."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
     def advance(self, value: Tensor | None = None) -> None:
-        """Step the schedule, if any; `value` is the objective's, for one that goes by it."""
+        """Step the schedule, if any; `value` is that of the objective, for a schedule that depends on it."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
             assert value is not None
             self.scheduler.step(float(value))
@@ -68,7 +68,7 @@ class Scheduled:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what continues it, to be copied if another step follows; numbers and tensors only."""
+        """Return numbers and tensors from which it can be continued; copy them if another step follows."""
         kept = self.scheduler
         return {
             "optimizer": self.optimizer.state_dict(),

@@ -19,7 +19,7 @@ from blo._objective import written
 from blo._origin import origin
 from blo._problem_at_theta import ProblemAtTheta
 from blo._replay import generators
-from blo._steps import Replay
+from blo._steps import SolverSteps
 from blo.gradients import Optimality, Pulled, Strategy, Watch
 from blo.linsolve import LinearSolution
 from blo.solvers import Iterative, Solution, Solver, run
@@ -92,8 +92,8 @@ class Solving:
         return z, residual
 
     @property
-    def steps(self) -> Replay:
-        return Replay.of(self.solver)
+    def steps(self) -> SolverSteps:
+        return SolverSteps.of(self.solver)
 
     @property
     def idle(self) -> bool:

@@ -14,7 +14,7 @@ from blo.solvers._running import Running
 
 
 @dataclass(frozen=True)
-class Replay:
+class SolverSteps:
     """Repeats single steps of an iterative solver.
 
     Attributes:
@@ -24,7 +24,7 @@ class Replay:
     solver: Iterative
 
     @classmethod
-    def of(cls, solver: Solver) -> Replay:
+    def of(cls, solver: Solver) -> SolverSteps:
         """Return the object that repeats the steps of `solver`.
 
         Raises:

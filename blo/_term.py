@@ -87,8 +87,9 @@ class Tangent:
             the optimality condition through the term. None where it is constant up to normals that move with the face:
             for flat faces and the ball.
         motion: the motion of z with the face of this tangent; None to use `Term.motion`.
-        strain: on constraints that are linearly dependent; None if none can be.
-        duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term has none to give.
+        strain: information on active constraints that are linearly dependent; None if they never are.
+        duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term does not define
+            any.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -159,6 +160,20 @@ class Term(ABC):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         """Return `z - prox(z - move, step)`, shape `(*lanes, n)`."""
         return z - self.prox(z - move, step)
+
+    def bounds(self, z: Tensor) -> tuple[Tensor | float, Tensor | float] | None:
+        """Return the lower and the upper bound of each coordinate, if the term is a set that consists of such bounds.
+
+        `LBFGS`, `Newton`, `LevenbergMarquardt` and steps of one size per coordinate need them.
+
+        Args:
+            z: shape `(*lanes, n)`; only its shape, dtype and device matter.
+
+        Returns:
+            Numbers or tensors that broadcast to z, infinite where a side is open; None for every other set and for
+            penalties.
+        """
+        return None
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         """Return which coordinates a step against the gradient cannot move, since they are at a bound.
@@ -231,6 +246,11 @@ def within_reach(term: Term, size: Tensor) -> Tensor:
     """
     extent = small_extent(term, size)
     return size if extent is None else torch.minimum(size, _MARGIN * extent.detach())
+
+
+def expanded(value: Tensor | float, z: Tensor) -> Tensor:
+    """Return a number, or a tensor that broadcasts to z, as a tensor of the shape of z."""
+    return value.expand_as(z) if isinstance(value, Tensor) else torch.full_like(z, value)
 
 
 def can_validate() -> bool:

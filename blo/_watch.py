@@ -24,7 +24,7 @@ _REENTRANT = (
 )
 
 
-class Watch(DispatchMode):
+class Inspection(DispatchMode):
     """Inspects the operations of an evaluation that gets copies of all its tensors.
 
     It costs some microseconds for each operation, so it is used only for the first evaluation.

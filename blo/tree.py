@@ -42,12 +42,12 @@ def flatten(tree: Tree, name: str = "tree") -> tuple[list[Tensor], TreeSpec]:
 
 
 def structure(tree: Tree) -> tuple[list[Any], TreeSpec]:
-    """Return the leaves, whatever they are, and the structure."""
+    """Return the leaves, of any type, and the structure."""
     return ([tree], _LEAF) if isinstance(tree, Tensor) else pytree.tree_flatten(tree)
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """Return the leaves, whatever their types."""
+    """Return the leaves, of any type."""
     return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
 
 

@@ -32,11 +32,11 @@ def adjointness(
         return []
     at_theta = around.problem.bind(around.leaves).detach()
     at = point(gradient.products, at_theta, around.best.z)
-    system = Restricted(gradient.model(Hessian(at.hessian)), parts.tangent)
+    system = Restricted(gradient.model(Hessian(at.times_hessian)), parts.tangent)
     findings = []
     for one in slopes:
         moves = parts.moves(one.unit)
-        load = -parts.tangent.project(moves.mixed + parts.hessian(moves.face) + moves.force)
+        load = -parts.tangent.project(moves.mixed + parts.times_hessian(moves.face) + moves.force)
         pushed = moves.face + gradient.invert(system, load, None).x
         there, back = float((pushed * parts.v).sum()), along(cotangents, one.unit)
         size = max(float((pushed * parts.v).abs().sum()), abs(back), 1e-300)

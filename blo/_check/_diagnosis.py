@@ -57,7 +57,7 @@ def diagnose(
     findings += parts.tangent_findings(slopes)
     if isinstance(gradient, Stationary):
         at = point(gradient.products, at_theta, z)
-        findings.append(parts.product_finding(at.hessian, found.q))
+        findings.append(parts.product_finding(at.times_hessian, found.q))
     findings.append(parts.inverse_finding(found.q))
     findings.append(parts.cross_finding(found.q, found.cotangents, slopes))
     consistency = adjointness(parts, gradient, found.cotangents, slopes)

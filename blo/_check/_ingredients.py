@@ -51,15 +51,15 @@ class Ingredients:
     slope: Tensor
     rtol: float
 
-    def hessian(self, w: Tensor) -> Tensor:
+    def times_hessian(self, w: Tensor) -> Tensor:
         """Return H w by central differences."""
         return differences(self.around.problem.bind(self.around.leaves).detach(), self.around.best.z, self.slope, w)
 
     def transposed(self, w: Tensor) -> Tensor:
         """Return H^T w. H is symmetric except for a fixed-point problem, whose Jacobian is assembled."""
         if self.around.problem.symmetric:
-            return self.hessian(w)
-        return (Hessian(self.hessian).dense(w).mT @ w.unsqueeze(-1)).squeeze(-1)
+            return self.times_hessian(w)
+        return (Hessian(self.times_hessian).dense(w).mT @ w.unsqueeze(-1)).squeeze(-1)
 
     def moves(self, unit: Sequence[Tensor]) -> Moves:
         """Return the derivatives along a direction of theta, by fourth-order central differences."""
@@ -100,7 +100,7 @@ class Ingredients:
             noise = one.solution_noise
             # dz - N dtheta must be tangent, and solve P (B dtheta + G dtheta + H dz + K (dz - N dtheta)) = 0.
             leaves_face.append(_finding(Part.TANGENT, "P (dz - N dtheta)", off, [one.solution], self.rtol, noise))
-            bent, curved = self.hessian(one.solution), self.tangent.curve(self.tangent.project(inside))
+            bent, curved = self.times_hessian(one.solution), self.tangent.curve(self.tangent.project(inside))
             rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
             parts = [moves.mixed, bent, curved, moves.force]
             stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + 1.0

@@ -122,14 +122,14 @@ def fit(
     begun = done = 0 if state is None else int(state["steps"])
     warm = None if state is None or afresh else state["lower"]
     values: list[Tensor] = []
-    told: set[tuple[type, str]] = set()  # the kinds of warnings given so far
+    given_kinds: set[tuple[type, str]] = set()  # the kinds of warnings given so far
     # The first and the last hypergradient of the current step. No others are kept, since each may hold a graph.
     latest: list[Hypergradient] = []
 
     def evaluate() -> Tensor:
         nonlocal warm
         point = tree.unflatten([leaf.detach() for leaf in leaves], spec)
-        with one_of_a_kind(told):
+        with one_of_a_kind(given_kinds):
             out = value_and_hypergrad(
                 upper, lower, point, z0, solver=solver, gradient=gradient, state=warm, on_failure=on_failure
             )

@@ -40,12 +40,12 @@ def bar(shown: bool, done: int, steps: int) -> Iterator[Callable[[Hypergradient]
     latest: list[Hypergradient] = []
     with tqdm(total=done + steps, initial=done, desc="fit", unit="step", file=sys.stderr) as line:
 
-        def told(out: Hypergradient) -> None:
+        def show(out: Hypergradient) -> None:
             latest[:] = [out]
             if line.update():  # read values only when the bar redraws: reading waits for the device
                 line.set_postfix_str(describe(out))
 
-        yield told
+        yield show
         if latest:
             line.set_postfix_str(describe(latest[0]))
 

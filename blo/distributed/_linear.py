@@ -55,7 +55,7 @@ class Copy(Function):
         dtype, device = ctx.kinds[0][1:]
         counts = torch.tensor(used, dtype=dtype, device=device)
         ties = [] if transforms_active() else [*ctx.saved_tensors, *ctx.beside]
-        *sums, counts = Sum.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts], ties)
+        *sums, counts = SumOverRanks.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts], ties)
         if all(used) or transforms_active():
             return None, None, *sums
         return None, None, *(found if count else None for found, count in zip(sums, counts.tolist(), strict=True))
@@ -69,7 +69,7 @@ class Copy(Function):
         return tuple(Copy.of(ranks, tensors)), in_dims[2:]
 
 
-class Sum(Function):
+class SumOverRanks(Function):
     """The sum over ranks."""
 
     @staticmethod
@@ -78,7 +78,7 @@ class Sum(Function):
     ) -> list[Tensor]:
         """Return the sum of each tensor over ranks, computed by `add`, by default `ranks.sum`."""
         add = ranks.sum if add is None else add
-        sums: tuple[Tensor, ...] = Sum.apply(ranks, add, len(tensors), *tensors, *ties)
+        sums: tuple[Tensor, ...] = SumOverRanks.apply(ranks, add, len(tensors), *tensors, *ties)
         return list(sums)
 
     @staticmethod
@@ -99,7 +99,7 @@ class Sum(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(Sum.of(ctx.ranks, _filled(tangents[3:][: len(ctx.kinds)], ctx.kinds)))
+        return tuple(SumOverRanks.of(ctx.ranks, _filled(tangents[3:][: len(ctx.kinds)], ctx.kinds)))
 
     @staticmethod
     def vmap(
@@ -110,7 +110,7 @@ class Sum(Function):
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(tensors[:count], in_dims[3:][:count], strict=True)
         ]
-        return tuple(Sum.of(ranks, wide, tensors[count:], add)), (0,) * count
+        return tuple(SumOverRanks.of(ranks, wide, tensors[count:], add)), (0,) * count
 
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:

@@ -16,7 +16,7 @@ from blo._autodiff import transforms_active
 from blo._settings import require_positive
 from blo._types import Tree
 from blo.distributed._agreement import FEW, Row, checksum, meet, next_number, structure
-from blo.distributed._linear import Copy, Sum
+from blo.distributed._linear import Copy, SumOverRanks
 from blo.distributed._ranks import Ranks
 from blo.errors import RankError, StructureError
 
@@ -103,7 +103,7 @@ class _Mean:
             totals = iter([sum(column) for column in zip(*found, strict=True)])  # in the order of ranks
             return [v.new_tensor([next(totals) for _ in range(v.numel())]).reshape(v.shape) for v in values]
 
-        return tree.unflatten(Sum.of(ranks, [share * part for part in parts], ties, add), spec)
+        return tree.unflatten(SumOverRanks.of(ranks, [share * part for part in parts], ties, add), spec)
 
     def _agree(self, ranks: Ranks, theta: Tree, z: Tree, leaves: Sequence[Tensor]) -> tuple[int, float]:
         """Return this objective's number and this rank's share of the weight, which are exchanged once."""

@@ -47,7 +47,7 @@ class Ranks:
             if started.strip() != "1" or group is not None:
                 found = "a `group` was given" if group is not None else f"WORLD_SIZE={started} in the environment"
                 raise StructureError(
-                    f"`blo.distributed.mean` needs torch.distributed.init_process_group() before its first evaluation: "
+                    f"`blo.distributed` needs torch.distributed.init_process_group() before its first evaluation: "
                     f"{found}, but this process is in no process group, so its share would count as all the data."
                 )
             return None

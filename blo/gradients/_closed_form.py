@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from blo._vectors import dot
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import CG, LinearSolution
@@ -59,10 +60,10 @@ class KKTClosedForm(Stationary):
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         image = system.tangent.project(system.operator(b))
-        length = (b * b).sum(-1, keepdim=True)
+        length = dot(b, b)
         zero = length == 0
         # The Rayleigh quotient b'Hb / b'b is the multiple if P H b = c b, and |P H b - c b| tests that it is.
-        curvature = torch.where(zero, 1.0, (b * image).sum(-1, keepdim=True) / torch.where(zero, 1.0, length))
+        curvature = torch.where(zero, 1.0, dot(b, image) / torch.where(zero, 1.0, length))
         scale = torch.linalg.vector_norm(image, dim=-1)
         error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
         solution = _divide(curvature, system.tangent, b)

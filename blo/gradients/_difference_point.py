@@ -42,7 +42,7 @@ class DifferencePoint(FirstOrderPoint):
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
 
-    def hessian(self, direction: Tensor) -> Tensor:
+    def times_hessian(self, direction: Tensor) -> Tensor:
         unit, size = split(direction)
         if self._length is None:
             found, self._length = adapted(lambda h: self._along_z(unit, h, look=True), first(self._z), self._rounding)

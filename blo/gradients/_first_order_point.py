@@ -37,7 +37,7 @@ class FirstOrderPoint(Point, abc.ABC):
         # The motion of the active face adds N^T (v - H q), and the force of the term at z + motion adds -G^T q.
         with torch.enable_grad():
             motion = self._problem.motion(self.optimality.term, self.optimality.tangent, self._z)
-            outputs, cotangents = [motion], [v - self.hessian(q)]
+            outputs, cotangents = [motion], [v - self.times_hessian(q)]
             if self.optimality.tangent.force is not None:
                 outputs.append(self.optimality.tangent.force(self._problem.term, self._z + motion))
                 cotangents.append(-q)

@@ -26,7 +26,7 @@ class ForwardPoint(FirstOrderPoint):
         self.noise = problem.eps or 0.0
         self._at_rest = problem.detach()
 
-    def hessian(self, direction: Tensor) -> Tensor:
+    def times_hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._at_rest.gradient, self._z, direction)
         return product
 

@@ -35,7 +35,7 @@ class Point(abc.ABC):
     estimated: bool = False
 
     @abc.abstractmethod
-    def hessian(self, direction: Tensor) -> Tensor:
+    def times_hessian(self, direction: Tensor) -> Tensor:
         """Return H^T times a direction, shape `(*lanes, n)`; the transpose matters for fixed-point problems."""
 
     def squares(self, direction: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ReversePoint(Point):
         self._problem = problem
         self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 
-    def hessian(self, direction: Tensor) -> Tensor:
+    def times_hessian(self, direction: Tensor) -> Tensor:
         if not self._gradient.requires_grad:
             return torch.zeros_like(direction)
         with differentiated_twice():
@@ -112,7 +112,7 @@ class TransposedPoint(Point):
         slope = problem.gradient(z)
         self.optimality = Optimality(z, slope, problem.term, problem.tangent(problem.term, z, slope))
 
-    def hessian(self, direction: Tensor) -> Tensor:
+    def times_hessian(self, direction: Tensor) -> Tensor:
         product: Tensor = jvp(self._problem.gradient, self._z, direction)
         return product
 

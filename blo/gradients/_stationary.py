@@ -11,13 +11,14 @@ from torch import Tensor
 
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
+from blo._vectors import norm
 from blo.gradients._adjoint import implicit_part
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._function import FunctionRule
 from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
-from blo.linsolve._base import largest
+from blo.linsolve._space import EUCLIDEAN
 from blo.operators import Hessian, Operator, Restricted, TangentSpace
 
 
@@ -39,6 +40,11 @@ class Stationary(Strategy):
     products: Products = "reverse"
     measures_residual = True
 
+    @property
+    def reads_theta_late(self) -> bool:  # type: ignore[override]
+        """Whether the products have an error, which the report estimates from further evaluations."""
+        return self.products == "finite-difference"
+
     @abc.abstractmethod
     def model(self, hessian: Operator) -> Operator:
         """Return the operator used in place of H."""
@@ -53,7 +59,7 @@ class Stationary(Strategy):
     def adjoint(self, at: Point, v: Tensor, guess: Tensor | None) -> LinearSolution:
         """Return the adjoint q at a point."""
         tangent = at.optimality.tangent
-        hessian = Hessian(at.hessian, symmetric=at.symmetric, squares=at.squares)
+        hessian = Hessian(at.times_hessian, symmetric=at.symmetric, squares=at.squares)
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(hessian), tangent, beside=0.0)
@@ -61,7 +67,7 @@ class Stationary(Strategy):
             found = self.invert(system, v, guess)
             return replace(found, noise=at.noise) if at.noise else found
         # Solve for v / max|v|: products with a tiny v would underflow.
-        size, _ = largest(v)
+        size, _ = EUCLIDEAN.size(v)
         guess = None if guess is None else tangent.project(guess / size)
         found = self.invert(system, _inside(tangent, v / size), guess)
         return replace(found, x=size * found.x, noise=at.noise)
@@ -71,7 +77,7 @@ def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
     """Return P v, or zero where P v is only rounding error, most of which a second projection removes."""
     once = tangent.project(v)
     twice = tangent.project(once)
-    length, left = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (once, twice))
+    length, left = (norm(part) for part in (once, twice))
     return torch.where(left < 0.5 * length, 0.0, twice)
 
 
@@ -95,7 +101,7 @@ class StationaryRule(FunctionRule):
         def defect() -> Tensor:
             # Build a new point: the cross term has freed the graph of the old one, and no closure may keep it alive.
             fresh = point(self.strategy.products, rest, z)
-            system = Restricted(Hessian(fresh.hessian), tangent, beside=0.0)
+            system = Restricted(Hessian(fresh.times_hessian), tangent, beside=0.0)
             length: Tensor = torch.linalg.vector_norm(tangent.project(v) - system(q), dim=-1)
             return length
 

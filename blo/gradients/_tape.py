@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add, in_lanes, pullback, surely
+from blo._autodiff import add, in_lanes, live, pullback, surely
 from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 from blo.gradients._base import Pulled, Snapshot, Solve, distance
-from blo.gradients._first_order import FirstOrderRule
+from blo.gradients._once_differentiable import OnceDifferentiableRule
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Checkpoints:
 
 
 @dataclass
-class TapeRule(FirstOrderRule):
+class TapeRule(OnceDifferentiableRule):
     """Solves with checkpoints, and sweeps back over them."""
 
     solve: Solve
@@ -95,15 +95,15 @@ class TapeRule(FirstOrderRule):
             states = [(0, None)]  # no step was made: the solution is the start
         if not states:
             return Pulled([leaf.new_zeros(leaf.shape) if leaf.is_floating_point() else None for leaf in leaves])
-        live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-        inputs = [leaf for leaf in live if leaf.requires_grad]
+        own = live(leaves)
+        inputs = [leaf for leaf in own if leaf.requires_grad]
         total: list[Tensor | None] = [None] * len(inputs)
         cotangents: list[Tensor | None] = []
         apart, place = torch.zeros_like(z[..., 0]), z
         for index in reversed(range(len(states))):
             first, state = states[index]
             with torch.enable_grad():
-                recorded = problem.rebind(live).record()
+                recorded = problem.rebind(own).record()
                 carried, start = _lift(state) if index else ([], self._first(recorded, z0, state))
                 after = steps.advance(recorded, start, first, end - first)
                 # `cotangents` are those of the state after this segment. There are none after the last segment, where
@@ -118,7 +118,7 @@ class TapeRule(FirstOrderRule):
             place = state.z if index else z0
             total = [add(a, b) for a, b in zip(total, found[len(carried) :], strict=True)]
         filled = iter(total)
-        return Pulled([next(filled) if leaf.requires_grad else None for leaf in live], apart=apart)
+        return Pulled([next(filled) if leaf.requires_grad else None for leaf in own], apart=apart)
 
     def _first(self, problem: ProblemAtTheta, z0: Tensor, state: Any) -> Snapshot:
         """Return the first state: with a constant point, or with a `start`, as a function of theta."""
@@ -130,7 +130,7 @@ class TapeRule(FirstOrderRule):
 def _lift(state: Any) -> tuple[list[Tensor], Any]:
     """Return the floating point tensors of a state as inputs of a derivative, and the state made of them."""
     leaves, spec = tree.flatten(state)
-    lifted = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
+    lifted = live(leaves)
     return [leaf for leaf in lifted if leaf.is_floating_point()], tree.unflatten(lifted, spec)
 
 

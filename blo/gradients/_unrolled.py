@@ -15,7 +15,7 @@ from blo._settings import require_count
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.gradients._base import Pulled, Rule, Solve, Strategy
-from blo.gradients._forward_mode import ForwardRule
+from blo.gradients._forward_unroll import ForwardUnrollRule
 from blo.gradients._still import Still
 from blo.gradients._tape import Tail, TapeRule
 
@@ -53,6 +53,7 @@ class Unrolled(Strategy):
     """
 
     unrolls = True
+    reads_theta_late = False
 
     last: int | None = None
     checkpoint: bool = False
@@ -91,7 +92,7 @@ class Unrolled(Strategy):
     def rule(self, problem: ParametricProblem, solve: Solve) -> Rule:
         if self.recorded:
             return RecordedRule(solve, self.last, self.start)
-        return TapeRule(solve, self.last, self.start) if self.checkpoint else ForwardRule(solve, self.start)
+        return TapeRule(solve, self.last, self.start) if self.checkpoint else ForwardUnrollRule(solve, self.start)
 
 
 @dataclass(frozen=True)

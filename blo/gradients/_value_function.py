@@ -9,13 +9,14 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import suspended
-from blo._autodiff import length
+from blo._autodiff import live
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_positive
+from blo._vectors import length
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._finer import finer, like
-from blo.gradients._first_order import FirstOrderRule
+from blo.gradients._once_differentiable import OnceDifferentiableRule
 
 #: The residual requested from the solves, and the one above which the result is not reliable, relative to the tilt.
 _SHARE, _LOOSE = 1e-6, 1e-2
@@ -51,18 +52,20 @@ class ValueFunction(Strategy):
         ValueError: if the penalty is not positive.
     """
 
+    reads_theta_late = False
+
     penalty: float = 1e3
     two_sided: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self.penalty, "penalty", "Larger is more exact.")
 
-    def rule(self, problem: ParametricProblem, solve: Solve) -> FirstOrderRule:
+    def rule(self, problem: ParametricProblem, solve: Solve) -> OnceDifferentiableRule:
         return _TiltRule(self, solve)
 
 
 @dataclass(frozen=True)
-class _TiltRule(FirstOrderRule):
+class _TiltRule(OnceDifferentiableRule):
     strategy: ValueFunction
     solve: Solve
 
@@ -71,11 +74,11 @@ class _TiltRule(FirstOrderRule):
 
     def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:
         both, leaves = self.strategy.two_sided, problem.leaves
-        live = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
+        own = live(leaves)
         # The penalty multiplies a difference together with its rounding errors. So autocast is off, and theta is at
         # least as precise as z.
         with torch.enable_grad(), suspended():
-            untilted = replace(problem.rebind(live), eps=None)
+            untilted = replace(problem.rebind(own), eps=None)
             at, _ = finer(untilted, z) or (untilted, z)
             weight = self._weight(untilted.detach(), z0, z, v)
             ahead, behind = untilted.tilt(v / weight), untilted.tilt(-v / weight) if both else untilted
@@ -101,7 +104,7 @@ class _TiltRule(FirstOrderRule):
         # bend on one side only leaves its square, and a bend that is the same on both sides remains.
         error = 4 * half if not both else (2 * even).square() + (4 * half - 2 * even).clamp(min=0)
         loose = ((left + beside > _LOOSE * tilt) | (error > _BENT)) & (tilt > 0)
-        parts = like(leaves, [next(found) if leaf.requires_grad else None for leaf in live])
+        parts = like(leaves, [next(found) if leaf.requires_grad else None for leaf in own])
         return Pulled(parts, loose=loose)
 
     def _weight(self, rest: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor) -> Tensor:

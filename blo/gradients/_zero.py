@@ -25,6 +25,7 @@ class Zero(Strategy):
 
     expects_theta = False
     allows_random = True
+    reads_theta_late = False
 
     def rule(self, problem: ParametricProblem, solve: Solve) -> FunctionRule:
         return _ZeroRule(solve)

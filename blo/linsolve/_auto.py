@@ -16,6 +16,7 @@ from blo.linsolve._direct import Direct
 from blo.linsolve._gmres import GMRES
 from blo.linsolve._minres import MINRES
 from blo.linsolve._precondition import Preconditioning
+from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 
 #: The largest number of matrix entries, over all lanes, to factorise: 128 MiB in double precision.
@@ -50,6 +51,7 @@ class Auto(LinearSolver):
         damping: d in `(A + d I) x = b`.
         direct: maximum number of unknowns of a lane for which `Direct` is tried first; 0 never factorises.
         preconditioner: as for `CG`; a factorisation ignores it.
+        inner: as for `CG`; with an inner product of its own, `Auto` never factorises.
 
     Raises:
         ValueError: if `tol`, `damping` or `direct` is negative, or `max_iter` is below 1.
@@ -60,6 +62,7 @@ class Auto(LinearSolver):
     damping: float = 0.0
     direct: int = 256
     preconditioner: Preconditioning | None = None
+    inner: InnerProduct | None = None
 
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "Auto.tol")
@@ -69,7 +72,7 @@ class Auto(LinearSolver):
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]
-        fits = b.numel() * n <= _ENTRIES
+        fits = b.numel() * n <= _ENTRIES and self.inner is None
         if n <= (self.direct if operator.symmetric else min(self.direct, _FEW)) and fits:
             return replace(Direct(self.damping).solve(operator, b), method=f"Auto: Direct (n = {n})")
         fits = fits and n <= 8 * self.direct
@@ -77,7 +80,7 @@ class Auto(LinearSolver):
         if not operator.symmetric:
             found = self._unsymmetric(operator, b, x0, most)
         else:
-            found = CG(most, self.tol, self.damping, self.preconditioner).solve(operator, b, x0)
+            found = CG(most, self.tol, self.damping, self.preconditioner, self.inner).solve(operator, b, x0)
             found = replace(found, method=f"Auto: CG (n = {n})")
             if not all_true(~found.indefinite):
                 found = self._finish(found, operator, b)
@@ -88,13 +91,16 @@ class Auto(LinearSolver):
         n, tol = b.shape[-1], self.tol
         before: Tensor | int = 0
         if tol is not None and self.preconditioner is None:
-            series = contracted(damped(operator, self.damping), b, x0, tol=tol, most=min(_SERIES, most))
+            apply, most_products = damped(operator, self.damping), min(_SERIES, most)
+            series = contracted(apply, b, x0, tol=tol, most=most_products, space=Space(self.inner))
             if all_true(self._solved(series)):
                 return replace(series, method=f"Auto: Neumann (n = {n}, not symmetric)")
             x0, before = series.x, series.iterations
-        if tol is not None and n <= self.direct:
+        if tol is not None and n <= self.direct and self.inner is None:
             tol = _CLOSER * tol
-        found = GMRES(most, tol, self.damping, preconditioner=self.preconditioner).solve(operator, b, x0)
+        found = GMRES(most, tol, self.damping, preconditioner=self.preconditioner, inner=self.inner).solve(
+            operator, b, x0
+        )
         return replace(found, iterations=before + found.iterations, method=f"Auto: GMRES (n = {n}, not symmetric)")
 
     def _solved(self, found: LinearSolution) -> Tensor:
@@ -124,7 +130,7 @@ class Auto(LinearSolver):
         """
         bent = found.indefinite.unsqueeze(-1)
         start = torch.where(found.residual.unsqueeze(-1) < 1, found.x, 0.0)
-        minres = MINRES(self.max_iter, self.tol, self.damping, self.preconditioner)
+        minres = MINRES(self.max_iter, self.tol, self.damping, self.preconditioner, self.inner)
         rest = minres.solve(operator, torch.where(bent, b, 0.0), start)
         return LinearSolution(
             x=torch.where(bent, rest.x, found.x),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true, stride
 from blo.errors import StructureError
+from blo.linsolve._space import EUCLIDEAN, Space
 from blo.operators import Operator, Restricted
 
 __all__ = [
@@ -19,10 +20,7 @@ __all__ = [
     "LinearSolver",
     "all_true",
     "damped",
-    "dot",
     "floor_of",
-    "largest",
-    "norm",
     "relative_residual",
     "require_single",
     "require_symmetric",
@@ -116,29 +114,24 @@ def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
         )
 
 
-def largest(b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `max|b|`, with 1 in place of 0, and where it is 0; both of shape `(*lanes, 1)`.
-
-    The norm of `b / max|b|` neither overflows nor underflows.
-    """
-    size = torch.linalg.vector_norm(b, torch.inf, -1, keepdim=True)
-    zero = size == 0
-    return torch.where(zero, 1.0, size), zero
-
-
-def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float) -> Tensor:
-    """Return `|b - (A + damping I) x| / |b|`, shape `lanes`, for b divided by its `largest` entry.
+def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float, space: Space = EUCLIDEAN) -> Tensor:
+    """Return `|b - (A + damping I) x| / |b|`, shape `lanes`, for b divided by its `Space.size`.
 
     With zero b it is zero for zero x, else infinite.
     """
     defect = b - operator(x)
-    rest = torch.linalg.vector_norm(defect - damping * x if damping else defect, dim=-1)
+    rest = space.norm(defect - damping * x if damping else defect)
     # Zero b with zero x would give 0 / 0.
-    return torch.where(rest == 0, 0.0, rest / torch.linalg.vector_norm(b, dim=-1))
+    return torch.where(rest == 0, 0.0, rest / space.norm(b)).squeeze(-1)
 
 
 def started(
-    apply: Callable[[Tensor], Tensor], rhs: Tensor, x0: Tensor | None, size: Tensor, zero: Tensor
+    apply: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    x0: Tensor | None,
+    size: Tensor,
+    zero: Tensor,
+    space: Space = EUCLIDEAN,
 ) -> tuple[Tensor, Tensor]:
     """Return the start of an iteration and its residual: the guess, or zero where the guess has a larger residual.
 
@@ -146,14 +139,15 @@ def started(
         apply: the product with the system's matrix.
         rhs: b divided by `size`, shape `(*lanes, n)`.
         x0: the guess, in units of b; None for zero.
-        size: `largest(b)`, shape `(*lanes, 1)`.
+        size: `space.size(b)`, shape `(*lanes, 1)`.
         zero: where b is zero, shape `(*lanes, 1)`.
+        space: the norm.
     """
     if x0 is None:
         return torch.zeros_like(rhs), rhs
     x = torch.where(zero, 0.0, x0 / size)
     r = rhs - apply(x)
-    stale = norm(r) > norm(rhs)
+    stale = space.norm(r) > space.norm(rhs)
     return torch.where(stale, 0.0, x), torch.where(stale, rhs, r)
 
 
@@ -165,17 +159,6 @@ def damped(operator: Operator, damping: float) -> Callable[[Tensor], Tensor]:
 def within(operator: Operator, v: Tensor) -> Tensor:
     """Return the part of v in the tangent space that the operator is restricted to, all of v for any other operator."""
     return operator.tangent.project(v) if isinstance(operator, Restricted) else v
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each lane, shape `(*lanes, 1)`."""
-    return (a * b).sum(-1, keepdim=True)
-
-
-def norm(v: Tensor) -> Tensor:
-    """Return the 2-norm of each lane, shape `(*lanes, 1)`."""
-    found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return found
 
 
 def floor_of(tol: float | Tensor | None, b: Tensor) -> Any:

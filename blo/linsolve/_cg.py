@@ -16,14 +16,13 @@ from blo.linsolve._base import (
     LinearSolver,
     damped,
     floor_of,
-    largest,
-    norm,
     relative_residual,
     require_symmetric,
     started,
 )
-from blo.linsolve._conjugate import Ended, Scalar, alone, dot, lanes
+from blo.linsolve._conjugate import Ended, Scalar, alone, euclidean, lanes
 from blo.linsolve._precondition import Preconditioning, inverse_of
+from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 
 #: Relative residual above which the recursive residual is used instead of the true one, which costs a product: the
@@ -58,6 +57,8 @@ class CG(LinearSolver):
         damping: d in `(A + d I) x = b`; a positive one helps if the operator is nearly singular.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite; an approximate inverse of the whole Hessian also works on a tangent space. Or a `Nystrom`.
+        inner: the inner product `(a, b)` of vectors `(*axes, n)`, shape `(*axes, 1)`, for which A and the
+            preconditioner are symmetric; None for the Euclidean one. See `blo.distributed.inner_product`.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
@@ -68,6 +69,7 @@ class CG(LinearSolver):
     tol: float | None = 1e-10
     damping: float = 0.0
     preconditioner: Preconditioning | None = None
+    inner: InnerProduct | None = None
 
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "CG.tol")
@@ -79,23 +81,33 @@ class CG(LinearSolver):
         apply = damped(operator, self.damping)
         inverse = inverse_of(self.preconditioner, operator, b)
 
+        space, dot = Space(self.inner), self.inner or euclidean
         # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
-        size, zero = largest(b)
+        size, zero = space.size(b)
         rhs = b / size
-        x, r = started(apply, rhs, x0, size, zero)
+        x, r = started(apply, rhs, x0, size, zero, space)
         bb = dot(rhs, rhs)
         goal = floor_of(self.tol, b) ** 2 * bb
         given = (apply, inverse, x, r, goal, self.max_iter)
-        ended = alone(*given) or lanes(*given)
+        ended = (alone(*given) if self.inner is None else None) or lanes(*given, dot)
         textbook = isinstance(self.tol, float) and self.tol == 0  # `loosened` makes it a tensor
-        x, residual = _judged(ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping))
+
+        def measure(x: Tensor) -> Tensor:
+            return relative_residual(operator, x, rhs, self.damping, space)
+
+        x, residual = _judged(ended, rhs, bb, textbook, measure, dot)
         iterations = _of_lanes(ended.iterations, rhs, torch.int64)
         indefinite = _of_lanes(ended.indefinite, rhs, torch.bool)
         return LinearSolution(size * x, residual, iterations, indefinite, "CG")
 
 
 def _judged(
-    ended: Ended, rhs: Tensor, bb: Tensor, textbook: bool, measure: Callable[[Tensor], Tensor]
+    ended: Ended,
+    rhs: Tensor,
+    bb: Tensor,
+    textbook: bool,
+    measure: Callable[[Tensor], Tensor],
+    dot: InnerProduct,
 ) -> tuple[Tensor, Tensor]:
     """Return the iterate to return, and its relative residual: measured, unless the recursive one is good enough."""
     x, rr, least, indefinite = ended.x, ended.rr, ended.least, ended.indefinite
@@ -107,7 +119,7 @@ def _judged(
     if not textbook:
         bound = min(size, bound) if numbers else torch.minimum(size, bound)
     far = ended.running & (rr <= bound) & (rr > _FAR**2 * size)
-    if (far and _orthogonal(ended.p, ended.q)) if numbers else surely(far & (_cosine(ended.p, ended.q) <= _ROUGH)):
+    if (far and _orthogonal(ended.p, ended.q)) if numbers else surely(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH)):
         return x, _of_lanes((rr / size) ** 0.5, rhs)
     if numbers:
         rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))
@@ -139,6 +151,7 @@ def _orthogonal(p: Tensor, q: Tensor) -> bool:
     return abs(pq) <= _ROUGH * math.sqrt(pp * qq) < math.inf
 
 
-def _cosine(p: Tensor, q: Tensor) -> Tensor:
+def _cosine(p: Tensor, q: Tensor, dot: InnerProduct) -> Tensor:
     """Return `|<p, q>| / (|p| |q|)`, shape `(*lanes, 1)`; zero in exact arithmetic, since directions are conjugate."""
-    return dot(p, q).abs() / (norm(p) * norm(q))
+    space = Space(None if dot is euclidean else dot)
+    return dot(p, q).abs() / (space.norm(p) * space.norm(q))

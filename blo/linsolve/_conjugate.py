@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, stride, transforms_active
+from blo._vectors import dot as inner_product
 from blo.linsolve._least import Least
+from blo.linsolve._space import InnerProduct
 
 #: v -> A v, or v -> M^-1 v.
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -52,7 +54,20 @@ class Ended:
     best: Callable[[], Tensor]
 
 
-def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: Tensor, most: int) -> Ended:
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
+    return torch.dot(a, b) if a.dim() == b.dim() == 1 else inner_product(a, b)
+
+
+def lanes(
+    apply: Product,
+    inverse: Product | None,
+    x: Tensor,
+    r: Tensor,
+    goal: Tensor,
+    most: int,
+    dot: InnerProduct = euclidean,
+) -> Ended:
     """Run every lane to its goal.
 
     Args:
@@ -62,6 +77,7 @@ def lanes(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
         r: the residual there.
         goal: the squared norm of the residual at which a lane stops.
         most: the maximum number of products.
+        dot: the inner product.
     """
     p = q = r if inverse is None else inverse(r)
     rr = dot(r, r)
@@ -131,11 +147,6 @@ def alone(apply: Product, inverse: Product | None, x: Tensor, r: Tensor, goal: T
             best, least = x, rr
         running, count = rr > bound, count + 1
     return Ended(x, r, p, q, rr, running, indefinite, count, least, lambda: best)
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each lane, shape `(*lanes, 1)`, or `()` without lanes."""
-    return torch.dot(a, b) if a.dim() == b.dim() == 1 else (a * b).sum(-1, keepdim=True)
 
 
 def _quotient(above: float, below: float, top: float) -> float:

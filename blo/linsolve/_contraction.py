@@ -1,4 +1,4 @@
-"""Richardson's iteration, where it is fast: the Neumann series of the inverse with the true residual of each sum."""
+"""Richardson's iteration: the Neumann series of the inverse, with the true residual of each partial sum."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import surely
-from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm, started, stride
+from blo.linsolve._base import LinearSolution, all_true, floor_of, started, stride
+from blo.linsolve._space import Space
 
-#: Products from which the rate of contraction is told, and between two looks at it.
+#: The rate of convergence is estimated over this many products.
 _LAG = 4
-#: Units of rounding below which no residual is asked for: the product itself is known no better.
+#: Relative residuals below this many units of rounding are not required: the product is not more accurate.
 _ROUNDING = 10
 
 
 def contracted(
-    apply: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, *, tol: float | Tensor, most: int
+    apply: Callable[[Tensor], Tensor], b: Tensor, x0: Tensor | None, *, tol: float | Tensor, most: int, space: Space
 ) -> LinearSolution:
-    """Return what `x <- x + (b - A x)` comes to in at most so many steps.
+    """Iterate `x <- x + (b - A x)` as long as it converges fast enough.
 
-    At a fixed point with the Jacobian J, A is `I - J^T`, and the residual shrinks as fast as the iteration of a
-    contraction did: no basis is kept, and a step is a product and an addition. All lanes end as soon as one of them is
-    too slow to arrive in time, or does not contract, so that another solver goes on from where they are.
+    For a fixed point with the Jacobian J, A is `I - J^T`, and the residual falls as fast as the iteration of the map
+    converges. A step costs one product and one addition, and no basis is stored. If the rate of any lane is too small
+    to reach the tolerance within `most` products, all lanes stop, and another solver continues from their iterates.
 
     Args:
         apply: the product with A.
         b: shape `(*lanes, n)`.
         x0: a guess, or None for zero.
-        tol: relative residual at which a lane rests.
-        most: most products.
+        tol: relative residual at which a lane stops.
+        most: maximum number of products.
+        space: the norm of residuals.
     """
-    # Each lane is solved for a right hand side of size one: squares of tiny or huge b leave the range.
-    size, zero = largest(b)
+    # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
+    size, zero = space.size(b)
     rhs = b / size
-    x, r = started(apply, rhs, x0, size, zero)
-    whole, left = norm(rhs), norm(r)
+    x, r = started(apply, rhs, x0, size, zero, space)
+    whole, left = space.norm(rhs), space.norm(r)
     goal = whole * torch.clamp(torch.as_tensor(floor_of(tol, b)), min=_ROUNDING * torch.finfo(b.dtype).eps).to(whole)
     running = ~zero & (left > goal)
     iterations, before = torch.zeros_like(running, dtype=torch.int64), left
@@ -50,7 +52,7 @@ def contracted(
         x = x + (r if surely(running) else torch.where(running, r, 0.0))
         iterations = iterations + running
         r = rhs - apply(x)
-        left = norm(r)
+        left = space.norm(r)
         running = running & (left > goal)
     residual = torch.where(zero, 0.0, left / torch.where(zero, 1.0, whole))
     none = torch.zeros_like(zero).squeeze(-1)
@@ -58,13 +60,13 @@ def contracted(
 
 
 def _in_time(before: Tensor, left: Tensor, goal: Tensor, steps: int) -> Tensor:
-    """Tell which lanes arrive in so many steps if they go on as in the last ones.
+    """Return which lanes reach the goal in the given number of steps at the rate of the last ones.
 
     Args:
         before: norms of the residuals `_LAG` steps ago, shape `(*lanes, 1)`.
-        left: norms of the last ones, likewise.
+        left: norms of the current residuals, likewise.
         goal: the norms to reach, likewise.
-        steps: how many steps there are.
+        steps: the number of steps.
     """
-    # A NaN is in time nowhere.
+    # The comparison is false for a NaN.
     return torch.log(left) + steps / _LAG * torch.log(left / before) <= torch.log(goal)

@@ -12,13 +12,13 @@ from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
     all_true,
-    largest,
     relative_residual,
     require_single,
     within,
 )
 from blo.linsolve._bordered import bordered
 from blo.linsolve._singular import least_norm
+from blo.linsolve._space import EUCLIDEAN
 from blo.operators import Operator, Restricted
 
 #: Relative residual above which the bordered system is tried as well, whose matrix is not projected.
@@ -57,7 +57,7 @@ class Direct(LinearSolver):
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
         definite = indefinite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
-        size, zero = largest(b)
+        size, zero = EUCLIDEAN.size(b)
         rhs = b / size
         x = torch.zeros_like(b)
         if operator.symmetric:

@@ -14,13 +14,12 @@ from blo.linsolve._base import (
     LinearSolver,
     all_true,
     damped,
-    dot,
-    norm,
     require_single,
     stride,
 )
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
+from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 
 
@@ -41,6 +40,8 @@ class GMRES(LinearSolver):
         restart: iterations of one cycle.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, applied from the
             right; an approximate inverse of the whole Jacobian also works on a tangent space.
+        inner: the inner product `(a, b)` of vectors `(*axes, n)`, shape `(*axes, 1)`; residuals are minimised in its
+            norm. None for the Euclidean one. See `blo.distributed.inner_product`.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` or `restart` is below 1.
@@ -51,6 +52,7 @@ class GMRES(LinearSolver):
     damping: float = 0.0
     restart: int = 50
     preconditioner: Preconditioning | None = None
+    inner: InnerProduct | None = None
 
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "GMRES.tol")
@@ -61,10 +63,10 @@ class GMRES(LinearSolver):
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_single(b, "GMRES")
         apply = damped(operator, self.damping)
-        inverse = inverse_of(self.preconditioner, operator, b)
+        inverse, space = inverse_of(self.preconditioner, operator, b), Space(self.inner)
 
         def cycle(r: Tensor, running: Tensor, goal: Tensor, most: int) -> Cycle:
-            return _arnoldi(apply, inverse, operator.symmetric, r, running, goal, most)
+            return _arnoldi(apply, inverse, operator.symmetric, space, r, running, goal, most)
 
         return in_cycles(
             cycle,
@@ -73,9 +75,11 @@ class GMRES(LinearSolver):
             x0,
             tol=self.tol,
             max_iter=self.max_iter,
-            length=min(self.restart, b.shape[-1]),
+            # If coordinates are spread over processes, b has some of them only, but all processes need one length.
+            length=min(self.restart, b.shape[-1]) if self.inner is None else self.restart,
             gain=1.0,
             method="GMRES",
+            space=space,
         )
 
 
@@ -83,6 +87,7 @@ def _arnoldi(
     apply: Callable[[Tensor], Tensor],
     inverse: Product | None,
     symmetric: bool,
+    space: Space,
     r: Tensor,
     running: Tensor,
     goal: Tensor,
@@ -90,7 +95,7 @@ def _arnoldi(
 ) -> Cycle:
     """Minimise the residual over one Krylov space, with the Arnoldi process and one reflection a step."""
     looks, eps = stride(r), torch.finfo(r.dtype).eps
-    left = norm(r)
+    left = space.norm(r)
     v = torch.where(running, r / torch.where(running, left, 1.0), 0.0)
     steps, indefinite = torch.zeros_like(running, dtype=torch.int64), torch.zeros_like(running)
     products = 0
@@ -100,7 +105,7 @@ def _arnoldi(
         z = v if inverse is None else inverse(v)
         w = apply(z)
         products += 1
-        indefinite = indefinite | (running & (dot(z, w) <= 0) & symmetric)
+        indefinite = indefinite | (running & (space.dot(z, w) <= 0) & symmetric)
         if k == 0:
             # Made from w, so that under `vmap` they have every mapped axis and can be written in place.
             basis = torch.zeros_like(w).unsqueeze(-2).repeat(*[1] * (w.dim() - 1), most, 1)
@@ -108,9 +113,9 @@ def _arnoldi(
             turns = none.unsqueeze(-1) + torch.eye(most + 1, dtype=w.dtype, device=w.device)
             upper, rest = turns[..., :most, :most].clone(), none.expand(*none.shape[:-1], most).clone()
         basis[..., k, :] = v
-        before = norm(w)
-        w, column = _orthogonal(w, basis[..., : k + 1, :])
-        below = norm(w)
+        before = space.norm(w)
+        w, column = _orthogonal(w, basis[..., : k + 1, :], space)
+        below = space.norm(w)
         below = torch.where(below > 10 * eps * before, below, 0.0)  # the Krylov space is invariant
         # `turns` accumulates the reflections that make the Hessenberg matrix triangular. Apply it to the new column,
         # then add the reflection that zeroes the entry below the diagonal.
@@ -140,11 +145,11 @@ def _arnoldi(
     return Cycle(correction if inverse is None else inverse(correction), steps, indefinite, products)
 
 
-def _orthogonal(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _orthogonal(w: Tensor, basis: Tensor, space: Space) -> tuple[Tensor, Tensor]:
     """Return the part of w orthogonal to the basis `(*lanes, k, n)`, and the coefficients of w in it, `(*lanes, k)`."""
     shares = torch.zeros_like(basis[..., 0])
     for _ in range(2):  # the second pass removes the components that rounding leaves after the first
-        more = (basis @ w.unsqueeze(-1)).squeeze(-1)
+        more = space.shares(basis, w)
         w = w - (basis.mT @ more.unsqueeze(-1)).squeeze(-1)
         shares = shares + more
     return w, shares

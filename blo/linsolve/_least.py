@@ -13,7 +13,7 @@ _ITERATES, _NUMBERS = 128, 2**18
 
 
 class Least:
-    """Keeps iterates by reference until they have to be compared; each must be a tensor of its own.
+    """Stores references to iterates until it has to compare them; later iterates must not overwrite earlier ones.
 
     Args:
         x: the first iterate, shape `(*lanes, n)`.

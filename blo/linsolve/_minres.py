@@ -14,13 +14,12 @@ from blo.linsolve._base import (
     LinearSolver,
     all_true,
     damped,
-    dot,
-    norm,
     require_symmetric,
     stride,
 )
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
+from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 
 
@@ -42,6 +41,8 @@ class MINRES(LinearSolver):
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite even where A is not; an approximate inverse of the whole Hessian also works on a tangent space. Or
             a `Nystrom`.
+        inner: the inner product `(a, b)` of vectors `(*axes, n)`, shape `(*axes, 1)`, for which A and the
+            preconditioner are symmetric; None for the Euclidean one. See `blo.distributed.inner_product`.
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` is below 1.
@@ -52,6 +53,7 @@ class MINRES(LinearSolver):
     tol: float | None = 1e-10
     damping: float = 0.0
     preconditioner: Preconditioning | None = None
+    inner: InnerProduct | None = None
 
     def __post_init__(self) -> None:
         require_tolerance(self.tol, "MINRES.tol")
@@ -61,10 +63,10 @@ class MINRES(LinearSolver):
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "MINRES")
         apply = damped(operator, self.damping)
-        inverse = inverse_of(self.preconditioner, operator, b)
+        inverse, space = inverse_of(self.preconditioner, operator, b), Space(self.inner)
 
         def cycle(r: Tensor, running: Tensor, goal: Tensor, most: int) -> Cycle:
-            return _lanczos(apply, inverse, r, running, goal, most)
+            return _lanczos(apply, inverse, space, r, running, goal, most)
 
         return in_cycles(
             cycle,
@@ -76,16 +78,23 @@ class MINRES(LinearSolver):
             length=self.max_iter,
             gain=0.5,  # a cycle that gains less is limited by rounding
             method="MINRES",
+            space=space,
         )
 
 
 def _lanczos(
-    apply: Callable[[Tensor], Tensor], inverse: Product | None, r: Tensor, running: Tensor, goal: Tensor, most: int
+    apply: Callable[[Tensor], Tensor],
+    inverse: Product | None,
+    space: Space,
+    r: Tensor,
+    running: Tensor,
+    goal: Tensor,
+    most: int,
 ) -> Cycle:
     """Minimise the residual over growing Krylov spaces: the Lanczos process and one Givens rotation a step."""
     looks, eps = stride(r), torch.finfo(r.dtype).eps
     y = r if inverse is None else inverse(r)
-    beta = dot(r, y).clamp(min=0).sqrt()
+    beta = space.dot(r, y).clamp(min=0).sqrt()
     running = running & (beta > 0)
     zero, one = torch.zeros_like(beta), torch.ones_like(beta)
     x, w, w_old, s_old = (torch.zeros_like(r) for _ in range(4))
@@ -99,7 +108,7 @@ def _lanczos(
         v = torch.where(running, v, 0.0)
         q = apply(v)
         products += 1
-        alpha = dot(v, q)
+        alpha = space.dot(v, q)
         # The pivots of the Lanczos tridiagonal matrix T = L D L' are d_k = alpha_k - beta_k^2 / d_(k-1). T is positive
         # definite as long as they are positive; they are the curvatures p'Ap / r'r of CG.
         pivot = alpha - beta * beta / pivot
@@ -107,7 +116,7 @@ def _lanczos(
         pivot = torch.where(pivot == 0, eps, pivot)
         u = q - alpha * s - beta * s_old
         y = u if inverse is None else inverse(u)
-        beta_old, beta = beta, dot(u, y).clamp(min=0).sqrt()
+        beta_old, beta = beta, space.dot(u, y).clamp(min=0).sqrt()
         # The earlier reflections turn the new column of T into (far_old, delta, corner); a new one zeroes the entry
         # beta below the diagonal.
         far_old, delta, corner = far, cosine * above + sine * alpha, sine * above - cosine * alpha
@@ -127,5 +136,5 @@ def _lanczos(
         # `left` is sqrt(r' M^-1 r): without a preconditioner the norm of r, with one r itself needs its recurrence.
         r = sine * sine * r - cosine * left * s if inverse is not None else r
         steps = steps + running
-        running = running & ((left if inverse is None else norm(r)) > goal)
+        running = running & ((left if inverse is None else space.norm(r)) > goal)
     return Cycle(x, steps, indefinite, products)

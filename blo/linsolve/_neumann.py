@@ -14,14 +14,12 @@ from blo.linsolve._base import (
     LinearSolver,
     all_true,
     damped,
-    dot,
     floor_of,
-    largest,
-    norm,
     relative_residual,
     stride,
     within,
 )
+from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 
 #: Power iterations that estimate the largest eigenvalue.
@@ -45,6 +43,8 @@ class Neumann(LinearSolver):
         damping: d in `(A + d I) x = b`.
         tol: relative residual at which a lane stops early; None sums all terms, and then counts any solution better
             than zero as converged.
+        inner: the inner product `(a, b)` of vectors `(*axes, n)`, shape `(*axes, 1)`, in whose norm residuals are
+            measured; None for the Euclidean one. See `blo.distributed.inner_product`.
 
     Raises:
         ValueError: if `terms` is below 1, `step` is not positive, or `damping` or `tol` is negative.
@@ -54,6 +54,7 @@ class Neumann(LinearSolver):
     step: float | None = None
     damping: float = 0.0
     tol: float | None = None
+    inner: InnerProduct | None = None
 
     def __post_init__(self) -> None:
         require_count(self.terms, "Neumann.terms", "To solve no system, use the strategy `Zero`.")
@@ -64,8 +65,9 @@ class Neumann(LinearSolver):
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         apply = damped(operator, self.damping)
+        space = Space(self.inner)
         # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
-        size, zero = largest(b)
+        size, zero = space.size(b)
         rhs = b / size
         # Project each term, so that rounding errors do not leave the tangent space: off it the matrix is the identity,
         # for which the step may be too long.
@@ -76,10 +78,10 @@ class Neumann(LinearSolver):
         def image_of(v: Tensor) -> Tensor:
             return within(operator, apply(v))
 
-        step = self.step if self.step is not None else 1 / _largest_eigenvalue(image_of, inside)
-        length = norm(rhs)
+        step = self.step if self.step is not None else 1 / _largest_eigenvalue(image_of, inside, space)
+        length = space.norm(rhs)
         goal = -1.0 if self.tol is None else floor_of(self.tol, b) * length
-        running = ~zero & (norm(term) > goal)
+        running = ~zero & (space.norm(term) > goal)
         iterations = torch.zeros_like(running, dtype=torch.int64)
         indefinite = torch.zeros_like(running)
         for index in range(self.terms):
@@ -90,26 +92,26 @@ class Neumann(LinearSolver):
             if index + 1 < self.terms:
                 image = image_of(term)
                 # A term at rounding level shows nothing about the curvature: its square underflows in the end.
-                telling = norm(term) > floor_of(0.0, b) * length
-                indefinite = indefinite | (running & telling & (dot(term, image) <= 0))
+                telling = space.norm(term) > floor_of(0.0, b) * length
+                indefinite = indefinite | (running & telling & (space.dot(term, image) <= 0))
                 term = term - step * image
-                running = running & (norm(term) > goal)
+                running = running & (space.norm(term) > goal)
         if not operator.symmetric:
             indefinite = torch.zeros_like(indefinite)
         # Off the tangent space the system is (1 + damping) I.
         x = x + (rhs - inside) / (1 + self.damping)
-        residual = relative_residual(operator, x, rhs, self.damping)
+        residual = relative_residual(operator, x, rhs, self.damping, space)
         return LinearSolution(size * x, residual, iterations.squeeze(-1), indefinite.squeeze(-1), "Neumann")
 
 
-def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+def _largest_eigenvalue(apply: Callable[[Tensor], Tensor], b: Tensor, space: Space) -> Tensor:
     """Estimate the largest eigenvalue by power iterations from b, shape `(*lanes, 1)`; 1 where the image is zero.
 
     Eigenvectors without a component in b do not occur in the series either, so their eigenvalues do not matter.
     """
     v, stretch = b, torch.ones_like(b[..., :1])
     for _ in range(_POWER):
-        length = norm(v)
+        length = space.norm(v)
         v = apply(v / torch.where(length > 0, length, 1.0))
-        stretch = norm(v)
+        stretch = space.norm(v)
     return torch.where(stretch > 0, stretch, 1.0)

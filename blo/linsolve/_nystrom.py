@@ -12,13 +12,13 @@ from blo._settings import require_count, require_positive, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
-    largest,
     relative_residual,
     require_single,
     require_symmetric,
     within,
 )
 from blo.linsolve._precondition import Preconditioner, Product
+from blo.linsolve._space import EUCLIDEAN
 from blo.operators import Operator, Restricted
 
 
@@ -55,7 +55,7 @@ class Nystrom(LinearSolver, Preconditioner):
         require_tolerance(self.tol, "Nystrom.tol")
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        size, zero = largest(b)
+        size, zero = EUCLIDEAN.size(b)
         rhs = b / size
         vectors, values, indefinite = self._approximate(operator, b)
         inside = within(operator, rhs)

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, all_true, floor_of, largest, norm, started
+from blo.linsolve._base import LinearSolution, all_true, floor_of, started
+from blo.linsolve._space import EUCLIDEAN, Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ def in_cycles(
     length: int,
     gain: float,
     method: str,
+    space: Space = EUCLIDEAN,
 ) -> LinearSolution:
     """Run cycles until each lane's true residual is below the tolerance.
 
@@ -61,13 +63,14 @@ def in_cycles(
         length: maximum number of iterations of one cycle.
         gain: a lane continues while each cycle reduces its residual to less than `gain` times the last one.
         method: the solver's name.
+        space: the norm of residuals.
     """
     # Solve for b / max|b|: squares of a tiny or huge b would underflow or overflow.
-    size, zero = largest(b)
+    size, zero = space.size(b)
     rhs = b / size
-    x, r = started(apply, rhs, x0, size, zero)
-    whole = norm(rhs)
-    goal, rest = floor_of(tol, b) * whole, norm(r)
+    x, r = started(apply, rhs, x0, size, zero, space)
+    whole = space.norm(rhs)
+    goal, rest = floor_of(tol, b) * whole, space.norm(r)
     running = ~zero & (rest > goal)
     iterations = torch.zeros_like(running, dtype=torch.int64)
     indefinite = torch.zeros_like(running)
@@ -79,7 +82,7 @@ def in_cycles(
         indefinite = indefinite | done.indefinite
         x_next = x + torch.where(running, done.correction, 0.0)
         r_next = rhs - apply(x_next)
-        rest_next = norm(r_next)
+        rest_next = space.norm(r_next)
         # Accept a NaN, so that it shows in the residual.
         taken = running & ~(rest_next >= rest)
         x, r = torch.where(taken, x_next, x), torch.where(taken, r_next, r)

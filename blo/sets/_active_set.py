@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, stride
+from blo._vectors import dot, norm
 from blo.sets._exchange import Found, exchange
 from blo.sets._rows import times
 
@@ -27,7 +28,7 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor |
     """
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
     equal = torch.zeros(right.shape[-1], dtype=torch.bool, device=z.device) if equal is None else equal
-    tol = 64 * torch.finfo(z.dtype).eps * (torch.linalg.vector_norm(z, dim=-1, keepdim=True) + right.abs())
+    tol = 64 * torch.finfo(z.dtype).eps * (norm(z) + right.abs())
     found = exchange(gram, times(rows, z) - right, tol, equal, z.shape[-1])
     # Rows that meet at a small angle may contradict each other by their rounding, which the angle amplifies.
     for looser in _LOOSER:
@@ -81,7 +82,7 @@ def _row_by_row(
         give = torch.cholesky_solve(torch.where(active, column, 0.0).unsqueeze(-1), factor).squeeze(-1)
         change = entering.to(z.dtype) - give
         move = times(rows.mT, sign * change)
-        gain = (move * move).sum(-1, keepdim=True)
+        gain = dot(move, move)
         violation = torch.where(entering, sign * excess, 0.0).sum(-1, keepdim=True)
         # `gain` is the squared distance of a to the span of N. With as many active rows as unknowns it is zero, which
         # rounding may hide.

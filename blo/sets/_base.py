@@ -26,7 +26,7 @@ class Set(Term):
         """
 
     def rows(self, layout: Layout) -> Rows | None:
-        """Return the linear equations and inequalities that describe a fitted set, None if there are no such.
+        """Return the linear equations and inequalities that describe a fitted set, None if it is not such a set.
 
         `Intersection` combines all sets that have them into one.
         """
@@ -38,6 +38,14 @@ class Set(Term):
         Each multiplier then belongs to a constraint of the user's.
         """
         return cast(Set, self.fit(layout))
+
+    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
+        found = self.bounds(z)
+        if found is None:
+            return None
+        low, high = found
+        stopped: Tensor = ((z <= low) & (gradient > 0)) | ((z >= high) & (gradient < 0))
+        return stopped
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         return self.project(z)

@@ -108,9 +108,8 @@ class Box(Set):
         # z - project(z - move), without z - move, which would round off a move that is short compared with z.
         return torch.maximum(torch.minimum(move, z - self.low), z - self.high)
 
-    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        stopped: Tensor = ((z <= self.low) & (gradient > 0)) | ((z >= self.high) & (gradient < 0))
-        return stopped
+    def bounds(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        return self.low, self.high
 
     def free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """Return which coordinates lie strictly inside, booleans of z's shape."""

@@ -13,6 +13,7 @@ from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Strain, Tangent, per_lane
 from blo._types import Tree
+from blo._vectors import dot
 from blo.sets._box import dual_bounds
 from blo.sets._knapsack import Knapsack
 from blo.sets._norm import euclidean_norm
@@ -117,7 +118,7 @@ def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
     step = torch.where(span * size > 0, span / torch.where(size > 0, size, 1.0), 1.0)
     rough = (capped.constant(wide).fill(at - step * slope)[1] / step).to(z.dtype)
     number = surely.sum(-1, keepdim=True)
-    mean = (gradient * surely).sum(-1, keepdim=True) / number.clamp(min=1)
+    mean = dot(gradient, surely) / number.clamp(min=1)
     return torch.where(number > 0, mean, rough)
 
 
@@ -143,7 +144,7 @@ class _Face:
 
     def project(self, v: Tensor) -> Tensor:
         """Return the part of v that is zero off the free coordinates and sums to zero."""
-        return (v - (v * self.free).sum(-1, keepdim=True) / self.size) * self.free
+        return (v - dot(v, self.free) / self.size) * self.free
 
     def motion(self, capped: Capped) -> Tensor:
         """Return the motion of z: coordinates at a cap follow it, and the free ones share the rest of the total."""

@@ -12,6 +12,7 @@ from blo._layout import Layout
 from blo._multipliers import negligible, unresolved
 from blo._term import Carry, Counts, Strain, Tangent
 from blo._types import Tree
+from blo._vectors import dot
 from blo.sets._box import dual_bounds
 from blo.sets._cut import Ball, Cut
 
@@ -98,7 +99,7 @@ class CutFace:
         step = cut.box._carried(self.cut.box, z, self.multiplier)
         shift = torch.zeros_like(z) + (cut.center - self.cut.center)
         # The change of the norm, to first order, by coordinates that follow their bounds and not the centre.
-        taken = (self.normal * torch.where(self.bound, step - shift, 0.0)).sum(-1, keepdim=True)
+        taken = dot(self.normal, torch.where(self.bound, step - shift, 0.0))
         return step, shift, cut.radius - self.cut.radius - taken
 
 

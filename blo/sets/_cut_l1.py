@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
+from blo._vectors import dot
 from blo.sets._cut import Cut, ahead
 from blo.sets._cut_face import CutFace, left_over, loose_bounds
 from blo.sets._cut_path import Piece, Ray, place
@@ -92,7 +93,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     support = torch.where(near & ~still & ~bound, sign, 0.0)
     count = support.abs().sum(-1, keepdim=True)
     some, divisor = count > 0, count.clamp(min=1)
-    pressed = -(support * gradient).sum(-1, keepdim=True) / divisor
+    pressed = -dot(support, gradient) / divisor
     active = near & some & ~clear(distance, pressed, cut.slack)
     on = active | (near & some & (distance <= 0))  # on the boundary, even if the gradient pulls z off it
     along = gradient + support * pressed
@@ -106,7 +107,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     room = torch.minimum(z - cut.low, cut.high - z)
 
     def projector(v: Tensor) -> Tensor:
-        return v * ~held - support * (support * v).sum(-1, keepdim=True) / divisor
+        return v * ~held - support * dot(support, v) / divisor
 
     def counts() -> Counts:
         inner = ~bound & (room > 0)

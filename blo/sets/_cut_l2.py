@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
+from blo._vectors import dot
 from blo.sets._cut import Cut, ahead
 from blo.sets._cut_face import CutFace, left_over, loose_bounds
 from blo.sets._cut_path import Piece, Ray, place
@@ -95,7 +96,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     length = norm(part)
     divisor = torch.where(length > 0, length, 1.0)
     u = part / divisor
-    slope = (gradient * u).sum(-1, keepdim=True)
+    slope = dot(gradient, u)
     pressed, across = -slope, (gradient - u * slope) * within
     # Free coordinates meet the sphere at an angle, so the distance along them is longer. The ball still counts as near.
     distance = torch.where(length > 0, room * size / divisor, room).clamp(max=cut.slack).detach()
@@ -110,7 +111,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     u, free = u * (active & ~point), within & ~point
 
     def projector(v: Tensor) -> Tensor:
-        return v * free - u * (u * v).sum(-1, keepdim=True)
+        return v * free - u * dot(u, v)
 
     def count() -> Counts:
         fixed = (~free).sum(-1) + (active & ~point).squeeze(-1)

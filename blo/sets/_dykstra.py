@@ -9,8 +9,9 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import all_true, transforms_active
+from blo._vectors import norm
 from blo.sets._base import Set
-from blo.sets._split import Newton, Split, improved, norm, unit
+from blo.sets._split import NewtonStep, Split, improved, unit
 
 #: Cycles after which Newton's method is first tried, and after which a far point is approached.
 _FIRST, _FAR = 4, 16
@@ -33,7 +34,7 @@ def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
     with torch.no_grad():
         split = search(rest, at.detach(), max_cycles)
         x, forces = split.x, split.forces
-        newton = Newton.at(rest, x, forces) if recorded else None
+        newton = NewtonStep.at(rest, x, forces) if recorded else None
     # A Newton step with a constant inverse changes the forces only by rounding. Its derivative is that of the implicit
     # function theorem; a second step makes the second derivatives right.
     for _ in range(_ORDERS if newton is not None else 0):
@@ -45,7 +46,7 @@ def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
 
 
 def search(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Split:
-    """Find the nearest point to z: cycles of projections approach it, and Newton's method converges to it.
+    """Find the nearest point to z: cycles of projections come near it, and Newton's method converges to it.
 
     Source: Boyle and Dykstra (1986), A method for finding projections onto the intersection of convex sets in Hilbert
     spaces; Qi and Sun (Math. Prog. 1993), for Newton's method on nonsmooth functions; O'Donoghue and Candes (Found.

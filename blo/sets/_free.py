@@ -31,6 +31,12 @@ class Free(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         return move
 
+    def bounds(self, z: Tensor) -> tuple[float, float]:
+        return -math.inf, math.inf
+
+    def blocked(self, z: Tensor, gradient: Tensor) -> None:
+        return None
+
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         def count() -> Counts:
             none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)

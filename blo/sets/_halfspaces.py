@@ -12,6 +12,7 @@ from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent, can_validate
+from blo._vectors import norm
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
 from blo.sets._base import Set
@@ -142,7 +143,7 @@ class Halfspaces(Set):
         """Return the distance to each row's plane and its rounding, shape `(*lanes, k)`."""
         rows, right, _ = self._prepare()
         # Rounding moves a projected point off its planes, in single precision by more than the slack.
-        size = torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True) + right.detach().abs()
+        size = norm(z.detach()) + right.detach().abs()
         distance = torch.where((rows != 0).any(-1), (right - times(rows, z)).detach(), torch.inf)
         return distance, 8 * torch.finfo(z.dtype).eps * size
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._multipliers import negligible, unresolved
+from blo._vectors import norm
 from blo.sets._active_set import search
 from blo.sets._rows import Face, times
 
@@ -83,7 +84,7 @@ def hold(
     # Limit the step to length 1: in a long one, differences of distances would be lost in rounding. The projection of a
     # shorter step has the same active rows.
     slope = gradient.detach().to(wide)
-    size = torch.linalg.vector_norm(slope, dim=-1, keepdim=True)
+    size = norm(slope)
     ahead = -slope / size.clamp(min=1.0)
     found = search(normals, right, normals @ normals.mT, ahead, equal)
     gap = right - times(normals, ahead - times(normals.mT, found.multipliers))

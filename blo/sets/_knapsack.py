@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._vectors import dot
 from blo.sets._cut_path import Piece
 
 #: Units of rounding by which a sum may miss what the bounds allow.
@@ -109,7 +110,7 @@ class Knapsack(NamedTuple):
 
 
 def _sum(row: Tensor, z: Tensor) -> Tensor:
-    return (row * z).sum(-1, keepdim=True)
+    return dot(row, z)
 
 
 def _between(piece: Piece, early: Tensor, late: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
+from blo._vectors import dot
 from blo.errors import InfeasibleError
 from blo.sets import _cut_l1
 from blo.sets._base import Set
@@ -85,7 +86,7 @@ class L1Ball(Set):
         if is_cut(self):
             return _cut_l1.tangent(Cut.of(self), z, gradient, L1Ball.motion)
         near, sign = self._boundary(z)
-        multiplier = -(sign * gradient).sum(-1, keepdim=True) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
+        multiplier = -dot(sign, gradient) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
         offset, distance = (z - self.center).detach(), self._distance(z)
         active = near & ~clear(distance, multiplier, self.slack)
         on = active | (near & (distance <= 0))  # on the boundary, even if the gradient pulls z off it
@@ -95,7 +96,7 @@ class L1Ball(Set):
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
 
         def projector(v: Tensor) -> Tensor:
-            return v * ~held - sign * (sign * v).sum(-1, keepdim=True) / size
+            return v * ~held - sign * dot(sign, v) / size
 
         def count() -> Counts:
             # A coordinate off the support is undecided if its slope equals the ball's multiplier.

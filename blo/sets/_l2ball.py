@@ -12,6 +12,7 @@ from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
+from blo._vectors import dot
 from blo.errors import InfeasibleError
 from blo.sets import _cut_l2
 from blo.sets._base import Set
@@ -85,7 +86,7 @@ class L2Ball(Set):
         if is_cut(self):
             return _cut_l2.tangent(Cut.of(self), z, gradient, L2Ball.motion)
         near, norm, u = self._boundary(z)
-        slope = (gradient * u).sum(-1, keepdim=True)
+        slope = dot(gradient, u)
         distance, pressed = per_lane(self.radius) - self._rounding(z) - norm, -slope
         active = near & ~clear(distance, pressed, self.slack)
         on = active | (near & (distance <= 0))  # on the sphere, even if the gradient pulls z off it
@@ -94,7 +95,7 @@ class L2Ball(Set):
         u, slope = u * (active & ~point), slope * (active & ~point)
 
         def projector(v: Tensor) -> Tensor:
-            return v * ~point - u * (u * v).sum(-1, keepdim=True)
+            return v * ~point - u * dot(u, v)
 
         def count() -> Counts:
             n = z.shape[-1]

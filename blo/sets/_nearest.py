@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, surely, transforms_active
+from blo._vectors import norm
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import times
 from blo.sets._sqp import descend
@@ -38,7 +39,7 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
                 at = functions.expand(leaves, x, y)
             change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
             x = x - change
-            if not recorded and surely(_norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (_norm(x) + _norm(x - z))):
+            if not recorded and surely(norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (norm(x) + norm(x - z))):
                 break  # convergence is quadratic: the next change is below rounding
     with torch.no_grad():
         good = finite & _optimal(functions, rest, start, x.detach(), y.detach())
@@ -69,15 +70,10 @@ def _optimal(functions: Functions, leaves: Sequence[Tensor], z: Tensor, x: Tenso
     """Return where x is feasible and stationary with multipliers of the right sign, shape `(*lanes, 1)`."""
     values, jacobian = functions.linearize(leaves, x)
     unequal = functions.unequal(leaves, x, values)
-    tol = torch.finfo(x.dtype).eps ** 0.75 * (1 + _norm(z) + _norm(x))
+    tol = torch.finfo(x.dtype).eps ** 0.75 * (1 + norm(z) + norm(x))
     length = torch.linalg.vector_norm(jacobian, dim=-1)
     over = torch.where(unequal, values, values.abs()) <= tol * length.clamp(min=1.0)
     pushing = ~unequal | (y * length >= -tol)
-    stationary = _norm(x - z + times(jacobian.mT, y)) <= tol
+    stationary = norm(x - z + times(jacobian.mT, y)) <= tol
     good: Tensor = over.all(-1, keepdim=True) & pushing.all(-1, keepdim=True) & stationary
     return good
-
-
-def _norm(v: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return length

@@ -42,8 +42,8 @@ class NonNegative(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         return self.box.retreat(z, move, step)
 
-    def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
-        return self.box.blocked(z, gradient)
+    def bounds(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        return self.box.bounds(z)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         return self.box.tangent(z, gradient)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Carry, Counts, Strain, Tangent
+from blo._term import Carry, Counts, Strain, Tangent, expanded
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.sets._base import Set
@@ -115,6 +115,17 @@ class Product(Set):
     def retreat(self, z: Tensor, move: Tensor, step: Tensor | float) -> Tensor:
         parts = zip(self.sets, self._split(z), self._split(move), strict=True)
         return torch.cat([part.retreat(block, along, step) for part, block, along in parts], dim=-1)
+
+    def bounds(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        low: list[Tensor] = []
+        high: list[Tensor] = []
+        for part, block in zip(self.sets, self._split(z), strict=True):
+            found = part.bounds(block)
+            if found is None:
+                return None
+            low.append(expanded(found[0], block))
+            high.append(expanded(found[1], block))
+        return torch.cat(low, dim=-1), torch.cat(high, dim=-1)
 
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         triples = zip(self.sets, self._split(z), self._split(gradient), strict=True)

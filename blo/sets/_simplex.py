@@ -13,6 +13,7 @@ from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
+from blo._vectors import dot
 from blo.errors import InfeasibleError
 from blo.sets import _capped
 from blo.sets._base import Set
@@ -100,12 +101,12 @@ class Simplex(Set):
             return _capped.tangent(Capped.of(self), z, gradient, Simplex.motion)
         # On the support the gradient is the multiplier of the sum; the multiplier of z_i >= 0 is gradient_i minus that.
         surely = self._surely(z)
-        multiplier = gradient - (gradient * surely).sum(-1, keepdim=True) / surely.sum(-1, keepdim=True)
+        multiplier = gradient - dot(gradient, surely) / surely.sum(-1, keepdim=True)
         support = surely | clear(z, multiplier, self.slack)
         size = support.sum(-1, keepdim=True)
 
         def mean(v: Tensor) -> Tensor:
-            return (v * support).sum(-1, keepdim=True) / size
+            return dot(v, support) / size
 
         def projector(v: Tensor) -> Tensor:
             return (v - mean(v)) * support

@@ -12,6 +12,7 @@ from blo import tree
 from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent
 from blo._types import Tree
+from blo._vectors import norm
 from blo.errors import StructureError
 from blo.sets._base import Set
 from blo.sets._functions import Function, Functions
@@ -146,7 +147,7 @@ class SmoothConstraints(Set):
         equal = ~self.functions.unequal(self.leaves, z, values)
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
         regular = torch.where(length > 0, length, 1.0)
-        rounding = 8 * torch.finfo(z.dtype).eps * torch.linalg.vector_norm(z.detach(), dim=-1, keepdim=True)
+        rounding = 8 * torch.finfo(z.dtype).eps * norm(z.detach())
         rows = jacobian / regular.unsqueeze(-1)
         return _Planes(values, rows, -values.detach() / regular, rounding, length, regular, equal)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
+from blo._vectors import norm
 from blo.sets._base import Set
 from blo.sets._rows import inverse, times
 
@@ -37,20 +38,20 @@ class Split(NamedTuple):
 
     @classmethod
     def of(cls, parts: Sequence[Set], z: Tensor, forces: Tensor) -> Split:
-        """Return the point that the forces give."""
+        """Return the point that belongs to these forces."""
         x = z - forces.sum(-2)
         return cls._at(parts, z, x, forces, norm(x))
 
     def step(self, parts: Sequence[Set], z: Tensor) -> Split:
-        """Return what a step of Newton's method makes of this."""
-        newton = Newton.at(parts, self.x, self.forces)
+        """Return the result of one step of Newton's method."""
+        newton = NewtonStep.at(parts, self.x, self.forces)
         x, forces = newton.step(parts, z, self.x, self.forces)
         # A projection passes on the rounding of its argument as far as its derivative is not zero.
         passed = norm(times(newton.slopes.abs(), forces.abs())).sum(-2)
         return self._at(parts, z, x, forces, norm(x) + passed)
 
     def completed(self, other: Split, better: Tensor) -> Split:
-        """Return this, with another in the lanes where that is better, booleans of shape `(*lanes, 1)`."""
+        """Return this result, replaced by `other` in the lanes `better`, booleans of shape `(*lanes, 1)`."""
         wide = better.unsqueeze(-1)
         pairs = zip(self, other, strict=True)
         return Split(*(torch.where(wide if old.ndim > better.ndim else better, new, old) for old, new in pairs))
@@ -62,7 +63,7 @@ class Split(NamedTuple):
         return cls(x, forces, gap <= eps**0.75 * unit(parts, norm(z) + norm(x)) + _ROUNDINGS * eps * rounded, gap)
 
 
-class Newton(NamedTuple):
+class NewtonStep(NamedTuple):
     """Newton's method with the derivatives at one point.
 
     Attributes:
@@ -75,7 +76,7 @@ class Newton(NamedTuple):
     inverse: Tensor
 
     @classmethod
-    def at(cls, parts: Sequence[Set], x: Tensor, forces: Tensor) -> Newton:
+    def at(cls, parts: Sequence[Set], x: Tensor, forces: Tensor) -> NewtonStep:
         one = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         slopes = [_slope(part, x + force) for part, force in zip(parts, forces.unbind(-2), strict=True)]
         # d/dforces_j of x - project_i(x + forces_i) is -I - S (-I + [i = j] I) with the derivative S of project_i.
@@ -96,7 +97,7 @@ class Newton(NamedTuple):
 
 
 def improved(parts: Sequence[Set], z: Tensor, start: Split, best: Split) -> Split:
-    """Return in each lane the better of `best` and what Newton's method finds from `start`."""
+    """Return the better of `best` and the result of Newton's method from `start`, in each lane."""
     split, before = start, start.gap
     for step in range(_STEPS):
         last, split = split, split.step(parts, z)
@@ -120,14 +121,8 @@ def apart(parts: Sequence[Set], x: Tensor, forces: Tensor) -> Tensor:
     return torch.stack([x - part.project(x + force) for part, force in pairs], -2)
 
 
-def norm(v: Tensor) -> Tensor:
-    """Return the length of vectors, shape `(*lanes, 1)`."""
-    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return length
-
-
 def unit(parts: Sequence[Set], size: Tensor) -> Tensor:
-    """Return a length, or that of the smallest part if this is less, shape `(*lanes, 1)`."""
+    """Return the length `size`, or the extent of the smallest part if that is less, shape `(*lanes, 1)`."""
     for part in parts:
         if part.extent is not None:
             size = torch.minimum(size, torch.as_tensor(part.extent, dtype=size.dtype, device=size.device).detach())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, surely
+from blo._vectors import dot, norm
 from blo.sets._active_set import onto, search
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import inverse, times
@@ -17,8 +18,8 @@ from blo.sets._rows import inverse, times
 _HALVINGS = 20
 
 
-class Descent(NamedTuple):
-    """The result of a descent.
+class SQPResult(NamedTuple):
+    """The result of sequential quadratic programming.
 
     Attributes:
         x: shape `(*lanes, n)`.
@@ -33,7 +34,7 @@ class Descent(NamedTuple):
     at: Expansion
 
 
-def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps: int) -> Descent:
+def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps: int) -> SQPResult:
     """Return the nearest point to z at which the functions hold, to half of the digits.
 
     Sequential quadratic programming with the Hessian of the Lagrangian, a line search on the exact penalty function,
@@ -53,12 +54,12 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
     for _ in range(max_steps):
         move, multipliers, held = _quadratic_programme(_root(at.hessian), at, x - z, unequal)
         y, active = torch.where(done, y, multipliers), torch.where(done, active, held)
-        done = done | (_norm(move) <= small * _size(x, z))
+        done = done | (norm(move) <= small * _size(x, z))
         # The penalty function is exact if its weight exceeds the largest multiplier. `slope` is then an upper bound on
         # its directional derivative along the move.
         weight = torch.maximum(weight, 1.5 * multipliers.abs().amax(-1, keepdim=True) + small)
         here, over = merit(x, at.values)
-        slope = ((x - z) * move).sum(-1, keepdim=True) - weight * over
+        slope = dot(x - z, move) - weight * over
         allowed = here + 64 * torch.finfo(z.dtype).eps * here
 
         step, taken, t = torch.zeros_like(x), done, 1.0
@@ -80,7 +81,7 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
         done = done | _clear(at, x, z, y, active, unequal)
         if all_true(done):
             break
-    return Descent(x, y, active, at)
+    return SQPResult(x, y, active, at)
 
 
 def _root(hessian: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def _clear(at: Expansion, x: Tensor, z: Tensor, y: Tensor, active: Tensor, unequ
     """Return where x is right to half of the digits and no constraint is close to switching, shape `(*lanes, 1)`."""
     error = torch.finfo(x.dtype).eps ** 0.5 * _size(x, z)
     length = torch.linalg.vector_norm(at.jacobian, dim=-1)
-    stationary = _norm(x - z + times(at.jacobian.mT, y)) <= error
+    stationary = norm(x - z + times(at.jacobian.mT, y)) <= error
     holds = torch.where(active, at.values.abs() <= error * length, at.values < -10 * error * length)
     pushes = ~(active & unequal) | (y * length > 10 * error)
     clear: Tensor = stationary & (holds & pushes).all(-1, keepdim=True)
@@ -125,10 +126,5 @@ def _clear(at: Expansion, x: Tensor, z: Tensor, y: Tensor, active: Tensor, unequ
 
 
 def _size(x: Tensor, z: Tensor) -> Tensor:
-    size: Tensor = _norm(x) + _norm(x - z) + torch.finfo(x.dtype).eps ** 0.5
+    size: Tensor = norm(x) + norm(x - z) + torch.finfo(x.dtype).eps ** 0.5
     return size
-
-
-def _norm(v: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-    return length

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from blo._term import Term
-from blo.sets import Box, Free, NonNegative, Product
 from blo.solvers._base import Solver
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
@@ -19,7 +19,7 @@ _MAX_STEPS = 10_000
 _MAX_REMEMBERED = 2_000
 
 
-def default_solver(term: Term, symmetric: bool, dtype: torch.dtype, *, followed: bool = False) -> Solver:
+def default_solver(term: Term, symmetric: bool, z0: Tensor, *, followed: bool = False) -> Solver:
     """Return `LBFGS` without a constraint or with bounds, `FISTA` for other terms, `FixedPoint` without an objective.
 
     If the steps will be differentiated, every objective gets `FISTA` with at most 2,000 steps, because its steps have
@@ -31,19 +31,13 @@ def default_solver(term: Term, symmetric: bool, dtype: torch.dtype, *, followed:
     Args:
         term: the constraint or the penalty.
         symmetric: whether the problem has an objective.
-        dtype: the dtype of the lower variable.
+        z0: the start of the solver, shape `(*lanes, n)`.
         followed: whether the steps will be differentiated.
     """
     # In half precision rounding makes residuals below 1e-2 meaningless.
-    tol = _TOL.get(dtype, 1e-2)
+    tol = _TOL.get(z0.dtype, 1e-2)
     if not symmetric:
         return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
-    if _bounds_coordinates(term) and not followed:
+    if not followed and term.bounds(z0) is not None:
         return LBFGS(max_steps=_MAX_STEPS, tol=tol, relative=True)
     return FISTA(max_steps=_MAX_REMEMBERED if followed else _MAX_STEPS, tol=tol, relative=True)
-
-
-def _bounds_coordinates(term: Term) -> bool:
-    if isinstance(term, Product):
-        return all(_bounds_coordinates(part) for part in term.sets)
-    return isinstance(term, Free | Box | NonNegative)

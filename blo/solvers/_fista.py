@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import surely
 from blo._settings import require_budget, require_positive
+from blo._vectors import dot, norm
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative, valued_gradient
 from blo.solvers._probe import Probe
@@ -122,7 +123,7 @@ class FISTA(Iterative):
         limit, unit = state.target
         # `|z - prox(z - t slope)|` grows with t, and divided by t it falls (Beck, First-order methods in optimization,
         # 2017, theorem 10.9). So the step just made gives a lower bound of the residual without another projection.
-        moved = torch.linalg.vector_norm((state.base - near).detach(), dim=-1, keepdim=True)
+        moved = norm((state.base - near).detach())
         least = moved * torch.minimum(1 / state.step.detach(), unit)
         if surely(least.squeeze(-1) > 2 * limit):
             return torch.zeros_like(state.pure)
@@ -182,8 +183,8 @@ class _State(NamedTuple):
 def _adapt(state: _State, force: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the next step size of each lane, whether the last step is accepted, and whether one was ever too long."""
     moved, turned = (state.trial - state.base).detach(), (force - state.force).detach()
-    length = (moved * moved).sum(-1, keepdim=True)
-    bend = (turned * moved).sum(-1, keepdim=True)
+    length = dot(moved, moved)
+    bend = dot(turned, moved)
     # A comparison with NaN is false, so a trial with a gradient that is not finite is rejected.
     accepted = state.step * bend <= length
     found = state.found | ~accepted

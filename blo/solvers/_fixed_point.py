@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import choose, surely
 from blo._settings import require_budget, require_count, require_positive
+from blo._vectors import dot, norm
 from blo.solvers._base import Problem
 from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
@@ -83,8 +84,8 @@ class FixedPoint(Iterative):
         origin, aim = state.origin, state.aim
         before = self._force(state.z, state.slope, origin)
         force = self._force(state.trial, slope, aim)
-        size = _norm(force.detach())
-        last = _norm(before.detach())
+        size = norm(force.detach())
+        last = norm(before.detach())
         # A plain step is always kept. So a lane cannot reject all steps and stay where it is.
         kept = state.plain | (size <= last)
         fast = state.plain & (size <= _FAST * last)
@@ -147,7 +148,7 @@ class _State(NamedTuple):
 def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
     """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, with regularisation."""
     # Rows of length one make the normal equations independent of the scale of each difference. Empty rows stay zero.
-    square = (state.turns * state.turns).sum(-1, keepdim=True)
+    square = dot(state.turns, state.turns)
     used = square > 0
     length = torch.where(used, torch.where(used, square, 1.0).sqrt(), 1.0)
     unit = state.turns / length
@@ -161,8 +162,3 @@ def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
     found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
     correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
     return correction.squeeze(-1)
-
-
-def _norm(vector: Tensor) -> Tensor:
-    size: Tensor = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    return size

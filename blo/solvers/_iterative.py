@@ -32,7 +32,7 @@ class Iterative(Solver, abc.ABC):
 
     Subclasses contain no loop and no stopping criterion: both are in `run`, which stops each lane on its own residual.
     A state is a named tuple of tensors with leading lane axes: the iterate `z`, the gradient `slope` there, the point
-    `trial` to be evaluated next, and whatever else the solver needs. Its method `anew(gradient)` returns the state with
+    `trial` to be evaluated next, and other data of the solver. Its method `anew(gradient)` returns the state with
     the gradients computed again.
 
     Attributes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_count
+from blo._vectors import dot, norm
 from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
@@ -21,7 +22,9 @@ from blo.solvers._reduced import bounded_step, used_pairs
 
 @dataclass(frozen=True)
 class LBFGS(Iterative):
-    """Limited-memory BFGS for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
+    """Limited-memory BFGS for unconstrained problems and for sets that bound each coordinate by itself.
+
+    These sets are `Box`, `NonNegative`, a `Product` of them, and sets of your own that define `bounds`.
 
     Each lane has its own curvature pairs, line search and stopping criterion. A coordinate that a short gradient step
     moves onto a bound is not free: it makes the gradient step, and the quasi-Newton step is computed on the free
@@ -65,7 +68,7 @@ class LBFGS(Iterative):
         value, slope = problem.evaluate(z)
         past = zeros(z0, self.memory)
         # Without curvature pairs the scale of the step is unknown: the first step has a length of at most 1.
-        scale = 1.0 / torch.linalg.vector_norm(slope.detach(), dim=-1, keepdim=True).clamp(min=1.0)
+        scale = 1.0 / norm(slope.detach()).clamp(min=1.0)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
     def move(self, problem: Problem, state: _State) -> _State:
@@ -76,7 +79,7 @@ class LBFGS(Iterative):
         value, slope = problem.evaluate(state.trial)
         moved, turned = state.trial - state.z, slope - state.slope
         accepted, line = _line.judge(state.line, value, moved, state.slope, slope)
-        bent = (moved * turned).sum(-1, keepdim=True) > 0
+        bent = dot(moved, turned) > 0
         # Only pairs of positive curvature keep the BFGS inverse positive definite. A pair is stored only for an
         # accepted step, so that it describes the path of the iterates.
         stored = (accepted & bent).unsqueeze(-1)
@@ -139,5 +142,5 @@ def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     image = scale * g + (s.mT @ p - gamma * (y.mT @ a)).squeeze(-1)
     # For an ill-conditioned inverse, rounding can turn the step into an ascent direction. The negative gradient is
     # always a descent direction.
-    descends = (image * g).sum(-1, keepdim=True) > 0
+    descends = dot(image, g) > 0
     return -torch.where(descends, image, scale * g)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_nonnegative
+from blo._vectors import dot, norm
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, ScaledIdentity, Sum
@@ -25,7 +26,9 @@ _LEAST = 1e-3
 
 @dataclass(frozen=True)
 class LevenbergMarquardt(Iterative):
-    """The Levenberg-Marquardt method for `LowerProblem.least_squares`, free or with bounds (`Box`, `NonNegative`).
+    """The Levenberg-Marquardt method for `LowerProblem.least_squares`, without a constraint or with bounds.
+
+    Bounds are `Box`, `NonNegative`, a `Product` of them, or a set of your own that defines `bounds`.
 
     A step solves `(J'J + d I) s = J'r` with the Jacobian J of the residuals r, and is projected onto the set. The
     damping d decreases if the objective falls about as much as the quadratic model predicts, so that the steps become
@@ -78,7 +81,7 @@ class LevenbergMarquardt(Iterative):
         value, slope = problem.evaluate(z)
         image = problem.gauss_newton(z, self.products)(slope).detach()
         square = slope.detach().square().sum(-1, keepdim=True)
-        unit = (slope.detach() * image).sum(-1, keepdim=True) / torch.where(square > 0, square, 1.0)
+        unit = dot(slope.detach(), image) / torch.where(square > 0, square, 1.0)
         # Rounded to a power of two, the unit is locally constant, like all factors of the damping. So its derivative is
         # zero, and unrolled steps are differentiated correctly although the damping is detached.
         unit = torch.where(torch.isfinite(unit) & (unit > 0), unit, 1.0).log2().round().exp2()
@@ -93,7 +96,7 @@ class LevenbergMarquardt(Iterative):
         step = step if free is None else torch.where(free, step, state.slope / (1 + state.shift))
         # Without damping the system may be singular. Then make a gradient step of length at most 1.
         usable = torch.isfinite(step).all(-1, keepdim=True)
-        size = torch.linalg.vector_norm(state.slope, dim=-1, keepdim=True)
+        size = norm(state.slope)
         step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
         return state._replace(trial=problem.prox(state.z - step, 1.0))
 
@@ -143,8 +146,8 @@ def _damped(state: _State, value: Tensor, moved: Tensor, accepted: Tensor) -> tu
     # If the values differ only by rounding, their ratio is meaningless. The line search has then compared gradients, so
     # the step counts as predicted well.
     noise = torch.finfo(gain.dtype).eps ** (2 / 3) * state.line.value.abs()
-    told = (promised > noise) & torch.isfinite(gain)
-    ratio = torch.where(told, gain / torch.where(told, promised, 1.0), 1.0)
+    reliable = (promised > noise) & torch.isfinite(gain)
+    ratio = torch.where(reliable, gain / torch.where(reliable, promised, 1.0), 1.0)
     # Shrink and growth factors of Fletcher (1971). Repeated rejections double the growth factor (Madsen et al.).
     fallen = state.shift * torch.where(ratio > 0.75, 1 / 3, torch.where(ratio < 0.25, 2.0, torch.ones_like(ratio)))
     grown = torch.maximum(state.shift, _LEAST * state.unit) * state.growth

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._vectors import dot
+
 __all__ = ["Line", "free", "judge", "start"]
 
 #: Share of the decrease predicted by the gradient that a step must achieve (Armijo's condition).
@@ -49,8 +51,8 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
         step; a solver that knows the curvature resets it to 1.
     """
     moved, value = moved.detach(), value.detach().unsqueeze(-1)
-    promised = (moved * before.detach()).sum(-1, keepdim=True)
-    ahead = (moved * after.detach()).sum(-1, keepdim=True)
+    promised = dot(moved, before.detach())
+    ahead = dot(moved, after.detach())
     gain = value - line.value
     noise = torch.finfo(value.dtype).eps ** (2 / 3) * torch.maximum(value.abs(), line.value.abs())
     # On a quadratic this condition on the gradient equals Armijo's condition, and it remains accurate where values

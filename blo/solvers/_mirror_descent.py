@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_positive
+from blo._vectors import dot
 from blo.errors import StructureError
 from blo.solvers._base import Problem
 from blo.solvers._entropy import exponentials, lifted
@@ -118,6 +119,6 @@ def _judged(state: _State, slope: Tensor) -> tuple[Tensor, Tensor]:
     """
     # If the gradient is NaN, both comparisons are false and the step is rejected.
     moved = state.trial - state.z
-    bend = ((slope - state.slope) * moved).sum(-1, keepdim=True)
-    length = ((state.trial.log() - state.z.log()) * moved).sum(-1, keepdim=True)
+    bend = dot(slope - state.slope, moved)
+    length = dot(state.trial.log() - state.z.log(), moved)
     return state.step * bend <= length, 2 * state.step * bend <= length

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import surely
 from blo._settings import require_budget
+from blo._vectors import dot, norm
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
@@ -22,7 +23,9 @@ from blo.solvers._iterative import Iterative
 
 @dataclass(frozen=True)
 class Newton(Iterative):
-    """Newton's method for unconstrained problems and for bounds on the coordinates (`Box`, `NonNegative`).
+    """Newton's method for unconstrained problems and for sets that bound each coordinate by itself.
+
+    These sets are `Box`, `NonNegative`, a `Product` of them, and sets of your own that define `bounds`.
 
     Coordinates at a bound are left out of the linear system. The step is projected onto the set and shortened until the
     objective decreases sufficiently. A lane whose Hessian is indefinite makes a gradient step instead, and adds a
@@ -84,10 +87,10 @@ class Newton(Iterative):
         found = loosened(self.linear_solver, state.forcing).solve(restricted(hessian, free), slope)
         # Coordinates that are not free make a gradient step, which the projection stops at their bounds.
         step = found.x if free is None else torch.where(free, found.x, state.slope)
-        descends = torch.isfinite(step).all(-1, keepdim=True) & ((step * state.slope).sum(-1, keepdim=True) > 0)
+        descends = torch.isfinite(step).all(-1, keepdim=True) & (dot(step, state.slope) > 0)
         # Negative curvature can give a step towards a maximum or a saddle point, even if it is a descent direction.
         usable = descends & ~found.indefinite.unsqueeze(-1)
-        size = torch.linalg.vector_norm(state.slope, dim=-1, keepdim=True)
+        size = norm(state.slope)
         step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
         return state._replace(
             trial=problem.prox(state.z - state.line.length * step, 1.0), shift=_shifted(state.shift, size, usable)

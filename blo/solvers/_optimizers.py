@@ -104,13 +104,13 @@ def require_derivative(update: Callable[[Tensor], Tensor], slope: Tensor) -> Non
         there = (update(live) * point).sum()
         (found,) = torch.autograd.grad(there, live, allow_unused=True) if there.requires_grad else (None,)
         seen = ((update((1 + step) * point) - update((1 - step) * point)) * point).sum() / (2 * step)
-    told = point.new_zeros(()) if found is None else (found * point).sum()
+    derived = point.new_zeros(()) if found is None else (found * point).sum()
     # A lost factor is an error of order one, so 1 % is enough; the last term allows for rounding where both are small.
-    if bool((told - seen).abs() > 1e-2 * torch.maximum(told.abs(), seen.abs()) + 1e-3 * there.abs()):
+    if bool((derived - seen).abs() > 1e-2 * torch.maximum(derived.abs(), seen.abs()) + 1e-3 * there.abs()):
         raise StructureError(
             "`optimizer` must be differentiable to be unrolled, but its update treats something that depends on the "
             "gradient as a constant (by float(), .item(), .detach() or torch.no_grad()), as "
             "torchopt.clip.clip_grad_norm does with the norm: the derivative along the gradient is "
-            f"{float(seen):.3g}, but torch's is {float(told):.3g}. Compute it by tensor operations in a transformation "
-            "of your own, leave it out, or use Implicit()."
+            f"{float(seen):.3g}, but torch's is {float(derived):.3g}. Compute it by tensor operations in a "
+            "transformation of your own, leave it out, or use Implicit()."
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo._autodiff import plain
 from blo._curvature import unaligned
+from blo._vectors import norm
 from blo.solvers._base import Problem
 from blo.solvers._stopping import gradient_change
 
@@ -60,7 +61,7 @@ class Probe(NamedTuple):
 
     def _turned(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         change = gradient_change(problem, z, slope, self.direction)
-        bend = torch.linalg.vector_norm(change, dim=-1, keepdim=True)
+        bend = norm(change)
         seen = torch.isfinite(bend) & (bend > 0)
         return self._replace(
             direction=torch.where(seen, change / bend, self.direction), bend=torch.where(seen, bend, 0.0)

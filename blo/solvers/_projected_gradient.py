@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._settings import require_budget, require_positive
 from blo._types import Tree
+from blo._vectors import dot
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._carried import continued, require_carry
@@ -150,8 +151,8 @@ def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]
     """Return the next step size of each lane, and whether its last step is accepted; shapes `(*lanes, 1)`."""
     # The step size is piecewise smooth in theta, but the solution does not depend on it: keep it out of derivatives.
     moved, turned = moved.detach(), turned.detach()
-    length = (moved * moved).sum(-1, keepdim=True)
+    length = dot(moved, moved)
     # Differences of gradients stay accurate near the solution, where rounding dominates differences of values.
-    accepted = step * (turned * moved).sum(-1, keepdim=True) <= length
+    accepted = step * dot(turned, moved) <= length
     # Growth is slow, because each rejected step costs a gradient, but the curvature may be smaller further on.
     return torch.where(accepted, 1.05 * step, 0.5 * step), accepted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blo._vectors import dot
 from blo.solvers import _line
 
 __all__ = ["bounded_step", "used_pairs"]
@@ -47,12 +48,12 @@ def bounded_step(
     free = _line.free(z, slope, low, high, _REACH * scale.detach() * slope.detach().abs())
     mask = free.unsqueeze(-2)
     share = _of(newest, mask * s, y)
-    told = share > _SHARE
-    gamma = torch.where(told, share / torch.where(told, _of(newest, mask * y, y), 1.0), scale)
+    enough = share > _SHARE
+    gamma = torch.where(enough, share / torch.where(enough, _of(newest, mask * y, y), 1.0), scale)
     image = torch.where(free, _inverse(s, y, used, gamma.unsqueeze(-1), mask, slope * free), scale * slope)
     # For an ill-conditioned inverse, rounding can turn the step into an ascent direction. The negative gradient is
     # always a descent direction.
-    descends = (image * slope).sum(-1, keepdim=True) > 0
+    descends = dot(image, slope) > 0
     return -torch.where(descends, image, scale * slope)
 
 

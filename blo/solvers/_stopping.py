@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, length
+from blo._autodiff import all_true
 from blo._curvature import HIDDEN, NEAR_ZERO, Place, bend, drowned, over, unaligned
 from blo._term import within_reach
+from blo._vectors import length, norm
 from blo.solvers._base import Problem
 
 #: The smallest residual that a criterion asks for, in units of rounding of the gradient.
@@ -162,6 +163,6 @@ def _length(z: Tensor) -> Tensor:
 
     The square root of eps balances the rounding error of a forward difference against its truncation error.
     """
-    size = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1.0)
+    size = norm(z).clamp(min=1.0)
     found: Tensor = torch.finfo(z.dtype).eps ** 0.5 * size
     return found

@@ -12,7 +12,7 @@ from blo._settings import require_count
 from blo._types import OnFailure
 from blo.stochastic._base import Algorithm, Objective, State
 from blo.stochastic._batches import endless, fixed
-from blo.stochastic._watch import Watch
+from blo.stochastic._watch import ConvergenceTest
 
 #: Number of steps between two tests whether theta and z are finite: each test makes the host wait for the device.
 PERIOD = 8
@@ -63,7 +63,7 @@ def run(
     """
     require_count(steps, "steps")
     checks = Checks(on_failure)
-    watch = None if checks.off else Watch(steps, noisy=not (fixed(upper_batches) and fixed(lower_batches)))
+    watch = None if checks.off else ConvergenceTest(steps, noisy=not (fixed(upper_batches) and fixed(lower_batches)))
     above, below = state.get("taken", (0, 0)) if isinstance(state, dict) else (0, 0)
     upper_batches, lower_batches = endless(upper_batches, above), endless(lower_batches, below)
     for made in range(1, steps + 1):

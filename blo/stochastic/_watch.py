@@ -22,7 +22,7 @@ _SLOWER = 0.05
 _FARTHER, _GROWTH = 100, 4
 
 
-class Watch:
+class ConvergenceTest:
     """Compares the distances that theta and z cover in the four quarters of a run.
 
     The steps of a converging run become shorter. Those of a run that cycles do not. Those of a diverging run become

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from blo import tree
 from blo._layout import Layout
-from blo._term import Tangent, Term
+from blo._term import Tangent, Term, expanded
 from blo._types import Tree
 from blo.penalties import Penalty
 from blo.sets import Set
@@ -56,6 +56,10 @@ def check_set(
         nearest = suite.untouched("arguments are not modified", term.prox, (point, 1.0))
         suite.near("projecting twice is projecting once", term.prox(nearest, 1.0), nearest, 1e-10, "the projection")
         _kept(suite, made, nearest, point)
+        limits = term.bounds(point)
+        if limits is not None:
+            within = torch.minimum(torch.maximum(point, expanded(limits[0], point)), expanded(limits[1], point))
+            suite.near("the projection clips to the bounds", nearest, within, 1e-12, "the projection")
         if convex:
             size = 1.0 + float(point.abs().max()) ** 2
             for trial in (other, -point, point + v, nearest + 0.3 * v, nearest - 0.3 * v, nearest + 0.01 * w):

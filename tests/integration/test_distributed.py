@@ -398,3 +398,65 @@ def _run(command: list[str], **options: Any) -> tuple[int, str]:
             else:
                 return process.returncode, said
     raise AssertionError("torchrun has not ended in three runs of two minutes")
+
+
+def shares_of_a_system(rank: int, folder: str) -> None:
+    """Solve a system of which three ranks hold 2, 5 and 3 coordinates, by each solver that takes an inner product."""
+    start(rank, 3, folder, 60)
+    cuts = (0, 2, 7, 10)
+    matrix, b = system()
+    own, inner, products = slice(*cuts[rank : rank + 2]), blo.distributed.inner_product(), []
+
+    class Rows(blo.operators.Operator):
+        symmetric, positive = True, False
+
+        def __call__(self, v: Tensor) -> Tensor:
+            parts: list[Any] = [None] * 3
+            distributed.all_gather_object(parts, v)
+            products.append(v)
+            return matrix[own] @ torch.cat(parts)
+
+    solvers = (
+        blo.CG(inner=inner),
+        blo.MINRES(inner=inner),
+        blo.GMRES(inner=inner),
+        blo.Neumann(terms=3000, tol=1e-12, inner=inner),
+        blo.Auto(inner=inner),
+    )
+    found = {type(solver).__name__: solver.solve(Rows(), b[own]) for solver in solvers}
+    held = b[own].clone().requires_grad_()
+    square = inner(held, held)
+    (slope,) = torch.autograd.grad(square, held)
+    rows = {name: (one.x, one.residual, one.iterations) for name, one in found.items()}
+    page = (ROOT / "docs/distributed.md").read_text(encoding="utf-8").partition("## Vectors spread over processes")[2]
+    names: dict[str, Any] = {"torch": torch, "distributed": distributed, "blo": blo, "rank": rank, "size": 3}
+    torch.set_default_dtype(torch.float64)
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    torch.save((rows, square.detach(), slope, len(products), names["share"]), f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def system() -> tuple[Tensor, Tensor]:
+    """Return a symmetric positive definite matrix with eigenvalues from 0.05 to 1, and a right-hand side."""
+    generator = torch.Generator().manual_seed(4)
+    vectors, _ = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))
+    matrix = vectors @ torch.diag(torch.linspace(0.05, 1.0, 10, dtype=torch.float64)) @ vectors.T
+    return 0.5 * (matrix + matrix.T), torch.randn(10, generator=generator, dtype=torch.float64)
+
+
+def test_a_linear_system_whose_coordinates_are_spread_over_processes_is_solved(tmp_path: Path) -> None:
+    mp.spawn(shares_of_a_system, (str(tmp_path),), nprocs=3)
+    matrix, b = system()
+    truth = torch.as_tensor(np.linalg.solve(matrix.numpy(), b.numpy()))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    for name in ranks[0][0]:
+        assert_near(torch.cat([rows[name][0] for rows, *_ in ranks]), truth, 1e-8)
+        for rows, *_ in ranks[1:]:  # residuals and iterations are those of the whole system, on every rank
+            assert torch.equal(rows[name][1], ranks[0][0][name][1]) and torch.equal(rows[name][2], ranks[0][0][name][2])
+    for _, square, _, products, _ in ranks:
+        assert_near(square, b.square().sum().reshape(1), 1e-12)
+        assert products == ranks[0][3]
+    assert_near(torch.cat([slope for _, _, slope, *_ in ranks]), 2 * b, 1e-12)
+    line = 2.5 * np.eye(300) - np.eye(300, k=1) - np.eye(300, k=-1)
+    assert_near(torch.cat([share for *_, share in ranks]), torch.as_tensor(np.linalg.solve(line, np.ones(300))), 1e-8)

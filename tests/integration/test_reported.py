@@ -38,6 +38,45 @@ def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it()
     assert out.report.adjoint_error_bound is not None and out.report.adjoint_error_bound < 1e-12
 
 
+LATE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "a set that moves": ({"constraint": lambda t: blo.Box(-t.exp(), t.exp())}, {}),
+    "finite differences": ({}, {"gradient": blo.Implicit(products="finite-difference")}),
+    "a known convexity": ({"strong_convexity": 1.0}, {}),
+    "nothing that depends on theta": ({}, {}),
+    "unrolled steps": ({}, {"solver": blo.ProjectedGradient(0.5, max_steps=4, tol=None), "gradient": blo.Unrolled()}),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_theta_is_copied_only_for_a_report_that_depends_on_it(name: str) -> None:
+    """The report that is read after theta has changed is the one that is read at once."""
+    problem, options = LATE[name]
+    places = []
+
+    def upper(theta: Tensor, z: Tensor) -> Tensor:
+        places.append(theta.data_ptr())
+        return (z * theta).sum()
+
+    def call(theta: Tensor, change: float) -> str:
+        lower = blo.LowerProblem(lambda t, z: squares(t, z) + 0.1 * z.pow(4).sum(), **problem)
+        out = blo.value_and_hypergrad(upper, lower, theta, torch.zeros_like(theta), **options)
+        theta.add_(change)
+        return str(out.report)
+
+    texts = [call(torch.tensor([0.5, 3.0], dtype=torch.float64), change) for change in (0.0, -5.0)]
+    assert texts[0] == texts[1]
+    theta = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    call(theta, 0.0)
+    assert (places[-1] == theta.data_ptr()) == (name in ("nothing that depends on theta", "unrolled steps"))
+
+
+def test_a_value_that_is_theta_itself_does_not_change_with_it() -> None:
+    theta = torch.tensor(2.0, dtype=torch.float64)
+    out = blo.value_and_hypergrad(lambda t, z: t, blo.LowerProblem(squares), theta, torch.zeros(1).double())
+    theta.add_(1.0)
+    assert (out.value.item(), out.grad.item()) == (2.0, 1.0)
+
+
 @pytest.mark.parametrize(
     "solver", [None, blo.ProjectedGradient(0.3), blo.External(lambda theta, z: z)], ids=lambda s: type(s).__name__
 )

@@ -35,7 +35,7 @@ SETS: dict[str, Callable[[float, float], Set]] = {
 def assert_solved(made: Set, objective: Callable[[Tensor], Tensor], start: Tensor, size: float, truth: Tensor) -> None:
     """The error is small relative to the set, or the solve reports that it has not converged."""
     problem, z0 = bind(blo.LowerProblem(lambda theta, z: objective(z), made), start)
-    found = default_solver(problem.term, True, torch.float64).solve(problem, z0)
+    found = default_solver(problem.term, True, z0).solve(problem, z0)
     assert found.residual is not None and found.tol is not None
     error = float((found.z - truth).norm()) / size
     rounding = 16 * torch.finfo(torch.float64).eps * float(truth.norm()) / size

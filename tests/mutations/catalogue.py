@@ -66,7 +66,7 @@ MUTATIONS = (
     ),
     Mutation(
         "CG has its damping in the step but not in the residual",
-        (Patch(CG, "relative_residual(operator, x, rhs, self.damping)", "relative_residual(operator, x, rhs, 0.0)"),),
+        (Patch(CG, "x, rhs, self.damping, space)", "x, rhs, 0.0, space)"),),
         (LINSOLVE + "test_base.py::test_damping_is_in_the_step_and_in_the_residual",),
     ),
     Mutation(
@@ -262,7 +262,7 @@ MUTATIONS = (
         (
             Patch(
                 "blo/distributed/_linear.py",
-                "= Sum.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts], ties)",
+                "= SumOverRanks.of(ctx.ranks, [*_filled(cotangents, ctx.kinds), counts], ties)",
                 "= [*_filled(cotangents, ctx.kinds), counts]",
             ),
         ),

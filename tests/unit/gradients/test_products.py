@@ -55,7 +55,7 @@ def test_products_are_those_of_dense_matrices(products: Products, case: Quadrati
     at = point_of(products, case, z)
     near(at.optimality.slope, case.gradient(case.theta, z.numpy()), products)
     for scale in (1.0, 1e-6, 1e6):  # the displacement does not depend on the length of the vector
-        near(at.hessian(scale * q) / scale, case.hessian(case.theta) @ q.numpy(), products)
+        near(at.times_hessian(scale * q) / scale, case.hessian(case.theta) @ q.numpy(), products)
     (cross,) = at.cross(q, torch.zeros_like(z))
     near(cross, -mixed_of(case, z.numpy()).T @ q.numpy(), products)
 
@@ -68,7 +68,7 @@ def test_each_lane_has_its_own_step(products: Products, case: BatchedCase, seed:
     z = torch.stack([normal(seed + i, len(one.c)) for i, one in enumerate(case.cases)])
     q = torch.stack([normal(seed - 1 - i, len(one.c)) for i, one in enumerate(case.cases)])
     scales = torch.tensor([1.0, 1e-8, 1e8, 0.0], dtype=torch.float64)[: len(z), None]
-    found = point_of(products, case, z).hessian(scales * q)
+    found = point_of(products, case, z).times_hessian(scales * q)
     for one, row, image, scale in zip(case.cases, q, found, scales, strict=True):
         near(image / scale if scale else image, bool(scale) * case_hessian(one) @ row.numpy(), products)
     still = [replace(one, low_slope=0 * one.low_slope, high_slope=0 * one.high_slope) for one in case.cases]
@@ -178,7 +178,7 @@ def test_a_smooth_network_in_both_precisions(seed: int, dtype: torch.dtype, prod
     at, (Hq, Bq) = network.point(products), network.truth()
     eps = torch.finfo(dtype).eps
     tolerance = 20 * eps ** (2 / 3) if products == "finite-difference" else 50 * eps
-    product, estimate = at.hessian(network.q), at.error(network.q)
+    product, estimate = at.times_hessian(network.q), at.error(network.q)
     (cross,) = at.cross(network.q, torch.zeros_like(network.q))
     assert cross is not None and product.dtype == cross.dtype == dtype
     error = max(relative(product, Hq), relative(-cross, Bq))
@@ -202,7 +202,7 @@ def test_a_steep_objective_gets_a_shorter_displacement_and_an_honest_estimate(fi
     truth = {"hessian": (2.0 - a**2 * np.sin(a * x)) * w, "along": (a * np.cos(a * x) + 2 * x) @ w}
     found: dict[str, Tensor] = {}
     for name in (first, "hessian", "along"):
-        found[name] = at.hessian(q) if name == "hessian" else at.along(q)[0]  # type: ignore[assignment]
+        found[name] = at.times_hessian(q) if name == "hessian" else at.along(q)[0]  # type: ignore[assignment]
     error = max(relative(found[name], truth[name]) for name in truth)
     # The rounding of z, which is that of a phase of a, is what remains.
     assert error <= 2e-8 + 10 * (a * 1e-16) ** (2 / 3) and error / 30 <= at.error(q)
@@ -219,7 +219,7 @@ def test_a_cubic_gradient_in_any_unit_of_z(dtype: torch.dtype, unit: float) -> N
     at = DifferencePoint(problem.bind(leaves), start)
     x = np.array([0.3, -0.2])
     tolerance = 100 * torch.finfo(dtype).eps ** (2 / 3)
-    assert relative(at.hessian(q) * unit**2, (12 * x**2 + 1) * [1.0, 2.0]) <= tolerance
+    assert relative(at.times_hessian(q) * unit**2, (12 * x**2 + 1) * [1.0, 2.0]) <= tolerance
     (cross,) = DifferencePoint(problem.bind(leaves), start).along(q)
     assert cross is not None
     assert relative(cross * unit, (4 * x**3 + x) @ [1.0, 2.0]) <= tolerance
@@ -237,7 +237,7 @@ def test_many_unknowns_do_not_lengthen_the_displacement(dtype: torch.dtype) -> N
     problem, start, leaves = ParametricProblem.of(lower, theta, torch.as_tensor(z, dtype=dtype))
     at = DifferencePoint(problem.bind(leaves), start)
     tolerance = 300 * torch.finfo(dtype).eps ** (2 / 3)
-    assert relative(at.hessian(torch.as_tensor(q, dtype=dtype)), W.T @ (s * (1 - s) * (W @ q))) <= tolerance
+    assert relative(at.times_hessian(torch.as_tensor(q, dtype=dtype)), W.T @ (s * (1 - s) * (W @ q))) <= tolerance
 
 
 def test_the_first_product_takes_one_more_gradient_and_the_others_none() -> None:
@@ -251,7 +251,7 @@ def test_the_first_product_takes_one_more_gradient_and_the_others_none() -> None
     problem, start, leaves = ParametricProblem.of(blo.LowerProblem(objective), theta, z)
     at = DifferencePoint(problem.bind(leaves), start)
     counts = []
-    for product in (at.hessian, at.hessian, at.along):
+    for product in (at.times_hessian, at.times_hessian, at.along):
         before = len(calls)
         product(torch.ones(2, dtype=torch.float64))
         counts.append(len(calls) - before)

@@ -12,11 +12,11 @@ from blo._autodiff import jacobian
 from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 from blo.gradients._base import Pulled, Solve
-from blo.gradients._first_order import FirstOrderRule
+from blo.gradients._once_differentiable import OnceDifferentiableRule
 
 
 @dataclass
-class ForwardRule(FirstOrderRule):
+class ForwardUnrollRule(OnceDifferentiableRule):
     """Solves once for the solution, and once more for its Jacobian in all coordinates of theta together."""
 
     solve: Solve

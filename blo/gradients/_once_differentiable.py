@@ -18,7 +18,7 @@ from blo.gradients._reverse_only import ReverseOnly
 _RESOLVED = 1e-2
 
 
-class FirstOrderRule(FunctionRule, abc.ABC):
+class OnceDifferentiableRule(FunctionRule, abc.ABC):
     """A rule that can be differentiated once, under every transform."""
 
     def pull_again(
@@ -38,7 +38,7 @@ class _Pull(ReverseOnly):
     @staticmethod
     def forward(
         problem: ParametricProblem,
-        rule: FirstOrderRule,
+        rule: OnceDifferentiableRule,
         places: Sequence[int],
         z0: Tensor,
         z: Tensor,
@@ -64,7 +64,7 @@ class _Pull(ReverseOnly):
         info: Any,
         in_dims: tuple[Any, ...],
         problem: ParametricProblem,
-        rule: FirstOrderRule,
+        rule: OnceDifferentiableRule,
         places: Sequence[int],
         *tensors: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:

@@ -1,0 +1,24 @@
+"""Inner products and norms of flat vectors of shape `(*lanes, n)`, one for each lane."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each lane, shape `(*lanes, 1)`."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def norm(v: Tensor) -> Tensor:
+    """Return the 2-norm of each lane, shape `(*lanes, 1)`."""
+    found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return found
+
+
+def length(vectors: Tensor) -> Tensor:
+    """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
+    wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
+    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64 if wide else None)
+    return found.to(vectors.dtype) if wide else found

@@ -1,0 +1,206 @@
+"""The private parts of torch that `blo` uses work as `blo` expects, each by itself: a release may change them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrizations
+
+from blo import _torch
+from blo._torch import functorch
+
+X = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+
+
+def inside(transform: str, look: Callable[[Tensor], Any]) -> list[Any]:
+    """Return what `look` returns inside a transform, for its tensor."""
+    seen: list[Any] = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(look(x))
+        return x.square().sum()
+
+    {"vmap": torch.vmap, "grad": torch.func.grad}[transform](function)(X)
+    return seen
+
+
+def test_every_name_has_a_test_on_this_page() -> None:
+    page = Path(__file__).read_text(encoding="utf-8")
+    files = [path.read_text(encoding="utf-8") for path in Path(_torch.__file__).parent.rglob("*.py")]
+    functions = {name for text in files for name in re.findall(r"\bfunctorch\.(\w+)\(", text)}
+    assert {"get_unwrapped", "unwrap_if_dead"} <= functions
+    names = {f"_torch.{name}" for name in _torch.__all__ if name != "functorch"} | {f"functorch.{n}" for n in functions}
+    assert sorted(name for name in names if name not in page) == []
+
+
+def test_active_transforms_are_seen() -> None:
+    def active(x: Tensor) -> bool:
+        return bool(_torch.are_functorch_transforms_active())
+
+    assert not active(X)
+    assert inside("vmap", active) == inside("grad", active) == [True]
+
+
+def test_wrapped_tensors_are_recognised_and_unwrapped() -> None:
+    def look(x: Tensor) -> tuple[bool, bool, tuple[int, ...]]:
+        plain = functorch.get_unwrapped(x)
+        return functorch.is_functorch_wrapped_tensor(x), functorch.is_batchedtensor(x), tuple(plain.shape)
+
+    assert inside("vmap", look) == [(True, True, (2, 2))]
+    assert inside("grad", look) == [(True, False, (2, 2))]
+    assert not functorch.is_functorch_wrapped_tensor(X)
+
+
+def test_a_tensor_that_outlives_its_transform_is_unwrapped() -> None:
+    (kept,) = inside("grad", lambda x: x)
+    assert not functorch.is_functorch_wrapped_tensor(functorch.unwrap_if_dead(kept))
+    assert torch.equal(functorch.unwrap_if_dead(kept), X)
+
+
+def test_the_older_vmap_is_recognised() -> None:
+    """`torch.autograd.grad(..., is_grads_batched=True)` still uses it."""
+    seen = []
+
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            seen.append(functorch.is_legacy_batchedtensor(cotangent))
+            return cotangent
+
+    x = torch.ones(2, requires_grad=True)
+    torch.autograd.grad(Same.apply(x), x, torch.eye(2), is_grads_batched=True)
+    torch.autograd.grad(Same.apply(x), x, torch.ones(2))
+    assert seen == [True, False]
+
+
+def test_the_stack_of_transforms_tells_kind_level_size_and_randomness() -> None:
+    def look(x: Tensor) -> tuple[bool, bool, int, bool]:
+        (level,) = functorch.get_interpreter_stack()
+        lane = functorch.CVmapInterpreterPtr(level)
+        refuses = lane.randomness() == functorch.RandomnessType.Error
+        same = level.level() == functorch.maybe_get_level(x)
+        return level.key() == functorch.TransformType.Vmap, same, lane.batchSize(), refuses
+
+    assert inside("vmap", look) == [(True, True, 2, True)]
+
+    def kind(x: Tensor) -> bool:
+        (level,) = functorch.get_interpreter_stack()
+        return bool(level.key() == functorch.TransformType.Vmap)
+
+    assert inside("grad", kind) == [False]
+    assert not functorch.get_interpreter_stack()
+
+
+def test_a_level_can_be_taken_off_the_stack_and_replaced() -> None:
+    def look(x: Tensor) -> tuple[int, bool]:
+        layer = functorch.pop_dynamic_layer_stack()
+        functorch._vmap_increment_nesting(2, "same")
+        try:
+            drawn = torch.rand_like(x)  # an error in the level that was taken off
+            rows = functorch.get_unwrapped(drawn) if functorch.is_batchedtensor(drawn) else drawn
+        finally:
+            functorch._vmap_decrement_nesting()
+            functorch.push_dynamic_layer_stack(layer)
+        return rows.numel(), bool(_torch.are_functorch_transforms_active())
+
+    ((number, active),) = inside("vmap", look)
+    assert active and number in (2, 4)  # one draw for both lanes, of the shape of a lane or of both
+    assert not _torch.are_functorch_transforms_active()
+
+
+def test_a_mapped_axis_can_be_added() -> None:
+    def look(x: Tensor) -> Tensor:
+        (level,) = functorch.get_interpreter_stack()
+        wide = functorch._add_batch_dim(torch.arange(6.0).reshape(2, 3), 0, level.level())
+        assert wide.shape == (3,)
+        return functorch.get_unwrapped(wide.clone())
+
+    (found,) = inside("vmap", look)
+    assert isinstance(found, Tensor) and found.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+
+def test_transforms_can_be_suspended() -> None:
+    def look(x: Tensor) -> bool:
+        with _torch.temporarily_clear_interpreter_stack():
+            return bool(_torch.are_functorch_transforms_active())
+
+    assert inside("vmap", look) == inside("grad", look) == [False]
+
+
+def test_autocast_is_seen() -> None:
+    assert not _torch.any_autocast()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _torch.any_autocast()
+    assert not _torch.any_autocast()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_fused_weight_norm_scales_rows_or_columns(dim: int) -> None:
+    g = torch.tensor([2.0, 3.0], dtype=torch.float64).reshape((2, 1) if dim == 0 else (1, 2))
+    expected = g * X / X.norm(dim=1 - dim, keepdim=True)
+    assert torch.allclose(_torch.fused_weight_norm(X, g, dim), expected, atol=1e-12)
+
+
+def test_rules_of_parametrized_layers_have_their_attributes() -> None:
+    spectral = parametrizations.spectral_norm(torch.nn.Linear(3, 2)).parametrizations.weight[0]
+    assert type(spectral) is _torch.SpectralNormRule
+    assert {"_u", "_v"} <= set(dict(spectral.named_buffers())) and spectral.n_power_iterations == 1
+    weight = parametrizations.weight_norm(torch.nn.Linear(3, 2)).parametrizations.weight[0]
+    assert type(weight) is _torch.WeightNormRule and weight.dim == 0
+
+
+def test_the_level_of_forward_mode_is_seen() -> None:
+    assert _torch.forward_level() == -1
+    with torch.autograd.forward_ad.dual_level():
+        assert _torch.forward_level() == 0
+    assert _torch.forward_level() == -1
+
+
+def test_forward_mode_loads_its_derivatives_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _torch.load_forward_mode()
+        slope = torch.func.jvp(torch.nn.functional.logsigmoid, (X,), (torch.ones_like(X),))[1]
+    assert torch.allclose(slope, torch.sigmoid(-X), atol=1e-12)
+
+
+def test_a_dispatch_mode_sees_operations_and_does_not_load_the_compiler() -> None:
+    code = """
+import torch
+from blo import _torch
+
+class Mode(_torch.DispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+seen, loaded = [], _torch.compiler_loaded()
+with Mode():
+    torch.ones(2) + 1
+print(loaded, _torch.compiler_loaded(), any("add" in name for name in seen))
+import torch._dynamo
+print(_torch.compiler_loaded())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "True", "True"]
+
+
+def test_apple_s_generator_is_found_where_there_is_such_a_device() -> None:
+    """`_torch.mps_generator` is called only there; elsewhere its name must exist in torch."""
+    if torch.backends.mps.is_available():
+        assert isinstance(_torch.mps_generator(), torch.Generator)
+    else:
+        assert callable(torch.mps._get_default_mps_generator)
