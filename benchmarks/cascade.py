@@ -1,16 +1,18 @@
 """Compare the cost of AutoAttack, `cascade` and `apgd` on a robust model of the digits.
 
     python -m benchmarks.cascade --out runs/cascade --eps 0.1
-    python -m benchmarks.cascade --out runs/cascade --eps 0.1 --judged-at 0.25
+    python -m benchmarks.cascade --out runs/cascade --eps 0.1 --judged-at 0.25 --record results/cascade-cpu.json
 
 trains the model in a run folder, or loads the one that is there, and runs each attack on it, in one process on one
 thread. The table counts the calls of the model (passes), the images in them (image passes), and those images whose
-gradient is computed too (with gradient).
+gradient is computed too (with gradient). `--record` puts the figures into a record, from which the documentation makes
+its table.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 import adv_train
 from adv_train import data
 from adv_train.attacks import ATTACKS
+from adv_train.report.sections import versions
 from adv_train.tables import Cell, write_table
 from adv_train.threat import Threat
 
@@ -86,6 +89,37 @@ def rows(found: dict[str, Timed]) -> list[list[Cell]]:
     return made
 
 
+def entry(found: dict[str, Timed], trained: float, judged: float) -> dict[str, Any]:
+    """Return the figures of a model as an entry of the record."""
+    first = next(iter(found.values()))
+    attacks = {
+        name: {
+            "robust": int(each.robust.sum()),
+            "robust_only_here": int((each.robust & ~first.robust).sum()),
+            "broken_only_here": int((~each.robust & first.robust).sum()),
+            "cpu_seconds": each.cpu_seconds,
+            "image_passes": each.image_passes,
+            "passes": each.passes,
+        }
+        for name, each in found.items()
+    }
+    return {
+        "trained_at": trained,
+        "judged_at": judged,
+        "images": len(first.robust),
+        "versions": versions(),
+        "attacks": attacks,
+    }
+
+
+def put(new: dict[str, Any], path: Path) -> None:
+    """Put an entry into a record; it replaces the one of the same radii and number of images."""
+    old = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.is_file() else []
+    keys = ("trained_at", "judged_at", "images")
+    kept = [each for each in old if [each[key] for key in keys] != [new[key] for key in keys]]
+    path.write_text(json.dumps({"format": 1, "entries": [*kept, new]}, indent=1) + "\n", encoding="utf-8")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Train or load the model, run the attacks and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cascade", description=__doc__.partition("\n")[0])
@@ -97,6 +131,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=1, help="repeat the test images this many times")
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--attack", action="append", help="may be repeated; the others are compared with the first")
+    parser.add_argument("--record", type=Path, help="JSON file for the figures; other entries of it are kept")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
     if not (options.out / "best.pt").is_file():
@@ -121,6 +156,8 @@ def main(words: Sequence[str] | None = None) -> int:
     print(write_table((*header, "robust only here", "broken only here"), rows(found)))
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(x)} images, linf, eps {threat.eps:g}, {weights} weights, batches of {options.batch_size}, one thread")
+    if options.record is not None:
+        put(entry(found, options.eps, threat.eps), options.record)
     return 0
 
 

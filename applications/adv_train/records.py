@@ -77,12 +77,20 @@ class RunFolder:
             raise UserError(f"In the configuration `{self.config_file}`: {error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the metrics of each finished epoch; empty if there is none."""
-        return _read_lines(self.metrics_file)
+        """Read the metrics of each finished epoch; empty if there is none.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        return _read_lines(self.metrics_file, {"epoch": int, "val_sa": float, "val_ra": float})
 
     def timing(self) -> list[dict[str, Any]]:
-        """Read the seconds of each finished epoch; empty if there is none."""
-        return _read_lines(self.timing_file)
+        """Read the seconds of each finished epoch; empty if there is none.
+
+        Raises:
+            UserError: If the file is damaged.
+        """
+        return _read_lines(self.timing_file, {"epoch": int, "train_seconds": float})
 
     def split(self) -> dict[str, Any] | None:
         """Read the recorded splits of an image folder; None if there are none.
@@ -207,16 +215,28 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Read an object from each line; each must have a number of the given type for every key that is needed."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"`{path}` has a line that is not JSON: {line[:60]!r}.") from error
-    return records
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise UserError(f"`{path}` is damaged: it is not text.") from error
+    return [_read_line(line, f"Line {number} of `{path}`", needed) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(line: str, where: str, needed: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {line[:60]!r}.") from error
+    known = found if isinstance(found, dict) else {}
+    for key, kind in needed.items():
+        value = known.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise UserError(f"{where} is no record of an epoch: its `{key}` is no number: {line[:60]!r}.")
+    return found
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:

@@ -32,7 +32,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     metrics = run.metrics()
     saved = load_checkpoint(run)
     seconds = [line["train_seconds"] for line in run.timing()]
-    shares = [line["implicit_share"] for line in metrics if line["implicit_share"]]
+    shares = [line["implicit_share"] for line in metrics if line.get("implicit_share")]
     judged = outcome.summary()
     best = max(metrics, key=lambda line: score(config.training.select, line))["epoch"] if metrics else None
     overfitted = evaluation.overfitting(metrics) if config.method.attacks else None

@@ -194,6 +194,10 @@ def _number(limits: Range) -> Reader:
     return lambda value, name: parse_fraction(value, name, limits)
 
 
+_LARGEST = 2**63 - 1
+"""The largest whole number that torch and NumPy hold."""
+
+
 def _whole(limits: Range) -> Reader:
     rule = "a whole number" + (f" of at least {limits.low:g}" if math.isfinite(limits.low) else "")
 
@@ -202,7 +206,10 @@ def _whole(limits: Range) -> Reader:
         if number is None or not math.isfinite(number) or number != int(number) or number < limits.low:
             raise refused(name, rule, value)
         # An int passes unchanged: a seed beyond 2**53 would lose digits as a float.
-        return value if isinstance(value, int) else _exactly(value, number)
+        whole = value if isinstance(value, int) else _exactly(value, number)
+        if whole > _LARGEST:
+            raise refused(name, f"at most {_LARGEST}", value)
+        return whole
 
     return read
 

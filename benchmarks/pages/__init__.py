@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from benchmarks.pages.cascade import cascade
 from benchmarks.pages.choose import choose
 from benchmarks.pages.implicit import implicit
 from benchmarks.pages.records import Compared, Entry, compared, comparisons
 from benchmarks.pages.reproduce import reproduce
 
-__all__ = ["Compared", "Entry", "choose", "compared", "comparisons", "implicit", "reproduce"]
+__all__ = ["Compared", "Entry", "cascade", "choose", "compared", "comparisons", "implicit", "reproduce"]

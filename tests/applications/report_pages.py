@@ -52,7 +52,7 @@ def examples(channels: int = 1, k: int = 3) -> Examples:
     generator = np.random.default_rng(0)
     clean = generator.random((k, channels, 4, 4), dtype=np.float32)
     adversarial = (clean + generator.uniform(-0.2, 0.2, clean.shape).astype(np.float32)).clip(0, 1)
-    return Examples(clean, adversarial, np.arange(k), np.arange(k), np.array([0, 2, -1])[:k])
+    return Examples(clean, adversarial, np.arange(k), np.arange(k), np.resize([0, 2, -1], k))
 
 
 def run(name: str = "fast-bat", **changes: Any) -> RunSummary:

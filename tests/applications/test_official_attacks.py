@@ -18,8 +18,11 @@ import adv_train
 from adv_train import data
 from adv_train.attacks import APGD, ATTACKS, Attack, Cascade, PlusAutoAttack, RandAutoAttack, Square, StandardAutoAttack
 from adv_train.attacks.judging import Judging, suitable_threads
+from adv_train.cli import main
+from adv_train.data.stratified import stratified_head
 from adv_train.errors import UserError
 from adv_train.evaluate import evaluate
+from adv_train.evaluation import read_all
 from adv_train.threat import Norm, Threat
 
 RADII: dict[Norm, float] = {"linf": 0.12, "l2": 0.9, "l1": 1.5}
@@ -29,11 +32,16 @@ Case = tuple[nn.Module, Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A model of the digits with some robustness, and a few of their test images."""
-    run = tmp_path_factory.mktemp("digits") / "run"
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("digits") / "run"
     chosen = {"data": "digits", "method": "fast-at", "model": "small-cnn", "epochs": 6, "device": "cpu", "lr": 0.1}
-    adv_train.fit(None, out=run, progress=False, eps=0.1, **chosen)
+    adv_train.fit(None, out=out, progress=False, eps=0.1, **chosen)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> Case:
+    """A model of the digits with some robustness, and a few of their test images."""
     test = data.load("digits", root="").test
     return adv_train.load_model(run), test.images[:24], test.labels[:24]
 
@@ -73,6 +81,20 @@ def test_each_version_is_the_packages_bit_for_bit(trained: Case, brief: None, na
     assert torch.equal(found.robust, robust) and torch.equal(found.images, images)
     assert robust.any() and not robust.all()
     assert found.settings["version"] == VERSIONS[name]
+
+
+@pytest.mark.parametrize("norm", list(RADII))
+def test_the_command_agrees_with_the_package_sample_by_sample(run: Path, brief: None, norm: Norm) -> None:
+    words = ["--norm", norm, "--eps", str(RADII[norm]), "--seed", "3", "--batch-size", "10", "--limit", "24"]
+    words += ["--attacks", ",".join(VERSIONS), "--device", "cpu", "--quiet", "--again"]
+    assert main(["eval", str(run), *words]) == 0
+    (record,) = (found for found in read_all(run) if found.threat.norm == norm)
+    test = data.load("digits", root="").test
+    test = test.subset(stratified_head(test.labels, 24))
+    for name, version in VERSIONS.items():
+        _, robust = theirs((adv_train.load_model(run), test.images, test.labels), norm, version)
+        assert record.attacks[name].robust.tolist() == robust.tolist()
+        assert robust.any() and not robust.all()
 
 
 class Noisy(nn.Module):

@@ -364,6 +364,7 @@ def test_each_figure_explains_its_flags_by_examples_that_work(name: str, capsys:
         (["landscape", "run", "--points", "1"], "`points` must be a whole number of at least 2"),
         (["landscape", "run", "--style", "heat"], "Unknown style `heat`"),
         (["alignment", "begun"], "`begun` has no finished epoch"),
+        (["strength", "run", "--attack", "pdg"], "Unknown attack `pdg`. Did you mean `pgd`"),
         (["curves", "run", "--out", "run/config.yaml"], "Cannot make the folder"),
     ],
 )

@@ -141,7 +141,7 @@ def test_every_picture_says_what_it_shows_and_every_reference_has_its_target() -
 
 def test_published_figures_are_in_a_table_of_their_own() -> None:
     parts = sections(everything())
-    assert "79.97 ± 0.12" in parts["Published figures"] and "79.97" not in parts["Results"]
+    assert "79.97 ± 0.12" in Page(parts["Published figures"]).text and "79.97" not in parts["Results"]
     assert "97.5 %" in parts["Results"] and "97.5" not in parts["Published figures"]
     assert "Published figures" not in sections(render([run()], title="Digits"))
 
@@ -178,8 +178,8 @@ def test_the_pictures_are_the_images(channels: int) -> None:
     shown = examples(channels)
     drawn = pictures(render([run(examples=shown, metrics=[])], title="x"))
     assert len(drawn) == 9
-    for row, images in ((0, shown.clean), (2, shown.adversarial)):
-        for picture, image in zip(drawn[3 * row :][:3], images, strict=True):
+    for column, images in ((0, shown.clean), (2, shown.adversarial)):
+        for picture, image in zip(drawn[column::3], images, strict=True):
             colours = np.broadcast_to(image, (3, 4, 4)).transpose(1, 2, 0)
             assert np.abs(picture[..., :3] - colours).max() <= 1.01 / 255
 
@@ -221,7 +221,8 @@ def test_all_evaluations_of_a_run_are_listed() -> None:
     first = EVALUATION | {"checkpoint": "best.pt", "ra": {"pgd": 0.686, "autoattack": 0.658}}
     second = first | {"checkpoint": "last.pt", "n": 10, "eps": 0.1, "ra": {"pgd": 0.5}}
     part = sections(render([run(metrics=[], records=[first, second])], title="x"))["All evaluations"]
-    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in part.split("<tr>")[2:]]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in part.split("<tr>")[2:]]
+    cells = [[Page(cell).text for cell in row] for row in rows]
     assert cells[0] == ["best.pt", "0.2", "360", "pgd 50 × 10", "97.5 %", "68.6 %", "65.8 %"]
     assert cells[1] == ["last.pt", "0.1", "10", "pgd 50 × 10", "97.5 %", "50.0 %", "–"]
 

@@ -18,9 +18,10 @@ pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium on t
 
 ROWS = [row | {"val_fgsm": 0.7, "val_top_class": 0.1, "val_alignment": 0.9} for row in METRICS]
 LONG = "pgd-at(steps=10,step=0.025,attack_loss=margin)"
+CELL = "cifar10-16-fast-at-ga-preact-resnet-50"
 COMMAND = NextStep("Again.", f"adv-train compare --methods '{LONG}' --out " + "a-folder-with-a-long-name/" * 4)
 
-# What is off the page and in no box that scrolls; what is hidden; texts of drawings that leave them.
+# What is off the page; boxes that scroll sideways; what is hidden; texts of drawings that leave them.
 CUT_OFF = """
 (() => {
   const wide = innerWidth + 0.5, found = [];
@@ -35,6 +36,8 @@ CUT_OFF = """
     const hidden = style.overflowX === "hidden", over = e.clientWidth && e.scrollWidth > e.clientWidth + 1;
     if (over && !e.ownerSVGElement && !scrolls(e) && (hidden || !box))
       found.push([hidden ? "hidden" : "overflows", e.outerHTML.slice(0, 99), e.scrollWidth]);
+    if (scrolls(e) && e.scrollWidth > e.clientWidth + 1)
+      found.push(["scrolls", e.innerHTML.trim().slice(0, 99), e.scrollWidth, e.clientWidth]);
     if (e.tagName.toLowerCase() === "text") {
       const s = e.ownerSVGElement.getBoundingClientRect();
       if (r.left < s.left - 2 || r.right > s.right + 2 || r.top < s.top - 2 || r.bottom > s.bottom + 2)
@@ -92,19 +95,19 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         metrics=rolled,
         records=[judged, judged | {"checkpoint": "last.pt"}],
         class_names=names,
-        examples=examples(3, 3),
+        examples=examples(3, 6),
         best_epoch=2,
         alarms=[alarm],
         landscape=Picture(png(), "Loss around images."),
     )
     bare = run("bare", evaluation={}, metrics=[], examples=None, config={})
-    header = (
-        "method",
-        "seeds",
-        *(f"RA-{attack} {which}" for attack in ("PGD", "AA", "SA") for which in ("best", "last")),
-    )
-    rows = [[name, "2", *["46.1 ± 0.2 [45.0, 47.1] %"] * 6] for name in (LONG, "fast-at")]
+    # As many columns as the tables of `adv-train table` and `adv-train compare` with AutoAttack have.
+    columns = ("best", "last", "published")
+    measured = [f"{measure} {column}" for measure in ("SA", "RA-PGD", "RA-AA") for column in columns]
+    header = ("method", "seeds", *measured, "s/epoch", "s/epoch published", "F/batch", "alarms")
+    rows = [[name, "8 of 10", *["46.15? ± 13.65 %"] * 9, "1203.45", "592.7", "11.1", "2"] for name in (LONG, CELL)]
     section = Section("Accuracy", Table(header, rows), ["A note."], [("fast-at-seed0", alarm)])
+    differences = Table(("method", *["RA-AA best", "p"] * 6), [[LONG, *["-12.3 [-15.0, +10.1]", "< 0.001"] * 6]])
     many = per_class(*(f"c{i}" for i in range(10))) * 3
     runs = [
         run(
@@ -120,7 +123,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "run": {"runs": [one], "again": [COMMAND]},
         "comparison": {
             "runs": runs,
-            "first": [section],
+            "first": [section, Section("Differences", differences)],
             "figures": [scatter(), scatter(title="B")],
             "again": [COMMAND],
         },
@@ -148,7 +151,7 @@ def test_all_of_the_page_can_be_seen(opened: Browser, pages: dict[str, Path], na
     assert opened.evaluate(CUT_OFF) == []
     assert opened.evaluate("document.scrollingElement.scrollWidth") <= width
     loaded, mains = opened.evaluate(PICTURES), opened.evaluate(MAIN)
-    assert all(loaded) and len(loaded) == {"run": 10, "comparison": 18, "runs": 27, "bare": 0}[name]
+    assert all(loaded) and len(loaded) == {"run": 19, "comparison": 18, "runs": 27, "bare": 0}[name]
     assert len(mains) == {"run": 1, "comparison": 2, "runs": 1, "bare": 0}[name]
     for box in mains:
         assert box["left"] >= 0 and box["right"] <= width and box["width"] >= 250 and box["height"] >= 80
@@ -180,6 +183,6 @@ def test_the_checks_see_what_is_cut_off_pale_and_missing(opened: Browser, tmp_pa
     )
     opened.open(page, 390)
     kinds = {kind for kind, *_ in opened.evaluate(CUT_OFF)}
-    assert kinds == {"off the page", "hidden", "overflows", "outside of its drawing"}
+    assert kinds == {"off the page", "hidden", "overflows", "outside of its drawing", "scrolls"}
     pale, faint = opened.evaluate(PALE)
     assert "pale" in pale[1] and "faint" in faint[1] and opened.evaluate(PICTURES) == [False] and len(opened.said) == 1

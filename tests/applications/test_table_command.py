@@ -15,6 +15,7 @@ import pytest
 
 import adv_train
 from adv_train import data, models
+from adv_train.attacks import Square
 from adv_train.cli import main
 from adv_train.comparison import Cell
 from adv_train.config import PRESETS
@@ -154,6 +155,13 @@ def test_measured_stands_beside_published(done: Path) -> None:
             assert list(entry["by_seed"].values()) == truth
             told = f"{50 * sum(truth):.1f} ± {100 * abs(truth[0] - truth[1]) / 2**0.5:.1f} %"
             assert row[2 + 3 * (entry["measure"] == "pgd") + (entry["checkpoint"] == "last")] == told
+        seconds = [
+            json.loads(line)["train_seconds"]
+            for seed in (0, 1)
+            for line in (done / f"{cell['name']}-seed{seed}" / "timing.jsonl").read_text().splitlines()
+        ]
+        assert cell["seconds_per_epoch"] == pytest.approx(sum(seconds) / len(seconds))
+        assert row[11] == f"{cell['seconds_per_epoch']:.2f}" and head[11:13] == ["s/epoch", "s/epoch published"]
     assert body[2][4] == "79.97 ± 0.12 %" and body[2][7] == "48.83 ± 0.17 %" and body[2][8] == "–"
     assert body[2][10] == "45.19 ± 0.12 %" and body[2][12] == "61.4"
     lines = list(csv.DictReader(io.StringIO((done / "table.csv").read_text())))
@@ -230,6 +238,22 @@ def test_a_dry_run_needs_no_data_and_counts_what_the_cells_would_take(
     total = re.search(r"About ([\d.e+]+) hours .*, ([\d.]+) at 2 an hour", text)
     assert total is not None and hours > 0 and float(total[2]) == pytest.approx(2 * float(total[1]), rel=0.01)
     assert not out.exists()
+
+
+def test_a_dry_run_names_the_attacks_whose_cost_it_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["table-1", "--scale", "smoke", "--only", "cifar10-8-fast-bat", "--attacks", "pgd,square", "--dry-run"]
+    found = []
+    for cost in (None, 1000.0):
+        monkeypatch.setattr(Square, "cost", lambda *_, cost=cost: cost)
+        assert table(tmp_path / "out", *words, "--device", "cpu", by=nowhere) == 0
+        text = capsys.readouterr().out
+        assert ("Not counted, because its cost is not known: square." in text) is (cost is None)
+        row = next(line for line in text.splitlines() if line.startswith("| cifar10-8-fast-bat "))
+        found.append(float(row.split("|")[5]))
+    # Both checkpoints on 100 images.
+    assert found[1] - found[0] == pytest.approx(2 * 100 * 1000.0 / 1e6, abs=0.005)
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED_FACTS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,5 +36,16 @@ def test_it_trains_judges_and_takes_the_model_that_is_there(tmp_path: Path, caps
     first = capsys.readouterr().out
     assert "| pgd(steps=2, restarts=1) |" in first and "24 images, linf, eps 0.1" in first
     trained = (tmp_path / "run" / "best.pt").read_bytes()
-    assert cascade.main([*words, "--judged-at", "0.2"]) == 0
+    record = tmp_path / "cascade.json"
+    for _ in range(2):  # The second time replaces the entry of the first.
+        assert cascade.main([*words, "--judged-at", "0.2", "--record", str(record)]) == 0
+    assert cascade.main([*words, "--record", str(record)]) == 0
+    other, here = json.loads(record.read_text())["entries"]
+    assert (other["trained_at"], other["judged_at"], here["judged_at"], here["images"]) == (0.1, 0.2, 0.1, 24)
+    pgd, square = here["attacks"].values()
+    row = next(line for line in first.splitlines() if line.startswith("| pgd(")).split("|")
+    assert f"{100 * pgd['robust'] / 24:.2f}" == row[2].strip() and str(pgd["image_passes"]) == row[8].strip()
+    assert pgd["broken_only_here"] == 0 and square["robust"] - pgd["robust"] == (
+        square["robust_only_here"] - square["broken_only_here"]
+    )
     assert "linf, eps 0.2" in capsys.readouterr().out and (tmp_path / "run" / "best.pt").read_bytes() == trained

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.pages import choose, compared, comparisons, implicit, reproduce
+from benchmarks.pages import cascade, choose, compared, comparisons, implicit, reproduce
 
 NUMBERS = np.random.default_rng(0)
 ROBUST = {"weak": 0.5, "strong": 0.7, "near": 0.699, "alone": 0.65}
@@ -123,3 +123,27 @@ def test_a_reproduced_table_shows_commands_published_and_measured(tmp_path: Path
     assert row[:3] == ["79.97 ± 0.12", "48.83 ± 0.17", "45.19 ± 0.12"] and row[3:] == ["–", "30.0 ± 1.1", "–"]
     assert len(table) == 18 + 2 and f"record `{path.as_posix()}`, torch 2.15.0, Linux" in text
     assert "cpu" not in reproduce("table-2", [path])
+
+
+def test_the_cascade_is_told_as_its_record_says(tmp_path: Path) -> None:
+    def attack(robust: int, seconds: float, only: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+        here = dict(zip(("robust_only_here", "broken_only_here"), only, strict=True))
+        return {"robust": robust, "cpu_seconds": seconds, "image_passes": 2_520_000, "passes": 9, **here}
+
+    entries = [
+        {"trained_at": 0.1, "judged_at": 0.2, "images": 100}
+        | {"attacks": {"autoattack": attack(20, 10.0), "apgd": attack(21, 4.0, (2, 1))}},
+        {"trained_at": 0.1, "judged_at": 0.1, "images": 50}
+        | {"attacks": {"autoattack": attack(40, 7.6), "apgd": attack(40, 3.8)}},
+    ]
+    path = tmp_path / "cascade.json"
+    path.write_text(json.dumps({"format": 1, "entries": entries}))
+    table = cells(text := cascade(path))
+    assert list(table)[2:] == ["0.1 / 0.1", "0.1 / 0.2"]  # the most robust first
+    assert table["0.1 / 0.1"] == ["80.00 %, 7.6 s, 2.52 M passes", "80.00 %, 3.8 s, 2.52 M passes"]
+    assert table["0.1 / 0.2"][1] == "21.00 %, 4 s, 2.52 M passes"
+    told = (
+        "`apgd` has 2.00 to 2.50 times the speed of `autoattack`. Of 150 images it breaks 1 that `autoattack` does not"
+    )
+    assert f"{told} break, and leaves 2 that `autoattack` breaks." in text
+    assert "`cascade`" in cascade()  # the record of the repository

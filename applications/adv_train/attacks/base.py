@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from adv_train.attacks.room import BatchSize
 from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
+
+GRADIENT: Final = 2
+"""Cost of a gradient with respect to the images, in forward passes: one forward, and one backward of equal cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,17 @@ class Attack(Checked, abc.ABC):
         Raises:
             UserError: If it does not; the message gives the reason.
         """
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float | None:
+        """Estimate the forward passes for each image, where a gradient counts `GRADIENT`; None if it is not known.
+
+        Args:
+            clean: Share of the images that the model classifies correctly; the others are not attacked.
+            robust: Share of the images that the first start or part of an attack leaves; only these are attacked again.
+            classes: Number of logits.
+            threat: The threat of the attack.
+        """
+        return None
 
     def bound(self, load: Callable[[str], nn.Module]) -> Attack:
         """Return this attack with the models loaded that its options name; `load` takes a run folder or a file."""

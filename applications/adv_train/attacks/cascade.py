@@ -12,6 +12,7 @@ from adv_train.attacks.base import ATTACKS
 from adv_train.attacks.checks import check_budget
 from adv_train.attacks.official import OfficialAttack
 from adv_train.attacks.package import Run
+from adv_train.threat import Threat
 from adv_train.values import Count, Range
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Cascade(OfficialAttack):
             images[left] = run(x[left], y[left], self.change)[0]
             after[left] = run.classify(images[left])
         return images, after
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
+        """Return the forward passes for each image: the short attack, then AutoAttack on what it leaves."""
+        short = self._cost(clean, robust, classes, threat, self._shorten)
+        return short + self._cost(robust, robust, classes, threat, self.change)
 
     def _shorten(self, attack: AutoAttack) -> None:
         """Shorten APGD, and compute the schedule that APGD derives from the number of iterations when it is built."""

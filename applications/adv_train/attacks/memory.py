@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adv_train.archives import load_arrays
 from adv_train.digests import digest
 from adv_train.files import make_folder, replace_file
 
@@ -60,8 +60,7 @@ class Memory:
 def _read(path: Path, x: Tensor) -> Tensor | None:
     """Read images of the shape and dtype of x; None if the file is missing, damaged or holds other images."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            found = torch.from_numpy(archive["images"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = torch.from_numpy(load_arrays(path, ["images"])["images"])
+    except (OSError, ValueError, TypeError):  # TypeError: the array has a dtype that torch does not have
         return None
     return found.to(x.device) if found.shape == x.shape and found.dtype == x.dtype else None

@@ -14,7 +14,7 @@ from adv_train.attacks.base import Attack, Verdicts
 from adv_train.attacks.checks import check_budget, check_labels, check_samples, checked
 from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, suitable_threads
 from adv_train.attacks.memory import Memory
-from adv_train.attacks.package import NORMS, Run
+from adv_train.attacks.package import NORMS, Change, Run, build, costs
 from adv_train.errors import UserError
 from adv_train.threat import Threat
 
@@ -114,6 +114,14 @@ class OfficialAttack(Attack):
         """Return version, norm, release of the package, options, and the batch size, which changes random numbers."""
         said = {"version": self.version, "norm": NORMS[threat.norm], "pyautoattack": version("pyautoattack")}
         return {**said, **self.chosen(), "batch_size": batch_size}
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
+        """Return the forward passes for each image: all parts but the first attack what the first one leaves."""
+        return self._cost(clean, robust, classes, threat, self.change)
+
+    def _cost(self, clean: float, robust: float, classes: int, threat: Threat, change: Change) -> float:
+        first, *others = costs(build(lambda z: z, threat, self.version, classes, change), classes)
+        return clean * first + robust * sum(others)
 
     def change(self, attack: AutoAttack) -> None:
         """Modify the package's attack, before it runs, into the attack of this class."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from adv_train.attacks.base import GRADIENT
 from adv_train.attacks.judging import Judging, predict, progress_bar
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import bar_mover, narrated, undisturbed
@@ -56,7 +57,6 @@ class Run:
             change: Modifies the package's attack before it runs.
             name: Name of this run among the runs of one attack.
         """
-        from pyautoattack import AutoAttack  # Not at the top: `import adv_train` works without it.
 
         def forward(z: Tensor) -> Tensor:
             bar.update()
@@ -66,13 +66,9 @@ class Run:
                 logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)
             return logits.float()
 
-        norm = NORMS[self.threat.norm]
-        attack = AutoAttack(
-            forward, eps=self.threat.eps, norm=norm, seed=self.judging.seed, device=x.device, version=self.version
+        attack = build(
+            forward, self.threat, self.version, self.classes, change, seed=self.judging.seed, device=x.device
         )
-        for part in (attack.apgd_targeted, attack.fab):
-            part.n_target_classes = min(part.n_target_classes, self.classes - 1)
-        change(attack)
         if self.memory is not None:
             _remember(attack, self.memory.under(name))
         batches = math.ceil(len(x) / self.judging.batch_size / self.judging.ranks.size)
@@ -87,6 +83,45 @@ class Run:
     def classify(self, images: Tensor) -> Tensor:
         """Return the class of each image, -1 where the logits are not finite."""
         return predict(self.model, images, self.judging.batch_size)
+
+
+def build(
+    model: Forward,
+    threat: Threat,
+    version: str,
+    classes: int,
+    change: Change,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> AutoAttack:
+    """Make the package's attack, with at most as many targets as the model has wrong classes."""
+    from pyautoattack import AutoAttack  # Not at the top: `import adv_train` works without it.
+
+    norm = NORMS[threat.norm]
+    attack = AutoAttack(model, eps=threat.eps, norm=norm, seed=seed, device=device, version=version)
+    for part in (attack.apgd_targeted, attack.fab):
+        part.n_target_classes = min(part.n_target_classes, classes - 1)
+    change(attack)
+    return attack
+
+
+def costs(attack: AutoAttack, classes: int) -> list[float]:
+    """Return the forward passes of each part, in their order, for an image that no part breaks."""
+    apgd, targeted, fab = attack.apgd, attack.apgd_targeted, attack.fab
+    ascent, aimed = (
+        (part.n_iter + (3 if part.use_largereps else 1)) * part.eot_iter * GRADIENT for part in (apgd, targeted)
+    )
+    found = {
+        "apgd-ce": ascent * apgd.n_restarts,
+        "apgd-dlr": ascent * apgd.n_restarts,
+        "apgd-t": aimed * targeted.n_target_classes,
+        # Untargeted FAB needs the gradient of every logit, targeted FAB that of one difference.
+        "fab": (1 + classes + 1) * fab.n_iter * fab.n_restarts,
+        "fab-t": (GRADIENT + 1) * fab.n_iter * fab.n_target_classes,
+        "square": attack.square.n_queries,
+    }
+    return [float(found[part]) for part in attack.attacks_to_run]
 
 
 def _remember(attack: AutoAttack, memory: Memory) -> None:

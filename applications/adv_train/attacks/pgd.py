@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Steps, ascend, untargeted
-from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.base import ATTACKS, GRADIENT, Attack, Verdicts
 from adv_train.attacks.judging import Judging
 from adv_train.threat import Norm, Threat
 from adv_train.values import Count, Positive
@@ -55,6 +55,10 @@ class PGD(Attack):
         """Return the options, the length of a step, and in l1 the radii of the balls."""
         told = {"loss": "cross-entropy", **Steps(self.steps, self.step).told(threat)}
         return {"steps": self.steps, "restarts": self.restarts, **told}
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
+        """Return the forward passes for each image: each restart has a gradient a step and a pass at its end."""
+        return (clean + (self.restarts - 1) * robust) * (1 + GRADIENT * self.steps)
 
 
 PGDSettings = PGD  # An older name, for scripts that use it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Aim, Loss, Steps, ascend
-from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.base import ATTACKS, GRADIENT, Attack, Verdicts
 from adv_train.attacks.judging import Judging
 from adv_train.threat import Threat
 from adv_train.values import Count, Positive
@@ -50,6 +50,10 @@ class TargetedPGD(Attack):
         return {"targets": targets, "steps": self.steps, "restarts": self.restarts, "loss": "margin"} | Steps(
             self.steps, self.step
         ).told(threat)
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
+        """Return the forward passes for each image, as for `PGD`, with a run for each target and start."""
+        return (clean + (len(self._aims(classes)) - 1) * robust) * (1 + GRADIENT * self.steps)
 
     def _aims(self, classes: int) -> list[Aim]:
         targets = classes - 1 if self.targets is None else min(self.targets, classes - 1)

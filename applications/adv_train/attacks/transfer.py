@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks.ascent import Climb, Steps, start_of, untargeted
-from adv_train.attacks.base import ATTACKS, Attack, Verdicts
+from adv_train.attacks.base import ATTACKS, GRADIENT, Attack, Verdicts
 from adv_train.attacks.checks import check_budget, check_samples, checked
 from adv_train.attacks.geometry import GEOMETRIES
 from adv_train.attacks.judging import Judging, adapted, frozen, full_resolution, predict, progress_bar, suitable_threads
@@ -107,6 +107,10 @@ class Transfer(Attack):
         """Return the options, a digest of the source's weights, and the length of a step."""
         told = {"source": str(self.source), "source_weights": digest(self._model().state_dict())[:16]}
         return {**told, "steps": self.steps, "restarts": self.restarts, **Steps(self.steps, self.step).told(threat)}
+
+    def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
+        """Return the forward passes for each image if none breaks and the source is as large as the judged model."""
+        return clean * self.restarts * (2 + GRADIENT * self.steps)
 
     def bound(self, load: Callable[[str], nn.Module]) -> Transfer:
         """Return this attack with its source loaded, if the source is only a name so far."""

@@ -151,12 +151,14 @@ def _estimate(planned: Blocks, price: float | None) -> str:
         for cost in found
     ]
     hours = sum(cost.hours for cost in found)
+    uncounted = dict.fromkeys(name for cost in found for name in cost.uncounted)
     told = [
         f"{planned.table.about}. Scale {planned.scale}: {Scale.find(planned.scale).about}",
         write_table(header, rows),
         f"About {hours:.3g} hours on this device, one run after another{_price(hours, price)}.",
         "F: a forward pass of one image. The cost of evaluation assumes the published robust accuracy; if none is "
         "published, it assumes that no attack succeeds.",
+        *([f"Not counted, because its cost is not known: {', '.join(uncounted)}."] if uncounted else []),
         *(f"{name}: {reason}" for name, reason in planned.missing.items()),
     ]
     return "\n\n".join(told)

@@ -87,7 +87,7 @@ def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> 
         if len(found) == len(CHECKPOINTS):
             finished[seed] = found
     runs = [method.cells[seed].run for seed in finished]
-    shares = [line["implicit_share"] for run in runs for line in run.metrics() if line["implicit_share"]]
+    shares = [line["implicit_share"] for run in runs for line in run.metrics() if line.get("implicit_share")]
     seconds = [line["train_seconds"] for run in runs for line in run.timing()]
     return Result(
         method,

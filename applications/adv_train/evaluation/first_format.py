@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Final
 
+from adv_train.archives import load_arrays
 from adv_train.errors import UserError
-from adv_train.evaluation.packed import UNREADABLE, examples_in, load_arrays
+from adv_train.evaluation.packed import UNREADABLE, examples_in, flags
 from adv_train.evaluation.record import Evaluation, Outcome
 from adv_train.threat import Threat
 
@@ -37,8 +38,9 @@ def read_first_format(run_folder: Path, *, listed: bool) -> Evaluation | None:
         if "format" in summary:
             return None
         arrays = load_arrays(run_folder / OUTCOMES_FILE)
+        clean = flags(arrays, "clean")
         attacks: dict[str, Outcome] = {
-            name: Outcome(arrays[name], None, summary["attacks"][name])
+            name: Outcome(flags(arrays, name, len(clean)), None, dict(summary["attacks"][name]))
             for name in ("pgd", "autoattack")
             if name in arrays
         }
@@ -46,7 +48,7 @@ def read_first_format(run_folder: Path, *, listed: bool) -> Evaluation | None:
         record = Evaluation(
             threat=Threat("linf", summary["eps"]),
             seed=summary["seed"],
-            clean=arrays["clean"],
+            clean=clean,
             attacks=attacks,
             examples=examples_in(arrays),
             about={key: value for key, value in summary.items() if key not in figures},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adv_train.archives import load_arrays
 from adv_train.errors import UserError
 from adv_train.evaluation.record import Evaluation
 from adv_train.files import make_folder, replace_file
@@ -72,7 +72,6 @@ def write_images(path: Path, record: Evaluation, clean: Bytes, images: Mapping[s
 def holds_images_of(path: Path, name: str) -> bool:
     """Return whether a file holds the images of the record with this file name."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return bool(json.loads(str(archive["record"]))["file"] == name)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return bool(json.loads(str(load_arrays(path, ["record"])["record"]))["file"] == name)
+    except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from adv_train.archives import Arrays, load_arrays
 from adv_train.errors import UserError
-from adv_train.evaluation.record import Evaluation, Examples, Outcome
+from adv_train.evaluation.record import Classes, Evaluation, Examples, Flags, Outcome
 from adv_train.threat import Threat
 
 FORMAT: Final = 2
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, UserError, zipfile.BadZipFile)
-Arrays = dict[str, npt.NDArray[Any]]
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError)
 
 
 def pack(record: Evaluation) -> bytes:
@@ -76,43 +74,72 @@ def read_file(path: Path) -> Evaluation:
 
 
 def _unpack(arrays: Arrays, content: Mapping[str, Any]) -> Evaluation:
+    clean = flags(arrays, "clean")
+    n, about = len(clean), content["about"]
+    if not isinstance(about, Mapping) or not isinstance(about.get("epoch", 0), int):
+        raise ValueError(f"its description is {about!r}")
     attacks = {
-        attack["name"]: Outcome(
-            arrays[attack["name"]],
-            arrays.get(f"predicted_{attack['name']}"),
-            attack["settings"],
-            tuple(attack["warnings"]),
-            arrays.get(f"rounded_{attack['name']}"),
+        str(attack["name"]): Outcome(
+            flags(arrays, attack["name"], n),
+            _classes(arrays, f"predicted_{attack['name']}", n),
+            dict(attack["settings"]),
+            tuple(map(str, attack["warnings"])),
+            flags(arrays, rounded, n) if (rounded := f"rounded_{attack['name']}") in arrays else None,
         )
         for attack in content["attacks"]
     }
-    files = tuple(arrays["files"].tolist()) if "files" in arrays else ()
-    if any(len(found) not in (0, len(arrays["clean"])) for found in (files, *(a.robust for a in attacks.values()))):
-        raise ValueError("its arrays differ in length")
+    files = tuple(map(str, arrays["files"].tolist())) if "files" in arrays else ()
+    if len(files) not in (0, n):
+        raise ValueError(f"it has {len(files)} files of {n} samples")
     return Evaluation(
         threat=Threat(**content["threat"]),
-        seed=content["seed"],
-        clean=arrays["clean"],
+        seed=int(content["seed"]),
+        clean=clean,
         attacks=attacks,
-        labels=arrays.get("labels"),
-        predicted=arrays.get("predicted"),
+        labels=_classes(arrays, "labels", n),
+        predicted=_classes(arrays, "predicted", n),
         examples=examples_in(arrays),
-        class_names=tuple(content["class_names"]),
+        class_names=tuple(map(str, content["class_names"])),
         files=files,
-        about=content["about"],
-        of=content.get("of"),
+        about=about,
+        of=None if content.get("of") is None else int(content["of"]),
     )
 
 
-def load_arrays(path: Path) -> Arrays:
-    """Read all arrays of a file."""
-    # Read from memory: NumPy would leave the file of a damaged archive open.
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def flags(arrays: Arrays, name: str, n: int | None = None) -> Flags:
+    """Return the flags of n samples, or of any positive number of them.
+
+    Raises:
+        KeyError: If there is no such array.
+        ValueError: If the array is not such flags.
+    """
+    found = arrays[name]
+    if found.dtype != np.bool_ or found.ndim != 1 or len(found) != (n or max(len(found), 1)):
+        raise ValueError(f"its array {name} has {found.dtype} and shape {found.shape}")
+    return found
+
+
+def _classes(arrays: Arrays, name: str, n: int) -> Classes | None:
+    found = arrays.get(name)
+    if found is not None and (found.dtype.kind != "i" or found.shape != (n,)):
+        raise ValueError(f"its array {name} has {found.dtype} and shape {found.shape}")
+    return found
 
 
 def examples_in(arrays: Arrays) -> Examples | None:
-    """Return the examples that the arrays of a record hold, or None."""
+    """Return the examples that the arrays of a record hold, or None.
+
+    Raises:
+        TypeError: If one of their arrays is missing.
+        ValueError: If their arrays do not belong together.
+    """
     prefix = "example_"
     found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return Examples(**found) if found else None
+    if not found:
+        return None
+    examples = Examples(**found)
+    k, shape = len(examples.label), examples.clean.shape
+    classes = (examples.label, examples.before, examples.after)
+    if len(shape) != 4 or k != shape[0] or examples.adversarial.shape != shape or {c.shape for c in classes} != {(k,)}:
+        raise ValueError("the arrays of its examples differ in length")
+    return examples

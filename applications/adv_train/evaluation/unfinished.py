@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from adv_train.archives import load_arrays
 from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.evaluation.files import RECORDS_FOLDER
@@ -136,8 +136,7 @@ class Unfinished:
 
 def _read_images(path: Path) -> npt.NDArray[np.uint8] | None:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            found: npt.NDArray[np.uint8] = archive["images"]
-            return found
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found: npt.NDArray[np.uint8] = load_arrays(path, ["images"])["images"]
+    except (OSError, ValueError):
         return None
+    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adv_train import evaluation
+from adv_train.attacks import ATTACKS
 from adv_train.errors import UserError
 from adv_train.plots.base import FIGURES, Drawing, Row
 from adv_train.plots.lines import Judged, Points, line_names, mean_and_std, sharing
@@ -44,6 +45,10 @@ examples:
     test_eps: NotNegative | None = None
     attack: str = "pgd"
     checkpoint: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ATTACKS.find(self.attack)  # Raises for an unknown name; the error for a missing record names a command with it.
 
     def measure(self, runs: Sequence[Run], progress: bool | None = False) -> Points:
         """Read the evaluations of the runs."""

@@ -30,7 +30,7 @@ def drawn_landscape(run: RunFolder, judged: Mapping[str, Any]) -> Picture | None
         if len({row["run"] for row in rows}) != 1 or not png.startswith(_PNG):
             return None
         return Picture(png, _told(rows, judged))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, csv.Error):
         return None
 
 

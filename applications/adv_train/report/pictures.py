@@ -26,7 +26,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Column:
+class Sample:
     """One sample: its true class, three images as ``data:`` URLs, and the predictions before and after the attack."""
 
     label: str
@@ -43,11 +43,11 @@ class Gallery:
 
     name: str
     broken: int
-    columns: Sequence[Column]
+    samples: Sequence[Sample]
 
 
 def gallery(name: str, examples: Examples, span: float | None = None, class_names: Sequence[str] = ()) -> Gallery:
-    """Show each sample in a column: the clean image, the perturbation and the sum, with the predicted classes.
+    """Show for each sample the clean image, the perturbation and their sum, with the predicted classes.
 
     Args:
         name: Name of the run.
@@ -64,8 +64,8 @@ def gallery(name: str, examples: Examples, span: float | None = None, class_name
     def seen(predicted: np.int64, label: np.int64) -> Seen:
         return Seen(called(predicted), bool(predicted == label))
 
-    columns = [
-        Column(
+    samples = [
+        Sample(
             label=called(examples.label[i]),
             clean=address(_image(examples.clean[i])),
             before=seen(examples.before[i], examples.label[i]),
@@ -76,7 +76,7 @@ def gallery(name: str, examples: Examples, span: float | None = None, class_name
         for i in range(len(examples.label))
     ]
     broken = int(np.sum((examples.before == examples.label) & (examples.after != examples.label)))
-    return Gallery(name, broken, columns)
+    return Gallery(name, broken, samples)
 
 
 def address(png: bytes) -> str:

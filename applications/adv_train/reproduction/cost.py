@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from adv_train import models
-from adv_train.attacks import APGD, PGD, Attack
+from adv_train.attacks import ATTACKS
+from adv_train.attacks.base import GRADIENT
 from adv_train.bench.count import flops
 from adv_train.comparison import Planned
 from adv_train.config import TrainingConfig
@@ -17,12 +18,6 @@ from adv_train.data import Facts
 from adv_train.devices import find_device
 from adv_train.reproduction.planned import Block, Blocks
 from adv_train.trainer import ALIGNED
-
-_GRADIENT = 2
-"""Cost of a gradient with respect to the images, in forward passes: one forward, and one backward of equal cost."""
-
-_APGD_CE, _APGD_T, _OTHERS = 100 * _GRADIENT, 9 * 100 * _GRADIENT, 9 * 100 * (_GRADIENT + 1) + 5_000
-"""Forward passes of AutoAttack on an image that no attack breaks: APGD-CE; APGD-T; FAB-T and Square."""
 
 _TIMED = 16
 _CHECKPOINTS = 2
@@ -38,6 +33,7 @@ class Cost:
         training: Forward passes of single images for training a run, including validation.
         judging: Forward passes of single images for evaluating both checkpoints of a run, if its accuracies are the
             published ones; an accuracy that is not published counts as 1.
+        uncounted: Names of the attacks whose cost is not known, and not contained in `judging`.
         flops: Floating point operations of a forward pass of one image.
         seconds: Seconds of a forward pass of one image on this device.
     """
@@ -46,6 +42,7 @@ class Cost:
     runs: int
     training: float
     judging: float
+    uncounted: tuple[str, ...]
     flops: float
     seconds: float
 
@@ -71,9 +68,15 @@ def _cost(method: Planned, block: Block, timed: dict[str, tuple[float, float]]) 
     epoch = method.forwards * facts.train + validation(config.training, facts.validation)
     published = {name: figure.mean / 100 for name, figure in block.published[method.name].items()}
     clean, robust = published.get("sa", 1.0), published.get("pgd", 1.0)
-    judging = block.plan.images * (1 + sum(_attack(attack, clean, robust) for attack in block.plan.attacks))
+    found = {
+        ATTACKS.name_of(attack): attack.cost(clean, robust, facts.arguments["classes"], config.threat)
+        for attack in block.plan.attacks
+    }
+    judging = block.plan.images * (1 + sum(cost for cost in found.values() if cost is not None))
+    uncounted = tuple(name for name, cost in found.items() if cost is None)
     left = sum(not cell.is_done() for cell in method.cells.values())
-    return Cost(method.name, left, config.training.epochs * epoch, _CHECKPOINTS * judging, operations, seconds)
+    training = config.training.epochs * epoch
+    return Cost(method.name, left, training, _CHECKPOINTS * judging, uncounted, operations, seconds)
 
 
 def validation(training: TrainingConfig, images: int) -> float:
@@ -85,15 +88,8 @@ def validation(training: TrainingConfig, images: int) -> float:
     """
     validated = min(images, training.validation_images or images)
     # Per image: one clean pass; PGD with a pass before and after its steps; one FGSM step. Two gradients for alignment.
-    each = 1 + (2 + _GRADIENT * training.validation_steps) + (_GRADIENT + 1)
-    return each * validated + 2 * _GRADIENT * min(validated, ALIGNED)
-
-
-def _attack(attack: Attack, clean: float, robust: float) -> float:
-    """Count forward passes for one image; attacks skip images that are misclassified or broken already."""
-    if isinstance(attack, PGD):
-        return (clean + (attack.restarts - 1) * robust) * (1 + _GRADIENT * attack.steps)
-    return clean * _APGD_CE + robust * (_APGD_T if isinstance(attack, APGD) else _APGD_T + _OTHERS)
+    each = 1 + (2 + GRADIENT * training.validation_steps) + (GRADIENT + 1)
+    return each * validated + 2 * GRADIENT * min(validated, ALIGNED)
 
 
 def _pass(method: Planned, facts: Facts) -> tuple[float, float]:
