@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train import data, methods, train
-from adv_train.attacks.checks import check_samples
+from adv_train.attacks.checks import check_labels, check_samples, checked
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
 from adv_train.threat import Norm, Threat
@@ -84,10 +84,10 @@ def training_gradient(
         `step.implicit_share`.
 
     Raises:
-        UserError: If the method is unknown, lacks an option or is not defined for the norm; if `start` has another
-            shape than x; if images are outside [0, 1] or differ in dtype from the parameters; if a label is not a
-            class; if `eps` reaches every image; if the model has no trainable parameters or is wrapped for data
-            parallelism.
+        UserError: If the method is unknown, lacks an option or is not defined for the threat; if `start` has another
+            shape or dtype than x, or is not finite; if images are outside [0, 1] or differ in dtype from the
+            parameters; if the model does not return logits, or a label is not one of its classes; if `eps` reaches
+            every image; if the model has no trainable parameters or is wrapped for data parallelism.
     """
     threat = Threat(norm, eps)
     check_samples(x, y, threat)
@@ -99,11 +99,21 @@ def training_gradient(
     other = next((name for name, value in params.items() if value.dtype != x.dtype), None)
     if other is not None:
         raise UserError(f"The images are {x.dtype}, but the parameter `{other}` is {params[other].dtype}: convert one.")
-    if isinstance(start, str):
+    if isinstance(start, Tensor):
+        if (start.shape, start.dtype) != (x.shape, x.dtype):
+            wanted, found = (f"{value.dtype} of shape {tuple(value.shape)}" for value in (x, start))
+            raise UserError(f"`start` must have the dtype and the shape of x, {wanted}, but is {found}.")
+        if not bool(start.isfinite().all()):
+            raise UserError("`start` must be finite, but contains NaN or infinity.")
+    elif start is not None:
         options["start"], start = start, None
-    if start is not None and start.shape != x.shape:
-        raise UserError(f"`start` must have the shape of x, {tuple(x.shape)}, but has {tuple(start.shape)}.")
     chosen = methods.METHODS.create(method, **options)
-    chosen.check_norm(norm)
+    chosen.check_threat(threat)
     batch = data.Batch(x, y, torch.arange(len(x), device=x.device))
-    return chosen(model, params, batch, threat, start=start, generator=generator)
+    checks = model.register_forward_hook(
+        lambda _, given, logits: check_labels(y, checked(logits, len(given[0])).shape[1])
+    )
+    try:
+        return chosen(model, params, batch, threat, start=start, generator=generator)
+    finally:
+        checks.remove()

@@ -51,7 +51,13 @@ def check(name: str, weight_decay: float, chosen: Mapping[str, Any]) -> dict[str
             raise UserError(f"In `optimizer_options`: {own}; {name} has {', '.join(known)}.")
     if weight_decay != 0 and "weight_decay" not in _parameters(name):
         raise UserError(f"The optimizer `{name}` has no weight decay: set `weight_decay` to 0.")
-    return {key: _plain(value, key) for key, value in chosen.items()}
+    found = {key: _plain(value, key) for key, value in chosen.items()}
+    for key, value in found.items():
+        # torch takes any value for true that is not zero, such as the word `no`.
+        default, hint = _parameters(name)[key].default, str(_parameters(name)[key].annotation)
+        if (isinstance(default, bool) or "bool" in hint) and not (isinstance(value, bool) or value is default is None):
+            raise refused(key, "true or false", value)
+    return found
 
 
 def check_captured(name: str) -> None:

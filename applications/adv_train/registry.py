@@ -63,8 +63,8 @@ class Registry(Generic[T]):
         Raises:
             UserError: If the name is unknown; the message suggests the nearest one.
         """
-        if name not in self.names():
-            raise unknown(self._kind, name, self.names())
+        if not isinstance(name, str) or name not in self.names():
+            raise unknown(self._kind, str(name), self.names())
         return self._makers[name]
 
     def describe(self, name: str) -> str:

@@ -94,6 +94,7 @@ def fit(
     if saved:
         run.check_split(dataset)
     config.threat.check_images(dataset.train.images.shape[1:])
+    config.method.check_classes(dataset.classes)
     trainer = Trainer(config, dataset, device, together)
     fresh = Checkpoint(config, dataset.model_arguments(), epoch=0, model={})
     state = replace(saved, config=config) if saved else fresh

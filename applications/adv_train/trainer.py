@@ -119,13 +119,14 @@ class Trainer:
         step.begin(epoch * self.steps, self.total, epoch)
         if self.replayed is not None:
             self.replayed.begin()
-        take = self.replayed or step
+        take, alpha = self.replayed or step, self.config.data.mixup
         batches = data.batches(
             self.dataset.train,
             self.config.training.batch_size,
             generator=generator,
             augment=self.dataset.augment,
             ranks=self.ranks,
+            mixup=data.Mixup(alpha, self.config.training.seed, epoch) if alpha else None,
         )
         seen: list[Tensor] = []
         replayed = (batch for batch in batches for _ in range(self.replays))

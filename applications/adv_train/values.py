@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from adv_train.errors import UserError, unknown
 
 Reader: TypeAlias = Callable[[object, str], Any]
+#: Bounds of numbers without a bound of their own: single precision overflows beyond, and so may products of counts.
+_LARGEST, _MOST = 3.4e38, 10**9
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Range:
 
 
 Count: TypeAlias = Annotated[int, Range(1)]
+Seed: TypeAlias = Annotated[int, Range(0, 2**64 - 1)]  # what `torch.manual_seed` takes
 NotNegative: TypeAlias = Annotated[float, Range(0)]
 Positive: TypeAlias = Annotated[float, Range(0, open=True)]
 
@@ -99,6 +102,8 @@ def parse_fraction(value: object, name: str = "eps", limits: Range = Range(0, 1)
         UserError: If the value is neither a number nor a fraction, is not finite, or is out of its range.
     """
     number = _as_number(value)
+    if number is not None and _LARGEST < abs(number) < math.inf and limits.high == math.inf:
+        raise refused(name, f"at most {_LARGEST:g} in size, beyond which single precision overflows", value)
     inside = number is not None and math.isfinite(number) and limits.low <= number <= limits.high
     if number is None or not inside or (limits.open and number == limits.low):
         raise refused(name, f"a number {_interval(limits)}, written like 8/255 or 0.03", value)
@@ -194,11 +199,8 @@ def _number(limits: Range) -> Reader:
     return lambda value, name: parse_fraction(value, name, limits)
 
 
-_LARGEST = 2**63 - 1
-"""The largest whole number that torch and NumPy hold."""
-
-
 def _whole(limits: Range) -> Reader:
+    most = int(limits.high) if math.isfinite(limits.high) else _MOST
     rule = "a whole number" + (f" of at least {limits.low:g}" if math.isfinite(limits.low) else "")
 
     def read(value: object, name: str) -> int:
@@ -206,10 +208,10 @@ def _whole(limits: Range) -> Reader:
         if number is None or not math.isfinite(number) or number != int(number) or number < limits.low:
             raise refused(name, rule, value)
         # An int passes unchanged: a seed beyond 2**53 would lose digits as a float.
-        whole = value if isinstance(value, int) else _exactly(value, number)
-        if whole > _LARGEST:
-            raise refused(name, f"at most {_LARGEST}", value)
-        return whole
+        exact = value if isinstance(value, int) else _exactly(value, number)
+        if abs(exact) > most:
+            raise refused(name, f"a whole number of at most {most}", value)
+        return exact
 
     return read
 

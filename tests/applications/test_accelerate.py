@@ -32,6 +32,11 @@ CPU = torch.device("cpu")
 BUSY: dict[str, Any] = {"ema": 0.9, "clip": 0.5, "momentum_cycling": True, "eps_warmup": 1, "augment": "flip-crop"}
 
 
+def busy(method: str) -> dict[str, Any]:
+    """Return every option of a run that the method allows."""
+    return {**BUSY, **({"mixup": 0.4} if getattr(methods.METHODS.find(method), "mixes", False) else {})}
+
+
 def config(method: str = "fast-at", **values: Any) -> RunConfig:
     """Two epochs of two whole batches and a smaller one."""
     small = {"data": "digits", "method": method, "epochs": 2, "train_limit": 40, "batch_size": 16, "eps": 0.1}
@@ -74,7 +79,7 @@ def whole_step(method: str, device: torch.device) -> tuple[TrainingStep, Batch]:
 
 @pytest.mark.parametrize("method", methods.METHODS.names())
 def test_a_step_at_fixed_addresses_gives_the_weights_of_the_plain_trainer(method: str) -> None:
-    plain, fixed = (trainer(method, **BUSY, accelerate=choice) for choice in ("off", "graph"))
+    plain, fixed = (trainer(method, **busy(method), accelerate=choice) for choice in ("off", "graph"))
     assert train(plain) == train(fixed)
     found, expected = weights(fixed), weights(plain)
     assert found.keys() == expected.keys()
@@ -83,7 +88,7 @@ def test_a_step_at_fixed_addresses_gives_the_weights_of_the_plain_trainer(method
 
 @pytest.mark.parametrize("method", methods.METHODS.names())
 def test_what_a_step_changes_stays_where_it_is(method: str) -> None:
-    at = trainer(method, **BUSY, accelerate="graph")
+    at = trainer(method, **busy(method), accelerate="graph")
     places: list[tuple[int, ...]] = []
     for epoch in range(2):
         at.train_epoch(epoch, lambda: places.append(tuple(value.data_ptr() for value in at.step.tensors())))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from adv_train import training_gradient
+from adv_train.cli import main
+from adv_train.errors import UserError
 from tests.applications.test_methods import assert_close, case
 
 EPS, STEP, CURVATURE = 0.1, 2.0, 0.5
@@ -100,6 +105,31 @@ def test_the_gradient_is_the_direct_and_the_weighted_implicit_part(loss: str, we
     assert (found.delta - delta).abs().max() <= 1e-10
     assert_close(found.grads, truth, 1e-10)
     assert (float(found.implicit_share) > 1e-3) == (weight != 0)
+
+
+def test_the_ratio_of_logits_needs_three_classes() -> None:
+    _, x, y, _ = case(5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double()
+    with pytest.raises(UserError, match="The objective `dlr` needs at least 3 classes, but there are 2"):
+        training_gradient(model, x, y % 2, method="fast-bat", eps=EPS, attack_loss="dlr")
+
+
+@pytest.mark.parametrize("option", ["attack_loss", "train_loss"])
+def test_a_run_with_too_few_classes_is_refused_before_anything_is_written(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 12, 6, 6, 3), dtype=np.uint8)
+    for split, classes in zip(("train", "test"), pixels, strict=True):
+        for name, images in zip("ab", classes, strict=True):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number, image in enumerate(images):
+                Image.fromarray(image).save(tmp_path / split / name / f"{number}.png")
+    words = ["fit", "--data", f"imagefolder:{tmp_path}", "--method", "pgd-at", "--model", "small-cnn"]
+    run = tmp_path / "run"
+    assert main([*words, f"--{option.replace('_', '-')}", "dlr", "--device", "cpu", "--out", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "The objective `dlr` needs at least 3 classes, but there are 2" in said and said.count("\n") == 1
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("loss", list(LOSSES))

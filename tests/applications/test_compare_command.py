@@ -350,6 +350,7 @@ DIGITS = ["--data", "digits", "--methods"]
         ([*DIGITS, "fast-at(ig_weight=0)"], "method 'fast-at' has no option `ig_weight` (but fast-bat has)"),
         ([*DIGITS, "fast-at(lr=fast)"], "`lr` must be"),
         ([*DIGITS, "fast-at(seed=3)"], "sets a seed"),
+        ([*DIGITS, "fast-at(method=pgd-at)"], "sets another method"),
         ([*DIGITS, "missing.yaml"], "There is no configuration file `missing.yaml`"),
         ([*DIGITS, "fast-at", "--seeds", "0"], "`seeds` must be a whole number of at least 1"),
         ([*DIGITS, "fast-at", "--cost", "4F"], "the 4.94 F that fast-at, the cheapest method, spends"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -72,6 +73,25 @@ def test_anything_else_is_refused_in_one_line_that_says_what_is_allowed(found: o
     with pytest.raises(UserError, match=r"`eps` must be a number between 0 and 1, written like 8/255 or 0.03") as error:
         parse_fraction(found)
     assert "\n" not in str(error.value) and len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("key", "found", "says"),
+    [
+        ("seed", 2**64, "`seed` must be a whole number of at most 18446744073709551615"),
+        ("seed", "1e308", "`seed` must be a whole number of at most"),
+        ("epochs", "1e308", "`epochs` must be a whole number of at most 1000000000"),
+        ("validation_steps", 10**10, "`validation_steps` must be a whole number of at most"),
+        ("weight_perturbation", "1e308", "`weight_perturbation` must be at most 3.4e+38 in size"),
+        ("lr", 1e39, "`lr` must be at most 3.4e"),
+        ("ig_weight", -1e39, "`ig_weight` must be at most 3.4e"),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(key: str, found: object, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as error:
+        CONFIG.changed({key: found})
+    assert "\n" not in str(error.value)
+    assert CONFIG.changed({"seed": 2**64 - 1}).training.seed == 2**64 - 1
 
 
 # --- one configuration ------------------------------------------------------------------------------------------------
@@ -169,7 +189,7 @@ def test_differences_name_the_keys_but_not_where_the_data_lie() -> None:
 @given(
     eps=st.floats(1e-9, 1),
     lr=st.floats(0, 1e6),
-    seed=st.integers(0, 2**64),
+    seed=st.integers(0, 2**64 - 1),
     limit=st.none() | st.integers(2, 10**6),
     weight=st.floats(-1e9, 1e9),
     smoothing=st.floats(0, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -306,6 +306,30 @@ def test_the_attack_can_see_the_model_as_after_training(method: str) -> None:
         assert torch.equal(found.loss, F.cross_entropy(model(x + found.delta), y))
 
 
+#: Their attack also sees the clean output in train mode, as published.
+GUIDED = {"gat", "nuat"}
+
+
+@pytest.mark.parametrize("method", [name for name in methods.METHODS.names() if name not in GUIDED])
+def test_dropout_is_off_in_an_attack_in_eval_mode_and_on_in_training(method: str) -> None:
+    if not issubclass(cast(type, methods.METHODS.find(method)), methods.Adversarial):
+        assert "attack_mode" not in methods.METHODS.options(method)
+        return
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.SiLU(), nn.Dropout(0.5), nn.Linear(40, 10)).double()
+    _, x, y, _ = case(4, batch=6)
+
+    def step(mode: str, seed: int) -> methods.Step:
+        torch.manual_seed(seed)  # which draws what dropout leaves out
+        generator = torch.Generator().manual_seed(7)
+        return training_gradient(model, x, y, method=method, eps=0.1, generator=generator, attack_mode=mode)
+
+    off, again, on, other = (step(mode, seed) for mode in ("eval", "train") for seed in (1, 2))
+    assert torch.equal(off.delta, again.delta) and not torch.equal(off.loss, again.loss)
+    assert not torch.equal(on.delta, other.delta)
+    assert all(module.training for module in model.modules())
+
+
 def test_frozen_parameters_are_constants() -> None:
     model, x, y, start = case(0)
     every = training_gradient(model, x, y, method="fast-bat", eps=0.1, start=0.1 * start).grads
@@ -325,10 +349,24 @@ def test_training_gradient_names_what_it_cannot_use() -> None:
         ((255 * x).byte(), y, 0.1, "Divide uint8 images by 255"),
         (x, y, 8, "`eps` must not exceed"),
         (x, y.float(), 0.1, "one int64 label an image"),
+        (x, y + 10, 0.1, "The largest label is 1., but the model has 10 logits"),
         (x.float(), y, 0.1, "The images are torch.float32, but the parameter `.*` is torch.float64"),
     ):
         with pytest.raises(UserError, match=says):
             training_gradient(model, images, labels, method="fast-at", eps=eps)
+    for other, says in ((nn.Flatten(), "No parameter"), (nn.Linear(8, 8).double(), "must return logits of shape")):
+        with pytest.raises(UserError, match=says):
+            training_gradient(other, x, y, method="fast-bat", eps=0.1)
+    assert not model._forward_hooks
+    for options, says in (
+        ({"start": 3}, "Unknown start `3`"),
+        ({"start": x.float()}, r"the dtype and the shape of x, torch.float64 of shape .*, but is torch.float32"),
+        ({"start": torch.full_like(x, torch.nan)}, "`start` must be finite"),
+        ({"eps": 0}, "`eps` must be above 0 for fast-bat: an attack of radius 0 is --method standard"),
+        ({"method": None}, "Unknown method `None`"),
+    ):
+        with pytest.raises(UserError, match=says):
+            training_gradient(model, x, y, **{"method": "fast-bat", "eps": 0.1, **options})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"pass its `\.module`"):
         training_gradient(nn.DataParallel(model), x, y, method="fast-at", eps=0.1)
     with pytest.raises(UserError, match="nothing to train"):

@@ -39,6 +39,15 @@ def test_without_noise_it_is_fgsm() -> None:
     assert_close(without.grads, fgsm.grads, 0.0)
 
 
+def test_without_noise_a_long_step_of_fgsm_is_not_clipped_to_the_ball() -> None:
+    model, x, y, _ = case(4, batch=5)
+    found = training_gradient(model, x, y, method="n-fgsm", eps=EPS, width=0.0, step=2 * EPS)
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(model(at), y, reduction="sum"), at)
+    delta = (x + 2 * EPS * slope.sign()).clamp(0, 1) - x
+    assert (found.delta - delta).abs().max() <= 1e-15 and found.delta.abs().max() > 1.9 * EPS
+
+
 def test_it_costs_as_much_as_fast_at() -> None:
     model, x, y, _ = case(0, name="preact-resnet-18", dtype=torch.float32)
     batch, threat = Batch(x, y, torch.arange(len(y))), Threat("linf", EPS)

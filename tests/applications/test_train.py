@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adv_train import attacks, checkpoint, data, methods, models, train
+from adv_train.cli import main
 from adv_train.config import RunConfig, resolve
 from adv_train.data.split import to_unit_range
 from adv_train.data.stratified import stratified_head
@@ -372,9 +373,10 @@ def test_a_radius_of_zero_is_for_standard_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", methods.METHODS.names())
-def test_every_method_trains_the_digits(tmp_path: Path, method: str) -> None:
-    chosen = config(method=method, epochs=6, train_limit=None, batch_size=128)
-    metrics = fit(chosen, tmp_path / "run", progress=False).run.metrics()
+def test_every_method_trains_the_digits_through_the_command_line(tmp_path: Path, method: str) -> None:
+    words = ["fit", "--data", "digits", "--method", method, "--epochs", "6", "--batch-size", "128", "--device", "cpu"]
+    assert main([*words, "--validation-steps", "2", "--quiet", "--out", str(tmp_path / "run")]) == 0
+    metrics = RunFolder(tmp_path / "run").metrics()
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert metrics[-1]["val_sa"] > 0.3  # ten classes: a tenth is chance
     has_implicit_part = method == "fast-bat"

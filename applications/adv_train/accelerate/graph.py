@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train.data import Batch
+from adv_train.data import Batch, Mixture
 from adv_train.data.motion import Motion
 from adv_train.errors import UserError
 from adv_train.training_step import TrainingStep
@@ -123,11 +123,13 @@ class Replayed:
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
-    named: dict[str, Any] = {"x": batch.x, "y": batch.y, "index": batch.index, **vars(batch.motion)}
+    mixture = {} if batch.mixture is None else {f"mixed_{name}": value for name, value in vars(batch.mixture).items()}
+    named: dict[str, Any] = {"x": batch.x, "y": batch.y, "index": batch.index, **vars(batch.motion), **mixture}
     return {name: value for name, value in named.items() if value is not None}
 
 
 def _copied(batch: Batch) -> Batch:
     copies: dict[str, Any] = {name: value.clone() for name, value in _tensors(batch).items()}
     motion = Motion(**{name: copies.pop(name, None) for name in vars(batch.motion)})
-    return Batch(**copies, motion=motion)
+    mixed = {} if batch.mixture is None else {name: copies.pop(f"mixed_{name}") for name in vars(batch.mixture)}
+    return Batch(**copies, motion=motion, mixture=Mixture(**mixed) if mixed else None)

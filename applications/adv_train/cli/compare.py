@@ -77,7 +77,7 @@ def run(words: Sequence[str]) -> int:
     chosen = contenders(command.methods)
     names = [contender.name for contender in chosen]
     baseline = names[0] if command.baseline is None else _found(command.baseline, names)
-    first = values.reader(Annotated[int, Range(0)])(flags.pop("seed", 0), "seed")
+    first = values.reader(values.Seed)(flags.pop("seed", 0), "seed")
     attacks = named_attacks(command.attacks, steps=command.pgd_steps, restarts=command.pgd_restarts)
     if not attacks:
         raise UserError("--attacks names no attack: give at least one, such as pgd.")

@@ -27,7 +27,7 @@ from adv_train.files import make_folder
 from adv_train.report import NextStep, results_table, write_report
 from adv_train.report import command as written
 from adv_train.summaries import summarise
-from adv_train.values import Range
+from adv_train.values import Range, Seed
 
 METHODS = ("standard", "fast-at", "pgd-at", "fast-bat")
 _NAMES = {"pgd-at": "pgd-at, 2 steps"}
@@ -52,7 +52,7 @@ class Demo(Progress):
     """
 
     out: Path = Path("runs/demo")
-    seed: Annotated[int, Range(0)] = 0
+    seed: Seed = 0
     epochs: Annotated[int, Range(1)] = 30
     limit: Annotated[int, Range(1)] | None = None
 

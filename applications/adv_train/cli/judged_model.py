@@ -10,7 +10,7 @@ from adv_train.cli.command_line import Progress
 from adv_train.errors import UserError
 from adv_train.models import TORCHVISION
 from adv_train.threat import Norm
-from adv_train.values import Range
+from adv_train.values import Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class JudgedModel(Progress):
     checkpoint: Literal["best", "last"] | None = None
     norm: Norm | None = None
     limit: Annotated[int, Range(1)] | None = None
-    seed: Annotated[int, Range(0)] = 0
+    seed: Seed = 0
     batch_size: Annotated[int, Range(1)] | Literal["auto"] = "auto"
     device: str = "auto"
     data_root: str | None = None

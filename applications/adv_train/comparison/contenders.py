@@ -44,6 +44,8 @@ class Contender:
             base, name = read_yaml(Path(name)), Path(name).stem
         else:
             raise unknown("method", name, METHODS.names())
+        if "method" in options:
+            raise UserError(f"`{text}` sets another method: write that method in its place.")
         if "seed" in options:
             raise UserError(f"`{text}` sets a seed, but all methods of a comparison use the same seeds: leave it out.")
         told = ", ".join(f"{key}={value}" for key, value in options.items())

@@ -11,7 +11,7 @@ from adv_train.config.optimizer import OptimizerConfig
 from adv_train.config.sections import ComputeConfig, DataConfig, ModelConfig, TrainingConfig
 from adv_train.config.tree import INIT, fields, flat, nested, plain
 from adv_train.errors import UserError
-from adv_train.methods import METHODS, Adversarial, Method
+from adv_train.methods import METHODS, Method
 from adv_train.methods.weight_perturbation import WeightPerturbed
 from adv_train.threat import Threat
 from adv_train.values import format_fraction
@@ -43,11 +43,9 @@ class RunConfig:
     compute: ComputeConfig
 
     def __post_init__(self) -> None:
-        self.method.check_norm(self.threat.norm)
-        if self.threat.eps == 0 and isinstance(self.method, Adversarial):
-            raise UserError(
-                f"`eps` must be above 0 for {self.method_name}: an attack of radius 0 is --method standard."
-            )
+        self.method.check_threat(self.threat)
+        if self.data.mixup > 0:
+            self.method.check_mixes()
         if self.compute.accelerate == "compile":
             self.method.check_differentiates_once()
         if self.compute.accelerate == "graph":

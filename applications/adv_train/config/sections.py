@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from adv_train import values
 from adv_train.errors import UserError
-from adv_train.values import Checked, Count, NotNegative, Range
+from adv_train.values import Checked, Count, NotNegative, Range, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class DataConfig(Checked):
         limit: Use only so many training images; each class keeps its proportion.
         size: For an image folder: resize the shorter side to so many pixels and crop the centre.
         augment: Augmentation of the training images; by default that of the data set.
+        mixup: Blend each training image with another one of its batch (mixup): the share of the image and of its loss
+            is drawn from Beta(mixup, mixup) for each batch. Papers use 0.2 to 1; 0 does not mix.
         skip_unreadable: For an image folder: leave out files that cannot be read, instead of stopping with an error.
     """
 
@@ -29,6 +31,7 @@ class DataConfig(Checked):
     limit: Annotated[int, Range(2)] | None = None
     size: Count | None = None
     augment: Literal["none", "flip", "crop", "flip-crop"] | None = None
+    mixup: Annotated[float, Range(0, 100)] = 0.0
     skip_unreadable: bool = False
 
 
@@ -85,7 +88,7 @@ class TrainingConfig(Checked):
     select: Literal["robust", "clean", "last"] = "robust"
     validation_steps: Count = 5
     validation_images: Count | None = 500
-    seed: Annotated[int, Range(0)] = 0
+    seed: Seed = 0
     ema: Annotated[float, Range(0, 1)] | None = None
     average_from: Annotated[int, Range(0)] | None = None
     eps_warmup: Annotated[int, Range(0)] = 0

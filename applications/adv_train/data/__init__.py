@@ -6,6 +6,7 @@ from adv_train.data.augment import AUGMENTATIONS, Augment
 from adv_train.data.batches import Batch, batch_bounds, batches, epoch_generator, ordered_batches
 from adv_train.data.dataset import Dataset
 from adv_train.data.facts import PUBLISHED_FACTS, Facts
+from adv_train.data.mixup import Mixture, Mixup
 from adv_train.data.motion import Motion
 from adv_train.data.record import SplitRecord
 from adv_train.data.registry import DATASETS, load, names
@@ -19,6 +20,8 @@ __all__ = [
     "Batch",
     "Dataset",
     "Facts",
+    "Mixture",
+    "Mixup",
     "Motion",
     "Split",
     "SplitRecord",

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from adv_train.data.motion import Motion
 from adv_train.data.split import to_unit_range
-from adv_train.ranks import Share
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,15 @@ class Augment:
         """Augment images of shape ``(batch, channels, height, width)``; uint8 images become float32 in [0, 1]."""
         return to_unit_range(self.draw(images, generator).apply(images))
 
-    def draw(self, images: Tensor, generator: torch.Generator, share: Share | None = None) -> Motion:
-        """Draw the motion of each image; with a `share`, draw for the whole batch and return the rows of the share."""
-        share = share or Share(len(images))
-        n, device = share.whole, images.device
+    def draw(self, images: Tensor, generator: torch.Generator) -> Motion:
+        """Draw a motion for each row of a tensor, such as images or their positions, on its device."""
+        n, device = len(images), images.device
         shift = _integers(n, 2, high=2 * self.padding + 1, generator=generator).to(device) - self.padding
         mirror = _integers(n, high=2, generator=generator).to(device).bool() & self.flip
         if not self.rotation:
-            return Motion(shift[share.rows], mirror[share.rows])
+            return Motion(shift, mirror)
         turn = torch.rand(n, generator=generator, device=generator.device).to(device) * 2 - 1
-        return Motion(shift[share.rows], mirror[share.rows], turn[share.rows] * self.rotation)
+        return Motion(shift, mirror, turn * self.rotation)
 
 
 AUGMENTATIONS: Final[Mapping[str, Augment | None]] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adv_train.data.augment import Augment
+from adv_train.data.mixup import Mixture, Mixup
 from adv_train.data.motion import Motion
 from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
@@ -27,6 +28,7 @@ class Batch:
         index: Position of each sample in the split, shape ``(batch,)``, int64, on the device of the images.
         motion: How augmentation moved the images of the split.
         share: The part of a batch that this rank has; None if it has the whole batch.
+        mixture: What mixup blended into the images; None without mixup.
     """
 
     x: Tensor
@@ -34,6 +36,7 @@ class Batch:
     index: Tensor
     motion: Motion = field(default_factory=Motion)
     share: Share | None = None
+    mixture: Mixture | None = None
 
     @property
     def part(self) -> Share:
@@ -94,6 +97,7 @@ def batches(
     generator: torch.Generator,
     augment: Augment | None = None,
     ranks: Ranks = ALONE,
+    mixup: Mixup | None = None,
 ) -> Iterator[Batch]:
     """Iterate once over a split in random order.
 
@@ -104,18 +108,30 @@ def batches(
             a CPU generator gives the same random numbers on every device.
         augment: Augmentation of every batch.
         ranks: The ranks that share every batch; each rank draws the random numbers of the whole batch.
+        mixup: Draws how images are mixed; None does not mix them.
 
     Yields:
         Batches with contiguous images.
     """
     device = split.images.device
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
-    for start, stop in batch_bounds(len(split), batch_size, ranks.size):
-        share = Share(stop - start, ranks)
-        chosen = order[start:stop][share.rows]
-        images = split.images[chosen]
-        motion = augment.draw(images, generator, share) if augment else Motion()
-        yield Batch(to_unit_range(motion.apply(images)), split.labels[chosen], chosen, motion, share)
+    bounds = batch_bounds(len(split), batch_size, ranks.size)
+    mixtures = mixup.draw([stop - start for start, stop in bounds], device) if mixup else [None] * len(bounds)
+    for (start, stop), drawn in zip(bounds, mixtures, strict=True):
+        share, whole = Share(stop - start, ranks), order[start:stop]
+        motions = augment.draw(whole, generator) if augment else Motion()
+        chosen, motion, mixture = whole[share.rows], motions.of(share.rows), None
+        x = _augmented(split, chosen, motion)
+        if drawn is not None:
+            partners, weight = drawn[0][share.rows], drawn[1].to(x.dtype)
+            others = whole[partners]
+            x = torch.lerp(_augmented(split, others, motions.of(partners)), x, weight)
+            mixture = Mixture(split.labels[others], weight)
+        yield Batch(x, split.labels[chosen], chosen, motion, share, mixture)
+
+
+def _augmented(split: Split, chosen: Tensor, motion: Motion) -> Tensor:
+    return to_unit_range(motion.apply(split.images[chosen]))
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -26,6 +26,11 @@ class Motion:
     mirror: Tensor | None = None
     degrees: Tensor | None = None
 
+    def of(self, rows: slice | Tensor) -> Motion:
+        """Return the motion of some of the images."""
+        parts = (self.shift, self.mirror, self.degrees)
+        return Motion(*(None if part is None else part[rows] for part in parts))
+
     def apply(self, images: Tensor) -> Tensor:
         """Move tensors of shape ``(batch, channels, height, width)`` as the images were moved; zeros enter at edges.
 

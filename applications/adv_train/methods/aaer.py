@@ -44,6 +44,7 @@ class Regularised(FastAT):
     """
 
     norms = ("linf",)
+    mixes = False
     #: `fall` and `variation` of the published runs on CIFAR-10 by eps in units of 1/255.
     published: ClassVar[Table]
 
@@ -65,7 +66,7 @@ class Regularised(FastAT):
             clean = losses.forward(theta, None) if self.train_loss.looks_at_clean else None
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
-            return self.train_loss(logits, losses.y, clean, "mean") + self.penalty * self._abnormality(
+            return losses.train_objective(logits, clean) + self.penalty * self._abnormality(
                 losses.attacked, logits, losses.y, fall, variation, losses.share
             )
 

@@ -70,11 +70,14 @@ class Method(Checked, abc.ABC):
     Attributes:
         norms: the norms for which the method is defined.
         attacks: whether the method trains on perturbed images.
+        mixes: whether the method can train on images that mixup has blended: it uses labels in its objectives alone,
+            and remembers nothing about single images.
         differentiates_once_with: command-line flags that make `differentiates_once` true where it is false by default.
     """
 
     norms: ClassVar[Collection[str]] = ("linf",)
     attacks: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
     differentiates_once_with: ClassVar[Collection[str]] = ()
 
     def check_norm(self, norm: str) -> None:
@@ -86,6 +89,40 @@ class Method(Checked, abc.ABC):
         if norm not in self.norms:
             name = METHODS.name_of(self)
             raise UserError(f"`norm` must be {' or '.join(self.norms)} for {name}, but is {norm}.")
+
+    def check_threat(self, threat: Threat) -> None:
+        """Check that the method is defined for this threat.
+
+        Raises:
+            UserError: if it is not defined for the norm, or attacks and the radius is 0.
+        """
+        self.check_norm(threat.norm)
+        if self.attacks and threat.eps == 0:
+            name = METHODS.name_of(self)
+            raise UserError(f"`eps` must be above 0 for {name}: an attack of radius 0 is --method standard.")
+
+    def check_mixes(self) -> None:
+        """Check that the method can train with mixup.
+
+        Raises:
+            UserError: if it cannot; the message names the methods that can.
+        """
+        if not self.mixes:
+            able = [name for name in METHODS.names() if getattr(METHODS.find(name), "mixes", False)]
+            raise UserError(
+                f"`mixup` must be 0 for {METHODS.name_of(self)}, which looks at the label or the memory of single "
+                f"images; it can be used with {', '.join(able)}."
+            )
+
+    def check_classes(self, classes: int) -> None:
+        """Check that the objectives of the method are defined for so many classes.
+
+        Raises:
+            UserError: if one is not.
+        """
+        for value in vars(self).values():
+            if isinstance(value, Objective):
+                value.check_classes(classes)
 
     @property
     def differentiates_once(self) -> bool:

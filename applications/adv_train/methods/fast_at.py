@@ -27,6 +27,7 @@ class FastAT(Adversarial):
     """
 
     norms: ClassVar[Collection[str]] = NORMS
+    mixes: ClassVar[bool] = True
     step: Positive | None = None
 
     def solve(

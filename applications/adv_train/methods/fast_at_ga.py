@@ -36,6 +36,7 @@ class FastATGA(Adversarial):
     """
 
     norms = NORMS
+    mixes = True
     start: Start = "zero"
     step: Positive | None = None
     coefficient: NotNegative | None = None

@@ -48,6 +48,7 @@ class FastBAT(Adversarial):
     """
 
     norms = NORMS
+    mixes = True
     differentiates_once_with = ("--implicit shifted",)
     steps: Count = 2
     step: Positive | None = None

@@ -33,6 +33,7 @@ class FreeAT(Method):
         train_loss: what training minimises and the perturbation maximises.
     """
 
+    mixes = True
     repeats: Count = 8
     step: Positive | None = None
     train_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe

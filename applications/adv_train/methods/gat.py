@@ -35,6 +35,7 @@ class Guided(Adversarial):
         step: step size in pixels; eps by default.
     """
 
+    mixes = True
     attack_mode: Mode = "eval"
     step: Positive | None = None
 
@@ -72,10 +73,8 @@ class Guided(Adversarial):
         def upper(theta: dict[str, Tensor], delta: Tensor, clean: Tensor) -> Tensor:
             logits = losses.forward(theta, delta)
             losses.logits = logits.detach()
-            return (
-                self.train_loss(clean, losses.y, clean, "mean")
-                + weight * self.distance(logits, clean, losses.share).mean()
-            )
+            apart = self.distance(logits, clean, losses.share).mean()
+            return losses.train_objective(clean, clean) + weight * apart
 
         guided = blo.LowerProblem(lower, attack.constraint, batched=True)
         length = threat.eps if self.step is None else self.step

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adv_train.data import Batch
 from adv_train.methods.moment import Moment, State
 from adv_train.methods.weights import Weights
-from adv_train.objectives import Objective
+from adv_train.objectives import Objective, Reduction
 from adv_train.ranks import Share
 
 #: Maps parameters and a perturbation to a loss of shape `()`.
@@ -32,6 +32,7 @@ class Losses:
         state: The method's memory; a step replaces it by the memory for the next step. Empty outside a run.
         generator: Source of random numbers, on the images' device.
         share: Which part of the batch of all ranks these samples are.
+        mixture: What mixup blended into the images; None without mixup.
         logits: The model's output when `train` was last called, detached.
         upper: The upper objective of this step, set by a method whose upper objective is not just `train`.
         attacked: The model's output when `attack` was last called, detached.
@@ -51,7 +52,7 @@ class Losses:
     ) -> None:
         self.x, self.y, self.index, self.motion = batch.x, batch.y, batch.index, batch.motion
         self.generator = generator
-        self.share = batch.part
+        self.share, self.mixture = batch.part, batch.mixture
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
         self._as_trained = as_trained
@@ -83,7 +84,11 @@ class Losses:
     def attack_objective(self, params: dict[str, Tensor], logits: Tensor) -> Tensor:
         """Return the attack's objective of each sample, shape `(batch,)`, from the output of `attack_forward`."""
         with nullcontext() if self._as_trained else in_eval_mode(self._model):
-            return self._attack(logits, self.y, self._clean_logits(params))
+            return self._of_labels(self._attack, logits, self._clean_logits(params))
+
+    def train_objective(self, logits: Tensor, clean: Tensor | None) -> Tensor:
+        """Return the mean of the training objective, shape `()`, from the outputs at x + delta and at x."""
+        return self._of_labels(self._train, logits, clean, "mean")
 
     def train(self, params: dict[str, Tensor], delta: Tensor) -> Tensor:
         """Return the mean of the training objective at x + delta, shape `()`."""
@@ -94,7 +99,16 @@ class Losses:
         clean = self.forward(params, None) if self._train.looks_at_clean else None
         logits = self.forward(params, delta)
         self.logits = logits.detach()
-        return self._train(logits, self.y, clean, "mean"), logits
+        return self.train_objective(logits, clean), logits
+
+    def _of_labels(
+        self, objective: Objective, logits: Tensor, clean: Tensor | None, reduction: Reduction = "none"
+    ) -> Tensor:
+        """Return an objective; of mixed images, the weighted mean of its values for the two labels."""
+        own = objective(logits, self.y, clean, reduction)
+        if self.mixture is None:
+            return own
+        return torch.lerp(objective(logits, self.mixture.y, clean, reduction), own, self.mixture.share)
 
     def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
         return self._weights(params, images)
@@ -122,6 +136,7 @@ class Losses:
         other = copy(self)
         other.x = self.x.repeat(times, *(1,) * (self.x.ndim - 1))
         other.y, other.index, other._clean = self.y.repeat(times), self.index.repeat(times), None
+        other.mixture = self.mixture and self.mixture.repeated(times)
         return other
 
     def part(self, chosen: slice, share: Share) -> Losses:
@@ -129,6 +144,7 @@ class Losses:
         other = copy(self)
         other.x, other.y, other.index = self.x[chosen], self.y[chosen], self.index[chosen]
         other._clean, other.share = None, share
+        other.mixture = self.mixture and self.mixture.part(chosen)
         return other
 
     def _clean_logits(self, params: dict[str, Tensor]) -> Tensor | None:

@@ -27,6 +27,7 @@ class PGDAT(Adversarial):
     """
 
     norms = NORMS
+    mixes = True
     steps: Count = 2
     step: Positive | None = None
 

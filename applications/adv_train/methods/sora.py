@@ -38,6 +38,7 @@ class SORA(Adversarial):
         alignment_rate: weight of a new batch in the moving average v.
     """
 
+    mixes = True
     longest: Positive | None = None
     alignment: Annotated[float, Range(-1, 1)] = 0.99
     alignment_rate: Annotated[float, Range(0, 1)] = 0.05

@@ -27,6 +27,7 @@ class Standard(Method):
 
     norms = NORMS
     attacks = False
+    mixes = True
     train_loss: Objective = CrossEntropy()  # noqa: RUF009  # frozen, so sharing the default is safe
 
     def __call__(

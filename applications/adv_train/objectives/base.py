@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
+from adv_train.errors import UserError
 from adv_train.registry import Registry
 from adv_train.values import Checked
 
@@ -20,9 +21,11 @@ class Objective(Checked, abc.ABC):
 
     Attributes:
         looks_at_clean: Whether it needs the logits of the clean images.
+        least_classes: Smallest number of classes for which it is defined.
     """
 
     looks_at_clean: ClassVar[bool] = False
+    least_classes: ClassVar[int] = 2
 
     @classmethod
     def read(cls, value: object, name: str) -> Objective:
@@ -32,6 +35,18 @@ class Objective(Checked, abc.ABC):
             UserError: If there is no such objective.
         """
         return value if isinstance(value, Objective) else OBJECTIVES.read(value, name)
+
+    def check_classes(self, classes: int) -> None:
+        """Check that the objective is defined for so many classes.
+
+        Raises:
+            UserError: If it is not.
+        """
+        if classes < self.least_classes:
+            raise UserError(
+                f"The objective `{self}` needs at least {self.least_classes} classes, but there are {classes}: choose "
+                "another one, such as `margin`."
+            )
 
     def __str__(self) -> str:
         return OBJECTIVES.written(self)

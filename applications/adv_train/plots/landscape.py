@@ -21,7 +21,7 @@ from adv_train.plots.base import FIGURES, Drawing, Row
 from adv_train.plots.runs import Run
 from adv_train.plots.surfaces import Around, Surfaces, drawn
 from adv_train.threat import Threat
-from adv_train.values import Count, Positive, Range
+from adv_train.values import Count, Positive, Range, Seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ examples:
     points: Annotated[int, Range(2)] = 21
     images: Count | None = None
     image: Annotated[int, Range(0)] | None = None
-    seed: Annotated[int, Range(0)] = 0
+    seed: Seed = 0
     style: Literal["surface", "contour"] = "surface"
     checkpoint: Literal["best", "last"] = "best"
     batch_size: Count = 512
