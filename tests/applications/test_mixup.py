@@ -23,6 +23,7 @@ from adv_train.methods import METHODS, Step
 from adv_train.methods.fast_bat import FastBAT
 from adv_train.methods.trades import TRADES
 from adv_train.objectives import Objective, Reduction, reduced
+from adv_train.ranks import Ranks
 from adv_train.threat import Threat
 from adv_train.train import fit
 from tests.applications.normed import CLASSES, EPS, case, cut, slope_at
@@ -80,6 +81,24 @@ def test_each_image_is_blended_with_one_of_its_batch_and_all_else_is_as_without(
         shares.append(share)
         moved += sum(place != partner for place, partner in enumerate(partners))
     assert all(0 <= share <= 1 for share in shares) and len(set(shares)) == len(shares) and moved > 30
+
+
+def test_two_ranks_hold_the_rows_of_the_batches_of_one_process() -> None:
+    images = torch.randint(256, (48, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split, augment = Split(images, torch.arange(48)), Augment(rotation=10.0)
+
+    def drawn(ranks: Ranks) -> list[Batch]:
+        generator = epoch_generator(3, 4)
+        return list(batches(split, 7, generator=generator, augment=augment, ranks=ranks, mixup=Mixup(0.7, 3, 4)))
+
+    one, *two = (drawn(ranks) for ranks in (Ranks(0, 1), Ranks(0, 2), Ranks(1, 2)))
+    assert [len(batch.y) for batch in one] == [7] * 6 + [6]
+    for rank, parts in enumerate(two):
+        for whole, part in zip(one, parts, strict=True):
+            rows = slice(rank, None, 2)
+            assert whole.mixture is not None and part.mixture is not None
+            assert torch.equal(part.x, whole.x[rows]) and torch.equal(part.mixture.y, whole.mixture.y[rows])
+            assert torch.equal(part.mixture.share, whole.mixture.share)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
