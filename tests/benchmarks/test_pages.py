@@ -11,7 +11,10 @@ import pytest
 from scipy import stats
 
 from benchmarks.pages import cascade, choose, compared, comparisons, implicit, reproduce
+from benchmarks.pages.cells import verdict
+from benchmarks.pages.records import Compared
 
+RESULTS, SAME = Path(__file__).resolve().parents[2] / "results", "not significant"
 NUMBERS = np.random.default_rng(0)
 ROBUST = {"weak": 0.5, "strong": 0.7, "near": 0.699, "alone": 0.65}
 SEEDS = 5
@@ -147,3 +150,25 @@ def test_the_cascade_is_told_as_its_record_says(tmp_path: Path) -> None:
     )
     assert f"{told} break, and leaves 2 that `autoattack` breaks." in text
     assert "`cascade`" in cascade()  # the record of the repository
+
+
+def test_the_summary_on_the_implicit_gradient_holds_in_the_records() -> None:
+    """docs/implicit-gradient.md says it in words, so a changed record must change the page."""
+    records = {folder.name: compared(folder) for folder in comparisons(RESULTS)}
+    assert {"compare-digits", "compare-digits-ig"} < set(records)
+
+    def found(record: Compared, name: str, other: str) -> str:
+        return verdict(record.entries[name].over(record.entries[other], record.judge))
+
+    for record in records.values():
+        share = record.entries["fast-bat"].implicit_share
+        assert share is not None and share < 0.01, record.name
+        assert found(record, "fast-bat", "pgd-at") != "better", record.name
+    digits, same_epochs = records["compare-digits"], records["compare-digits-ig"]
+    none = "fast-bat(ig_weight=0)"
+    assert found(same_epochs, "fast-bat", none) == found(same_epochs, "fast-bat(ig_weight=-1)", none) == SAME
+    assert found(same_epochs, "fast-bat(curvature=1)", none) == "worse"
+    for curvature in ("1", "0.33"):
+        assert found(same_epochs, f"fast-bat(ig_weight=-1, curvature={curvature})", none) == SAME
+    for loss in ("margin", "kl", "dlr"):
+        assert found(digits, f"fast-bat(attack_loss={loss})", "fast-bat") != "better"
