@@ -142,7 +142,7 @@ def test_an_infinite_curvature_leaves_no_implicit_part(loss: str) -> None:
         for curvature in (1.0, 10.0, 1e12)
     ]
     assert shares[0] > 1e-3 and shares[1] == pytest.approx(shares[0] / 10) and shares[2] < 1e-11
-    far = training_gradient(model, x, y, attack_loss=loss, curvature=1e300, **given)
+    far = training_gradient(model, x, y, attack_loss=loss, curvature=1e38, **given)
     assert_close(far.grads, training_gradient(model, x, y, attack_loss=loss, ig_weight=0.0, **given).grads, 1e-15)
 
 
