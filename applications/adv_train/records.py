@@ -77,7 +77,7 @@ class RunFolder:
             raise UserError(f"In the configuration `{self.config_file}`: {error}") from error
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the metrics of each finished epoch; empty if there is none.
+        """Read the metrics of each finished epoch; before the first one ends, the list is empty.
 
         Raises:
             UserError: If the file is damaged.
@@ -85,7 +85,7 @@ class RunFolder:
         return _read_lines(self.metrics_file, {"epoch": int, "val_sa": float, "val_ra": float})
 
     def timing(self) -> list[dict[str, Any]]:
-        """Read the seconds of each finished epoch; empty if there is none.
+        """Read the seconds of each finished epoch; before the first one ends, the list is empty.
 
         Raises:
             UserError: If the file is damaged.

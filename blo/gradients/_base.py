@@ -207,15 +207,12 @@ class Strategy(abc.ABC):
             strategy treats the solution as a constant: the upper gradient in z is not computed, and `pull` gets zeros.
         unrolls: the strategy differentiates the steps of the solver, not the solution.
         measures_residual: `pull` measures the lower residual, so the solve need not.
-        reads_theta_late: what `pull` returns evaluates functions of theta when a report is read, by when an optimiser
-            may have changed theta. `value_and_hypergrad` then copies theta.
         start: a function of theta that returns the start of the solver, or None.
     """
 
     expects_theta: bool = True
     unrolls: bool = False
     measures_residual: bool = False
-    reads_theta_late: bool = True
     start: Callable[[Tree], Tree] | None = None
 
     @property
@@ -227,6 +224,11 @@ class Strategy(abc.ABC):
     def recorded(self) -> bool:
         """Whether torch records the steps of the solver and differentiates them."""
         return False
+
+    @property
+    def reads_theta_late(self) -> bool:
+        """Whether a report evaluates functions of theta when it is read: `value_and_hypergrad` then copies theta."""
+        return True
 
     @property
     def allows_random(self) -> bool:

@@ -41,7 +41,7 @@ class Stationary(Strategy):
     measures_residual = True
 
     @property
-    def reads_theta_late(self) -> bool:  # type: ignore[override]
+    def reads_theta_late(self) -> bool:
         """Whether the products have an error, which the report estimates from further evaluations."""
         return self.products == "finite-difference"
 

@@ -255,20 +255,8 @@ def test_the_command_line_takes_and_explains_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [
-        "fit",
-        "--data",
-        "digits",
-        "--method",
-        "fast-at",
-        "--train-limit",
-        "40",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    assert main([*words, "--validation-steps", "1", "--quiet", "--mixup", "0.4", "--out", "run"]) == 0
+    words = ["fit", "--data", "digits", "--method", "fast-at", "--train-limit", "40", "--epochs", "1", "--quiet"]
+    assert main([*words, "--validation-steps", "1", "--device", "cpu", "--mixup", "0.4", "--out", "run"]) == 0
     assert checkpoint.load(Path("run/last.pt")).config.data.mixup == 0.4
     capsys.readouterr()
     for value in ("-0.1", "nan", "inf", "101", "much", ""):

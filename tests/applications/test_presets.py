@@ -9,7 +9,7 @@ import pytest
 from adv_train.config import resolve
 
 #: Epochs, batch size, largest learning rate, schedule, whether the momentum moves with it, and weight decay. Torch's
-#: CyclicLR and OneCycleLR move the momentum unless they are told not to; a learning rate set by hand leaves it.
+#: CyclicLR and OneCycleLR move the momentum unless `cycle_momentum` is off; a learning rate set by hand leaves it.
 CYCLIC, BY_HAND = ("triangular", True), ("triangular", False)
 STEPS = ("multistep", False)
 Recipe = tuple[int, int, float, tuple[str, bool], float]
