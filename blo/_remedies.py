@@ -21,7 +21,10 @@ BIND = (
     "Bind the data of each problem to its own objective, `lambda theta, z, data=data: ...`, instead of a loop "
     "variable, a buffer that is refilled or a seed that is drawn anew; or call .backward() before they change."
 )
-EARLY = "Raise `max_steps`, change `step`, or differentiate with Unrolled()."
+EARLY = (
+    "Raise `max_steps`, change `step`, choose another solver (`MirrorDescent` for an entropy on a simplex), or "
+    "differentiate with Unrolled()."
+)
 FLOOR = (
     "More steps do not help: the residual is at the rounding of the gradient, in the precision in which the objective "
     "is computed. Use float64 or no autocast, scale z so that its curvatures differ less, or set a larger `tol`."

@@ -380,3 +380,14 @@ def test_a_folder_with_another_comparison_is_left_as_it_is(done: Path, capsys: p
     assert compare(done, *WORDS, "--lr", "0.05", by=nowhere) == 2
     assert "differs in lr (0.05, not 0.1)" in capsys.readouterr().err
     assert (done / "comparison.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["compare", *DIGITS, "fast-at"], ["table", "table-1", "--scale", "smoke"]])
+def test_a_folder_that_cannot_be_made_is_reported_before_the_first_run(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with work(nowhere):
+        assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "Cannot make the folder" in said and said.count("\n") == 1

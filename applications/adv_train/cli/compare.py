@@ -28,6 +28,7 @@ from adv_train.cli.several import Grid, finish, write_first_seeds
 from adv_train.comparison import Comparison, Plan, contenders, plan
 from adv_train.config import SECTIONS, read_yaml
 from adv_train.errors import UserError, unknown
+from adv_train.files import make_folder
 from adv_train.report import number, write_table
 from adv_train.values import Range
 
@@ -94,6 +95,7 @@ def run(words: Sequence[str]) -> int:
     if command.dry_run:
         print(_cells(planned))
         return 0
+    make_folder(command.out)
     failed = finish(
         planned.cells(),
         lambda failed: Comparison(planned, baseline, failed).write(command.out),

@@ -28,6 +28,7 @@ from adv_train.cli.configured import configured
 from adv_train.cli.several import Grid, finish, write_first_seeds
 from adv_train.config import SECTIONS
 from adv_train.errors import UserError
+from adv_train.files import make_folder
 from adv_train.report import write_table
 from adv_train.reproduction import Blocks, PublishedTable, Reproduction, Scale, costs, plan
 from adv_train.values import Range, refused
@@ -81,6 +82,7 @@ def run(words: Sequence[str]) -> int:
     if command.dry_run:
         print(_estimate(planned, command.price))
         return 0
+    make_folder(out)
     failed = finish(
         planned.cells(),
         lambda failed: Reproduction(planned, failed).write(out),
