@@ -23,7 +23,7 @@ class Implicit(Stationary):
         products: how second derivatives are multiplied with vectors. `"reverse"`: one retained graph of the lower
             gradient serves all products. `"forward"`: forward over reverse mode, no graph is kept.
             `"finite-difference"`: central differences of first derivatives, for objectives without a second backward
-            pass (fused attention, compiled or checkpointed modules); accurate to about `eps^(2/3)`, see
+            pass (fused attention, compiled modules); accurate to about `eps^(2/3)`, see
             `report.product_error`. Fixed-point problems support only `"reverse"`.
         hessian: `"full"`, or `"gauss-newton"` for problems made by `LowerProblem.least_squares`: J'J with the Jacobian
             J of the residuals. It leaves out the curvature of the residuals, so it needs no second derivative of them

@@ -31,11 +31,10 @@ def default_solver(term: Term, symmetric: bool, z0: Tensor, *, followed: bool = 
     Args:
         term: the constraint or the penalty.
         symmetric: whether the problem has an objective.
-        z0: the start of the solver, shape `(*lanes, n)`.
+        z0: the start of the solver, shape `(*lanes, n)`, in single or double precision.
         followed: whether the steps will be differentiated.
     """
-    # In half precision rounding makes residuals below 1e-2 meaningless.
-    tol = _TOL.get(z0.dtype, 1e-2)
+    tol = _TOL[z0.dtype]
     if not symmetric:
         return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
     if not followed and term.bounds(z0) is not None:
