@@ -235,7 +235,7 @@ def _read_line(line: str, where: str, needed: Mapping[str, type]) -> dict[str, A
     for key, kind in needed.items():
         value = known.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise UserError(f"{where} is no record of an epoch: its `{key}` is no number: {line[:60]!r}.")
+            raise UserError(f"{where} is not a record of an epoch: its `{key}` is not a number: {line[:60]!r}.")
     return found
 
 

@@ -30,7 +30,7 @@ class Threat(Checked):
     """Perturbations delta of an image x: `|delta| <= eps` in a norm over all its pixels, `low <= x + delta <= high`.
 
     Attributes:
-        norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image; see `NORMS`.
+        norm: `"linf"`, `"l2"` or `"l1"`, over all pixels and channels of an image; see `adv-train list norms`.
         eps: Budget in that norm, in the unit of the images.
         low: Smallest value of a pixel.
         high: Largest value of a pixel.

@@ -27,6 +27,7 @@ def choose(found: Compared) -> str:
         f"{titles[judge]}, difference from the first",
         "epochs",
         "F/batch",
+        "alarms",
     ]
     rows = [
         [
@@ -36,6 +37,7 @@ def choose(found: Compared) -> str:
             "–" if entry is ranked[0] else points(entry.over(ranked[0], judge)),
             str(entry.epochs),
             f"{entry.forwards:.1f}",
+            str(entry.doubtful),
         ]
         for entry in ranked
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adv_train.comparison.statistics import Difference, Spread
+from adv_train.report import accuracy_title
 from adv_train.values import format_fraction
 
 
@@ -22,6 +23,7 @@ class Entry:
         forwards: Forward passes for each batch.
         implicit_share: Norm of the implicit part of its gradient over that of the direct part; None without one.
         accuracies: Accuracies by checkpoint and measure, and then by seed.
+        doubtful: Number of runs that failed or raised an alarm.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Entry:
     forwards: float
     implicit_share: float | None
     accuracies: Mapping[tuple[str, str], Mapping[int, float]]
+    doubtful: int
 
     def spread(self, measure: str, checkpoint: str = "last") -> Spread:
         """Return mean and deviation of an accuracy."""
@@ -61,14 +64,19 @@ class Compared:
 
     @property
     def title(self) -> str:
-        """One line with data, threat, model, cost, seeds and number of images."""
+        """One line with data, threat, model, cost, seeds, number of images and attacks."""
         record, first = self.record, self.record["methods"][0]["config"]
         cost = "the same epochs" if record["cost"] is None else f"equal cost of {record['cost']:g} F"
         seeds = max((len(entry.accuracies["last", "sa"]) for entry in self.entries.values()), default=0)
         data, eps = record["data"].split("/")[-1], format_fraction(record["threat"]["eps"])
+        attacks = [
+            f"PGD-{chosen['steps']}-{chosen['restarts']}" if name == "pgd" else accuracy_title(name).removeprefix("RA-")
+            for name, chosen in record["attacks"].items()
+        ]
         return (
             f"{data}, {record['threat']['norm']}, eps {eps}, "
-            f"{first['model']['name']}, {cost}, {seeds} seed{'' if seeds == 1 else 's'}, {record['images']} test images"
+            f"{first['model']['name']}, {cost}, {seeds} seed{'' if seeds == 1 else 's'}, "
+            f"{record['images']} test images, {', '.join(attacks)}"
         )
 
 
@@ -93,4 +101,7 @@ def _entry(method: Mapping[str, Any]) -> Entry:
         (each["checkpoint"], each["measure"]): {int(seed): value for seed, value in each["by_seed"].items()}
         for each in method["accuracies"]
     }
-    return Entry(method["name"], method["epochs"], method["forwards"], method["implicit_share"], accuracies)
+    # An alarm has the name of its run, or of the run and the checkpoint.
+    doubtful = {name.partition(",")[0] for name in method["alarms"]} | set(method["failed"])
+    cost = method["epochs"], method["forwards"]
+    return Entry(method["name"], *cost, method["implicit_share"], accuracies, len(doubtful))

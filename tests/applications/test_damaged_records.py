@@ -38,7 +38,7 @@ def test_a_damaged_history_is_told_in_one_line(name: str, tmp_path: Path) -> Non
     wrong = [json.dumps(record(2, 0.3) | change).encode() for change in WRONG] if name == "metrics.jsonl" else []
     for content in [*LINES[name], *wrong]:
         (run.path / name).write_bytes(good + content + b"\n")
-        with pytest.raises(UserError, match=f"{name}` is (damaged|not JSON|no record of an epoch)") as error:
+        with pytest.raises(UserError, match=f"{name}` is (damaged|not JSON|not a record of an epoch)") as error:
             read()
         assert "\n" not in str(error.value)
     (run.path / name).write_bytes(good)
@@ -124,7 +124,7 @@ def test_a_record_that_does_not_fit_together_is_damaged(case: str, tmp_path: Pat
         told = json.loads(str(load_arrays(path)["record"])) | CONTENT[case]
         arrays = {"record": np.array(json.dumps(told))}
     changed(path, **arrays)
-    with pytest.raises(UserError, match=r"damaged .*: delete it or judge again"):
+    with pytest.raises(UserError, match=r"damaged .*: delete it or evaluate again"):
         read_all(tmp_path)
 
 

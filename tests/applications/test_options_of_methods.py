@@ -1,4 +1,4 @@
-"""An option that a method cannot take is refused by its name."""
+"""The options of the methods: their help, and the refusal of what a method cannot take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.methods import METHODS
 
@@ -36,3 +37,12 @@ from adv_train.methods import METHODS
 def test_a_wrong_value_is_refused_by_name(method: str, option: str, value: Any) -> None:
     with pytest.raises(UserError, match=option):
         METHODS.create(method, **{option: value})
+
+
+def test_the_help_without_a_method_claims_no_default_of_a_single_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--step X step size, in the units of eps; details depend on the method" in text and "1.25 eps" not in text
+    assert "--shortest X smallest step length; eps/2 by default. (atas)" in text
+    assert "(all but free-at, standard)" in text and "(all but )" not in text

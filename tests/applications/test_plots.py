@@ -138,7 +138,7 @@ def test_one_scale_serves_all_panels_and_one_run_writes_beside_itself(trained: l
 def test_what_a_landscape_cannot_show_is_refused(trained: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave one of them out"):
         plot("landscape", trained[0], image=1, images=3)
-    with pytest.raises(UserError, match="has 360 images, from 0: there is no image 360"):
+    with pytest.raises(UserError, match="numbered 0 to 359: there is no image 360"):
         plot("landscape", trained[0], image=360, device="cpu")
     with pytest.raises(UserError, match="trained at eps 0: give --eps"):
         plot("landscape", made(tmp_path / "run", method="standard", eps=0.0))

@@ -42,6 +42,8 @@ def record(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
             "implicit_share": 0.0123 if name == "strong" else None,
             "accuracies": accuracies(mean, 1 if name == "alone" else 0 if name == "none" else SEEDS),
             "config": {"model": {"name": "small-cnn"}},
+            "alarms": {"weak-seed1": ["overfitted"], "weak-seed1, best.pt": ["x"]} if name == "weak" else {},
+            "failed": {"weak-seed2": "NaN"} if name == "weak" else {},
         }
         for name, mean in (ROBUST | {"none": 0.0}).items()
     ]
@@ -50,7 +52,7 @@ def record(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         "threat": {"norm": "linf", "eps": 8 / 255},
         "images": 360,
         "cost": 7.0,
-        "attacks": {"pgd": {}, "autoattack": {}},
+        "attacks": {"pgd": {"steps": 50, "restarts": 10}, "autoattack": {}},
         "methods": methods,
     }
     (tmp_path / "comparison.json").write_text(json.dumps(found))
@@ -92,7 +94,10 @@ def test_methods_are_ranked_by_the_strongest_attack_with_paired_differences(
     near = {"strong", "near"} - {ranked[0]}
     found_near = f"No significant difference from it (paired t-test, p >= 0.05): `{near.pop()}`."
     assert f"The most robust method is `{ranked[0]}`. {found_near}" in text
-    assert text.startswith("**digits, linf, eps 8/255, small-cnn, equal cost of 7 F, 5 seeds, 360 test images.**")
+    assert text.startswith(
+        "**digits, linf, eps 8/255, small-cnn, equal cost of 7 F, 5 seeds, 360 test images, PGD-50-10, AA.**"
+    )
+    assert table["`weak`"][-1] == "2" and table["`near`"][-1] == "0"
 
 
 def test_a_pair_is_read_as_its_test_says(record: tuple[Path, dict[str, Any]]) -> None:

@@ -40,7 +40,7 @@ class Compare(Grid):
     Attributes:
         methods: Methods, presets or YAML files, separated by commas, with options as in `fast-bat(ig_weight=0)`.
         seeds: Number of runs of each method, with consecutive seeds from --seed on.
-        cost: Equal cost, such as 7F: a method of F forward passes a batch trains for round(epochs * 7 / F) epochs.
+        cost: Equal cost, such as 7F: a method of F forward passes per batch trains for round(epochs * 7 / F) epochs.
         baseline: Method to compare the others with; by default the first.
         config: YAML file for all methods; the preset or file of a method, its options, and flags override it.
         out: Folder for the runs and tables.

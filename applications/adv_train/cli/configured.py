@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,9 +107,24 @@ def _word(words: Sequence[str], flag: str) -> str | None:
 def _of_all(section: str) -> dict[str, Leaf]:
     """Return the options of all methods (or models); the help of each names the methods (or models) that have it."""
     registry = _REGISTRIES[section]
-    found: dict[str, Leaf] = {}
+    found: dict[str, dict[str, Leaf]] = {}
     for name in registry.names():
         for option, leaf in registry.options(name).items():
-            owners = ", ".join(other for other in registry.names() if option in registry.options(other))
-            found.setdefault(option, replace(leaf, default=None, help=f"{leaf.help} ({owners})"))
-    return found
+            found.setdefault(option, {})[name] = leaf
+    return {
+        option: replace(next(iter(leaves.values())), default=None, help=_shared_help(section, leaves))
+        for option, leaves in found.items()
+    }
+
+
+def _shared_help(section: str, leaves: Mapping[str, Leaf]) -> str:
+    """Return the help of an option that several methods have, perhaps with different texts and defaults."""
+    text = next(iter(leaves.values())).help
+    if len({leaf.help for leaf in leaves.values()}) > 1:
+        clauses = Counter(leaf.help.partition(";")[0].partition(". ")[0].rstrip(".") for leaf in leaves.values())
+        text = max(clauses, key=lambda clause: (clauses[clause], -len(clause)))
+        text += f"; details depend on the {section}, see `--{section} NAME --help`."
+    others = [name for name in _REGISTRIES[section].names() if name not in leaves]
+    if not others:
+        return text
+    return f"{text} ({'all but ' + ', '.join(others) if len(others) < len(leaves) else ', '.join(leaves)})"

@@ -10,7 +10,7 @@ examples:
 
 The table has one line a check: its verdict, the measurement, and the remedy. `adv-train list checks` describes the
 checks. RUN/doctor.json holds the table and all figures. The verdict `well` is no proof: the doctor's attacks are short
-and use only --limit images. The exit status is 1 if a check found an illness or a doubt, and 0 otherwise.
+and use only --limit images. The exit status is 1 if a check is `ill` or `doubtful`, and 0 otherwise.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _VALIDATION = 5_000
 # CIFAR-100: those of the training set to four digits. Augmentation: Zhang et al. (ICML 2022).
 @DATASETS.register("cifar10")
 def cifar10(name: str, root: Path, limit: int | None) -> Dataset:
-    """60,000 colour images of 32x32 pixels in 10 classes, downloaded by torchvision; see `load`."""
+    """60,000 colour images of 32x32 pixels in 10 classes, downloaded by torchvision."""
     from torchvision.datasets import CIFAR10  # Not at the top: it takes seconds, and other data sets do not need it.
 
     mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)

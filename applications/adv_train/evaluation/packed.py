@@ -63,13 +63,13 @@ def read_file(path: Path) -> Evaluation:
         content = json.loads(str(arrays["record"]))
         version = content["format"]
     except UNREADABLE as error:
-        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or judge again.") from error
+        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or evaluate again.") from error
     if version != FORMAT:
         raise UserError(f"`{path}` has format {version!r}, but this adv-train reads format {FORMAT}: update it.")
     try:
         record = _unpack(arrays, content)
     except UNREADABLE as error:
-        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or judge again.") from error
+        raise UserError(f"The evaluation `{path}` is damaged ({error}): delete it or evaluate again.") from error
     return record
 
 

@@ -203,7 +203,7 @@ class Adversarial(Method):
             clipped to the range of images), or `"zero"`.
         attack_mode: mode of BatchNorm and dropout in the attack: `"train"`, as they are in training, or `"eval"`.
         attack_loss: what the attack maximises.
-        train_loss: what training minimises.
+        train_loss: what training minimises, with options as in `trades(beta=1)`; see `adv-train list objectives`.
     """
 
     start: Start = "uniform"

@@ -49,7 +49,7 @@ class BETA(Adversarial):
     Attributes:
         attack_loss: must be `margin`; the attack maximises it for one class after the other.
         steps: number of steps towards each rival.
-        step: step size in pixels; 2.5 eps / steps by default, which is 2/255 for ten steps at 8/255.
+        step: step size, in the units of eps; 2.5 eps / steps by default, which is 2/255 for ten steps at 8/255.
         rivals: number of other classes to attack, those with the largest logits at the start; at most all of them.
     """
 

@@ -29,7 +29,7 @@ class ELLE(FastAT):
     batch, as in the published code. A step costs 14 forward passes.
 
     Attributes:
-        step: step size in pixels; eps by default.
+        step: step size, in the units of eps; eps by default.
         coefficient: weight of the penalty; by default 1000 up to eps = 8/255, 5000 up to 20/255 and 10000 above, as
             published for CIFAR-10.
     """

@@ -23,7 +23,7 @@ class FastAT(Adversarial):
     In l2 and l1 the step follows the gradient itself; its size is the Euclidean length.
 
     Attributes:
-        step: step size in pixels; 1.25 eps by default.
+        step: step size, in the units of eps; 1.25 eps by default.
     """
 
     norms: ClassVar[Collection[str]] = NORMS

@@ -30,7 +30,7 @@ class FastATGA(Adversarial):
     neither gradient vanishes. The gradient at 0 is the one that the attack uses; training treats it as a constant.
 
     Attributes:
-        step: step size in pixels; 1.25 eps by default.
+        step: step size, in the units of eps; 1.25 eps by default.
         coefficient: weight of the alignment term; by default that published for the nearest eps in linf, and 0.2 in l2
             and l1, for which none is published.
     """

@@ -42,7 +42,7 @@ class FGSMPGI(Adversarial):
         memory_decay: factor of the old momentum.
         reset_epochs: number of epochs after which the memory of every image is reset.
         coefficient: weight of the squared distance of the outputs, a mean over images and classes.
-        step: step size in pixels; eps by default.
+        step: step size, in the units of eps; eps by default.
     """
 
     memory: Literal["mep", "ep"] = "mep"

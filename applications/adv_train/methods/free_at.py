@@ -29,7 +29,7 @@ class FreeAT(Method):
 
     Attributes:
         repeats: number of optimiser steps on each batch; 8 as published for CIFAR-10.
-        step: step size in pixels; eps by default.
+        step: step size, in the units of eps; eps by default.
         train_loss: what training minimises and the perturbation maximises.
     """
 

@@ -32,7 +32,7 @@ class Guided(Adversarial):
 
     Attributes:
         start: `"uniform"` is +eps/2 or -eps/2 at random for each pixel, clipped to the range of images.
-        step: step size in pixels; eps by default.
+        step: step size, in the units of eps; eps by default.
     """
 
     mixes = True

@@ -60,7 +60,8 @@ class LIET(Adversarial):
 
     Attributes:
         start: `"uniform"` is the start described above.
-        coefficient: w at the end of the run; 100 up to 8/255 and 20 above, as published for CIFAR-10.
+        coefficient: weight w of the penalty at the end of the run; 100 up to 8/255 and 20 above, as published for
+            CIFAR-10.
         smoothing: share of the label's weight that goes to other classes; 0.6 up to 8/255 and 0.4 above, as published.
         least_noise: smallest probability that noise replaces a pixel; 0.1 up to 8/255 and 0 above, as published.
         most_noise: largest probability that noise replaces a pixel; 0.5 up to 8/255 and 1 above, as published.

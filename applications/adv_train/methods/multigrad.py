@@ -26,7 +26,7 @@ class MultiGrad(FastAT):
 
     Attributes:
         points: number of random points at which the gradient is computed.
-        step: step size in pixels; 2 eps by default, which the ball cuts to eps.
+        step: step size, in the units of eps; 2 eps by default, which the ball cuts to eps.
     """
 
     norms = ("linf",)

@@ -24,7 +24,7 @@ class NFGSM(FastAT):
 
     Attributes:
         width: radius of the ball in which the noise is uniform, in units of eps; 2 as published.
-        step: step size in pixels; eps by default.
+        step: step size, in the units of eps; eps by default.
     """
 
     width: NotNegative = 2.0

@@ -29,7 +29,7 @@ class NuAT(Guided):
     2021). The default `coefficient` is that of its variant NuAT-WA, which raises w once an epoch, not once a step.
 
     Attributes:
-        coefficient: w at the end of the run.
+        coefficient: weight w of the penalty at the end of the run.
     """
 
     coefficient: NotNegative = 4.0

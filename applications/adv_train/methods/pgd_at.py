@@ -22,7 +22,7 @@ class PGDAT(Adversarial):
 
     Attributes:
         steps: number of steps, 2 by default.
-        step: step size in pixels. The default for up to 4 steps is eps/2. For more steps it is 2/255 in linf and
+        step: step size, in the units of eps. For up to 4 steps the default is eps/2, for more it is 2/255 in linf and
             2.5 eps / steps in l2 and l1. The defaults in linf are those published for 2 and for 10 steps.
     """
 

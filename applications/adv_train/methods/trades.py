@@ -24,7 +24,7 @@ class TRADES(PGDAT):
 
     Attributes:
         steps: number of steps; 10 as published.
-        step: step size in pixels; eps/4 by default.
+        step: step size, in the units of eps; eps/4 by default.
     """
 
     start: Start = "gaussian"

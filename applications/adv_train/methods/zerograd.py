@@ -28,7 +28,7 @@ class ZeroGrad(FastAT):
 
     Attributes:
         quantile: share of an image's pixels that stay at their start; published: 0.35 for CIFAR-10, 0.45 for CIFAR-100.
-        step: step size in pixels; 2 eps by default.
+        step: step size, in the units of eps; 2 eps by default.
     """
 
     norms = ("linf",)

@@ -112,7 +112,7 @@ examples:
         if self.image is None:
             return cut(dataset, self.images or 64, device)
         if self.image >= len(dataset.test):
-            raise UserError(f"The test split has {len(dataset.test)} images, from 0: there is no image {self.image}.")
+            raise UserError(f"Test images are numbered 0 to {len(dataset.test) - 1}: there is no image {self.image}.")
         return cut(replace(dataset, test=dataset.test.subset(torch.tensor([self.image]))), None, device)
 
     def rows(self, numbers: Surfaces) -> list[Row]:
