@@ -46,7 +46,8 @@ class Report:
     def lower_residual(self) -> float | None:
         """Largest `|z - prox(z - gradient)|` over the lanes; None if it was not measured.
 
-        `LBFGS` and `FISTA` with `relative=True`, as chosen by default, measure it with another step: see `LBFGS`.
+        `LBFGS` and `FISTA` with `relative=True`, as chosen by default, measure `|z - prox(z - s gradient)| / s` with
+        the step s = 1 / curvature.
         """
         return None if self._residuals is None else float(self._residuals.max())
 
@@ -113,7 +114,7 @@ class Report:
     def product_error(self) -> float | None:
         """Estimated relative error of finite-difference products; None for exact ones.
 
-        It is measured on first use, at the cost of eight gradients: read it before captured data changes.
+        It is measured on first use, at the cost of about ten gradients: read it before captured data changes.
         """
         return None if self.pulled.error is None else self.pulled.error()
 

@@ -9,8 +9,8 @@ from blo.errors import StructureError
 __all__ = ["require_budget", "require_count", "require_nonnegative", "require_positive", "require_tolerance"]
 
 
-def require_positive(value: float, name: str, otherwise: str = "") -> None:
-    """Raise if a setting is zero, negative or NaN, or a tensor that requires grad.
+def require_positive(value: float | None, name: str, otherwise: str = "") -> None:
+    """Raise if a setting is None, zero, negative or NaN, or a tensor that requires grad.
 
     Raises:
         ValueError: with `name`, and the advice `otherwise`.
@@ -21,7 +21,7 @@ def require_positive(value: float, name: str, otherwise: str = "") -> None:
             f"`{name}` must be a number, but is a tensor that requires grad, into which no gradient would flow. "
             "To learn steps, use ProjectedGradient(step=lambda theta: ...) with Unrolled()."
         )
-    if not value > 0:
+    if value is None or not value > 0:
         raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}".rstrip())
 
 
@@ -41,8 +41,8 @@ def require_tolerance(value: float | Tensor | None, name: str) -> None:
     Raises:
         ValueError: with `name`.
     """
-    if value is not None:
-        require_nonnegative(value, name)
+    if value is not None and not isinstance(value, Tensor) and not value >= 0:
+        raise ValueError(f"`{name}` must be at least 0, but is {value}. None makes a fixed number of iterations.")
 
 
 def require_count(value: int, name: str, otherwise: str = "", least: int = 1) -> None:

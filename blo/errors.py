@@ -55,4 +55,8 @@ class DegenerateWarning(BloWarning):
 
 
 class ConstantWarning(BloWarning):
-    """The upper variable does not enter the lower problem, or needs no gradient: the solution is a constant."""
+    """The solution is a constant, or a derivative is lost.
+
+    The upper variable does not enter the lower problem, or needs no gradient; a set or penalty that is given as a
+    constant holds a tensor that requires grad; or `Unrolled` had no step to differentiate.
+    """

@@ -47,7 +47,8 @@ def check_hypergrad(
     """Compare a hypergradient with fourth-order central differences of F(theta) = f(theta, z*(theta)).
 
     At every displaced theta the lower problem is solved again, from the solution found and to rounding level, but not
-    by the solver being checked: `1 + 4 * directions` solves besides the one with `solver`. So a strategy that is exact
+    by the solver being checked: at least `1 + 4 * directions` solves besides the one with `solver`, more where F is
+    nonlinear or something disagrees. So a strategy that is exact
     for its solver but not for the problem (for example a short unroll) fails, and the report shows the lower error.
 
     Two more tests, of strategies with an adjoint, need no such differences: the pullback must be the adjoint of the
@@ -79,12 +80,14 @@ def check_hypergrad(
         A report: `report.ok`, `report.culprit`, and a table as `str(report)`.
 
     Raises:
-        ValueError: if `directions` is below 1, or `step` is not positive.
+        ValueError: if `directions` is below 1, or `step` or `rtol` is not positive.
         NonFiniteError: if the lower solution, or the gradient there, is not finite.
         StructureError: as in `value_and_hypergrad`. Other problems at theta give warnings.
     """
     require_count(directions, "directions")
     require_positive(step, "step")
+    if rtol is not None:
+        require_positive(rtol, "rtol")
     gradient = Implicit() if gradient is None else gradient
     given, spec = tree.flatten(theta, "theta")
     dtype = Layout.of(z0, batched=lower.batched).dtype

@@ -27,7 +27,7 @@ class HessianFree(Stationary):
         products: as in `Implicit`; `"finite-difference"` makes it the update of second-order DARTS.
 
     Raises:
-        ValueError: for a curvature of zero, or other products.
+        ValueError: for a curvature of zero or NaN, or other products.
     """
 
     curvature: float = 1.0
@@ -36,8 +36,10 @@ class HessianFree(Stationary):
 
     def __post_init__(self) -> None:
         check(self.products)
-        if self.curvature == 0:
-            raise ValueError("`curvature` must not be zero. To leave out the implicit part, use Zero().")
+        if not abs(self.curvature) > 0:
+            raise ValueError(
+                f"`curvature` must not be zero or NaN, but is {self.curvature}. Zero() leaves out the implicit part."
+            )
 
     def model(self, hessian: Operator) -> Operator:
         return ScaledIdentity(self.curvature)

@@ -14,7 +14,7 @@ from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.gradients._finer import Finer, finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
-from blo.gradients._two_values import slope_between, two_values
+from blo.gradients._two_values import slope_between, two_values, value_beside
 
 
 class DifferencePoint(FirstOrderPoint):
@@ -108,8 +108,7 @@ class DifferencePoint(FirstOrderPoint):
         if self._length is None:  # no product with H has chosen the displacement yet
             with torch.enable_grad(), suspended():
                 near = (0.25 * h * unit).requires_grad_()
-                value, _ = two_values(problem.detach(), self._z, near)
-                (nearby,) = torch.autograd.grad(value.sum(), near)
+                (nearby,) = torch.autograd.grad(value_beside(problem.detach(), self._z, near).sum(), near)
         return spread, Sides.of(slopes[0], slopes[1], slope_between(problem, here), nearby)
 
     @property

@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from blo import tree
+from blo._autodiff import all_true
 from blo._parametric_problem import ParametricProblem
 from blo._settings import require_positive
 from blo._term import fit_coordinates
@@ -26,16 +28,17 @@ class SAMA(Strategy):
     """Replaces the inverse of the lower Hessian by a diagonal, and takes the cross term by central differences.
 
     Choe et al., NeurIPS 2023 (Making scalable meta learning practical): when Adam trains the lower variable, the
-    diagonal is the derivative of its update with respect to the gradient. It costs two extra first-order gradients.
+    diagonal is the derivative of its update with respect to the gradient. It costs three extra first-order gradients.
 
     Args:
         preconditioner: the diagonal: a number, a tensor that broadcasts to z, or a tree like z; in units of z squared
-            over objective, positive.
+            over objective. A number must be positive; a zero in a tensor leaves out the part of its coordinate.
         products: as in `Implicit`.
 
     Raises:
         StructureError: when the problem is solved, if the preconditioner does not fit z.
-        ValueError: if `products` is unknown, or the preconditioner is a number that is not positive.
+        ValueError: if `products` is unknown, or the preconditioner is a number that is not positive or a tensor on the
+            CPU with negative entries; on an accelerator the test would wait for the device.
     """
 
     preconditioner: Tree = 1.0
@@ -47,6 +50,8 @@ class SAMA(Strategy):
         check(self.products)
         if isinstance(self.preconditioner, int | float):
             require_positive(self.preconditioner, "preconditioner")
+        elif any(leaf.device.type == "cpu" and not all_true(leaf >= 0) for leaf in tree.tensors(self.preconditioner)):
+            raise ValueError("`preconditioner` holds entries that are negative or NaN.")
 
     @classmethod
     def from_adam(

@@ -9,7 +9,7 @@ from torch import Tensor
 from blo._objective import LinearSlice
 from blo._problem_at_theta import ProblemAtTheta
 
-__all__ = ["slope_between", "two_values"]
+__all__ = ["slope_between", "two_values", "value_beside"]
 
 
 def two_values(problem: ProblemAtTheta, z: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,10 +19,15 @@ def two_values(problem: ProblemAtTheta, z: Tensor, shift: Tensor) -> tuple[Tenso
     through the gradient of the original objective at the anchor. So the original objective is evaluated on both sides
     of the anchor, which saves a second backward pass.
     """
+    return value_beside(problem, z, shift), value_beside(problem, z, -shift)
+
+
+def value_beside(problem: ProblemAtTheta, z: Tensor, shift: Tensor) -> Tensor:
+    """Return the first of `two_values`."""
     model = problem.slice
     if isinstance(model, LinearSlice):
         problem, z = replace(problem, slice=model.source), model.anchor
-    return problem.value(z + shift), problem.value(z - shift)
+    return problem.value(z + shift)
 
 
 def slope_between(problem: ProblemAtTheta, slope: Tensor) -> Tensor:

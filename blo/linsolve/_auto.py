@@ -46,8 +46,8 @@ class Auto(LinearSolver):
 
     Attributes:
         max_iter: maximum number of iterations of each iterative solver.
-        tol: relative residual at which a lane of an iterative solver stops; None runs `max_iter` iterations, as an
-            intended approximation.
+        tol: relative residual at which a lane of an iterative solver stops; None runs `max_iter` iterations (at most n
+            where `Direct` may follow), as an intended approximation.
         damping: d in `(A + d I) x = b`.
         direct: maximum number of unknowns of a lane for which `Direct` is tried first; 0 never factorises.
         preconditioner: as for `CG`; a factorisation ignores it.

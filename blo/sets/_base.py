@@ -15,7 +15,12 @@ __all__ = ["Counts", "Set", "Tangent"]
 
 
 class Set(Term):
-    """A closed set of lower variables: as a term, zero on the set and infinite elsewhere."""
+    """A closed set of lower variables: as a term, zero on the set and infinite elsewhere.
+
+    A constraint is active at a solution z if the distance of z from its boundary is at most `slack` and at most the
+    multiplier: the size, in the unit of the gradient, with which the objective presses z against the boundary. `slack`
+    is absolute, in z's unit; a negative one raises `ValueError` when the problem is solved.
+    """
 
     @abstractmethod
     def project(self, z: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Halfspaces(Set):
         A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in
             order, each flattened.
         b: a number, or shape `(k,)` or `(*lanes, k)`; `inf` leaves a row open.
-        slack: a row is active when z is at most this far from its plane, up to rounding; absolute, in z's unit.
+        slack: largest distance from the plane of a row, up to rounding, at which it may be active, see `Set`.
         validate: raise if the set is empty, which costs one projection and host synchronisations on an accelerator.
         equations: the number of leading rows that hold with equality; `Intersection` makes such sets.
         extent: see `Set`; a number or shape `(*lanes, 1)`. `Intersection` knows it of its parts.

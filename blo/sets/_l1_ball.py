@@ -29,8 +29,8 @@ class L1Ball(Set):
         center: a number, a tensor of z's shape, or a tree like z.
         low: as in `Box`, with the same rule for active bounds; None, like `-inf`, leaves a side open.
         high: likewise.
-        slack: the boundary is active when `|z - center|_1 >= radius - slack`, up to rounding, and then the coordinates
-            with `|z - center| > slack` are its support; absolute, in z's unit.
+        slack: largest distance from the boundary, up to rounding, at which it may be active, see `Set`; then it is also
+            the largest distance from the centre at which a coordinate may be held there.
         validate: check a tensor radius and tensor bounds, and a ball with bounds again when the problem is solved. Each
             is a host synchronisation on an accelerator.
 

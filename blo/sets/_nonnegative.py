@@ -19,7 +19,7 @@ class NonNegative(Set):
     """`{ z : z >= 0 }`, the box from 0 to infinity.
 
     Attributes:
-        slack: a coordinate is free when `z > slack`; absolute, in z's unit.
+        slack: largest distance from zero at which a coordinate may be active, see `Set`.
     """
 
     slack: float = 1e-7

@@ -29,8 +29,7 @@ class Simplex(Set):
         total: a number, or a tensor of shape `()` or `lanes`; positive.
         cap: the greatest value of a coordinate: a number, a tensor of z's shape, or a tree like z; `inf` leaves a
             coordinate open. None: there is no cap.
-        slack: the support is where `z > slack`; a coordinate within this distance of its cap is held there if the
-            gradient presses it against the cap; absolute, in z's unit.
+        slack: largest distance from zero, or from its cap, at which a coordinate may be held there, see `Set`.
         validate: check a tensor total or cap, and the caps again when the problem is solved. Each is a host
             synchronisation on an accelerator.
 

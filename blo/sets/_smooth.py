@@ -44,8 +44,8 @@ class SmoothConstraints(Set):
     Attributes:
         functions: the functions with the layout of z.
         leaves: the tensors of theta.
-        slack: an inequality is active when z is at most this far from its boundary, to first order and up to
-            rounding; absolute, in z's unit.
+        slack: largest distance from the boundary of an inequality, to first order and up to rounding, at which it may
+            be active, see `Set`.
         max_steps: maximum number of quadratic programmes in a projection.
     """
 

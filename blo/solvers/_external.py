@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
+from blo._settings import require_positive
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.solvers._base import Problem, Solution, Solver
@@ -27,6 +28,7 @@ class External(Solver):
 
     Raises:
         StructureError: if `function` is not callable.
+        ValueError: if `tol` is not positive.
     """
 
     function: Callable[[Tree, Tree], Tree]
@@ -34,6 +36,7 @@ class External(Solver):
 
     def __post_init__(self) -> None:
         require_function(self.function, "function", "theta", "z0")
+        require_positive(self.tol, "External.tol", "math.inf accepts any point.")
 
     def solve(self, problem: Problem, z0: Tensor) -> Solution:
         """Call the function.
@@ -50,6 +53,7 @@ class External(Solver):
         if z0.ndim != len(layout.lanes) + 1:
             raise StructureError("`External` cannot run under vmap, because its function is not a torch function.")
         found = self.function(tree.detach(problem.theta), layout.unravel(z0))
-        z = layout.ravel(found, "the result of External's function").detach()
+        # A copy: the function may return theta itself, which an optimiser changes in place.
+        z = layout.ravel(found, "the result of External's function").detach().clone()
         # The caller measures the residual: an implicit gradient at z needs the gradient of the objective there anyway.
         return Solution(z, None, self.tol, steps=0)

@@ -36,7 +36,7 @@ class FixedPoint(Iterative):
     penalties, where the points before the proximal map are combined.
 
     Args:
-        step: weight of the gradient; 1 for fixed points, at most 2 over the largest curvature for objectives.
+        step: weight of the gradient; 1 for fixed points; for objectives below 2 over the largest curvature.
         relaxation: share of the way from the current point to its image that a step goes, in (0, 1]; a smaller share
             damps oscillations.
         memory: number of past differences that are combined; 0 for plain iteration. The state grows by `2 * memory`

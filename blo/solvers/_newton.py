@@ -45,9 +45,10 @@ class Newton(Iterative):
             small. None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises the Hessian for up to 256 unknowns and uses conjugate
             gradients beyond.
-        forcing: largest relative residual, in [0, 1), at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It falls with
-            the square of the gradient, down to the accuracy that `tol` needs or the linear solver's own tolerance,
-            whichever is larger. 0 solves every system to the linear solver's own tolerance.
+        forcing: largest relative residual, in [0, 1), at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It
+            follows 0.9 (residual / last residual)^2 (Eisenstat and Walker, 1996), down to the accuracy that `tol` needs
+            or the linear solver's own tolerance, whichever is larger. 0 solves every system to the linear solver's own
+            tolerance.
 
     Raises:
         StructureError: if `linear_solver` has the wrong type.

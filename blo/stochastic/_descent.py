@@ -124,9 +124,13 @@ def require_descent(settings: Settings, *, series: bool = False) -> None:
     step, optimizer, scheduler = settings.lower_step, settings.lower_optimizer, settings.lower_scheduler
     for name, given in (("lower_optimizer", optimizer), ("lower_scheduler", scheduler)):
         if given is not None and (isinstance(given, Optimizer) or not callable(given)):
+            example = {
+                "lower_optimizer": "lambda parameters: torch.optim.Adam(parameters, lr=0.1)",
+                "lower_scheduler": "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 100)",
+            }[name]
             raise StructureError(
                 f"`{name}` must be a function that creates one, but is of type {type(given).__name__}. For example: "
-                "lower_optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.1)."
+                f"{name}={example}."
             )
     if optimizer is None and scheduler is not None:
         raise ValueError("`lower_scheduler` needs a `lower_optimizer`. For plain steps make `lower_step` a schedule.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,19 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: hypergradient(LOWER, state=3), blo.StructureError, "`state` must be .* but is of type int"),
     (lambda: hypergradient(EQUILIBRIUM, gradient=blo.SAMA()), blo.StructureError, "Use products='reverse'"),
     (lambda: blo.SAMA(0.0), ValueError, "`preconditioner` must be positive"),
+    (lambda: blo.SAMA(torch.tensor([1.0, -1.0])), ValueError, "`preconditioner` holds entries that are negative"),
+    (
+        lambda: blo.SAMA({"w": torch.tensor([torch.nan])}),
+        ValueError,
+        "`preconditioner` holds entries that are negative",
+    ),
+    (lambda: blo.HessianFree(math.nan), ValueError, "`curvature` must not be zero or NaN, but is nan"),
+    (lambda: blo.CG(tol=-1.0), ValueError, "None makes a fixed number of iterations"),
+    (lambda: blo.External(lambda theta, z0: z0, tol=-1.0), ValueError, "`External.tol` must be positive, but is -1"),
+    (lambda: blo.External(lambda theta, z0: z0, tol=None), ValueError, "`External.tol` must be positive, but is None"),  # type: ignore[arg-type]
+    (lambda: blo.SOBA(lower_scheduler=3, upper_step=0.1), blo.StructureError, "lower_scheduler=lambda optimizer"),  # type: ignore[arg-type]
     (lambda: blo.check_hypergrad(total, LOWER, ONES, ONES, step=0.0), ValueError, "`step` must be positive"),
+    (lambda: blo.check_hypergrad(total, LOWER, ONES, ONES, rtol=0.0), ValueError, "`rtol` must be positive"),
     (
         lambda: blo.check_hypergrad(total, blo.LowerProblem(lambda t, z: squares(t, z) * torch.nan), ONES, ONES),
         blo.NonFiniteError,

@@ -105,3 +105,12 @@ def test_a_solution_taken_as_it_is_freezes_no_coordinate_inside_the_set() -> Non
     out = blo.value_and_hypergrad(lambda theta, z: z.sum(), lower, theta, point, solver=solver)
     assert out.report.active == 0
     torch.testing.assert_close(out.grad, torch.ones_like(point))  # dz/dtheta is the identity inside
+
+
+def test_a_result_that_is_theta_itself_is_copied() -> None:
+    lower = blo.LowerProblem(lambda theta, z: 0.5 * (z - theta).square().sum())
+    theta = torch.ones(2, dtype=torch.float64)
+    solver = blo.External(lambda theta, z0: theta)
+    out = blo.value_and_hypergrad(lambda t, z: z.square().sum(), lower, theta, torch.zeros_like(theta), solver=solver)
+    theta.mul_(3.0)  # as an optimiser does
+    assert torch.equal(out.z, torch.ones_like(theta))
