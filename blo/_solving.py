@@ -22,7 +22,7 @@ from blo._replay import generators
 from blo._steps import SolverSteps
 from blo.gradients import Optimality, Pulled, Strategy, Watch
 from blo.linsolve import LinearSolution
-from blo.solvers import Iterative, Solution, Solver, run
+from blo.solvers import Iterative, Solution, Solver
 from blo.solvers._stopping import repeats, solved
 
 
@@ -163,7 +163,7 @@ class Solving:
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
-            found = solver.solve(problem, z0) if watch is None else run(self.steps.solver, problem, z0, watch)
+            found = solver.solve(problem, z0) if watch is None else self.steps.solver.solve(problem, z0, watch)
         drawn = watched and self._may_draw
         if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found

@@ -45,12 +45,13 @@ def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tenso
     return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
 
 
-def measured(solver: Aims, problem: Problem, state: Running) -> Running:
+def measured(problem: Problem, state: Running) -> Running:
     """Return the state with the residual at its iterate. The iterate stays the same while a solver rejects trials."""
     # Without a constraint or penalty the residual is the norm of the gradient, which costs less than this comparison.
-    if solver.tol is None or (not isinstance(problem.term, Free) and surely(state.state.z == state.place)):
+    if not isinstance(problem.term, Free) and surely(state.state.z == state.place):
         return state
-    return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
+    residual = problem.residual(state.state.z, state.state.slope, state.unit)
+    return state._replace(place=state.state.z.detach(), residual=residual)
 
 
 def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | None = None) -> Running:
@@ -65,9 +66,8 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
     if surely(state.residual == 0):
         return state
     at, tol = state.at, solver.tol or 0.0
-    unit = state.unit if solver.relative else None
     if stalled is not None:
-        noise = rounding(problem, at.z, at.slope, state.residual, unit)
+        noise = rounding(problem, at.z, at.slope, state.residual, state.unit)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # the residuals are too large for rounding: the lanes are slow, but still converge
@@ -81,10 +81,10 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         limit = loose = torch.full_like(state.limit, tol)
     else:
         (limit, loose), rise = required(tol, problem, at, state.residual)
-    residual = _residual(solver, problem, state)
+    residual = problem.residual(state.state.z, state.state.slope, state.unit)
     if not all_true(residual <= limit):
         if stalled is None:
-            noise = rounding(problem, at.z, at.slope, residual, unit)
+            noise = rounding(problem, at.z, at.slope, residual, state.unit)
             floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         late = residual > limit
         near = late & (residual <= floor)
@@ -102,8 +102,3 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
     return state._replace(
         state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
     )
-
-
-def _residual(solver: Aims, problem: Problem, state: Running) -> Tensor:
-    z, slope = state.state.z, state.state.slope
-    return problem.residual(z, slope, state.unit) if solver.relative else problem.residual(z, slope)

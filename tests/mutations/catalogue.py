@@ -423,8 +423,8 @@ MUTATIONS = (
         (
             Patch(
                 "blo/solvers/_iterative.py",
-                "steps == solver.max_steps or not all",
-                "steps == solver.max_steps and not all",
+                "steps == self.max_steps or not all",
+                "steps == self.max_steps and not all",
             ),
         ),
         ("tests/unit/solvers/test_iterative.py::test_a_solve_that_uses_its_very_last_step_is_confirmed_too",),
