@@ -12,8 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._confirm import aim, confirmed, measured
-from blo.solvers._running import Running
+from blo.solvers._confirm import Running, aim, confirmed, measured
 
 #: Number of steps before the first test of whether the residual still decreases, and maximum number of steps between
 #: two such tests.
@@ -30,7 +29,7 @@ Watch: TypeAlias = Callable[[int, Any], None]
 class Iterative(Solver, abc.ABC):
     """A solver that repeats one step: `move` computes a trial point, `look` evaluates it and accepts or rejects it.
 
-    Subclasses contain no loop and no stopping criterion: both are in `solve`, which stops each lane on its own residual.
+    Subclasses contain no loop and no stopping criterion: both are in `solve`, which stops each lane by its residual.
     A state is a named tuple of tensors with leading lane axes: the iterate `z`, the gradient `slope` there, the point
     `trial` to be evaluated next, and other data of the solver. Its method `anew(gradient)` returns the state with
     the gradients computed again.
