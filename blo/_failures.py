@@ -21,11 +21,6 @@ from blo.solvers import Solution
 __all__ = ["Checks", "one_of_a_kind", "unasked"]
 
 
-def _length(v: Tensor) -> Tensor:
-    """Return the 2-norm of each vector, shape `lanes`."""
-    return length(v).squeeze(-1)
-
-
 def _most(numbers: Tensor | float) -> float:
     return float(plain(torch.as_tensor(numbers)).max())
 
@@ -116,17 +111,17 @@ class Checks(Findings):
         def gap(now: Tensor) -> Tensor:
             now = plain(now)
             if now.shape == then.slope.shape:  # type: ignore[union-attr]
-                return _length(now - then.slope)  # type: ignore[operator]
+                return length(now - then.slope, keepdim=False)  # type: ignore[operator]
             # `vmap` repeats the same problems in an unknown order, so only the largest norms can be compared.
-            return (_length(now).max() - _length(then.slope).max()).abs()  # type: ignore[arg-type]
+            return (length(now).max() - length(then.slope).max()).abs()  # type: ignore[arg-type]
 
-        limit = limit + 100 * torch.finfo(slope.dtype).eps * _length(then.slope)
+        limit = limit + 100 * torch.finfo(slope.dtype).eps * length(then.slope, keepdim=False)
         limit = limit if plain(slope).shape == then.slope.shape else limit.max()
         late = plain(gap(slope) > limit)
         if not bool(late.any()):
             return
         first, second = plain(again()), plain(again())
-        late = (gap(first) > limit + 10 * _length(first - second)) & late
+        late = (gap(first) > limit + 10 * length(first - second, keepdim=False)) & late
         if bool(late.any()):
             self.found(
                 f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "

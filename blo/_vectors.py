@@ -17,8 +17,11 @@ def norm(v: Tensor) -> Tensor:
     return found
 
 
-def length(vectors: Tensor) -> Tensor:
-    """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
-    wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
-    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64 if wide else None)
-    return found.to(vectors.dtype) if wide else found
+def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
+    """Like `norm`, but summed in double precision, because squares of small float32 numbers underflow.
+
+    The shape is `(*lanes, 1)`, or `lanes` without `keepdim`.
+    """
+    wide = v.dtype is not torch.float64 and v.device.type != "mps"
+    found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=keepdim, dtype=torch.float64 if wide else None)
+    return found.to(v.dtype) if wide else found

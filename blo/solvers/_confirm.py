@@ -13,12 +13,13 @@ from torch import Tensor
 
 from blo._autodiff import all_true, surely
 from blo._curvature import Place, bend
+from blo._vectors import length
 from blo.sets import Free
 from blo.solvers._base import Problem
 from blo.solvers._stopping import (
+    ROUNDING,
     curvature,
     hidden,
-    reachable,
     repeats,
     required,
     required_in_units,
@@ -125,13 +126,13 @@ def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tenso
         The residual at which the lane stops, shape `lanes`, and the curvature that is its unit, shape `(*lanes, 1)`.
     """
     tol = solver.tol or 0.0
+    reachable = ROUNDING * torch.finfo(slope.dtype).eps * length(slope, keepdim=False)
     if not solver.relative:
-        unit = torch.ones_like(slope[..., :1])
-        return reachable(slope).clamp(min=tol), unit
+        return reachable.clamp(min=tol), torch.ones_like(slope[..., :1])
     # If the objective has a large scale, a step of the gradient itself leads far away, where a projection may not
     # converge. A step of gradient over curvature has the scale of z.
     unit, least = curvature(problem, z, slope)
-    return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
+    return torch.maximum(reachable, tol * least.squeeze(-1).clamp(max=1.0)), unit
 
 
 def measured(problem: Problem, state: Running) -> Running:
