@@ -95,8 +95,8 @@ MUTATIONS = (
         (
             Patch(
                 "blo/_solving.py",
-                "        self._compare(problem, optimality.z",
-                "        lambda: self._compare(problem, optimality.z",
+                "        self.checks.changed(self.last, optimality",
+                "        lambda: self.checks.changed(self.last, optimality",
             ),
         ),
         (WHOLE + "test_late_data.py::test_a_module_that_is_reseeded_is_reported",),
