@@ -1,4 +1,4 @@
-"""Inner products and norms of flat vectors of shape `(*lanes, n)`, one for each lane."""
+"""Inner products, norms and histories of flat vectors of shape `(*lanes, n)`, one for each lane."""
 
 from __future__ import annotations
 
@@ -25,3 +25,14 @@ def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
     wide = v.dtype is not torch.float64 and v.device.type != "mps"
     found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=keepdim, dtype=torch.float64 if wide else None)
     return found.to(v.dtype) if wide else found
+
+
+def push(past: Tensor, new: Tensor) -> Tensor:
+    """Return a history without its oldest vector and with `new` at the end.
+
+    Args:
+        past: vectors, oldest first, shape `(*lanes, memory, n)`.
+        new: shape `(*lanes, n)`.
+    """
+    # A new tensor instead of a write in place: `Unrolled` differentiates through earlier histories.
+    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)

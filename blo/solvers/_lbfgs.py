@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_count
-from blo._vectors import dot, norm
+from blo._vectors import dot, norm, push
 from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._coordinate_bounds import bounds
-from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 from blo.solvers._reduced import bounded_step, used_pairs
 
@@ -63,16 +61,16 @@ class LBFGS(Iterative):
             StructureError: if the set is not given by bounds on the coordinates, or in half precision.
         """
         require_single(z0, "LBFGS", "ProjectedGradient")
-        bounds(problem.term, z0, "LBFGS")
+        _line.bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
-        past = zeros(z0, self.memory)
+        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
         # Without curvature pairs the scale of the step is unknown: the first step has a length of at most 1.
         scale = 1.0 / norm(slope.detach()).clamp(min=1.0)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
     def move(self, problem: Problem, state: _State) -> _State:
-        step = _step(state, bounds(problem.term, state.z, "LBFGS"))
+        step = _step(state, _line.bounds(problem.term, state.z, "LBFGS"))
         return state._replace(trial=problem.prox(state.z + state.line.length * step, 1.0))
 
     def look(self, problem: Problem, state: _State) -> _State:
