@@ -15,7 +15,7 @@ from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
-from blo.solvers._reduced import bounded_step, used_pairs
+from blo.solvers._reduced import bounded_step
 
 
 @dataclass(frozen=True)
@@ -118,16 +118,17 @@ class _State(NamedTuple):
 def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     """Return minus the inverse Hessian times the gradient; with bounds, on the free coordinates."""
     s, y, g = state.moves, state.turns, state.slope
-    if limits is not None:
-        return bounded_step(state.z, g, *limits, s, y, state.scale)
     inner = (s * y).sum(-1)
     squared = (y * y).sum(-1)
-    used = used_pairs(s, y)
-    # Scaling each pair to curvature 1 keeps the triangular matrix well conditioned. Unused pairs become zero.
+    # Only pairs whose curvature is positive and above rounding error are used.
+    used = inner > torch.finfo(s.dtype).eps * ((s * s).sum(-1) * squared).sqrt().detach()
+    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
+    # Scaling each pair to curvature 1 keeps the matrices well conditioned. Unused pairs become zero.
     weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
     s, y = weight * s, weight * y
+    if limits is not None:
+        return bounded_step(state.z, g, *limits, s, y, used, newest, state.scale)
     # The newest used pair gives the scale of the initial inverse, `s'y / y'y` (Nocedal and Wright 2006, equation 7.20).
-    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
     ratio = torch.where(newest, inner / torch.where(used, squared, 1.0), 0.0).sum(-1, keepdim=True)
     scale = torch.where(used.any(-1, keepdim=True), ratio, state.scale)
     gram = y @ y.mT
