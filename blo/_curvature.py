@@ -59,7 +59,7 @@ class Place(NamedTuple):
     @property
     def size(self) -> Tensor:
         """The larger of the two gradients, shape `lanes`."""
-        return torch.maximum(length(self.slope), length(self.first)).squeeze(-1)
+        return torch.maximum(length(self.slope, keepdim=False), length(self.first, keepdim=False))
 
 
 def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -69,10 +69,10 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     which is as short as errors should be. If the change is lost in rounding, it is the largest curvature that would be
     lost as well.
 
-    If several curvatures make up the residual, the largest one dominates. Where the error along the others may matter,
-    further steps go along the part of the residual that the earlier ones have not changed (Eisenstat, Elman and
+    If several curvatures make up the residual, the largest one dominates. If the error along smaller curvatures may
+    matter, another step is made along what remains of the residual after the earlier steps (Eisenstat, Elman and
     Schultz, SIAM J. Numer. Anal. 1983, GCR), and the curvature is the residual over the length of the Newton step that
-    they add up to.
+    the steps add up to.
 
     Args:
         problem: the problem.

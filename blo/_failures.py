@@ -21,11 +21,6 @@ from blo.solvers import Solution
 __all__ = ["Checks", "one_of_a_kind", "unasked"]
 
 
-def _length(v: Tensor) -> Tensor:
-    """Return the 2-norm of each vector, shape `lanes`."""
-    return length(v).squeeze(-1)
-
-
 def _most(numbers: Tensor | float) -> float:
     return float(plain(torch.as_tensor(numbers)).max())
 
@@ -95,7 +90,7 @@ class Checks(Findings):
                 FixedStepsWarning,
             )
 
-    def changed(self, then: Solution, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
+    def changed(self, then: Solution | None, slope: Tensor | None, again: Callable[[], Tensor]) -> None:
         """Report an objective whose gradient at the lower solution is not that of the solve.
 
         Only lanes that had converged are tested. Their gradients should agree up to the tolerance of the solve and to
@@ -103,30 +98,31 @@ class Checks(Findings):
         precision, or with an operation that is not deterministic, these two differ as well, and that is allowed for.
 
         Args:
-            then: what the solve reported.
+            then: what the solve reported; if it measured no residual, there is nothing to compare with.
             slope: the gradient now, shape `(*lanes, n)`; `vmap` over the derivative alone adds lanes. None: compute it.
             again: computes it again.
         """
-        if self.off or then.slope is None or then.residual is None or then.tol is None:
+        if self.off or then is None or then.slope is None or then.residual is None or then.tol is None:
             return
+        before = then.slope
         slope = again() if slope is None else slope
         limit = 10 * torch.maximum(torch.as_tensor(then.tol).to(then.residual), then.residual)
         limit = torch.where(then.residual <= then.tol, limit, torch.inf)
 
         def gap(now: Tensor) -> Tensor:
             now = plain(now)
-            if now.shape == then.slope.shape:  # type: ignore[union-attr]
-                return _length(now - then.slope)  # type: ignore[operator]
+            if now.shape == before.shape:
+                return length(now - before, keepdim=False)
             # `vmap` repeats the same problems in an unknown order, so only the largest norms can be compared.
-            return (_length(now).max() - _length(then.slope).max()).abs()  # type: ignore[arg-type]
+            return (length(now).max() - length(before).max()).abs()
 
-        limit = limit + 100 * torch.finfo(slope.dtype).eps * _length(then.slope)
-        limit = limit if plain(slope).shape == then.slope.shape else limit.max()
+        limit = limit + 100 * torch.finfo(slope.dtype).eps * length(before, keepdim=False)
+        limit = limit if plain(slope).shape == before.shape else limit.max()
         late = plain(gap(slope) > limit)
         if not bool(late.any()):
             return
         first, second = plain(again()), plain(again())
-        late = (gap(first) > limit + 10 * _length(first - second)) & late
+        late = (gap(first) > limit + 10 * length(first - second, keepdim=False)) & late
         if bool(late.any()):
             self.found(
                 f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "
@@ -202,19 +198,19 @@ class Checks(Findings):
         """
         if self.off:
             return
-        found = None if self.measured and limit is None else residual()
-        asked = self.tol if limit is None else limit
-        most = unasked(linear.x.dtype) if asked is None else asked
+        lower_residual = None if self.measured and limit is None else residual()
+        lower_tol = self.tol if limit is None else limit
+        largest_allowed = unasked(linear.x.dtype) if lower_tol is None else lower_tol
         good, values = [~linear.indefinite, linear.converged(tol)], [linear.x, linear.residual]
-        if found is not None:
-            good, values = [*good, found <= most], [*values, found]
+        if lower_residual is not None:
+            good, values = [*good, lower_residual <= largest_allowed], [*values, lower_residual]
         if whole(values) and all_true(*good, counts().degenerate == 0):
             return
-        if found is not None:
-            self.finite(found, "the residual of the lower solution")
+        if lower_residual is not None:
+            self.finite(lower_residual, "the residual of the lower solution")
             if self.measured or self.tol is not None:
-                self.stationary(found, most)
+                self.stationary(lower_residual, largest_allowed)
             else:
-                self.fixed_steps(found, most)
+                self.fixed_steps(lower_residual, largest_allowed)
         self.linear(linear, tol)
         self.degenerate(counts())

@@ -57,4 +57,4 @@ def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
 
 def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
-    return length(natural(term, z, slope, scale(term, z, slope, unit))).squeeze(-1)
+    return length(natural(term, z, slope, scale(term, z, slope, unit)), keepdim=False)

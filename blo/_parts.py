@@ -50,7 +50,7 @@ def equipped(
     elif solver is None:
         solver = _default(problem, leaves, z0, gradient)
     elif solver.tol and solver.tol != math.inf:
-        # With an infinite tolerance, nothing is known about the distance of z from active constraints.
+        # With tol=inf, z may be anywhere, so `accuracy` stays 0 and `slack` is not increased.
         problem = replace(problem, accuracy=solver.tol)
     if any_autocast() and (solver.tol is None or not bare(problem.runs, leaves, z0)):
         problem = problem.under(Autocast.current())

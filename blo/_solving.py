@@ -22,7 +22,7 @@ from blo._replay import generators
 from blo._steps import SolverSteps
 from blo.gradients import Optimality, Pulled, Strategy, Watch
 from blo.linsolve import LinearSolution
-from blo.solvers import Iterative, Solution, Solver, run
+from blo.solvers import Iterative, Solution, Solver
 from blo.solvers._stopping import repeats, solved
 
 
@@ -70,10 +70,8 @@ class Solving:
         return solution.z if problem.recorded else solution.z.detach()
 
     def quietly(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
-        solution = self._solve(problem, z0)
-        if not transforms_active():
-            self.checks.lower(solution, self._remedy(problem, z0, solution.z))
-        return solution.z if problem.recorded else solution.z.detach()
+        z = self._solve(problem, z0).z
+        return z if problem.recorded else z.detach()
 
     def closely(
         self, problem: ProblemAtTheta, z0: Tensor, wanted: Tensor, *, found: bool = False
@@ -107,7 +105,7 @@ class Solving:
         if pulled.linear is not None and pulled.optimality is not None:
             self.report_adjoint(problem, pulled.linear, pulled.optimality)
         elif not (self.gradient.unrolls or self.at_once):
-            self._compare(problem, z, None)
+            self.checks.changed(self.last, None, lambda: problem.detach().gradient(z))
         if pulled.apart is not None:
             self.checks.repeated(pulled.apart, torch.finfo(pulled.apart.dtype).eps ** 0.5)
         self.checks.loose(pulled.loose)
@@ -118,21 +116,13 @@ class Solving:
     def report_adjoint(self, problem: ProblemAtTheta, linear: LinearSolution, optimality: Optimality) -> None:
         if self.checks.off:
             return
-        self._compare(problem, optimality.z, optimality.slope)
+        self.checks.changed(self.last, optimality.slope, lambda: problem.detach().gradient(optimality.z))
         limit = self._confirm(problem, optimality.z, optimality.slope)
         checks = self.checks
         if self.last is not None and self.last.residual is None:  # it is measured here
             checks = replace(checks, measured=False, tol=self.last.tol)
         counts = optimality.tangent.counts
         checks.adjoint(linear, self.gradient.tol, lambda: optimality.residual, counts, limit)
-
-    def _compare(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor | None) -> None:
-        """Report an objective that has changed since the solve; `slope` is its gradient at z now.
-
-        If the solver measured no residual, there is nothing to compare with.
-        """
-        if self.last is not None:
-            self.checks.changed(self.last, slope, lambda: problem.detach().gradient(z))
 
     def _confirm(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor | None:
         """Return the residual, shape `lanes`, above which z with this gradient is not a solution.
@@ -144,7 +134,7 @@ class Solving:
             return None
         rest = problem.detach()
         if last.residual is not None and last.tol is not None and not all_true(rest.residual(z, slope) <= last.tol):
-            return None  # it was reported by the solve, or the data have changed, which `_compare` reports
+            return None  # it was reported by the solve, or the data have changed, which `changed` reports
         start = z if self.start is None or self.start.shape != z.shape else self.start
         tol, asked = unasked(z.dtype) if self.solver.tol is None else self.solver.tol, self.solver.tol is not None
         limit = solved(tol, rest, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
@@ -157,13 +147,14 @@ class Solving:
         solver = self.solver if solver is None else solver
         if self.hoisted:
             problem = replace(problem, theta=problem.theta[0])
-        problem = self._told(problem)
+        if self.gradient.unrolls:
+            problem = problem.follow()
         # If only the steps that were made are differentiated, their objective may be random.
         watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
-            found = solver.solve(problem, z0) if watch is None else run(self.steps.solver, problem, z0, watch)
+            found = solver.solve(problem, z0) if watch is None else self.steps.solver.solve(problem, z0, watch)
         drawn = watched and self._may_draw
         if not drawn and all(torch.equal(g.get_state(), state) for g, state in zip(sources, before, strict=True)):
             return found
@@ -179,9 +170,6 @@ class Solving:
     def _may_draw(self) -> bool:
         return may_draw(written(self.objective))
 
-    def _told(self, problem: ProblemAtTheta) -> ProblemAtTheta:
-        return problem.follow() if self.gradient.unrolls else problem
-
     def _remedy(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor) -> Callable[[], str]:
         theta = problem.theta[0] if self.hoisted else problem.theta
-        return lambda: origin(self._told(problem), theta, z0, z, self.solver)
+        return lambda: origin(problem, theta, z0, z, self.solver)

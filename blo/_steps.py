@@ -10,7 +10,7 @@ from blo import tree
 from blo._problem_at_theta import ProblemAtTheta
 from blo.errors import StructureError
 from blo.solvers import Iterative, Solver, advance, begin
-from blo.solvers._running import Running
+from blo.solvers._confirm import Running
 
 
 @dataclass(frozen=True)

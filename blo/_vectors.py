@@ -1,4 +1,4 @@
-"""Inner products and norms of flat vectors of shape `(*lanes, n)`, one for each lane."""
+"""Inner products, norms and histories of flat vectors of shape `(*lanes, n)`, one for each lane."""
 
 from __future__ import annotations
 
@@ -17,8 +17,22 @@ def norm(v: Tensor) -> Tensor:
     return found
 
 
-def length(vectors: Tensor) -> Tensor:
-    """Return the 2-norm of each vector, shape `(*lanes, 1)`; squares of small single precision numbers underflow."""
-    wide = vectors.dtype is not torch.float64 and vectors.device.type != "mps"
-    found: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64 if wide else None)
-    return found.to(vectors.dtype) if wide else found
+def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
+    """Like `norm`, but summed in double precision, because squares of small float32 numbers underflow.
+
+    The shape is `(*lanes, 1)`, or `lanes` without `keepdim`.
+    """
+    wide = v.dtype is not torch.float64 and v.device.type != "mps"
+    found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=keepdim, dtype=torch.float64 if wide else None)
+    return found.to(v.dtype) if wide else found
+
+
+def push(past: Tensor, new: Tensor) -> Tensor:
+    """Return a history without its oldest vector and with `new` at the end.
+
+    Args:
+        past: vectors, oldest first, shape `(*lanes, memory, n)`.
+        new: shape `(*lanes, n)`.
+    """
+    # A new tensor instead of a write in place: `Unrolled` differentiates through earlier histories.
+    return torch.cat([past[..., 1:, :], new.unsqueeze(-2)], dim=-2)

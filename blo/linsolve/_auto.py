@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import LinearSolution, LinearSolver, all_true, damped
+from blo.linsolve._base import LinearSolution, LinearSolver, damped
 from blo.linsolve._cg import CG
 from blo.linsolve._contraction import contracted
 from blo.linsolve._direct import Direct

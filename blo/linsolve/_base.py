@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, stride
 from blo.errors import StructureError
 from blo.linsolve._space import EUCLIDEAN, Space
 from blo.operators import Operator, Restricted
@@ -18,14 +17,12 @@ from blo.operators import Operator, Restricted
 __all__ = [
     "LinearSolution",
     "LinearSolver",
-    "all_true",
     "damped",
     "floor_of",
     "relative_residual",
     "require_single",
     "require_symmetric",
     "started",
-    "stride",
     "within",
 ]
 

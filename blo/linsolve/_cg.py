@@ -89,13 +89,13 @@ class CG(LinearSolver):
         bb = dot(rhs, rhs)
         goal = floor_of(self.tol, b) ** 2 * bb
         given = (apply, inverse, x, r, goal, self.max_iter)
-        ended = (alone(*given) if self.inner is None else None) or lanes(*given, dot)
+        ended = alone(*given) if self.inner is None else None
+        if ended is None:
+            ended = lanes(*given, dot)
         textbook = isinstance(self.tol, float) and self.tol == 0  # `loosened` makes it a tensor
-
-        def measure(x: Tensor) -> Tensor:
-            return relative_residual(operator, x, rhs, self.damping, space)
-
-        x, residual = _judged(ended, rhs, bb, textbook, measure, dot)
+        x, residual = _judged(
+            ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping, space), dot
+        )
         iterations = _of_lanes(ended.iterations, rhs, torch.int64)
         indefinite = _of_lanes(ended.indefinite, rhs, torch.bool)
         return LinearSolution(size * x, residual, iterations, indefinite, "CG")
@@ -119,7 +119,11 @@ def _judged(
     if not textbook:
         bound = min(size, bound) if numbers else torch.minimum(size, bound)
     far = ended.running & (rr <= bound) & (rr > _FAR**2 * size)
-    if (far and _orthogonal(ended.p, ended.q)) if numbers else surely(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH)):
+    if numbers:
+        conjugate = far and _orthogonal(ended.p, ended.q)
+    else:
+        conjugate = surely(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH))
+    if conjugate:
         return x, _of_lanes((rr / size) ** 0.5, rhs)
     if numbers:
         rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))

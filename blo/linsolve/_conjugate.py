@@ -66,7 +66,7 @@ def lanes(
     r: Tensor,
     goal: Tensor,
     most: int,
-    dot: InnerProduct = euclidean,
+    dot: InnerProduct,
 ) -> Ended:
     """Run every lane to its goal.
 
@@ -88,18 +88,19 @@ def lanes(
     indefinite = torch.zeros_like(running)
     looks = stride(r)
     # While every lane is running, no mask is needed. Only the CPU tests for this, since it stalls an accelerator.
-    whole, together = looks == 1 and all_true(running), 0
+    all_running = looks == 1 and all_true(running)
+    together = 0  # the number of iterations without a mask
     for index in range(most):
-        if not whole and index % looks == 0 and all_true(~running):
+        if not all_running and index % looks == 0 and all_true(~running):
             break
         # step = <r, M^-1 r> / <p, A p> minimises the error in the norm of A along p, which needs <p, A p> > 0.
         q = apply(p)
         bend = dot(p, q)
-        whole = whole and all_true(bend > 0)
-        if not whole:
+        all_running = all_running and all_true(bend > 0)
+        if not all_running:
             indefinite = indefinite | (running & (bend <= 0))
             running = running & (bend > 0)
-        mask = None if whole else running
+        mask = None if all_running else running
         step = _ratio(rz, bend, mask)
         # In a lane that has stopped, p and q may be infinite, and a step of zero would give NaN: select instead.
         x = _move(x, torch.addcmul(x, step, p), mask)
@@ -110,13 +111,13 @@ def lanes(
         # This ratio makes the next direction conjugate to the last one: <p, A p_last> = 0.
         p = torch.addcmul(z, _ratio(rz_next, rz, mask), p)
         rz = rz_next
-        if whole:
+        if all_running:
             together += 1
         else:
             iterations = iterations + running
         met.see(x, rr)
-        whole = whole and all_true(rr > goal)
-        running = running if whole else running & (rr > goal)
+        all_running = all_running and all_true(rr > goal)
+        running = running if all_running else running & (rr > goal)
     return Ended(x, r, p, q, rr, running, indefinite, together + iterations, met.least(), met.iterate)
 
 

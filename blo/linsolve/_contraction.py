@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from blo._autodiff import surely
-from blo.linsolve._base import LinearSolution, all_true, floor_of, started, stride
+from blo._autodiff import all_true, stride, surely
+from blo.linsolve._base import LinearSolution, floor_of, started
 from blo.linsolve._space import Space
 
 #: The rate of convergence is estimated over this many products.

@@ -7,15 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true
 from blo._settings import require_nonnegative
-from blo.linsolve._base import (
-    LinearSolution,
-    LinearSolver,
-    all_true,
-    relative_residual,
-    require_single,
-    within,
-)
+from blo.linsolve._base import LinearSolution, LinearSolver, relative_residual, require_single, within
 from blo.linsolve._bordered import bordered
 from blo.linsolve._singular import least_norm
 from blo.linsolve._space import EUCLIDEAN

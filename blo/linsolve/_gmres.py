@@ -8,15 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true, stride
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import (
-    LinearSolution,
-    LinearSolver,
-    all_true,
-    damped,
-    require_single,
-    stride,
-)
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, require_single
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
 from blo.linsolve._space import InnerProduct, Space

@@ -8,17 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true, stride
 from blo._settings import require_count, require_nonnegative, require_positive, require_tolerance
-from blo.linsolve._base import (
-    LinearSolution,
-    LinearSolver,
-    all_true,
-    damped,
-    floor_of,
-    relative_residual,
-    stride,
-    within,
-)
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, floor_of, relative_residual, within
 from blo.linsolve._space import InnerProduct, Space
 from blo.operators import Operator
 

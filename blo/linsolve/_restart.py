@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blo.linsolve._base import LinearSolution, all_true, floor_of, started
+from blo._autodiff import all_true
+from blo.linsolve._base import LinearSolution, floor_of, started
 from blo.linsolve._space import EUCLIDEAN, Space
 
 

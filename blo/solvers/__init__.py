@@ -6,7 +6,7 @@ from blo.solvers._external import External
 from blo.solvers._fista import FISTA
 from blo.solvers._fixed_point import FixedPoint
 from blo.solvers._given import Given
-from blo.solvers._iterative import Iterative, Watch, advance, begin, run
+from blo.solvers._iterative import Iterative, Watch, advance, begin
 from blo.solvers._lbfgs import LBFGS
 from blo.solvers._levenberg_marquardt import LevenbergMarquardt
 from blo.solvers._mirror_descent import MirrorDescent
@@ -39,5 +39,4 @@ __all__ = [
     "begin",
     "default_solver",
     "functions_of_theta",
-    "run",
 ]

@@ -1,19 +1,25 @@
-"""The stopping criterion of each lane: set at the start of a solve, and revised at the point where the lane stops."""
+"""The state of the loop of iterative solvers, and the stopping criterion of each lane.
+
+The criterion is set at the start of a solve, and revised at the point where the lane stops.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, surely
-from blo._curvature import bend
+from blo._curvature import Place, bend
+from blo._vectors import length
 from blo.sets import Free
 from blo.solvers._base import Problem
-from blo.solvers._running import Aims, Running
 from blo.solvers._stopping import (
+    ROUNDING,
     curvature,
     hidden,
-    reachable,
     repeats,
     required,
     required_in_units,
@@ -29,6 +35,90 @@ _FLOOR = 64
 _NEAR = 100
 
 
+class Aims(Protocol):
+    """The part of `Iterative` that the stopping criterion uses."""
+
+    @property
+    def tol(self) -> float | None: ...
+    @property
+    def relative(self) -> bool: ...
+    def aimed(self, state: Any, limit: Tensor, unit: Tensor) -> Any:
+        """Return the state with the residual at which to stop, shape `lanes`, and its unit, shape `(*lanes, 1)`."""
+
+
+class State(Protocol):
+    """The state of a solver: a named tuple of tensors, or tuples of tensors, with leading lane axes.
+
+    Tensors without lane axes are shared by all lanes, so they keep changing after some lanes have stopped.
+
+    Attributes:
+        z: the iterate, shape `(*lanes, n)`.
+        slope: the gradient of the objective at z.
+        trial: the point to be evaluated next; the result of a solve without a tolerance.
+    """
+
+    @property
+    def z(self) -> Tensor: ...
+    @property
+    def slope(self) -> Tensor: ...
+    @property
+    def trial(self) -> Tensor: ...
+    def anew(self, gradient: Callable[[Tensor], Tensor]) -> Any:
+        """Return the state with the gradients that the next step uses computed again, and all else unchanged."""
+
+
+class Running(NamedTuple):
+    """The state of the loop. Without a tolerance every field except `state` has the shape `()` and is on the CPU.
+
+    Attributes:
+        state: the state of the solver.
+        limit: the residual at which each lane stops, shape `lanes`.
+        unit: the unit of the residual, shape `(*lanes, 1)`.
+        lost: the lanes whose last step started from a residual of NaN, shape `lanes`.
+        place: the point of the last residual, shape `(*lanes, n)`; NaN if the residual must be computed again.
+        residual: the residual at that point, shape `lanes`; infinite if no residual is measured.
+        origin: the start of the solve, shape `(*lanes, n)`, and the gradient there, `first`.
+        mark: the smallest residual at the tests of progress so far, shape `lanes`.
+        floor: the lanes that stopped because the residual no longer decreases near rounding error, shape `lanes`.
+        least: for fixed-point problems, the smallest residual so far, shape `lanes`.
+        since: for fixed-point problems, the number of steps since `least` fell, shape `lanes`.
+        stuck: for fixed-point problems, the lanes that stopped because `least` does not fall, shape `lanes`.
+        random: the lanes in which two evaluations at one point differ, shape `lanes`.
+    """
+
+    state: Any
+    limit: Tensor
+    unit: Tensor
+    lost: Tensor
+    place: Tensor
+    residual: Tensor
+    origin: Tensor
+    first: Tensor
+    mark: Tensor
+    floor: Tensor
+    random: Tensor
+    least: Tensor
+    since: Tensor
+    stuck: Tensor
+
+    @property
+    def resting(self) -> Tensor:
+        """The lanes that make no further step, booleans of shape `lanes`."""
+        # A residual of NaN fulfils no comparison. Such lanes stop through `lost`, one step later.
+        return (self.residual <= self.limit) | self.lost | self.floor | self.stuck
+
+    @property
+    def z(self) -> Tensor:
+        """The iterate, shape `(*lanes, n)`."""
+        z: Tensor = self.state.z
+        return z
+
+    @property
+    def at(self) -> Place:
+        """The iterate and the start of the solve, as constants: the stopping criterion is not differentiated."""
+        return Place(self.state.z.detach(), self.state.slope.detach(), self.origin, self.first)
+
+
 def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Return the stopping criterion of each lane, for a start at z with the gradient `slope`.
 
@@ -36,21 +126,22 @@ def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tenso
         The residual at which the lane stops, shape `lanes`, and the curvature that is its unit, shape `(*lanes, 1)`.
     """
     tol = solver.tol or 0.0
+    reachable = ROUNDING * torch.finfo(slope.dtype).eps * length(slope, keepdim=False)
     if not solver.relative:
-        unit = torch.ones_like(slope[..., :1])
-        return reachable(slope).clamp(min=tol), unit
+        return reachable.clamp(min=tol), torch.ones_like(slope[..., :1])
     # If the objective has a large scale, a step of the gradient itself leads far away, where a projection may not
     # converge. A step of gradient over curvature has the scale of z.
     unit, least = curvature(problem, z, slope)
-    return torch.maximum(reachable(slope), tol * least.squeeze(-1).clamp(max=1.0)), unit
+    return torch.maximum(reachable, tol * least.squeeze(-1).clamp(max=1.0)), unit
 
 
-def measured(solver: Aims, problem: Problem, state: Running) -> Running:
+def measured(problem: Problem, state: Running) -> Running:
     """Return the state with the residual at its iterate. The iterate stays the same while a solver rejects trials."""
     # Without a constraint or penalty the residual is the norm of the gradient, which costs less than this comparison.
-    if solver.tol is None or (not isinstance(problem.term, Free) and surely(state.state.z == state.place)):
+    if not isinstance(problem.term, Free) and surely(state.state.z == state.place):
         return state
-    return state._replace(place=state.state.z.detach(), residual=_residual(solver, problem, state))
+    residual = problem.residual(state.state.z, state.state.slope, state.unit)
+    return state._replace(place=state.state.z.detach(), residual=residual)
 
 
 def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | None = None) -> Running:
@@ -65,9 +156,8 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
     if surely(state.residual == 0):
         return state
     at, tol = state.at, solver.tol or 0.0
-    unit = state.unit if solver.relative else None
     if stalled is not None:
-        noise = rounding(problem, at.z, at.slope, state.residual, unit)
+        noise = rounding(problem, at.z, at.slope, state.residual, state.unit)
         floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         if not all_true(state.resting) and all_true(~(stalled & (state.residual <= _NEAR * floor))):
             return state  # the residuals are too large for rounding: the lanes are slow, but still converge
@@ -81,10 +171,10 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         limit = loose = torch.full_like(state.limit, tol)
     else:
         (limit, loose), rise = required(tol, problem, at, state.residual)
-    residual = _residual(solver, problem, state)
+    residual = problem.residual(state.state.z, state.state.slope, state.unit)
     if not all_true(residual <= limit):
         if stalled is None:
-            noise = rounding(problem, at.z, at.slope, residual, unit)
+            noise = rounding(problem, at.z, at.slope, residual, state.unit)
             floor = torch.maximum(noise, _FLOOR * resolution(problem, at.z) * at.size)
         late = residual > limit
         near = late & (residual <= floor)
@@ -102,8 +192,3 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
     return state._replace(
         state=solver.aimed(state.state, limit, state.unit), limit=limit, place=torch.full_like(state.place, torch.nan)
     )
-
-
-def _residual(solver: Aims, problem: Problem, state: Running) -> Tensor:
-    z, slope = state.state.z, state.state.slope
-    return problem.residual(z, slope, state.unit) if solver.relative else problem.residual(z, slope)

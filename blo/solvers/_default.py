@@ -17,6 +17,10 @@ _TOL = {torch.float64: 1e-11, torch.float32: 1e-5}
 _MAX_STEPS = 10_000
 #: Maximum number of steps that are differentiated: enough for a condition number of 1e3, and few enough for the memory.
 _MAX_REMEMBERED = 2_000
+_FIXED_POINT = {dtype: FixedPoint(max_steps=_MAX_STEPS, tol=tol) for dtype, tol in _TOL.items()}
+_LBFGS = {dtype: LBFGS(max_steps=_MAX_STEPS, tol=tol, relative=True) for dtype, tol in _TOL.items()}
+_FISTA = {dtype: FISTA(max_steps=_MAX_STEPS, tol=tol, relative=True) for dtype, tol in _TOL.items()}
+_UNROLLED = {dtype: FISTA(max_steps=_MAX_REMEMBERED, tol=tol, relative=True) for dtype, tol in _TOL.items()}
 
 
 def default_solver(term: Term, symmetric: bool, z0: Tensor, *, followed: bool = False) -> Solver:
@@ -34,9 +38,8 @@ def default_solver(term: Term, symmetric: bool, z0: Tensor, *, followed: bool = 
         z0: the start of the solver, shape `(*lanes, n)`, in single or double precision.
         followed: whether the steps will be differentiated.
     """
-    tol = _TOL[z0.dtype]
     if not symmetric:
-        return FixedPoint(max_steps=_MAX_STEPS, tol=tol)
-    if not followed and term.bounds(z0) is not None:
-        return LBFGS(max_steps=_MAX_STEPS, tol=tol, relative=True)
-    return FISTA(max_steps=_MAX_REMEMBERED if followed else _MAX_STEPS, tol=tol, relative=True)
+        return _FIXED_POINT[z0.dtype]
+    if followed:
+        return _UNROLLED[z0.dtype]
+    return (_FISTA if term.bounds(z0) is None else _LBFGS)[z0.dtype]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from blo._autodiff import choose, surely
 from blo._settings import require_budget, require_count, require_positive
-from blo._vectors import dot, norm
+from blo._vectors import dot, norm, push
 from blo.solvers._base import Problem
-from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
 
 #: A plain step is fast if it reduces the residual (the distance of a point to its image) to this share or less.
@@ -65,7 +64,7 @@ class FixedPoint(Iterative):
 
     def start(self, problem: Problem, z0: Tensor) -> _State:
         slope = problem.gradient(z0)
-        past = zeros(z0, self.memory)
+        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
         plain = torch.ones_like(z0[..., :1], dtype=torch.bool)
         inf = torch.full_like(z0[..., :1], torch.inf)
         return _State(z0, slope, z0, z0, z0, past, past, plain, inf, torch.zeros_like(inf))

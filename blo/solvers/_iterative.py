@@ -12,8 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
-from blo.solvers._confirm import aim, confirmed, measured
-from blo.solvers._running import Running
+from blo.solvers._confirm import Running, aim, confirmed, measured
 
 #: Number of steps before the first test of whether the residual still decreases, and maximum number of steps between
 #: two such tests.
@@ -30,7 +29,7 @@ Watch: TypeAlias = Callable[[int, Any], None]
 class Iterative(Solver, abc.ABC):
     """A solver that repeats one step: `move` computes a trial point, `look` evaluates it and accepts or rejects it.
 
-    Subclasses contain no loop and no stopping criterion: both are in `run`, which stops each lane on its own residual.
+    Subclasses contain no loop and no stopping criterion: both are in `solve`, which stops each lane by its residual.
     A state is a named tuple of tensors with leading lane axes: the iterate `z`, the gradient `slope` there, the point
     `trial` to be evaluated next, and other data of the solver. Its method `anew(gradient)` returns the state with
     the gradients computed again.
@@ -69,33 +68,41 @@ class Iterative(Solver, abc.ABC):
         """Return the tensors from which the next call continues; none by default."""
         return ()
 
-    def solve(self, problem: Problem, z0: Tensor) -> Solution:
-        return run(self, problem, z0)
+    def solve(self, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
+        """Make steps until the residual of every lane is at most `tol`, at most `max_steps` times.
 
+        A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
 
-def run(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None = None) -> Solution:
-    """Make steps until the residual of every lane is at most `solver.tol`, at most `solver.max_steps` times.
+        The stopping criterion depends on the curvature and on the rounding error of the gradient. Both are estimated at
+        the start and may differ where a lane stops. So they are estimated again there, and a lane that stopped too
+        early continues. A lane whose residual no longer decreases stops if the residual is within the rounding error of
+        the gradient, or within the noise of a random objective.
 
-    A lane whose residual is NaN makes one more step, which carries the NaN into z and its derivatives, and stops.
-
-    The stopping criterion depends on the curvature and on the rounding error of the gradient. Both are estimated at the
-    start and may differ where a lane stops. So they are estimated again there, and a lane that stopped too early
-    continues. A lane whose residual no longer decreases stops if the residual is within the rounding error of the
-    gradient, or within the noise of a random objective.
-    """
-    if solver.tol is None and watch is None:
-        return _march(solver, problem, z0)
-    state, steps = begin(solver, problem, z0), 0
-    while steps < solver.max_steps:
-        state, done, lost = _looked(solver, problem, state, steps)
-        # On an accelerator the test waits for the device, so it is made only every few steps.
-        if done is not None and steps % stride(z0) == 0 and all_true(done):
-            break
-        if watch is not None:
-            watch(steps, state)
-        state = _step(solver, problem, state, done, lost, last=steps == solver.max_steps - 1)
-        steps += 1
-    return _finish(solver, problem, state, steps)
+        Args:
+            problem: the problem.
+            z0: the start, shape `(*lanes, n)`.
+            watch: called before each step with the number of steps made so far and the state of the loop.
+        """
+        if self.tol is None and watch is None:
+            return _march(self, problem, z0)
+        state, steps = begin(self, problem, z0), 0
+        while steps < self.max_steps:
+            state, done, lost = _looked(self, problem, state, steps)
+            # On an accelerator the test waits for the device, so it is made only every few steps.
+            if done is not None and steps % stride(z0) == 0 and all_true(done):
+                break
+            if watch is not None:
+                watch(steps, state)
+            state = _step(self, problem, state, done, lost, last=steps == self.max_steps - 1)
+            steps += 1
+        if self.tol is None:
+            return Solution(state.state.trial, None, None, steps, carried=self.carried(state.state))
+        state = measured(problem, state)
+        # The loop has not revised the stopping criterion of lanes that were still running after the last step.
+        if steps == self.max_steps or not all_true(state.resting):
+            state = measured(problem, confirmed(self, problem, state))
+        z, slope = state.state.z, state.state.slope.detach()
+        return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random, stuck=state.stuck)
 
 
 def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
@@ -125,7 +132,22 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         none = torch.zeros((), dtype=z0.dtype, device="cpu")
         inf = torch.full_like(none, torch.inf)
         no = none > 0
-        return Running(begun, none, none, no, none, inf, none, none, inf, no, no, inf, none, no)
+        return Running(
+            state=begun,
+            limit=none,
+            unit=none,
+            lost=no,
+            place=none,
+            residual=inf,
+            origin=none,
+            first=none,
+            mark=inf,
+            floor=no,
+            random=no,
+            least=inf,
+            since=none,
+            stuck=no,
+        )
     limit, unit = aim(solver, problem, begun.z.detach(), begun.slope.detach())
     # NaN differs from every z, so the first call of `measured` computes the residual.
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
@@ -149,46 +171,36 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
 
 
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
-    """Repeat the steps `first` to `first + steps - 1` of `run` from the state before them."""
+    """Repeat the steps `first` to `first + steps - 1` of `solve` from the state before them."""
     for index in range(first, first + steps):
         state, done, lost = _looked(solver, problem, state, index)
         state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
     return state
 
 
-def _finish(solver: Iterative, problem: Problem, state: Running, steps: int) -> Solution:
-    """Return the result of a solve that ended in this state."""
-    if solver.tol is None:
-        return Solution(state.state.trial, None, None, steps, carried=solver.carried(state.state))
-    state = measured(solver, problem, state)
-    # The loop has not revised the stopping criterion of lanes that were still running after the last step.
-    if steps == solver.max_steps or not all_true(state.resting):
-        state = measured(solver, problem, confirmed(solver, problem, state))
-    z, slope = state.state.z, state.state.slope.detach()
-    return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random, stuck=state.stuck)
-
-
 def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
-    """Return the state with its residual, and the result of `_look`.
+    """Measure the residual, and return the state, the lanes that stop, and the lanes whose residual is NaN.
 
-    If every lane would stop, the stopping criterion is revised first.
+    If every lane would stop, the stopping criterion is revised first. Without a tolerance no residual is measured, and
+    None is returned for the lanes that stop.
     """
-    state = measured(solver, problem, state)
-    if solver.tol is not None and not problem.symmetric:
+    if solver.tol is None:
+        return state, None, state.lost
+    state = measured(problem, state)
+    if not problem.symmetric:
         state = _outlasted(state)
-    done, lost = _look(solver, state)
-    if done is None:
-        return state, done, lost
-    stalled = None
-    if _due(index + 1):
+    done, lost = state.resting, state.residual.isnan()
+    stalled, steps = None, index + 1
+    # Progress is tested after a power of two of steps, and later at regular intervals.
+    if steps % _PERIOD == 0 or (steps >= _FIRST and steps & (steps - 1) == 0):
         # Without this test a lane whose residual has reached rounding error, above `tol`, would run to the last step.
         stalled = ~(state.residual < _GAIN * state.mark) & torch.isfinite(state.mark)
         state = state._replace(mark=torch.minimum(state.mark, state.residual))
     elif index % stride(state.limit):
         return state, done, lost
     if all_true(done if stalled is None else done | stalled):
-        state = measured(solver, problem, confirmed(solver, problem, state, stalled))
-        done, lost = _look(solver, state)
+        state = measured(problem, confirmed(solver, problem, state, stalled))
+        done, lost = state.resting, state.residual.isnan()
     return state, done, lost
 
 
@@ -202,18 +214,6 @@ def _outlasted(state: Running) -> Running:
     since = torch.where(gained, 0.0, state.since + 1)
     stuck = state.stuck | ((since >= _PATIENCE) & (residual > state.limit))
     return state._replace(least=torch.where(gained, residual, state.least), since=since, stuck=stuck)
-
-
-def _due(steps: int) -> bool:
-    """Return whether progress is tested after this number of steps: at powers of two, later at regular intervals."""
-    return steps % _PERIOD == 0 or (steps >= _FIRST and steps & (steps - 1) == 0)
-
-
-def _look(solver: Iterative, state: Running) -> tuple[Tensor | None, Tensor]:
-    """Return the lanes that stop here, None without a tolerance, and those whose residual is NaN."""
-    if solver.tol is None:
-        return None, state.lost
-    return state.resting, state.residual.isnan()
 
 
 def _step(

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_count
-from blo._vectors import dot, norm
+from blo._vectors import dot, norm, push
 from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._coordinate_bounds import bounds
-from blo.solvers._history import push, zeros
 from blo.solvers._iterative import Iterative
-from blo.solvers._reduced import bounded_step, used_pairs
+from blo.solvers._reduced import bounded_step
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,16 @@ class LBFGS(Iterative):
             StructureError: if the set is not given by bounds on the coordinates, or in half precision.
         """
         require_single(z0, "LBFGS", "ProjectedGradient")
-        bounds(problem.term, z0, "LBFGS")
+        _line.bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
-        past = zeros(z0, self.memory)
+        past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
         # Without curvature pairs the scale of the step is unknown: the first step has a length of at most 1.
         scale = 1.0 / norm(slope.detach()).clamp(min=1.0)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
     def move(self, problem: Problem, state: _State) -> _State:
-        step = _step(state, bounds(problem.term, state.z, "LBFGS"))
+        step = _step(state, _line.bounds(problem.term, state.z, "LBFGS"))
         return state._replace(trial=problem.prox(state.z + state.line.length * step, 1.0))
 
     def look(self, problem: Problem, state: _State) -> _State:
@@ -120,16 +118,17 @@ class _State(NamedTuple):
 def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     """Return minus the inverse Hessian times the gradient; with bounds, on the free coordinates."""
     s, y, g = state.moves, state.turns, state.slope
-    if limits is not None:
-        return bounded_step(state.z, g, *limits, s, y, state.scale)
     inner = (s * y).sum(-1)
     squared = (y * y).sum(-1)
-    used = used_pairs(s, y)
-    # Scaling each pair to curvature 1 keeps the triangular matrix well conditioned. Unused pairs become zero.
+    # Only pairs whose curvature is positive and above rounding error are used.
+    used = inner > torch.finfo(s.dtype).eps * ((s * s).sum(-1) * squared).sqrt().detach()
+    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
+    # Scaling each pair to curvature 1 keeps the matrices well conditioned. Unused pairs become zero.
     weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
     s, y = weight * s, weight * y
+    if limits is not None:
+        return bounded_step(state.z, g, *limits, s, y, used, newest, state.scale)
     # The newest used pair gives the scale of the initial inverse, `s'y / y'y` (Nocedal and Wright 2006, equation 7.20).
-    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
     ratio = torch.where(newest, inner / torch.where(used, squared, 1.0), 0.0).sum(-1, keepdim=True)
     scale = torch.where(used.any(-1, keepdim=True), ratio, state.scale)
     gram = y @ y.mT

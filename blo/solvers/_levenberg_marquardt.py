@@ -16,7 +16,6 @@ from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 from blo.solvers._newton import free_coordinates, restricted
 
@@ -76,7 +75,7 @@ class LevenbergMarquardt(Iterative):
         Raises:
             StructureError: if the problem is not a least-squares problem, or the set is not given by bounds.
         """
-        bounds(problem.term, z0, "LevenbergMarquardt")
+        _line.bounds(problem.term, z0, "LevenbergMarquardt")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
         image = problem.gauss_newton(z, self.products)(slope).detach()

@@ -1,4 +1,4 @@
-"""A backtracking line search along a projected step, one trial at a time, for each lane separately."""
+"""Steps that are projected onto bounds: a backtracking line search for each lane, and the free coordinates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._term import Term, expanded
 from blo._vectors import dot
+from blo.errors import StructureError
+from blo.sets import Free
 
-__all__ = ["Line", "free", "judge", "start"]
+__all__ = ["Line", "bounds", "free", "judge", "start"]
 
 #: Share of the decrease predicted by the gradient that a step must achieve (Armijo's condition).
 _SHARE = 1e-4
@@ -18,7 +21,7 @@ _PATIENCE = 12
 
 
 class Line(NamedTuple):
-    """The state of a line search, shapes `(*lanes, 1)`.
+    """The state of a line search, which makes one trial at a time, shapes `(*lanes, 1)`.
 
     Attributes:
         value: the objective at the current point.
@@ -70,6 +73,25 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
         length=line.length * torch.where(accepted, 2.0, shrunk),
         tries=torch.where(accepted, 0.0, line.tries + 1),
     )
+
+
+def bounds(term: Term, z: Tensor, solver: str) -> tuple[Tensor, Tensor] | None:
+    """Return the lower and upper bounds, in the shape of z; None if the problem has no constraint.
+
+    Raises:
+        StructureError: for any other set and for penalties; the message names the solver.
+    """
+    if isinstance(term, Free):
+        return None
+    found = term.bounds(z)
+    if found is None:
+        raise StructureError(
+            f"`{solver}` needs a set that bounds each coordinate by itself: `Free`, `Box`, `NonNegative`, a `Product` "
+            f"of these, or a set of your own with `bounds`, but got {type(term).__name__}. Use ProjectedGradient() or "
+            "FISTA()."
+        )
+    low, high = found
+    return expanded(low, z), expanded(high, z)
 
 
 def free(z: Tensor, slope: Tensor, low: Tensor, high: Tensor, margin: Tensor) -> Tensor:

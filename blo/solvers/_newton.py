@@ -17,7 +17,6 @@ from blo.linsolve import Auto, LinearSolver, loosened
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
-from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative
 
 
@@ -73,7 +72,7 @@ class Newton(Iterative):
         Raises:
             StructureError: if the set is not given by bounds on the coordinates.
         """
-        bounds(problem.term, z0, "Newton")
+        _line.bounds(problem.term, z0, "Newton")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)
         none = torch.zeros_like(z0[..., :1])
@@ -162,7 +161,7 @@ class _Mask:
 
 def free_coordinates(problem: Problem, z: Tensor, slope: Tensor, solver: str) -> Tensor | None:
     """Return the free coordinates, booleans of z's shape; None if the problem has no constraint."""
-    limits = bounds(problem.term, z, solver)
+    limits = _line.bounds(problem.term, z, solver)
     if limits is None:
         return None
     # The margin of Bertsekas (1982) tends to zero with the residual, so that at a solution only the coordinates at

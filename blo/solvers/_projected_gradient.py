@@ -15,8 +15,8 @@ from blo._vectors import dot
 from blo.solvers import _direction
 from blo.solvers._base import Problem
 from blo.solvers._carried import continued, require_carry
-from blo.solvers._coordinate_bounds import bounds
 from blo.solvers._iterative import Iterative, valued_gradient
+from blo.solvers._line import bounds
 from blo.solvers._of_theta import functions_of_theta, rate, varies
 from blo.solvers._probe import Probe
 from blo.solvers._transform import require_transform, transformed

@@ -8,7 +8,7 @@ from torch import Tensor
 from blo._vectors import dot
 from blo.solvers import _line
 
-__all__ = ["bounded_step", "used_pairs"]
+__all__ = ["bounded_step"]
 
 #: If the free coordinates hold at least this share of the newest pair's curvature, they give the scale of the inverse.
 _SHARE = 0.1
@@ -18,7 +18,15 @@ _REACH = 0.1
 
 
 def bounded_step(
-    z: Tensor, slope: Tensor, low: Tensor, high: Tensor, moves: Tensor, turns: Tensor, unknown: Tensor
+    z: Tensor,
+    slope: Tensor,
+    low: Tensor,
+    high: Tensor,
+    s: Tensor,
+    y: Tensor,
+    used: Tensor,
+    newest: Tensor,
+    unknown: Tensor,
 ) -> Tensor:
     """Return the quasi-Newton step on the free coordinates, and a scaled gradient step on the others.
 
@@ -34,15 +42,12 @@ def bounded_step(
         slope: the gradient there.
         low: the lower bounds.
         high: the upper bounds.
-        moves: past changes of z, newest last, shape `(*lanes, memory, n)`; zero before the first ones.
-        turns: the changes of the gradient along them.
+        s: past changes of z, newest last, scaled to curvature 1, shape `(*lanes, memory, n)`; zero if not used.
+        y: the changes of the gradient along them, with the same factors.
+        used: the pairs that are used, booleans of shape `(*lanes, memory)`.
+        newest: the newest of these.
         unknown: the inverse curvature to use without curvature pairs, shape `(*lanes, 1)`.
     """
-    used = used_pairs(moves, turns)
-    inner = (moves * turns).sum(-1)
-    weight = torch.where(used, torch.where(used, inner, 1.0).rsqrt(), 0.0).unsqueeze(-1)
-    s, y = weight * moves, weight * turns
-    newest = used & (used.flip(-1).cumsum(-1).flip(-1) == 1)
     known = used.any(-1, keepdim=True)
     scale = torch.where(known, 1.0 / torch.where(known, _of(newest, y, y), 1.0), unknown)
     free = _line.free(z, slope, low, high, _REACH * scale.detach() * slope.detach().abs())
@@ -55,12 +60,6 @@ def bounded_step(
     # always a descent direction.
     descends = dot(image, slope) > 0
     return -torch.where(descends, image, scale * slope)
-
-
-def used_pairs(moves: Tensor, turns: Tensor) -> Tensor:
-    """Return the pairs whose curvature is positive and above rounding error, shape `(*lanes, memory)`."""
-    size = (moves.square().sum(-1) * turns.square().sum(-1)).sqrt().detach()
-    return (moves * turns).sum(-1) > torch.finfo(moves.dtype).eps * size
 
 
 def _of(newest: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from blo._vectors import length, norm
 from blo.solvers._base import Problem
 
 #: The smallest residual that a criterion asks for, in units of rounding of the gradient.
-_ROUNDING = 16
+ROUNDING = 16
 #: Two evaluations at one point are equal if they differ by at most this many units of rounding of the largest gradient:
 #: an accelerator does not always add in the same order.
 _REPEATED = 256
@@ -29,11 +29,6 @@ _UNASKED = 1e-5
 #: If rounding hides the residual, it may be at most this share of the rise of the residual along a step. The error of z
 #: is then at most this share of the step.
 _SHARE = 0.3
-
-
-def reachable(slope: Tensor) -> Tensor:
-    """Return the rounding error of a gradient of the length of `slope`, with a margin, shape `lanes`."""
-    return _ROUNDING * torch.finfo(slope.dtype).eps * length(slope.detach()).squeeze(-1)
 
 
 def resolution(problem: Problem, z: Tensor) -> float:
@@ -103,14 +98,14 @@ def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[
 
 def repeats(problem: Problem, at: Place) -> Tensor:
     """Return the lanes in which a second evaluation of the gradient at z equals the first up to rounding."""
-    drift = length(problem.gradient(at.z).detach() - at.slope).squeeze(-1)
+    drift = length(problem.gradient(at.z).detach() - at.slope, keepdim=False)
     # NaN counts as equal: it is not noise of a random objective.
     return ~(drift > _REPEATED * resolution(problem, at.z) * at.size)
 
 
 def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
     """Return the lanes in which rounding hides the residual, but hides no error of z that matters."""
-    return (residual <= noise) & (residual <= _SHARE * (rise - noise / _ROUNDING))
+    return (residual <= noise) & (residual <= _SHARE * (rise - noise / ROUNDING))
 
 
 def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit: Tensor | None = None) -> Tensor:
@@ -134,7 +129,7 @@ def _unsteadiness(problem: Problem, z: Tensor, slope: Tensor, unit: Tensor | Non
     ahead = z * (1 + 2 * resolution(problem, z))
     unit = problem.scale(z, slope, unit)
     change = problem.natural(ahead, problem.gradient(ahead).detach(), unit) - problem.natural(z, slope, unit)
-    return _ROUNDING * length(change).squeeze(-1)
+    return ROUNDING * length(change, keepdim=False)
 
 
 def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

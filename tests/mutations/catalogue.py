@@ -95,8 +95,8 @@ MUTATIONS = (
         (
             Patch(
                 "blo/_solving.py",
-                "        self._compare(problem, optimality.z",
-                "        lambda: self._compare(problem, optimality.z",
+                "        self.checks.changed(self.last, optimality",
+                "        lambda: self.checks.changed(self.last, optimality",
             ),
         ),
         (WHOLE + "test_late_data.py::test_a_module_that_is_reseeded_is_reported",),
@@ -423,8 +423,8 @@ MUTATIONS = (
         (
             Patch(
                 "blo/solvers/_iterative.py",
-                "steps == solver.max_steps or not all",
-                "steps == solver.max_steps and not all",
+                "steps == self.max_steps or not all",
+                "steps == self.max_steps and not all",
             ),
         ),
         ("tests/unit/solvers/test_iterative.py::test_a_solve_that_uses_its_very_last_step_is_confirmed_too",),

@@ -12,7 +12,8 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import blo
-from blo.solvers._reduced import bounded_step
+from blo.solvers import _line
+from blo.solvers._lbfgs import _State, _step
 from tests.lower import Counted, logistic, minimise, rosenbrock
 from tests.oracles import Array
 
@@ -129,6 +130,12 @@ def test_evaluations_do_not_depend_on_units(unit: float, z_unit: float) -> None:
     np.testing.assert_allclose(found.z / z_unit, problem.solution, atol=1e-7)
 
 
+def bounded_step(z: Tensor, slope: Tensor, low: Tensor, high: Tensor, moves: Tensor, turns: Tensor) -> Tensor:
+    """Return the step of L-BFGS between the bounds, from these pairs."""
+    one = torch.ones(1).double()
+    return _step(_State(z, slope, z, one, moves, turns, _line.start(one.sum(), one)), (low, high))
+
+
 @pytest.mark.parametrize("gamma", [1e-3, 1.0, 1e3])
 def test_the_step_is_that_of_dense_bfgs_on_the_free_coordinates(gamma: float) -> None:
     """The Hessian is built by the recursion `B - B s s' B / s' B s + y y' / s' y` in NumPy; held coordinates go apart.
@@ -152,7 +159,7 @@ def test_the_step_is_that_of_dense_bfgs_on_the_free_coordinates(gamma: float) ->
     low, pad = np.where(free, -1e9, 0.0), np.zeros((1, 6))
     near = np.where(free, 0.0, 1e-9 * gamma)
     z, g, below, moves, turns = map(torch.as_tensor, (near, slope, low, np.r_[pad, s], np.r_[pad, y]))
-    found = bounded_step(z, g, below, below + 2e9, moves, turns, torch.ones(1).double())
+    found = bounded_step(z, g, below, below + 2e9, moves, turns)
     np.testing.assert_allclose(found, truth, rtol=1e-10)
 
 
@@ -162,5 +169,5 @@ def test_a_move_along_which_the_slope_turned_on_held_coordinates_alone_tells_the
     moves = torch.tensor([[1.0, (1e-9 - 1) / 0.9]], dtype=torch.float64)
     z, slope = torch.tensor([0.5, 0.0], dtype=torch.float64), torch.tensor([0.1, 1.0], dtype=torch.float64)
     low, high = torch.zeros(2).double(), torch.ones(2).double()
-    step = bounded_step(z, slope, low, high, moves, moves @ hessian, torch.ones(1).double())
+    step = bounded_step(z, slope, low, high, moves, moves @ hessian)
     assert -1.0 <= step[0] < 0

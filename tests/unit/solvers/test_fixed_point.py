@@ -12,7 +12,6 @@ from scipy.optimize import fsolve
 from torch import Tensor
 
 import blo
-from blo.solvers._iterative import run
 from tests.lower import THETA, assert_unrolls, bind, project, solve
 from tests.oracles import Array, QuadraticCase
 from tests.strategies import SEEDS, normal, quadratic_cases
@@ -114,7 +113,7 @@ def test_a_step_that_leads_further_away_is_taken_back() -> None:
 
     problem, start = bind(of(function), torch.tensor([10.0]).double())
     solver = blo.FixedPoint(memory=3, tol=1e-12, max_steps=60)
-    found = run(solver, problem, start, lambda step, running: kept.append(abs(running.state.z.item())))
+    found = solver.solve(problem, start, lambda step, running: kept.append(abs(running.state.z.item())))
     assert found.residual is not None and found.residual <= 1e-12
     assert max(tried) > 50 and max(kept) <= 10.0
     # `tried` begins with the start, `kept` with the state before the first step: the last of a pair was taken back.

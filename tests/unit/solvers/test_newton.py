@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import blo
-from blo.solvers._iterative import run
 from tests.lower import Counted, assert_unrolls, bind, bowl, logistic, minimise, quadratic
 from tests.strategies import normal
 
@@ -69,7 +68,7 @@ def test_convergence_is_quadratic() -> None:
 
     lower = blo.LowerProblem(lambda theta, z: logistic(0)(z))
     problem, start = bind(lower, torch.zeros(8).double())
-    found = run(TIGHT, problem, start, watch)
+    found = TIGHT.solve(problem, start, watch)
     assert found.residual is not None and found.residual <= 1e-11 and found.steps <= 10
     tail = [r for r in residuals if r > 1e-7]
     assert len(tail) >= 4
