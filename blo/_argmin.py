@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autocast import bare
+from blo._autocast import without
 from blo._autodiff import transforms_active
-from blo._checkpoints import sound_checkpoints
-from blo._entrance import outside_compile, with_numbers
+from blo._entrance import entrance, outside_compile
 from blo._failures import Checks
 from blo._hoist import hoist
 from blo._lower import LowerProblem
@@ -81,8 +80,7 @@ def argmin(
     return solved(lower, theta, z0, solver, gradient, on_failure)
 
 
-@sound_checkpoints
-@with_numbers
+@entrance()
 def _argmin(
     lower: LowerProblem,
     theta: Tree,
@@ -111,13 +109,14 @@ def _argmin(
     if wanted:
         checks.fixed(lower.term)
     solve = Solving(solver, checks, gradient, hoisted=hoisted is not lower, objective=lower.objective)
-    found = problem.layout.unravel(bare(_solved, problem, leaves, start, gradient, solve))
+    found = problem.layout.unravel(_solved(problem, leaves, start, gradient, solve))
     for leaf in tree.leaves(found):
         if leaf.requires_grad and not transforms_active():
             leaf.register_hook(_refuse_sparse)
     return found
 
 
+@without
 def _solved(problem: ParametricProblem, leaves: list[Tensor], z0: Tensor, gradient: Strategy, solve: Solving) -> Tensor:
     if torch.is_grad_enabled() or transforms_active():
         return gradient.rule(problem, solve).attach(problem, leaves, z0)

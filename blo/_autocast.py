@@ -106,15 +106,14 @@ def without(function: F) -> F:
 
     @functools.wraps(function)
     def plain(*arguments: Any, **options: Any) -> Any:
-        return bare(function, *arguments, **options)
+        with bare():
+            return function(*arguments, **options)
 
     return plain  # type: ignore[return-value]
 
 
-def bare(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function without autocast."""
+def bare() -> contextlib.AbstractContextManager[None]:
+    """Return a context without autocast."""
     if not any_autocast():
-        return function(*arguments, **options)
-    present = Autocast.current()
-    with Autocast(tuple((False, dtype) for _, dtype in present.settings)).restored():
-        return function(*arguments, **options)
+        return contextlib.nullcontext()
+    return Autocast(tuple((False, dtype) for _, dtype in Autocast.current().settings)).restored()

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._torch import are_functorch_transforms_active, functorch, load_forward_mode
+from blo._torch import functorch, load_forward_mode
+
+# Whether the caller runs inside `torch.func.grad`, `vmap` or a similar transform: there the value of a tensor must not
+# decide a branch, and `requires_grad_` raises an error.
+from blo._torch import transforms_active as transforms_active
 from blo.errors import DerivativeError, StructureError
 
 #: Torch's error messages for operations that cannot be differentiated twice.
@@ -19,14 +23,6 @@ _ONCE = re.compile(
     "derivative for .* is not implemented|double backward|differentiate twice|donated buffer|"
     "don't support automatic differentiation"
 )
-
-
-def transforms_active() -> bool:
-    """Return whether the caller runs inside `torch.func.grad`, `vmap` or a similar transform.
-
-    There the value of a tensor must not decide a branch, and `requires_grad_` raises an error.
-    """
-    return bool(are_functorch_transforms_active())
 
 
 def all_true(*conditions: Tensor) -> bool:
@@ -132,8 +128,8 @@ def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tup
     return found
 
 
-def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> Tensor:
-    """Return d(sum of function)/dz, of the shape of `z`.
+def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
+    """Return the function at `z`, with its graph, and d(sum of function)/dz, of the shape of `z`, from one evaluation.
 
     Outside transforms the gradient is plain autograd, which lets modules update their buffers (train-mode
     BatchNorm), and it is cut off from the graph unless `create_graph`. Inside them the graph is always kept.
@@ -141,11 +137,6 @@ def gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: b
     Raises:
         StructureError: if the value does not depend on `z`.
     """
-    return value_and_gradient(function, z, create_graph=create_graph)[1]
-
-
-def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, create_graph: bool) -> tuple[Tensor, Tensor]:
-    """Return the function at `z`, with its graph, and its gradient, from one evaluation; see `gradient`."""
     if transforms_active():
 
         def summed(point: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,15 +192,13 @@ def pullback(
         return list(torch.autograd.grad(values, inputs, directions, retain_graph=not last, allow_unused=True))
 
 
-class differentiated_twice(contextlib.ContextDecorator):  # entered for each product: a generator costs ten times more
+# Entered for each product: a generator costs ten times more.
+class differentiated_twice(contextlib.ContextDecorator, contextlib.AbstractContextManager[object]):
     """Explain the error of an operation without a second derivative.
 
     Raises:
         DerivativeError: in place of torch's own error.
     """
-
-    def __enter__(self) -> None:
-        pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, RuntimeError) or isinstance(error, DerivativeError):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from blo import tree
+from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._torch import compiler_loaded
@@ -19,9 +20,10 @@ _OUTSIDE: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def outside_compile(function: F) -> F:
-    """Run a function outside `torch.compile`: this breaks the graph of a compiled caller, and does nothing elsewhere.
+    """Run a function outside `torch.compile`.
 
-    A solve decides by values when to stop, and calls autograd itself, so compilers cannot trace it.
+    Inside `torch.compile` the caller's graph is split here; outside it nothing changes. A solve decides by values when
+    to stop, and calls autograd itself, so compilers cannot trace it.
     """
 
     @functools.wraps(function)
@@ -36,54 +38,47 @@ def outside_compile(function: F) -> F:
     return called  # type: ignore[return-value]
 
 
-def entrance(instead: str) -> Callable[[F], F]:
-    """Return a decorator for public functions of `(..., theta, z0)` that return constants.
+def backward_pass(function: F) -> F:
+    """Run the backward pass of a solution outside `torch.compile`, with sound checkpoints and without autocast."""
+    return outside_compile(sound_checkpoints(without(function)))
 
-    It runs outside `torch.compile`, with gradients enabled and with sound checkpoints.
+
+def entrance(instead: str | None = None) -> Callable[[F], F]:
+    """Return a decorator for public functions of `(..., theta, z0)`.
+
+    It runs them with sound checkpoints, and explains the failure on tensors of the meta device, which have no values.
 
     Args:
-        instead: the advice in the error of a call inside `torch.func` transforms.
+        instead: for functions that return constants, the advice in the error of a call inside `torch.func` transforms.
+            They run outside `torch.compile` and with gradients enabled.
 
     Raises:
-        StructureError: when the function is called, inside transforms and for tensors without values.
+        StructureError: when the function is called, inside transforms if it returns constants, and for tensors without
+            values.
     """
 
     def decorate(function: F) -> F:
-        prepared = with_numbers(sound_checkpoints(function))
+        prepared = sound_checkpoints(function)
 
         @functools.wraps(function)
         def called(*arguments: Any, **options: Any) -> Any:
-            if transforms_active():
+            if instead is not None and transforms_active():
                 raise StructureError(
                     f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
                     f"relative. {instead}"
                 )
-            with torch.enable_grad():  # without it the contribution of a moving set would be lost silently
-                return prepared(*arguments, **options)
+            try:
+                # Constants: without gradients enabled the contribution of a moving set would be lost silently.
+                with torch.set_grad_enabled(instead is not None or torch.is_grad_enabled()):
+                    return prepared(*arguments, **options)
+            except RuntimeError as error:
+                if not any(leaf.is_meta for leaf in tree.tensors((arguments, options))):
+                    raise
+                raise StructureError(
+                    "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; "
+                    "for shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
+                ) from error
 
-        return outside_compile(called)  # type: ignore[return-value]
+        return called if instead is None else outside_compile(called)  # type: ignore[return-value]
 
     return decorate
-
-
-def with_numbers(function: F) -> F:
-    """Explain the failure of a function of `(..., theta, z0)` on tensors of the meta device, which have no values.
-
-    Raises:
-        StructureError: when the function is called.
-    """
-
-    @functools.wraps(function)
-    def called(*arguments: Any, **options: Any) -> Any:
-        try:
-            return function(*arguments, **options)
-        except (RuntimeError, NotImplementedError) as error:
-            given = [leaf for leaf in tree.tensors((arguments, options)) if leaf.is_meta]
-            if not given or isinstance(error, StructureError):
-                raise
-            raise StructureError(
-                "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; for "
-                "shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
-            ) from error
-
-    return called  # type: ignore[return-value]

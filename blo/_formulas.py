@@ -9,21 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from blo._torch import forward_level
-
-
-def forward_mode() -> bool:
-    """Return whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
-    return forward_level() >= 0
-
 
 class Formulas(TorchFunctionMode):
-    """Computes those losses by operations that forward mode differentiates over reverse mode."""
+    """Computes some of torch's functions by others.
+
+    Args:
+        table: the other functions by those of torch.
+    """
+
+    def __init__(self, table: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._table = table
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return _FORMULAS.get(function, function)(*args, **(kwargs or {}))
+        return self._table.get(function, function)(*args, **(kwargs or {}))
 
 
 def _mse(
@@ -52,7 +53,8 @@ def _reduced(parts: Tensor, size_average: Any, reduce: Any, reduction: str) -> T
     return parts if reduction == "none" else parts.sum() if reduction == "sum" else parts.mean()
 
 
-_FORMULAS: dict[Callable[..., Any], Callable[..., Any]] = {
+#: The losses as operations that forward mode differentiates over reverse mode.
+LOSSES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.mse_loss: _mse,
     F.huber_loss: _huber,
     F.soft_margin_loss: _soft_margin,

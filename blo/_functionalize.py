@@ -23,8 +23,9 @@ from blo._exchange import call_with
 from blo._layers import Layers
 from blo._replay import Replay
 from blo._stale import Stale, unseen
+from blo._torch import versions
 from blo._transforms import lanes_of, outside_transforms
-from blo._watch import Inspection, refuse_reentrant, versions, written
+from blo._watch import Inspection, refuse_reentrant, written
 from blo.errors import BloWarning, StructureError
 
 #: Whether evaluations update buffers such as running statistics.

@@ -28,7 +28,7 @@ from blo._solving import Solving
 from blo._theta import Structure
 from blo._types import OnFailure, Tree
 from blo.errors import StructureError
-from blo.gradients import Implicit, Pulled, Strategy
+from blo.gradients import Implicit, Strategy
 from blo.solvers import Solver
 
 
@@ -125,19 +125,22 @@ def value_and_hypergrad(
         problem = replace(problem, carried=carried)
     checks.fixed(lower.term)
     rule = gradient.rule(problem, solving)
-    at_theta = bare(rule.bind, problem, leaves)
-    found = bare(rule.forward, at_theta, start)
+    with bare():
+        at_theta = rule.bind(problem, leaves)
+        found = rule.forward(at_theta, start)
     assert solving.last is not None
 
-    # A leaf: the upper gradient in z must not continue through the steps of the solver, which `rule.pull` handles.
+    # z is a leaf, so that this gradient stops at z: `rule.pull` differentiates the solve.
     z = found.detach().requires_grad_()
     value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
     aux = None
     if has_aux:
         value, aux = split(value, "upper")
+        aux = tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux)
     _check_upper(value)
     differentiated = [leaf for leaf in leaves if leaf.requires_grad]
-    # A strategy that treats z as a constant needs no gradient in z: in the first layer of a network it is not free.
+    # A strategy that treats z as a constant needs no gradient in z: when z enters the first layer of a network, that
+    # gradient costs extra time.
     wanted = [*differentiated, z] if gradient.expects_theta else differentiated
     slopes = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
     filled = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, wanted, strict=True)]
@@ -145,7 +148,8 @@ def value_and_hypergrad(
     v = filled[-1] if gradient.expects_theta else torch.zeros_like(z)
     direct = [next(slopes_in_theta) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
-    pulled: Pulled = bare(rule.pull, at_theta, start, found, v, guess)
+    with bare():
+        pulled = rule.pull(at_theta, start, found, v, guess)
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )
@@ -156,22 +160,19 @@ def value_and_hypergrad(
     def lower_error() -> Tensor:
         return solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
 
-    def like_theta(parts: list[Tensor]) -> Tree:
-        return problem.structure.tree(parts)
-
     left = {"z": problem.layout.unravel(solved), "q": pulled.q}
     if solver.carry:
         left["solver"] = list(solving.last.carried)
     return Hypergradient(
         value=value.detach().clone(),  # `upper` may return a view of theta
-        grad=like_theta(total),
-        direct=like_theta(direct),
+        grad=problem.structure.tree(total),
+        direct=problem.structure.tree(direct),
         z=problem.layout.unravel(solved),
         state=left,
         report=Report(
             solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else lower_error
         ),
-        aux=tree.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, aux),
+        aux=aux,
     )
 
 

@@ -68,11 +68,6 @@ class Layout:
         return cls(spec, shapes, lanes, first.dtype, first.device)
 
     @property
-    def _bare(self) -> bool:
-        """Whether the tree is one tensor with one axis besides the lanes, so that it is flat already."""
-        return self.spec.is_leaf() and len(self.shapes[0]) == 1
-
-    @property
     def sizes(self) -> list[int]:
         """Number of coordinates of each leaf."""
         return [math.prod(shape) for shape in self.shapes]
@@ -88,7 +83,8 @@ class Layout:
         Raises:
             StructureError: if structure, shapes, dtype or device differ from the layout's.
         """
-        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if self._bare else None
+        flat = self.spec.is_leaf() and len(self.shapes[0]) == 1
+        own = ((*self.lanes, *self.shapes[0]), self.dtype, self.device) if flat else None
         if isinstance(z, Tensor) and own == (z.shape, z.dtype, z.device):
             return z
         leaves, spec = tree.flatten(z, name)
@@ -108,8 +104,6 @@ class Layout:
         """Return the tree with the entries of a flat tensor of shape `(*lanes, n)`."""
         # One leaf is the common case on hot paths, and needs no split. One axis needs no view, which would be another
         # operation to differentiate.
-        if self._bare:
-            return flat
         if len(self.shapes) == 1 and len(self.shapes[0]) == 1:
             return tree.unflatten([flat], self.spec)
         pieces = (flat,) if len(self.shapes) == 1 else flat.split(self.sizes, dim=-1)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from blo import tree
+from blo._formulas import Formulas
 from blo._layers import shortened, weight_norm
-from blo._torch import fused_weight_norm
-from blo._watch import versions
+from blo._torch import fused_weight_norm, versions
 from blo.errors import StructureError
 
 
@@ -40,7 +39,7 @@ class Looked:
         if theta is self._passed or torch.compiler.is_compiling():  # a solver calls with one theta again and again
             return self._function(theta, z, *step)
         if self._by_formulas:
-            with _Formulas():
+            with Formulas(_FORMULAS):
                 return self._function(theta, z, *step)
         if not torch.is_grad_enabled():
             return self._function(theta, z, *step)
@@ -92,15 +91,6 @@ def _suspect(kind: type) -> tuple[str, ...] | None:
     if "linear_cross_entropy" in name:
         return ("allow_retain_graph",)
     return ("_saved_scale_grad_by_freq", "_saved_sparse") if name.startswith("Embedding") else None
-
-
-class _Formulas(TorchFunctionMode):
-    """Computes operations with a wrong derivative by formulas."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return _FORMULAS.get(function, function)(*args, **(kwargs or {}))
 
 
 def _embedding(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import Batched, FixedPointMap, Indexed, LeastSquares, Linearized, WithoutAux, around
+from blo._objective import Batched, FixedPointMap, Indexed, LeastSquares, Linearized, WithoutAux
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -178,11 +178,6 @@ def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] |
             "`list(loader)`."
         )
     return Batched(Indexed(objective, batches))
-
-
-def wrapped(lower: LowerProblem, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> LowerProblem:
-    """Return a copy of the problem with the function of its objective wrapped; the copy is not checked again."""
-    return replace_objective(lower, around(lower.objective, wrap))
 
 
 def replace_objective(lower: LowerProblem, objective: Objective) -> LowerProblem:

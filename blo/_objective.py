@@ -1,4 +1,4 @@
-"""The kinds of objectives, and objectives at one theta, which share the work that depends on theta alone."""
+"""The kinds of objectives, and objectives at one theta. Only `Linearized` computes something once per theta."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient
-from blo._formulas import Formulas, forward_mode
+from blo._autodiff import value_and_gradient
+from blo._formulas import LOSSES, Formulas
 from blo._layout import Layout
+from blo._torch import forward_mode
 from blo._types import Objective, Tree
 from blo.errors import StructureError
 
 
 class Slice(Protocol):
-    """An objective at one theta: a function of z alone."""
+    """An objective at one theta: a function of a flat z alone."""
 
-    def __call__(self, z: Tree) -> Tensor:
-        """Return the value, shape `()` or `(batch,)`."""
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return the value at z of shape `(*lanes, n)`, shape `lanes`."""
 
     def detach(self) -> Slice:
         """Return the same function with theta held constant."""
@@ -30,19 +31,19 @@ class Slice(Protocol):
 
 @dataclass(frozen=True)
 class PlainSlice:
-    """A plain function as the objective at one theta."""
+    """A function of theta and a flat z as the objective at one theta."""
 
-    objective: Objective
+    function: Callable[[Tree, Tensor], Tensor]
     theta: Tree
 
-    def __call__(self, z: Tree) -> Tensor:
+    def __call__(self, z: Tensor) -> Tensor:
         if forward_mode():
-            with Formulas():
-                return self.objective(self.theta, z)
-        return self.objective(self.theta, z)
+            with Formulas(LOSSES):
+                return self.function(self.theta, z)
+        return self.function(self.theta, z)
 
     def detach(self) -> PlainSlice:
-        return PlainSlice(self.objective, tree.detach(self.theta))
+        return PlainSlice(self.function, tree.detach(self.theta))
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,10 @@ class LinearSlice:
     slope: Tensor
     anchor: Tensor
     curvature: float
-    layout: Layout
     source: PlainSlice
 
-    def __call__(self, z: Tree) -> Tensor:
-        step = self.layout.ravel(z) - self.anchor
+    def __call__(self, z: Tensor) -> Tensor:
+        step = z - self.anchor
         return (step * (self.slope + 0.5 * self.curvature * step)).sum(-1)
 
     def detach(self) -> LinearSlice:
@@ -72,13 +72,12 @@ class TiltedSlice:
 
     slice: Slice
     slope: Tensor
-    ravel: Callable[[Tree], Tensor]
 
-    def __call__(self, z: Tree) -> Tensor:
-        return self.slice(z) + (self.slope * self.ravel(z)).sum(-1)
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.slice(z) + (self.slope * z).sum(-1)
 
     def detach(self) -> TiltedSlice:
-        return TiltedSlice(self.slice.detach(), self.slope, self.ravel)
+        return TiltedSlice(self.slice.detach(), self.slope)
 
 
 @dataclass(frozen=True)
@@ -89,27 +88,26 @@ class Linearized:
     anchor depends on theta alone, so it is computed once for each theta, for any number of evaluations of the model.
     """
 
-    objective: Objective
+    function: Objective
     anchor: Tree
     curvature: float
     batched: bool
 
     def __call__(self, theta: Tree, z: Tree) -> Tensor:
-        return self.at(theta)(z)
+        layout = Layout.of(z, batched=self.batched)
+        return self.at(theta, layout)(layout.ravel(z))
 
-    def at(self, theta: Tree) -> LinearSlice:
-        """Return the model at one theta; its slope is differentiable in the leaves of theta that require grad."""
-        layout = Layout.of(self.anchor, batched=self.batched, name="anchor")
-        anchor = layout.ravel(self.anchor).detach()
+    def at(self, theta: Tree, layout: Layout) -> LinearSlice:
+        """Return the model at one theta; its slope is differentiable in the leaves of theta that require grad.
+
+        Raises:
+            StructureError: if the anchor does not have the layout of z.
+        """
+        anchor = layout.ravel(self.anchor, "anchor").detach()
         live = any(leaf.requires_grad for leaf in tree.flatten(theta, "theta")[0])
-
-        source = PlainSlice(self.objective, theta)
-
-        def value(z: Tensor) -> Tensor:
-            return source(layout.unravel(z))
-
-        slope = gradient(value, anchor, create_graph=live and torch.is_grad_enabled())
-        return LinearSlice(slope, anchor, self.curvature, layout, source)
+        source = PlainSlice(lambda theta, z: self.function(theta, layout.unravel(z)), theta)
+        slope = value_and_gradient(source, anchor, create_graph=live and torch.is_grad_enabled())[1]
+        return LinearSlice(slope, anchor, self.curvature, source)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class LeastSquares:
     overflows. Solvers and strategies may use the Jacobian of the residuals.
     """
 
-    residual: Callable[[Tree, Tree], Tensor]
+    function: Callable[[Tree, Tree], Tensor]
     batched: bool
 
     def __call__(self, theta: Tree, z: Tree) -> Tensor:
@@ -149,7 +147,7 @@ class LeastSquares:
             StructureError: if the result is not a real tensor, or its first axis does not number the problems of a
                 batch.
         """
-        found = self.residual(theta, z)
+        found = self.function(theta, z)
         lanes = tuple(tree.leaves(z)[0].shape[:1]) if self.batched else ()
         if not isinstance(found, Tensor) or found.is_complex() or tuple(found.shape[: len(lanes)]) != lanes:
             is_tensor = isinstance(found, Tensor)
@@ -189,11 +187,11 @@ def split(found: Any, name: str) -> tuple[Any, Any]:
 class Indexed:
     """`objective(theta, z, batch)` as a function of theta, z and the number of the step."""
 
-    objective: Callable[[Tree, Tree, Any], Tensor]
+    function: Callable[[Tree, Tree, Any], Tensor]
     batches: Callable[[int], Any] | Sequence[Any]
 
     def __call__(self, theta: Tree, z: Tree, step: int) -> Tensor:
-        return self.objective(theta, z, self.batch(step))
+        return self.function(theta, z, self.batch(step))
 
     def batch(self, step: int) -> Any:
         """Return the batch of a step; a sequence is repeated."""
@@ -220,33 +218,23 @@ class Batched:
         return self.function(theta, z, self.step)
 
 
+#: The kinds of objectives that `around` keeps, each with the user's function as its `function`.
+_KINDS = FixedPointMap | LeastSquares | Linearized | Batched
+
+
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
     """Return the objective with the user's function wrapped; its kind stays the same."""
-    if isinstance(objective, FixedPointMap):
-        return FixedPointMap(wrap(objective.function))
-    if isinstance(objective, Batched):
-        return replace(objective, function=wrap(objective.function))
-    if isinstance(objective, Linearized):
-        return replace(objective, objective=wrap(objective.objective))
-    if isinstance(objective, LeastSquares):
-        return replace(objective, residual=wrap(objective.residual))
+    if isinstance(objective, _KINDS):
+        changes: dict[str, Any] = {"function": wrap(objective.function)}
+        return replace(objective, **changes)
     return wrap(objective)
 
 
 def written(objective: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that the user wrote, without the library's wrappers."""
-    while isinstance(objective, Linearized):
-        objective = objective.objective
-    if isinstance(objective, Batched) and isinstance(objective.function, Indexed):
-        return partial(written(objective.function.objective), objective.function.batches)
-    if isinstance(objective, FixedPointMap | Batched | WithoutAux):
-        return objective.function
-    return objective.residual if isinstance(objective, LeastSquares) else objective
-
-
-def slice_at(objective: Objective, theta: Tree) -> Slice:
-    """Return the objective at one theta; what depends on theta alone is computed once."""
-    return objective.at(theta) if isinstance(objective, Linearized) else PlainSlice(objective, theta)
+    if isinstance(objective, Indexed):
+        return partial(written(objective.function), objective.batches)
+    return written(objective.function) if isinstance(objective, _KINDS | WithoutAux) else objective
 
 
 __all__ = [
@@ -259,7 +247,6 @@ __all__ = [
     "TiltedSlice",
     "WithoutAux",
     "around",
-    "slice_at",
     "split",
     "written",
 ]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autocast import Autocast, Under
+from blo._autocast import Autocast, Under, without
 from blo._layout import Layout
 from blo._look import Looked
-from blo._lower import LowerProblem, replace_objective, wrapped
-from blo._objective import Batched, FixedPointMap, LeastSquares, PlainSlice, Slice, slice_at
+from blo._lower import LowerProblem, replace_objective
+from blo._objective import Batched, FixedPointMap, LeastSquares, Linearized, PlainSlice, Slice, around
 from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Term
 from blo._theta import Structure
@@ -52,7 +52,7 @@ class ParametricProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[ParametricProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
-        lower = wrapped(lower, Looked)
+        lower = replace_objective(lower, around(lower.objective, Looked))
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # Copy the start: a solver that makes no step returns it, and results must not share memory with arguments.
@@ -61,14 +61,16 @@ class ParametricProblem:
 
     def under(self, autocast: Autocast) -> ParametricProblem:
         """Return the problem with an objective that is always evaluated under the given state of autocast."""
-        lower = wrapped(self.lower, lambda f: Under(f, autocast))
+        objective = around(self.lower.objective, lambda f: Under(f, autocast))
+        lower = replace_objective(self.lower, objective)
         return replace(self, lower=lower, eps=autocast.eps(self.layout.device.type))
 
+    @without
     def runs(self, leaves: Sequence[Tensor], z: Tensor) -> bool:
-        """Return whether the objective runs in the current state of autocast: some objectives need autocast."""
+        """Return whether the objective runs without autocast: some objectives need it."""
         try:
             with torch.no_grad():
-                self.slice([leaf.detach() for leaf in leaves], 0)(self.layout.unravel(z))
+                self.slice([leaf.detach() for leaf in leaves], 0)(z)
         except RuntimeError as error:
             return isinstance(error, BloError)  # the solve will raise it again
         return True
@@ -89,34 +91,73 @@ class ParametricProblem:
 
     def bind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
-        theta = self.structure.tree(leaves)
+        objective = self.lower.objective
         return ProblemAtTheta(
             self.slice(leaves),
-            self._lifted_term(leaves) if self.lifts else self._term(theta),
+            self.term(leaves),
             self.layout,
-            theta,
+            self.structure.tree(leaves),
             leaves,
             self,
             self.lifts,
-            self._moving,
+            not isinstance(self.lower.term, Term),
             self.symmetric,
             eps=self.eps,
             accuracy=self.accuracy,
             carried=self.carried,
-            stepwise=isinstance(self.lower.objective, Batched),
-            residuals=self._residuals(leaves),
+            stepwise=isinstance(objective, Batched),
+            residuals=self._flat(objective.vector, leaves) if isinstance(objective, LeastSquares) else None,
         )
 
     def slice(self, leaves: Sequence[Tensor], step: int | None = None) -> Slice:
         """Return the objective at the theta with these leaves; for minibatches, that of one step."""
-        if step is not None and isinstance(self.lower.objective, Batched):
-            lower = replace_objective(self.lower, replace(self.lower.objective, step=step))
-            return replace(self, lower=lower).slice(leaves)
-        return self._lifted_slice(leaves) if self.lifts else slice_at(self._evaluate, self.structure.tree(leaves))
+        objective, layout = self.lower.objective, self.layout
+        if isinstance(objective, Linearized) and not self.lifts:
+            return objective.at(self.structure.tree(leaves), layout)
+        if isinstance(objective, Batched) and step is not None:
+            objective = replace(objective, step=step)
+        if not isinstance(objective, FixedPointMap):
+            return self._flat(objective, leaves)
+        function = objective.function
+
+        def residual(theta: Tree, z: Tree) -> Tensor:
+            to = function(theta, z)
+            _require_like(to, z)
+            return layout.ravel(tree.map(torch.sub, z, to), "the residual of the fixed point")
+
+        return self._flat(residual, leaves)
+
+    def _flat(self, function: Callable[[Tree, Tree], Tensor], leaves: Sequence[Tensor]) -> PlainSlice:
+        """Return a function of trees as a function of a flat z, at the theta with these leaves."""
+        structure, layout = self.structure, self.layout
+        if self.lifts:
+            lifted = self._over_lanes(lambda leaves, z: function(structure.tree(leaves), layout.unravel(z)))
+            return PlainSlice(lifted, list(leaves))
+        # Make the theta once: `Looked` recognises the theta of its last call by its identity.
+        return PlainSlice(lambda theta, z: function(theta, layout.unravel(z)), structure.tree(leaves))
+
+    def _over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of one lane as a function of all lanes that `vmap` has added."""
+        for randomness in self.randomness:
+            function = torch.vmap(function, randomness=randomness)
+        return function
 
     def term(self, leaves: Sequence[Tensor]) -> Term:
         """Return the non-smooth term at the theta with these leaves, without evaluating the objective."""
-        return self._term(self.structure.tree(leaves))
+        if not self.lifts or isinstance(self.lower.term, Term):
+            return self._given(leaves).fit(self.layout)
+        specs: list[tree.TreeSpec] = []
+
+        def parameters(*leaves: Tensor) -> tuple[Tensor, ...]:
+            tensors, spec = tree.flatten(self._given(leaves).fit(self.layout), "constraint")
+            specs.append(spec)
+            return tuple(tensors)
+
+        for _ in range(self.lifts):
+            parameters = torch.vmap(parameters)
+        mapped = parameters(*leaves)
+        lifted: Term = tree.unflatten(mapped, specs[0])
+        return lifted
 
     def place(self, start: Callable[[Tree], Tree], leaves: Sequence[Tensor]) -> Tensor:
         """Return the value of `start` at these leaves of theta, shape `(*lanes, n)`.
@@ -128,10 +169,8 @@ class ParametricProblem:
         def flat(*leaves: Tensor) -> Tensor:
             return self.layout.ravel(start(self.structure.tree(leaves)), "start(theta)")
 
-        for randomness in self.randomness:
-            flat = torch.vmap(flat, randomness=randomness)
-        found = flat(*leaves)
         # Copy the start: if it were a leaf of theta itself, derivatives in z would include those in theta.
+        found: Tensor = self._over_lanes(flat)(*leaves)
         return found.clone()
 
     def mapped(self, function: Callable[[Tree], Tree], name: str, z: Tensor) -> Tensor:
@@ -144,9 +183,8 @@ class ParametricProblem:
         def flat(z: Tensor) -> Tensor:
             return self.layout.ravel(function(self.layout.unravel(z)), name)
 
-        for randomness in self.randomness:
-            flat = torch.vmap(flat, randomness=randomness)
-        return flat(z)
+        found: Tensor = self._over_lanes(flat)(z)
+        return found
 
     def at(self, function: Callable[[Tree], Any], name: str, leaves: Sequence[Tensor]) -> Any:
         """Return the solver's setting `name` at these leaves of theta, for each lane separately.
@@ -164,81 +202,16 @@ class ParametricProblem:
                 )
             return value
 
-        for randomness in self.randomness:
-            found = torch.vmap(found, randomness=randomness)
-        return found(*leaves)
-
-    @property
-    def _evaluate(self) -> Callable[[Tree, Tree], Tree]:
-        objective = self.lower.objective
-        if not isinstance(objective, FixedPointMap):
-            return objective
-        function = objective.function
-
-        def residual(theta: Tree, z: Tree) -> Tree:
-            to = function(theta, z)
-            _require_like(to, z)
-            return tree.map(torch.sub, z, to)
-
-        return residual
-
-    @property
-    def _moving(self) -> bool:
-        return not isinstance(self.lower.term, Term)
-
-    def _lifted_slice(self, leaves: Sequence[Tensor]) -> Slice:
-        evaluate, layout = self._evaluate, self.layout
-
-        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-            found = evaluate(self.structure.tree(leaves), layout.unravel(z))
-            return found if self.symmetric else layout.ravel(found, "the residual of the fixed point")
-
-        for randomness in self.randomness:
-            value = torch.vmap(value, randomness=randomness)
-        return PlainSlice(value, list(leaves))
-
-    def _residuals(self, leaves: Sequence[Tensor]) -> Slice | None:
-        objective = self.lower.objective
-        if not isinstance(objective, LeastSquares):
-            return None
-        if not self.lifts:
-            return PlainSlice(objective.vector, self.structure.tree(leaves))
-        vector, layout = objective.vector, self.layout
-
-        def value(leaves: Sequence[Tensor], z: Tensor) -> Tensor:
-            return vector(self.structure.tree(leaves), layout.unravel(z))
-
-        for randomness in self.randomness:
-            value = torch.vmap(value, randomness=randomness)
-        return PlainSlice(value, list(leaves))
-
-    def _lifted_term(self, leaves: Sequence[Tensor]) -> Term:
-        if not self._moving:
-            return self._term(leaves)
-        specs: list[tree.TreeSpec] = []
-
-        def parameters(*leaves: Tensor) -> tuple[Tensor, ...]:
-            tensors, spec = tree.flatten(self._term(self.structure.tree(leaves)), "constraint")
-            specs.append(spec)
-            return tuple(tensors)
-
-        for _ in range(self.lifts):
-            parameters = torch.vmap(parameters)
-        mapped = parameters(*leaves)
-        lifted: Term = tree.unflatten(mapped, specs[0])
-        return lifted
+        return self._over_lanes(found)(*leaves)
 
     def apart(self, leaves: Sequence[Tensor]) -> Set:
         """Return the constraint at the theta with these leaves, see `Set.apart`."""
-        return cast(Set, self._given(self.structure.tree(leaves))).apart(self.layout)
+        return cast(Set, self._given(leaves)).apart(self.layout)
 
-    def _term(self, theta: Tree) -> Term:
-        return self._given(theta).fit(self.layout)
-
-    def _given(self, theta: Tree) -> Term:
-        """Return the set or the penalty at this theta, as the user wrote it."""
+    def _given(self, leaves: Sequence[Tensor]) -> Term:
+        """Return the set or the penalty at the theta with these leaves, as the user wrote it."""
         given = self.lower.term
-        found = given if isinstance(given, Term) else given(theta)
+        found = given if isinstance(given, Term) else given(self.structure.tree(leaves))
         name, kind = ("constraint", Set) if self.lower.penalty is None else ("penalty", Penalty)
         if not isinstance(found, kind):
             raise StructureError(

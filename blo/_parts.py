@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blo._autocast import Autocast, bare, without
+from blo._autocast import Autocast, without
 from blo._lower import LowerProblem
 from blo._objective import Batched
 from blo._parametric_problem import ParametricProblem
@@ -52,7 +52,7 @@ def equipped(
     elif solver.tol and solver.tol != math.inf:
         # With tol=inf, z may be anywhere, so `accuracy` stays 0 and `slack` is not increased.
         problem = replace(problem, accuracy=solver.tol)
-    if any_autocast() and (solver.tol is None or not bare(problem.runs, leaves, z0)):
+    if any_autocast() and (solver.tol is None or not problem.runs(leaves, z0)):
         problem = problem.under(Autocast.current())
     return solver, problem
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import gradient, plain, transforms_active, value_and_gradient
+from blo._autodiff import plain, transforms_active, value_and_gradient
 from blo._curvature import Place, bend
 from blo._layout import Layout
 from blo._natural_map import natural, residual, scale
@@ -93,9 +93,7 @@ class ProblemAtTheta:
         if not self.symmetric:
             # Evaluating the map of a fixed-point problem as an objective raises the error.
             FixedPointMap(lambda theta, z: z)(self.theta, z)
-        return self._checked(self.slice(self._unravel(z)), z)
-
-    def _checked(self, value: Tensor, z: Tensor) -> Tensor:
+        value = self.slice(z)
         single = isinstance(value, Tensor) and value.ndim == 0 and z.ndim == 1
         if not single and (not isinstance(value, Tensor) or value.shape != z.shape[:-1]):
             wanted = "a tensor of shape (batch,) because batched=True" if self.layout.lanes else "a scalar tensor"
@@ -118,10 +116,9 @@ class ProblemAtTheta:
             return replace(self, slice=self.slice.slice).gradient(z, graph=graph) + self.slice.slope
         graph = graph or self.recorded
         if self.symmetric:
-            return gradient(self.value, z, create_graph=graph)
+            return value_and_gradient(self.value, z, create_graph=graph)[1]
         with torch.set_grad_enabled(graph or (transforms_active() and torch.is_grad_enabled())):
-            found = self.slice(self._unravel(z))
-            return found if self.lifts else self.layout.ravel(found, "the residual of the fixed point")
+            return self.slice(z)
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective without the penalty and its gradient, shapes `lanes` and `(*lanes, n)`."""
@@ -161,7 +158,7 @@ class ProblemAtTheta:
                 "residual(theta, z) returns the residuals before they are squared."
             )
 
-        return gauss_newton_products(lambda at: source(self._unravel(at)), z, products, recorded=self.recorded)
+        return gauss_newton_products(source, z, products, recorded=self.recorded)
 
     def penalized(self, z: Tensor) -> Tensor:
         """Return the objective with the penalty, shape `lanes`; whether z satisfies a constraint is not checked."""
@@ -237,12 +234,7 @@ class ProblemAtTheta:
 
     def tilt(self, slope: Tensor) -> ProblemAtTheta:
         """Return the problem with `<slope, z>` added to its objective, for a constant slope of z's shape."""
-
-        def ravel(z: Tree) -> Tensor:
-            flat: Tensor = z if self.lifts else self.layout.ravel(z)
-            return flat
-
-        return replace(self, slice=TiltedSlice(self.slice, slope, ravel))
+        return replace(self, slice=TiltedSlice(self.slice, slope))
 
     def rebind(self, leaves: Sequence[Tensor]) -> ProblemAtTheta:
         """Return the problem at the theta with these leaves."""
@@ -286,6 +278,3 @@ class ProblemAtTheta:
     @cached_property
     def _at_theta(self) -> dict[tuple[str, int], Any]:
         return {}
-
-    def _unravel(self, z: Tensor) -> Tree:
-        return z if self.lifts else self.layout.unravel(z)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._torch import DispatchMode, mps_generator
+from blo._torch import DispatchMode, generators
 from blo._transforms import random_in_vmap
 
 _aten = torch.ops.aten
@@ -45,17 +45,6 @@ class Replay:
         finally:
             for generator, state in zip(sources, states, strict=True):
                 generator.set_state(state)
-
-
-def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
-    """Yield the default generators of the CPU and of these devices."""
-    yield torch.default_generator
-    for device in set(devices):
-        if device.type in ("cuda", "xpu"):
-            module = torch.get_device_module(device)
-            yield module.default_generators[module.current_device() if device.index is None else device.index]
-        elif device.type == "mps":
-            yield mps_generator()
 
 
 def _contiguous_draws(wanted: bool) -> contextlib.AbstractContextManager[object]:

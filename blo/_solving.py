@@ -18,8 +18,8 @@ from blo._failures import Checks, unasked
 from blo._objective import written
 from blo._origin import origin
 from blo._problem_at_theta import ProblemAtTheta
-from blo._replay import generators
 from blo._steps import SolverSteps
+from blo._torch import generators
 from blo.gradients import Optimality, Pulled, Strategy, Watch
 from blo.linsolve import LinearSolution
 from blo.solvers import Iterative, Solution, Solver

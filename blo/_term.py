@@ -204,10 +204,6 @@ class Term(ABC):
         """
         return torch.zeros_like(z)
 
-    def at_rest(self) -> Self:
-        """Return the same term with its parameters held constant."""
-        return tree.detach(self) if any(map(_is_parameter, vars(self).values())) else self
-
     def loosened(self, slack: float) -> Self:
         """Return the same term with a `slack` of at least this; the term itself if it has that already, or none."""
         held = getattr(self, "slack", None)

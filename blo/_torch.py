@@ -10,9 +10,11 @@ import functools
 import importlib
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
+from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functorch as functorch
 from torch._C import _is_any_autocast_enabled as any_autocast
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -25,14 +27,15 @@ __all__ = [
     "SpectralNormRule",
     "WeightNormRule",
     "any_autocast",
-    "are_functorch_transforms_active",
     "compiler_loaded",
-    "forward_level",
+    "forward_mode",
     "functorch",
     "fused_weight_norm",
+    "generators",
     "load_forward_mode",
-    "mps_generator",
     "temporarily_clear_interpreter_stack",
+    "transforms_active",
+    "versions",
 ]
 
 
@@ -52,15 +55,25 @@ def compiler_loaded() -> bool:
     return "torch._dynamo" in sys.modules
 
 
-def forward_level() -> int:
-    """Return the level of forward mode that the caller runs in; -1 outside it."""
-    level: int = torch.autograd.forward_ad._current_level
-    return level
+def forward_mode() -> bool:
+    """Return whether the caller is differentiated in forward mode, by `torch.func.jvp` or by dual numbers."""
+    return torch.autograd.forward_ad._current_level >= 0
 
 
-def mps_generator() -> torch.Generator:
-    """Return the default generator of Apple's accelerator."""
-    return torch.mps._get_default_mps_generator()
+def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
+    """Yield the default generators of the CPU and of these devices."""
+    yield torch.default_generator
+    for device in set(devices):
+        if device.type in ("cuda", "xpu"):
+            module = torch.get_device_module(device)
+            yield module.default_generators[module.current_device() if device.index is None else device.index]
+        elif device.type == "mps":
+            yield torch.mps._get_default_mps_generator()
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the number of writes to each tensor that torch has recorded."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 @functools.cache

@@ -96,11 +96,6 @@ def refuse_reentrant() -> None:
         frame = frame.f_back  # type: ignore[assignment]
 
 
-def versions(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the number of writes to each tensor that torch has recorded."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int | None]:
     """Return the memory that an operation writes to."""
     found: list[Any] = []

@@ -24,7 +24,7 @@ from blo._draws import may_draw
 from blo._failures import Checks
 from blo._findings import Findings
 from blo._look import _misleads
-from blo._watch import versions
+from blo._torch import versions
 from blo.gradients._strained import strained
 
 _MOST = 0.02

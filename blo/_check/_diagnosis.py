@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blo._autodiff import live
 from blo._check._consistency import adjointness, scales
 from blo._check._ingredients import Ingredients
 from blo._check._outcome import Finding, Part
@@ -67,11 +68,11 @@ def diagnose(
 def upper_slopes(around: Differences) -> tuple[list[Tensor], Tensor]:
     """Return the gradients of the upper objective in theta, leaf by leaf, and in z, by autodiff."""
     with torch.enable_grad():
-        leaves = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in around.leaves]
+        leaves = live(around.leaves)
         z = around.best.z.detach().requires_grad_()
         value = around.upper(around.problem.structure.tree(leaves), around.problem.layout.unravel(z))
-        live = [leaf for leaf in leaves if leaf.requires_grad]
+        inputs = [leaf for leaf in leaves if leaf.requires_grad]
         # Detached, since the zeros that torch 2.7 fills in require grad.
-        *found, v = (slope.detach() for slope in torch.autograd.grad(value, [*live, z], materialize_grads=True))
+        *found, v = (slope.detach() for slope in torch.autograd.grad(value, [*inputs, z], materialize_grads=True))
     filled = iter(found)
     return [next(filled) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves], v

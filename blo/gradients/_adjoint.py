@@ -13,10 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from blo._autocast import without
 from blo._autodiff import differentiated_twice, jvp
-from blo._checkpoints import sound_checkpoints
-from blo._entrance import outside_compile
+from blo._entrance import backward_pass
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._function import alive, lanes_first
@@ -94,9 +92,7 @@ class Adjoint(ReverseOnly):
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
-    @outside_compile
-    @sound_checkpoints
-    @without
+    @backward_pass
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule

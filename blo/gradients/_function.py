@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._autocast import without
-from blo._autodiff import transforms_active
-from blo._checkpoints import sound_checkpoints
-from blo._entrance import outside_compile
+from blo._autodiff import live, transforms_active
+from blo._entrance import backward_pass
 from blo._parametric_problem import ParametricProblem
 from blo._torch import functorch
 from blo.gradients._base import Pulled, Rule
@@ -54,9 +52,7 @@ class Solved(ReverseOnly):
         ctx.save_for_backward(output, z0 if ctx.rule.uses_start else None, *leaves)
 
     @staticmethod
-    @outside_compile
-    @sound_checkpoints
-    @without
+    @backward_pass
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         Solved.require_one(v)
         z, z0, *leaves = alive(ctx.saved_tensors)
@@ -85,9 +81,8 @@ def pulled(
     rule: Rule, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
 ) -> Pulled:
     """Pull v back to the leaves, which are plain tensors, and report."""
-    live = [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     with torch.enable_grad():
-        at_theta = rule.bind(problem, live)
+        at_theta = rule.bind(problem, live(leaves))
     found = rule.pull(at_theta, z0, z, v)
     rule.solve.report(at_theta, z, found)
     return found

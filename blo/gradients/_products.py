@@ -35,7 +35,8 @@ def check(products: str) -> None:
 def point(products: Products, problem: ProblemAtTheta, z: Tensor) -> Point:
     """Return the second derivatives of a problem at `(theta, z)`."""
     found = _POINTS[products](problem, z)
-    tangent = strained(found.optimality.tangent, problem, z)
-    if tangent is not found.optimality.tangent:
+    tangent = found.optimality.tangent
+    if tangent.strain is not None and problem.moving:
+        tangent = strained(tangent, tangent.strain, problem, z)
         found.optimality = replace(found.optimality, tangent=tangent)
     return found

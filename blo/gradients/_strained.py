@@ -7,24 +7,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blo import tree
-from blo._autodiff import plain, pullback
+from blo._autodiff import live, plain, pullback
 from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Counts, Strain, Tangent
 
 __all__ = ["strained"]
 
 
-def strained(tangent: Tangent, problem: ProblemAtTheta, z: Tensor) -> Tangent:
-    """Return the tangent, counting dependent constraints as degenerate if theta moves them apart.
+def strained(tangent: Tangent, strain: Strain, problem: ProblemAtTheta, z: Tensor) -> Tangent:
+    """Return the tangent with this strain, counting dependent constraints as degenerate if theta moves them apart.
 
     The active constraints then differ with the direction in which theta changes, and the solution has one-sided
     derivatives only. Constraints that stay redundant as theta changes do not affect the derivative. The test runs when
     the directions are counted.
     """
-    strain = tangent.strain
-    if strain is None or not problem.moving:
-        return tangent
 
     def count() -> Counts:
         counts, surplus = tangent.counts(), strain.surplus()
@@ -41,16 +37,15 @@ def _parts(strain: Strain, problem: ProblemAtTheta, z: Tensor) -> bool:
     It compares two vector-Jacobian products in theta, with a fixed irregular vector: of the motion of the constraints,
     and of the part of it that no motion of z can follow.
     """
-    leaves = [leaf.detach() for leaf in tree.leaves(problem.theta)]
-    leaves = [leaf.requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-    live = [leaf for leaf in leaves if leaf.requires_grad]
+    leaves = live(problem.leaves)
+    inputs = [leaf for leaf in leaves if leaf.requires_grad]
     with torch.enable_grad():
         moved, left = strain.of(problem.rebind(leaves).term, z.detach())
     index = torch.arange(1, moved.numel() + 1, dtype=moved.dtype, device=moved.device)
     probe = (2 + index.square().cos()).reshape(moved.shape)
 
     def size(of: Tensor) -> float:
-        return sum(float(part.double().square().sum()) for part in pullback([of], live, [probe]) if part is not None)
+        return sum(float(part.double().square().sum()) for part in pullback([of], inputs, [probe]) if part is not None)
 
     # Sizes are squares, so this compares norms with a relative tolerance of sqrt(eps).
     return size(left) > torch.finfo(z.dtype).eps * size(moved)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from blo._torch import versions
 from blo._types import Tree
-from blo._watch import versions
 from blo.errors import StructureError
 from blo.solvers._base import Problem
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import gradient, pullback
+from blo._autodiff import pullback, value_and_gradient
 from blo._failures import Checks
 from blo._layout import Layout
 from blo._types import Tree
@@ -58,7 +58,7 @@ class Sample:
 
     def slope(self, theta: Tensor, z: Tensor) -> Tensor:
         """Return the gradient in z."""
-        return gradient(lambda point: self._value(theta, point), z, create_graph=False)
+        return value_and_gradient(lambda point: self._value(theta, point), z, create_graph=False)[1]
 
     def products(self, theta: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradient in z, `H q` and `B^T q`, by one backward pass through the graph of the gradient."""
@@ -73,7 +73,7 @@ class Sample:
     def _pull(self, theta: Tensor, z: Tensor, q: Tensor, wanted: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         with torch.enable_grad():
             z = _leaf(z)
-            slope = gradient(lambda point: self._value(theta, point), z, create_graph=True)
+            slope = value_and_gradient(lambda point: self._value(theta, point), z, create_graph=True)[1]
         # One pass gives H q and B^T q, and frees the graph, which belongs to this batch only.
         found, *cross = pullback([slope], [z, *wanted], [q], last=True)
         if any(part is None for part in cross):

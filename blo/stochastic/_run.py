@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from blo import tree
-from blo._entrance import with_numbers
+from blo._entrance import entrance
 from blo._failures import Checks
 from blo._settings import require_count
 from blo._types import OnFailure
@@ -22,7 +22,7 @@ _REMEDY = (
 )
 
 
-@with_numbers
+@entrance()
 def run(
     algorithm: Algorithm,
     state: State,

@@ -380,7 +380,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a solve with a tolerance is made under autocast",
-        (Patch("blo/_parts.py", "(solver.tol is None or not bare", "(solver.tol != 0 or not bare"),),
+        (Patch("blo/_parts.py", "(solver.tol is None or not problem.runs", "(solver.tol != 0 or not problem.runs"),),
         (WHOLE + "test_low_precision.py::test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast",),
     ),
     Mutation(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -65,6 +67,20 @@ def test_the_anchor_is_a_constant() -> None:
     anchor = torch.tensor([0.5], requires_grad=True)
     lower = blo.LowerProblem(lambda t, z: (t * z).sum()).linearize(anchor, 1.0)
     assert not lower.objective(torch.tensor(1.0), torch.ones(1)).requires_grad
+
+
+@pytest.mark.parametrize(
+    "anchor",
+    [torch.zeros(1), torch.zeros(2).double(), {"a": torch.zeros(2)}],
+    ids=["another shape, which would broadcast", "another dtype", "another structure"],
+)
+def test_an_anchor_unlike_the_start_is_refused(anchor: Any) -> None:
+    lower = blo.LowerProblem(lambda t, z: (t * z).sum()).linearize(anchor, 1.0)
+    theta, z0 = torch.ones(3, 2, requires_grad=True), torch.zeros(2)
+    with pytest.raises(blo.StructureError, match="`anchor` must"):
+        blo.argmin(lower, theta[0], z0)
+    with pytest.raises(blo.StructureError, match="`anchor` must"):
+        torch.vmap(lambda t: blo.argmin(lower, t, z0))(theta)
 
 
 @pytest.mark.parametrize("curvature", [0.0, -1.0, float("nan")])

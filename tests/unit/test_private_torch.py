@@ -44,7 +44,7 @@ def test_every_name_has_a_test_on_this_page() -> None:
 
 def test_active_transforms_are_seen() -> None:
     def active(x: Tensor) -> bool:
-        return bool(_torch.are_functorch_transforms_active())
+        return bool(_torch.transforms_active())
 
     assert not active(X)
     assert inside("vmap", active) == inside("grad", active) == [True]
@@ -114,11 +114,11 @@ def test_a_level_can_be_taken_off_the_stack_and_replaced() -> None:
         finally:
             functorch._vmap_decrement_nesting()
             functorch.push_dynamic_layer_stack(layer)
-        return rows.numel(), bool(_torch.are_functorch_transforms_active())
+        return rows.numel(), bool(_torch.transforms_active())
 
     ((number, active),) = inside("vmap", look)
     assert active and number in (2, 4)  # one draw for both lanes, of the shape of a lane or of both
-    assert not _torch.are_functorch_transforms_active()
+    assert not _torch.transforms_active()
 
 
 def test_a_mapped_axis_can_be_added() -> None:
@@ -135,7 +135,7 @@ def test_a_mapped_axis_can_be_added() -> None:
 def test_transforms_can_be_suspended() -> None:
     def look(x: Tensor) -> bool:
         with _torch.temporarily_clear_interpreter_stack():
-            return bool(_torch.are_functorch_transforms_active())
+            return bool(_torch.transforms_active())
 
     assert inside("vmap", look) == inside("grad", look) == [False]
 
@@ -162,11 +162,11 @@ def test_rules_of_parametrized_layers_have_their_attributes() -> None:
     assert type(weight) is _torch.WeightNormRule and weight.dim == 0
 
 
-def test_the_level_of_forward_mode_is_seen() -> None:
-    assert _torch.forward_level() == -1
+def test_forward_mode_is_seen() -> None:
+    assert not _torch.forward_mode()
     with torch.autograd.forward_ad.dual_level():
-        assert _torch.forward_level() == 0
-    assert _torch.forward_level() == -1
+        assert _torch.forward_mode()
+    assert not _torch.forward_mode()
 
 
 def test_forward_mode_loads_its_derivatives_without_a_warning() -> None:
@@ -199,8 +199,21 @@ print(_torch.compiler_loaded())
 
 
 def test_apple_s_generator_is_found_where_there_is_such_a_device() -> None:
-    """`_torch.mps_generator` is called only there; elsewhere its name must exist in torch."""
+    """Its private name is used only there; elsewhere the name must exist in torch."""
     if torch.backends.mps.is_available():
-        assert isinstance(_torch.mps_generator(), torch.Generator)
+        assert len(list(_torch.generators([torch.device("mps")]))) == 2
     else:
         assert callable(torch.mps._get_default_mps_generator)
+
+
+def test_the_generator_of_the_cpu_is_always_among_those_of_some_devices() -> None:
+    assert list(_torch.generators([])) == list(_torch.generators([torch.device("cpu")])) == [torch.default_generator]
+
+
+def test_writes_to_tensors_are_counted() -> None:
+    x = torch.ones(2)
+    before = _torch.versions([x, x + 1])
+    x.add_(1)
+    assert [new - old for new, old in zip(_torch.versions([x, x]), before, strict=True)] == [1, 1]
+    with torch.inference_mode():
+        assert _torch.versions([torch.ones(2).add_(1)]) == [0]

@@ -185,3 +185,18 @@ def test_rows_that_go_on_to_depend_on_each_other_have_a_derivative(
 ) -> None:
     out = slope_at(rows, right, 0.0)
     assert out.grad.item() == pytest.approx(truth, abs=1e-9) and out.report.ok
+
+
+def test_a_complex_theta_moves_rows_that_depend_on_each_other() -> None:
+    def at(*right: Callable[[torch.Tensor], torch.Tensor]) -> blo.Hypergradient:
+        theta, z0 = torch.tensor(1 + 1j, dtype=torch.complex128), torch.zeros(2, dtype=torch.float64)
+        lower = blo.LowerProblem(
+            lambda t, z: 0.5 * (z - 5.0).square().sum(),
+            lambda t: Halfspaces(REPEATED, torch.stack([part(t) for part in right])),
+        )
+        return blo.value_and_hypergrad(lambda t, z: z[0], lower, theta, z0)
+
+    out = at(torch.real, torch.real)
+    assert out.grad.item() == pytest.approx(1.0, abs=1e-9) and out.report.ok
+    with pytest.warns(blo.errors.DegenerateWarning, match="depend on others"):
+        at(torch.real, torch.imag)

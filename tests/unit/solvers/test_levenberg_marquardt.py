@@ -13,7 +13,7 @@ from torch import Tensor
 
 import blo
 from blo import LevenbergMarquardt, LowerProblem
-from blo._formulas import forward_mode
+from blo._torch import forward_mode
 from tests import oracles
 from tests.lower import Counted, solve
 from tests.strategies import normal
