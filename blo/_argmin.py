@@ -32,13 +32,13 @@ def argmin(
 ) -> Tree:
     """Return a solution of the lower problem as a differentiable function of theta.
 
-    It is differentiated in reverse mode: by `.backward()`, `torch.func.grad`, `vjp` and `jacrev`, under `vmap`, and
+    Torch differentiates it in reverse mode: by `.backward()`, `torch.func.grad`, `vjp` and `jacrev`, under `vmap`, and
     inside the objective of another lower problem. Derivatives may be nested to any order, as in
     `jacrev(jacrev(f))`, where the strategy allows it; those of `Implicit` are derivatives of the solution, those of
     `Unrolled` of the iteration. `ValueFunction`, `Unrolled(checkpoint=True)` and `Unrolled(mode="forward")` can be
     differentiated once.
 
-    The forward mode of torch (`jvp`, `jacfwd`, and `hessian`, which is made of it) works with `Unrolled()` and
+    The forward mode of torch (`jvp`, `jacfwd`, and `hessian`, which uses it) works with `Unrolled()` and
     `Unrolled(last=k)`, whose steps torch records; for other strategies use `jacrev(jacrev(f))` in place of `hessian`.
 
     Under `.backward()`, tensors that the objective captures are constants, unless `Unrolled` records its use of them;
@@ -71,7 +71,7 @@ def argmin(
         ConstantWarning: if theta does not enter the lower problem, or has no leaf that requires grad where gradients
             are enabled.
 
-    Errors and warnings that concern the derivative come in the backward pass.
+    The backward pass raises the errors and gives the warnings that concern the derivative.
     """
     if torch.compiler.is_compiling() and gradient is not None and gradient.recorded and transforms_active():
         solved = _argmin  # a fixed number of steps is traced into the caller's graph
@@ -92,8 +92,8 @@ def _argmin(
     require_parts(lower, solver, gradient)
     if solver is not None and solver.carry:
         raise StructureError(
-            "`argmin` returns no `state` that could carry what the solver keeps. With carry=True call "
-            "value_and_hypergrad(..., state=...), here leave it out."
+            "`argmin` returns no `state` in which a solver with carry=True could store its momentum. Leave `carry` "
+            "out, or call value_and_hypergrad(..., state=...)."
         )
     gradient = Implicit() if gradient is None else gradient
     if transforms_active() and not gradient.recorded:
@@ -128,6 +128,6 @@ def _refuse_sparse(gradient: Tensor | None) -> None:
     """Raise for a sparse upper gradient; None is the gradient of a solution that the upper objective does not use."""
     if gradient is not None and gradient.is_sparse:
         raise StructureError(
-            "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Use "
-            "sparse=False in the upper objective, or `functionalize`, which does so."
+            "the upper gradient in z must be dense, but is sparse, as embeddings with sparse=True make it. Set "
+            "sparse=False in the upper objective, or use `functionalize`, which sets it."
         )

@@ -84,8 +84,8 @@ def _named() -> Iterator[None]:
         if isinstance(error, BloError):
             raise
         raise StructureError(
-            "products='finite-difference' and `ValueFunction` evaluate the objective without autocast, whose rounding "
-            "their small step would amplify, but without it the objective fails: "
+            "products='finite-difference' and `ValueFunction` evaluate the objective without autocast, because their "
+            "small steps would amplify its rounding errors, but the objective fails without autocast: "
             f"{str(error).splitlines()[0]}. Let captured data and theta have the dtype of z, or use "
             "Implicit(products='reverse')."
         ) from error

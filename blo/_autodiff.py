@@ -207,7 +207,7 @@ class differentiated_twice(contextlib.ContextDecorator, contextlib.AbstractConte
         if not _ONCE.search(reason):
             return
         raise DerivativeError(
-            f"this strategy needs second derivatives, but torch has none of an operation in the objective: {reason}. "
+            f"this strategy needs second derivatives, but an operation in the objective has none in torch: {reason}. "
             "Use products='finite-difference', as in Implicit(products='finite-difference'), which needs only first "
             "derivatives. Attention has second derivatives with functionalize(..., fused_attention=False), and a "
             "module has them without torch.compile."

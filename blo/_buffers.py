@@ -79,8 +79,8 @@ class Buffers:
                 setattr(place.owner, place.attribute, None)
         if made:
             raise StructureError(
-                f"evaluations must be one function, but this one makes {[place.names[0] for place in made]}, which "
-                "were None in the module. Call the module once on a batch before."
+                f"all evaluations must be one function, but this one creates {[place.names[0] for place in made]}, "
+                "which were None in the module. Call the module once on a batch first."
             )
 
     def update(self, written: Mapping[str, Tensor], *, pin: bool) -> None:
@@ -131,7 +131,7 @@ def _one(value: Tensor, name: str) -> Tensor:
     plain = unwrapped(value)
     if plain is None:
         raise StructureError(
-            f"one evaluation must move the buffers, but inside `vmap` each lane has its own value of {name!r}. "
+            f"a single evaluation must update the buffers, but inside `vmap` each lane has its own {name!r}. "
             'Use buffers="freeze", or call `update_buffers(parameters, inputs)` before, outside `vmap`.'
         )
     return plain

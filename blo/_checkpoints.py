@@ -52,7 +52,7 @@ def sound_checkpoints(function: F) -> F:
                 raise
             raise StructureError(
                 f"the objective {found}, which torch cannot do inside torch.func transforms: use products='reverse', "
-                "mode='reverse' and .backward() in place of torch.func, or leave it out."
+                "mode='reverse' and .backward() instead of torch.func, or remove this from the objective."
             ) from error
         finally:
             with _LOCK:

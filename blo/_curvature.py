@@ -93,6 +93,7 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     known: list[tuple[Tensor, Tensor]] = []
     newton, share = torch.zeros_like(left), torch.ones_like(size)
     looks, longer = min(_LOOKS, at.z.shape[-1]), _LONGER
+    # One unit at both ends: the change must come from the gradient, not from another step length.
     unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
     left = problem.natural(at.z, at.slope, unit)
     noise = drowned(at.slope)

@@ -74,8 +74,8 @@ def duals(lower: LowerProblem, theta: Tree, z: Tree, *, on_failure: OnFailure | 
     tangent = at.tangent(term, flat, slope)
     if tangent.duals is None:
         raise StructureError(
-            f"`duals` does not know the multipliers of {type(term).__name__}: its `tangent` leaves "
-            "`Tangent.duals` out. Pass a function that takes the layout of z and returns a dict of multipliers."
+            f"`duals` does not know the multipliers of {type(term).__name__}: its `tangent` leaves out "
+            "`Tangent.duals`. Set it to a function that takes the layout of z and returns a dict of multipliers."
         )
     if residual is not None:
         checks.fixed(lower.term)

@@ -64,8 +64,8 @@ def entrance(instead: str | None = None) -> Callable[[F], F]:
         def called(*arguments: Any, **options: Any) -> Any:
             if instead is not None and transforms_active():
                 raise StructureError(
-                    f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or a "
-                    f"relative. {instead}"
+                    f"`{function.__name__}` returns constants, so it cannot run inside torch.func.vmap, grad or "
+                    f"another transform. {instead}"
                 )
             try:
                 # Constants: without gradients enabled the contribution of a moving set would be lost silently.
@@ -75,8 +75,8 @@ def entrance(instead: str | None = None) -> Callable[[F], F]:
                 if not any(leaf.is_meta for leaf in tree.tensors((arguments, options))):
                     raise
                 raise StructureError(
-                    "theta and z0 must hold numbers, but some are on the device 'meta'. Make them on a real device; "
-                    "for shapes alone solve by a fixed number of steps (tol=None) with on_failure='ignore'."
+                    "theta and z0 must hold numbers, but some are on the device 'meta'. Create them on a real device. "
+                    "To compute shapes only, make a fixed number of steps (tol=None) with on_failure='ignore'."
                 ) from error
 
         return called if instead is None else outside_compile(called)  # type: ignore[return-value]

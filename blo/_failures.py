@@ -70,8 +70,8 @@ class Checks(Findings):
             ended, circling = (lanes is not None and bool(plain(lanes).any()) for lanes in (floor, stuck))
             self.found(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: residual "
-                f"{float(plain(residual).max()):.2e}, tolerance {asked:.2e}. Implicit gradients there belong to "
-                f"another point. {FLOOR if ended else STUCK if circling else EARLY}",
+                f"{float(plain(residual).max()):.2e}, tolerance {asked:.2e}. An implicit gradient there is not that "
+                f"of the solution. {FLOOR if ended else STUCK if circling else EARLY}",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -84,9 +84,9 @@ class Checks(Findings):
             warn(
                 f"the lower solve has not converged in {late} of {missed.numel()} problems: its fixed number of steps "
                 f"ended at a residual of {float(plain(residual).max()):.2e}, above {_most(tol):.2e}, measured in the "
-                "backward pass. Implicit gradients there belong to another point. Make more steps, use a solver with a "
-                "tolerance, or differentiate with Unrolled(). If the steps led to the solution, data that the "
-                f"objective captures have changed since. {BIND}",
+                "backward pass. An implicit gradient there is not that of the solution. Make more steps, use a solver "
+                "with a tolerance, or differentiate with Unrolled(). If the steps did reach the solution, data that "
+                f"the objective captures have changed since. {BIND}",
                 FixedStepsWarning,
             )
 
@@ -146,7 +146,7 @@ class Checks(Findings):
         if bool(late.any()):
             self.found(
                 f"the objective has changed between the solve and its backward pass, in {int(late.sum())} of "
-                f"{late.numel()} problems: the solver's steps lead to another point when they are repeated, at a "
+                f"{late.numel()} problems: the solver's steps, when repeated, end at another point, at a "
                 f"relative distance of {float(plain(apart).max()):.2e}. {BIND}",
                 ConvergenceError,
                 ConvergenceWarning,

@@ -95,9 +95,9 @@ class Findings:
             self.found(
                 f"the lower solve has not converged in {count} of {plain(lanes).numel()} problems "  # type: ignore[arg-type]
                 "tilted for `ValueFunction`: the residual is not small compared with the tilt, or the solution does "
-                "not respond linearly to it, so the implicit part is wrong. Raise `max_steps` or give the solver a "
-                "tolerance, change `penalty` (a lower one against the residual, a higher one against the "
-                "nonlinearity), use float64, or Implicit().",
+                "not respond linearly to it, so the implicit part is wrong. Raise `max_steps`, give the solver a "
+                "tolerance, or use float64. Lower `penalty` if the residual is the cause, raise it if the "
+                "nonlinearity is, or use Implicit().",
                 ConvergenceError,
                 ConvergenceWarning,
             )
@@ -109,7 +109,7 @@ class Findings:
             self.found(
                 f"{count} active constraints have a zero multiplier, or depend on others but move apart with theta: "
                 "strict complementarity fails, and the solution has one-sided derivatives only. The hypergradient "
-                "returned is that of the side on which z was found, or between those of two sides.",
+                "returned is that of the side on which z was found, or lies between the one-sided ones.",
                 ConvergenceError,
                 DegenerateWarning,
             )
@@ -138,7 +138,7 @@ class Findings:
         if not self.off:
             self.found(
                 "theta does not enter the lower problem, so the implicit part is zero by definition. "
-                "Does the objective use its argument `theta`, or a module's own parameters?",
+                "Check that the objective uses its argument `theta`, not a module's own parameters.",
                 ConvergenceError,
                 ConstantWarning,
             )

@@ -137,12 +137,12 @@ class Functional:
     ) -> tuple[Any, dict[str, Tensor]]:
         """Return the value and the state after the evaluation."""
         if targets and self._loss is None:
-            raise StructureError(f"targets need a loss, but {len(targets)} came without. Use `functionalize(m, loss)`.")
+            raise StructureError(f"there is no loss for {len(targets)} targets. Use `functionalize(m, loss)`.")
         moving = [name for name in self._layers.moving() if name not in self._held]
         if moving:
             if transforms_active() and lanes_of(tree.tensors((parameters, inputs, keywords))):
                 raise StructureError(
-                    f"one evaluation must find the singular vectors {moving} of spectral norms, but inside `vmap` each "
+                    f"one evaluation must compute the singular vectors {moving} of spectral norms, but in `vmap` each "
                     "lane has its own. Evaluate once outside `vmap` first, or use the module in evaluation mode."
                 )
             # The vectors are found once and then held: if each evaluation iterated again, no two would be the same
@@ -269,7 +269,7 @@ def functionalize(
     `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. Lower and upper objectives may use it, with
     the parameters as theta or as z, and so may every `torch.func` transform. The module's parameters, `.grad`,
     `requires_grad` and training flags do not change, and neither does the global random state. Autocast acts as on the
-    module. The backward pass of `argmin` uses the state of autocast of the forward pass.
+    module. The backward pass of `argmin` runs under the autocast state of the forward pass.
 
     Args:
         module: any module, in training or evaluation mode; move it to its device first.

@@ -82,8 +82,8 @@ def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None
             transform(z0)
     if finder.found:
         raise StructureError(
-            "`transform` captures a tensor that `vmap`, `grad` or a relative acts on, which reaches it in recorded "
-            "steps alone. Use gradient=Unrolled(), or make it a constant."
+            "`transform` captures a tensor on which a torch.func transform acts, and the transform reaches that tensor "
+            "only in recorded steps. Use gradient=Unrolled(), or detach the tensor."
         )
 
 

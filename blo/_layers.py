@@ -44,8 +44,8 @@ class Layers:
             prefix = f"{path}." if path else ""
             if isinstance(layer, nn.CrossMapLRN2d):
                 raise StructureError(
-                    f"`module` must have gradients that are those of its values, but torch's gradient of {path!r}, a "
-                    "CrossMapLRN2d, is not. Use nn.LocalResponseNorm."
+                    f"`module` must have the gradients of its values, but torch's gradient of {path!r}, a "
+                    "CrossMapLRN2d, is wrong. Use nn.LocalResponseNorm."
                 )
             if isinstance(layer, SpectralNormRule) and "_u" in layer._buffers:
                 self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))

@@ -30,18 +30,18 @@ class LowerProblem:
         objective: `objective(theta, z)` returns a tensor of shape `()`, or of shape `(batch,)` if `batched`.
         constraint: a set, or a callable `theta -> set` if the set moves with theta; by default `Free()`.
         penalty: a penalty, or a callable `theta -> penalty` if its weight depends on theta.
-        batched: the first axis of every leaf of z numbers independent problems, which are solved, projected and
-            differentiated together.
+        batched: the first axis of every leaf of z indexes independent problems, the lanes, which are solved, projected
+            and differentiated together. Without it there is one lane, and the shape `lanes` is `()`.
         strong_convexity: a known number mu > 0 such that `objective - mu/2 |z|^2` is convex in z, for example a ridge
             weight. Reports then bound the errors of the lower solution and of the adjoint.
-        batches: a minibatch for each step of the solver: a function of the number of the step, from 0, which always
-            returns the same batch for the same number, or a sequence, which is repeated. The objective is then
+        batches: a minibatch for each step of the solver: a function of the step number, counted from 0, that returns
+            the same batch whenever it gets the same number; or a sequence, which is repeated. The objective is then
             `objective(theta, z, batch)`. This needs a fixed number of steps of `ProjectedGradient`, `TorchOpt` or
             `TorchOptim`, and the strategy `Unrolled` or `Zero`, because such a problem has no solution.
         has_aux: the objective returns `(loss, aux)`; blo minimises the loss and ignores `aux`.
 
     Raises:
-        StructureError: if both a constraint and a penalty are given, because there is one proximal operator; if one of
+        StructureError: if both a constraint and a penalty are given, as solvers use one proximal operator; if one of
             them has the wrong type; if the objective is not a function of theta and z, in this order according to the
             names of its parameters; or if `batches` is neither a function nor a sequence.
         ValueError: if `strong_convexity` is not positive.
@@ -78,8 +78,8 @@ class LowerProblem:
                 )
         if self.penalty is not None and not isinstance(self.constraint, Free):
             raise StructureError(
-                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. If one of the two is smooth, add it "
-                "to the objective; otherwise write a class with the proximal operator of their sum."
+                "`LowerProblem` takes a `constraint` or a `penalty`, but got both. If the penalty is smooth, add it to "
+                "the objective; otherwise write a class with the proximal operator of the sum of both."
             )
 
     @property

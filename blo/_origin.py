@@ -33,7 +33,7 @@ def origin(problem: ProblemAtTheta, theta: Tree, z0: Tensor, z: Tensor, solver: 
     slope = rest.gradient(z.detach())
     if _finite([z, slope]) and not _finite([problem.prox(z.detach() - slope, 1.0)]):
         return (
-            f"`{kind}` finds no point nearest to a gradient step from where the solver ended: on the boundary of the "
+            f"`{kind}` finds no point nearest to a gradient step from the solver's last point: on the boundary of the "
             "set the gradients of constraints may vanish or be linearly dependent."
         )
     return SMALLER if hasattr(solver, "step") else ASTRAY

@@ -1,16 +1,16 @@
 """Advice in messages about solves that did not converge and values that are not finite."""
 
-LOOK = "Look at the objective with torch.autograd.detect_anomaly."
+LOOK = "Run the objective under torch.autograd.detect_anomaly."
 SMALLER = "Try a smaller `step`, or look at the objective with torch.autograd.detect_anomaly."
 #: For a solver that chooses its steps, after a start where everything is finite.
 ASTRAY = (
-    "Theta, the start and the gradient there are finite, so the objective falls without bound, or its gradient is not "
-    "finite on the way: bound z by a constraint, or look at the objective with torch.autograd.detect_anomaly."
+    "Theta, the start and the gradient there are finite. So the objective is unbounded below, or its gradient is not "
+    "finite on the solver's path: bound z by a constraint, or run the objective under torch.autograd.detect_anomaly."
 )
 #: For a derivative that is not finite although the solution is.
 STEEP = (
-    "The solution is finite, so some derivative on the way is not: look for roots, norms, logarithms and powers at 0, "
-    "and at the objective with torch.autograd.detect_anomaly."
+    "The solution is finite, so a derivative in the backward pass is not: look for roots, norms, logarithms and powers "
+    "evaluated at 0, and run the objective under torch.autograd.detect_anomaly."
 )
 SINGULAR = (
     "The curvature is singular on the tangent space, or nearly, and the upper gradient has a component in directions "
@@ -30,12 +30,13 @@ FLOOR = (
     "is computed. Use float64 or no autocast, scale z so that its curvatures differ less, or set a larger `tol`."
 )
 STUCK = (
-    "The residual there did not fall for 128 steps, so the solve stopped: the map is no contraction. Try `relaxation` "
-    "below 1, another `memory` or start, or bound the map's Lipschitz constant below 1, by a spectral norm say."
+    "The residual there fell by less than a tenth in 128 steps, so the solve stopped: the map does not contract, or "
+    "very slowly. Try `relaxation` below 1, another `memory` or start, or keep the map's Lipschitz constant below 1, "
+    "for example by spectral normalisation."
 )
 RANDOM = (
     "`objective` must be a function of theta and z, but two evaluations of its gradient at one point differ{lanes}: it "
-    "draws random numbers, or reads data that change. No solve converges, and a hypergradient is meaningless. For "
+    "draws random numbers, or reads data that change. No solver can converge, and no hypergradient exists. For "
     "a module with dropout use blo.functionalize; draw a minibatch outside the objective, or use the algorithms of "
     "blo.stochastic, which are made for noise."
 )
@@ -46,7 +47,7 @@ def remedy_of(method: str) -> str:
     if "Direct" in method:  # more effort does not help a factorisation
         return SINGULAR
     if "Neumann" in method or "Nystrom" in method:
-        return "Give it more terms, a larger rank or `damping`, or use CG()."
+        return "Raise `terms` (Neumann), `rank` (Nystrom) or `damping`, or use CG()."
     if not method:  # the system was solved by a division
         return "Use Implicit(), which assumes nothing about the curvature."
     return "Raise `max_iter`, add `damping`, or use Direct()."

@@ -130,9 +130,9 @@ class Report:
     def adjoint_error_bound(self) -> float | None:
         """Largest upper bound of `|q - q*|` over the lanes; None without an adjoint or a known `strong_convexity`.
 
-        q* solves the adjoint system at the lower solution found, with the true Hessian and without damping, so what an
-        approximate inverse costs is in the bound. It is `|P v - P (H + K) P q| / strong_convexity`, computed on first
-        use from one gradient and one product.
+        q* solves the adjoint system at the lower solution found, with the true Hessian and without damping, so the
+        bound includes the error of an approximate inverse. It is `|P v - P (H + K) P q| / strong_convexity`, computed
+        on first use from one gradient and one product.
         """
         if self.strong_convexity is None or self.pulled.defect is None:
             return None

@@ -78,7 +78,7 @@ class Scheduled:
 
 def _optimizer(make: OptimizerFactory, parameters: list[Tensor], name: str) -> Optimizer:
     if isinstance(make, Optimizer):
-        raise StructureError(f"`{name}` must make an optimiser of the tensors it is given, but is one already.")
+        raise StructureError(f"`{name}` must be a function that makes an optimiser, but is one already.")
     made = make(parameters) if callable(make) else make
     example = f"For example: {name}=lambda parameters: torch.optim.Adam(parameters, lr=0.1)."
     if not isinstance(made, Optimizer):
@@ -112,7 +112,7 @@ def _continued(make: SchedulerFactory | None, optimizer: Optimizer, saved: dict[
     if make is None:
         raise StructureError(
             f"`state` holds a {saved['name']}, but there is no `{name}` to continue it. "
-            "Pass the one of the earlier call."
+            f"Pass the `{name}` of the earlier call."
         )
     made = _scheduler(make, optimizer, name)
     if type(made).__name__ != saved["name"]:

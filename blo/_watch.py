@@ -18,8 +18,8 @@ from blo.errors import BloWarning, StructureError
 
 _aten = torch.ops.aten
 _REENTRANT = (
-    "`functionalize` cannot be used with re-entrant checkpointing, which sees no parameters in a dict, so that their "
-    "gradient would be zero. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False) around the call of the "
+    "`functionalize` cannot be used with re-entrant checkpointing, which ignores parameters in a dict, so their "
+    "gradients would be zero. Use torch.utils.checkpoint.checkpoint(..., use_reentrant=False) around the call of the "
     "functional."
 )
 
@@ -77,8 +77,8 @@ class Inspection(DispatchMode):
 def written(name: str, how: str) -> str:
     """Return the message about a parameter that was written to."""
     return (
-        f"`module` must not write to its parameters, but its forward pass writes to {name!r} ({how}): what it is given "
-        "would change, and the derivative would not be that of the value. Compute the changed weight by operations "
+        f"`module` must not write to its parameters, but its forward pass writes to {name!r} ({how}): the "
+        "caller's tensors would change, and the derivative would be wrong. Compute the changed weight by operations "
         "that autograd records, as torch.nn.utils.parametrize does, or write to it between evaluations."
     )
 

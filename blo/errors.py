@@ -8,7 +8,7 @@ class BloError(Exception):
 
 
 class StructureError(BloError, ValueError):
-    """A tree, shape, dtype, device or part does not fit what it is used with. Also a `ValueError`."""
+    """An argument has the wrong tree structure, shape, dtype, device or type. Also a `ValueError`."""
 
 
 class InfeasibleError(BloError, ValueError):

@@ -51,7 +51,7 @@ def check_hypergrad(
     nonlinear or something disagrees. So a strategy that is exact
     for its solver but not for the problem (for example a short unroll) fails, and the report shows the lower error.
 
-    Two more tests, of strategies with an adjoint, need no such differences: the pullback must be the adjoint of the
+    For strategies with an adjoint, two more tests need no such differences: the pullback must be the adjoint of the
     linearised solution map, and it must scale correctly (`g -> c g` does not change the implicit part, `f -> c f`
     multiplies it by c).
 
@@ -97,7 +97,7 @@ def check_hypergrad(
     if out.report.lower_status is Status.NON_FINITE:
         raise NonFiniteError(
             "the lower objective has no finite gradient where its solver ended, so there is no hypergradient to check. "
-            "Look at the objective with torch.autograd.detect_anomaly."
+            "Run the objective under torch.autograd.detect_anomaly."
         )
     problem, start, real = ParametricProblem.of(lower, theta, out.z)
     leaves = [leaf.detach() for leaf in real]

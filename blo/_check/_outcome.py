@@ -123,7 +123,7 @@ class Check:
     def __str__(self) -> str:
         verdict = "agrees with finite differences" if self._agrees else "DISAGREES with finite differences"
         if not self.conclusive:
-            verdict = "CANNOT BE JUDGED: the tight solves left noise of the size of the slopes"
+            verdict = "CANNOT BE JUDGED: the noise of the tight solves is not small compared with the slopes"
         elif self._agrees and not self.ok:
             verdict = "agrees with finite differences, but is INCONSISTENT"
         rows = [f"the hypergradient {verdict}"]

@@ -125,7 +125,7 @@ def _refuse(rows: Sequence[Row], words: Sequence[str]) -> None:
     raise StructureError(
         f"all ranks must {_RULES[differs]} at the same time, but do not ({said}). Make the same calls in the same "
         "order on every rank, also those that read a report; start from the same theta and z0, with the same seed and "
-        "number of threads. A rank must solve problems of its own inside its objective."
+        "number of threads. A rank that solves problems of its own must do so inside its objective."
     )
 
 

@@ -112,6 +112,6 @@ class Ranks:
             raise RankError(
                 f"rank {self.rank} of {self.size} got no answer from the others: {str(error).splitlines()[0]} Either "
                 "one of them has failed, which its own output explains, or it does not make the same calls: all ranks "
-                "must evaluate the same objectives in the same order, also when a report is read. How long a rank "
-                "waits is the `timeout` of init_process_group."
+                "must evaluate the same objectives in the same order, also when a report is read. The `timeout` of "
+                "init_process_group sets how long a rank waits."
             ) from error

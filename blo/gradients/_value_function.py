@@ -34,7 +34,7 @@ class ValueFunction(Strategy):
     `penalty * (dg/dtheta(y) - dg/dtheta(z*))`, whose error is of the order `1/penalty` (Liu et al., NeurIPS 2022,
     BOME; Kwon et al., ICML 2023, F2SA). It takes one or two more lower solves and no second derivative at all, on any
     constraint set and with any penalty term. The residuals of the solves are amplified by `penalty`. So a solver with a
-    tolerance is asked for residuals of `1e-6 |v| / penalty`, and you are warned if they stay above a hundredth of the
+    tolerance must reach residuals of `1e-6 |v| / penalty`; a `ConvergenceWarning` reports any above a hundredth of the
     tilt.
 
     If the tilt `v / penalty` would move z by less than the rounding of gradients can resolve, or by more than a

@@ -52,8 +52,8 @@ class CG(LinearSolver):
         max_iter: maximum number of products with the operator, besides one for the guess and one that measures the
             final residual if that is small or in doubt.
         tol: relative residual at which a lane stops, measured without the preconditioner. None runs `max_iter`
-            iterations, as an intended approximation: a lane stops earlier only at rounding level. 0 does the same, and
-            a lane that is not found indefinite returns its last iterate whatever the residual.
+            iterations, as an intended approximation: a lane stops earlier only at rounding level. 0 does the same, but
+            a lane returns its last iterate, however large its residual, unless it is found to be indefinite.
         damping: d in `(A + d I) x = b`; a positive one helps if the operator is nearly singular.
         preconditioner: `v -> M^-1 v` on flat vectors `(*lanes, n)`, an operator or a callable, symmetric positive
             definite; an approximate inverse of the whole Hessian also works on a tangent space. Or a `Nystrom`.

@@ -69,4 +69,5 @@ def _in_time(before: Tensor, left: Tensor, goal: Tensor, steps: int) -> Tensor:
         steps: the number of steps.
     """
     # The comparison is false for a NaN.
+    # Extrapolate the logarithm of the residual linearly, at the rate of the last `_LAG` steps.
     return torch.log(left) + steps / _LAG * torch.log(left / before) <= torch.log(goal)

@@ -37,7 +37,7 @@ class Nystrom(LinearSolver, Preconditioner):
         rank: number of random vectors, each of which costs a product and n numbers of memory in every lane.
         damping: d in `(A + d I) x = b`, positive: off the low-rank subspace there is no other curvature.
         seed: determines the random vectors, which are the same in every lane and on every device.
-        tol: relative residual to promise; None counts any solution better than zero as converged.
+        tol: relative residual up to which a solution counts as converged; None: any solution better than zero does.
 
     Raises:
         ValueError: if `rank` is below 1, `damping` is not positive, or `tol` is negative.

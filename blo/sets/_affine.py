@@ -60,8 +60,8 @@ class Affine(Set):
         if bool(wrong.any()):
             raise InfeasibleError(
                 f"`Affine` needs consistent equations, but {int(wrong.any(-1).sum())} of "
-                f"{wrong[..., 0].numel()} systems A z = b have no solution: rows of A are linearly dependent, and b "
-                f"deviates from the same dependence by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if "
+                f"{wrong[..., 0].numel()} systems A z = b have no solution: rows of A are linearly dependent, but b "
+                f"violates the same relation by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if "
                 "they are meant to be dependent."
             )
 

@@ -27,8 +27,8 @@ class Box(Set):
     Attributes:
         low: a number, a tensor of z's shape, or a tree like z; `-inf` leaves a coordinate open.
         high: likewise.
-        slack: a coordinate is free if `low + slack < z < high - slack`, and nearer to a bound if the gradient presses
-            it against the bound by less than its distance; absolute, in z's unit.
+        slack: a coordinate further than this from both bounds is free. A coordinate nearer to a bound is free unless
+            the gradient presses it against that bound with at least the size of the distance. Absolute, in z's unit.
         validate: raise if tensor bounds cross, which is one host synchronisation on an accelerator.
         extent: see `Set`; computed by `fit`.
 

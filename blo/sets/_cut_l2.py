@@ -103,6 +103,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     active = near & some & ~clear(distance, pressed, cut.slack)
     on = active | (near & some & (room <= 0))  # on the sphere, even if the gradient pulls z off it
     # If the coordinates at bounds use up the radius, or it is zero, the ball fixes the free coordinates as well.
+    # r^2 - |held|^2 is known to eps r^2, so its root only to sqrt(eps) r.
     taken = norm(torch.where(within, 0.0, offset)) * (8 * torch.finfo(z.dtype).eps) ** 0.5
     point = active & (length <= torch.maximum(rounding(cut, z), taken).detach())
     curvature = torch.where(active & ~point, pressed / divisor, 0.0)

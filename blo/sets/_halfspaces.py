@@ -27,8 +27,9 @@ class Halfspaces(Set):
     """`{ z : A z <= b }`.
 
     Rows may repeat or be linearly dependent. Each projection factorises a few k by k matrices to find the active rows;
-    with dependent rows it may take one for each row that enters or leaves. So k should be at most a few hundred. If the
-    search fails (an empty set that was not validated, or rounding), the projection is NaN, which solvers report.
+    with dependent rows, it may factorise one for each row that enters or leaves the active set. So k
+    should be at most a few hundred. If the search fails (an empty set that was not validated, or rounding), the
+    projection is NaN, which solvers report.
 
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in

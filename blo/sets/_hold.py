@@ -89,6 +89,7 @@ def hold(
     found = search(normals, right, normals @ normals.mT, ahead, equal)
     gap = right - times(normals, ahead - times(normals.mT, found.multipliers))
     gap = gap if equal is None else torch.where(equal, 0.0, gap)
+    # The rounding of a projected step of length at most 1, and that of the distances.
     touched = gap <= 64 * torch.finfo(wide).eps * size.clamp(max=1.0) + 8 * rounding
     tied = near & (touched | found.active | ~found.solved)
     face = Face.of(rows, tied)

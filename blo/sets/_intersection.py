@@ -34,8 +34,8 @@ class Intersection(Set):
     the size of z times the number of parts. If this fails (for an empty set that was not validated), the projection is
     NaN, which solvers report.
 
-    The derivative is that on the intersection of all active faces, with the curvature of each for its own share of the
-    gradient. If these shares are not unique and a curved part has one, it is counted as degenerate.
+    The derivative is that on the intersection of all active faces, and each face has the curvature that belongs to its
+    share of the gradient. A curved part whose share is not unique is counted as degenerate.
 
     A ball within bounds is faster as `L2Ball(radius, low=..., high=...)`.
 

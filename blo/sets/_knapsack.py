@@ -61,6 +61,7 @@ class Knapsack(NamedTuple):
         early = torch.where(idle, torch.inf, (begin - at) / slope)
         late = torch.where(idle, torch.inf, (end - at) / slope)
 
+        # At a breakpoint the sum equals `right` up to rounding; without this margin the search may stop too early.
         limit = right + 4 * torch.finfo(row.dtype).eps * right.abs()
 
         def within(t: Tensor) -> Tensor:

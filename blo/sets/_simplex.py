@@ -82,6 +82,7 @@ class Simplex(Set):
         descending = shifted.detach().sort(-1, descending=True).values
         rank = torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=z.dtype)
         sums = descending.cumsum(-1) - total
+        # The largest r whose entry exceeds (the sum of the r largest entries - total) / r.
         kept = (descending * rank > sums).sum(-1, keepdim=True)
         support = shifted > torch.where(rank == kept, sums / rank, 0.0).sum(-1, keepdim=True)
         # Recompute the threshold from its support, so that only smooth operations are differentiated: the entries of

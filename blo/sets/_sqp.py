@@ -90,6 +90,7 @@ def _root(hessian: Tensor) -> Tensor:
     curved = eye + hessian
     usable = torch.isfinite(curved).all(-1, keepdim=True).all(-2, keepdim=True)
     levels, axes = torch.linalg.eigh(torch.where(usable, curved, eye))
+    # Far from a solution the Hessian may be indefinite; the clamp keeps the programme strictly convex.
     root: Tensor = (axes * levels.clamp(min=0.1).rsqrt().unsqueeze(-2)) @ axes.mT
     return root
 

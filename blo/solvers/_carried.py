@@ -19,7 +19,7 @@ def require_carry(carry: bool, fixed: bool) -> None:
         ValueError: if it stops at a tolerance or finds its own step size.
     """
     if carry and not fixed:
-        raise ValueError("`carry=True` continues a fixed number of steps of given sizes: give the step, and tol=None.")
+        raise ValueError("`carry=True` needs a fixed number of steps of given sizes: pass the step size, and tol=None.")
 
 
 def continued(problem: Problem, fresh: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -75,6 +75,7 @@ class FISTA(Iterative):
     def move(self, problem: Problem, state: _State) -> _State:
         near = problem.prox(state.base - state.step * state.force, state.step)
         onward = near - state.last
+        # base - near is the step times the generalised gradient: restart when it points against the last move.
         uphill = ((state.base - near) * onward).detach().sum(-1, keepdim=True) > 0
         age = torch.where(uphill, 1.0, state.age)
         older = 0.5 * (1 + (1 + 4 * age * age).sqrt())

@@ -131,6 +131,7 @@ def _step(state: _State, limits: tuple[Tensor, Tensor] | None) -> Tensor:
     # The newest used pair gives the scale of the initial inverse, `s'y / y'y` (Nocedal and Wright 2006, equation 7.20).
     ratio = torch.where(newest, inner / torch.where(used, squared, 1.0), 0.0).sum(-1, keepdim=True)
     scale = torch.where(used.any(-1, keepdim=True), ratio, state.scale)
+    # The compact form of the inverse (Byrd, Nocedal and Schnabel 1994, theorem 2.2), with the pairs as rows.
     gram = y @ y.mT
     identity = torch.eye(gram.shape[-1], dtype=g.dtype, device=g.device)
     triangle = (s @ y.mT).triu(1) + identity

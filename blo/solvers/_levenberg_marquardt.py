@@ -140,6 +140,7 @@ class _State(NamedTuple):
 def _damped(state: _State, value: Tensor, moved: Tensor, accepted: Tensor) -> tuple[Tensor, Tensor]:
     """Return the next damping and its growth factor, from the ratio of the actual to the predicted decrease."""
     moved, slope = moved.detach(), state.slope.detach()
+    # The decrease of the model at h = moved, h'(d h - g) / 2, because (J'J + d I) h = -g.
     promised = 0.5 * (state.shift * moved * moved - slope * moved).sum(-1, keepdim=True)
     gain = state.line.value - value.detach().unsqueeze(-1)
     # If the values differ only by rounding, their ratio is meaningless. The line search has then compared gradients, so

@@ -179,5 +179,6 @@ def _shifted(shift: Tensor, size: Tensor, usable: Tensor) -> Tensor:
     """Return the next shift: larger if the Hessian was indefinite, smaller or zero otherwise."""
     # A shift proportional to the gradient vanishes at the solution, so that convergence stays fast there.
     size = size.detach()
+    # Start well below |g|; a shift below 1e-6 |g| no longer matters and is dropped.
     grown = torch.maximum(10 * shift, 1e-3 * size)
     return torch.where(usable, torch.where(shift > 1e-6 * size, 0.1 * shift, 0.0), grown)

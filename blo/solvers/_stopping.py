@@ -105,6 +105,7 @@ def repeats(problem: Problem, at: Place) -> Tensor:
 
 def hidden(residual: Tensor, rise: Tensor, noise: Tensor) -> Tensor:
     """Return the lanes in which rounding hides the residual, but hides no error of z that matters."""
+    # noise / ROUNDING is the unsteadiness without its margin: that part of the rise may itself be rounding.
     return (residual <= noise) & (residual <= _SHARE * (rise - noise / ROUNDING))
 
 

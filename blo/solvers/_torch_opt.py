@@ -41,8 +41,8 @@ class TorchOpt(Iterative):
 
     After each update the point is projected onto the constraint set. All problems of a batch share the optimiser's
     counters. Its other state is separate for each lane, provided that the optimiser treats coordinates independently.
-    In steps that are differentiated, the square roots of the optimiser have the derivative 0 at 0: where a gradient is
-    exactly zero, the derivative of Adam and similar optimisers would be NaN. An optimiser that treats something that
+    In steps that are differentiated, the square roots of the optimiser have the derivative 0 at 0, since otherwise
+    Adam and similar optimisers have a NaN derivative at a zero gradient. An optimiser that treats something that
     depends on the gradient as a constant, as `torchopt.clip.clip_grad_norm` does with the norm, raises an error as soon
     as its derivative is wrong.
 
@@ -51,8 +51,8 @@ class TorchOpt(Iterative):
     only need the solution, like `Implicit`, treat them as constants, because the solution does not depend on the path
     to it.
 
-    The first update that an optimiser ever makes is discarded: `torchopt.sgd` ignores `dampening` in it, but every
-    solve must be the same function.
+    The first update that an optimiser ever makes is discarded, because `torchopt.sgd` ignores `dampening` in it and
+    every solve must be the same function.
 
     Args:
         optimizer: has `init` and `update` as in torchopt (Ren et al., JMLR 2023), or is a function of theta that

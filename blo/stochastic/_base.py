@@ -133,7 +133,7 @@ class Algorithm(abc.ABC):
             pairs = zip(tree.leaves(wanted), tree.leaves(state["memory"].get(name)), strict=False)
             if name not in state["memory"] or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
                 raise StructureError(
-                    f"`state` must hold the theta and z of its memory, but its {name!r} has another shape or dtype. "
+                    f"`state` must hold theta and z with the shapes and dtypes of its memory, but {name!r} differs. "
                     "Continue from a state as `step` returned it, or start again with `init`."
                 )
 

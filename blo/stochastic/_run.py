@@ -49,11 +49,11 @@ def run(
             with None instead of a batch.
         lower_batches: the same for `lower`.
         callback: called with each new state, which holds the number of steps made under `"step"`. Return true to stop.
-        on_failure: `"raise"`, `"warn"` or `"ignore"` if theta or z is not finite, which is tested every 8 steps, if
-            `lower` does not depend on theta, or if the run does not converge. A run does not converge if its steps
-            become longer and longer. Without batches, or with one batch for each objective, it does not converge
-            either if theta oscillates, or if theta or z moves on in one direction without slowing down. By default the
-            first is an error and the others are warnings.
+        on_failure: `"raise"`, `"warn"` or `"ignore"` for three problems: theta or z is not finite (tested every 8
+            steps), `lower` does not depend on theta, or the run does not converge. By default the first raises an error
+            and the others give warnings. A run counts as not converging if its steps become longer and longer. Without
+            batches, or with one batch for each objective, it also counts as not converging if theta oscillates, or if
+            theta or z moves in one direction without slowing down.
 
     Raises:
         StructureError: as `algorithm.step` does.

@@ -76,7 +76,7 @@ class ConvergenceTest:
             return None
         return (
             f"{', '.join(straight)} moved in one direction without slowing down, so the solution is still far away. "
-            "Raise `upper_step`, or `lower_step` if not only theta does so, or make many times as many steps"
+            "Raise `upper_step`, also `lower_step` if z or q is among them, or make many times as many steps"
         )
 
     def _longer(self, way: list[float], start: float, rounding: float) -> bool:

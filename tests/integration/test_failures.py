@@ -631,5 +631,5 @@ def test_nothing_is_measured_when_failures_are_ignored() -> None:
 
 def test_an_objective_without_a_minimum_is_named_as_one() -> None:
     falling = blo.LowerProblem(lambda theta, z: -squares(theta, z).exp())
-    with pytest.raises(blo.NonFiniteError, match=r"falls without bound.*bound z by a constraint"):
+    with pytest.raises(blo.NonFiniteError, match=r"unbounded below.*bound z by a constraint"):
         evaluate(falling, vector(1.0, 2.0))

@@ -104,7 +104,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     ids=["tolerance", "own step", "torchopt"],
 )
 def test_a_solve_of_no_fixed_steps_is_not_carried_on(make: Any) -> None:
-    with pytest.raises(ValueError, match="`carry=True` continues a fixed number of steps"):
+    with pytest.raises(ValueError, match="`carry=True` needs a fixed number of steps"):
         make()
 
 
