@@ -56,7 +56,7 @@ def unmapped(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def whole(tensors: Iterable[Tensor]) -> bool:
+def sums_are_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether the sum of all entries is finite. If it is, then no entry is NaN or infinite.
 
     One pass over each tensor, and one host synchronisation. A sum of finite entries may overflow.
@@ -68,7 +68,7 @@ def whole(tensors: Iterable[Tensor]) -> bool:
     return not isinstance(total, Tensor) or math.isfinite(abs(total.item()))
 
 
-def surely(condition: Tensor) -> bool:
+def all_true_on_cpu(condition: Tensor) -> bool:
     """Return whether every entry is true, on the CPU; False on an accelerator, where the test would stall the queue.
 
     Use it only to skip work: results must not depend on it.
@@ -78,7 +78,7 @@ def surely(condition: Tensor) -> bool:
 
 def choose(condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """Return `torch.where(condition, chosen, other)`, without a copy where the condition is seen to hold everywhere."""
-    return chosen if chosen is other or surely(condition) else torch.where(condition, chosen, other)
+    return chosen if chosen is other or all_true_on_cpu(condition) else torch.where(condition, chosen, other)
 
 
 def in_lanes(lanes: Tensor, chosen: Tensor, other: Tensor) -> Tensor:

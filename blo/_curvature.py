@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
-from blo._term import Term, within_reach
+from blo._term import Term, length_for_errors
 from blo._vectors import dot, length
 
 #: Error of a solution near zero, which has no length to compare it with.
@@ -62,7 +62,9 @@ class Place(NamedTuple):
         return torch.maximum(length(self.slope, keepdim=False), length(self.first, keepdim=False))
 
 
-def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def curvature_along_residual(
+    problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the curvature along the residual, shape `(*lanes, 1)`, and the rise of the residual, shape `lanes`.
 
     The curvature is the change of the natural map over a step along the residual, divided by the length of the step,
@@ -81,7 +83,7 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
         fine: length of the rest of the Newton step below which no more curvatures are measured, shape `(*lanes, 1)`; by
             default `HIDDEN` times z, or times the extent of a small set.
     """
-    span, eps = within_reach(problem.term, at.span), torch.finfo(at.z.dtype).eps
+    span, eps = length_for_errors(problem.term, at.span), torch.finfo(at.z.dtype).eps
     fine = HIDDEN * span if fine is None else fine
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
@@ -96,12 +98,12 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     # One unit at both ends: the change must come from the gradient, not from another step length.
     unit = torch.minimum(unit, problem.scale(at.z - step * rest, at.slope, unit))
     left = problem.natural(at.z, at.slope, unit)
-    noise = drowned(at.slope)
+    noise = lost_in_rounding(at.slope)
     while looks:
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
-        least = torch.maximum(noise, drowned(unit * aside)) if problem.term.rounds else noise
+        least = torch.maximum(noise, lost_in_rounding(unit * aside)) if problem.term.rounds else noise
         lost = (size > 0) & (length(turned) <= least)
         if longer and not (known or all_true(~lost)):
             # The solver may not have moved at all: then the length of its way does not show the scale of z.
@@ -116,7 +118,7 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
             along = dot(turned, image)
             ahead, turned = ahead - along / step * past, turned - along * image
         found = length(turned)
-        curved = over(found, least, step)
+        curved = curvature_of_change(found, least, step)
         image = turned / torch.where(found > 0, found, 1.0)
         known.append((ahead / curved, image))
         along = dot(rest, image)
@@ -135,13 +137,13 @@ def bend(problem: Mapped, at: Place, unit: Tensor | None, fine: Tensor | None = 
     return curved, (curved * step).squeeze(-1)
 
 
-def over(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
+def curvature_of_change(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
     """Return the change of a gradient, or one that rounding may hide, over the length of a step; 1 if unknown."""
     found = torch.maximum(change, least) / step
     return torch.where(torch.isfinite(found) & (found > 0), found, 1.0)
 
 
-def drowned(slope: Tensor) -> Tensor:
+def lost_in_rounding(slope: Tensor) -> Tensor:
     """Return the largest change of a vector that is lost in its rounding, shape `(*lanes, 1)`."""
     return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 

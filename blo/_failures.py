@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, plain, whole
+from blo._autodiff import all_true, plain, sums_are_finite
 from blo._findings import Findings
 from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, STUCK, remedy_of
 from blo._term import Counts
@@ -204,7 +204,7 @@ class Checks(Findings):
         good, values = [~linear.indefinite, linear.converged(tol)], [linear.x, linear.residual]
         if lower_residual is not None:
             good, values = [*good, lower_residual <= largest_allowed], [*values, lower_residual]
-        if whole(values) and all_true(*good, counts().degenerate == 0):
+        if sums_are_finite(values) and all_true(*good, counts().degenerate == 0):
             return
         if lower_residual is not None:
             self.finite(lower_residual, "the residual of the lower solution")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
 from blo import tree
-from blo._autodiff import plain, unmapped, whole
+from blo._autodiff import plain, sums_are_finite, unmapped
 from blo._remedies import LOOK, STEEP
 from blo._term import Counts
 from blo._types import OnFailure, Tree
@@ -79,7 +79,7 @@ class Findings:
                     f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Use "
                     "sparse=False, or `functionalize`, which does so."
                 )
-        if not whole(tensor for tensor, _ in known):
+        if not sums_are_finite(tensor for tensor, _ in known):
             for tensor, what in known:
                 self.finite(tensor, what, remedy())
 

@@ -25,7 +25,7 @@ from blo._replay import Replay
 from blo._stale import Stale, unseen
 from blo._torch import versions
 from blo._transforms import lanes_of, outside_transforms
-from blo._watch import Inspection, refuse_reentrant, written
+from blo._watch import Inspection, refuse_reentrant, write_message
 from blo.errors import BloWarning, StructureError
 
 #: Whether evaluations update buffers such as running statistics.
@@ -220,7 +220,7 @@ class Functional:
                 warnings.warn(unseen(stale.found), BloWarning, stacklevel=3)
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
-                raise StructureError(written(name, "in place"))
+                raise StructureError(write_message(name, "in place"))
         # This evaluation drew random numbers but the previous one did not, so their order was not fixed: repeat it.
         if self._replay.draws and not expected:
             return self._run(parameters, inputs, keywords, targets, iterate=iterate)

@@ -18,7 +18,7 @@ from blo._entrance import entrance
 from blo._error_bound import solution_error
 from blo._failures import Checks
 from blo._layout import Layout
-from blo._look import Looked
+from blo._look import Searched
 from blo._lower import LowerProblem
 from blo._objective import split
 from blo._parametric_problem import ParametricProblem
@@ -132,7 +132,7 @@ def value_and_hypergrad(
 
     # z is a leaf, so that this gradient stops at z: `rule.pull` differentiates the solve.
     z = found.detach().requires_grad_()
-    value = Looked(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
+    value = Searched(upper, "upper")(problem.structure.tree(leaves), problem.layout.unravel(z))
     aux = None
     if has_aux:
         value, aux = split(value, "upper")

@@ -17,7 +17,7 @@ from blo._torch import fused_weight_norm, versions
 from blo.errors import StructureError
 
 
-class Looked:
+class Searched:
     """A function of theta, z and possibly a step number, whose first graphs are searched for wrong derivatives.
 
     These are the fused weight norm and a cross-entropy in chunks, whose second derivatives are wrong in torch, and

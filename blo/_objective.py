@@ -230,11 +230,11 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
     return wrap(objective)
 
 
-def written(objective: Callable[..., Any]) -> Callable[..., Any]:
+def user_function(objective: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that the user wrote, without the library's wrappers."""
     if isinstance(objective, Indexed):
-        return partial(written(objective.function), objective.batches)
-    return written(objective.function) if isinstance(objective, _KINDS | WithoutAux) else objective
+        return partial(user_function(objective.function), objective.batches)
+    return user_function(objective.function) if isinstance(objective, _KINDS | WithoutAux) else objective
 
 
 __all__ = [
@@ -248,5 +248,5 @@ __all__ = [
     "WithoutAux",
     "around",
     "split",
-    "written",
+    "user_function",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._autocast import Autocast, Under, without
 from blo._layout import Layout
-from blo._look import Looked
+from blo._look import Searched
 from blo._lower import LowerProblem, replace_objective
 from blo._objective import Batched, FixedPointMap, LeastSquares, Linearized, PlainSlice, Slice, around
 from blo._problem_at_theta import ProblemAtTheta
@@ -52,7 +52,7 @@ class ParametricProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[ParametricProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
-        lower = replace_objective(lower, around(lower.objective, Looked))
+        lower = replace_objective(lower, around(lower.objective, Searched))
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # Copy the start: a solver that makes no step returns it, and results must not share memory with arguments.
@@ -133,7 +133,7 @@ class ParametricProblem:
         if self.lifts:
             lifted = self._over_lanes(lambda leaves, z: function(structure.tree(leaves), layout.unravel(z)))
             return PlainSlice(lifted, list(leaves))
-        # Make the theta once: `Looked` recognises the theta of its last call by its identity.
+        # Make the theta once: `Searched` recognises the theta of its last call by its identity.
         return PlainSlice(lambda theta, z: function(theta, layout.unravel(z)), structure.tree(leaves))
 
     def _over_lanes(self, function: Callable[..., Any]) -> Callable[..., Any]:

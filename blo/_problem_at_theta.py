@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autodiff import plain, transforms_active, value_and_gradient
-from blo._curvature import Place, bend
+from blo._curvature import Place, curvature_along_residual
 from blo._layout import Layout
 from blo._natural_map import natural, residual, scale
 from blo._objective import FixedPointMap, Slice, TiltedSlice
@@ -198,7 +198,7 @@ class ProblemAtTheta:
             reach = 2 * float(plain(left).max())
             if reach <= 2 * self.accuracy and term.loosened(reach) is not term:
                 at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
-                curved = bend(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
+                curved = curvature_along_residual(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
                 term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))
         return term.tangent(z, slope)
 

@@ -15,7 +15,7 @@ from blo._autodiff import all_true, plain, transforms_active
 from blo._curvature import Place
 from blo._draws import may_draw
 from blo._failures import Checks, unasked
-from blo._objective import written
+from blo._objective import user_function
 from blo._origin import origin
 from blo._problem_at_theta import ProblemAtTheta
 from blo._steps import SolverSteps
@@ -168,7 +168,7 @@ class Solving:
 
     @cached_property
     def _may_draw(self) -> bool:
-        return may_draw(written(self.objective))
+        return may_draw(user_function(self.objective))
 
     def _remedy(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor) -> Callable[[], str]:
         theta = problem.theta[0] if self.hoisted else problem.theta

@@ -233,7 +233,7 @@ def small_extent(term: Term, like: Tensor) -> Tensor | None:
     return torch.where((found > 0) & (found < _SMALL), found, torch.inf)
 
 
-def within_reach(term: Term, size: Tensor) -> Tensor:
+def length_for_errors(term: Term, size: Tensor) -> Tensor:
     """Return these lengths, of shape `(*lanes, 1)`, or a share of the extent of a small set where that is less.
 
     If the set is not small, the result is `size` itself.

@@ -48,7 +48,7 @@ class Inspection(DispatchMode):
         writes = _written(function, args, kwargs) if function._schema.is_mutable else set()
         for key in writes:
             if key in self._parameters:
-                raise StructureError(written(self._parameters[key], str(function)))
+                raise StructureError(write_message(self._parameters[key], str(function)))
             self.writes |= key in self._inputs
         if _miscounts(function, args, kwargs):
             raise StructureError(
@@ -74,7 +74,7 @@ class Inspection(DispatchMode):
         return result
 
 
-def written(name: str, how: str) -> str:
+def write_message(name: str, how: str) -> str:
     """Return the message about a parameter that was written to."""
     return (
         f"`module` must not write to its parameters, but its forward pass writes to {name!r} ({how}): the "

@@ -19,7 +19,7 @@ from benchmarks.boxed import boxed
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 from benchmarks.smooth import ridge
 from blo._arguments import require_function
-from blo._curvature import bend
+from blo._curvature import curvature_along_residual
 from blo._draws import may_draw
 from blo._failures import Checks
 from blo._findings import Findings
@@ -35,7 +35,7 @@ _CHECKS: dict[str, list[Callable[..., Any]]] = {
     "torch differentiates it correctly": [_misleads],
     "it writes to its arguments": [versions],
     "constraints depend on each other": [strained],
-    "the residual hides no large error": [bend],
+    "the residual hides no large error": [curvature_along_residual],
     "the solve has converged": [Checks.lower, Checks.stationary, Checks.fixed_steps, Checks.repeated],
     "the data are those of the solve": [Checks.changed],
     "the linear system is solved": [Checks.linear, Checks.adjoint],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import add, in_lanes, live, pullback, surely
+from blo._autodiff import add, all_true_on_cpu, in_lanes, live, pullback
 from blo._problem_at_theta import ProblemAtTheta
 from blo._types import Tree
 from blo.gradients._base import Pulled, Snapshot, Solve, distance
@@ -29,7 +29,7 @@ class Tail:
         if len(self.states) <= self.last:
             return
         resting = state.resting
-        if not surely(~resting):
+        if not all_true_on_cpu(~resting):
             # A resting lane has already made its last step. Move its states on by one place, so that the deletion below
             # does not remove its first one.
             pairs = zip(self.states[:-1], self.states[1:], strict=True)

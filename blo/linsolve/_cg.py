@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._autodiff import surely
+from blo._autodiff import all_true_on_cpu
 from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
@@ -122,13 +122,13 @@ def _judged(
     if numbers:
         conjugate = far and _orthogonal(ended.p, ended.q)
     else:
-        conjugate = surely(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH))
+        conjugate = all_true_on_cpu(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH))
     if conjugate:
         return x, _of_lanes((rr / size) ** 0.5, rhs)
     if numbers:
         rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))
     lost = indefinite | (rr > bound)
-    if not surely(~lost):
+    if not all_true_on_cpu(~lost):
         # Of all multiples s x, s = <b, A x> / |A x|^2 leaves the smallest residual: |b|^2 - s^2 |A x|^2, squared.
         # A x is b - r, without another product.
         image = rhs - ended.r

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, stride, surely
+from blo._autodiff import all_true, all_true_on_cpu, stride
 from blo.linsolve._base import LinearSolution, floor_of, started
 from blo.linsolve._space import Space
 
@@ -49,7 +49,7 @@ def contracted(
             if not all_true(~running | _in_time(before, left, goal, most - index)):
                 break
             before = left
-        x = x + (r if surely(running) else torch.where(running, r, 0.0))
+        x = x + (r if all_true_on_cpu(running) else torch.where(running, r, 0.0))
         iterations = iterations + running
         r = rhs - apply(x)
         left = space.norm(r)

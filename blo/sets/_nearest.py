@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, surely, transforms_active
+from blo._autodiff import all_true, all_true_on_cpu, transforms_active
 from blo._vectors import norm
 from blo.sets._functions import Expansion, Functions
 from blo.sets._rows import times
@@ -39,7 +39,9 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
                 at = functions.expand(leaves, x, y)
             change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
             x = x - change
-            if not recorded and surely(norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (norm(x) + norm(x - z))):
+            if not recorded and all_true_on_cpu(
+                norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (norm(x) + norm(x - z))
+            ):
                 break  # convergence is quadratic: the next change is below rounding
     with torch.no_grad():
         good = finite & _optimal(functions, rest, start, x.detach(), y.detach())

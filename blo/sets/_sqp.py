@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, surely
+from blo._autodiff import all_true, all_true_on_cpu
 from blo._vectors import dot, norm
 from blo.sets._active_set import onto, search
 from blo.sets._functions import Expansion, Functions
@@ -107,7 +107,7 @@ def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Te
     found = search(unit, right, gram, aim, ~unequal)
     move = times(root, onto(unit, right, gram, aim, found))
     multipliers = torch.where(found.solved, found.multipliers / length, 0.0)
-    if not surely(found.solved):
+    if not all_true_on_cpu(found.solved):
         # The linearised constraints have no common point: take the shortest step to those that do not hold.
         late = (values > 0) | ~unequal
         back = -times(inverse(jacobian * late.unsqueeze(-1)), torch.where(late, values, 0.0))

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, surely
-from blo._curvature import Place, bend
+from blo._autodiff import all_true, all_true_on_cpu
+from blo._curvature import Place, curvature_along_residual
 from blo._vectors import length
 from blo.sets import Free
 from blo.solvers._base import Problem
@@ -138,7 +138,7 @@ def aim(solver: Aims, problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tenso
 def measured(problem: Problem, state: Running) -> Running:
     """Return the state with the residual at its iterate. The iterate stays the same while a solver rejects trials."""
     # Without a constraint or penalty the residual is the norm of the gradient, which costs less than this comparison.
-    if not isinstance(problem.term, Free) and surely(state.state.z == state.place):
+    if not isinstance(problem.term, Free) and all_true_on_cpu(state.state.z == state.place):
         return state
     residual = problem.residual(state.state.z, state.state.slope, state.unit)
     return state._replace(place=state.state.z.detach(), residual=residual)
@@ -153,7 +153,7 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         state: a state in which every lane would stop.
         stalled: the lanes whose residual no longer decreases, shape `lanes`. They stop if rounding is the reason.
     """
-    if surely(state.residual == 0):
+    if all_true_on_cpu(state.residual == 0):
         return state
     at, tol = state.at, solver.tol or 0.0
     if stalled is not None:
@@ -181,7 +181,7 @@ def confirmed(solver: Aims, problem: Problem, state: Running, stalled: Tensor | 
         # One more gradient shows whether the objective is random: rounding hides a residual only if it is not.
         if not all_true(~(late & (residual <= _NEAR * floor))):
             random = late & ~repeats(problem, at)
-            rise = bend(problem, at, None)[1] if rise is None else rise
+            rise = curvature_along_residual(problem, at, None)[1] if rise is None else rise
             limit = torch.where(hidden(residual, rise, noise) & ~random & (noise > limit), noise, limit)
             ended = random
             if stalled is not None:

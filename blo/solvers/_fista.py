@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import surely
+from blo._autodiff import all_true_on_cpu
 from blo._settings import require_budget, require_positive
 from blo._vectors import dot, norm
 from blo.solvers._base import Problem
@@ -126,7 +126,7 @@ class FISTA(Iterative):
         # 2017, theorem 10.9). So the step just made gives a lower bound of the residual without another projection.
         moved = norm((state.base - near).detach())
         least = moved * torch.minimum(1 / state.step.detach(), unit)
-        if surely(least.squeeze(-1) > 2 * limit):
+        if all_true_on_cpu(least.squeeze(-1) > 2 * limit):
             return torch.zeros_like(state.pure)
         residual = problem.residual(state.base, state.force, unit if self.relative else None)
         return (residual <= limit).unsqueeze(-1)
@@ -137,7 +137,7 @@ class FISTA(Iterative):
         After the last step no other trial follows, so the better of the two points becomes the result.
         """
         ended = state.made >= self.max_steps - 1
-        if self.tol is None or surely(~ended):  # without a tolerance the loop does not evaluate the last trial
+        if self.tol is None or all_true_on_cpu(~ended):  # without a tolerance the loop does not evaluate the last trial
             return torch.zeros_like(ended)
         better = problem.residual(state.trial, force) < problem.residual(state.z, state.slope)
         return ended & better.unsqueeze(-1)

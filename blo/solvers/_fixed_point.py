@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import choose, surely
+from blo._autodiff import all_true_on_cpu, choose
 from blo._settings import require_budget, require_count, require_positive
 from blo._vectors import dot, norm, push
 from blo.solvers._base import Problem
@@ -72,7 +72,7 @@ class FixedPoint(Iterative):
     def move(self, problem: Problem, state: _State) -> _State:
         force = self._force(state.z, state.slope, state.origin)
         aim = state.origin + (force if self.relaxation == 1 else self.relaxation * force)
-        if self.memory and not surely(state.plain):
+        if self.memory and not all_true_on_cpu(state.plain):
             aim = aim - torch.where(state.plain, 0.0, _correction(state, force, self.relaxation))
         return state._replace(trial=problem.prox(aim, self.step), aim=aim)
 
@@ -98,7 +98,7 @@ class FixedPoint(Iterative):
             least=torch.where(gained, size, state.least),
             since=since,
         )
-        if surely(fast):
+        if all_true_on_cpu(fast):
             return state
         # A rejected step also gives a valid difference of the map. A difference that is not finite would make all later
         # steps NaN, so it is replaced by zero.

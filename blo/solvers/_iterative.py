@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, in_lanes, stride, surely, transforms_active
+from blo._autodiff import all_true, all_true_on_cpu, in_lanes, stride, transforms_active
 from blo.solvers._base import Problem, Solution, Solver
 from blo.solvers._confirm import Running, aim, confirmed, measured
 
@@ -87,7 +87,7 @@ class Iterative(Solver, abc.ABC):
             return _march(self, problem, z0)
         state, steps = begin(self, problem, z0), 0
         while steps < self.max_steps:
-            state, done, lost = _looked(self, problem, state, steps)
+            state, done, lost = _tested(self, problem, state, steps)
             # On an accelerator the test waits for the device, so it is made only every few steps.
             if done is not None and steps % stride(z0) == 0 and all_true(done):
                 break
@@ -173,12 +173,12 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Repeat the steps `first` to `first + steps - 1` of `solve` from the state before them."""
     for index in range(first, first + steps):
-        state, done, lost = _looked(solver, problem, state, index)
+        state, done, lost = _tested(solver, problem, state, index)
         state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
     return state
 
 
-def _looked(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
+def _tested(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
     """Measure the residual, and return the state, the lanes that stop, and the lanes whose residual is NaN.
 
     If every lane would stop, the stopping criterion is revised first. Without a tolerance no residual is measured, and
@@ -224,6 +224,10 @@ def _step(
     after = moved if last and solver.tol is None else solver.look(problem, moved)
     # Lanes that have stopped keep their state. For a single problem outside transforms the loop has ended by then, and
     # while no lane of a batch has stopped there is nothing to select.
-    if done is not None and (done.ndim or done.device.type != "cpu" or transforms_active()) and not surely(~done):
+    if (
+        done is not None
+        and (done.ndim or done.device.type != "cpu" or transforms_active())
+        and not all_true_on_cpu(~done)
+    ):
         after = tree.map(lambda old, new: in_lanes(done, old, new), before.state, after)
     return before._replace(state=after, lost=lost)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from blo._autodiff import surely
+from blo._autodiff import all_true_on_cpu
 from blo._settings import require_budget
 from blo._vectors import dot, norm
 from blo.errors import StructureError
@@ -82,7 +82,7 @@ class Newton(Iterative):
         free = free_coordinates(problem, state.z, state.slope, "Newton")
         slope = state.slope if free is None else state.slope * free
         hessian: Operator = Hessian(problem.hessian(state.z))
-        if not surely(state.shift == 0):
+        if not all_true_on_cpu(state.shift == 0):
             hessian = Sum(hessian, ScaledIdentity(state.shift))
         found = loosened(self.linear_solver, state.forcing).solve(restricted(hessian, free), slope)
         # Coordinates that are not free make a gradient step, which the projection stops at their bounds.

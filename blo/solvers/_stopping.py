@@ -6,8 +6,16 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
-from blo._curvature import HIDDEN, NEAR_ZERO, Place, bend, drowned, over, unaligned
-from blo._term import within_reach
+from blo._curvature import (
+    HIDDEN,
+    NEAR_ZERO,
+    Place,
+    curvature_along_residual,
+    curvature_of_change,
+    lost_in_rounding,
+    unaligned,
+)
+from blo._term import length_for_errors
 from blo._vectors import length, norm
 from blo.solvers._base import Problem
 
@@ -49,8 +57,8 @@ def required(tol: float, problem: Problem, at: Place, residual: Tensor) -> tuple
     way, turn = length(at.z - at.origin), length(at.slope - at.first)
     error = _error(problem, at, tol)
     curved, rise = turn / torch.where(way > 0, way, 1.0), None
-    if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * within_reach(problem.term, at.span))):
-        curved, rise = bend(problem, at, None)
+    if not all_true((way > 0) & (residual.unsqueeze(-1) <= HIDDEN * curved * length_for_errors(problem.term, at.span))):
+        curved, rise = curvature_along_residual(problem, at, None)
     return _bounded(torch.full_like(way, tol), tol, curved, error), rise
 
 
@@ -71,14 +79,14 @@ def solved(tol: float, problem: Problem, at: Place, *, asked: bool) -> Tensor:
     if all_true((residual == 0) | ~(residual <= limit)):
         return limit
     error = _error(problem, at, tol if asked else _UNASKED)
-    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), bend(problem, at, None)[0], error)[0]
+    return _bounded(limit.unsqueeze(-1), min(tol, _UNASKED), curvature_along_residual(problem, at, None)[0], error)[0]
 
 
 def required_in_units(tol: float, problem: Problem, at: Place) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
     """Return the two residuals of `required` for a tolerance in units of the curvature, the unit, and the rise."""
     unit, least = curvature(problem, at.z, at.slope)
-    error = min(_RELATIVE, _TIGHT * tol) * within_reach(problem.term, at.span)
-    curved, rise = bend(problem, at, unit, _SPREAD * error)
+    error = min(_RELATIVE, _TIGHT * tol) * length_for_errors(problem.term, at.span)
+    curved, rise = curvature_along_residual(problem, at, unit, _SPREAD * error)
     return _bounded(tol * least.clamp(max=1.0), tol, curved, error), unit, rise
 
 
@@ -86,7 +94,7 @@ def _error(problem: Problem, at: Place, tol: float) -> Tensor:
     """Return the error of z that an absolute tolerance allows, shape `(*lanes, 1)`."""
     # Relative to the larger of |z| and the distance from the start, since z itself may be zero. In a small set far from
     # zero every point has a small error relative to z.
-    return max(_RELATIVE, _LOOSE * tol) * within_reach(problem.term, at.span)
+    return max(_RELATIVE, _LOOSE * tol) * length_for_errors(problem.term, at.span)
 
 
 def _bounded(limit: Tensor, tol: float, curved: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +128,7 @@ def rounding(problem: Problem, z: Tensor, slope: Tensor, residual: Tensor, unit:
     here = _unsteadiness(problem, z, slope, unit)
     if all_true(residual > here):
         return here
-    aside = z + _length(z) * unaligned(z)
+    aside = z + _difference_step(z) * unaligned(z)
     beside = _unsteadiness(problem, aside, problem.gradient(aside).detach(), unit)
     return torch.where(beside < here, beside, here)  # a NaN near z, outside the domain, gives way to the value at z
 
@@ -142,19 +150,19 @@ def curvature(problem: Problem, z: Tensor, slope: Tensor) -> tuple[Tensor, Tenso
     change = gradient_change(problem, z, slope, unaligned(z))
     found = length(change)
     known = torch.isfinite(found) & (found > 0)
-    step = _length(z)
-    return torch.where(known, found, 1.0), over(found * step, drowned(slope), step)
+    step = _difference_step(z)
+    return torch.where(known, found, 1.0), curvature_of_change(found * step, lost_in_rounding(slope), step)
 
 
 def gradient_change(problem: Problem, z: Tensor, slope: Tensor, direction: Tensor) -> Tensor:
     """Return `H d` for a unit vector d, by a difference from the gradient `slope` at z, shape `(*lanes, n)`."""
     z, slope = z.detach(), slope.detach()
-    step = _length(z)
+    step = _difference_step(z)
     change: Tensor = (problem.gradient(z + step * direction).detach() - slope) / step
     return change
 
 
-def _length(z: Tensor) -> Tensor:
+def _difference_step(z: Tensor) -> Tensor:
     """Return the step length for differences of gradients, shape `(*lanes, 1)`.
 
     The square root of eps balances the rounding error of a forward difference against its truncation error.
