@@ -9,8 +9,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from blo import tree
-from blo._autodiff import all_true
 from blo._parametric_problem import ParametricProblem
 from blo._settings import require_positive
 from blo._term import fit_coordinates
@@ -32,13 +30,12 @@ class SAMA(Strategy):
 
     Args:
         preconditioner: the diagonal: a number, a tensor that broadcasts to z, or a tree like z; in units of z squared
-            over objective. A number must be positive; a zero in a tensor leaves out the part of its coordinate.
+            over objective. A number must be positive; entries of a tensor may be negative, as those of `from_adam`.
         products: as in `Implicit`.
 
     Raises:
         StructureError: when the problem is solved, if the preconditioner does not fit z.
-        ValueError: if `products` is unknown, or the preconditioner is a number that is not positive or a tensor on the
-            CPU with negative entries; on an accelerator the test would wait for the device.
+        ValueError: if `products` is unknown, or the preconditioner is a number that is not positive.
     """
 
     preconditioner: Tree = 1.0
@@ -50,8 +47,6 @@ class SAMA(Strategy):
         check(self.products)
         if isinstance(self.preconditioner, int | float):
             require_positive(self.preconditioner, "preconditioner")
-        elif any(leaf.device.type == "cpu" and not all_true(leaf >= 0) for leaf in tree.tensors(self.preconditioner)):
-            raise ValueError("`preconditioner` holds entries that are negative or NaN.")
 
     @classmethod
     def from_adam(
