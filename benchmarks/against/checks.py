@@ -25,7 +25,6 @@ from blo._failures import Checks
 from blo._findings import Findings
 from blo._look import _misleads
 from blo._torch import versions
-from blo.gradients._strained import strained
 
 _MOST = 0.02
 #: Functions of blo by the name of their check in the table.
@@ -34,7 +33,6 @@ _CHECKS: dict[str, list[Callable[..., Any]]] = {
     "the objective may draw random numbers": [may_draw],
     "torch differentiates it correctly": [_misleads],
     "it writes to its arguments": [versions],
-    "constraints depend on each other": [strained],
     "the residual hides no large error": [curvature_along_residual],
     "the solve has converged": [Checks.lower, Checks.stationary, Checks.fixed_steps, Checks.repeated],
     "the data are those of the solve": [Checks.changed],

@@ -344,7 +344,7 @@ def test_mistakes_of_the_caller_are_told_in_a_line() -> None:
 
 def test_the_documentation_names_every_check() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    _, _, section = page.partition("## Checks by the doctor\n")
+    _, _, section = page.partition("## Check an evaluation with `adv-train doctor`\n")
     section = section.partition("\n## ")[0]
     assert [name for name in CHECKS.names() if f"**`{name}`**" not in section] == []
 

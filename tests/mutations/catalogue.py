@@ -323,7 +323,7 @@ MUTATIONS = (
     Mutation(
         "complex leaves of theta are taken for data",
         (Patch("blo/_theta.py", "tuple(leaf.is_complex() for leaf in leaves)", "tuple(False for leaf in leaves)"),),
-        (WHOLE + "test_complex.py::test_a_backward_pass_through_argmin_gives_it[Implicit]",),
+        (WHOLE + "test_complex.py::test_parts_add_up_to_the_gradient[CG]",),
     ),
     Mutation(
         "weight_norm keeps the second derivative of torch",

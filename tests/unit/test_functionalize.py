@@ -586,7 +586,7 @@ def test_a_module_that_makes_buffers_as_it_goes_is_refused_until_it_has_them() -
     net, x = nn.Sequential(Centred()), torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
     f = blo.functionalize(net)
     for call in (f, torch.func.grad(f), lambda parameters, x: f.update_buffers(parameters, x)):
-        with pytest.raises(blo.StructureError, match=r"makes \['0\.center'\].*Call the module once"):
+        with pytest.raises(blo.StructureError, match=r"creates \['0\.center'\].*Call the module once"):
             call(f.parameters, x)
         assert net[0].center is None
     net(x)
