@@ -39,7 +39,7 @@ class Findings:
         tol: the tolerance of that residual; None: `10 sqrt(eps)`.
 
     Raises:
-        ValueError: for any other value.
+        ValueError: for another `on_failure`.
     """
 
     on_failure: OnFailure | None = None
@@ -56,7 +56,11 @@ class Findings:
         return self.on_failure == "ignore"
 
     def finite(self, tensor: Tensor, what: str, remedy: str = LOOK) -> None:
-        """Report entries that are NaN or infinite."""
+        """Report the entries of a tensor that are NaN or infinite.
+
+        Raises:
+            NonFiniteError: unless `on_failure` is `"warn"` or `"ignore"`.
+        """
         if self.off:
             return
         infinite = plain(~torch.isfinite(tensor))
@@ -69,21 +73,33 @@ class Findings:
                 raise NonFiniteError(message)
 
     def all_finite(self, parts: Iterable[tuple[Tensor | None, str]], remedy: Callable[[], str] = lambda: LOOK) -> None:
-        """Report entries of several tensors that are NaN or infinite; one host synchronisation if there are none."""
+        """Report the entries of several tensors that are NaN or infinite.
+
+        If all entries are finite, the host waits for the device once.
+
+        Args:
+            parts: the tensors, with their names in messages; None is left out.
+            remedy: returns the advice in the message.
+
+        Raises:
+            NonFiniteError: unless `on_failure` is `"warn"` or `"ignore"`.
+            StructureError: if a tensor is sparse.
+        """
         known = [(tensor, what) for tensor, what in parts if tensor is not None]
         if self.off or not known:
             return
         for tensor, what in known:
             if tensor.is_sparse:
                 raise StructureError(
-                    f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Use "
-                    "sparse=False, or `functionalize`, which does so."
+                    f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Set "
+                    "sparse=False, or use `functionalize`, which sets it."
                 )
         if not sums_are_finite(tensor for tensor, _ in known):
             for tensor, what in known:
                 self.finite(tensor, what, remedy())
 
     def found(self, message: str, error: type[BloError], warning: type[BloWarning]) -> None:
+        """Raise the error if `on_failure` is `"raise"`; otherwise warn."""
         if self.on_failure == "raise":
             raise error(message)
         warn(message, warning)

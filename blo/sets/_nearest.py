@@ -39,9 +39,9 @@ def nearest(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
                 at = functions.expand(leaves, x, y)
             change, y = _newton(at, torch.where(finite, z, 0.0), x, y, found.active)
             x = x - change
-            if not recorded and all_true_on_cpu(
-                norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (norm(x) + norm(x - z))
-            ):
+            if recorded:
+                continue
+            if all_true_on_cpu(norm(change) <= torch.finfo(x.dtype).eps ** 0.75 * (norm(x) + norm(x - z))):
                 break  # convergence is quadratic: the next change is below rounding
     with torch.no_grad():
         good = finite & _optimal(functions, rest, start, x.detach(), y.detach())

@@ -40,10 +40,6 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: hypergradient(LOWER, state=3), blo.StructureError, "`state` must be .* but is of type int"),
     (lambda: hypergradient(EQUILIBRIUM, gradient=blo.SAMA()), blo.StructureError, "Use products='reverse'"),
     (lambda: blo.SAMA(0.0), ValueError, "`preconditioner` must be positive"),
-    (
-        lambda: blo.SAMA({"w": torch.tensor([torch.nan])}),
-        ValueError,
-    ),
     (lambda: blo.HessianFree(math.nan), ValueError, "`curvature` must not be zero or NaN, but is nan"),
     (lambda: blo.CG(tol=-1.0), ValueError, "None makes a fixed number of iterations"),
     (lambda: blo.External(lambda theta, z0: z0, tol=-1.0), ValueError, "`External.tol` must be positive, but is -1"),
