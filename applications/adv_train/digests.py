@@ -18,7 +18,7 @@ def digest(content: Any) -> str:
         if isinstance(value, Tensor):
             found.update(f"{value.dtype}{tuple(value.shape)}".encode())
             # Viewed as bytes, because NumPy has no bfloat16.
-            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):
             for key, part in value.items():
                 found.update(repr(key).encode())

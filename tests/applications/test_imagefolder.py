@@ -231,18 +231,6 @@ def test_images_of_all_sizes_are_read_at_one_size(tmp_path: Path) -> None:
         data.load(f"imagefolder:{tmp_path}", root="", size=0)
 
 
-def test_more_images_than_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a", range(20), size=(64, 64))
-    write(tmp_path / "b", range(100, 120), size=(64, 64))
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 40 * 3, "SC_PAGE_SIZE": 4096}[name], raising=False)
-    load(tmp_path)
-    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PHYS_PAGES": 40 * 3 - 1, "SC_PAGE_SIZE": 4096}[name])
-    assert "40 images of 64x64 pixels" in refused(tmp_path)
-    data.load(f"imagefolder:{tmp_path}", root="", size=32)
-    monkeypatch.setattr("adv_train.data.imagefolder.digests", lambda files: pytest.fail("the files were read"))
-    assert "40 images of 64x64 pixels" in refused(tmp_path)
-
-
 def test_imagenet_as_it_is_unpacked(tmp_path: Path) -> None:
     """A folder for each WordNet id; among its JPEG files are pictures of any shape, some in CMYK, and a PNG."""
     for split, first in (("train", 0), ("val", 100)):

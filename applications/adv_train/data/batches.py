@@ -102,7 +102,8 @@ def batches(
     """Iterate once over a split in random order.
 
     Args:
-        split: The split to iterate over.
+        split: The split to iterate over. If its images are on another device than its labels, each batch is copied to
+            the device of the labels; the result is the same.
         batch_size: Samples in a batch; see `batch_bounds` for the last batch.
         generator: The only source of randomness. A generator on the device of the split avoids copies between devices;
             a CPU generator gives the same random numbers on every device.
@@ -113,25 +114,30 @@ def batches(
     Yields:
         Batches with contiguous images.
     """
-    device = split.images.device
+    device, home = split.labels.device, split.images.device
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
     bounds = batch_bounds(len(split), batch_size, ranks.size)
+    places = order.to(home)  # once: moving indices to the host in each batch would make it wait for the device
     mixtures = mixup.draw([stop - start for start, stop in bounds], device) if mixup else [None] * len(bounds)
     for (start, stop), drawn in zip(bounds, mixtures, strict=True):
-        share, whole = Share(stop - start, ranks), order[start:stop]
+        share, whole, stored = Share(stop - start, ranks), order[start:stop], places[start:stop]
         motions = augment.draw(whole, generator) if augment else Motion()
         chosen, motion, mixture = whole[share.rows], motions.of(share.rows), None
-        x = _augmented(split, chosen, motion)
+        x = _augmented(split.images, stored[share.rows], motion, device)
         if drawn is not None:
             partners, weight = drawn[0][share.rows], drawn[1].to(x.dtype)
-            others = whole[partners]
-            x = torch.lerp(_augmented(split, others, motions.of(partners)), x, weight)
-            mixture = Mixture(split.labels[others], weight)
+            # Partners of images on the host are read there: only with mixup, this makes it wait for the device.
+            others = _augmented(split.images, stored[partners.to(home)], motions.of(partners), device)
+            x = torch.lerp(others, x, weight)
+            mixture = Mixture(split.labels[whole[partners]], weight)
         yield Batch(x, split.labels[chosen], chosen, motion, share, mixture)
 
 
-def _augmented(split: Split, chosen: Tensor, motion: Motion) -> Tensor:
-    return to_unit_range(motion.apply(split.images[chosen]))
+def _augmented(images: Tensor, rows: Tensor, motion: Motion, device: torch.device) -> Tensor:
+    found = images[rows]
+    if found.device != device:  # pinned, so that the host does not wait for the copy
+        found = found.pin_memory().to(device, non_blocking=True)
+    return to_unit_range(motion.apply(found))
 
 
 def ordered_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from adv_train.data.augment import Augment
+from adv_train.data.large import fits_on
 from adv_train.data.record import SplitRecord
 from adv_train.data.split import Split
 
@@ -73,10 +74,15 @@ class Dataset:
         )
 
     def to(self, device: torch.device | str) -> Dataset:
-        """Return the data set with every split on another device."""
+        """Return the data set with every split on another device.
+
+        If the training images take more than half of the free memory of an accelerator, they stay where they are, and
+        `batches` copies each batch.
+        """
+        fits = fits_on(torch.device(device), self.train.images)
         return replace(
             self,
-            train=self.train.to(device),
+            train=self.train.to(device, images=fits),
             validation=self.validation.to(device),
             test=self.test.to(device),
         )

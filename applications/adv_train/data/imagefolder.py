@@ -13,13 +13,15 @@ from torch import Tensor
 from adv_train.data.augment import Augment
 from adv_train.data.content_split import cut
 from adv_train.data.dataset import Dataset
+from adv_train.data.large import only_rows
 from adv_train.data.layout import find_layout, images_below, list_images
-from adv_train.data.read_images import check_memory, named, read_images
+from adv_train.data.read_images import check_room, named, read_images
 from adv_train.data.record import Entry, SplitRecord, digests
 from adv_train.data.registry import DATASETS
 from adv_train.data.split import SPLITS, Split, SplitName
 from adv_train.data.statistics import channel_statistics
 from adv_train.data.stratified import limited
+from adv_train.digests import digest
 from adv_train.errors import UserError
 
 _TENTH = 0.1
@@ -74,7 +76,7 @@ def load(
     folder = _find(written, root) if path is None else path.expanduser()
     splits: _Splits
     if split is None:
-        classes, splits = _splits_of_the_folder(folder, size, limit)
+        classes, splits = _splits_of_the_folder(folder, size, limit, root)
     else:
         classes, splits = split.classes, _splits_of_the_record(folder, split)
     beyond = sum(map(len, splits.values()))
@@ -87,9 +89,10 @@ def load(
     # All splits are read together, so that all images must have one size, and one progress bar covers them.
     files = [sample.file for part in SPLITS for sample in splits[part]]
     skipped: dict[Path, str] = {}
-    images = read_images(files, size=size, skipped=skipped if skip_unreadable else None)
+    store = _store(root, [sample.digest for part in SPLITS for sample in splits[part]], size)
+    images = read_images(files, size=size, skipped=skipped if skip_unreadable else None, store=store)
     if skipped:
-        images = images[torch.tensor([file not in skipped for file in files])]
+        images = only_rows(images, torch.tensor([file not in skipped for file in files]))
         splits = _without(splits, skipped, classes)
     parts = images.split([len(splits[part]) for part in SPLITS])
     entries = {part: tuple(_entry(sample, folder) for sample in splits[part]) for part in SPLITS}
@@ -124,7 +127,14 @@ def _find(written: Path, root: Path) -> Path:
     return next((folder for folder in [written, *moved] if folder.exists()), written)
 
 
-def _splits_of_the_folder(folder: Path, size: int | None, limit: int | None) -> tuple[tuple[str, ...], _Splits]:
+def _store(root: Path, contents: Sequence[str], size: int | None) -> Path:
+    """Return the path for the decoded images of files with these digests, in the folder of downloaded data sets."""
+    return root / "decoded" / f"{digest([contents, size])[:32]}.uint8"
+
+
+def _splits_of_the_folder(
+    folder: Path, size: int | None, limit: int | None, root: Path
+) -> tuple[tuple[str, ...], _Splits]:
     layout = find_layout(folder)
     own = {split: path for split, path in layout.folders.items() if split != "train"}
     # Each class needs one sample for every split that is cut from these files.
@@ -132,7 +142,7 @@ def _splits_of_the_folder(folder: Path, size: int | None, limit: int | None) -> 
     others = {split: list_images(path, layout.classes, at_least=1) for split, path in own.items()}
     if limit is None:
         # Checked before all files are read for their digests, which takes long if there are too many.
-        check_memory([file for files, _ in (fit, *others.values()) for file in files], size)
+        check_room([file for files, _ in (fit, *others.values()) for file in files], size, _store(root, [], size))
     samples = _samples(*fit)
     splits: dict[SplitName, Sequence[_Sample]] = {split: _samples(*listed) for split, listed in others.items()}
     wanted: list[SplitName] = [split for split in ("test", "validation") if split not in own]

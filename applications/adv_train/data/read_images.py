@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adv_train.data.decode import Unreadable, decode
+from adv_train.data.large import check_disk, finish, fits_in_memory, memory_of_machine, read_decoded, unfinished
 from adv_train.errors import UserError
 
 _CHUNK = 256
@@ -22,7 +24,12 @@ _Result = TypeVar("_Result")
 
 
 def read_images(
-    files: Sequence[Path], *, size: int | None = None, crop: bool = True, skipped: dict[Path, str] | None = None
+    files: Sequence[Path],
+    *,
+    size: int | None = None,
+    crop: bool = True,
+    skipped: dict[Path, str] | None = None,
+    store: Path | None = None,
 ) -> Tensor:
     """Read image files, all square and of one size, as RGB, with a progress bar if it takes long.
 
@@ -32,17 +39,20 @@ def read_images(
         crop: Whether to crop; if False, both sides are resized to `size`.
         skipped: If given, receives each file that cannot be read, with the reason, and the pixels of that file are
             black. If None, such a file is an error.
+        store: File of the decoded images, for images that take more than half of the memory. It is made if it does not
+            exist, and stays if all files can be read, so that the next call does not decode them again. Its name must
+            depend on the content of the files, on `size` and on `crop`.
 
     Returns:
         Shape ``(len(files), 3, size, size)``, uint8. `decode` converts other kinds of pixels.
 
     Raises:
         UserError: If files cannot be read as images; if, without ``size``, an image is not square or differs in size
-            from the first; or if the images need more memory than the machine has.
+            from the first; or if the images need more memory than the machine has, or with `store` more than the disk.
     """
     unreadable: dict[Path, str] = {}
-    first, side = check_memory(files, size)
-    images = np.zeros((len(files), 3, side, side), dtype=np.uint8)
+    first, side = check_room(files, size, store)
+    shape = (len(files), 3, side, side)
 
     def fill(position: int, file: Path) -> None:
         try:
@@ -63,9 +73,16 @@ def read_images(
             )
         images[position] = pixels.transpose(2, 0, 1)
 
-    for_each_file(fill, files, "images")
-    if unreadable and skipped is None:
-        raise _cannot_be_read({file: unreadable[file] for file in files if file in unreadable}, len(files))
+    if store is not None and fits_in_memory(math.prod(shape)):
+        store = None
+    if store is not None and store.exists():
+        return torch.from_numpy(read_decoded(store, shape))
+    with nullcontext(np.zeros(shape, np.uint8)) if store is None else unfinished(store, shape) as images:
+        for_each_file(fill, files, "images")
+        if unreadable and skipped is None:
+            raise _cannot_be_read({file: unreadable[file] for file in files if file in unreadable}, len(files))
+        if store is not None and not unreadable:
+            finish(store)
     if skipped is not None:
         skipped.update(unreadable)
     return torch.from_numpy(images)
@@ -117,28 +134,28 @@ def _cannot_be_read(reasons: dict[Path, str], among: int) -> UserError:
     return UserError(f"{what} Repair or remove these files, or leave them out with `skip_unreadable`.")
 
 
-def check_memory(files: Sequence[Path], size: int | None) -> tuple[Path, int]:
-    """Check that all images fit into memory; otherwise the system would kill the process later.
+def check_room(files: Sequence[Path], size: int | None, store: Path | None) -> tuple[Path, int]:
+    """Check that all images fit into memory or on the disk; otherwise the system would kill the process later.
 
     Args:
         files: At least one file.
         size: As for `read_images`.
+        store: As for `read_images`.
 
     Returns:
         The first file that can be read, and the side in pixels that all images must have.
 
     Raises:
-        UserError: If the images do not fit into memory, or no file can be read.
+        UserError: If the images fit neither, or no file can be read.
     """
     first, side = _first_size(files, size)
-    needed = len(files) * 3 * side * side
-    try:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return first, side
-    if needed > there:
+    needed, there = len(files) * 3 * side * side, memory_of_machine()
+    what = f"{len(files):,} images of {side}x{side} pixels, such as `{first}`,"
+    if store is not None and not fits_in_memory(needed):
+        check_disk(needed, store, what)
+    elif there is not None and needed > there:
         raise UserError(
-            f"{len(files):,} images of {side}x{side} pixels, such as `{first}`, need {needed / 2**30:.1f} GiB of "
-            f"memory, but the machine has {there / 2**30:.1f} GiB. Give a smaller `size`, such as size=64, or a limit."
+            f"{what} need {needed / 2**30:.1f} GiB of memory, but the machine has {there / 2**30:.1f} GiB. Give a "
+            "smaller `size`, such as size=64, or a limit."
         )
     return first, side

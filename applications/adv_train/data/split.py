@@ -22,11 +22,11 @@ class Split:
     """Images and their labels.
 
     The whole split stays on the device, as uint8 if the source is uint8: CIFAR-10 takes 180 MB, and no batch waits for
-    a disk or for a copy between devices.
+    a disk or for a copy between devices. Training images that do not fit there stay in the memory of the host.
 
     Attributes:
         images: Shape ``(n, channels, height, width)``: uint8 in [0, 255], or float32 in [0, 1].
-        labels: Shape ``(n,)``, int64.
+        labels: Shape ``(n,)``, int64, on the device that computes.
         names: Path of the file of each image, relative to the data set's folder; None if images are not single files.
     """
 
@@ -37,9 +37,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str) -> Split:
-        """Return the split on another device."""
-        return Split(self.images.to(device), self.labels.to(device), self.names)
+    def to(self, device: torch.device | str, *, images: bool = True) -> Split:
+        """Return the split on another device; with ``images=False`` the images stay where they are."""
+        return Split(self.images.to(device) if images else self.images, self.labels.to(device), self.names)
 
     def subset(self, indices: Tensor) -> Split:
         """Return the samples at ``indices``, an int64 tensor of shape ``(m,)``."""
