@@ -16,10 +16,13 @@ from adv_train.comparison import Planned
 from adv_train.config import TrainingConfig
 from adv_train.data import Facts
 from adv_train.devices import find_device
+from adv_train.precision import computed_in
 from adv_train.reproduction.planned import Block, Blocks
 from adv_train.trainer import ALIGNED
 
 _TIMED = 16
+"""Images of the timed pass on a CPU; an accelerator is slower per image with so few, and gets a batch of training."""
+
 _CHECKPOINTS = 2
 
 
@@ -61,7 +64,7 @@ def costs(planned: Blocks) -> list[Cost]:
 
 def _cost(method: Planned, block: Block, timed: dict[str, tuple[float, float]]) -> Cost:
     config, facts = method.config, block.plan.facts
-    key = f"{config.model}, {facts.arguments['image_size']}, {config.compute.device}"
+    key = f"{config.model}, {facts.arguments['image_size']}, {config.compute}"
     if key not in timed:
         timed[key] = _pass(method, facts)
     operations, seconds = timed[key]
@@ -97,16 +100,17 @@ def _pass(method: Planned, facts: Facts) -> tuple[float, float]:
     config, device = method.config, find_device(method.config.compute.device)
     model = models.create(config.model.name, **facts.arguments, seed=0, **config.model.options).to(device)
     side = facts.arguments["image_size"]
-    x = torch.rand(_TIMED, facts.arguments["channels"], side, side).to(device)
+    images = _TIMED if device.type == "cpu" else config.training.batch_size
+    x = torch.rand(images, facts.arguments["channels"], side, side).to(device)
     if config.compute.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
+    with torch.no_grad(), computed_in(config.compute.precision, device):
 
         def forward() -> None:
             model(x).sum().item()  # waits for the device
 
         operations = flops(forward)
-        return operations / _TIMED, min(_seconds(forward) for _ in range(3)) / _TIMED
+        return operations / images, min(_seconds(forward) for _ in range(3)) / images
 
 
 def _seconds(call: Callable[[], None]) -> float:
