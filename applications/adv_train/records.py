@@ -223,6 +223,8 @@ def _read_lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except ValueError as error:
         raise UserError(f"`{path}` is damaged: it is not text.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read `{path}`: {error.strerror}.") from error
     return [_read_line(line, f"Line {number} of `{path}`", needed) for number, line in enumerate(lines, start=1)]
 
 

@@ -117,10 +117,11 @@ class Registry(Generic[T]):
     def written(self, part: T) -> str:
         """Return the text from which `read` makes this part."""
         name = self.name_of(part)
+        chosen = {key: getattr(part, key) for key in self.options(name)}
         told = [
-            f"{key}={getattr(part, key)}"
+            f"{key}={'none' if chosen[key] is None else chosen[key]}"
             for key, leaf in self.options(name).items()
-            if getattr(part, key) != leaf.default
+            if chosen[key] != leaf.default
         ]
         return f"{name}({', '.join(told)})" if told else name
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from adv_train.attacks import PGD, StandardAutoAttack
-from adv_train.cli import processes
+from adv_train.attacks import PGD, Square, StandardAutoAttack, TargetedPGD, Transfer
+from adv_train.cli import evaluation, processes
 from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
 from adv_train.records import RunFolder
@@ -29,8 +29,12 @@ if name == "bad":
     while not pathlib.Path("slow-started").exists():
         time.sleep(0.01)
     sys.exit("adv-train: error: no luck")
-if name == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
+if name.startswith("killed"):
+    times = pathlib.Path(name + "-times")
+    times.touch()
+    times.write_text(times.read_text() + "x")
+    if len(times.read_text()) <= int(name[-1]):
+        os.kill(os.getpid(), signal.SIGINT if name.startswith("killedbyctrlc") else signal.SIGKILL)
 time.sleep(15 if name.startswith(("slow", "later")) else 0)
 pathlib.Path(name + "-ended").write_text(os.environ["OMP_NUM_THREADS"])
 """
@@ -57,7 +61,7 @@ def test_closing_the_generator_stops_what_runs_and_what_waits(made: Any, tmp_pat
 def test_a_cell_that_fails_leaves_the_others_alone(
     made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = made("killed", "quick", "taken")
+    cells = made("killed9", "quick", "taken")
     with RunFolder(tmp_path / "taken").claim(cells[2].config):
         found = [failure for _, failure in processes.run_cells(cells, progress=None, workers=1)]
     assert found[:2] == ["its process was killed by signal 9", None]
@@ -65,8 +69,58 @@ def test_a_cell_that_fails_leaves_the_others_alone(
     assert (tmp_path / "quick-ended").read_text() == "2"  # the one process has both processors
     assert RunFolder(tmp_path / "quick").config() == cells[1].config
     said = capsys.readouterr().err.splitlines()
-    killed, quick = "1 of 3, <killed>: its process was killed by signal 9", "2 of 3, <quick>: trained and evaluated"
-    assert said[:2] == [killed, quick]
+    killed, quick = "1 of 3, <killed9>: its process was killed by signal 9", "2 of 3, <quick>: trained and evaluated"
+    again = "<killed9>: its process was killed by signal 9; it resumes after its last finished epoch."
+    assert said[:4] == [again, again, killed, quick]
+
+
+def test_a_cell_whose_process_is_killed_starts_again_at_most_twice(made: Any, tmp_path: Path) -> None:
+    cells = made("killed1", "killed2", "killed3", "killedbyctrlc1")
+    found = {cell.name: failure for cell, failure in processes.run_cells(cells, progress=False)}
+    assert found["<killed1>"] is None and found["<killed2>"] is None
+    assert found["<killed3>"] == "its process was killed by signal 9"
+    assert found["<killedbyctrlc1>"] is not None  # the user has interrupted it
+    assert [len((tmp_path / f"{cell.name[1:-1]}-times").read_text()) for cell in cells] == [2, 3, 3, 1]
+
+
+@pytest.mark.parametrize("fault", ["popen", "claim", "deaf", "deaf and dumb"])
+def test_a_fault_of_the_system_fails_one_cell(
+    fault: str, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = made("bad", "good")
+    real_popen, real_claim, real_dumps = subprocess.Popen, RunFolder.claim, pickle.dumps
+    broken = [True]
+
+    def popen(words: list[str], **options: Any) -> Any:
+        if broken.pop() if broken else False:
+            if fault == "popen":
+                raise OSError(11, "Resource temporarily unavailable")
+            words = [
+                *words[:-1],
+                "import sys; sys.stdin.close(); sys.exit(" + ("0)" if "dumb" in fault else "'no luck')"),
+            ]
+        return real_popen(words, **options)
+
+    def claim(run: RunFolder, config: Any) -> Any:
+        if run.path == bad.out:
+            raise PermissionError(13, "Permission denied")
+        return real_claim(run, config)
+
+    if fault == "claim":
+        monkeypatch.setattr(RunFolder, "claim", claim)
+    else:
+        monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    # More than a pipe holds: otherwise it would depend on the time whether the process has ended before.
+    monkeypatch.setattr(processes.pickle, "dumps", lambda cell: real_dumps(cell) + b"x" * 10**6)
+    found = {cell.name: failure for cell, failure in processes.run_cells([bad, good], progress=False, workers=1)}
+    assert found["<good>"] is None
+    reason = {
+        "popen": "Resource temporarily unavailable",
+        "claim": "Permission denied",
+        "deaf": "no luck",
+        "deaf and dumb": "its process ended without reading what to do",
+    }[fault]
+    assert reason in str(found["<bad>"])
 
 
 def test_the_processors_are_shared_out_and_nothing_is_said_where_nobody_wants_it(
@@ -92,20 +146,26 @@ def test_what_is_left_to_do_is_told_in_the_words_of_the_command_line(made: Any, 
     fit, best, last = dataclasses.replace(cell, judgements=judgements).commands()
     out = str(tmp_path / "run")
     assert fit == ["fit", "--out", out, "--progress"]
-    asked = [
-        "--limit",
-        "7",
-        "--attacks",
-        "pgd,autoattack",
-        "--device",
-        "cpu",
-        "--pgd-steps",
-        "3",
-        "--pgd-restarts",
-        "2",
-    ]
+    asked = ["--limit", "7", "--attacks", "pgd(steps=3, restarts=2),autoattack", "--device", "cpu"]
     assert best == ["eval", out, "--checkpoint", "best", *asked, "--progress"]
-    assert last[3] == "last" and last[7] == "pgd"
+    assert last[3] == "last" and last[7] == "pgd(steps=3, restarts=2)"
+
+
+@pytest.mark.parametrize(
+    "attacks",
+    [
+        (PGD(),),
+        (PGD(step=0.01),),
+        (PGD(7, 2, 8 / 255), Square(queries=10), StandardAutoAttack()),
+        (Transfer(source="runs/other (2)"), TargetedPGD(targets=None, steps=3)),
+    ],
+    ids=["defaults", "step", "several", "transfer"],
+)
+def test_the_command_evaluates_with_the_attacks_of_the_plan(made: Any, tmp_path: Path, attacks: Any) -> None:
+    (cell,) = made("run")
+    words = Judgement("best", attacks, 7).command(cell.config, tmp_path)
+    asked = evaluation._attacks(evaluation.read(words[1:]))
+    assert [(type(attack), attack.chosen()) for attack in asked] == [(type(a), a.chosen()) for a in attacks]
 
 
 def test_commands_run_in_turn_until_one_fails() -> None:

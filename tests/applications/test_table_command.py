@@ -93,6 +93,17 @@ def test_a_figure_that_cannot_be_read_is_refused(text: str) -> None:
         Published.read(text)
 
 
+def test_a_whole_name_keeps_one_cell_and_a_part_keeps_all_that_contain_it() -> None:
+    table = PublishedTable.find("table-1")
+    assert list(table.only("cifar10-8-fast-at").cells) == ["cifar10-8-fast-at"]
+    assert list(table.only("cifar10-8-fast-a").cells) == ["cifar10-8-fast-at", "cifar10-8-fast-at-ga"]
+    both = list(table.only("fast-bat, cifar10-8-fast-at").cells)
+    assert both[0] == "cifar10-8-fast-at" and len(both) == 7 and table.only("") == table
+    for name in TABLES:
+        found = PublishedTable.find(name)
+        assert all(list(found.only(cell).cells) == [cell] and found.only(cell).notes for cell in found.cells)
+
+
 # --- scales -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,10 +175,104 @@ def test_measured_stands_beside_published(done: Path) -> None:
         assert row[11] == f"{cell['seconds_per_epoch']:.2f}" and head[11:13] == ["s/epoch", "s/epoch published"]
     assert body[2][4] == "79.97 ± 0.12 %" and body[2][7] == "48.83 ± 0.17 %" and body[2][8] == "–"
     assert body[2][10] == "45.19 ± 0.12 %" and body[2][12] == "61.4"
-    lines = list(csv.DictReader(io.StringIO((done / "table.csv").read_text())))
-    assert float(lines[0]["RA-PGD published"]) == pytest.approx(0.4549)
-    assert (done / "table.tex").read_text().count(r"\begin{tabular}") == 1
+    assert "The published RA-PGD is PGD-50-10." in (done / "table.md").read_text()
     assert "cifar10-8-fast-bat" in (done / "report.html").read_text()
+
+
+def test_the_csv_has_one_number_a_cell(done: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO((done / "table.csv").read_text())))
+    found = {(line["cell"], line["checkpoint"], line["accuracy"]): line for line in lines}
+    assert list(found) == [
+        (name, checkpoint, accuracy)
+        for name in CELLS
+        for accuracy in ("SA", "RA-PGD", "RA-AA")
+        for checkpoint in ("best", "last")
+    ]
+    for (name, checkpoint, accuracy), line in found.items():
+        published = PublishedTable.find("table-1").cells[name]
+        figure = published[{"SA": "sa", "RA-PGD": "pgd", "RA-AA": "autoattack"}[accuracy]]
+        assert figure.std is not None and line["published doubtful"] == "false"
+        assert float(line["published"]) == pytest.approx(figure.mean / 100, abs=1e-12)
+        assert float(line["published std"]) == pytest.approx(figure.std / 100, abs=1e-12)
+        assert float(line["s/epoch published"]) == published["seconds"].mean and float(line["F/batch"]) > 0
+        assert float(line["s/epoch"]) > 0 and line["alarms"].isdigit()
+        if accuracy == "RA-AA":
+            assert (line["seeds"], line["mean"], line["std"]) == ("0", "", "")
+            continue
+        measure = "sa" if accuracy == "SA" else "pgd"
+        truth = [judged(done / f"{name}-seed{seed}", checkpoint)[measure] for seed in (0, 1)]
+        assert line["seeds"] == "2" and float(line["mean"]) == pytest.approx(sum(truth) / 2)
+        assert float(line["std"]) == pytest.approx(abs(truth[0] - truth[1]) / 2**0.5, abs=1e-12)
+
+
+def test_the_csv_marks_doubtful_figures_and_leaves_what_is_not_published_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for cells in (
+        ["table-2", "--only", "cifar10-16-fast-bat-wrn-22-8"],
+        ["benchmark-8", "--only", "pgd-at-benchmark-2"],
+    ):
+        with work(lambda *_: "not here"):
+            assert main(["table", *cells, *TOY, "--form", "csv", "--out", str(tmp_path / cells[0])]) == 1
+        found.append({line["accuracy"]: line for line in csv.DictReader(io.StringIO(capsys.readouterr().out))})
+    assert [found[0]["RA-PGD"][key] for key in ("published", "published doubtful", "seeds")] == ["0.2503", "true", "0"]
+    for line in found[1].values():
+        assert all(line[key] == "" for key in ("published", "published std", "published doubtful", "s/epoch published"))
+
+
+def test_the_latex_says_what_was_measured(done: Path) -> None:
+    *comments, tabular = (done / "table.tex").read_text().partition("\\begin{tabular}")[0::2]
+    assert tabular.rstrip().endswith("\\end{tabular}") and "cifar10-8-fast-bat" in tabular
+    title, settings = comments[0].splitlines()
+    assert title.startswith("% Table 1 of Zhang et al.") and "Scale smoke: " in title
+    assert settings == "% digits: 60 training images, 20 test images, PGD-2-1; 1 epochs."
+
+
+def test_the_record_says_what_was_measured(done: Path) -> None:
+    found = record(done)
+    assert found["seeds"] == [0, 1] and found["notes"] == ["The published RA-PGD is PGD-50-10."]
+    for cell in found["cells"]:
+        assert (cell["training_images"], cell["images"]) == (60, 20)
+        assert cell["attacks"] == {"pgd": {"steps": 2, "restarts": 1}}
+
+
+def test_an_attack_with_options_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["table-1", "--only", "cifar10-8-fast-at", "--seeds", "0", *TOY]
+    assert table(tmp_path / "out", *words, "--attacks", "pgd(steps=2, restarts=1, step=0.01)") == 0
+    (cell,) = record(tmp_path / "out")["cells"]
+    assert cell["attacks"] == {"pgd": {"steps": 2, "restarts": 1, "step": 0.01}}
+    assert [entry["n"] for entry in cell["measured"]] == [1, 1, 1, 1]
+    assert "PGD-2-1 with steps of 0.01; 1 epochs." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["timing.jsonl", "metrics.jsonl", "evaluations"])
+def test_a_damaged_record_fails_its_run_alone(
+    name: str, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    run = "cifar10-8-fast-at-seed0"
+    for path in (out / run / name).glob("*.npz") if name == "evaluations" else [out / run / name]:
+        path.write_bytes(b"{")
+    assert table(out, *WORDS) == 1
+    said = capsys.readouterr()
+    assert f"adv-train: error: {run}: " in said.err and name in said.err and "Traceback" not in said.err
+    assert f"{run}: " in said.out
+    cells = record(out)["cells"]
+    assert [cell["measured"][0]["n"] for cell in cells] == [1, 2, 2]
+    assert name in cells[0]["failed"][run]
+    assert cells[1:] == [cell for cell in record(done)["cells"] if cell["name"] in CELLS[1:]]
+
+
+def test_a_damaged_checkpoint_is_missing_from_the_report_alone(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    (out / "cifar10-8-fast-at-seed0" / "best.pt").write_bytes(b"x")
+    assert table(out, *WORDS, by=nowhere) == 0
+    said = capsys.readouterr().err
+    assert "adv-train: warning: report.html does not show cifar10-8-fast-at-seed0: " in said and said.count("\n") == 1
+    assert record(out) == record(done)
 
 
 def test_only_what_is_missing_is_run(done: Path, tmp_path: Path) -> None:
@@ -209,7 +314,7 @@ def test_data_that_are_missing_leave_the_other_cells_alone(
     any_checksum(monkeypatch)
     (tmp_path / "data").mkdir()
     write_cifar10(tmp_path / "data")
-    words = ["table-1", "--only", "cifar10-8-fast-at,cifar100-8-fast-at", "--scale", "cpu", "--seeds", "0"]
+    words = ["table-1", "--only", "cifar10-8-fast-at*,cifar100-8-fast-at*", "--scale", "cpu", "--seeds", "0"]
     words += ["--data-root", str(tmp_path / "data"), "--model", "small-cnn", "--train-limit", "40", "--epochs", "1"]
     words += ["--batch-size", "20", "--validation-steps", "1", "--limit", "10", "--pgd-steps", "1", "--device", "cpu"]
     assert table(tmp_path / "out", *words, "--quiet") == 1

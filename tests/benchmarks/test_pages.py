@@ -114,23 +114,49 @@ def test_a_pair_is_read_as_its_test_says(record: tuple[Path, dict[str, Any]]) ->
     assert implicit(compared(folder), [("none", "weak")]) == "No pair of runs is finished."
 
 
-def test_a_reproduced_table_shows_commands_published_and_measured(tmp_path: Path) -> None:
-    path = tmp_path / "table.json"
+def table_record(**cell: Any) -> dict[str, Any]:
     measured = [
         {"checkpoint": c, "measure": "pgd", "n": 2, "mean": m, "std": 0.011} for c, m in (("best", 0.4), ("last", 0.3))
     ]
-    record = {
+    config = {"data": {"name": "imagefolder:data/cifar10-jpeg"}, "training": {"epochs": 10}}
+    return {
         "table": "table-1",
         "scale": "cpu",
         "versions": {"torch": "2.15.0", "machine": "Linux"},
-        "cells": [{"name": "cifar10-8-fast-bat", "measured": measured}],
+        "cells": [{"name": "cifar10-8-fast-bat", "measured": measured, "config": config, **cell}],
     }
-    path.write_text(json.dumps(record))
+
+
+def test_a_reproduced_table_shows_commands_published_and_measured(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    attacks = {"pgd": {"steps": 50, "restarts": 1, "step": 0.01}, "pgd-targeted": {"steps": 3, "restarts": 1}}
+    path.write_text(json.dumps({**table_record(training_images=5000, images=1000, attacks=attacks), "seeds": [0, 3]}))
     table = cells(text := reproduce("table-1", [path]))
-    row = table["`adv-train fit --preset cifar10-8-fast-bat`"]
-    assert row[:3] == ["79.97 ± 0.12", "48.83 ± 0.17", "45.19 ± 0.12"] and row[3:] == ["–", "30.0 ± 1.1", "–"]
-    assert len(table) == 18 + 2 and f"record `{path.as_posix()}`, torch 2.15.0, Linux" in text
+    assert table["cell"][3:] == ["seeds, cpu", "RA-PGD best, cpu", "RA-PGD last, cpu"]
+    row = table["`adv-train table table-1 --only cifar10-8-fast-bat`"]
+    assert row == ["79.97 ± 0.12", "48.83 ± 0.17", "45.19 ± 0.12", "2", "40.0 ± 1.1", "30.0 ± 1.1"]
+    assert table["`adv-train table table-1 --only cifar10-8-fast-at`"][3:] == ["–", "–", "–"]
+    assert len(table) == 18 + 2 and f"Record `{path.as_posix()}`, torch 2.15.0, Linux" in text
+    judged = "PGD-50-1 with steps of 0.01, pgd-targeted(targets=none, steps=3)"
+    settings = f"cifar10-jpeg, 5000 training images, 1000 test images, {judged}, 10 epochs"
+    assert f"Scale cpu: {settings}; 2 seeds planned." in text
     assert "cpu" not in reproduce("table-2", [path])
+
+
+def test_an_older_record_of_a_table_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table_record()))
+    text = reproduce("table-1", [path])
+    assert "Scale cpu: cifar10-jpeg, 10 epochs; attacks and number of test images not recorded." in text
+    assert "30.0 ± 1.1" in text
+    kept = RESULTS / "table-1-cpu" / "table.json"
+    assert "Scale cpu: cifar10-jpeg, " in reproduce("table-1", [kept])
+
+
+def test_a_reproduced_table_says_how_the_published_figures_differ() -> None:
+    assert "\n\nThe published RA-PGD is PGD-50 with one start (PGD-50-1), over three seeds.\n\n" in reproduce(
+        "benchmark-8", []
+    )
 
 
 def test_the_cascade_is_told_as_its_record_says(tmp_path: Path) -> None:

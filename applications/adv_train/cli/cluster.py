@@ -11,12 +11,9 @@ from collections.abc import Generator, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Final
 
-from adv_train.cli.tally import Tally
+from adv_train.cli.tally import RETRIES, Tally
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
-
-RETRIES: Final = 2
-"""How often a cell is restarted if its worker dies; it resumes from its `last.pt`."""
 
 #: The first turns off Ray's usage statistics. The second keeps Ray from hiding the GPUs from tasks for the CPU.
 _ENVIRONMENT: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -62,8 +59,8 @@ def run_on_ray(
                 (ended,), _ = ray.wait(list(running), num_returns=1)
                 cell, times = running.pop(ended)
                 failure, died = _outcome(ray, ended)
-                if died and times < RETRIES:
-                    tally.say(f"{cell.name}: {failure}; it resumes after its last finished epoch.")
+                if failure is not None and died and times < RETRIES:
+                    tally.restart(cell, failure)
                     waiting.appendleft((cell, times + 1))
                     continue
                 tally.add(cell, failure)

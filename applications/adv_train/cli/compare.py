@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 from adv_train import values
 from adv_train.attacks.named import named_attacks
 from adv_train.cli.configured import configured
-from adv_train.cli.several import Grid, finish, write_first_seeds
+from adv_train.cli.several import Grid, finish, print_failures, write_first_seeds
 from adv_train.comparison import Comparison, Plan, contenders, plan
 from adv_train.config import SECTIONS, read_yaml
 from adv_train.errors import UserError, unknown
@@ -103,9 +103,10 @@ def run(words: Sequence[str]) -> int:
     )
     shown = Comparison(planned, baseline, failed)
     shown.write(command.out)
+    bad = print_failures(shown.results)
     write_first_seeds([planned], command.out, shown.title, shown.sections(), [shown.figure()], ["compare", *words])
     print(shown.text(command.table))
-    return 1 if failed else 0
+    return 1 if bad else 0
 
 
 def _found(baseline: str, names: Sequence[str]) -> str:

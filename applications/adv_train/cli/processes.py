@@ -7,6 +7,7 @@ import pickle
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adv_train.cli.tally import Tally
+from adv_train.cli.tally import RETRIES, Tally
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
@@ -37,6 +38,8 @@ def run_cells(
 ) -> Generator[tuple[Cell, str | None], None, None]:
     """Train and evaluate the cells that are not done, several at a time; closing the generator stops the rest.
 
+    A cell whose process is killed by a signal, as when memory runs out, is restarted at most `RETRIES` times.
+
     Args:
         cells: The cells, in the order in which they start.
         progress: As for `Tally`; below its bar, each process has a line.
@@ -53,7 +56,7 @@ def run_cells(
     free: queue.SimpleQueue[tqdm[Any]] = queue.SimpleQueue()
     for line in lines:
         free.put(line)
-    processes = _Processes(threads=max(1, _processors() // at_once))
+    processes = _Processes(max(1, _processors() // at_once), tally.restart)
 
     def run(cell: Cell) -> str | None:
         line = free.get()
@@ -78,21 +81,47 @@ def run_cells(
 
 
 class _Processes:
-    """The running processes; each may use `threads` threads."""
+    """The running processes.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: Number of threads that each may use.
+        restarted: Called with a cell and the reason when the cell starts again.
+    """
+
+    def __init__(self, threads: int, restarted: Callable[[Cell, str], None]) -> None:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._restarted = restarted
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping = threading.Event()
 
     def run(self, cell: Cell, tell: Callable[[str], None]) -> str | None:
         """Run the remaining commands of a cell; return the reason if it failed, otherwise None."""
+        for _ in range(RETRIES):
+            failure, killed = self._once(cell, tell)
+            if failure is None or not killed or self._stopping.is_set():
+                return failure
+            self._restarted(cell, failure)
+        return self._once(cell, tell)[0]
+
+    def _once(self, cell: Cell, tell: Callable[[str], None]) -> tuple[str | None, bool]:
+        """Run them in one process; return the reason if it failed, and whether a signal killed it."""
         tell("starting")
         try:
             with cell.run.claim(cell.config):
                 pass  # writes the configuration into the run folder, where `adv-train fit` reads it
-        except UserError as error:
-            return str(error)
+            process = self._started()
+        except (UserError, OSError) as error:
+            return str(error), False
+        unread = _hand_over(pickle.dumps(cell), process)
+        last = _follow(process, tell)
+        tell("")
+        if process.returncode < 0:
+            return f"its process was killed by signal {-process.returncode}", process.returncode != -signal.SIGINT
+        if process.returncode:
+            return last.removeprefix("adv-train: error: ") or "no reason given", False
+        return ("its process ended without reading what to do" if unread else None), False
+
+    def _started(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-c", WORK],
             stdin=subprocess.PIPE,
@@ -101,24 +130,28 @@ class _Processes:
             env=self._environment,
         )
         self._running.append(process)
-        assert process.stdin is not None
-        with process.stdin:
-            process.stdin.write(pickle.dumps(cell))  # fits into the buffer of the pipe, so this does not block
         # A thread of the pool can take its next cell before `shutdown` cancels the waiting ones. If `stop` has gone
         # through the list before this process entered it, the process must be terminated here.
         if self._stopping.is_set():
             process.terminate()
-        last = _follow(process, tell)
-        tell("")
-        if process.returncode < 0:
-            return f"its process was killed by signal {-process.returncode}"
-        return (last.removeprefix("adv-train: error: ") or "no reason given") if process.returncode else None
+        return process
 
     def stop(self) -> None:
         """Terminate the running processes, and each process that starts after this call."""
         self._stopping.set()
         for process in self._running:
             process.terminate()  # does nothing if the process has ended
+
+
+def _hand_over(cell: bytes, process: subprocess.Popen[bytes]) -> bool:
+    """Write a pickled cell to the stdin of its process and close it; return whether the process had ended before."""
+    assert process.stdin is not None
+    try:
+        with process.stdin:
+            process.stdin.write(cell)  # fits into the buffer of the pipe, so this does not block
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> str:

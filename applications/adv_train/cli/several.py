@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from adv_train.cli.cluster import run_on_ray
 from adv_train.cli.command_line import Progress
 from adv_train.cli.processes import run_cells
-from adv_train.comparison import Cell, Plan
+from adv_train.comparison import Cell, Plan, Result
 from adv_train.errors import UserError
 from adv_train.report import NextStep, Scatter, Section, command, write_report
 from adv_train.summaries import summarise
@@ -53,7 +53,7 @@ def finish(
     write: Callable[[Mapping[str, str]], None],
     grid: Grid,
 ) -> dict[str, str]:
-    """Train and evaluate the cells that are not done, and print the failures on stderr.
+    """Train and evaluate the cells that are not done.
 
     Args:
         cells: The cells, in the order in which they start.
@@ -69,9 +69,15 @@ def finish(
             if failure is not None:
                 failed[cell.name] = failure
             write(failed)
-    for name, failure in failed.items():
-        print(f"adv-train: error: {name}: {failure}", file=sys.stderr)
     return failed
+
+
+def print_failures(found: Iterable[Result]) -> bool:
+    """Print on stderr which runs have failed, or have damaged records, and why; return whether there is one."""
+    failed = {name: reason for result in found for name, reason in result.failed.items()}
+    for name, reason in failed.items():
+        print(f"adv-train: error: {name}: {reason}", file=sys.stderr)
+    return bool(failed)
 
 
 def write_first_seeds(
@@ -84,7 +90,8 @@ def write_first_seeds(
 ) -> None:
     """Write report.html if a run is done: the tables, and the curves and images of the first seed of each method.
 
-    A run whose `best.pt` is gone (records may be kept without weights) appears in the tables only.
+    A run whose `best.pt` is gone (records may be kept without weights) appears in the tables only, and so does one with
+    a damaged file, of which a line on stderr warns.
 
     Args:
         plans: The plans whose runs the page shows.
@@ -96,8 +103,13 @@ def write_first_seeds(
     """
     methods = [(method, plan.seeds[0]) for plan in plans for method in plan.methods]
     cells = [(method.name, method.cells[seed]) for method, seed in methods]
-    done = [(name, cell) for name, cell in cells if cell.is_done() and cell.run.best.is_file()]
-    if done:
+    runs = []
+    for name, cell in cells:
+        if cell.is_done() and cell.run.best.is_file():
+            try:
+                runs.append(summarise(cell.out, name))
+            except UserError as error:
+                print(f"adv-train: warning: report.html does not show {cell.name}: {error}", file=sys.stderr)
+    if runs:
         again = [NextStep("Train what is missing, evaluate it and write this page again.", command(*words))]
-        runs = [summarise(cell.out, name) for name, cell in done]
         write_report(out / "report.html", runs, title=title, first=first, figures=figures, again=again)

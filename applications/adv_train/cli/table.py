@@ -2,17 +2,20 @@
 
 examples:
   adv-train table table-1 --scale smoke            (minutes: handwritten digits, a check that it runs)
-  adv-train table table-1 --scale cpu --out runs/t (about an hour on two cores: CIFAR-10 only, small networks)
+  adv-train table table-1 --scale cpu --out runs/t (50 minutes on two cores: CIFAR-10, small networks, two seeds)
   adv-train table table-1 --seeds 0-9              (as published; needs a GPU)
-  adv-train table table-1 --only cifar10-8,fast-bat --seeds 0,1
+  adv-train table table-1 --only cifar10-8,fast-bat --seeds 0,1  (cells whose names contain one of these texts)
   adv-train table table-1 --backend ray --ray-address auto  (on the GPUs and machines of a Ray cluster)
   adv-train table benchmark-8 --dry-run --price 3  (lists the cells, their hours, and the cost at 3 an hour)
 
-A cell is a preset (`adv-train list presets`), so `adv-train fit --preset CELL` trains one cell on its own. Each run is
-an ordinary run folder OUT/CELL-seedS, so the same command resumes an interrupted table and runs only what is missing.
-If a cell fails, the others still run. After each run, the command rewrites OUT/table.md, .csv, .tex and .json.
-OUT/report.html shows the first seed of each cell. Flags such as --data imagefolder:PATH or --epochs 40 change all
-cells.
+At --scale cpu, table-2 takes several hours, because its networks have three times as many layers, and benchmark-8 about
+three hours.
+
+A cell is a preset (`adv-train list presets`): --only CELL makes one cell, and `adv-train fit --preset CELL` trains it
+at full scale. Each run is an ordinary run folder OUT/CELL-seedS, so the same command resumes an interrupted table and
+runs only what is missing. If a cell fails, the others still run; one whose process is killed resumes at most twice.
+After each run, the command rewrites OUT/table.md, .csv, .tex and .json. OUT/report.html shows the first seed of each
+cell. Flags such as --data imagefolder:PATH or --epochs 40 change all cells.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 from adv_train.attacks.named import named_attacks
 from adv_train.cli.configured import configured
-from adv_train.cli.several import Grid, finish, write_first_seeds
+from adv_train.cli.several import Grid, finish, print_failures, write_first_seeds
 from adv_train.config import SECTIONS
 from adv_train.errors import UserError
 from adv_train.files import make_folder
@@ -43,7 +46,8 @@ class MakeTable(Grid):
     Attributes:
         table: Name of the table: table-1, table-2 or benchmark-8.
         seeds: Seeds of each cell, such as 0-9 or 0,2,5; the default depends on the scale.
-        only: Run only the cells whose names contain one of these parts, separated by commas; * matches any text.
+        only: Run only the cells whose names contain one of these parts, separated by commas; * matches any text, and
+            the whole name of a cell matches only this cell.
         scale: full: as published; cpu: for two cores; smoke: a check that it runs.
         out: Folder for the runs and the table; by default runs/TABLE-SCALE.
         attacks: Attacks, separated by commas (see `adv-train list attacks`); the default depends on the scale.
@@ -90,10 +94,11 @@ def run(words: Sequence[str]) -> int:
     )
     shown = Reproduction(planned, failed)
     shown.write(out)
+    bad = print_failures(result for result, _ in shown.results)
     plans = [block.plan for block in planned.blocks]
     write_first_seeds(plans, out, shown.title, [shown.section()], shown.figures(), ["table", *words])
     print(shown.text(command.form))
-    return 1 if failed or planned.missing else 0
+    return 1 if bad or planned.missing else 0
 
 
 def _planned(command: MakeTable, flags: dict[str, Any]) -> tuple[Blocks, Path]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 from tqdm import tqdm
 
 from adv_train.comparison import Cell
+
+RETRIES: Final = 2
+"""How often a cell is restarted if its process dies; it resumes from its `last.pt`."""
 
 
 class Tally:
@@ -38,6 +41,10 @@ class Tally:
         """Write a line that does not report the end of a cell, unless progress is turned off."""
         if self.shown or self._in_lines:
             tqdm.write(text, file=sys.stderr)
+
+    def restart(self, cell: Cell, failure: str) -> None:
+        """Write that a cell whose process has died starts again."""
+        self.say(f"{cell.name}: {failure}; it resumes after its last finished epoch.")
 
     def close(self) -> None:
         """Remove the bar from the screen."""

@@ -6,5 +6,6 @@ from adv_train.comparison.cell import Cell, Judgement
 from adv_train.comparison.contenders import Contender, contenders
 from adv_train.comparison.plan import Plan, Planned, plan
 from adv_train.comparison.record import Comparison
+from adv_train.comparison.results import Result
 
-__all__ = ["Cell", "Comparison", "Contender", "Judgement", "Plan", "Planned", "contenders", "plan"]
+__all__ = ["Cell", "Comparison", "Contender", "Judgement", "Plan", "Planned", "Result", "contenders", "plan"]

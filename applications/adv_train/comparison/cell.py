@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adv_train import evaluation
-from adv_train.attacks import ATTACKS, PGD, Attack
+from adv_train.attacks import ATTACKS, Attack
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
@@ -30,13 +30,10 @@ class Judgement:
 
     def command(self, config: RunConfig, out: Path) -> list[str]:
         """Return the words after ``adv-train`` of the command that evaluates a run in this way."""
+        # An option that is not written has its default here and in `adv-train eval`: those of PGD are equal.
+        attacks = ",".join(map(ATTACKS.written, self.attacks))
         words = ["eval", str(out), "--checkpoint", self.checkpoint, "--limit", str(self.images)]
-        written = ("pgd" if isinstance(attack, PGD) else ATTACKS.written(attack) for attack in self.attacks)
-        words += ["--attacks", ",".join(written), "--device", config.compute.device]
-        for attack in self.attacks:
-            if isinstance(attack, PGD):
-                words += ["--pgd-steps", str(attack.steps), "--pgd-restarts", str(attack.restarts)]
-        return [*words, "--progress"]
+        return [*words, "--attacks", attacks, "--device", config.compute.device, "--progress"]
 
     def is_in(self, record: Evaluation, epoch: int, config: RunConfig) -> bool:
         """Return whether a record is such an evaluation of the weights of an epoch.

@@ -48,7 +48,7 @@ class Comparison:
         config, seeds = self.plan.methods[0].config, self.plan.seeds
         return (
             f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {config.model.name}: "
-            f"{self.plan.images} test images, {judges(self.plan)}, seeds {', '.join(map(str, seeds))}"
+            f"{self.plan.images} test images, {judges(self.plan.attacks)}, seeds {', '.join(map(str, seeds))}"
         )
 
     def sections(self) -> list[Section]:

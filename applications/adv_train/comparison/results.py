@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
-from adv_train.attacks import ATTACKS, PGD
+from adv_train.attacks import ATTACKS, PGD, Attack
+from adv_train.comparison.cell import Cell
 from adv_train.comparison.plan import CHECKPOINTS, Plan, Planned
 from adv_train.comparison.statistics import Difference, Spread
+from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation, overfitting
 
 
@@ -24,7 +27,7 @@ class Result:
         implicit_share: Norm of the implicit part of the gradient over the norm of the direct part, averaged over the
             same epochs; None for a method without an implicit part.
         alarms: Warnings about the results, by the name of the run, or by the names of the run and the checkpoint.
-        failed: The reason of each failure, by the name of the run.
+        failed: The reason of each failure, by the name of the run; also of runs whose records are damaged.
     """
 
     planned: Planned
@@ -64,14 +67,18 @@ def measures(plan: Plan) -> list[str]:
     return ["sa", *map(ATTACKS.name_of, plan.attacks)]
 
 
-def judges(plan: Plan) -> str:
-    """Name the attacks that evaluate every checkpoint."""
-    told = [f"PGD-{a.steps}-{a.restarts}" if isinstance(a, PGD) else ATTACKS.name_of(a) for a in plan.attacks]
-    return ", ".join(told)
+def judges(attacks: Sequence[Attack]) -> str:
+    """Name attacks with their options, PGD with its steps and restarts as in `PGD-50-10`."""
+    return ", ".join(_pgd(attack) if isinstance(attack, PGD) else ATTACKS.written(attack) for attack in attacks)
+
+
+def _pgd(attack: PGD) -> str:
+    step = "" if attack.step is None else f" with steps of {attack.step:.4g}"
+    return f"PGD-{attack.steps}-{attack.restarts}{step}"
 
 
 def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:
-    """Read the results of the runs that have finished.
+    """Read the results of the runs that have finished; a run whose records are damaged has failed.
 
     Args:
         plan: The comparison.
@@ -80,36 +87,63 @@ def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:
     return [_result(method, measures(plan), failed) for method in plan.methods]
 
 
-def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> Result:
-    finished: dict[int, dict[str, Evaluation]] = {}
-    for seed, cell in method.cells.items():
+@dataclass(frozen=True)
+class _Finished:
+    """The records of a finished run: its evaluations by checkpoint, and a line for each epoch."""
+
+    evaluations: Mapping[str, Evaluation]
+    metrics: Sequence[Mapping[str, Any]]
+    timing: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, cell: Cell) -> _Finished | None:
+        """Read the records of a run; None if it has not finished.
+
+        Raises:
+            UserError: If they are damaged.
+        """
         found = {c: record for c, record in zip(CHECKPOINTS, cell.evaluations(), strict=True) if record is not None}
-        if len(found) == len(CHECKPOINTS):
-            finished[seed] = found
-    runs = [method.cells[seed].run for seed in finished]
-    shares = [line["implicit_share"] for run in runs for line in run.metrics() if line.get("implicit_share")]
-    seconds = [line["train_seconds"] for run in runs for line in run.timing()]
+        if len(found) < len(CHECKPOINTS):
+            return None
+        return cls(found, cell.run.metrics(), cell.run.timing())
+
+
+def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> Result:
+    finished: dict[int, _Finished] = {}
+    reasons = {cell.name: failed[cell.name] for cell in method.cells.values() if cell.name in failed}
+    for seed, cell in method.cells.items():
+        try:
+            if (found := _Finished.read(cell)) is not None:
+                finished[seed] = found
+        except UserError as error:
+            reasons[cell.name] = str(error)
+    runs = finished.values()
+    shares = [line["implicit_share"] for run in runs for line in run.metrics if line.get("implicit_share")]
+    seconds = [line["train_seconds"] for run in runs for line in run.timing]
     return Result(
         method,
         {
-            (checkpoint, measure): {seed: _accuracy(found[checkpoint], measure) for seed, found in finished.items()}
+            (checkpoint, measure): {
+                seed: _accuracy(run.evaluations[checkpoint], measure) for seed, run in finished.items()
+            }
             for checkpoint in CHECKPOINTS
             for measure in measured
         },
         fmean(seconds) if seconds else None,
         fmean(shares) if shares else None,
         _alarms(method, finished),
-        {cell.name: failed[cell.name] for cell in method.cells.values() if cell.name in failed},
+        reasons,
     )
 
 
-def _alarms(method: Planned, finished: Mapping[int, Mapping[str, Evaluation]]) -> dict[str, tuple[str, ...]]:
+def _alarms(method: Planned, finished: Mapping[int, _Finished]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for seed, records in finished.items():
+    for seed, run in finished.items():
         cell = method.cells[seed]
-        if cell.config.method.attacks and (said := overfitting(cell.run.metrics())) is not None:
+        if cell.config.method.attacks and (said := overfitting(run.metrics)) is not None:
             found[cell.name] = (said,)
-        found |= {f"{cell.name}, {name}.pt": record.warnings for name, record in records.items() if record.warnings}
+        told = {f"{cell.name}, {name}.pt": record.warnings for name, record in run.evaluations.items()}
+        found |= {name: warnings for name, warnings in told.items() if warnings}
     return found
 
 

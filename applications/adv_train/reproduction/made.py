@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from adv_train.comparison import Plan, tables
+from adv_train.comparison import Plan, Result
 from adv_train.comparison.doubts import doubts, told_of
 from adv_train.comparison.figure import scatter
-from adv_train.comparison.plan import CHECKPOINTS
-from adv_train.comparison.results import Result, judges, measures, results
+from adv_train.comparison.results import judges, measures, results
 from adv_train.files import make_folder, replace_file
-from adv_train.report import Figure, Scatter, Section, Table, number, write_table
+from adv_train.report import Scatter, Section, write_table
 from adv_train.report.sections import versions
+from adv_train.reproduction import tables
 from adv_train.reproduction.planned import Blocks
 from adv_train.reproduction.published import Published
 from adv_train.reproduction.scale import Scale
-from adv_train.tables import Cell
 
 FORMAT: Final = 1
 _FORMS: Final = {"markdown": "md", "csv": "csv", "latex": "tex"}
@@ -59,13 +58,14 @@ class Reproduction:
         notes = [
             "Mean ± sample standard deviation over the seeds; best: best.pt, chosen on the validation images; last: "
             "last.pt. A published figure with ? is hard to read in its source.",
-            *dict.fromkeys(_judged(block.plan) for block in self.planned.blocks),
+            *self._judged(),
+            *self.planned.table.notes,
         ]
         if self.planned.scale != "full":
             notes.append(f"The published figures are for the full scale, not for {self.planned.scale}.")
         notes += [f"{name}: {reason}" for name, reason in self.planned.missing.items()]
         found = doubts([result for result, _ in self.results])
-        return Section(self.planned.table.name, self._table(), notes, found)
+        return Section(self.planned.table.name, tables.wide(self.results, self._measures()), notes, found)
 
     def figures(self) -> list[Scatter]:
         """Return a main figure for each block of cells with the same data and threat."""
@@ -74,10 +74,18 @@ class Reproduction:
         return [scatter(plan, [found[m.name] for m in plan.methods if m.name in found]) for plan in plans]
 
     def text(self, form: str = "markdown") -> str:
-        """Format the table as ``markdown`` with its notes, ``csv`` or ``latex``."""
+        """Format the table as ``markdown``, ``latex``, or ``csv`` with a row for each cell, checkpoint and measure.
+
+        Below it, Markdown has notes and alarms. Above it, LaTeX has comments that name the scale, data and attacks.
+        """
+        if form == "csv":
+            tidy = tables.tidy(self.results, self._measures())
+            return write_table(tidy.header, tidy.rows, form)
         section = self.section()
         table = write_table(section.table.header, section.table.rows, form)
-        return "\n\n".join([self.title, table, *told_of(section)]) if form == "markdown" else table
+        if form == "latex":
+            return "\n".join([*(f"% {line}" for line in (self.title, *self._judged())), table])
+        return "\n\n".join([self.title, table, *told_of(section)])
 
     def write(self, out: Path) -> None:
         """Write ``table.md``, ``.csv``, ``.tex`` and ``.json``; each file is replaced atomically.
@@ -91,20 +99,30 @@ class Reproduction:
         replace_file(out / "table.json", (json.dumps(self.record(), indent=1, allow_nan=False) + "\n").encode())
 
     def record(self) -> dict[str, Any]:
-        """Return all results in plain values, for JSON."""
+        """Return all results in plain values, for JSON.
+
+        Older records lack ``notes``, ``seeds``, and of each cell ``training_images``, ``images`` and ``attacks``.
+        """
+        table, blocks = self.planned.table, self.planned.blocks
         return {
             "format": FORMAT,
-            "table": self.planned.table.name,
+            "table": table.name,
+            "notes": list(table.notes),
             "scale": self.planned.scale,
+            "seeds": list(blocks[0].plan.seeds) if blocks else [],
             "versions": versions(),
             "missing": dict(self.planned.missing),
             "cells": [self._cell(result, published) for result, published in self.results],
         }
 
     def _cell(self, result: Result, published: Mapping[str, Published]) -> dict[str, Any]:
+        (plan,) = (block.plan for block in self.planned.blocks if result.name in block.published)
         return {
             "name": result.name,
             "config": result.planned.config.to_mapping(),
+            "training_images": plan.facts.train,
+            "images": plan.images,
+            "attacks": {name: attack.chosen() for name, attack in zip(measures(plan)[1:], plan.attacks, strict=True)},
             "forwards": result.planned.forwards,
             "seconds_per_epoch": result.seconds,
             "implicit_share": result.implicit_share,
@@ -122,45 +140,20 @@ class Reproduction:
             "failed": result.failed,
         }
 
-    def _table(self) -> Table:
-        measured = list(dict.fromkeys(m for block in self.planned.blocks for m in measures(block.plan)))
-        measured += [m for m in self._published_measures() if m not in measured]
-        header = ["cell", "seeds"]
-        for measure in measured:
-            header += [f"{tables.title(measure)} {column}" for column in (*CHECKPOINTS, "published")]
-        header += ["s/epoch", "s/epoch published", "F/batch", "alarms"]
-        return Table(header, [list(_row(result, published, measured)) for result, published in self.results])
+    def _judged(self) -> list[str]:
+        """Describe what each data set was used for, in a line each."""
+        return list(dict.fromkeys(_judged(block.plan) for block in self.planned.blocks))
 
-    def _published_measures(self) -> list[str]:
-        found = dict.fromkeys(measure for row in self.planned.table.cells.values() for measure in row)
-        return [measure for measure in found if measure != "seconds"]
-
-
-def _row(result: Result, published: Mapping[str, Published], measured: list[str]) -> Iterator[Cell]:
-    yield result.name
-    yield tables.seeds(result)
-    for measure in measured:
-        for checkpoint in CHECKPOINTS:
-            known = (checkpoint, measure) in result.accuracies
-            yield tables.spread(result.spread(checkpoint, measure)) if known else Figure(None, "–")
-        yield _percent(published.get(measure))
-    yield Figure(result.seconds, number(result.seconds, 2))
-    seconds = published.get("seconds")
-    yield Figure(None, "–") if seconds is None else Figure(seconds.mean, f"{seconds.mean:g}")
-    yield Figure(result.planned.forwards, number(result.planned.forwards, 1))
-    yield Figure(result.doubtful, str(result.doubtful))
-
-
-def _percent(figure: Published | None) -> Figure:
-    if figure is None:
-        return Figure(None, "–")
-    told = f"{figure.mean:.2f}{'?' if figure.doubtful else ''}"
-    return Figure(figure.mean / 100, f"{told} %" if figure.std is None else f"{told} ± {figure.std:.2f} %")
+    def _measures(self) -> list[str]:
+        """Return the names of all accuracies: the measured ones, then those that are only published."""
+        plans = [block.plan for block in self.planned.blocks]
+        published = [measure for row in self.planned.table.cells.values() for measure in row if measure != "seconds"]
+        return list(dict.fromkeys([*(measure for plan in plans for measure in measures(plan)), *published]))
 
 
 def _judged(plan: Plan) -> str:
     config = plan.methods[0].config
     return (
-        f"{config.data.name}: {plan.facts.train} training images, {plan.images} test images, {judges(plan)}; "
+        f"{config.data.name}: {plan.facts.train} training images, {plan.images} test images, {judges(plan.attacks)}; "
         f"{config.training.epochs} epochs."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any, Final
 
@@ -52,11 +52,13 @@ class PublishedTable:
         name: Name of the table, such as `table-1`.
         about: One line that describes the table.
         cells: The published figures of each preset: `sa`, accuracies by the name of the attack, and `seconds` an epoch.
+        notes: Sentences on how the figures were measured, above all where this differs from our runs.
     """
 
     name: str
     about: str
     cells: Mapping[str, Mapping[str, Published]]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, name: str) -> PublishedTable:
@@ -72,10 +74,10 @@ class PublishedTable:
             preset: {measure: Published.read(text) for measure, text in row.items()}
             for preset, row in found["cells"].items()
         }
-        return cls(name, found["about"], cells)
+        return cls(name, found["about"], cells, tuple(found.get("notes", ())))
 
     def only(self, wanted: str) -> PublishedTable:
-        """Keep the cells whose names contain one of several patterns.
+        """Keep the cells whose names contain one of several patterns; the whole name of a cell keeps only this cell.
 
         Args:
             wanted: Patterns separated by commas, in which `*` stands for any text; empty keeps all cells.
@@ -83,13 +85,10 @@ class PublishedTable:
         Raises:
             UserError: If a pattern matches no cell.
         """
-        parts = items(wanted)
-        for part in parts:
-            if not any(_is_in(part, name) for name in self.cells):
+        kept: set[str] = set()
+        for part in items(wanted):
+            found = {part} if part in self.cells else {name for name in self.cells if fnmatch(name, f"*{part}*")}
+            if not found:
                 raise UserError(f"--only {part} matches no cell of {self.name}; its cells: {', '.join(self.cells)}.")
-        kept = {name: row for name, row in self.cells.items() if not parts or any(_is_in(part, name) for part in parts)}
-        return PublishedTable(self.name, self.about, kept)
-
-
-def _is_in(part: str, name: str) -> bool:
-    return fnmatch(name, f"*{part}*")
+            kept |= found
+        return replace(self, cells={name: row for name, row in self.cells.items() if not kept or name in kept})
