@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from adv_train import evaluation
 from adv_train.cli import main
 from adv_train.doctor import CHECKS, patient_of_run
 from adv_train.doctor.examine import examine
+from adv_train.doctor.remedy import evaluate_again
 from adv_train.evaluation import Evaluation, Outcome, wilson
 from adv_train.loading import load_model
 from adv_train.threat import Threat
@@ -73,12 +75,61 @@ def test_a_part_of_the_test_set_is_told_with_its_interval_and_the_command_for_al
     low, high = wilson(round(record["ra_pgd"] * 50), 50)
     assert (status, seen["verdict"], found["healthy"]) == (1, "doubtful", False)
     assert "50 of 360" in seen["seen"] and f"[{low:.1%}, {high:.1%}]" in seen["seen"]
-    assert 'adv-train eval run --norm linf --eps 0.15 --attacks "pgd"' in seen["remedy"]
-    # The command of the remedy, with an attack that is quick, is the cure.
-    words = seen["remedy"].partition("adv-train ")[2].replace('"', "").split()
-    assert main([*words, *EVAL[2:]]) == 0
+    command = "adv-train eval run --norm linf --eps 0.15 --attacks 'pgd(steps=3, restarts=1)'"
+    assert seen["remedy"].endswith(command)
+    # The command of the remedy is the cure.
+    assert main([*shlex.split(command)[1:], "--device", "cpu", "--quiet"]) == 0
     status, found = examined([run, "--only", "subset,trained-budget"])
     assert (status, found["checks"]["subset"]["verdict"]) == (0, "well")
+
+
+def test_the_remedy_evaluates_the_checkpoint_that_was_examined(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = str(shutil.copytree(runs / "fast-at", "my run"))
+    last = torch.load(f"{out}/last.pt", weights_only=False)
+    attacks = "pgd(steps=2, restarts=1, step=0.05), pgd-targeted(targets=none, steps=1)"
+    words = ["--checkpoint", "last", "--device", "cpu", "--quiet"]
+    assert main(["eval", out, *words, "--attacks", attacks, "--limit", "30"]) == 0
+    _, found = examined([out, "--checkpoint", "last", "--only", "subset,trained-budget"], out)
+    remedy = found["checks"]["subset"]["remedy"]
+    command = remedy.partition(": ")[2]
+    asked = shlex.split(command)
+    assert asked[:5] == ["adv-train", "eval", "my run", "--checkpoint", "last"]
+    assert main([*asked[1:], "--device", "cpu", "--quiet"]) == 0
+    (whole,) = [record for record in evaluation.read_all(Path(out)) if record.n == record.of]
+    assert whole.about["checkpoint"] == "last.pt" and whole.about["epoch"] == last["epoch"]
+    (part,) = [record for record in evaluation.read_all(Path(out)) if record.n == 30]
+    assert {name: each.settings for name, each in whole.attacks.items()} == {
+        name: each.settings for name, each in part.attacks.items()
+    }
+    assert main(["eval", out, *words, "--eps", "0.1", "--attacks", "pgd(steps=1, restarts=1)"]) == 0
+    for path in (Path(out) / "evaluations").glob("*-0.15-*"):
+        path.unlink()
+    _, found = examined([out, "--checkpoint", "last", "--only", "trained-budget"], out)
+    assert found["checks"]["trained-budget"]["remedy"].endswith(
+        "adv-train eval 'my run' --checkpoint last --norm linf --eps 0.15"
+    )
+
+
+def test_the_remedy_names_every_recorded_attack_with_its_options(runs: Path) -> None:
+    threat = Threat("linf", 8 / 255)
+    robust = np.ones(9, bool)
+    attacks = {
+        "pgd": {"steps": 50, "restarts": 10, "loss": "cross-entropy", "step": 2 / 255},
+        "pgd-targeted": {"targets": "all", "steps": 50, "restarts": 1, "loss": "margin", "step": 0.5},
+        "square": {"queries": 7, "version": "standard"},
+        "transfer": {"source": "runs/b", "source_weights": "0", "steps": 50, "restarts": 1, "step": 2 / 255},
+        "mine": {"power": 2},
+    }
+    recorded = {name: Outcome(robust, None, settings) for name, settings in attacks.items()}
+    patient = replace(patient_of_run(runs / "fast-at", limit=20, device="cpu"), judge="adv-train eval run")
+    written = "pgd,pgd-targeted(targets=none, step=0.5),square(queries=7),transfer(source=runs/b),mine"
+    assert evaluate_again(patient, threat, recorded) == (
+        f"adv-train eval run --norm linf --eps 8/255 --attacks '{written}'"
+    )
+    assert evaluate_again(patient, threat) == "adv-train eval run --norm linf --eps 8/255"
 
 
 @pytest.mark.parametrize(("flags", "swapped"), [(["--eps", "0.1"], False), (["--norm", "l2", "--eps", "0.15"], True)])
@@ -149,7 +200,8 @@ def test_weights_from_elsewhere_are_examined_with_the_flags_of_eval(run: str) ->
     status, found = examined([*words, "--only", "subset,gradients,budget"], "runs/weights-eval")
     assert status == 1 and [f["verdict"] for f in found["checks"].values()] == ["well", "well", "doubtful"]
     remedy = found["checks"]["subset"]["remedy"]
-    assert "adv-train eval --checkpoint-file weights.pt --model small-cnn --data digits" in remedy
+    command = "adv-train eval --checkpoint-file weights.pt --model small-cnn --data digits --out runs/weights-eval"
+    assert f"{command} --norm linf" in remedy
     # A record of other weights in the same folder tells nothing of these.
     torch.save(
         {

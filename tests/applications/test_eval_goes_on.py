@@ -280,6 +280,15 @@ def test_each_budget_has_its_images_and_an_interrupted_one_keeps_them(
         assert np.array_equal(whole["images_pgd"], kept)
 
 
+def test_nearly_equal_budgets_do_not_share_a_file() -> None:
+    words = ["run", "--eps", "8/255,0.03137,0.03137254,1,1e-5", "--save-images", "here/i.npz"]
+    command = cli_evaluation.read(words)
+    paths = [cli_evaluation._image_file(command, eps) for eps in command.eps or ()]
+    assert [path and str(path) for path in paths] == [
+        f"here/i-eps{eps}.npz" for eps in ("0.03137254901960784", "0.03137", "0.03137254", "1", "1e-05")
+    ]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_rounding_moves_an_image_by_half_a_grey_level_in_every_value_at_most(norm: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -405,7 +414,8 @@ def test_all_attacks_are_listed_and_compared(run: Path, capsys: pytest.CaptureFi
     attacks = tuple(made("pgd(steps=2, restarts=1)", "square(queries=30)", "transfer(source=other, steps=2)"))
     judgement, config = Judgement("best", attacks, 30), RunFolder(run).config()
     words = judgement.command(config, run)
-    assert words[words.index("--attacks") + 1] == "pgd,square(queries=30),transfer(source=other, steps=2)"
+    written = "pgd(steps=2, restarts=1),square(queries=30),transfer(source=other, steps=2)"
+    assert words[words.index("--attacks") + 1] == written
     assert main(words) == 0
     record = evaluation.read(run)
     assert judgement.is_in(record, record.about["epoch"], config)

@@ -62,7 +62,7 @@ class Eval(JudgedModel):
         pgd_restarts: Number of random starts of PGD.
         again: Repeat attacks that have a record.
         save_images: File NAME.npz for the adversarial images, rounded to 8 bits; the model is also evaluated on the
-            rounded images. With several --eps, the files are NAME-epsX.npz.
+            rounded images. With several --eps, the files are NAME-epsX.npz, where X is the radius as a decimal.
         table: Format of the table.
         report: Also write report.html beside eval.json.
     """
@@ -136,7 +136,8 @@ def _image_file(command: Eval, eps: float | None) -> Path | None:
         return None
     check_image_file(path)
     several = command.eps is not None and len(set(command.eps)) > 1
-    return path.with_name(f"{path.stem}-eps{eps:.4g}{path.suffix}") if several else path
+    # The shortest text that reads back as this number, so that no two budgets share a file.
+    return path.with_name(f"{path.stem}-eps{repr(eps).removesuffix('.0')}{path.suffix}") if several else path
 
 
 def _run(command: Eval, folder: Path) -> tuple[Evaluation, Path, RunSummary]:

@@ -10,6 +10,7 @@ from adv_train.data.split import to_unit_range
 from adv_train.devices import find_device
 from adv_train.digests import digest
 from adv_train.doctor.patient import Patient
+from adv_train.doctor.remedy import evaluating
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation, records_of
 from adv_train.judged_data import cut
@@ -50,7 +51,14 @@ def patient_of_run(
         records=_own_records(path, opened),
         history=RunFolder(path).metrics(),
         attacked=RunFolder(path).config().method.attacks,
-        judge=f"adv-train eval {path}",
+        judge=evaluating(
+            [path],
+            {
+                "--checkpoint": None if which == "best" else which,
+                "--data": data_name,
+                "--data-root": data_root,
+            },
+        ),
         checkpoint=opened.about["checkpoint"],
     )
 
@@ -77,8 +85,13 @@ def patient_of_weights(
     opened = open_weights(
         model_name, data_name, weights=weights, normalisation=normalisation, device=device, data_root=data_root
     )
-    given = {"--checkpoint-file": weights, "--model": model_name, "--normalisation": normalisation, "--data": data_name}
-    flags = " ".join(f"{flag} {value}" for flag, value in given.items() if value is not None)
+    given: dict[str, object] = {
+        "--checkpoint-file": weights,
+        "--model": model_name,
+        "--normalisation": normalisation,
+        "--data": data_name,
+    }
+    where = {"--data-root": None if data_root == "data" else data_root, "--out": folder}
     return _patient(
         opened,
         norm=norm,
@@ -87,7 +100,7 @@ def patient_of_weights(
         judging=judging,
         device=device,
         records=_own_records(folder, opened),
-        judge=f"adv-train eval {flags}",
+        judge=evaluating([], given | where),
         checkpoint=opened.about["checkpoint"],
     )
 

@@ -43,7 +43,8 @@ class Patient:
         records: Evaluations of these weights.
         history: Record of each epoch of the training.
         attacked: Whether the model was trained on perturbed images.
-        judge: The command that evaluates the model, without attacks and budget; empty for a module in Python.
+        judge: The command that evaluates the model, quoted for a shell, without attacks and budget; empty for a module
+            in Python.
         checkpoint: Name of the checkpoint file of a run; empty for other models.
         judging: Seed of all random numbers, and the other settings of every attack.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError, doubtful, well
 from adv_train.doctor.patient import Patient
+from adv_train.doctor.remedy import evaluate_again
 from adv_train.evaluation import headline, wilson
 
 
@@ -23,7 +24,5 @@ def subset(patient: Patient) -> Finding:
     figures = {"n": record.n, "of": record.of, "intervals": record.intervals()}
     if record.n >= record.of:
         return well(seen, **figures)
-    names = ",".join(record.attacks)
-    attacks = f' --attacks "{names}"' if names else ""
-    command = f"{patient.judge} --norm {record.threat.norm} --eps {record.eps:.12g}{attacks}"
+    command = evaluate_again(patient, record.threat, record.attacks)
     return doubtful(seen, f"Report n and the intervals, or evaluate all images: {command}", **figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError, doubtful, well
 from adv_train.doctor.patient import Patient
+from adv_train.doctor.remedy import evaluate_again
 from adv_train.threat import Threat
 
 
@@ -22,10 +23,8 @@ def trained_budget(patient: Patient) -> Finding:
         return well(seen, **figures)
     swapped = any(threat.norm != trained.norm and abs(threat.eps - trained.eps) < 1e-9 for threat in judged)
     why = "The same eps means something else in another norm. " if swapped else ""
-    command = f"{patient.judge} --norm {trained.norm} --eps {trained.eps:.12g}"
-    return doubtful(
-        seen, f"{why}Evaluate it also at the budget of training: {command}", **figures, norms_swapped=swapped
-    )
+    remedy = f"{why}Evaluate it also at the budget of training: {evaluate_again(patient, trained)}"
+    return doubtful(seen, remedy, **figures, norms_swapped=swapped)
 
 
 def _told(threat: Threat) -> str:
