@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from adv_train.config import RunConfig, read_yaml, to_yaml
 from adv_train.data import Dataset
 from adv_train.errors import UserError
+from adv_train.evaluation import stayed
 from adv_train.files import make_folder, replace_file
 
 
@@ -193,6 +194,33 @@ def score(select: str, record: Mapping[str, Any]) -> tuple[float, ...]:
         "last": (record["epoch"],),
     }
     return scores[select]
+
+
+def best_record(select: str, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the record of the epoch in ``best.pt``: the first one with the largest score.
+
+    An epoch that was rolled back is not chosen by its accuracies, because they are those of weights that the run
+    discarded. If all epochs were rolled back, the choice is among all of them. ``"last"`` is the last epoch in any
+    case, so that ``best.pt`` and ``last.pt`` hold the same weights.
+
+    Args:
+        select: As for `score`.
+        history: The metrics of the epochs, at least one.
+    """
+    chosen = history if select == "last" else stayed(history) or history
+    return max(chosen, key=lambda record: score(select, record))
+
+
+def measured_record(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the record whose accuracies are those of the weights after an epoch.
+
+    It is the record itself, or that of the epoch to which the run was rolled back.
+
+    Args:
+        record: The metrics of the epoch.
+        history: The metrics of all epochs, in order.
+    """
+    return history[record["rolled_back_to"] - 1] if "rolled_back_to" in record else record
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from adv_train import evaluation
 from adv_train.bench import step_cost
 from adv_train.evaluation import Evaluation
 from adv_train.loading import load_checkpoint
-from adv_train.records import RunFolder, score
+from adv_train.records import RunFolder, best_record
 from adv_train.report import RunSummary, command
 from adv_train.report.drawn import drawn_landscape
 
@@ -34,7 +34,7 @@ def summarise(path: Path, name: str | None = None) -> RunSummary:
     seconds = [line["train_seconds"] for line in run.timing()]
     shares = [line["implicit_share"] for line in metrics if line.get("implicit_share")]
     judged = outcome.summary()
-    best = max(metrics, key=lambda line: score(config.training.select, line))["epoch"] if metrics else None
+    best = best_record(config.training.select, metrics)["epoch"] if metrics else None
     overfitted = evaluation.overfitting(metrics) if config.method.attacks else None
     return RunSummary(
         name=name or config.method_name,

@@ -21,12 +21,12 @@ from adv_train.config import RunConfig
 from adv_train.devices import own_device
 from adv_train.digests import digest
 from adv_train.errors import Diverged, UserError
-from adv_train.evaluation import overfitted, sound
+from adv_train.evaluation import overfitted, sound, stayed
 from adv_train.loading import load_data
 from adv_train.observers import Observer, Progress
 from adv_train.observers.alarm import Alarm
 from adv_train.observers.steps import StepClock, Steps
-from adv_train.records import RunFolder, score
+from adv_train.records import RunFolder, best_record, measured_record, score
 from adv_train.trainer import Trainer
 
 
@@ -37,7 +37,8 @@ class FitResult:
     Attributes:
         run: The run folder.
         resumed_after: Number of epochs that earlier processes had finished; all epochs if nothing was left to do.
-        best: Record of the epoch in ``best.pt``.
+        best: Record of the epoch in ``best.pt``. With ``select="last"`` the last epoch may have been rolled back; then
+            its ``epoch`` and ``rolled_back_to`` come with the accuracies of the restored weights.
         classes: Number of classes of the model.
     """
 
@@ -156,17 +157,18 @@ def _next_epoch(
         seconds["prepare_seconds"] = trainer.prepared() - prepared  # included in train_seconds
     if trainer.ranks.size > 1:
         seconds["ranks"] = trainer.ranks.size
-    reached = score(trainer.config.training.select, record)
-    improved = state.best_epoch == 0 or reached > state.best_score
     if trainer.config.training.rollback and trainer.config.method.attacks:
         record |= _rolled_back(trainer, state, record, run)
+    # Chosen after the rollback, so that best.pt never holds other weights than those its record describes.
+    history, select = (*state.history, record), trainer.config.training.select
+    best = best_record(select, history)
     state = replace(
         state,
         epoch=epoch,
         **trainer.state.state_dict(),
-        history=(*state.history, record),
-        best_epoch=epoch if improved else state.best_epoch,
-        best_score=reached if improved else state.best_score,
+        history=history,
+        best_epoch=best["epoch"],
+        best_score=score(select, best),
     )
     if not trainer.ranks.first:
         return state
@@ -181,7 +183,7 @@ def _next_epoch(
 
 def _rolled_back(trainer: Trainer, before: Checkpoint, record: Mapping[str, Any], run: RunFolder) -> dict[str, int]:
     """Save the state if the epoch is sound; if it has overfitted, restore the trainer to the last sound epoch."""
-    best = max(before.history, key=lambda each: each["val_ra"], default=None)
+    best = max(stayed(before.history), key=lambda each: each["val_ra"], default=None)
     if overfitted(record, best) is not None and run.sound.exists():
         kept = checkpoint.load(run.sound)
         trainer.state.load_state_dict(vars(kept))
@@ -254,5 +256,7 @@ def _divergence(run: RunFolder, state: Checkpoint, loss: float) -> str:
 
 
 def _result(run: RunFolder, state: Checkpoint, *, resumed_after: int) -> FitResult:
-    best, classes = dict(state.history[state.best_epoch - 1]), state.model_arguments["classes"]
+    record, classes = state.history[state.best_epoch - 1], state.model_arguments["classes"]
+    accuracies = {key: value for key, value in measured_record(record, state.history).items() if key.startswith("val_")}
+    best = {**record, **accuracies}
     return FitResult(run, resumed_after, best, classes)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import adv_train
 from adv_train import evaluation
@@ -23,6 +24,7 @@ from adv_train.doctor.remedy import evaluate_again
 from adv_train.evaluation import Evaluation, Outcome, wilson
 from adv_train.loading import load_model
 from adv_train.threat import Threat
+from tests.applications.ill_models import Noise
 
 FIT: dict[str, Any] = {"data": "digits", "model": "small-cnn", "eps": 0.15, "epochs": 4, "device": "cpu"}
 EVAL = ["--attacks", "pgd", "--pgd-steps", "3", "--pgd-restarts", "1", "--device", "cpu", "--quiet"]
@@ -144,10 +146,10 @@ def test_a_run_without_a_record_at_its_own_budget_is_told(run: str, flags: list[
     assert examined([run, "--only", "trained-budget"])[0] == 0
 
 
-def record(robust: dict[str, int], n: int = 400) -> Evaluation:
+def record(robust: dict[str, int], n: int = 400, eps: float = 0.15, **settings: Any) -> Evaluation:
     """Make a record in which each attack leaves so many of n images, 360 of which are right."""
-    attacks = {name: Outcome(np.arange(n) < left, None, {}) for name, left in robust.items()}
-    return Evaluation(Threat("linf", 0.15), 0, np.arange(n) < 360, attacks, of=n)
+    attacks = {name: Outcome(np.arange(n) < left, None, settings) for name, left in robust.items()}
+    return Evaluation(Threat("linf", eps), 0, np.arange(n) < 360, attacks, of=n)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,34 @@ def test_records_in_which_pgd_is_the_weaker_attack_are_found(runs: Path, robust:
     assert examine(patient, ["attack-records"]).healthy is not ill
 
 
+@pytest.mark.parametrize(("steps", "verdict"), [(2, "doubtful"), (19, "doubtful"), (20, "ill"), (50, "ill")])
+def test_a_short_pgd_is_doubtful_and_no_sign_of_masked_gradients(runs: Path, steps: int, verdict: str) -> None:
+    patient = patient_of_run(runs / "fast-at", limit=20, device="cpu")
+    short = record({"pgd": 300, "square": 150}, steps=steps)
+    found = examine(replace(patient, records=[short]), ["attack-records"]).findings["attack-records"]
+    assert found.verdict == verdict
+    assert ("masked" in found.remedy) is (verdict == "ill") and ("--pgd-steps 50" in found.remedy) is (steps < 20)
+    # The remedy is a cure, although the old record stays; a longer PGD that is as weak is another matter.
+    for left, cured in ((0, "well"), (152, "well"), (300, "ill")):
+        longer = record({"pgd": left, "square": 150}, steps=50)
+        found = examine(replace(patient, records=[short, longer]), ["attack-records"]).findings["attack-records"]
+        assert found.verdict == (cured if steps < 20 else "ill")
+    # At another budget nothing is known yet.
+    other = record({"pgd": 152, "square": 150}, eps=0.1, steps=50)
+    found = examine(replace(patient, records=[short, other]), ["attack-records"]).findings["attack-records"]
+    assert found.verdict == verdict
+
+
+def test_a_healthy_model_whose_record_has_two_steps_of_pgd_is_not_ill(run: str) -> None:
+    attacks = "pgd(steps=2,restarts=1),square(queries=300)"
+    assert main(["eval", run, "--attacks", attacks, "--eps", "0.3", "--device", "cpu", "--quiet"]) == 0
+    found = examined([run, "--only", "attack-records"])[1]["checks"]["attack-records"]
+    assert found["verdict"] == "doubtful", found
+    words = found["remedy"].partition("adv-train ")[2].replace('"', "").replace("square", "square(queries=300)").split()
+    assert main([*words, "--pgd-restarts", "1", "--device", "cpu", "--quiet"]) == 0
+    assert examined([run, "--only", "attack-records"])[1]["checks"]["attack-records"]["verdict"] == "well"
+
+
 def test_a_record_more_robust_than_accurate_is_found(runs: Path) -> None:
     patient = patient_of_run(runs / "fast-at", limit=20, device="cpu")
     for left, verdict in ((360, "well"), (361, "ill")):
@@ -174,16 +204,50 @@ def test_a_record_more_robust_than_accurate_is_found(runs: Path) -> None:
         assert seen.findings["robust-above-clean"].verdict == verdict
 
 
+@pytest.mark.parametrize(("left", "verdict"), [(361, "well"), (366, "well"), (390, "ill")])
+def test_an_attack_with_a_clean_pass_of_its_own_may_be_above_it_by_chance(runs: Path, left: int, verdict: str) -> None:
+    patient = patient_of_run(runs / "fast-at", limit=20, device="cpu")
+    randomised = replace(patient, model=nn.Sequential(patient.model, Noise()))
+    for examined_patient, judged in (
+        (patient, record({"autoattack-rand": left})),
+        (patient, record({"pgd": left}, eps=0.0)),
+        (randomised, record({"pgd": left})),
+    ):
+        seen = examine(replace(examined_patient, records=[judged]), ["robust-above-clean"])
+        assert seen.findings["robust-above-clean"].verdict == verdict, judged.attacks
+
+
 def test_the_history_of_a_run_that_overfitted_is_read(run: str) -> None:
     assert examined([run, "--only", "overfitting"])[0] == 0
     lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
-    for last, verdict in ((0.62, "doubtful"), (0.02, "ill")):
+    for last, verdict in ((0.55, "doubtful"), (0.02, "ill")):
         changed = [line | {"val_sa": 0.9, "val_ra": 0.8, "val_fgsm": 0.85} for line in lines]
         changed[-1] |= {"val_ra": last, "val_fgsm": last}
         Path(run, "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
         status, found = examined([run, "--only", "overfitting"])
         assert (status, found["checks"]["overfitting"]["verdict"]) == (1, verdict)
         assert "80.0% after epoch" in found["checks"]["overfitting"]["seen"]
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "n", "verdict"),
+    [
+        (0.08, 0.0, 500, "ill"),
+        (0.08, 0.055, 5000, "doubtful"),
+        (0.08, 0.055, 500, "well"),
+        (0.08, 0.062, 5000, "well"),
+        (0.5, 0.42, 5000, "well"),  # usual for long training
+        (0.5, 0.39, 5000, "doubtful"),
+        (0.5, 0.39, 100, "well"),
+    ],
+)
+def test_a_last_epoch_that_is_worse_by_more_than_chance_is_told(
+    runs: Path, best: float, last: float, n: int, verdict: str
+) -> None:
+    known = {"val_sa": 0.6, "val_images": n}
+    history = [{"epoch": 1, "val_ra": best, **known}, {"epoch": 2, "val_ra": last, **known}]
+    patient = replace(patient_of_run(runs / "fast-at", limit=20, device="cpu"), history=history)
+    assert examine(patient, ["overfitting"]).findings["overfitting"].verdict == verdict
 
 
 def test_python_and_command_find_the_same(run: str) -> None:

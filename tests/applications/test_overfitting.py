@@ -7,14 +7,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor, nn
 
 import adv_train
-from adv_train import checkpoint, measures
-from adv_train.evaluation import overfitted, overfitting, sound
-from adv_train.records import RunFolder
+from adv_train import checkpoint, measures, train
+from adv_train.attacks import PGD
+from adv_train.cli import main
+from adv_train.comparison.cell import Cell, Judgement
+from adv_train.evaluation import chance_margin, overfitted, overfitting, sound
+from adv_train.plots import read_runs
+from adv_train.records import RunFolder, best_record
+from adv_train.summaries import summarise
 from adv_train.threat import Threat
 
 # Digits are whole numbers of sixteenths. After so many steps this network, in eval mode, gives wrong answers off these:
@@ -132,6 +139,56 @@ def test_a_resumed_run_remembers_the_epochs_before(monkeypatch: pytest.MonkeyPat
         adv_train.fit(out="run", progress=False, **settings(epochs=LAST_SOUND + 1))
 
 
+# --- the best epoch ---------------------------------------------------------------------------------------------------
+
+SCORES = ((0.5, 0.4), (0.6, 0.45), (0.55, 0.43), (0.9, 0.0))
+"""Clean and robust accuracy of each epoch; the last one has overfitted and is the most accurate."""
+
+
+def validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter(SCORES)
+
+    def validate(_: object) -> dict[str, float]:
+        sa, ra = next(scores)
+        return {"val_images": 500, "val_sa": sa, "val_ra": ra, "val_fgsm": ra, "val_top_class": 0.1}
+
+    monkeypatch.setattr(train.Trainer, "validate", validate)
+
+
+@pytest.mark.parametrize(("select", "best", "weights_of"), [("robust", 2, 2), ("clean", 2, 2), ("last", 4, 3)])
+@pytest.mark.filterwarnings("ignore:Epoch 4 overfitted")
+def test_an_epoch_that_was_rolled_back_is_best_nowhere(
+    monkeypatch: pytest.MonkeyPatch, select: str, best: int, weights_of: int
+) -> None:
+    chosen = settings(model="small-cnn", train_limit=64, epochs=4, rollback=True, select=select)
+    validated(monkeypatch)
+    result = adv_train.fit(out="run", progress=False, **chosen)
+    assert [line.get("rolled_back_to") for line in metrics("run")] == [None, None, None, 3]
+    validated(monkeypatch)
+    shorter = adv_train.fit(out="short", progress=False, **chosen | {"epochs": weights_of})
+    run = result.run
+    for name, value in weights(shorter.run.last).items():
+        assert torch.equal(value, weights(run.best)[name]), name
+    assert checkpoint.load(run.best).epoch == checkpoint.load(run.last).best_epoch == best
+    # The figures that `fit` prints are those of the weights in best.pt.
+    told = (result.best["epoch"], result.best["val_sa"], result.best["val_ra"])
+    assert told == (best, *SCORES[weights_of - 1])
+    # A comparison, a report and a figure find the same epoch in the records.
+    judgements = tuple(Judgement(which, (PGD(1, 1),), 20) for which in ("best", "last"))
+    cell = Cell("run", run.path, run.config(), judgements)
+    for command in cell.commands():
+        assert main(command) == 0
+    assert [record and record.about["epoch"] for record in cell.evaluations()] == [best, 4]
+    assert summarise(run.path).best_epoch == read_runs([run.path])[0].best_epoch == best
+
+
+def test_the_best_record_is_the_first_of_the_highest_score() -> None:
+    history = [line(1, 0.5, 0.4), line(2, 0.7, 0.4), line(3, 0.7, 0.4), line(4, 0.9, 0.5, rolled_back_to=3)]
+    found = {select: best_record(select, history)["epoch"] for select in ("robust", "clean", "last")}
+    assert found == {"robust": 2, "clean": 2, "last": 4}
+    assert best_record("robust", [line(1, 0.5, 0.4, rolled_back_to=1)])["epoch"] == 1  # a resumed first epoch
+
+
 # --- what shows it ----------------------------------------------------------------------------------------------------
 
 
@@ -155,9 +212,63 @@ def test_a_model_that_one_step_hardly_breaks_and_pgd_does_has_overfitted(record:
     assert said is None or "75.0% under one step" in said
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "images", "told"),
+    [
+        ((0.2, 0.08), (0.2, 0.0), 500, True),
+        ((0.3, 0.05), (0.35, 0.0), 500, True),
+        ((0.2, 0.03), (0.2, 0.0), 50, False),
+        ((0.2, 0.08), (0.2, 0.0), None, False),  # of few images, as far as is known
+        ((0.2, 0.08), (0.2, 0.03), 500, False),
+        ((0.2, 0.08), (0.2, 0.03), 5000, True),
+        ((0.198, 0.08), (0.144, 0.018), 500, False),  # a bad epoch of a run that recovered: clean images suffer too
+        ((0.6, 0.4), (0.45, 0.0), 500, False),
+    ],
+)
+def test_a_loss_of_robust_accuracy_is_told_from_chance_by_the_number_of_images(
+    before: tuple[float, float], now: tuple[float, float], images: int | None, told: bool
+) -> None:
+    counted = {} if images is None else {"val_images": images}
+    history = [line(1, *before, **counted), line(2, *now, **counted)]
+    assert (overfitting(history) is not None) is told
+
+
+@pytest.mark.parametrize(("images", "told"), [(500, True), (50, False)])
+def test_one_step_that_hardly_breaks_an_inaccurate_model_is_judged_by_the_number_of_images(
+    images: int, told: bool
+) -> None:
+    assert (overfitted(line(1, 0.2, 0.01, val_fgsm=0.17, val_images=images), None) is not None) is told
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (500, 500), (500, 2000)])
+def test_the_margin_of_chance_is_four_standard_deviations_of_the_difference(n: int, m: int) -> None:
+    for p in (0.0, 0.05, 0.3, 1.0):
+        deviation = np.sqrt(binom.var(n, p) / n**2 + binom.var(m, p) / m**2)
+        assert chance_margin(p, p, {"val_images": n}, {"val_images": m}) == pytest.approx(4 * deviation, abs=1e-15)
+    assert chance_margin(0.3, 0.2, {"val_images": n}, {}) == chance_margin(0.3, 0.2) == 0.1
+
+
+@pytest.mark.parametrize("n", [20, 50, 100])
+def test_two_epochs_of_equal_models_raise_hardly_a_false_alarm(n: int) -> None:
+    counts = np.arange(n + 1)
+    alarms = np.array(
+        [
+            [overfitted(line(2, 1, now / n, val_images=n), line(1, 1, was / n, val_images=n)) is not None]
+            for was in counts
+            for now in counts
+        ]
+    ).reshape(n + 1, n + 1)
+    assert alarms.any()
+    for p in np.linspace(0.02, 0.98, 25):
+        chances = binom.pmf(counts, n, p)
+        assert chances @ alarms @ chances < 4e-5  # the rate in the documentation of the margin
+
+
 def test_an_epoch_to_go_back_to_is_near_the_best_one() -> None:
     history = [line(1, 0.5, 0.3), line(2, 0.6, 0.4)]
     assert sound(line(3, 0.6, 0.37), history) and not sound(line(3, 0.6, 0.35), history)
+    back = [*history, line(3, 0.9, 0.45, rolled_back_to=2)]
+    assert sound(line(4, 0.6, 0.37), back)
     assert sound(line(1, 0.1, 0.0), []) and not sound(line(1, 0.8, 0.1, val_fgsm=0.75), [])
 
 

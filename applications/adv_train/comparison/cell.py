@@ -11,7 +11,7 @@ from adv_train.attacks import ATTACKS, Attack
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
-from adv_train.records import RunFolder, score
+from adv_train.records import RunFolder, best_record
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Cell:
         if not self.is_trained():
             return [None] * len(self.judgements)
         metrics, select = self.run.metrics(), self.config.training.select
-        epochs = {"best": max(metrics, key=lambda line: score(select, line))["epoch"], "last": len(metrics)}
+        epochs = {"best": best_record(select, metrics)["epoch"], "last": len(metrics)}
         try:
             records = evaluation.read_all(self.out)
         except UserError:

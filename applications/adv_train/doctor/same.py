@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from adv_train.attacks.judging import adapted
+from adv_train.attacks.judging import adapted, frozen
 from adv_train.attacks.narration import undisturbed
 
 Call: TypeAlias = tuple[str, Tensor, Tensor]
@@ -45,6 +45,12 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
     """Return the logits in the model's present mode."""
     found: Tensor = adapted(model, x)(x)
     return found
+
+
+def is_randomised(model: nn.Module, x: Tensor) -> bool:
+    """Return whether two passes in eval mode return different logits; the model stays as it was."""
+    with untouched(model, x), frozen(model):
+        return bool(differ(logits(model, x), logits(model, x)).any())
 
 
 def first_parting(model: nn.Module, one: Tensor, other: Tensor, rows: int) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from adv_train.evaluation.alarms import collapse, overfitted, overfitted_epoch, overfitting, sound
+from adv_train.evaluation.alarms import collapse, overfitted, overfitted_epoch, overfitting, sound, stayed
+from adv_train.evaluation.chance import chance_margin
 from adv_train.evaluation.files import RECORDS_FOLDER, headline, read, read_all, record_name, records_of, write
 from adv_train.evaluation.first_format import EVAL_FILE, OUTCOMES_FILE
 from adv_train.evaluation.images import check_image_file, holds_images_of, write_images
@@ -19,6 +20,7 @@ __all__ = [
     "Finished",
     "Outcome",
     "Unfinished",
+    "chance_margin",
     "check_image_file",
     "collapse",
     "headline",
@@ -31,6 +33,7 @@ __all__ = [
     "record_name",
     "records_of",
     "sound",
+    "stayed",
     "wilson",
     "write",
     "write_images",

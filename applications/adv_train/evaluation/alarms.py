@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adv_train.evaluation.chance import chance_margin
+
 _HARDLY = 0.1
 """A class is missing if the model predicts it less often than this share of the number of its samples."""
 
@@ -26,8 +28,10 @@ _HARDLY_BROKEN = 0.75
 _SOUND = 0.1
 """An epoch is fit for a rollback if it lacks at most this share of the best robust accuracy so far."""
 
-_MARGIN = 0.1
-"""Two accuracies on the validation images that differ by less than this may differ by chance."""
+_CLEAN = 0.1
+_OF_CLEAN = 0.25
+"""An epoch keeps the clean accuracy if it lacks less than this accuracy, and less than this share of it. A model that
+is inaccurate at a large budget would otherwise keep it in a bad epoch, in which the robust accuracy falls as well."""
 
 
 def collapse(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> str | None:
@@ -69,10 +73,13 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     An epoch has overfitted if, on the validation images, it loses half of the robust accuracy under PGD and keeps the
     clean accuracy (catastrophic overfitting: Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section
     5.1). It has also overfitted if one attack step breaks hardly any image, but PGD breaks most of those that survive
-    the step. Epochs that were rolled back do not count.
+    the step. The loss must exceed `chance_margin`, and the share that PGD breaks twice this margin: the margin depends
+    on the number of images, and its documentation gives the rate of false alarms. So with 500 images a fall from 8 % to
+    0 is an alarm, and with 50 images a fall from 3 % to 0 is none. Epochs that were rolled back do not count.
 
     Args:
-        history: ``epoch``, ``val_ra``, ``val_sa`` and, if known, ``val_fgsm`` of each epoch, in order.
+        history: ``epoch``, ``val_ra``, ``val_sa`` and, if known, ``val_fgsm`` and ``val_images`` of each epoch, in
+            order.
 
     Returns:
         A warning about the first such epoch, or None.
@@ -87,12 +94,15 @@ def overfitted_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _overfitted_epochs(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str]]:
     best: Mapping[str, Any] | None = None
-    for record in history:
-        if "rolled_back_to" in record:
-            continue
+    for record in stayed(history):
         if (told := overfitted(record, best)) is not None:
             yield int(record["epoch"]), told
         best = record if best is None or record["val_ra"] >= best["val_ra"] else best
+
+
+def stayed(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records of the epochs that were not rolled back: those whose weights the run kept."""
+    return [record for record in history if "rolled_back_to" not in record]
 
 
 def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str | None:
@@ -104,7 +114,9 @@ def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str
     """
     before = best or record
     lost = before["val_ra"] - record["val_ra"]
-    if lost > max(_LOST * before["val_ra"], _MARGIN) and record["val_sa"] > before["val_sa"] - _MARGIN:
+    margin = chance_margin(before["val_ra"], record["val_ra"], before, record)
+    clean_lost = before["val_sa"] - record["val_sa"]
+    if lost > max(_LOST * before["val_ra"], margin) and clean_lost < min(_CLEAN, _OF_CLEAN * before["val_sa"]):
         was, now = (f"{each['val_ra']:.1%} after epoch {each['epoch']}" for each in (before, record))
         return (
             f"Catastrophic overfitting: the robust accuracy on the validation images was {was} and {now}. "
@@ -112,7 +124,8 @@ def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str
         )
     one_step = record.get("val_fgsm", record["val_ra"])
     broken = one_step - record["val_ra"]
-    if one_step > _HARDLY_BROKEN * record["val_sa"] and broken > max(_LOST * one_step, 2 * _MARGIN):
+    least = max(_LOST * one_step, 2 * chance_margin(one_step, record["val_ra"], record))
+    if one_step > _HARDLY_BROKEN * record["val_sa"] and broken > least:
         return (
             f"Catastrophic overfitting: after epoch {record['epoch']} the accuracy on the validation images is "
             f"{record['val_sa']:.1%}, {one_step:.1%} under one step of an attack and {record['val_ra']:.1%} under PGD. "
@@ -122,7 +135,12 @@ def overfitted(record: Mapping[str, Any], best: Mapping[str, Any] | None) -> str
 
 
 def sound(record: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether an epoch is fit for a rollback: within a tenth of the best robust accuracy, and not overfitted."""
-    best = max(history, key=lambda each: each["val_ra"], default=None)
+    """Return whether an epoch is fit for a rollback: within a tenth of the best robust accuracy, and not overfitted.
+
+    Args:
+        record: Record of the epoch.
+        history: Records of the earlier epochs; those that were rolled back do not count.
+    """
+    best = max(stayed(history), key=lambda each: each["val_ra"], default=None)
     kept = best is None or record["val_ra"] >= (1 - _SOUND) * best["val_ra"]
     return kept and overfitted(record, best) is None

@@ -11,7 +11,7 @@ from typing import Any
 from adv_train.config import RunConfig
 from adv_train.errors import UserError
 from adv_train.evaluation import overfitted_epoch
-from adv_train.records import RunFolder, score
+from adv_train.records import RunFolder, best_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,8 @@ class Run:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch in ``best.pt``: the first epoch with the best score."""
-        return int(max(self.metrics, key=lambda line: score(self.config.training.select, line))["epoch"])
+        """The epoch in ``best.pt``."""
+        return int(best_record(self.config.training.select, self.metrics)["epoch"])
 
     @property
     def overfitted_epochs(self) -> list[int]:
