@@ -96,8 +96,10 @@ def fit(
             nothing to optimise, `solver` is `Given`, or `state` does not come from a fit with this optimiser and
             schedule; and as in `value_and_hypergrad`.
         ModuleNotFoundError: if `progress` is set and tqdm is not installed.
-        ValueError: if `steps` is not positive.
+        ValueError: if `steps` is not positive; and as in `value_and_hypergrad`.
+        InfeasibleError: as in `value_and_hypergrad`, at any theta that the optimiser reaches.
         NonFiniteError: as in `value_and_hypergrad`.
+        DerivativeError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
 
     Warns:

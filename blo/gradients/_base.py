@@ -118,7 +118,7 @@ class Optimality:
 
     Attributes:
         z: the solution, shape `(*lanes, n)`.
-        slope: the objective's gradient there.
+        slope: the objective's gradient there, or a fixed point's residual, shape `(*lanes, n)`.
         term: the constraint set or the penalty.
         tangent: its tangent space there.
     """
@@ -162,7 +162,9 @@ class Pulled:
 class Rule(abc.ABC):
     """One call of a strategy: it solves the lower problem and differentiates the solution.
 
-    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, whose backward pass calls `pull`.
+    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, and the backward pass of the result calls
+    `pull`; it calls `FunctionRule.pull_again` where it may be differentiated in turn and under `torch.func` transforms,
+    and neither where torch records the steps (`Unrolled`) or the solution is a constant (`Zero`).
 
     Attributes:
         solve: runs the lower solver.

@@ -34,7 +34,8 @@ class SAMA(Strategy):
         products: as in `Implicit`.
 
     Raises:
-        StructureError: when the problem is solved, if the preconditioner does not fit z.
+        StructureError: when the problem is solved, if the preconditioner does not fit z; when the solution is
+            differentiated, if `products` is not `"reverse"` for a fixed-point problem.
         ValueError: if `products` is unknown, or the preconditioner is a number that is not positive.
     """
 
