@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.linsolve import LinearSolution
+
+if TYPE_CHECKING:  # a subclass of `Strategy`
+    from blo.gradients._stationary import Stationary
 
 __all__ = ["Optimality", "Pulled", "Rule", "Snapshot", "Solve", "Steps", "Strategy", "Watch", "distance"]
 
@@ -236,6 +239,13 @@ class Strategy(abc.ABC):
     def allows_random(self) -> bool:
         """Whether a lower objective may draw random numbers, because no step is evaluated twice."""
         return False
+
+    def stationary(self, problem: ParametricProblem) -> Stationary | None:
+        """Return the implicit strategy that differentiates this problem, whose products and inverse can be checked.
+
+        None if there are none. A strategy that wraps an implicit one returns the latter.
+        """
+        return None
 
     @abc.abstractmethod
     def rule(self, problem: ParametricProblem, solve: Solve) -> Rule:

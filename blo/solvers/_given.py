@@ -32,6 +32,8 @@ class Given(Solver):
         ValueError: if `tol` is not positive.
     """
 
+    takes_start = True
+
     tol: float = math.inf
 
     def __post_init__(self) -> None:
