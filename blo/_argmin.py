@@ -60,10 +60,12 @@ def argmin(
 
     Raises:
         StructureError: if an argument has the wrong type, or the objective or the set do not fit theta and z0.
+        InfeasibleError: if the constraint set is empty at theta.
         NonFiniteError: if the solution or the adjoint is not finite.
+        DerivativeError: if a second derivative is needed and torch has none for an operation of the objective.
         ConvergenceError: if `on_failure="raise"`, instead of the warnings below; a theta that does not require grad
             still gives a warning.
-        ValueError: for any other `on_failure`.
+        ValueError: for any other `on_failure`, or if `slack` or a weight of the set or penalty is negative.
 
     Warns:
         ConvergenceWarning: if a solve stopped early, or the curvature is not positive.

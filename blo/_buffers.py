@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from blo._torch import tensor_dicts
 from blo._transforms import outside_transforms, spread, unwrapped
 from blo.errors import StructureError
 
@@ -33,7 +34,7 @@ class Buffers:
     def __init__(self, module: nn.Module) -> None:
         found: dict[object, _Place] = {}
         for path, owner in module.named_modules(remove_duplicate=False):
-            for attribute, buffer in owner._buffers.items():
+            for attribute, buffer in tensor_dicts(owner)[1].items():
                 key = (id(owner), attribute) if buffer is None else id(buffer)
                 found.setdefault(key, _Place(owner, attribute, [])).names.append(f"{path}.{attribute}".lstrip("."))
         self._places = list(found.values())

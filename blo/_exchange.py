@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blo._torch import tensor_dicts
+
 
 def call_with(
     module: nn.Module, state: dict[str, Tensor], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
@@ -38,4 +40,5 @@ def call_with(
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
-    return owner._parameters if leaf in owner._parameters else owner._buffers, leaf
+    parameters, buffers = tensor_dicts(owner)
+    return parameters if leaf in parameters else buffers, leaf

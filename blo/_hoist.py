@@ -17,12 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from blo import tree
 from blo._lower import LowerProblem, replace_objective
-from blo._objective import Batched, FixedPointMap, Linearized, around
+from blo._objective import FixedPointMap, Linearized, Minibatched, around
 from blo._term import Term
 from blo._torch import functorch
 from blo._types import Objective, Tree
 from blo.errors import StructureError
-from blo.solvers import Iterative, Solver, functions_of_theta
+from blo.solvers import Solver, functions_of_theta
 
 
 def hoist(
@@ -36,11 +36,11 @@ def hoist(
     finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
     with finder:
         evaluate: Callable[..., Any] = lower.objective
-        if isinstance(lower.objective, FixedPointMap | Batched):
+        if isinstance(lower.objective, FixedPointMap | Minibatched):
             evaluate = lower.objective.function
-        if isinstance(lower.objective, Batched):
+        if isinstance(lower.objective, Minibatched):
             evaluate(theta, z0, 0)
-            for step in range(solver.max_steps if isinstance(solver, Iterative) else 0):
+            for step in range(getattr(solver, "max_steps", 0)):  # the batches of these steps may be captured
                 finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
         else:
             evaluate(theta, z0)

@@ -99,9 +99,11 @@ def value_and_hypergrad(
     Raises:
         StructureError: if an argument has the wrong type, or if `upper`, the objective, the set or `state` does not fit
             theta and z0.
+        InfeasibleError: if the constraint set is empty at theta.
         NonFiniteError: if a value, a solution or a gradient is not finite.
+        DerivativeError: if the strategy needs a second derivative and torch has none for an operation of the objective.
         ConvergenceError: instead of the warnings below, if `on_failure="raise"`.
-        ValueError: for an unknown `on_failure`.
+        ValueError: for an unknown `on_failure`, or if `slack` or a weight of the set or penalty is negative.
 
     Warns:
         ConvergenceWarning: if a solver did not reach its tolerance, or the curvature is not positive.

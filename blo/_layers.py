@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from blo._torch import SpectralNormRule, WeightNormRule
+from blo._torch import SpectralNormRule, WeightNormRule, forward_pre_hooks, tensor_dicts
 from blo.errors import StructureError
 
 
@@ -47,9 +47,9 @@ class Layers:
                     f"`module` must have the gradients of its values, but torch's gradient of {path!r}, a "
                     "CrossMapLRN2d, is wrong. Use nn.LocalResponseNorm."
                 )
-            if isinstance(layer, SpectralNormRule) and "_u" in layer._buffers:
+            if isinstance(layer, SpectralNormRule) and "_u" in tensor_dicts(layer)[1]:
                 self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))
-            for hook in layer._forward_pre_hooks.values():
+            for hook in forward_pre_hooks(layer):
                 if isinstance(hook, WeightNorm):
                     self._fixed.append((hook, "compute_weight", partial(_weight_norm_of, hook)))
                 if isinstance(hook, SpectralNorm):
@@ -90,7 +90,8 @@ class Layers:
         swaps = list(self._fixed)
         # The module's own weights, before those of the evaluation take their place.
         swaps += [
-            (layer, "forward", partial(_look_up, layer, layer._parameters.get("weight"))) for layer in self._embeddings
+            (layer, "forward", partial(_look_up, layer, tensor_dicts(layer)[0].get("weight")))
+            for layer in self._embeddings
         ]
         if not iterate:
             swaps += [(part.rule, "n_power_iterations", 0) for part in self._spectral]

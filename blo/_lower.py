@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import Batched, FixedPointMap, Indexed, LeastSquares, Linearized, WithoutAux
+from blo._objective import FixedPointMap, Indexed, LeastSquares, Linearized, Minibatched, WithoutAux
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -59,7 +59,7 @@ class LowerProblem:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
         # These are objectives that a classmethod or `replace` has checked before.
-        made = FixedPointMap | LeastSquares | Linearized | Batched | WithoutAux
+        made = FixedPointMap | LeastSquares | Linearized | Minibatched | WithoutAux
         if not isinstance(self.objective, made):
             batch = () if self.batches is None else ("a batch",)
             require_function(self.objective, "objective", "theta", "z", *batch)
@@ -164,7 +164,7 @@ def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] |
     Raises:
         StructureError: if the objective is not a plain function, or `batches` is empty or has the wrong type.
     """
-    if isinstance(objective, Batched):
+    if isinstance(objective, Minibatched):
         return objective
     if isinstance(objective, FixedPointMap | LeastSquares | Linearized):
         raise StructureError(
@@ -177,7 +177,7 @@ def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] |
             f"{type(batches).__name__}. A data loader can be read only once, but steps may be repeated: pass "
             "`list(loader)`."
         )
-    return Batched(Indexed(objective, batches))
+    return Minibatched(Indexed(objective, batches))
 
 
 def replace_objective(lower: LowerProblem, objective: Objective) -> LowerProblem:

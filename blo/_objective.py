@@ -199,7 +199,7 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class Batched:
+class Minibatched:
     """An objective with another minibatch in each step of the solver.
 
     It can be evaluated only with the number of a step: code that needs a single objective gets an error.
@@ -219,7 +219,7 @@ class Batched:
 
 
 #: The kinds of objectives that `around` keeps, each with the user's function as its `function`.
-_KINDS = FixedPointMap | LeastSquares | Linearized | Batched
+_KINDS = FixedPointMap | LeastSquares | Linearized | Minibatched
 
 
 def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Objective:
@@ -238,11 +238,11 @@ def user_function(objective: Callable[..., Any]) -> Callable[..., Any]:
 
 
 __all__ = [
-    "Batched",
     "FixedPointMap",
     "Indexed",
     "LeastSquares",
     "Linearized",
+    "Minibatched",
     "Slice",
     "TiltedSlice",
     "WithoutAux",

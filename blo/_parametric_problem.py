@@ -14,7 +14,7 @@ from blo._autocast import Autocast, Under, without
 from blo._layout import Layout
 from blo._look import Searched
 from blo._lower import LowerProblem, replace_objective
-from blo._objective import Batched, FixedPointMap, LeastSquares, Linearized, PlainSlice, Slice, around
+from blo._objective import FixedPointMap, LeastSquares, Linearized, Minibatched, PlainSlice, Slice, around
 from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Term
 from blo._theta import Structure
@@ -105,7 +105,7 @@ class ParametricProblem:
             eps=self.eps,
             accuracy=self.accuracy,
             carried=self.carried,
-            stepwise=isinstance(objective, Batched),
+            stepwise=isinstance(objective, Minibatched),
             residuals=self._flat(objective.vector, leaves) if isinstance(objective, LeastSquares) else None,
         )
 
@@ -114,7 +114,7 @@ class ParametricProblem:
         objective, layout = self.lower.objective, self.layout
         if isinstance(objective, Linearized) and not self.lifts:
             return objective.at(self.structure.tree(leaves), layout)
-        if isinstance(objective, Batched) and step is not None:
+        if isinstance(objective, Minibatched) and step is not None:
             objective = replace(objective, step=step)
         if not isinstance(objective, FixedPointMap):
             return self._flat(objective, leaves)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo._autocast import Autocast, without
 from blo._lower import LowerProblem
-from blo._objective import Batched
+from blo._objective import Minibatched
 from blo._parametric_problem import ParametricProblem
 from blo._torch import any_autocast
 from blo.errors import StructureError
@@ -45,7 +45,7 @@ def equipped(
     Raises:
         StructureError: in half precision without a solver; for a solver or a strategy that does not take `batches`.
     """
-    if isinstance(problem.lower.objective, Batched):
+    if isinstance(problem.lower.objective, Minibatched):
         solver = _stepwise(solver, gradient)
     elif solver is None:
         solver = _default(problem, leaves, z0, gradient)

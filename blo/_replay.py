@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._torch import DispatchMode, generators
+from blo._torch import DispatchMode, generators, writes
 from blo._transforms import random_in_vmap
 
 _aten = torch.ops.aten
@@ -64,7 +64,7 @@ class _Contiguous(DispatchMode):
             return _dropout(*args, **kwargs)
         straight = [_contiguous(argument) for argument in args]
         result = function(*straight, **kwargs)
-        if function._schema.is_mutable and args and straight[0] is not args[0]:
+        if writes(function) and args and straight[0] is not args[0]:
             return args[0].copy_(straight[0])  # the operation filled the copy
         return result
 

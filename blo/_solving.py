@@ -22,7 +22,7 @@ from blo._steps import SolverSteps
 from blo._torch import generators
 from blo.gradients import Optimality, Pulled, Strategy, Watch
 from blo.linsolve import LinearSolution
-from blo.solvers import Iterative, Solution, Solver
+from blo.solvers import Solution, Solver
 from blo.solvers._stopping import repeats, solved
 
 
@@ -129,7 +129,7 @@ class Solving:
 
         None if the solver has confirmed its solution itself.
         """
-        last, confirmed = self.last, isinstance(self.solver, Iterative) and self.solver.tol is not None
+        last, confirmed = self.last, self.solver.confirms and self.solver.tol is not None
         if last is None or confirmed or self.solver.tol == math.inf:
             return None
         rest = problem.detach()

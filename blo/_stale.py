@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import plain
+from blo._torch import storage_key
 
 
 class Stale:
@@ -64,7 +65,7 @@ class Stale:
 def memory(tensor: Tensor) -> int | None:
     """Return a key of the memory of a tensor."""
     bare = plain(tensor)
-    return bare.untyped_storage()._cdata if bare.layout is torch.strided else None
+    return storage_key(bare) if bare.layout is torch.strided else None
 
 
 def unseen(names: Iterable[str]) -> str:

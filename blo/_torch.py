@@ -11,6 +11,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,18 +29,32 @@ __all__ = [
     "WeightNormRule",
     "any_autocast",
     "compiler_loaded",
+    "embedding_operators",
     "forward_mode",
+    "forward_pre_hooks",
     "functorch",
     "fused_weight_norm",
     "generators",
     "load_forward_mode",
+    "storage_key",
     "temporarily_clear_interpreter_stack",
+    "tensor_dicts",
     "transforms_active",
     "versions",
+    "weight_norm_operator",
+    "writes",
+    "written_arguments",
 ]
 
 
 fused_weight_norm = torch._weight_norm
+#: The operator behind `fused_weight_norm`, and those behind embeddings, as a dispatch mode sees them.
+weight_norm_operator = torch.ops.aten._weight_norm_interface.default
+embedding_operators = (
+    torch.ops.aten.embedding.default,
+    torch.ops.aten._embedding_bag.default,
+    torch.ops.aten._embedding_bag_forward_only.default,
+)
 
 
 class DispatchMode(TorchDispatchMode):
@@ -60,6 +75,11 @@ def forward_mode() -> bool:
     return torch.autograd.forward_ad._current_level >= 0
 
 
+def forward_pre_hooks(module: torch.nn.Module) -> Iterable[Any]:
+    """Return the functions that a module calls before its forward pass."""
+    return module._forward_pre_hooks.values()
+
+
 def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
     """Yield the default generators of the CPU and of these devices."""
     yield torch.default_generator
@@ -71,9 +91,31 @@ def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
             yield torch.mps._get_default_mps_generator()
 
 
+def storage_key(tensor: Tensor) -> int:
+    """Return a key of the memory of a strided tensor: equal for two tensors if they share it."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def tensor_dicts(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the dicts in which a module itself keeps its parameters and its buffers, None where one is not set."""
+    return module._parameters, module._buffers
+
+
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """Return the number of writes to each tensor that torch has recorded."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def writes(operator: Any) -> bool:
+    """Return whether an operator, as a dispatch mode sees it, writes to an argument."""
+    return bool(operator._schema.is_mutable)
+
+
+def written_arguments(operator: Any) -> list[tuple[int, str]]:
+    """Return the position and the name of each argument to which an operator writes."""
+    arguments = enumerate(operator._schema.arguments)
+    return [(index, one.name) for index, one in arguments if one.alias_info is not None and one.alias_info.is_write]
 
 
 @functools.cache

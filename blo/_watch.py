@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from blo import tree
 from blo._stale import Stale, memory
-from blo._torch import DispatchMode
+from blo._torch import DispatchMode, embedding_operators, weight_norm_operator, writes, written_arguments
 from blo.errors import BloWarning, StructureError
 
 _aten = torch.ops.aten
@@ -45,8 +45,8 @@ class Inspection(DispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        writes = _written(function, args, kwargs) if function._schema.is_mutable else set()
-        for key in writes:
+        written = _written(function, args, kwargs) if writes(function) else set()
+        for key in written:
             if key in self._parameters:
                 raise StructureError(write_message(self._parameters[key], str(function)))
             self.writes |= key in self._inputs
@@ -64,13 +64,13 @@ class Inspection(DispatchMode):
                 BloWarning,
                 stacklevel=2,
             )
-        if function is _aten._weight_norm_interface.default:
+        if function is weight_norm_operator:
             raise StructureError(
                 "`module` must have the right second derivatives, but those of torch's fused weight norm are wrong. "
                 "Use torch.nn.utils.parametrizations.weight_norm, for which `functionalize` uses a formula."
             )
         result = function(*args, **kwargs)
-        self._stale.see(tree.tensors((args, kwargs)), tree.tensors(result), writes)
+        self._stale.see(tree.tensors((args, kwargs)), tree.tensors(result), written)
         return result
 
 
@@ -99,19 +99,14 @@ def refuse_reentrant() -> None:
 def _written(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> set[int | None]:
     """Return the memory that an operation writes to."""
     found: list[Any] = []
-    for index, given in enumerate(function._schema.arguments):
-        if given.alias_info is not None and given.alias_info.is_write:
-            value = args[index] if index < len(args) else kwargs.get(given.name)
-            found += value if isinstance(value, list | tuple) else [value]
+    for index, name in written_arguments(function):
+        value = args[index] if index < len(args) else kwargs.get(name)
+        found += value if isinstance(value, list | tuple) else [value]
     return {memory(value) for value in found if isinstance(value, Tensor)}
 
 
 def _miscounts(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Return whether an operation is an embedding whose gradients are divided by counts."""
-    if function not in (
-        _aten.embedding.default,
-        _aten._embedding_bag.default,
-        _aten._embedding_bag_forward_only.default,
-    ):
+    if function not in embedding_operators:
         return False
     return bool(args[3] if len(args) > 3 else kwargs.get("scale_grad_by_freq", False))

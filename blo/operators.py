@@ -121,7 +121,7 @@ class Dense(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Operator):
-    """`left + right`."""
+    """`left + right`, two operators on vectors of the same shape `(*lanes, n)`."""
 
     left: Operator
     right: Operator

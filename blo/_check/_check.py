@@ -80,7 +80,10 @@ def check_hypergrad(
         A report: `report.ok`, `report.culprit`, and a table as `str(report)`.
 
     Raises:
-        ValueError: if `directions` is below 1, or `step` or `rtol` is not positive.
+        ValueError: if `directions` is below 1, `step` or `rtol` is not positive, or `slack` or a weight of the set or
+            penalty is negative.
+        InfeasibleError: if the constraint set is empty at theta or at a displaced theta.
+        DerivativeError: as in `value_and_hypergrad`.
         NonFiniteError: if the lower solution, or the gradient there, is not finite.
         StructureError: as in `value_and_hypergrad`. Other problems at theta give warnings.
     """

@@ -21,23 +21,24 @@ from blo.operators import Hessian, Restricted
 
 
 def adjointness(
-    parts: Ingredients, gradient: Strategy, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]
+    parts: Ingredients, formula: Stationary | None, cotangents: Sequence[Tensor | None], slopes: Sequence[Slope]
 ) -> list[Finding]:
     """Compare `<J d, v>`, with J d by the strategy's own linear solve, with `<d, J' v>`, its pullback.
 
-    J d = N d + u with u tangent and `P (H + K) P u = -P (B d + H N d + G d)`.
+    J d = N d + u with u tangent and `P (H + K) P u = -P (B d + H N d + G d)`. A strategy without a formula, and a
+    fixed-point problem, in which `invert` solves the transposed system, have no such test.
     """
     around = parts.around
-    if not (isinstance(gradient, Stationary) and around.problem.symmetric):
+    if formula is None or not around.problem.symmetric:
         return []
     at_theta = around.problem.bind(around.leaves).detach()
-    at = point(gradient.products, at_theta, around.best.z)
-    system = Restricted(gradient.model(Hessian(at.times_hessian)), parts.tangent)
+    at = point(formula.products, at_theta, around.best.z)
+    system = Restricted(formula.model(Hessian(at.times_hessian)), parts.tangent)
     findings = []
     for one in slopes:
         moves = parts.moves(one.unit)
         load = -parts.tangent.project(moves.mixed + parts.times_hessian(moves.face) + moves.force)
-        pushed = moves.face + gradient.invert(system, load, None).x
+        pushed = moves.face + formula.invert(system, load, None).x
         there, back = float((pushed * parts.v).sum()), along(cotangents, one.unit)
         size = max(float((pushed * parts.v).abs().sum()), abs(back), 1e-300)
         findings.append(Finding(Part.INVERSE, "<J d, v> = <d, J' v>", abs(there - back) / size, 10 * parts.rtol))

@@ -15,7 +15,7 @@ from blo._check._slopes import Differences, Slope
 from blo._hypergrad import Hypergradient
 from blo._lower import LowerProblem
 from blo._theta import Structure
-from blo.gradients import Stationary, Strategy
+from blo.gradients import Strategy
 from blo.gradients._products import point
 
 
@@ -56,12 +56,13 @@ def diagnose(
         findings.append(parts.implicit_finding(found.cotangents, slopes))
         return findings, []
     findings += parts.tangent_findings(slopes)
-    if isinstance(gradient, Stationary):
-        at = point(gradient.products, at_theta, z)
+    formula = gradient.stationary(around.problem)
+    if formula is not None:
+        at = point(formula.products, at_theta, z)
         findings.append(parts.product_finding(at.times_hessian, found.q))
     findings.append(parts.inverse_finding(found.q))
     findings.append(parts.cross_finding(found.q, found.cotangents, slopes))
-    consistency = adjointness(parts, gradient, found.cotangents, slopes)
+    consistency = adjointness(parts, formula, found.cotangents, slopes)
     return findings, [*consistency, *scales(parts, lower, gradient, exact)]
 
 

@@ -22,7 +22,7 @@ from blo._upper._progress import bar
 from blo._upper._step import Callback, FitStep, listener
 from blo.errors import StructureError
 from blo.gradients import Strategy
-from blo.solvers import Given, Solver
+from blo.solvers import Solver
 
 _KEPT = {"theta", "steps", "lower", "optimizer"}
 
@@ -93,21 +93,24 @@ def fit(
 
     Raises:
         StructureError: if `optimizer` or `scheduler` does not return one, `callback` is not a function, theta holds
-            nothing to optimise, `solver` is `Given`, or `state` does not come from a fit with this optimiser and
-            schedule; and as in `value_and_hypergrad`.
+            nothing to optimise, `solver` is `Given` or another that takes the start as the solution, or `state` does
+            not come from a fit with this optimiser and schedule; and as in `value_and_hypergrad`.
         ModuleNotFoundError: if `progress` is set and tqdm is not installed.
-        ValueError: if `steps` is not positive.
+        ValueError: if `steps` is not positive; and as in `value_and_hypergrad`.
+        InfeasibleError: as in `value_and_hypergrad`, at any theta that the optimiser reaches.
         NonFiniteError: as in `value_and_hypergrad`.
+        DerivativeError: as in `value_and_hypergrad`.
         ConvergenceError: as in `value_and_hypergrad`.
 
     Warns:
         BloWarning: as in `value_and_hypergrad`, but each kind of warning once per call, not at each step.
     """
     require_count(steps, "steps")
-    if isinstance(solver, Given):
+    if isinstance(solver, Solver) and solver.takes_start:
         raise StructureError(
-            "`Given` takes `z0` as the solution, but the solution changes with theta in each step of `fit`. Pass "
-            "`External(function, tol=math.inf)`, whose function(theta, z) continues your own loop from z."
+            f"`{type(solver).__name__}` takes `z0` as the solution, but the solution changes with theta in each step "
+            "of `fit`. Pass `External(function, tol=math.inf)`, whose function(theta, z) continues your own loop from "
+            "z."
         )
     _check_state(state)
     tell = listener(callback)

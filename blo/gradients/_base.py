@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent, Term
 from blo._types import Tree
 from blo.linsolve import LinearSolution
+
+if TYPE_CHECKING:  # a subclass of `Strategy`
+    from blo.gradients._stationary import Stationary
 
 __all__ = ["Optimality", "Pulled", "Rule", "Snapshot", "Solve", "Steps", "Strategy", "Watch", "distance"]
 
@@ -118,7 +121,7 @@ class Optimality:
 
     Attributes:
         z: the solution, shape `(*lanes, n)`.
-        slope: the objective's gradient there.
+        slope: the objective's gradient there, or a fixed point's residual, shape `(*lanes, n)`.
         term: the constraint set or the penalty.
         tangent: its tangent space there.
     """
@@ -162,7 +165,9 @@ class Pulled:
 class Rule(abc.ABC):
     """One call of a strategy: it solves the lower problem and differentiates the solution.
 
-    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, whose backward pass calls `pull`.
+    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, and the backward pass of the result calls
+    `pull`; it calls `FunctionRule.pull_again` where it may be differentiated in turn and under `torch.func` transforms,
+    and neither where torch records the steps (`Unrolled`) or the solution is a constant (`Zero`).
 
     Attributes:
         solve: runs the lower solver.
@@ -234,6 +239,13 @@ class Strategy(abc.ABC):
     def allows_random(self) -> bool:
         """Whether a lower objective may draw random numbers, because no step is evaluated twice."""
         return False
+
+    def stationary(self, problem: ParametricProblem) -> Stationary | None:
+        """Return the implicit strategy that differentiates this problem, whose products and inverse can be checked.
+
+        None if there are none. A strategy that wraps an implicit one returns the latter.
+        """
+        return None
 
     @abc.abstractmethod
     def rule(self, problem: ParametricProblem, solve: Solve) -> Rule:

@@ -28,6 +28,7 @@ class HessianFree(Stationary):
 
     Raises:
         ValueError: for a curvature of zero or NaN, or other products.
+        StructureError: when the solution is differentiated, if `products` is not `"reverse"` for a fixed-point problem.
     """
 
     curvature: float = 1.0

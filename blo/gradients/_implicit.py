@@ -32,7 +32,8 @@ class Implicit(Stationary):
 
     Raises:
         StructureError: if `linear_solver` has the wrong type; when the solution is differentiated, if `hessian` is
-            `"gauss-newton"` and the problem was not made by `LowerProblem.least_squares`.
+            `"gauss-newton"` and the problem was not made by `LowerProblem.least_squares`, or if `products` is not
+            `"reverse"` for a fixed-point problem.
         ValueError: if `products` or `hessian` has another value, or `hessian="gauss-newton"` is combined with
             `products="finite-difference"`.
     """

@@ -34,7 +34,8 @@ class SAMA(Strategy):
         products: as in `Implicit`.
 
     Raises:
-        StructureError: when the problem is solved, if the preconditioner does not fit z.
+        StructureError: when the problem is solved, if the preconditioner does not fit z; when the solution is
+            differentiated, if `products` is not `"reverse"` for a fixed-point problem.
         ValueError: if `products` is unknown, or the preconditioner is a number that is not positive.
     """
 
@@ -104,10 +105,17 @@ class SAMA(Strategy):
             diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
         return cls(diagonal, products)
 
-    def rule(self, problem: ParametricProblem, solve: Solve) -> StationaryRule:
+    @property
+    def reads_theta_late(self) -> bool:
+        """Whether the products have an error, which the report estimates from further evaluations."""
+        return self.products == "finite-difference"
+
+    def stationary(self, problem: ParametricProblem) -> Stationary:
         diagonal = fit_coordinates(self.preconditioner, problem.layout, "SAMA.preconditioner")
-        fitted = _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
-        return fitted.rule(problem, solve)
+        return _Preconditioned(diagonal if isinstance(diagonal, Tensor) else float(diagonal), self.products)
+
+    def rule(self, problem: ParametricProblem, solve: Solve) -> StationaryRule:
+        return self.stationary(problem).rule(problem, solve)
 
 
 @dataclass(frozen=True, eq=False)

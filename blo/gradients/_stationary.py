@@ -53,6 +53,9 @@ class Stationary(Strategy):
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         """Solve `P (H + K) P q = b` for b in the tangent space, shape `(*lanes, n)`."""
 
+    def stationary(self, problem: ParametricProblem) -> Stationary:
+        return self
+
     def rule(self, problem: ParametricProblem, solve: Solve) -> StationaryRule:
         return StationaryRule(self, solve)
 

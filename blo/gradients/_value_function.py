@@ -50,6 +50,7 @@ class ValueFunction(Strategy):
 
     Raises:
         ValueError: if the penalty is not positive.
+        StructureError: when the solution is differentiated, for fixed-point problems, and for second derivatives.
     """
 
     reads_theta_late = False

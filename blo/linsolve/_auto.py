@@ -56,6 +56,7 @@ class Auto(LinearSolver):
 
     Raises:
         ValueError: if `tol`, `damping` or `direct` is negative, or `max_iter` is below 1.
+        StructureError: by `solve`, for half precision, where it would use `Direct` or `GMRES`.
     """
 
     max_iter: int = 1000

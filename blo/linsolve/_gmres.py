@@ -39,6 +39,7 @@ class GMRES(LinearSolver):
 
     Raises:
         ValueError: if `tol` or `damping` is negative, or `max_iter` or `restart` is below 1.
+        StructureError: by `solve`, for half precision.
     """
 
     max_iter: int = 100

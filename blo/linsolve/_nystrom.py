@@ -41,7 +41,7 @@ class Nystrom(LinearSolver, Preconditioner):
 
     Raises:
         ValueError: if `rank` is below 1, `damping` is not positive, or `tol` is negative.
-        StructureError: by `solve`, if the operator is not declared symmetric.
+        StructureError: by `solve` and `inverse`, if the operator is not declared symmetric, or for half precision.
     """
 
     rank: int = 20

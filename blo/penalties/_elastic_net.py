@@ -26,7 +26,8 @@ class ElasticNet(Penalty):
         validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:
-        ValueError: if a weight or a ridge is negative or NaN.
+        ValueError: if a weight or a ridge is negative or NaN; when the problem is solved, if `slack` is negative.
+        StructureError: when the problem is solved, if a parameter does not fit z.
     """
 
     weight: Tree

@@ -31,9 +31,10 @@ class GroupLasso(Penalty):
         validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:
-        ValueError: if a weight is negative or NaN.
-        StructureError: if the number of a group exceeds the number of weights or the size of z, or if there is one
-            weight for each problem instead of one for each group.
+        ValueError: if a weight is negative or NaN; when the problem is solved, if `slack` is negative.
+        StructureError: when the problem is solved, if `groups` or `weight` does not fit z, the number of a group
+            exceeds the number of weights or the size of z, or there is one weight for each problem instead of one for
+            each group.
     """
 
     weight: Tensor | float

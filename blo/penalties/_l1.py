@@ -29,7 +29,8 @@ class L1(Penalty):
         validate: check the values of a tensor, which is a host synchronisation on an accelerator.
 
     Raises:
-        ValueError: if a weight is negative or NaN.
+        ValueError: if a weight is negative or NaN; when the problem is solved, if `slack` is negative.
+        StructureError: when the problem is solved, if `weight` does not fit z.
     """
 
     weight: Tree

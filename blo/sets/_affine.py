@@ -34,7 +34,8 @@ class Affine(Set):
 
     Raises:
         InfeasibleError: if no z solves the equations.
-        StructureError: if A is not a floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length; when the problem is solved, if A
+            does not have one column for each coordinate of z.
     """
 
     A: Tensor

@@ -34,7 +34,8 @@ class Box(Set):
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
-        StructureError: if a bound is None.
+        StructureError: if a bound is None; when the problem is solved, if a bound does not fit z.
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     low: Tree

@@ -31,6 +31,9 @@ class Halfspaces(Set):
     should be at most a few hundred. If the search fails (an empty set that was not validated, or rounding), the
     projection is NaN, which solvers report.
 
+    Source: Hintermüller, Ito and Kunisch (SIAM J. Optim. 2002) for exchanges of many rows at once; Goldfarb and Idnani
+    (Math. Prog. 1983) for the search row by row.
+
     Attributes:
         A: shape `(k, n)`, or `(*lanes, k, n)` for inequalities of each problem. The columns follow the leaves of z in
             order, each flattened.
@@ -44,7 +47,9 @@ class Halfspaces(Set):
 
     Raises:
         InfeasibleError: if no z satisfies the inequalities.
-        StructureError: if A is not a floating point matrix or b has another length.
+        StructureError: if A is not a floating point matrix or b has another length; when the problem is solved, if A
+            does not have one column for each coordinate of z.
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     A: Tensor

@@ -39,6 +39,10 @@ class Intersection(Set):
 
     A ball within bounds is faster as `L2Ball(radius, low=..., high=...)`.
 
+    Source: Boyle and Dykstra (1986), A method for finding projections onto the intersection of convex sets in Hilbert
+    spaces; Qi and Sun (Math. Prog. 1993) for Newton's method; O'Donoghue and Candes (Found. Comput. Math. 2015) for the
+    restarts of the cycles.
+
     Attributes:
         sets: the parts, in the order given; after `fit`, those that remain.
         max_cycles: maximum number of cycles of projections.

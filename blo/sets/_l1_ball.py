@@ -24,6 +24,9 @@ from blo.sets._simplex import Simplex
 class L1Ball(Set):
     """`{ z : |z - center|_1 <= radius, low <= z <= high }`, the norm running over all of z (of each lane).
 
+    Source: Duchi et al. (ICML 2008) for the projection; with bounds, Helgason, Kennington and Lall (Math. Prog. 1980)
+    and Croce and Hein (ICML 2021), Mind the box.
+
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`; positive.
         center: a number, a tensor of z's shape, or a tree like z.
@@ -37,6 +40,8 @@ class L1Ball(Set):
     Raises:
         InfeasibleError: if a radius is not positive (at zero the set is one point, without a derivative), bounds cross,
             or no point of the ball lies between them.
+        StructureError: when the problem is solved, if a parameter does not fit z.
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     radius: Tensor | float

@@ -24,6 +24,8 @@ from blo.sets._norm import euclidean_norm
 class L2Ball(Set):
     """`{ z : |z - center|_2 <= radius, low <= z <= high }`, the norm running over all of z (of each lane).
 
+    Source: with bounds, Helgason, Kennington and Lall (Math. Prog. 1980), the continuous quadratic knapsack problem.
+
     Attributes:
         radius: a number, or a tensor of shape `()` or `lanes`.
         center: a number, a tensor of z's shape, or a tree like z.
@@ -35,6 +37,8 @@ class L2Ball(Set):
 
     Raises:
         InfeasibleError: if a radius is negative or NaN, bounds cross, or no point of the ball lies between them.
+        StructureError: when the problem is solved, if a parameter does not fit z.
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     radius: Tensor | float

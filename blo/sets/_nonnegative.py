@@ -20,6 +20,9 @@ class NonNegative(Set):
 
     Attributes:
         slack: largest distance from zero at which a coordinate may be active, see `Set`.
+
+    Raises:
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     slack: float = 1e-7

@@ -39,7 +39,8 @@ class Product(Set):
         """Take the sets, or one mapping of sets.
 
         Raises:
-            StructureError: if there are no sets, or an argument is not a set.
+            StructureError: if there are no sets, or an argument is not a set; when the problem is solved, if z has
+                other entries.
         """
         keys: tuple[object, ...] | None = None
         parts: tuple[object, ...] = sets

@@ -25,6 +25,9 @@ from blo.sets._rows import Rows
 class Simplex(Set):
     """`{ z : 0 <= z <= cap, sum(z) = total }`, the sum running over all of z (of each lane).
 
+    Source: Held, Wolfe and Crowder (Math. Prog. 1974) and Duchi et al. (ICML 2008) for the projection; with a cap,
+    Helgason, Kennington and Lall (Math. Prog. 1980).
+
     Attributes:
         total: a number, or a tensor of shape `()` or `lanes`; positive.
         cap: the greatest value of a coordinate: a number, a tensor of z's shape, or a tree like z; `inf` leaves a
@@ -36,6 +39,8 @@ class Simplex(Set):
     Raises:
         InfeasibleError: if a total is not positive (at zero the set is one point, without a derivative), a cap is
             negative or NaN, or the caps add up to less than the total.
+        StructureError: when the problem is solved, if a parameter does not fit z.
+        ValueError: when the problem is solved, if `slack` is negative.
     """
 
     total: Tensor | float = 1.0

@@ -34,6 +34,8 @@ class SmoothConstraints(Set):
     A projection solves a sequence of quadratic programmes with dense matrices of size n. If this fails (for an empty
     set, for example), it is NaN, which solvers report. For a set that is not convex, the projection is local.
 
+    Source: Nocedal and Wright (Numerical optimization, 2006), algorithm 18.3 and section 18.3.
+
     Example:
         >>> import torch, blo
         >>> ellipse = blo.SmoothConstraints(inequalities=lambda theta, z: theta @ z.square() - 1, theta=torch.ones(2))
@@ -75,6 +77,7 @@ class SmoothConstraints(Set):
         Raises:
             StructureError: if there is no function, or theta has a leaf that is not a tensor; when the problem is
                 solved, if a function captures a tensor that requires a gradient.
+            ValueError: when the problem is solved, if `slack` is negative.
         """
         if equalities is None and inequalities is None:
             raise StructureError("`SmoothConstraints` needs `equalities` or `inequalities`. Without any, use `Free()`.")

@@ -169,12 +169,17 @@ class Solver(abc.ABC):
         may_vary: the names of the settings that may be functions of theta.
         carry: whether the next call continues from the solver's state (momentum, say) as well as from z.
         takes_batches: whether each step evaluates `problem.at_step(number of the step)`.
+        confirms: whether a solver with a `tol` itself tests that its result is a solution, with the curvature and the
+            rounding of the gradient; otherwise an implicit strategy makes this test.
+        takes_start: whether the result is the start itself: `fit` then raises an error, since theta moves the solution.
     """
 
     tol: float | None = None
     carry: bool = False
     may_vary: ClassVar[tuple[str, ...]] = ()
     takes_batches: ClassVar[bool] = False
+    confirms: ClassVar[bool] = False
+    takes_start: ClassVar[bool] = False
 
     @abc.abstractmethod
     def solve(self, problem: Problem, z0: Tensor) -> Solution:

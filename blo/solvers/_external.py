@@ -22,9 +22,9 @@ class External(Solver):
     Args:
         function: takes theta and the start as trees of constants and returns a tree like `z0`. Implicit strategies
             differentiate its result; nothing differentiates through the call.
-        tol: the solve is reported as unconverged if the residual `|z - project(z - gradient)|` is above this, or above
-            a smaller number where the curvature is small. `math.inf` accepts any point; if the point is `z0` itself,
-            use `Given`.
+        tol: the solve is reported as unconverged if the residual `|z - project(z - gradient)|`, in the unit of the
+            gradient, is above this, or above a smaller number where the curvature is small. `math.inf` accepts any
+            point; if the point is `z0` itself, use `Given`.
 
     Raises:
         StructureError: if `function` is not callable.

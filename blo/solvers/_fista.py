@@ -34,12 +34,13 @@ class FISTA(Iterative):
     3.2, the gradient scheme.
 
     Args:
-        step: step size, at most one over the largest curvature. None finds one for each lane: the step size doubles
-            until the curvature along a step exceeds `1/step`. Whenever it does, or the objective is not finite, the
-            step is rejected and its size halved.
+        step: step size in units of z squared over objective, at most one over the largest curvature. None finds one for
+            each lane: the step size doubles until the curvature along a step exceeds `1/step`. Whenever it does, or the
+            objective is not finite, the step is rejected and its size halved.
         max_steps: maximum number of gradient evaluations after the one at the start.
-        tol: a lane stops at this residual `|z - prox(z - gradient)|`, or at a smaller one where the curvature is small.
-            None makes exactly `max_steps` steps, measures no residual and never waits for the device.
+        tol: a lane stops at this residual `|z - prox(z - gradient)|`, in the unit of the gradient, or at a smaller one
+            where the curvature is small. None makes exactly `max_steps` steps, measures no residual and never waits for
+            the device.
         relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
             does not stop the solve earlier. This takes one more gradient.
 

@@ -35,14 +35,16 @@ class FixedPoint(Iterative):
     penalties, where the points before the proximal map are combined.
 
     Args:
-        step: weight of the gradient; 1 for fixed points; for objectives below 2 over the largest curvature.
+        step: weight of the gradient; 1 for fixed points; for objectives below 2 over the largest curvature, in units of
+            z squared over objective.
         relaxation: share of the way from the current point to its image that a step goes, in (0, 1]; a smaller share
             damps oscillations.
         memory: number of past differences that are combined; 0 for plain iteration. The state grows by `2 * memory`
             vectors.
         max_steps: maximum number of evaluations after the one at the start.
-        tol: a lane stops at this residual `|z - prox(z - gradient)|`, for fixed points `|z - f(theta, z)|`. None makes
-            exactly `max_steps` steps, measures no residual and never waits for the device.
+        tol: a lane stops at this residual `|z - prox(z - gradient)|`, in the unit of the gradient; for fixed points
+            `|z - f(theta, z)|`, in that of z. None makes exactly `max_steps` steps, measures no residual and never
+            waits for the device.
 
     Raises:
         ValueError: for values outside these ranges.

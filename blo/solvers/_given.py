@@ -25,12 +25,14 @@ class Given(Solver):
     reuse only the adjoint, pass `{"z": weights, "q": out.state["q"]}`.
 
     Args:
-        tol: the point is reported as unconverged if the residual `|z - project(z - gradient)|` is above this;
-            `math.inf` accepts any point.
+        tol: the point is reported as unconverged if the residual `|z - project(z - gradient)|`, in the unit of the
+            gradient, is above this; `math.inf` accepts any point.
 
     Raises:
         ValueError: if `tol` is not positive.
     """
+
+    takes_start = True
 
     tol: float = math.inf
 

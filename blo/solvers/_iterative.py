@@ -41,6 +41,8 @@ class Iterative(Solver, abc.ABC):
             does not stop the solve earlier.
     """
 
+    confirms = True
+
     max_steps: int
     tol: float | None
     relative: bool = False

@@ -36,13 +36,15 @@ class LBFGS(Iterative):
     Args:
         memory: number of curvature pairs; the state grows by `2 * memory` vectors.
         max_steps: maximum number of evaluations after the one at the start.
-        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
-            small. None makes exactly `max_steps` steps.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, or at a smaller
+            one where the curvature is small. None makes exactly `max_steps` steps.
         relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
             does not stop the solve earlier. This takes one more gradient.
 
     Raises:
         ValueError: for values outside these ranges.
+        StructureError: by the solve, for penalties, for sets that do not bound each coordinate by itself, for
+            fixed-point problems, and in half precision.
     """
 
     memory: int = 10

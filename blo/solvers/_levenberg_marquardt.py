@@ -41,8 +41,8 @@ class LevenbergMarquardt(Iterative):
     Args:
         max_steps: maximum number of gradient evaluations after the one at the start. Each step also solves a linear
             system with products of J and its transpose.
-        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
-            small. None makes exactly `max_steps` steps.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, or at a smaller
+            one where the curvature is small. None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises J'J for up to 256 unknowns and uses conjugate gradients
             beyond.
         damping: the first damping, in units of the curvature of J'J along the gradient; 0 starts with a Gauss-Newton

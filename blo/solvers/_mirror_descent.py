@@ -38,8 +38,9 @@ class MirrorDescent(Iterative):
             doubles until the curvature along a step, in the metric of the entropy, exceeds `1/step`. Whenever it does,
             or the objective is not finite, the step is rejected and its size halved. `Unrolled` needs a number.
         max_steps: maximum number of gradient evaluations after the one at the start.
-        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
-            small. None makes exactly `max_steps` steps, measures no residual and never waits for the device.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, or at a smaller
+            one where the curvature is small. None makes exactly `max_steps` steps, measures no residual and never waits
+            for the device.
 
     Raises:
         ValueError: for values outside these ranges.

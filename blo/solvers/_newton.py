@@ -40,8 +40,8 @@ class Newton(Iterative):
     Args:
         max_steps: maximum number of gradient evaluations after the one at the start. Each step also solves a linear
             system with Hessian-vector products.
-        tol: a lane stops at this residual `|z - project(z - gradient)|`, or at a smaller one where the curvature is
-            small. None makes exactly `max_steps` steps.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, or at a smaller
+            one where the curvature is small. None makes exactly `max_steps` steps.
         linear_solver: `Auto()` by default, which factorises the Hessian for up to 256 unknowns and uses conjugate
             gradients beyond.
         forcing: largest relative residual, in [0, 1), at which `Auto`, `CG`, `MINRES` and `GMRES` stop. It
@@ -50,7 +50,8 @@ class Newton(Iterative):
             tolerance.
 
     Raises:
-        StructureError: if `linear_solver` has the wrong type.
+        StructureError: if `linear_solver` has the wrong type. The solve raises it for penalties, for sets that do not
+            bound each coordinate by itself, and for fixed-point problems.
         ValueError: for values outside these ranges.
     """
 

@@ -19,7 +19,7 @@ class OneStep(Solver):
     solution. With `direction="sign"` it is the attack of Fast-AT (Wong et al., ICLR 2020).
 
     Args:
-        step: step size; in units of z for every direction except `"gradient"`.
+        step: step size, in units of z squared over objective for the direction `"gradient"`, of z for the others.
         direction: `"gradient"`, `"sign"`, `"normalized"` (each lane by its own 2-norm) or `"coordinate"` (only the
             largest coordinate of each lane that no bound blocks).
 

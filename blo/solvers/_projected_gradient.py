@@ -29,15 +29,18 @@ class ProjectedGradient(Iterative):
     Each lane stops on its own residual `|z - project(z - gradient)|` and does not change afterwards.
 
     Args:
-        step: step size, a number or a function of theta. None finds one for each lane: whenever the curvature along a
-            step exceeds `1/step`, or the objective is not finite, the step is rejected and its size halved; otherwise
-            the step size grows slowly. None needs the direction `"gradient"`, without momentum.
+        step: step size, a number or a function of theta; in units of z squared over objective for the direction
+            `"gradient"`, of z for the others. None finds one for each lane: whenever the curvature along a step exceeds
+            `1/step`, or the objective is not finite, the step is rejected and its size halved; otherwise the step size
+            grows slowly. None needs the direction `"gradient"`, without momentum.
         max_steps: maximum number of gradient evaluations after the one at the start.
-        tol: a lane stops at this residual, or at a smaller one where the curvature is small. None makes exactly
-            `max_steps` steps, measures no residual and never waits for the device.
+        tol: a lane stops at this residual, in the unit of the gradient, or at a smaller one where the curvature is
+            small. None makes exactly `max_steps` steps, measures no residual and never waits for the device.
         direction: `"gradient"`, or the direction of steepest descent in the max-norm (`"sign"`), the 2-norm
             (`"normalized"`) or the 1-norm (`"coordinate"`: the largest coordinate that no bound blocks).
-        momentum: heavy-ball weight in [0, 1), a number or a function of theta.
+        momentum: heavy-ball weight in [0, 1) (Polyak, USSR Comput. Math. Math. Phys. 1964), a number or a function of
+            theta. The velocity is the direction plus `momentum` times the last velocity, as in `torch.optim.SGD`; the
+            point moves by `step` times the velocity and is projected.
         transform: a function that is applied to each gradient before the step, for example clipping. It takes a tree
             like z (with the batch axis first) and returns another, without writing to its argument. `Unrolled`
             differentiates it. Residuals are those of the gradient itself.

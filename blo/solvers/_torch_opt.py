@@ -58,7 +58,8 @@ class TorchOpt(Iterative):
         optimizer: has `init` and `update` as in torchopt (Ren et al., JMLR 2023), or is a function of theta that
             returns such an optimiser. It gets z as one flat tensor.
         steps: maximum number of updates.
-        tol: a lane stops at this residual `|z - project(z - gradient)|`. None makes exactly `steps` updates.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient. None makes
+            exactly `steps` updates.
         transform: a function that is applied to each gradient before the step, for example clipping. It takes a tree
             like z (with the batch axis first) and returns another, without writing to its argument. `Unrolled`
             differentiates it. Residuals are those of the gradient itself.
@@ -67,7 +68,8 @@ class TorchOpt(Iterative):
 
     Raises:
         ValueError: for values outside these ranges.
-        StructureError: if the optimiser lacks `init` or `update`. For a function of theta, the solve raises it.
+        StructureError: if the optimiser lacks `init` or `update`; for a function of theta, the solve raises it. The
+            solve also raises it for a penalty, and if torch's derivative of an update that will be unrolled is wrong.
     """
 
     may_vary = ("optimizer",)

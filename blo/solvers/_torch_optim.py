@@ -26,12 +26,13 @@ class TorchOptim(Solver):
     Args:
         factory: takes a list with one flat parameter of shape `(*lanes, n)` and returns its optimiser.
         steps: maximum number of calls of the optimiser's `step`.
-        tol: a lane stops at this residual `|z - project(z - gradient)|` and does not change afterwards. None makes
-            exactly `steps` steps.
+        tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, and does not
+            change afterwards. None makes exactly `steps` steps.
 
     Raises:
         ValueError: for values outside these ranges.
-        StructureError: if `factory` is not a function.
+        StructureError: if `factory` is not a function. The solve raises it for a penalty, and if it is to be
+            differentiated.
     """
 
     takes_batches = True

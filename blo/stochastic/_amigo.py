@@ -40,8 +40,9 @@ class AmIGO(Algorithm):
     complexity is that of stochastic gradient descent on F.
 
     Raises:
-        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
-            or a count is below 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `lower_scheduler` is given
+            without `lower_optimizer`, a step size is not positive, or a count is below 1.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Arbel and Mairal, ICLR 2022, Algorithms 1 to 3 (their z is -q), with plain gradient steps.
     """

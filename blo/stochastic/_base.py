@@ -85,6 +85,10 @@ class Algorithm(abc.ABC):
             StructureError: if state, objectives or batches do not fit, or there are too few batches.
             ConvergenceError: if `lower` does not depend on theta and `on_failure` is `"raise"`.
             ValueError: if `on_failure` or a value of a schedule is out of range.
+
+        Warns:
+            ConstantWarning: if `lower` does not depend on theta.
+            ConvergenceWarning: at the first step of `F2SA`, if theta moves too fast for z.
         """
         self._check(state, upper, lower)
         theta_layout, z_layout = layouts(state["theta"], state["z"])

@@ -41,8 +41,10 @@ class BOME(Algorithm):
         lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
-        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
-            `inner_steps` is below 1 or `barrier` is out of range.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `lower_scheduler` is given
+            without `lower_optimizer`, a step size is not positive, `inner_steps` is below 1 or `barrier` is out of
+            range.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Liu, Ye, Wright, Stone and Liu, NeurIPS 2022, Algorithm 1 and Sec. 4.
     """

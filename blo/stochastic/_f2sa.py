@@ -51,7 +51,9 @@ class F2SA(Algorithm):
 
     Raises:
         ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `upper_step` is missing with a
-            `lower_optimizer`, a step size or the multiplier is not positive, or `inner_steps` is below 1.
+            `lower_optimizer`, `lower_scheduler` is given without one, a step size or the multiplier is not positive, or
+            `inner_steps` is below 1.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Kwon, Kwon, Wright and Nowak, ICML 2023, Algorithm 1 and Sec. 4, where `multiplier` is the ratio
     `gamma / (2 alpha)` of their step sizes.

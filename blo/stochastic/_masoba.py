@@ -33,8 +33,9 @@ class MASOBA(Algorithm):
         lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
-        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
-            or `mixing` exceeds 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `lower_scheduler` is given
+            without `lower_optimizer`, a step size or `mixing` is not positive, or `mixing` exceeds 1.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Chen, Xiao and Balasubramanian, "Optimal algorithms for stochastic bilevel optimization under relaxed
     smoothness conditions", 2023, Algorithm 1.

@@ -55,11 +55,19 @@ def run(
             batches, or with one batch for each objective, it also counts as not converging if theta oscillates, or if
             theta or z moves in one direction without slowing down.
 
+    Returns:
+        The state after the last step made, a dict as `algorithm.init` returns it; `state` itself is not modified.
+
     Raises:
         StructureError: as `algorithm.step` does.
         NonFiniteError: if theta or z is not finite.
-        ConvergenceError: as `algorithm.step` does.
+        ConvergenceError: instead of the warnings below, if `on_failure="raise"`.
         ValueError: if `steps` is below 1; and as `algorithm.step` does.
+
+    Warns:
+        ConvergenceWarning: if the run does not converge, or `F2SA` moves theta too fast for z; with
+            `on_failure="warn"`, also if theta or z is not finite.
+        ConstantWarning: if `lower` does not depend on theta.
     """
     require_count(steps, "steps")
     checks = Checks(on_failure)

@@ -45,8 +45,9 @@ class SABA(Algorithm):
         lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
-        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, a step size is not positive,
-            or a count is below 1.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `lower_scheduler` is given
+            without `lower_optimizer`, a step size is not positive, or a count is below 1.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3. The table starts at zero. Its mean is summed
     again once in as many steps as it has rows, so that rounding errors do not accumulate.

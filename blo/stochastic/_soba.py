@@ -35,8 +35,9 @@ class SOBA(Algorithm):
         lower_scheduler: creates the learning-rate schedule from the optimiser; it advances once per step.
 
     Raises:
-        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, or a step size is not
-            positive.
+        ValueError: if `lower_step` and `lower_optimizer` are both given or both missing, `lower_scheduler` is given
+            without `lower_optimizer`, or a step size is not positive.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Dagréou, Ablin, Vaiter and Moreau, NeurIPS 2022, Sec. 2 and 3 (their v is -q).
     """

@@ -40,7 +40,9 @@ class StocBiO(Algorithm):
     proportional to one over the batch sizes.
 
     Raises:
-        ValueError: if a step size is not positive, `inner_steps` is below 1, or `products` is negative.
+        ValueError: if a step size is not positive, `lower_scheduler` is given without `lower_optimizer`, `inner_steps`
+            is below 1, or `products` is negative.
+        StructureError: if `lower_optimizer` or `lower_scheduler` is not a function.
 
     Source: Ji, Yang and Liang, ICML 2021, Algorithm 2 and Theorem 3.
     """

@@ -1,4 +1,4 @@
-"""The processes that train and judge: how many, how they end, and what is told of them."""
+"""The processes that train and judge: how many there are, how they end, and the messages about them."""
 
 from __future__ import annotations
 

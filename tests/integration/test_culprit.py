@@ -260,6 +260,23 @@ def test_adjointness_and_scale_are_tested() -> None:
     assert not early["<J d, v> = <d, J' v>"].ok  # what one iteration makes of a vector depends on the vector
 
 
+@pytest.mark.parametrize("products", ["reverse", "finite-difference"])
+def test_the_parts_of_a_strategy_that_wraps_another_are_tested(products: Any) -> None:
+    found = check(BOX, gradient=blo.SAMA(normal(3, 4).exp(), products=products))
+    assert {one.name: one for one in found.findings}["H times a vector"].ok
+    assert {one.name: one for one in found.consistency}["<J d, v> = <d, J' v>"].ok  # its diagonal is symmetric
+    assert found.culprit is Part.INVERSE  # but not the inverse
+
+
+def test_lost_second_derivatives_are_found_in_a_strategy_that_wraps_another() -> None:
+    case = oracles.draw("free", 4, 2, seed=9)
+    lower = blo.LowerProblem(lambda theta, z: case.objective(theta, z) + 0.3 * OnceSine.apply(z).sum())
+    wrong = {
+        one.name for one in check(case, lower=lower, gradient=blo.SAMA(0.3, products="reverse")).findings if not one.ok
+    }
+    assert "H times a vector" in wrong
+
+
 # Problems on which a plain projected gradient method does not arrive.
 
 

@@ -147,7 +147,7 @@ def test_a_solve_with_a_tolerance_is_made_and_differentiated_without_autocast(
 
 
 def test_an_objective_that_runs_under_autocast_alone_is_solved_under_it() -> None:
-    """Data in half precision and weights in single precision meet there alone; what is lost is told."""
+    """Data in half precision and weights in single precision need autocast; a warning names the lost precision."""
     lower, upper, theta, z0 = ridge(BF16), (lambda t, z: z.sum()), torch.zeros(40), torch.zeros(6)
     with torch.autocast("cpu", BF16):
         with pytest.warns(blo.ConvergenceWarning, match="the rounding of the gradient, in the precision in which"):

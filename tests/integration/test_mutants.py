@@ -1,4 +1,4 @@
-"""A random sample of mutants is drawn and run as it is told: see `tests/mutations/sample.py`."""
+"""`tests/mutations/sample.py` draws and runs a random sample of mutants as its options say."""
 
 from __future__ import annotations
 

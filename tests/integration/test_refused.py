@@ -1,4 +1,4 @@
-"""Arguments that cannot work are refused by name, and what leaves no gradient is said."""
+"""Arguments that cannot work raise an error that names them; a call that leaves no gradient gives a warning."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
+from blo.solvers import Problem, Solution, Solver
 from blo.stochastic import run
 from tests.accelerator import Recorder
 from tests.integration.problems import assert_near
@@ -38,9 +40,36 @@ def test_a_report_read_after_a_step_of_the_optimiser_is_one_of_theta_before_it()
     assert out.report.adjoint_error_bound is not None and out.report.adjoint_error_bound < 1e-12
 
 
+@dataclass(frozen=True)
+class Early(Solver):
+    """Stops at a residual below its tolerance, far from a solution of a problem with little curvature."""
+
+    tol: float = 1e-3
+
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        slope = problem.gradient(z0)
+        return Solution(z0, problem.residual(z0, slope), self.tol, steps=0, slope=slope)
+
+
+class Sure(Early):
+    """Says that it has tested its solution, so that nobody tests it again."""
+
+    confirms = True
+
+
+def test_a_solution_that_its_solver_has_not_confirmed_is_tested() -> None:
+    lower = blo.LowerProblem(lambda t, z: 1e-6 * squares(t, z))
+    problem = (lambda t, z: z.sum(), lower, torch.ones(2).double(), torch.zeros(2).double())
+    with pytest.warns(blo.ConvergenceWarning, match="the lower solve has not converged"):
+        blo.value_and_hypergrad(*problem, solver=Early())
+    blo.value_and_hypergrad(*problem, solver=Sure())  # a warning would be an error
+
+
 LATE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "a set that moves": ({"constraint": lambda t: blo.Box(-t.exp(), t.exp())}, {}),
     "finite differences": ({}, {"gradient": blo.Implicit(products="finite-difference")}),
+    "a diagonal for the inverse, by finite differences": ({}, {"gradient": blo.SAMA(0.5)}),
+    "a diagonal for the inverse": ({}, {"gradient": blo.SAMA(0.5, products="reverse")}),
     "a known convexity": ({"strong_convexity": 1.0}, {}),
     "nothing that depends on theta": ({}, {}),
     "unrolled steps": ({}, {"solver": blo.ProjectedGradient(0.5, max_steps=4, tol=None), "gradient": blo.Unrolled()}),
@@ -67,7 +96,8 @@ def test_theta_is_copied_only_for_a_report_that_depends_on_it(name: str) -> None
     assert texts[0] == texts[1]
     theta = torch.tensor([0.5, 3.0], dtype=torch.float64)
     call(theta, 0.0)
-    assert (places[-1] == theta.data_ptr()) == (name in ("nothing that depends on theta", "unrolled steps"))
+    constant = ("nothing that depends on theta", "unrolled steps", "a diagonal for the inverse")
+    assert (places[-1] == theta.data_ptr()) == (name in constant)
 
 
 def test_a_value_that_is_theta_itself_does_not_change_with_it() -> None:

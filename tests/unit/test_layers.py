@@ -1,7 +1,7 @@
 """Every layer, loss and parametrization of torch.nn: derivatives along a direction against differences of the value.
 
-First derivatives are those of the value; second ones are right, or refused by name. The differences share nothing with
-autograd beyond the gradient, which is itself held against differences of the value.
+First derivatives are those of the value. Second ones are right, or raise an error that names the layer. The differences
+share nothing with autograd beyond the gradient, which is itself compared with differences of the value.
 """
 
 from __future__ import annotations

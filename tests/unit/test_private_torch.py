@@ -210,6 +210,51 @@ def test_the_generator_of_the_cpu_is_always_among_those_of_some_devices() -> Non
     assert list(_torch.generators([])) == list(_torch.generators([torch.device("cpu")])) == [torch.default_generator]
 
 
+def test_tensors_that_share_memory_have_one_key() -> None:
+    x, y = torch.ones(2, 3), torch.ones(2, 3)
+    assert _torch.storage_key(x) == _torch.storage_key(x[1:].T) == _torch.storage_key(x.detach())
+    assert _torch.storage_key(x) != _torch.storage_key(y)
+
+
+def test_operators_tell_to_which_arguments_they_write() -> None:
+    aten = torch.ops.aten
+    found = {op: _torch.written_arguments(op) for op in (aten.add.Tensor, aten.add_.Tensor, aten.add.out)}
+    assert list(found.values()) == [[], [(0, "self")], [(3, "out")]]
+    assert [_torch.writes(op) for op in found] == [False, True, True]
+
+
+def test_operators_of_embeddings_and_of_the_fused_weight_norm_are_those_that_run() -> None:
+    seen = []
+
+    class Mode(_torch.DispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    index, bag = torch.tensor([0, 1]), torch.nn.functional.embedding_bag
+    with Mode():  # type: ignore[no-untyped-call]
+        torch.nn.functional.embedding(index, X)
+        bag(index, X.clone().requires_grad_(), torch.tensor([0]))
+        bag(index, X, torch.tensor([0]))
+        _torch.fused_weight_norm(X, X[:, :1], 0)
+    assert {*_torch.embedding_operators, _torch.weight_norm_operator} <= set(seen)
+
+
+def test_hooks_before_a_forward_pass_are_found() -> None:
+    layer = torch.nn.Linear(2, 2)
+    assert not list(_torch.forward_pre_hooks(layer))
+    layer.register_forward_pre_hook(print)
+    assert list(_torch.forward_pre_hooks(layer)) == [print]
+
+
+def test_a_module_keeps_its_tensors_in_two_dicts() -> None:
+    layer = torch.nn.BatchNorm1d(2, affine=False)
+    parameters, buffers = _torch.tensor_dicts(layer)
+    assert parameters == {"weight": None, "bias": None}
+    buffers["running_mean"] = torch.full((2,), 5.0)
+    assert layer.running_mean is buffers["running_mean"]  # the dicts themselves, not copies
+
+
 def test_writes_to_tensors_are_counted() -> None:
     x = torch.ones(2)
     before = _torch.versions([x, x + 1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import blo
+from blo.solvers import Problem, Solution, Solver
 
 A = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.5]])
 B = np.array([[1.0, 0.5], [-0.3, 2.0], [0.7, 0.1]])
@@ -145,11 +146,22 @@ def test_what_does_not_fit_is_refused() -> None:
             blo.Given(tol=tol)
 
 
+class Held(Solver):
+    """Also takes the start as the solution."""
+
+    takes_start = True
+
+    def solve(self, problem: Problem, z0: Tensor) -> Solution:
+        return Solution(z0, None, math.inf, steps=0)
+
+
 def test_a_fit_needs_a_function_that_follows_theta() -> None:
     lower, optimizer = blo.LowerProblem(quartic), lambda parameters: torch.optim.SGD(parameters, lr=0.1)
     z0 = torch.zeros(3, dtype=torch.float64)
-    with pytest.raises(blo.StructureError, match="continues your own loop from z"):
-        blo.fit(upper, lower, THETA, z0, optimizer=optimizer, steps=2, solver=blo.Given())
+    for taken in (blo.Given(), Held()):
+        name = type(taken).__name__
+        with pytest.raises(blo.StructureError, match=f"`{name}` takes `z0`.*continues your own loop from z"):
+            blo.fit(upper, lower, THETA, z0, optimizer=optimizer, steps=2, solver=taken)
 
     def loop(theta: Tensor, z: Tensor) -> Tensor:
         inner = torch.func.grad(lambda z: quartic(theta, z))

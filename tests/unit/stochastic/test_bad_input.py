@@ -1,4 +1,4 @@
-"""What does not fit is refused, by name."""
+"""An argument that does not fit raises an error that names it."""
 
 from __future__ import annotations
 
