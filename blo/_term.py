@@ -175,6 +175,19 @@ class Term(ABC):
         """
         return None
 
+    def from_logarithms(self, logarithms: Tensor) -> Tensor | None:
+        """Return the point of the set nearest to `exp(logarithms)` in the Kullback-Leibler divergence.
+
+        `MirrorDescent` needs it. Every coordinate must be positive, so that its logarithm is finite.
+
+        Args:
+            logarithms: shape `(*lanes, n)`.
+
+        Returns:
+            A point of the same shape; None for sets without such a map and for penalties.
+        """
+        return None
+
     def blocked(self, z: Tensor, gradient: Tensor) -> Tensor | None:
         """Return which coordinates a step against the gradient cannot move, since they are at a bound.
 

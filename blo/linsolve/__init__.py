@@ -6,7 +6,6 @@ from blo.linsolve._cg import CG
 from blo.linsolve._direct import Direct
 from blo.linsolve._gmres import GMRES
 from blo.linsolve._identity import Identity
-from blo.linsolve._loosened import loosened
 from blo.linsolve._minres import MINRES
 from blo.linsolve._neumann import Neumann
 from blo.linsolve._nystrom import Nystrom
@@ -24,5 +23,4 @@ __all__ = [
     "Neumann",
     "Nystrom",
     "Preconditioner",
-    "loosened",
 ]

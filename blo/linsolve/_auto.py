@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import LinearSolution, LinearSolver, damped
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised
 from blo.linsolve._cg import CG
 from blo.linsolve._contraction import contracted
 from blo.linsolve._direct import Direct
@@ -72,6 +72,9 @@ class Auto(LinearSolver):
         require_nonnegative(self.direct, "Auto.direct")
         require_count(self.max_iter, "Auto.max_iter", "To solve no system, use the strategy `Zero`.")
 
+    def relaxed(self, tol: Tensor) -> LinearSolver:
+        return replace(self, tol=raised(self.tol, tol))
+
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         n = b.shape[-1]
         fits = b.numel() * n <= _ENTRIES and self.inner is None
@@ -106,7 +109,7 @@ class Auto(LinearSolver):
         return replace(found, iterations=before + found.iterations, method=f"Auto: GMRES (n = {n}, not symmetric)")
 
     def _solved(self, found: LinearSolution) -> Tensor:
-        tol: Any = self.tol  # `loosened` makes it a tensor with one tolerance for each lane
+        tol: Any = self.tol  # `relaxed` makes it a tensor with one tolerance for each lane
         return found.converged(tol.squeeze(-1) if isinstance(tol, Tensor) else tol)
 
     def _factorised(self, found: LinearSolution, operator: Operator, b: Tensor) -> LinearSolution:

@@ -19,6 +19,7 @@ __all__ = [
     "LinearSolver",
     "damped",
     "floor_of",
+    "raised",
     "relative_residual",
     "require_single",
     "require_symmetric",
@@ -82,6 +83,21 @@ class LinearSolver(ABC):
             b: shape `(*lanes, n)`.
             x0: a guess of the same shape; direct methods ignore it.
         """
+
+    def relaxed(self, tol: Tensor) -> LinearSolver:
+        """Return the solver with each lane's tolerance raised to at least `tol`, for the first steps of `Newton`.
+
+        A solver that does not define this method solves every step's system to its own tolerance.
+
+        Args:
+            tol: relative residuals, shape `(*lanes, 1)`.
+        """
+        return self
+
+
+def raised(tol: float | None, least: Tensor) -> Any:
+    """Return the tolerance raised to at least `least`, one for each lane; None stays None."""
+    return None if tol is None else torch.clamp(least, min=tol)
 
 
 def require_symmetric(operator: Operator, solver: str) -> None:

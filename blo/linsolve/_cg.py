@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from blo.linsolve._base import (
     LinearSolver,
     damped,
     floor_of,
+    raised,
     relative_residual,
     require_symmetric,
     started,
@@ -76,6 +77,9 @@ class CG(LinearSolver):
         require_nonnegative(self.damping, "CG.damping")
         require_count(self.max_iter, "CG.max_iter", "To solve no system, use the strategy `Zero`.")
 
+    def relaxed(self, tol: Tensor) -> LinearSolver:
+        return replace(self, tol=raised(self.tol, tol))
+
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "CG")
         apply = damped(operator, self.damping)
@@ -92,7 +96,7 @@ class CG(LinearSolver):
         ended = alone(*given) if self.inner is None else None
         if ended is None:
             ended = lanes(*given, dot)
-        textbook = isinstance(self.tol, float) and self.tol == 0  # `loosened` makes it a tensor
+        textbook = isinstance(self.tol, float) and self.tol == 0  # `relaxed` makes it a tensor
         x, residual = _judged(
             ended, rhs, bb, textbook, lambda x: relative_residual(operator, x, rhs, self.damping, space), dot
         )

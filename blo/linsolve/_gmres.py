@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, stride
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import LinearSolution, LinearSolver, damped, require_single
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised, require_single
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
 from blo.linsolve._space import InnerProduct, Space
@@ -54,6 +54,9 @@ class GMRES(LinearSolver):
         require_nonnegative(self.damping, "GMRES.damping")
         require_count(self.max_iter, "GMRES.max_iter", "To solve no system, use the strategy `Zero`.")
         require_count(self.restart, "GMRES.restart", "A few dozen are usual.")
+
+    def relaxed(self, tol: Tensor) -> LinearSolver:
+        return replace(self, tol=raised(self.tol, tol))
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_single(b, "GMRES")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, stride
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import LinearSolution, LinearSolver, damped, require_symmetric
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised, require_symmetric
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
 from blo.linsolve._space import InnerProduct, Space
@@ -53,6 +53,9 @@ class MINRES(LinearSolver):
         require_tolerance(self.tol, "MINRES.tol")
         require_nonnegative(self.damping, "MINRES.damping")
         require_count(self.max_iter, "MINRES.max_iter", "To solve no system, use the strategy `Zero`.")
+
+    def relaxed(self, tol: Tensor) -> LinearSolver:
+        return replace(self, tol=raised(self.tol, tol))
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
         require_symmetric(operator, "MINRES")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from blo._layout import Layout
@@ -47,6 +48,10 @@ class NonNegative(Set):
 
     def bounds(self, z: Tensor) -> tuple[Tensor | float, Tensor | float]:
         return self.box.bounds(z)
+
+    def from_logarithms(self, logarithms: Tensor) -> Tensor:
+        # `exp` underflows to zero, where a multiplicative step could never move the coordinate again.
+        return logarithms.exp().clamp(min=torch.finfo(logarithms.dtype).tiny)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         return self.box.tangent(z, gradient)

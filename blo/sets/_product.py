@@ -89,6 +89,15 @@ class Product(Set):
         parts = zip(self.sets, self._split(z), strict=True)
         return torch.cat([part.project(block) for part, block in parts], dim=-1)
 
+    def from_logarithms(self, logarithms: Tensor) -> Tensor | None:
+        found = []
+        for part, block in zip(self.sets, self._split(logarithms), strict=True):
+            point = part.from_logarithms(block)
+            if point is None:
+                return None
+            found.append(point)
+        return torch.cat(found, dim=-1)
+
     def rows(self, layout: Layout) -> Rows | None:
         found = []
         for part, (child, span) in zip(self.sets, layout.children(), strict=True):

@@ -96,6 +96,13 @@ class Simplex(Set):
         threshold = (kept_sum - total) / support.sum(-1, keepdim=True)
         return (shifted - threshold).relu()
 
+    def from_logarithms(self, logarithms: Tensor) -> Tensor | None:
+        if self.cap is not None:
+            return None
+        # The projection in this divergence is a division by the sum, which `softmax` does without overflow.
+        weights = per_lane(self.total) * logarithms.softmax(-1)
+        return weights.clamp(min=torch.finfo(logarithms.dtype).tiny)
+
     def rows(self, layout: Layout) -> Rows:
         bounds = Rows.bounds(layout, 0.0, math.inf if self.cap is None else self.cap)
         total = torch.zeros_like(bounds.right[..., :1]) + per_lane(self.total)

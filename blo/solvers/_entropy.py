@@ -1,44 +1,30 @@
-"""Sets of positive numbers for mirror descent with the entropy: from logarithms to points of the set."""
+"""Points of sets of positive numbers from their logarithms, for mirror descent with the entropy."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from blo._term import Term, per_lane
+from blo._term import Term
 from blo.errors import StructureError
-from blo.sets import NonNegative, Product, Simplex
 
-__all__ = ["exponentials", "lifted"]
+__all__ = ["from_logarithms", "lifted"]
 
 
-def exponentials(term: Term, logarithms: Tensor, solver: str) -> Tensor:
-    """Return the point of the set nearest to `exp(logarithms)` in the Kullback-Leibler divergence.
-
-    Every coordinate is at least the smallest positive normal number, so that its logarithm stays finite.
-
-    Args:
-        term: the set.
-        logarithms: shape `(*lanes, n)`; for a simplex a constant may be added to all of them.
-        solver: the name of the solver, for the message.
+def from_logarithms(term: Term, logarithms: Tensor, solver: str) -> Tensor:
+    """Return `Term.from_logarithms`.
 
     Raises:
-        StructureError: for any other set and for penalties; the message names the solver.
+        StructureError: for sets without this map and for penalties; the message names the solver.
     """
-    if isinstance(term, NonNegative):
-        # `exp` underflows to zero, where a multiplicative step could never move the coordinate again.
-        return logarithms.exp().clamp(min=torch.finfo(logarithms.dtype).tiny)
-    # On a simplex the projection in this divergence is a division by the sum, which `softmax` does without overflow.
-    if isinstance(term, Simplex) and term.cap is None:
-        return (per_lane(term.total) * logarithms.softmax(-1)).clamp(min=torch.finfo(logarithms.dtype).tiny)
-    if isinstance(term, Product) and term.spans is not None:
-        parts = zip(term.sets, term.spans, strict=True)
-        return torch.cat([exponentials(part, logarithms[..., span], solver) for part, span in parts], -1)
-    name = "Simplex with a cap" if isinstance(term, Simplex) else type(term).__name__
-    raise StructureError(
-        f"`{solver}` needs a set of positive numbers: `Simplex`, `NonNegative` or a `Product` of these, but got "
-        f"{name}. Use ProjectedGradient() or FISTA()."
-    )
+    found = term.from_logarithms(logarithms)
+    if found is None:
+        raise StructureError(
+            f"`{solver}` needs a set of positive numbers: `Simplex` without a cap, `NonNegative`, a `Product` of "
+            f"these, or a set that defines `from_logarithms`, but got {type(term).__name__}. Use ProjectedGradient() "
+            "or FISTA()."
+        )
+    return found
 
 
 def lifted(term: Term, z: Tensor, solver: str) -> Tensor:
@@ -50,4 +36,4 @@ def lifted(term: Term, z: Tensor, solver: str) -> Tensor:
     near = term.prox(z, 1.0)
     top = near.amax(-1, keepdim=True)
     floor = torch.finfo(z.dtype).eps ** 0.5 * torch.where(top > 0, top, 1.0)
-    return exponentials(term, torch.where(near > 0, near, floor).log(), solver)
+    return from_logarithms(term, torch.where(near > 0, near, floor).log(), solver)

@@ -13,7 +13,7 @@ from blo._settings import require_budget, require_positive
 from blo._vectors import dot
 from blo.errors import StructureError
 from blo.solvers._base import Problem
-from blo.solvers._entropy import exponentials, lifted
+from blo.solvers._entropy import from_logarithms, lifted
 from blo.solvers._iterative import Iterative, valued_gradient
 
 
@@ -21,11 +21,11 @@ from blo.solvers._iterative import Iterative, valued_gradient
 class MirrorDescent(Iterative):
     """Exponentiated gradient steps `z <- z exp(-step * gradient)`, normalised to the sum of a simplex.
 
-    The method takes `Simplex` (without a cap), `NonNegative` and a `Product` of these. Every coordinate stays positive.
-    A step changes each coordinate by a factor, so small coordinates make small changes. This suits objectives whose
-    curvature is large where coordinates are small: with an entropy `tau sum(z log z)` a step of `1 / tau` is exact,
-    while the smallest coordinate limits the step size of projected gradients. A start on the boundary is moved into the
-    interior.
+    The method takes `Simplex` (without a cap), `NonNegative`, a `Product` of these, and sets of your own that define
+    `from_logarithms`. Every coordinate stays positive. A step changes each coordinate by a factor, so small coordinates
+    make small changes. This suits objectives whose curvature is large where coordinates are small: with an entropy
+    `tau sum(z log z)` a step of `1 / tau` is exact, while the smallest coordinate limits the step size of projected
+    gradients. A start on the boundary is moved into the interior.
 
     A coordinate that is zero in the solution becomes tiny instead. For implicit gradients of objectives with an
     entropy, give the set `slack=0.0`, so that every coordinate counts as free.
@@ -72,7 +72,7 @@ class MirrorDescent(Iterative):
     def move(self, problem: Problem, state: _State) -> _State:
         # The set's map takes logarithms, because `z * exp(-step * gradient)` itself could overflow.
         logarithms = state.z.log() - state.step * state.slope
-        return state._replace(trial=exponentials(problem.term, logarithms, "MirrorDescent"))
+        return state._replace(trial=from_logarithms(problem.term, logarithms, "MirrorDescent"))
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:

@@ -13,7 +13,7 @@ from blo._autodiff import all_true_on_cpu
 from blo._settings import require_budget
 from blo._vectors import dot, norm
 from blo.errors import StructureError
-from blo.linsolve import Auto, LinearSolver, loosened
+from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
@@ -85,7 +85,7 @@ class Newton(Iterative):
         hessian: Operator = Hessian(problem.hessian(state.z))
         if not all_true_on_cpu(state.shift == 0):
             hessian = Sum(hessian, ScaledIdentity(state.shift))
-        found = loosened(self.linear_solver, state.forcing).solve(restricted(hessian, free), slope)
+        found = self.linear_solver.relaxed(state.forcing).solve(restricted(hessian, free), slope)
         # Coordinates that are not free make a gradient step, which the projection stops at their bounds.
         step = found.x if free is None else torch.where(free, found.x, state.slope)
         descends = torch.isfinite(step).all(-1, keepdim=True) & (dot(step, state.slope) > 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import blo
 from blo import MirrorDescent, NonNegative, Product, Simplex
+from blo.sets import Tangent
 from blo.testing import check_solver
 from tests.lower import minimise
 from tests.strategies import normal
@@ -171,6 +172,31 @@ def test_it_conforms() -> None:
 def test_other_sets_are_refused(made: blo.sets.Set) -> None:
     with pytest.raises(blo.StructureError, match="`MirrorDescent` needs a set of positive numbers"):
         minimise(lambda z: z.square().sum(), torch.full((3,), 1 / 3), MirrorDescent(), made)
+
+
+class Shares(blo.sets.Set):
+    """The unit simplex, as somebody else would write it."""
+
+    def project(self, z: Tensor) -> Tensor:
+        return Simplex(1.0).project(z)
+
+    def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        return Simplex(1.0).tangent(z, gradient)
+
+    def from_logarithms(self, logarithms: Tensor) -> Tensor:
+        return logarithms.softmax(-1)
+
+
+def test_a_set_of_the_users_own_is_taken_alone_and_in_a_product() -> None:
+    cost = costs(0, 20)
+    found = minimise(lambda z: entropic(cost, z), torch.full_like(cost, 0.05), TIGHT, Shares())
+    torch.testing.assert_close(found.z, torch.softmax(-cost / TAU, -1), rtol=0, atol=1e-10)
+    lower = blo.LowerProblem(lambda t, z: entropic(cost, z[0]) + entropic(t, z[1]), Product(Shares(), Simplex(1.0)))
+    z = blo.argmin(lower, 2 * cost, (found.z, found.z), solver=TIGHT, gradient=blo.Zero())
+    torch.testing.assert_close(z[1], torch.softmax(-2 * cost / TAU, -1), rtol=0, atol=1e-10)
+    lower = blo.LowerProblem(lambda t, z: z[0].sum() + t.sum(), Product(Shares(), blo.Box(0.0, 1.0)))
+    with pytest.raises(blo.StructureError, match="but got Product"):
+        blo.argmin(lower, cost, (found.z, found.z), solver=TIGHT, gradient=blo.Zero())
 
 
 def test_penalties_are_refused() -> None:

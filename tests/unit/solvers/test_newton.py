@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import blo
+from blo.operators import Operator
 from tests.lower import Counted, assert_unrolls, bind, bowl, logistic, minimise, quadratic
 from tests.strategies import normal
 
@@ -25,8 +27,23 @@ def test_one_step_solves_a_quadratic(linear_solver: blo.linsolve.LinearSolver) -
     np.testing.assert_allclose(found.z, np.linalg.solve(matrix.numpy(), b.numpy()), rtol=1e-8, atol=1e-8)
 
 
+@dataclass(frozen=True, eq=False)
+class Own(blo.linsolve.LinearSolver):
+    """A linear solver of the user's own that can stop early."""
+
+    tol: float = 1e-10
+    least: Tensor | float = 0.0
+
+    def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> blo.linsolve.LinearSolution:
+        solver = blo.CG(max_iter=400, tol=self.tol)
+        return (solver if isinstance(self.least, float) else solver.relaxed(self.least)).solve(operator, b, x0)
+
+    def relaxed(self, tol: Tensor) -> Own:
+        return Own(self.tol, tol)
+
+
 @pytest.mark.parametrize(
-    "linear_solver", [blo.CG(max_iter=400), blo.MINRES(), blo.GMRES(), blo.Auto(direct=0)], ids=str
+    "linear_solver", [blo.CG(max_iter=400), blo.MINRES(), blo.GMRES(), blo.Auto(direct=0), Own()], ids=str
 )
 def test_far_from_the_solution_an_iterative_linear_solver_stops_early(
     linear_solver: blo.linsolve.LinearSolver,
