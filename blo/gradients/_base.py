@@ -165,9 +165,9 @@ class Pulled:
 class Rule(abc.ABC):
     """One call of a strategy: it solves the lower problem and differentiates the solution.
 
-    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`, and the backward pass of the result calls
-    `pull`; it calls `FunctionRule.pull_again` where it may be differentiated in turn and under `torch.func` transforms,
-    and neither where torch records the steps (`Unrolled`) or the solution is a constant (`Zero`).
+    `value_and_hypergrad` calls `forward` and `pull`. `argmin` calls `attach`; a backward pass through its result calls
+    `pull`, or `FunctionRule.pull_again` if it may itself be differentiated or runs under a `torch.func` transform, and
+    neither if torch has recorded the steps (`Unrolled`) or the solution is a constant (`Zero`).
 
     Attributes:
         solve: runs the lower solver.
