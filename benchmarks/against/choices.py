@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,8 +21,10 @@ def auto(setting: Setting) -> Outcome:
     """Race hypergradients at known solutions: CG is cheaper if the condition number is 1e2, and not if it is 1e4.
 
     `Auto` does not know the condition number. If it factorises as soon as CG has cost as much as that, it costs at most
-    twice the cheaper of the two, so two is the goal where CG fails.
+    twice the cheaper of the two, so two is the goal where CG fails. All is in double precision, which the larger
+    condition number needs.
     """
+    setting = replace(setting, dtype=torch.float64)
     size = 12 if setting.quick else 960
     easy, hard = (quadratic(setting, condition, size) for condition in (1e2, 1e4))
     chosen, iterated, factorised = blo.Auto(direct=4 if setting.quick else 256), blo.CG(max_iter=4000), blo.Direct()
