@@ -33,16 +33,23 @@ class Timed:
 
     Attributes:
         seconds: the time of one call, in each round.
+        wall: the wall-clock time of one call, in each round; on a GPU the same as `seconds`.
         floor: the floor's times in these rounds and possibly more; None without a floor.
     """
 
     seconds: Sequence[float]
+    wall: Sequence[float]
     floor: Sequence[float] | None
 
     @property
     def milliseconds(self) -> float:
         """Median over the rounds."""
         return 1e3 * statistics.median(self.seconds)
+
+    @property
+    def wall_milliseconds(self) -> float:
+        """Median wall-clock time over the rounds, in which other processes may have had the processor."""
+        return 1e3 * statistics.median(self.wall)
 
     @property
     def over_floor(self) -> float | None:
@@ -75,7 +82,7 @@ def race(
     synchronised before each reading.
     """
     repeats = {name: _repeats(call, setting) for name, call in contestants.items()}
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     names = list(contestants)
     started = time.perf_counter()
     for number in range(setting.rounds * (1 if setting.quick else _TIMES)):
@@ -86,25 +93,29 @@ def race(
         for name in names[number % len(names) :] + names[: number % len(names)]:
             gc.collect()  # so that no contestant's time includes collecting the garbage of another
             found[name].append(_seconds(contestants[name], repeats[name], setting.device))
-    base = found[floor] if floor is not None else None
-    return {name: Timed(times, base) for name, times in found.items()}
+    base = [seconds for seconds, _ in found[floor]] if floor is not None else None
+    return {
+        name: Timed([pair[0] for pair in times], [pair[1] for pair in times], base) for name, times in found.items()
+    }
 
 
 def _compared(name: str, floor: str | None) -> bool:
     return name == floor or name.startswith(("blo", "by hand"))
 
 
-def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+def _seconds(call: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:
+    """Return the time of one call, and its wall-clock time."""
     clock = _clock(device)
-    started = clock()
+    started, wall = clock(), time.perf_counter()
     for _ in range(repeats):
         call()
-    return (clock() - started) / repeats
+    seconds = clock() - started  # on a GPU the clock waits for the device, so it is read first
+    return seconds / repeats, (time.perf_counter() - wall) / repeats
 
 
 def _repeats(call: Callable[[], object], setting: Setting) -> int:
     call()  # warms up
-    once = _seconds(call, 1, setting.device)
+    once, _ = _seconds(call, 1, setting.device)
     return 1 if setting.quick else max(1, math.ceil(_LEAST / max(once, 1e-6)))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import blo
-from benchmarks.measure import race, relative_error
+from benchmarks.measure import race, ratio, relative_error
 from benchmarks.registry import Cell, Goal, Outcome, Setting, Table, benchmark
 
 _STEPS, _PRODUCTS, _STEP = 10, 10, 0.5
@@ -55,14 +55,24 @@ def run(setting: Setting) -> Outcome:
     answer = _by_hand(together, theta)
     times = race(contestants, setting, floor="blo, together")
     rows: list[list[Cell]] = [
-        [name, times[name].milliseconds, times[name].over_floor, relative_error(call(), answer)]
+        [
+            name,
+            times[name].milliseconds,
+            times[name].wall_milliseconds,
+            times[name].over_floor,
+            relative_error(call(), answer),
+        ]
         for name, call in contestants.items()
     ]
-    loop = times["blo, one after the other"].over_floor
-    assert loop is not None
-    columns = ["", "ms", "over blo together", "difference to by hand"]
+    # A batch saves calls, but no arithmetic. On a CPU, a call for 3,072 unknowns takes about four times as long as its
+    # arithmetic: by hand, too, the batch is only about four times faster than the loop, and blo must gain as much. One
+    # lane does not fill a GPU: there the batch by hand is about 84 times faster.
+    loop, off = ratio(times["blo, one after the other"].seconds, times["blo, together"].seconds)
+    gain, _ = ratio(times["by hand, one after the other"].seconds, times["by hand, together"].seconds)
+    limit = 50.0 if setting.device.type == "cuda" else gain
+    columns = ["", "ms", "wall ms", "over blo together", "difference to by hand"]
     table = Table(f"{lanes} x {size:,}", columns, rows)
-    return Outcome([table], [Goal("a Python loop over blo together", loop, 50.0, at_least=True)])
+    return Outcome([table], [Goal("a Python loop over blo together", loop, limit, at_least=True, off=off)])
 
 
 def _hypergradient(batch: _Batch, theta: Tensor, *, batched: bool) -> Callable[[], Tensor]:

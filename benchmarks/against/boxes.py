@@ -35,14 +35,15 @@ def run(setting: Setting) -> Outcome:
     for name, each in contestants.items():
         error = relative_error(each.read(each.run()), problem.exact)
         memory = None if name == "jaxopt" else peak_mib(each.run, setting.device)
-        rows.append([name, error, times[name].milliseconds, times[name].over_floor, memory])
-    rows += [[name, reason, None, None, None] for name, reason in reasons.items()]
+        time = times[name]
+        rows.append([name, error, time.milliseconds, time.wall_milliseconds, time.over_floor, memory])
+    rows += [[name, reason, *[None] * 4] for name, reason in reasons.items()]
 
     until_done = _blo.prepare_boxed(problem, 200, tol=1e-14)
     exact = relative_error(until_done.read(until_done.run()), problem.exact)
     over, off = ratio(times["blo"].seconds, times["floor"].seconds)
     free = float((problem.z.abs() < 1).double().mean())
     notes = [f"{free:.0%} of the coordinates are free. blo until CG converges: relative error {exact:.2e}."]
-    table = Table("128 x 64", ["library", "relative error", "ms", "over floor", "peak MiB"], rows, notes)
-    goals = [Goal("blo over the floor", over, 1.2, off=off), Goal("blo until done: relative error", exact, 1e-12)]
+    table = Table("128 x 64", ["library", "relative error", "ms", "wall ms", "over floor", "peak MiB"], rows, notes)
+    goals = [Goal("blo over the floor", over, 1.1, off=off), Goal("blo until done: relative error", exact, 1e-12)]
     return Outcome([table], goals)

@@ -47,12 +47,13 @@ def run(setting: Setting) -> Outcome:
             peaks[name],
             saved[name],
             times[name].milliseconds,
+            times[name].wall_milliseconds,
             times[name].over_floor,
             relative_error(call(), answer),
         ]
         for name, call in calls.items()
     ]
-    columns = ["", "peak MiB", "saved for backward, MiB", "ms", "over whole tape", "difference"]
+    columns = ["", "peak MiB", "saved for backward, MiB", "ms", "wall ms", "over whole tape", "difference"]
     share = peaks["checkpoints"] / peaks["whole tape"]
     table = Table(f"{steps:,} steps", columns, rows)
     goals = [Goal("peak memory with checkpoints, share of the whole tape", share, 0.1)]

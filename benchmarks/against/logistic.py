@@ -131,9 +131,10 @@ def run(setting: Setting) -> Outcome:
     for name, call in contestants.items():
         with Passes(problem.train[:1]) as passes:
             theta = float(call())
-        took = [times[name].milliseconds, times[name].over_floor] if name in times else [None, None]
+        time = times.get(name)
+        took = [time.milliseconds, time.wall_milliseconds, time.over_floor] if time else [None] * 3
         rows.append([name, value(theta) - least, theta, passes.count, *took])
-    columns = ["", "held-out loss above the least", "theta", "passes over the data", "ms", "over Newton-CG"]
+    columns = ["", "held-out loss above the least", "theta", "passes over the data", "ms", "wall ms", "over Newton-CG"]
     above = rows[1][1]
     assert isinstance(above, float)
     over, off = ratio(times["blo, Newton and CG"].seconds, times["Newton-CG, by hand"].seconds)

@@ -67,16 +67,21 @@ def run(setting: Setting) -> Outcome:
             name,
             relative_error(call(), answer),
             times[name].milliseconds,
+            times[name].wall_milliseconds,
             times[name].over_floor,
             peak_mib(call, setting.device),
         ]
         for name, call in contestants.items()
     ]
-    rows += [[note, None, None, None, None] for note in notes]
-    table = Table(f"{len(sines.data[0])} tasks", ["", "difference to by hand", "ms", "over by hand", "peak MiB"], rows)
+    rows += [[note, *[None] * 5] for note in notes]
+    table = Table(
+        f"{len(sines.data[0])} tasks", ["", "difference to by hand", "ms", "wall ms", "over by hand", "peak MiB"], rows
+    )
     floor = times["by hand, vmap"].seconds
-    over, off = min(ratio(times[name].seconds, floor) for name in ("blo, vmap over argmin", "blo, batched"))
-    goals = [Goal("blo over hand-written vmap", over, 1.0, off=off)]
+    goals = []
+    for name, limit in (("blo, vmap over argmin", 1.02), ("blo, batched", 1.0)):
+        over, off = ratio(times[name].seconds, floor)
+        goals.append(Goal(f"{name}, over hand-written vmap", over, limit, off=off))
     # If a path does not compile, its goal counts as missed.
     pair = [times.get(f"{name}, compiled") for name in ("blo, vmap over argmin", "by hand, vmap")]
     over, off = ratio(pair[0].seconds, pair[1].seconds) if pair[0] and pair[1] else (math.nan, 0.0)

@@ -58,10 +58,11 @@ def _compare(problem: Smooth, products: int, found: list[Peer], setting: Setting
                 error,
                 passes.count if seen else None,
                 times[name].milliseconds,
+                times[name].wall_milliseconds,
                 times[name].over_floor,
                 peak_mib(each.run, setting.device) if seen else None,
             ]
         )
-    rows += [[name, f"absent: {reason}", None, None, None, None, None] for name, reason in absent.items()]
-    columns = ["library", "method", "relative error", "passes over the data", "ms", "over floor", "peak MiB"]
+    rows += [[name, f"absent: {reason}", *[None] * 6] for name, reason in absent.items()]
+    columns = ["library", "method", "relative error", "passes over the data", "ms", "wall ms", "over floor", "peak MiB"]
     return Table(f"{products} products", columns, rows), ratio(times["blo"].seconds, times["floor"].seconds)

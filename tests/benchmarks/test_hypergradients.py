@@ -70,7 +70,7 @@ def test_a_peer_that_is_not_there_is_shown_with_the_reason(monkeypatch: pytest.M
     assert {row[2] for row in table.rows} == {"absent"}
     assert "not installed" in table.notes[0]
     rows = ridge.run(QUICK).tables[0].rows
-    assert ["a-library-nobody-has", "absent: not installed", None, None, None, None, None] in rows
+    assert ["a-library-nobody-has", "absent: not installed", *[None] * 6] in rows
 
 
 def test_blo_meets_every_goal_of_the_corner_cases(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,11 @@ def test_a_race_finds_the_ratio_of_busy_contestants() -> None:
     assert times["three"].milliseconds == pytest.approx(6.0, rel=0.2)
 
 
+def test_only_the_wall_clock_counts_the_time_in_which_a_call_waits() -> None:
+    times = race({"sleeps": lambda: time.sleep(0.03)}, Setting(rounds=3, quick=True))
+    assert times["sleeps"].milliseconds < 15.0 < 30.0 <= times["sleeps"].wall_milliseconds
+
+
 def test_a_ratio_says_how_far_off_it_may_be() -> None:
     """The interval holds the median of the distribution in about 95 of 100 samples, and tells nothing for five."""
     generator = torch.Generator().manual_seed(0)
