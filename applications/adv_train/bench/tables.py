@@ -62,7 +62,12 @@ def epochs(rows: Sequence[Row], published: Mapping[str, Mapping[str, float]]) ->
     measured = {row.name: row.epoch_seconds for row in rows}
     lines: list[list[Cell]] = []
     for row in rows:
-        line: list[Cell] = [row.name, _figure(row.epoch_seconds, 2), _figure(_with_validation(row), 2), _over(measured, row.name)]
+        line: list[Cell] = [
+            row.name,
+            _figure(row.epoch_seconds, 2),
+            _figure(_with_validation(row), 2),
+            _over(measured, row.name),
+        ]
         for column in published.values():
             line += [_figure(column.get(row.name), 1), _over(column, row.name)]
         lines.append(line)
