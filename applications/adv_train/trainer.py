@@ -52,9 +52,8 @@ class Trainer:
         model = models.create(config.model.name, **arguments, seed=config.training.seed, **config.model.options)
         if config.model.init is not None:
             models.load_weights(model, Path(config.model.init), config.model.init_normalisation)
-        model = model.to(device)
-        if config.compute.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+        model = model.to(device).to(memory_format=self._layout)
         if config.compute.sync_batchnorm:
             synchronised(model)
         self.method = config.full_method
@@ -127,6 +126,7 @@ class Trainer:
             augment=self.dataset.augment,
             ranks=self.ranks,
             mixup=data.Mixup(alpha, self.config.training.seed, epoch) if alpha else None,
+            layout=self._layout,
         )
         seen: list[Tensor] = []
         replayed = (batch for batch in batches for _ in range(self.replays))
@@ -158,10 +158,10 @@ class Trainer:
         In a run with averaging, the model has the averaged weights.
 
         Returns:
-            ``val_images``, the number of images; ``val_sa`` and ``val_ra``, clean and robust accuracy; ``val_fgsm``,
-            the accuracy after one attack step; ``val_top_class``, the share of the most frequent predicted class; and
-            ``val_alignment``, the gradient alignment on a fixed choice of at most 256 images, in the ball of the full
-            eps, or None if it is defined for no image.
+            ``val_images`` and ``val_steps``, the numbers of images and of PGD steps; ``val_sa`` and ``val_ra``, clean
+            and robust accuracy; ``val_fgsm``, the accuracy after one attack step; ``val_top_class``, the share of the
+            most frequent predicted class; and ``val_alignment``, the gradient alignment on a fixed choice of at most
+            256 images, in the ball of the full eps, or None if it is defined for no image.
         """
         model = self.state.judged.eval()
         generator = Stream(self.device)
@@ -173,6 +173,7 @@ class Trainer:
         for (images, labels), places in zip(batches, predicted.split(_VALIDATION_BATCH), strict=True):
             share = generator.share = Share(len(labels), self.ranks)
             x, y, answers = images[share.rows], labels[share.rows], places[share.rows]
+            x = x.contiguous(memory_format=self._layout)
             if len(y) == 0:
                 continue
             with computed_in(self.config.compute.precision, self.device):
@@ -194,6 +195,7 @@ class Trainer:
         robust, one_step = self.ranks.add(survivors).tolist()
         return {
             "val_images": samples,
+            "val_steps": self.config.training.validation_steps,
             "val_sa": int((predicted == split.labels).sum()) / samples,
             "val_ra": robust / samples,
             "val_fgsm": one_step / samples,
@@ -212,9 +214,9 @@ class Trainer:
     def _alignment(self, model: nn.Module) -> float | None:
         split = self._validation(min(ALIGNED, self.config.training.validation_images or ALIGNED))
         with computed_in(self.config.compute.precision, self.device):
-            found = measures.alignment(
-                model, to_unit_range(split.images), split.labels, self.config.threat, torch.Generator().manual_seed(0)
-            )
+            images = to_unit_range(split.images).contiguous(memory_format=self._layout)
+            generator = torch.Generator().manual_seed(0)
+            found = measures.alignment(model, images, split.labels, self.config.threat, generator)
         return found if math.isfinite(found) else None
 
     def prepared(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def judge(folder: Path, plan: dict[str, dict[str, Any]]) -> None:
             key = f"{name} {number}"
             if key in found["slices"]:
                 continue
+            begun = time.perf_counter()
             images, labels = (t[begin : begin + part["slice"]] for t in (chosen.images, chosen.labels))
             attack: Attack = PGD(part["steps"], part["restarts"]) if name == "pgd" else StandardAutoAttack()
             outcome = evaluate(
@@ -64,16 +66,21 @@ def judge(folder: Path, plan: dict[str, dict[str, Any]]) -> None:
                 "clean": int(outcome.clean.sum()),
                 "robust": int(outcome.attacks[name].robust.sum()),
             }
-            found["slices"][key] = {**counts, "warnings": list(outcome.warnings)}
+            seconds = time.perf_counter() - begun
+            found["slices"][key] = {**counts, "seconds": seconds, "warnings": list(outcome.warnings)}
             replace_file(file, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """Return accuracies and numbers of images from what `judge` wrote."""
+    """Return accuracies, numbers of images and seconds of the attacks from what `judge` wrote."""
     found = json.loads((folder / FILE).read_text(encoding="utf-8"))
 
     def total(name: str, what: str) -> int:
         return sum(counts[what] for key, counts in found["slices"].items() if key.startswith(f"{name} "))
+
+    def seconds(name: str) -> float | None:
+        taken = [counts.get("seconds") for key, counts in found["slices"].items() if key.startswith(f"{name} ")]
+        return None if None in taken else sum(taken)  # a slice from before seconds were kept has none
 
     return {
         "sa": total("pgd", "clean") / total("pgd", "n"),
@@ -81,6 +88,8 @@ def figures(folder: Path) -> dict[str, Any]:
         "ra_aa": total("autoattack", "robust") / total("autoattack", "n"),
         "n": total("pgd", "n"),
         "n_aa": total("autoattack", "n"),
+        "pgd_seconds": seconds("pgd"),
+        "autoattack_seconds": seconds("autoattack"),
         "judged": found,
     }
 

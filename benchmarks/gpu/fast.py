@@ -1,4 +1,4 @@
-"""How fast a GPU takes training steps, in each precision, eager and as a CUDA graph; and `make bench` on it."""
+"""How fast a GPU takes training steps, in each precision; their gradients as CUDA graphs; and `make bench` on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ import torch
 from adv_train import bench
 from adv_train.accelerate import obstacles
 from adv_train.bench.by_hand import STEPS
+from adv_train.config import TrainingConfig
+from adv_train.methods import METHODS
 from adv_train.precision import computed_in
+from adv_train.reproduction.cost import validation
 from benchmarks.gpu import steps
 from benchmarks.gpu.graph import replayed
 from benchmarks.gpu.stages import Clock, OutOfTime, Row, Stage
@@ -26,7 +29,8 @@ _LADDER = (("fp32", False), ("tf32", False), ("tf32", True), ("bf16", False), ("
 #: These are the most informative on a device and run first, then the rest of `make bench`.
 _FIRST = ("batches", "boxes", "ridge", "cleaning", "maml", "checkpoints")
 _LIMIT = 240.0
-_TRAINING_IMAGES = 45_000
+#: CIFAR-10 without its validation split, and the default validation.
+_EPOCH = bench.Epoch(45_000, validation(TrainingConfig(epochs=1, batch_size=128), 5_000))
 
 
 def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> None:
@@ -57,14 +61,16 @@ def _steps(device: torch.device, batch: int, precision: str, channels_last: bool
         device=device,
         precision=precision,
         channels_last=channels_last,
+        epoch=_EPOCH,
         progress=False,
     )
     for row in rows:
         stderr(f"  {row.name}: {row.milliseconds:.1f} ms, {row.images_per_second:.0f} images/s")
-    return {"methods": [asdict(row) | {"epoch_seconds": _TRAINING_IMAGES / row.images_per_second} for row in rows]}
+    return {"methods": [asdict(row) for row in rows]}
 
 
 def _graph(title: str, device: torch.device, batch: int, precision: str, *, by_hand: bool, quick: bool) -> Row:
+    """Time the gradient of a step as a graph, without the optimiser; `benchmarks.gpu.ladder` times whole steps."""
     model = "small-cnn" if quick else "preact-resnet-18"
     take = steps.prepared(model, title, device, batch=batch, channels_last=True, by_hand=by_hand)
     with computed_in(precision, device):
@@ -72,9 +78,21 @@ def _graph(title: str, device: torch.device, batch: int, precision: str, *, by_h
             found = obstacles(take)
             return {"capturable": not found, "obstacles": found}
         milliseconds, apart = replayed(take, repeats=10)
+    return {"capturable": True, **gradients(title, batch, milliseconds), "apart": apart}
+
+
+def gradients(title: str, batch: int, milliseconds: float) -> Row:
+    """Return the pace of gradients, and the seconds that those of an epoch take: all its steps, without updates.
+
+    Args:
+        title: one of `steps.METHODS`.
+        batch: images in a batch.
+        milliseconds: time of the gradient of a step.
+    """
+    name, options = steps.METHODS[title]
+    seconds = _EPOCH.seconds(milliseconds / 1e3, batch, METHODS.create(name, **options).replays())
     pace = 1e3 * batch / milliseconds
-    timed = {"milliseconds": milliseconds, "images_per_second": pace, "epoch_seconds": _TRAINING_IMAGES / pace}
-    return {"capturable": True, **timed, "apart": apart}
+    return {"milliseconds": milliseconds, "images_per_second": pace, "gradient_epoch_seconds": seconds}
 
 
 def _both_dtypes(stage: Stage, benchmark: str, device: torch.device, clock: Clock, quick: bool) -> None:

@@ -1,4 +1,4 @@
-"""Whether a GPU computes what the CPU does: hypergradients, training steps, and a run that was killed."""
+"""Whether a GPU computes what the CPU does, a graph or compiled code what eager steps do, and a killed run resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adv_train.methods import METHODS
-from benchmarks.gpu import replays, resumed, steps
+from benchmarks.gpu import compiled, replays, resumed, steps
 from benchmarks.gpu.catalogue import Case, cases, hypergradient
 from benchmarks.gpu.stages import Clock, Row, Stage
 from benchmarks.measure import relative_error
@@ -34,7 +34,7 @@ _TRAINING: dict[str, tuple[torch.dtype, str, float]] = {
 
 
 def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> None:
-    """Compare cases of the catalogue, training methods, graphs and resumed runs, on the device and on the CPU."""
+    """Compare cases of the catalogue and training methods with the CPU, then other ways to run them with eager runs."""
     found = list(cases())[:: 20 if quick else 1]
     for name, (dtype, precision, goal) in _HYPERGRADIENTS.items():
         for case in found:
@@ -45,6 +45,9 @@ def run(stage: Stage, device: torch.device, clock: Clock, *, quick: bool) -> Non
             for name in _TRAINING:
                 make = partial(_training, model, title, device, name)
                 stage.do(f"{model}, {title}: {name}", clock, make)
+        for name in compiled.GOALS:
+            make = partial(compiled.against_eager, model, name, device)
+            stage.do(f"compiled, {model}, {compiled.TITLE}: {name}", clock, make)
     for method in ("fast-bat",) if quick else METHODS.names():
         stage.do(f"replayed, {method}: fp32", clock, partial(replays.against_eager, method, device))
         for precision in ("fp32",) if quick else ("fp32", "bf16"):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import data, methods, models
+from adv_train import accelerate, data, methods, models
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.run import cases
 from adv_train.methods import Moment, Sizes
@@ -33,6 +33,7 @@ def prepared(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     by_hand: bool = False,
+    compiled: bool = False,
 ) -> Callable[[], dict[str, Tensor]]:
     """Return a function that takes a training step and returns its gradients by parameter name.
 
@@ -47,6 +48,7 @@ def prepared(
         dtype: dtype of weights and images.
         channels_last: whether both are kept in that memory layout.
         by_hand: whether to return the hand-written step instead of the library's.
+        compiled: whether to compile the forward pass, for a method that differentiates it once.
     """
     generator = torch.Generator().manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -61,10 +63,11 @@ def prepared(
     method, options = METHODS[title]
     chosen = methods.METHODS.create(method, **options)
     params: dict[str, Tensor] = dict(network.named_parameters())
+    view = accelerate.compiled(network) if compiled else network
     images, threat = data.Batch(x, y, torch.arange(batch, device=device)), Threat("linf", EPS)
     moment = Moment(*(torch.tensor(n, device=device) for n in (3, 100, 1)))
     memory = chosen.remember(network, Sizes(x.shape, 10, batch))
-    return lambda: chosen(network, params, images, threat, moment=moment, state=memory, start=start).grads
+    return lambda: chosen(view, params, images, threat, moment=moment, state=memory, start=start).grads
 
 
 def gradient(model: str, title: str, device: torch.device, dtype: torch.dtype, precision: str) -> Tensor:

@@ -34,7 +34,11 @@ def _right(rows: Mapping[str, Row]) -> str:
     groups: dict[str, list[str]] = defaultdict(list)
     for name, row in judged.items():
         before, _, after = name.partition(": ")
-        kinds = {"killed and resumed": "after a kill, ", "replayed": "graphs and eager steps, "}
+        kinds = {
+            "killed and resumed": "after a kill, ",
+            "replayed": "graphs and eager steps, ",
+            "compiled": "compiled and eager steps, ",
+        }
         kind = "a step's gradient, " if "cosine" in row else kinds.get(before.partition(",")[0], "")
         groups[f"{kind}{after}" if kind else f"hypergradients, {before}"].append(name)
     for group, names in groups.items():
@@ -70,13 +74,17 @@ def _fast(rows: Mapping[str, Row]) -> str:
             cells = (
                 f"{method['name']} {method['milliseconds']:.1f} ms, {method['images_per_second']:.0f} images/s, "
                 f"{method['epoch_seconds']:.1f} s/epoch"
+                + (f" and {method['validation_seconds']:.1f} s validation" if method.get("validation_seconds") else "")
                 + (f", {method['over_by_hand']:.3f} of by hand" if method["over_by_hand"] else "")
                 for method in row["methods"]
             )
             lines.append(f"* {name}: " + "; ".join(cells))
         elif "milliseconds" in row:
+            # Older records have no title with several steps on one batch, and call these seconds those of an epoch.
+            seconds = row.get("gradient_epoch_seconds", row.get("epoch_seconds"))
             lines.append(
-                f"* {name}: {row['milliseconds']:.1f} ms, {row['epoch_seconds']:.2f} s/epoch, off {row['apart']:.1g}"
+                f"* {name}: gradient alone {row['milliseconds']:.1f} ms, {seconds:.2f} s an epoch without the "
+                f"optimiser, off {row['apart']:.1g}"
             )
         elif "capturable" in row:
             held = ", ".join(row["obstacles"]) or "nothing found that a graph cannot hold"
@@ -149,7 +157,7 @@ def _true(rows: Mapping[str, Row]) -> str:
         if "failure" not in row:
             groups[name.rpartition(", seed")[0]].append(row)
     heads = ("cell", "seeds", "SA", "published", "RA-PGD", "published", "RA-AA", "published", "train s/epoch",
-             "implicit share, first to last epoch")  # fmt: skip
+             "PGD s", "AutoAttack s", "implicit share, first to last epoch")  # fmt: skip
     lines = ["## True", *_origin(rows), "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
     for name, found in groups.items():
         published = TABLE_1.get(name, (None, None, None))
@@ -158,11 +166,23 @@ def _true(rows: Mapping[str, Row]) -> str:
             # Records from before AutoAttack was run here have no such figure.
             measured = [100 * row[key] for row in found if row.get(key) is not None]
             cells += [_spread(measured), f"{figure[0]:.2f} ± {figure[1]:.2f}" if figure else "–"]
-        cells.append(f"{statistics.fmean(row['train_seconds'] / row['epochs'] for row in found):.1f}")
+        cells += _seconds(found)
         lines.append(f"| {' | '.join(cells)} | {_shares(found)} |")
     counts = sorted({(row["n"], row["n_aa"]) for row in rows.values() if "n_aa" in row})
     lines += [f"\nPGD on {n} test images and AutoAttack on {few}; published: both on all 10,000." for n, few in counts]
     return "\n".join([*lines, *(f"* {name}: {row['failure']}" for name, row in rows.items() if "failure" in row)])
+
+
+def _seconds(found: Sequence[Row]) -> list[str]:
+    """Return the seconds of an epoch and of the attacks, from the runs that had the device to themselves if any had."""
+    alone = [row for row in found if row.get("alone")]
+    chosen, note = (alone, "") if alone else (found, " (shared)")
+    # Records from before these seconds were kept have those of the whole training alone.
+    epochs = [row.get("epoch_seconds", row["train_seconds"] / row["epochs"]) for row in chosen]
+    attacks = (
+        [row[kind] for row in chosen if row.get(kind) is not None] for kind in ("pgd_seconds", "autoattack_seconds")
+    )
+    return [f"{statistics.fmean(values):.1f}{note}" if values else "–" for values in (epochs, *attacks)]
 
 
 def _shares(found: Sequence[Row]) -> str:

@@ -31,7 +31,9 @@ def test_the_benchmark_prints_and_writes_the_cost_of_every_method(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *SMALL, "--out", "figures/bench.json"]) == 0
-    head, _, *lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    said = capsys.readouterr().out
+    tables = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith("|")]
+    head, _, *lines = tables[: len(tables) // 2]
     found = json.loads(Path("figures/bench.json").read_text())
     assert [cell.strip() for cell in head][:4] == ["method", "forwards a step", "ms a step", "images/s"]
     assert [line[0].strip() for line in lines] == [name for name, _, _ in cases()]
@@ -41,7 +43,19 @@ def test_the_benchmark_prints_and_writes_the_cost_of_every_method(
         assert line[2].strip() == f"{row['milliseconds']:.1f}" and line[1].strip() == f"{row['forwards']:.2f}"
     assert found["rows"][0]["over_standard"] == 1.0
     by_hand = {row["name"]: row["over_by_hand"] is not None for row in found["rows"]}
-    assert by_hand["fast-bat"] and not by_hand["fast-bat, no IG"] and not by_hand["n-fgsm"]
+    assert by_hand["fast-bat"] and by_hand["n-fgsm"] and not by_hand["fgsm-pgi"]
+    assert all(by_hand[name] for name in by_hand if name.startswith("fast-bat, "))
+    # The default validation: a clean pass, 5 PGD steps and one FGSM step on 500 images, two gradients on 256.
+    first, *_, last = found["rows"]
+    assert first["validation_seconds"] == last["validation_seconds"] > 0
+    assert "An epoch of 50,000 images, estimated; validation on 500 images with 5 PGD steps:" in said
+    ahead, _, *epochs = tables[len(tables) // 2 :]
+    assert [cell.strip() for cell in ahead] == ["method", "s/epoch", "with validation", "over fast-at"]
+    for line, row in zip(epochs, found["rows"], strict=True):
+        assert line[0].strip() == row["name"] and line[1].strip() == f"{row['epoch_seconds']:.2f}"
+        both = row["epoch_seconds"] + row["validation_seconds"]
+        assert line[2].strip() == f"{both:.2f}" and row["epoch_seconds"] > 50_000 / 3 * row["milliseconds"] / 1e3
+    assert (found["settings"]["epoch_images"], found["published"]) == (50_000, {})
 
 
 @pytest.mark.parametrize(("missing", "named"), [("tyro", "tyro"), ("sklearn.datasets", "sklearn")])

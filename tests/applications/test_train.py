@@ -248,8 +248,9 @@ def test_records_of_every_epoch_and_the_best_checkpoint_agree(tmp_path: Path) ->
     run = result.run
     metrics = run.metrics()
     assert [line["epoch"] for line in metrics] == [1, 2, 3, 4] == [line["epoch"] for line in run.timing()]
-    measured = {"val_images", "val_sa", "val_ra", "val_fgsm", "val_top_class", "val_alignment"}
+    measured = {"val_images", "val_steps", "val_sa", "val_ra", "val_fgsm", "val_top_class", "val_alignment"}
     assert set(metrics[0]) == {"epoch", "lr", "loss", "implicit_share", *measured}
+    assert {line["val_steps"] for line in metrics} == {2}
     best, last = checkpoint.load(run.best), checkpoint.load(run.last)
     chosen = max(metrics, key=lambda line: (line["val_ra"], line["val_sa"], -line["epoch"]))
     assert best.epoch == chosen["epoch"] == result.best["epoch"] == last.best_epoch

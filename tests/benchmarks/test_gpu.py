@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,20 @@ from adv_train.config import resolve
 from adv_train.data.stratified import stratified_head
 from adv_train.loading import load_data, load_model
 from adv_train.train import fit
-from benchmarks.gpu import cell, cli, ladder, replays, requirements, resumed, right, stages, steps, summary
+from benchmarks.gpu import (
+    cell,
+    cli,
+    compiled,
+    fast,
+    ladder,
+    replays,
+    requirements,
+    resumed,
+    right,
+    stages,
+    steps,
+    summary,
+)
 from benchmarks.gpu.catalogue import cases
 from benchmarks.gpu.draws import DrawnOnCPU
 from benchmarks.gpu.stages import Clock, OutOfTime, Stage
@@ -56,9 +71,15 @@ def test_every_stage_writes_its_record_and_a_second_call_repeats_nothing(
     assert all(row.get("met", True) for row in found["gpu-right"]["rows"].values())
     (steps,) = (row for row in found["gpu-fast"]["rows"].values() if "methods" in row)
     assert {row["name"] for row in steps["methods"]} >= {"fast-at", "fast-bat"}
+    paces = {row["name"]: row["epoch_seconds"] / row["milliseconds"] for row in steps["methods"]}
+    assert paces["free-at"] > 7 * paces["fast-at"] and all(row["validation_seconds"] > 0 for row in steps["methods"])
+    compiled = found["gpu-right"]["rows"]["compiled, small-cnn, fast-bat, shifted, 1 step: float64"]
+    assert compiled["met"] and compiled["goal"] == 1e-10 and "compiled and eager steps, float64" in printed.out
     (trained,) = found["gpu-true"]["rows"].values()
     assert (trained["n"], trained["n_aa"]) == (20, 4)
     assert trained["epochs"] == len(trained["metrics"]) == 1
+    assert trained["alone"] and trained["epoch_seconds"] == trained["train_seconds"] > 0
+    assert trained["pgd_seconds"] > 0 and trained["autoattack_seconds"] > 0
     compute = trained["config"]["compute"]
     assert (compute["precision"], compute["channels_last"]) == ("bf16", True)
     killed = found["gpu-right"]["rows"]["killed and resumed, fast-bat: fp32"]
@@ -176,7 +197,7 @@ def test_what_a_graph_cannot_hold_is_found(obstacle: Callable[[], object]) -> No
 def test_every_method_is_compared_timed_and_killed() -> None:
     names = set(methods.METHODS.names())
     assert {method for method, _ in steps.METHODS.values()} == {method for _, method, _ in bench_cases()} == names
-    assert set(STEPS) <= names  # a new method needs no hand-written step to be measured
+    assert set(STEPS) <= set(steps.METHODS)  # a new method needs no hand-written step to be measured
 
 
 def test_numbers_are_the_same_whoever_draws_them() -> None:
@@ -259,7 +280,40 @@ def test_judging_goes_on_after_the_slices_that_are_done(tmp_path: Path, monkeypa
             load_model(tmp_path, checkpoint="last")(chosen.images.float() / 255).argmax(1) == chosen.labels
         ).sum()
     assert (found["n"], found["n_aa"]) == (30, 4)
+    slices = found["judged"]["slices"]
+    assert found["pgd_seconds"] == sum(slices[f"pgd {number}"]["seconds"] for number in range(3)) > 0
+    del slices["pgd 1"]["seconds"]  # as an older call has left it
+    (tmp_path / cell.FILE).write_text(json.dumps(found["judged"]), encoding="utf-8")
+    assert cell.figures(tmp_path)["pgd_seconds"] is None and cell.figures(tmp_path)["autoattack_seconds"] > 0
     assert found["sa"] == int(right_ones) / 30 >= found["ra_pgd"]
+
+
+def test_an_epoch_of_gradients_has_every_step_on_a_batch() -> None:
+    # 45,000 images are 450 batches of 100; Free-AT takes 8 steps on each.
+    assert fast.gradients("fast-at", 100, 2.0)["gradient_epoch_seconds"] == pytest.approx(0.9, rel=1e-12)
+    assert fast.gradients("free-at", 100, 2.0)["gradient_epoch_seconds"] == pytest.approx(7.2, rel=1e-12)
+
+
+def test_the_gradient_of_a_graph_is_not_called_a_step() -> None:
+    kept = {"capturable": True, "apart": 1e-7, "on": "a card", "torch": "3", **fast.gradients("free-at", 100, 2.0)}
+    older = {"milliseconds": 2.0, "images_per_second": 1.0, "epoch_seconds": 0.5, "apart": 0.0, "on": "a", "torch": "3"}
+    page = summary.of({"fast": SimpleNamespace(rows={"graph: free-at": kept, "graph: standard": older})})
+    assert "* graph: free-at: gradient alone 2.0 ms, 7.20 s an epoch without the optimiser, off 1e-07" in page
+    assert "* graph: standard: gradient alone 2.0 ms, 0.50 s an epoch without the optimiser" in page
+
+
+def test_a_compiled_step_that_computes_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_uncompiled(monkeypatch)
+    assert compiled.against_eager("small-cnn", "float64", CPU)["met"]
+
+    def dishonest(model: torch.nn.Module) -> torch.nn.Module:
+        view = copy.copy(model)
+        view.forward = lambda x: type(model).forward(model, x) * (1 + 1e-6)  # type: ignore[method-assign]
+        return view
+
+    monkeypatch.setattr(compiled.accelerate, "compiled", dishonest)
+    row = compiled.against_eager("small-cnn", "float64", CPU)
+    assert not row["met"] and 1e-8 < row["error"] < 1e-4
 
 
 def test_what_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,18 @@ def fast_at(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -
     return _sign_steps(model, x, y, start, eps, [1.25 * eps])
 
 
+def n_fgsm(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """N-FGSM from the noise `start`: one sign step of eps, clipped to the range of images but not to the ball."""
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    frozen = {name: value.detach() for name, value in params.items()}
+    noise = start.detach().requires_grad_()
+    output: Tensor = torch.func.functional_call(model, frozen, (x + noise,))
+    (slope,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), noise)
+    delta = (noise.detach() + eps * slope.sign()).clamp(-x, 1 - x)
+    grads = torch.autograd.grad(F.cross_entropy(model(x + delta), y), list(params.values()))
+    return dict(zip(params, grads, strict=True))
+
+
 def pgd_2(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
     """PGD-2-AT: two sign steps of eps/2."""
     return _sign_steps(model, x, y, start, eps, [eps / 2, eps / 2])
@@ -76,6 +88,42 @@ def fast_bat(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) 
     return {name: d + i for name, d, i in zip(params, direct, implicit, strict=True)}
 
 
+def fast_bat_without(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """Fast-BAT without its implicit gradient: two gradient steps."""
+    return _gradient_steps(model, x, y, start, eps, steps=2, shifted=False)
+
+
+def fast_bat_shifted(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """First-order Fast-BAT: the plain gradient at the solution of two gradient steps plus the shift."""
+    return _gradient_steps(model, x, y, start, eps, steps=2, shifted=True)
+
+
+def fast_bat_shifted_1(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> dict[str, Tensor]:
+    """First-order Fast-BAT with one gradient step."""
+    return _gradient_steps(model, x, y, start, eps, steps=1, shifted=True)
+
+
+def _gradient_steps(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, *, steps: int, shifted: bool
+) -> dict[str, Tensor]:
+    step, curvature = 5000 / 255 if eps <= 8 / 255 + 1e-9 else 2000 / 255, 10.0
+    params: dict[str, Tensor] = dict(model.named_parameters())
+    frozen = {name: value.detach() for name, value in params.items()}
+    low, high = (-x).clamp(min=-eps), (1 - x).clamp(max=eps)
+    delta = start.detach()
+    for number in range(steps + shifted):
+        delta.requires_grad_()
+        output: Tensor = torch.func.functional_call(model, frozen, (x + delta,))
+        (slope,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), delta)
+        delta = delta.detach()
+        if number < steps:
+            delta = (delta + step * slope).clamp(low, high)
+        else:  # delta* is found: the last slope, on its free pixels, is the shift
+            delta = delta + ((delta > low + 1e-7) & (delta < high - 1e-7)) * slope / curvature
+    grads = torch.autograd.grad(F.cross_entropy(model(x + delta), y), list(params.values()))
+    return dict(zip(params, grads, strict=True))
+
+
 def _sign_steps(
     model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float, steps: list[float]
 ) -> dict[str, Tensor]:
@@ -92,11 +140,15 @@ def _sign_steps(
     return dict(zip(params, grads, strict=True))
 
 
-#: The hand-written step of each method.
+#: The hand-written steps, by the titles of `adv_train.bench.run.cases`.
 STEPS: dict[str, HandStep] = {
     "standard": standard,
     "fast-at": fast_at,
+    "n-fgsm": n_fgsm,
     "pgd-at": pgd_2,
     "fast-bat": fast_bat,
+    "fast-bat, no IG": fast_bat_without,
+    "fast-bat, shifted": fast_bat_shifted,
+    "fast-bat, shifted, 1 step": fast_bat_shifted_1,
     "fast-at-ga": fast_at_ga,
 }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +15,10 @@ from adv_train import data, methods, models
 from adv_train.bench.accelerated import prepared
 from adv_train.bench.by_hand import STEPS
 from adv_train.bench.count import forward_equivalents
+from adv_train.bench.epoch import Epoch, around_a_gradient
 from adv_train.bench.timing import interleaved, ratio
+from adv_train.methods import Moment, Sizes
 from adv_train.precision import computed_in
-from adv_train.tables import Figure, write_table
 from adv_train.threat import Threat
 
 #: Variants to measure besides every method with its defaults: the name to print, the method, and its options.
@@ -42,14 +42,19 @@ class Row:
     Attributes:
         name: Name to print.
         forwards: Cost of a step in forward passes: the ratio of their floating-point operations.
-        milliseconds: Median time of a step.
-        images_per_second: Training images per second.
+        milliseconds: Median time of the gradient of a step.
+        images_per_second: Images of a batch over this time.
         over_standard: Median ratio to the time of a step of standard training in the same round.
         over_by_hand: Median ratio to the time of the same step in one hand-written function; None for methods
             without one.
-        peak_mib: Peak memory on a CUDA device in MiB; None on other devices.
+        peak_mib: Peak memory of the eager step on a CUDA device in MiB, also if the accelerated step is timed too:
+            a replayed graph does not ask the allocator, which does the counting. None on other devices.
         over_eager: Median ratio of the accelerated to the eager step in the same round; None without acceleration.
         prepare_seconds: Seconds for capture or compilation; None without acceleration.
+        replays: Number of steps on one batch; None in older records, like the fields below.
+        epoch_seconds: Estimated seconds of an epoch of eager steps without validation: gradients and updates of the
+            weights, without loading the images.
+        validation_seconds: Estimated seconds of one validation; None if it is left out.
     """
 
     name: str
@@ -61,6 +66,9 @@ class Row:
     peak_mib: float | None
     over_eager: float | None = None
     prepare_seconds: float | None = None
+    replays: int | None = None
+    epoch_seconds: float | None = None
+    validation_seconds: float | None = None
 
 
 def run(
@@ -75,9 +83,13 @@ def run(
     channels_last: bool = False,
     accelerate: str = "off",
     only: Sequence[str] | None = None,
+    epoch: Epoch = Epoch(),  # noqa: B008  # frozen, so sharing the default is safe
     progress: bool = True,
 ) -> list[Row]:
     """Measure every method on random images.
+
+    A method with a memory is timed in the middle of a run: it reads its start from the memory and writes the memory.
+    The others start from the same perturbation as the hand-written steps.
 
     Args:
         model_name: A name from `adv-train list models`.
@@ -90,6 +102,7 @@ def run(
         channels_last: Use the channels-last memory layout for weights and images.
         accelerate: `graph` or `compile` also measures each step with this acceleration; `off` does not.
         only: Names of the methods to measure besides standard training; None measures all.
+        epoch: The epoch whose seconds are estimated.
         progress: Show a bar on stderr.
     """
     generator = torch.Generator().manual_seed(0)
@@ -107,7 +120,8 @@ def run(
     threat = Threat("linf", eps)
     batch = data.Batch(x, y, torch.arange(len(x), device=device))
     steps = [_step(method, model, batch, threat, start) for method in built]
-    hand = {name: _hand(name, model, x, y, start, eps) for name in STEPS}
+    titles = [title for title, _, _ in chosen if title in STEPS]
+    hand = {title: _hand(title, model, x, y, start, eps) for title in titles}
     with computed_in(precision, device):
         view = faster.compiled(model) if accelerate == "compile" else model
         fast = {
@@ -115,13 +129,15 @@ def run(
             for at, method in enumerate(built)
             if accelerate == "graph" or (accelerate == "compile" and method.differentiates_once)
         }
-        every = [*steps, *hand.values(), *(step for step, _ in fast.values())]
-        seconds = interleaved(every, repeats=repeats, device=device, progress=progress)
+        every = [*steps, *hand.values(), *(step for step, _ in fast.values()), *around_a_gradient(model, x)]
+        *seconds, updates, forwards = interleaved(every, repeats=repeats, device=device, progress=progress)
+    del every  # with the copy of the model, which no step needs
     by_hand = dict(zip(hand, seconds[len(steps) :], strict=False))
     over_eager = {at: ratio(s, seconds[at]) for at, s in zip(fast, seconds[len(steps) + len(hand) :], strict=True)}
+    update, forward = statistics.median(updates), statistics.median(forwards) / batch_size
 
     rows = []
-    for at, ((name, kind, options), method, step, taken) in enumerate(zip(chosen, built, steps, seconds, strict=False)):
+    for at, ((name, _, _), method, step, taken) in enumerate(zip(chosen, built, steps, seconds, strict=False)):
         median = statistics.median(taken)
         rows.append(
             Row(
@@ -130,59 +146,28 @@ def run(
                 milliseconds=1e3 * median,
                 images_per_second=batch_size / median,
                 over_standard=ratio(taken, seconds[0]),
-                over_by_hand=ratio(taken, by_hand[kind]) if kind in by_hand and not options else None,
+                over_by_hand=ratio(taken, by_hand[name]) if name in by_hand else None,
                 peak_mib=_peak(step, device, precision),
                 over_eager=over_eager.get(at),
                 prepare_seconds=fast[at][1] if at in fast else None,
+                replays=method.replays(),
+                epoch_seconds=epoch.seconds(median + update, batch_size, method.replays()),
+                validation_seconds=None if epoch.validation is None else epoch.validation * forward,
             )
         )
     return rows
-
-
-def record(rows: Sequence[Row], **settings: Any) -> dict[str, Any]:
-    """Return the rows with settings, machine and versions in plain values, for JSON."""
-    cuda = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return {
-        "settings": settings,
-        "machine": machine,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rows": [asdict(row) for row in rows],
-    }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table."""
-    head = ("method", "forwards a step", "ms a step", "images/s", "over standard", "over by hand", "peak MiB")
-    accelerated = any(row.over_eager is not None for row in rows)
-    return write_table(
-        (*head, "accelerated over eager", "s to prepare") if accelerated else head,
-        [
-            [
-                row.name,
-                _figure(row.forwards, 2),
-                _figure(row.milliseconds, 1),
-                _figure(row.images_per_second, 1),
-                _figure(row.over_standard, 2),
-                _figure(row.over_by_hand, 3),
-                _figure(row.peak_mib, 0),
-                *([_figure(row.over_eager, 2), _figure(row.prepare_seconds, 1)] if accelerated else []),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _figure(value: float | None, decimals: int) -> Figure:
-    return Figure(value, "" if value is None else f"{value:.{decimals}f}")
 
 
 def _step(
     method: methods.Method, model: nn.Module, batch: data.Batch, threat: Threat, start: Tensor
 ) -> Callable[[], object]:
     params: dict[str, Tensor] = dict(model.named_parameters())
-    return lambda: method(model, params, batch, threat, start=start)
+    # The middle of a run: the pattern of a class, the weight of a penalty and the like depend on the position.
+    moment = Moment(*(torch.tensor(number, device=batch.x.device) for number in (3, 100, 1)))
+    memory = method.remember(model, Sizes(batch.x.shape, 10, len(batch.x)))
+    # Methods with a memory mostly start from it: reading the memory is a part of the step.
+    given = None if memory else start
+    return lambda: method(model, params, batch, threat, moment=moment, state=memory, start=given)
 
 
 def _hand(name: str, model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float) -> Callable[[], object]:

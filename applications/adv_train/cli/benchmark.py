@@ -1,4 +1,8 @@
-"""Measure the cost of each method: forward passes, milliseconds a step, images a second, peak memory.
+"""Measure the cost of each method: forward passes, milliseconds a step, images a second, peak memory, s an epoch.
+
+The seconds of an epoch are estimated: gradients and SGD updates for so many images, and a validation whose forward
+passes are counted. Loading the images and evaluation are not in them. Published seconds stand beside them where the
+settings are those of a published table.
 
 examples:
   adv-train bench
@@ -20,9 +24,12 @@ from typing import Annotated, Any, Literal
 
 from adv_train import accelerate, bars, bench
 from adv_train.cli.command_line import Progress, options
+from adv_train.config import TrainingConfig
 from adv_train.devices import find_device
 from adv_train.files import make_folder, replace_file
 from adv_train.methods import METHODS
+from adv_train.reproduction.cost import validation
+from adv_train.reproduction.seconds import published_seconds
 from adv_train.values import Range
 
 
@@ -40,6 +47,9 @@ class Bench(Progress):
         precision: Arithmetic of the training steps.
         channels_last: Use the channels-last memory layout, which is faster on GPU matrix units.
         accelerate: Also time each method with `graph` or `compile`, as `adv-train fit --accelerate` runs it.
+        epoch_images: Training images of the epoch whose seconds are estimated.
+        validation_images: Images of its validation.
+        validation_steps: Steps of PGD in its validation.
         methods: Measure only standard training and these methods, separated by commas (see `adv-train list methods`).
         out: File to write the figures to, as JSON.
     """
@@ -53,6 +63,9 @@ class Bench(Progress):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     channels_last: bool = False
     accelerate: Literal["off", "graph", "compile"] = "off"
+    epoch_images: Annotated[int, Range(1)] = 50_000
+    validation_images: Annotated[int, Range(1)] = 500
+    validation_steps: Annotated[int, Range(1)] = 5
     methods: str | None = None
     out: Path | None = None
 
@@ -71,6 +84,13 @@ def _names(methods: str | None) -> list[str] | None:
     return names
 
 
+def _validation(command: Bench) -> float:
+    """Count the forward passes of single images in the validation after an epoch."""
+    most, steps = command.validation_images, command.validation_steps
+    settings = TrainingConfig(epochs=1, batch_size=2, validation_images=most, validation_steps=steps)
+    return validation(settings, most)
+
+
 def run(words: Sequence[str]) -> int:
     """Measure the methods and print a table."""
     command = read(words)
@@ -87,11 +107,19 @@ def run(words: Sequence[str]) -> int:
         "only": _names(command.methods),
     }
     accelerate.check(command.accelerate, device)
-    rows = bench.run(model_name=command.model, device=device, progress=shown, **settings)
+    stated = {name: getattr(command, name) for name in ("epoch_images", "validation_images", "validation_steps")}
+    epoch = bench.Epoch(command.epoch_images, _validation(command))
+    rows = bench.run(model_name=command.model, device=device, epoch=epoch, progress=shown, **settings)
+    published = published_seconds([row.name for row in rows], command.model, command.image_size, command.eps)
     print(bench.table(rows))
+    print(
+        f"\nAn epoch of {command.epoch_images:,} images, estimated; validation on {command.validation_images:,} images "
+        f"with {command.validation_steps} PGD steps:\n\n{bench.epochs(rows, published)}"
+    )
     if command.out:
         make_folder(command.out.parent)
-        record = bench.record(rows, model=command.model, device=str(device), **settings)
+        kept = {"model": command.model, "device": str(device), **settings, **stated}
+        record = bench.record(rows, device, settings=kept, published=published)
         replace_file(command.out, (json.dumps(record, indent=2) + "\n").encode())
         print(f"Written to {command.out}")
     return 0

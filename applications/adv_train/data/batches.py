@@ -98,6 +98,7 @@ def batches(
     augment: Augment | None = None,
     ranks: Ranks = ALONE,
     mixup: Mixup | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[Batch]:
     """Iterate once over a split in random order.
 
@@ -110,9 +111,10 @@ def batches(
         augment: Augmentation of every batch.
         ranks: The ranks that share every batch; each rank draws the random numbers of the whole batch.
         mixup: Draws how images are mixed; None does not mix them.
+        layout: Memory layout of the images in a batch, that of the model which they are for.
 
     Yields:
-        Batches with contiguous images.
+        Batches with images that are contiguous in the layout.
     """
     device, home = split.labels.device, split.images.device
     order = torch.randperm(len(split), generator=generator, device=generator.device).to(device)
@@ -130,6 +132,7 @@ def batches(
             others = _augmented(split.images, stored[partners.to(home)], motions.of(partners), device)
             x = torch.lerp(others, x, weight)
             mixture = Mixture(split.labels[whole[partners]], weight)
+        x = x.contiguous(memory_format=layout)
         yield Batch(x, split.labels[chosen], chosen, motion, share, mixture)
 
 
