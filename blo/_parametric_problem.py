@@ -218,10 +218,21 @@ class ParametricProblem:
                 f"`{name}` must be a blo {kind.__name__.lower()}, or a callable theta -> {kind.__name__.lower()}, "
                 f"but returned {type(found).__name__}."
             )
-        slack: float = getattr(found, "slack", 0.0)
-        if slack < 0:
-            raise ValueError(f"`{type(found).__name__}.slack` must not be negative, but is {slack}.")
+        _require_slack(found)
         return found
+
+
+def _require_slack(term: Term) -> None:
+    """Check that no slack is negative, also in the parts of a product or an intersection.
+
+    Raises:
+        ValueError: if one is.
+    """
+    slack: float = getattr(term, "slack", 0.0)
+    if slack < 0:
+        raise ValueError(f"`{type(term).__name__}.slack` must not be negative, but is {slack}.")
+    for part in getattr(term, "sets", ()):
+        _require_slack(part)
 
 
 def _require_like(found: Tree, z: Tree) -> None:

@@ -30,7 +30,7 @@ def hypergradient(lower: blo.LowerProblem, **options: Any) -> blo.Hypergradient:
 
 LOWER = blo.LowerProblem(squares)
 EQUILIBRIUM = blo.LowerProblem.fixed_point(lambda t, z: 0.5 * z + t)
-NEGATIVE = blo.LowerProblem(squares, blo.Box(0.0, 1.0, slack=-1.0))
+NEGATIVE = blo.Box(0.0, 1.0, slack=-1.0)
 SOBA = blo.SOBA(lower_step=0.1, upper_step=0.1)
 MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: blo.LowerProblem(3), blo.StructureError, "`objective` must be a function"),  # type: ignore[arg-type]
@@ -52,8 +52,18 @@ MISTAKES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         blo.NonFiniteError,
         "no hypergradient to check",
     ),
+    (lambda: hypergradient(blo.LowerProblem(squares, NEGATIVE)), ValueError, "Box.slack` must not"),
     (
-        lambda: hypergradient(blo.LowerProblem(squares, blo.Box(0.0, 1.0, slack=-1.0))),
+        lambda: hypergradient(blo.LowerProblem(squares, blo.Intersection(blo.L2Ball(2.0), NEGATIVE))),
+        ValueError,
+        "Box.slack` must not",
+    ),
+    (
+        lambda: blo.argmin(
+            blo.LowerProblem(lambda t, z: squares(t, z[0]) + squares(t, z[1]), blo.Product(blo.Free(), NEGATIVE)),
+            ONES,
+            (0 * ONES, 0 * ONES),
+        ),
         ValueError,
         "Box.slack` must not",
     ),
