@@ -34,7 +34,7 @@ if name.startswith("killed"):
     times.touch()
     times.write_text(times.read_text() + "x")
     if len(times.read_text()) <= int(name[-1]):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the shell ignores it in processes that it starts in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells ignore it in background processes
         os.kill(os.getpid(), signal.SIGINT if name.startswith("killedbyctrlc") else signal.SIGKILL)
 time.sleep(15 if name.startswith(("slow", "later")) else 0)
 pathlib.Path(name + "-ended").write_text(os.environ["OMP_NUM_THREADS"])
