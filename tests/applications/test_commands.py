@@ -93,7 +93,7 @@ def test_functions_take_turns_and_the_first_round_is_not_counted(monkeypatch: py
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     calls = [lambda: taking(1.0), lambda: taking(3.0)]
     found = timing.interleaved(calls, repeats=2, device=torch.device("cpu"), progress=False)
-    assert found == [[1.0, 1.0], [3.0, 3.0]] and order == [1.0, 3.0] * 3
+    assert found == [[1.0, 1.0], [3.0, 3.0]] and order == [3.0, 1.0, 1.0, 3.0, 3.0, 1.0]
     assert timing.ratio([2.0, 8.0, 9.0], [1.0, 2.0, 1.0]) == 4.0
 
 

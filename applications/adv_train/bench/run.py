@@ -130,7 +130,12 @@ def run(
             if accelerate == "graph" or (accelerate == "compile" and method.differentiates_once)
         }
         every = [*steps, *hand.values(), *(step for step, _ in fast.values()), *around_a_gradient(model, x)]
-        *seconds, updates, forwards = interleaved(every, repeats=repeats, device=device, progress=progress)
+        # The steps of one method stand side by side.
+        twins = [at for at, (title, _, _) in enumerate(chosen) if title in hand]
+        place = [*range(len(steps)), *twins, *fast, len(steps), len(steps)]
+        order = sorted(range(len(every)), key=place.__getitem__)
+        timed = interleaved([every[at] for at in order], repeats=repeats, device=device, progress=progress)
+        *seconds, updates, forwards = (taken for _, taken in sorted(zip(order, timed, strict=True)))
     del every  # with the copy of the model, which no step needs
     by_hand = dict(zip(hand, seconds[len(steps) :], strict=False))
     over_eager = {at: ratio(s, seconds[at]) for at, s in zip(fast, seconds[len(steps) + len(hand) :], strict=True)}
