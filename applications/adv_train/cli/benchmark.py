@@ -9,9 +9,8 @@ examples:
   adv-train bench --device cuda --batch-size 128 --out results/bench.json
   adv-train bench --model small-cnn --batch-size 64 --accelerate compile --methods fast-at,pgd-at
 
-On one core of a busy CPU, compiled steps of standard, fast-at and pgd-at took 0.72 to 0.83 of the time of eager steps
-(small-cnn with batches of 64; preact-resnet-18 at an eighth of its width with batches of 32). Compilation took up to
-three minutes.
+On two cores of a CPU, compiled steps of standard, fast-at and pgd-at took 0.85 of the time of eager steps (the last
+example; the record is results/bench-compile-cpu.json). Compilation takes seconds to minutes.
 """
 
 from __future__ import annotations
