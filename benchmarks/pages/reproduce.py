@@ -27,13 +27,13 @@ def reproduce(name: str, records: Sequence[Path]) -> str:
     read = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in records]
     read = [(path, record) for path, record in read if record["table"] == name]
     published = [m for m in dict.fromkeys(m for row in table.cells.values() for m in row) if m != "seconds"]
-    header = ["cell", *(f"{_title(m)} published" for m in published)]
+    header = [f"`adv-train table {name}`", *(f"{_title(m)} published" for m in published)]
     for record in (record for _, record in read):
         header.append(f"seeds, {record['scale']}")
         header += [f"{_title(measure)} {checkpoint}, {record['scale']}" for measure, checkpoint in _measures(record)]
     rows: list[list[str]] = []
     for cell, row in table.cells.items():
-        rows.append([f"`adv-train table {name} --only {cell}`", *(_published(row.get(m)) for m in published)])
+        rows.append([f"`--only {cell}`", *(_published(row.get(m)) for m in published)])
         for _, record in read:
             found = _spreads(record, cell)
             rows[-1].append(str(max((spread.n for spread in found.values()), default=0) or "–"))
