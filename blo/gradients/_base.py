@@ -243,7 +243,7 @@ class Strategy(abc.ABC):
     def stationary(self, problem: ParametricProblem) -> Stationary | None:
         """Return the implicit strategy that differentiates this problem, whose products and inverse can be checked.
 
-        None if there are none. A strategy that wraps an implicit one returns the latter.
+        None for a strategy without such products. A strategy that wraps an implicit one returns the wrapped strategy.
         """
         return None
 

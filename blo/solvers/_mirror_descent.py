@@ -65,14 +65,14 @@ class MirrorDescent(Iterative):
                 "curvature in the metric of the entropy: 1 / tau for an objective with tau sum(z log z)."
             )
         # Multiplicative steps cannot leave the boundary, so the start must not lie on it.
-        z = lifted(problem.term, z0, "MirrorDescent")
+        z = lifted(problem.term, z0)
         one = torch.ones_like(z[..., :1])
         return _State(z, problem.gradient(z), z, one * (1.0 if self.step is None else self.step), torch.zeros_like(one))
 
     def move(self, problem: Problem, state: _State) -> _State:
         # The set's map takes logarithms, because `z * exp(-step * gradient)` itself could overflow.
         logarithms = state.z.log() - state.step * state.slope
-        return state._replace(trial=from_logarithms(problem.term, logarithms, "MirrorDescent"))
+        return state._replace(trial=from_logarithms(problem.term, logarithms))
 
     def look(self, problem: Problem, state: _State) -> _State:
         if self.step is not None:

@@ -213,7 +213,7 @@ def test_a_model_that_one_step_hardly_breaks_and_pgd_does_has_overfitted(record:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "images", "told"),
+    ("before", "now", "images", "alarms"),
     [
         ((0.2, 0.08), (0.2, 0.0), 500, True),
         ((0.3, 0.05), (0.35, 0.0), 500, True),
@@ -225,19 +225,19 @@ def test_a_model_that_one_step_hardly_breaks_and_pgd_does_has_overfitted(record:
         ((0.6, 0.4), (0.45, 0.0), 500, False),
     ],
 )
-def test_a_loss_of_robust_accuracy_is_told_from_chance_by_the_number_of_images(
-    before: tuple[float, float], now: tuple[float, float], images: int | None, told: bool
+def test_whether_a_loss_of_robust_accuracy_is_chance_depends_on_the_number_of_images(
+    before: tuple[float, float], now: tuple[float, float], images: int | None, alarms: bool
 ) -> None:
     counted = {} if images is None else {"val_images": images}
     history = [line(1, *before, **counted), line(2, *now, **counted)]
-    assert (overfitting(history) is not None) is told
+    assert (overfitting(history) is not None) is alarms
 
 
-@pytest.mark.parametrize(("images", "told"), [(500, True), (50, False)])
+@pytest.mark.parametrize(("images", "alarms"), [(500, True), (50, False)])
 def test_one_step_that_hardly_breaks_an_inaccurate_model_is_judged_by_the_number_of_images(
-    images: int, told: bool
+    images: int, alarms: bool
 ) -> None:
-    assert (overfitted(line(1, 0.2, 0.01, val_fgsm=0.17, val_images=images), None) is not None) is told
+    assert (overfitted(line(1, 0.2, 0.01, val_fgsm=0.17, val_images=images), None) is not None) is alarms
 
 
 @pytest.mark.parametrize(("n", "m"), [(50, 50), (500, 500), (500, 2000)])

@@ -15,7 +15,7 @@ from adv_train.data.content_split import cut
 from adv_train.data.dataset import Dataset
 from adv_train.data.large import only_rows
 from adv_train.data.layout import find_layout, images_below, list_images
-from adv_train.data.read_images import check_room, named, read_images
+from adv_train.data.read_images import named, read_images
 from adv_train.data.record import Entry, SplitRecord, digests
 from adv_train.data.registry import DATASETS
 from adv_train.data.split import SPLITS, Split, SplitName
@@ -76,7 +76,7 @@ def load(
     folder = _find(written, root) if path is None else path.expanduser()
     splits: _Splits
     if split is None:
-        classes, splits = _splits_of_the_folder(folder, size, limit, root)
+        classes, splits = _splits_of_the_folder(folder)
     else:
         classes, splits = split.classes, _splits_of_the_record(folder, split)
     beyond = sum(map(len, splits.values()))
@@ -132,17 +132,12 @@ def _store(root: Path, contents: Sequence[str], size: int | None) -> Path:
     return root / "decoded" / f"{digest([contents, size])[:32]}.uint8"
 
 
-def _splits_of_the_folder(
-    folder: Path, size: int | None, limit: int | None, root: Path
-) -> tuple[tuple[str, ...], _Splits]:
+def _splits_of_the_folder(folder: Path) -> tuple[tuple[str, ...], _Splits]:
     layout = find_layout(folder)
     own = {split: path for split, path in layout.folders.items() if split != "train"}
     # Each class needs one sample for every split that is cut from these files.
     fit = list_images(layout.folders["train"], layout.classes, at_least=3 - len(own))
     others = {split: list_images(path, layout.classes, at_least=1) for split, path in own.items()}
-    if limit is None:
-        # Checked before all files are read for their digests, which takes long if there are too many.
-        check_room([file for files, _ in (fit, *others.values()) for file in files], size, _store(root, [], size))
     samples = _samples(*fit)
     splits: dict[SplitName, Sequence[_Sample]] = {split: _samples(*listed) for split, listed in others.items()}
     wanted: list[SplitName] = [split for split in ("test", "validation") if split not in own]

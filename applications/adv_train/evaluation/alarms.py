@@ -74,8 +74,8 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str | None:
     clean accuracy (catastrophic overfitting: Wong, Rice and Kolter, ICLR 2020, "Fast is better than free", section
     5.1). It has also overfitted if one attack step breaks hardly any image, but PGD breaks most of those that survive
     the step. The loss must exceed `chance_margin`, and the share that PGD breaks twice this margin: the margin depends
-    on the number of images, and its documentation gives the rate of false alarms. So with 500 images a fall from 8 % to
-    0 is an alarm, and with 50 images a fall from 3 % to 0 is none. Epochs that were rolled back do not count.
+    on the number of images, and its documentation gives the rate of false alarms. With 500 images, a fall from 8 % to 0
+    raises the alarm; with 50 images, a fall from 3 % to 0 does not. Epochs that were rolled back do not count.
 
     Args:
         history: ``epoch``, ``val_ra``, ``val_sa`` and, if known, ``val_fgsm`` and ``val_images`` of each epoch, in

@@ -6,9 +6,10 @@ from typing import Final, NamedTuple
 
 from adv_train.doctor.base import CHECKS, Finding, NotCheckedError, doubtful, ill, well
 from adv_train.doctor.patient import STEPS, Patient
+from adv_train.doctor.remedy import evaluate_again
 from adv_train.doctor.significance import exceeds
 from adv_train.evaluation import Evaluation
-from adv_train.threat import Norm
+from adv_train.threat import Norm, Threat
 
 _HONEST: Final = {"square": 0.05, "transfer": 0.05, "autoattack": 0.5, "autoattack-plus": 0.5, "cascade": 0.5}
 """Share of the images that withstand PGD that each attack may break. On models without masked gradients, AutoAttack's
@@ -83,8 +84,7 @@ def attack_records(patient: Patient) -> Finding:
         return doubtful(
             f"{told}; that PGD has {first.pgd_steps} steps",
             f"PGD with fewer than {STEPS} steps is too weak for a comparison. Evaluate with `--pgd-steps 50`: "
-            f"{patient.judge or 'adv-train eval'} --norm {first.norm} --eps {first.eps:.12g} "
-            f'--attacks "pgd,{first.attack}" --pgd-steps 50',
+            f"{evaluate_again(patient, Threat(first.norm, first.eps))} --attacks pgd,{first.attack} --pgd-steps 50",
             **figures,
         )
     return well(told, **figures)
