@@ -29,7 +29,7 @@ def evaluate_again(patient: Patient, threat: Threat, attacks: Mapping[str, Outco
         threat: The threat of the attacks.
         attacks: The recorded attacks to run again with their options; by default those of `adv-train eval`.
     """
-    told = f"{patient.judge} --norm {threat.norm} --eps {format_fraction(threat.eps)}"
+    told = f"{patient.judge or 'adv-train eval'} --norm {threat.norm} --eps {format_fraction(threat.eps)}"
     if not attacks:
         return told
     written = ",".join(_written(name, outcome.settings, threat) for name, outcome in attacks.items())
