@@ -61,7 +61,7 @@ def tidy(found: Sequence[Result], measured: Sequence[str], baseline: Result) -> 
                 over = result.spread(checkpoint, measure)
                 gap = Difference(0, None) if result is baseline else result.difference(baseline, checkpoint, measure)
                 numbers = [over.n, over.mean, over.std, gap.mean, gap.low, gap.high, gap.p]
-                rows.append([result.name, checkpoint, title(measure), *map(_plain, numbers), *_costs(result)])
+                rows.append([result.name, checkpoint, title(measure), *map(plain, numbers), *_costs(result)])
     return Table([*header, "epochs", "F/batch", "s/epoch", "alarms"], rows)
 
 
@@ -106,5 +106,6 @@ def _p(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _plain(value: float | None) -> Figure:
+def plain(value: float | None) -> Figure:
+    """Make the cell of a number for programs, with six digits in text."""
     return Figure(value, "–" if value is None else f"{value:.6g}")

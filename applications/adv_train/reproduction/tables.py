@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from adv_train.comparison import Result
 from adv_train.comparison.plan import CHECKPOINTS
 from adv_train.comparison.statistics import Spread
-from adv_train.comparison.tables import seeds, spread, title
+from adv_train.comparison.tables import plain, seeds, spread, title
 from adv_train.report import Figure, Table, number
 from adv_train.reproduction.published import Published
 from adv_train.tables import Cell
@@ -43,7 +43,7 @@ def tidy(found: Sequence[Row], measured: Sequence[str]) -> Table:
                 over, figure = _spread(result, checkpoint, measure), published.get(measure)
                 numbers = [over.n, over.mean, over.std, *_fractions(figure)]
                 doubtful = "" if figure is None else str(figure.doubtful).lower()
-                row: list[Cell] = [result.name, checkpoint, title(measure), *map(_plain, numbers), doubtful]
+                row: list[Cell] = [result.name, checkpoint, title(measure), *map(plain, numbers), doubtful]
                 rows.append([*row, *_costs(result, published)])
     return Table([*header, "published doubtful", *_COSTS], rows)
 
@@ -87,7 +87,3 @@ def _fractions(figure: Published | None) -> list[float | None]:
     # Rounded, because 41.87 / 100 is 0.41869999999999996.
     percents = (None, None) if figure is None else (figure.mean, figure.std)
     return [None if percent is None else round(percent / 100, 10) for percent in percents]
-
-
-def _plain(value: float | None) -> Figure:
-    return Figure(value, "–" if value is None else f"{value:.6g}")
