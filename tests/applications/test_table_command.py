@@ -128,6 +128,16 @@ def test_every_cell_keeps_its_method_and_budget_at_every_scale(name: str, scale:
         assert sum(weights.numel() for weights in model.parameters()) < 600_000
 
 
+def test_a_scale_has_other_settings_for_single_tables() -> None:
+    usual, longer = Scale.find("cpu", "table-1"), Scale.find("cpu", "table-2")
+    assert usual == Scale.find("cpu") and (usual.seeds, usual.epochs, usual.limit) == ("0-1", 10, 1000)
+    assert (longer.seeds, longer.epochs, longer.limit) == ("0", 4, 500)
+    assert {**usual.config, "train_limit": 4000, "validation_images": 250} == longer.config
+    assert longer.about != usual.about and longer.models == usual.models
+    for scale in SCALES:
+        assert {Scale.find(scale, table).name for table in TABLES} == {scale}
+
+
 def test_another_network_has_its_own_options() -> None:
     cell = Scale.find("cpu").contender("cifar10-8-fast-bat-wrn-22-8")
     found = [cell.config({}, flags, 0).model.options for flags in ({}, {"widening": 2}, {"model": "small-cnn"})]

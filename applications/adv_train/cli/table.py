@@ -2,14 +2,11 @@
 
 examples:
   adv-train table table-1 --scale smoke            (minutes: handwritten digits, a check that it runs)
-  adv-train table table-1 --scale cpu --out runs/t (50 minutes on two cores: CIFAR-10, small networks, two seeds)
+  adv-train table table-1 --scale cpu --out runs/t (about an hour on two cores: CIFAR-10, small networks)
   adv-train table table-1 --seeds 0-9              (as published; needs a GPU)
   adv-train table table-1 --only cifar10-8,fast-bat --seeds 0,1  (cells whose names contain one of these texts)
   adv-train table table-1 --backend ray --ray-address auto  (on the GPUs and machines of a Ray cluster)
   adv-train table benchmark-8 --dry-run --price 3  (lists the cells, their hours, and the cost at 3 an hour)
-
-At --scale cpu, table-2 takes several hours, because its networks have three times as many layers, and benchmark-8 about
-three hours.
 
 A cell is a preset (`adv-train list presets`): --only CELL makes one cell, and `adv-train fit --preset CELL` trains it
 at full scale. Each run is an ordinary run folder OUT/CELL-seedS, so the same command resumes an interrupted table and
@@ -96,7 +93,7 @@ def run(words: Sequence[str]) -> int:
     shown.write(out)
     bad = print_failures(result for result, _ in shown.results)
     plans = [block.plan for block in planned.blocks]
-    write_first_seeds(plans, out, shown.title, [shown.section()], shown.figures(), ["table", *words])
+    write_first_seeds(plans, out, planned.title, [shown.section()], shown.figures(), ["table", *words])
     print(shown.text(command.form))
     return 1 if bad or planned.missing else 0
 
@@ -104,8 +101,8 @@ def run(words: Sequence[str]) -> int:
 def _planned(command: MakeTable, flags: dict[str, Any]) -> tuple[Blocks, Path]:
     if not command.table:
         raise UserError("Say which table to reproduce, such as `adv-train table table-1 --scale smoke`.")
-    scale = Scale.find(command.scale)
-    table = PublishedTable.find(command.table).only(scale.only if command.only is None else command.only)
+    table, scale = PublishedTable.find(command.table), Scale.find(command.scale, command.table)
+    table = table.only(scale.only if command.only is None else command.only)
     steps, restarts = command.pgd_steps or scale.pgd_steps, command.pgd_restarts or scale.pgd_restarts
     attacks = named_attacks(command.attacks or scale.attacks, steps=steps, restarts=restarts)
     if not attacks:
@@ -115,7 +112,7 @@ def _planned(command: MakeTable, flags: dict[str, Any]) -> tuple[Blocks, Path]:
     out = command.out or Path("runs") / f"{table.name}-{command.scale}"
     planned = plan(
         table,
-        command.scale,
+        scale,
         {key: value for key, value in flags.items() if key != "epochs"},
         out=out,
         seeds=_seeds(command.seeds or scale.seeds),
@@ -160,7 +157,7 @@ def _estimate(planned: Blocks, price: float | None) -> str:
     hours = sum(cost.hours for cost in found)
     uncounted = dict.fromkeys(name for cost in found for name in cost.uncounted)
     told = [
-        f"{planned.table.about}. Scale {planned.scale}: {Scale.find(planned.scale).about}",
+        planned.title,
         write_table(header, rows),
         f"About {hours:.3g} hours on this device, one run after another{_price(hours, price)}.",
         "F: a forward pass of one image. The cost of evaluation assumes the published robust accuracy; if none is "

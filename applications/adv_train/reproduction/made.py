@@ -19,7 +19,6 @@ from adv_train.report.sections import versions
 from adv_train.reproduction import tables
 from adv_train.reproduction.planned import Blocks
 from adv_train.reproduction.published import Published
-from adv_train.reproduction.scale import Scale
 
 FORMAT: Final = 1
 _FORMS: Final = {"markdown": "md", "csv": "csv", "latex": "tex"}
@@ -47,12 +46,6 @@ class Reproduction:
         }
         return [found[name] for name in self.planned.table.cells if name in found]
 
-    @property
-    def title(self) -> str:
-        """One line that describes the table and the scale."""
-        table, scale = self.planned.table, self.planned.scale
-        return f"{table.about}. Scale {scale}: {Scale.find(scale).about}"
-
     def section(self) -> Section:
         """Return the table for people, with its notes and alarms."""
         notes = [
@@ -61,8 +54,8 @@ class Reproduction:
             *self._judged(),
             *self.planned.table.notes,
         ]
-        if self.planned.scale != "full":
-            notes.append(f"The published figures are for the full scale, not for {self.planned.scale}.")
+        if self.planned.scale.name != "full":
+            notes.append(f"The published figures are for the full scale, not for {self.planned.scale.name}.")
         notes += [f"{name}: {reason}" for name, reason in self.planned.missing.items()]
         found = doubts([result for result, _ in self.results])
         return Section(self.planned.table.name, tables.wide(self.results, self._measures()), notes, found)
@@ -84,8 +77,8 @@ class Reproduction:
         section = self.section()
         table = write_table(section.table.header, section.table.rows, form)
         if form == "latex":
-            return "\n".join([*(f"% {line}" for line in (self.title, *self._judged())), table])
-        return "\n\n".join([self.title, table, *told_of(section)])
+            return "\n".join([*(f"% {line}" for line in (self.planned.title, *self._judged())), table])
+        return "\n\n".join([self.planned.title, table, *told_of(section)])
 
     def write(self, out: Path) -> None:
         """Write ``table.md``, ``.csv``, ``.tex`` and ``.json``; each file is replaced atomically.
@@ -108,7 +101,7 @@ class Reproduction:
             "format": FORMAT,
             "table": table.name,
             "notes": list(table.notes),
-            "scale": self.planned.scale,
+            "scale": self.planned.scale.name,
             "seeds": list(blocks[0].plan.seeds) if blocks else [],
             "versions": versions(),
             "missing": dict(self.planned.missing),

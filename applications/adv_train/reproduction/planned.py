@@ -36,15 +36,20 @@ class Blocks:
 
     Attributes:
         table: The published table.
-        scale: Name of the scale.
+        scale: The scale of its runs.
         blocks: Groups of cells, in the order of the table.
         missing: The reason why a cell cannot be run, by its name.
     """
 
     table: PublishedTable
-    scale: str
+    scale: Scale
     blocks: tuple[Block, ...]
     missing: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """One line that describes the table and the scale."""
+        return f"{self.table.about}. Scale {self.scale.name}: {self.scale.about}"
 
     def cells(self) -> list[Cell]:
         """Return all runs: all cells with the first seed, then with the next."""
@@ -56,7 +61,7 @@ class Blocks:
 
 def plan(
     table: PublishedTable,
-    scale: str,
+    scale: Scale,
     flags: Mapping[str, Any],
     *,
     out: Path,
@@ -70,7 +75,7 @@ def plan(
 
     Args:
         table: The table, with the cells to run.
-        scale: Name of the scale.
+        scale: The scale of the runs.
         flags: Values for all cells from the command line, by short name.
         out: Folder of the run folders.
         seeds: Seeds of the runs of every cell.
@@ -82,10 +87,9 @@ def plan(
     Raises:
         UserError: If a configuration is invalid, or a folder holds another run.
     """
-    chosen = Scale.find(scale)
     groups: dict[tuple[Any, ...], list[tuple[Contender, RunConfig]]] = {}
     for preset in table.cells:
-        contender = chosen.contender(preset)
+        contender = scale.contender(preset)
         config = contender.config({}, flags, seeds[0])
         key = (config.data.name, *vars(config.threat).values())
         groups.setdefault(key, []).append((contender, config))
@@ -101,7 +105,7 @@ def plan(
                 out=out,
                 seeds=seeds,
                 attacks=attacks,
-                epochs=epochs or chosen.epochs,
+                epochs=epochs or scale.epochs,
                 limit=limit,
                 facts=None if facts is None else facts.limited(config.data.limit),
             )

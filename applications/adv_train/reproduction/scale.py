@@ -20,6 +20,7 @@ class Scale:
     """The changes that a scale makes to the cells of a table, and the settings of the evaluation.
 
     Attributes:
+        name: Name of the scale, such as `cpu`.
         about: One line that describes the scale.
         seeds: Seeds of every cell, such as `0-9`.
         only: Cells to run by default: see `PublishedTable.only`.
@@ -32,6 +33,7 @@ class Scale:
         limit: Number of test images; None for all.
     """
 
+    name: str
     about: str
     seeds: str
     only: str = ""
@@ -44,8 +46,12 @@ class Scale:
     limit: int | None = None
 
     @classmethod
-    def find(cls, name: str) -> Scale:
+    def find(cls, name: str, table: str = "") -> Scale:
         """Read one of `SCALES`.
+
+        Args:
+            name: Name of the scale.
+            table: Name of the published table. A scale may have other settings for single tables, under `tables`.
 
         Raises:
             UserError: If there is no such scale.
@@ -53,7 +59,10 @@ class Scale:
         if name not in SCALES:
             raise unknown("scale", name, SCALES)
         found: dict[str, Any] = SCALES[name]
-        return cls(**{**found, "seeds": str(found["seeds"])})
+        special = found.pop("tables", {}).get(table, {})
+        config = {**found.pop("config", {}), **special.pop("config", {})}
+        chosen = {**found, **special}
+        return cls(**{**chosen, "name": name, "seeds": str(chosen["seeds"]), "config": config})
 
     def contender(self, preset: str) -> Contender:
         """Return a cell at this scale, as a method of a comparison.
