@@ -252,6 +252,7 @@ class Adversarial(Method):
             attack=self.attack_loss,
             train=self.train_loss,
             as_trained=self.attack_mode == "train",
+            twice=not self.differentiates_once,
             moment=moment,
             state=state,
             generator=generator,

@@ -15,6 +15,7 @@ from adv_train.methods.moment import Moment, State
 from adv_train.methods.weights import Weights
 from adv_train.objectives import Objective, Reduction
 from adv_train.ranks import Share
+from adv_train.second_derivatives import fast_second_derivatives
 
 #: Maps parameters and a perturbation to a loss of shape `()`.
 Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
@@ -22,6 +23,8 @@ Upper: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 class Losses:
     """The attack's and the trainer's objective as functions of the parameters and the perturbation.
+
+    With `as_trained` false, attacks use eval mode; with `twice`, second derivatives of forward passes are fast.
 
     Attributes:
         x: Images, shape `(batch, channels, height, width)`.
@@ -46,6 +49,7 @@ class Losses:
         attack: Objective,
         train: Objective,
         as_trained: bool = True,
+        twice: bool = False,
         moment: Moment | None = None,
         state: State | None = None,
         generator: torch.Generator | None = None,
@@ -55,7 +59,7 @@ class Losses:
         self.share, self.mixture = batch.part, batch.mixture
         self.moment, self.state = moment, state or {}
         self._model, self._attack, self._train = model, attack, train
-        self._as_trained = as_trained
+        self._as_trained, self._twice = as_trained, twice
         self._weights = Weights(model)
         self.logits = self.attacked = batch.x.new_empty(0)
         self.upper: Upper | None = None
@@ -111,7 +115,8 @@ class Losses:
         return torch.lerp(objective(logits, self.mixture.y, clean, reduction), own, self.mixture.share)
 
     def _output(self, params: dict[str, Tensor], images: Tensor) -> Tensor:
-        return self._weights(params, images)
+        with fast_second_derivatives(self._twice):
+            return self._weights(params, images)
 
     def slope(self, params: dict[str, Tensor], delta: Tensor, *, create_graph: bool = False) -> Tensor:
         """Return the gradient of each sample's attack objective in its perturbation; it has the shape of x.

@@ -1,0 +1,42 @@
+"""Replace the layers whose second derivatives torch computes slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from adv_train.second_derivatives.batch_norm import batch_norm
+from adv_train.second_derivatives.convolution import convolution
+
+
+def fast_second_derivatives(wanted: bool = True) -> AbstractContextManager[object]:
+    """Compute convolutions and BatchNorm within the block so that their second derivatives are fast.
+
+    torch computes the second derivative of a convolution by a convolution whose kernel is as large as the image, and
+    that of BatchNorm in train mode by about twenty operations on whole tensors. Here, both call the kernels of the
+    first derivative, and BatchNorm needs six more operations. Outputs and first derivatives are torch's own.
+
+    Args:
+        wanted: False leaves all layers to torch.
+    """
+    return _Replacing() if wanted and torch.is_grad_enabled() else nullcontext()
+
+
+class _Replacing(TorchFunctionMode):
+    """Call our function in place of torch's; a call that our function does not support is left to torch."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        ours = _OURS.get(func)
+        kwargs = kwargs or {}
+        found = None if ours is None else ours(*args, **kwargs)
+        return func(*args, **kwargs) if found is None else found
+
+
+_OURS: dict[Callable[..., Any], Callable[..., Any]] = {F.conv2d: convolution, F.batch_norm: batch_norm}
