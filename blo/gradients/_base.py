@@ -29,11 +29,14 @@ class Snapshot(Protocol):
 
     Attributes:
         z: the current point, shape `(*lanes, n)`.
+        endless: whether no lane stops before the last step.
         resting: the lanes that make no further step, booleans of shape `lanes`.
     """
 
     @property
     def z(self) -> Tensor: ...
+    @property
+    def endless(self) -> bool: ...
     @property
     def resting(self) -> Tensor: ...
 

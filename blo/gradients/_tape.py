@@ -28,8 +28,7 @@ class Tail:
         self.states.append((steps, state))
         if len(self.states) <= self.last:
             return
-        resting = state.resting
-        if not all_true_on_cpu(~resting):
+        if not state.endless and not all_true_on_cpu(~(resting := state.resting)):
             # A resting lane has already made its last step. Move its states on by one place, so that the deletion below
             # does not remove its first one.
             pairs = zip(self.states[:-1], self.states[1:], strict=True)

@@ -102,6 +102,11 @@ class Running(NamedTuple):
     stuck: Tensor
 
     @property
+    def endless(self) -> bool:
+        """Whether there is no tolerance, so that no lane stops before the last step."""
+        return self.origin.ndim == 0
+
+    @property
     def resting(self) -> Tensor:
         """The lanes that make no further step, booleans of shape `lanes`."""
         # A residual of NaN fulfils no comparison. Such lanes stop through `lost`, one step later.

@@ -85,20 +85,18 @@ class Iterative(Solver, abc.ABC):
             z0: the start, shape `(*lanes, n)`.
             watch: called before each step with the number of steps made so far and the state of the loop.
         """
-        if self.tol is None and watch is None:
-            return _march(self, problem, z0)
+        if self.tol is None:
+            return _march(self, problem, z0, watch)
         state, steps = begin(self, problem, z0), 0
         while steps < self.max_steps:
             state, done, lost = _tested(self, problem, state, steps)
             # On an accelerator the test waits for the device, so it is made only every few steps.
-            if done is not None and steps % stride(z0) == 0 and all_true(done):
+            if steps % stride(z0) == 0 and all_true(done):
                 break
             if watch is not None:
                 watch(steps, state)
-            state = _step(self, problem, state, done, lost, last=steps == self.max_steps - 1)
+            state = _step(self, problem, state, done, lost)
             steps += 1
-        if self.tol is None:
-            return Solution(state.state.trial, None, None, steps, carried=self.carried(state.state))
         state = measured(problem, state)
         # The loop has not revised the stopping criterion of lanes that were still running after the last step.
         if steps == self.max_steps or not all_true(state.resting):
@@ -107,12 +105,20 @@ class Iterative(Solver, abc.ABC):
         return Solution(z, state.residual, state.limit, steps, slope, state.floor, state.random, stuck=state.stuck)
 
 
-def _march(solver: Iterative, problem: Problem, z0: Tensor) -> Solution:
-    """Make all steps without measuring residuals. No lane stops early, and the last trial is not evaluated."""
-    state = solver.move(problem, solver.start(problem, z0))
-    for _ in range(solver.max_steps - 1):
-        state = solver.move(problem, solver.look(problem, state))
-    return Solution(state.trial, None, None, solver.max_steps, carried=solver.carried(state))
+def _march(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None) -> Solution:
+    """Make all steps without measuring residuals, so that no lane stops early."""
+    state = begin(solver, problem, z0)
+    for steps in range(solver.max_steps):
+        if watch is not None:
+            watch(steps, state)
+        state = _unmeasured(solver, problem, state, steps)
+    return Solution(state.state.trial, None, None, solver.max_steps, carried=solver.carried(state.state))
+
+
+def _unmeasured(solver: Iterative, problem: Problem, before: Running, index: int) -> Running:
+    moved = solver.move(problem, before.state)
+    # The last trial is the result, whatever its gradient: save the evaluation.
+    return before._replace(state=moved if index == solver.max_steps - 1 else solver.look(problem, moved))
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
@@ -175,19 +181,18 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
 def advance(solver: Iterative, problem: Problem, state: Running, first: int, steps: int) -> Running:
     """Repeat the steps `first` to `first + steps - 1` of `solve` from the state before them."""
     for index in range(first, first + steps):
-        state, done, lost = _tested(solver, problem, state, index)
-        state = _step(solver, problem, state, done, lost, last=index == solver.max_steps - 1)
+        if solver.tol is None:
+            state = _unmeasured(solver, problem, state, index)
+        else:
+            state = _step(solver, problem, *_tested(solver, problem, state, index))
     return state
 
 
-def _tested(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor | None, Tensor]:
+def _tested(solver: Iterative, problem: Problem, state: Running, index: int) -> tuple[Running, Tensor, Tensor]:
     """Measure the residual, and return the state, the lanes that stop, and the lanes whose residual is NaN.
 
-    If every lane would stop, the stopping criterion is revised first. Without a tolerance no residual is measured, and
-    None is returned for the lanes that stop.
+    If every lane would stop, the stopping criterion is revised first.
     """
-    if solver.tol is None:
-        return state, None, state.lost
     state = measured(problem, state)
     if not problem.symmetric:
         state = _outlasted(state)
@@ -218,18 +223,10 @@ def _outlasted(state: Running) -> Running:
     return state._replace(least=torch.where(gained, residual, state.least), since=since, stuck=stuck)
 
 
-def _step(
-    solver: Iterative, problem: Problem, before: Running, done: Tensor | None, lost: Tensor, *, last: bool
-) -> Running:
-    moved = solver.move(problem, before.state)
-    # Without a tolerance the last trial is the result, whatever its gradient: save the evaluation.
-    after = moved if last and solver.tol is None else solver.look(problem, moved)
+def _step(solver: Iterative, problem: Problem, before: Running, done: Tensor, lost: Tensor) -> Running:
+    after = solver.look(problem, solver.move(problem, before.state))
     # Lanes that have stopped keep their state. For a single problem outside transforms the loop has ended by then, and
     # while no lane of a batch has stopped there is nothing to select.
-    if (
-        done is not None
-        and (done.ndim or done.device.type != "cpu" or transforms_active())
-        and not all_true_on_cpu(~done)
-    ):
+    if (done.ndim or done.device.type != "cpu" or transforms_active()) and not all_true_on_cpu(~done):
         after = tree.map(lambda old, new: in_lanes(done, old, new), before.state, after)
     return before._replace(state=after, lost=lost)
