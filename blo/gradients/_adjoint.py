@@ -109,6 +109,7 @@ class Adjoint(ReverseOnly):
             tangent = at_theta.tangent(at_theta.term, z, slope)
             squares = partial(_squares, at_theta, z)
             operator = Restricted(rule.model(Hessian(hessian, squares=squares)), tangent)
+            # The implicit function theorem differentiates the equation of q at a fixed q, so q is a constant here.
             difference: Tensor = operator(q) - tangent.project(v)
             return difference
 

@@ -114,6 +114,7 @@ class Solve(Protocol):
 
 def distance(found: Tensor, again: Tensor, start: Tensor) -> Tensor:
     """Return `|again - found| / max(|found|, |found - start|)`, shape `lanes`; zero where the two are equal."""
+    # Near zero the length of z is no scale for its error. The way from the start is one there.
     apart, size, way = (torch.linalg.vector_norm(v.detach(), dim=-1) for v in (again - found, found, found - start))
     return torch.where(apart == 0, 0.0, apart / torch.maximum(size, way))
 

@@ -46,6 +46,7 @@ class HessianFree(Stationary):
         return ScaledIdentity(self.curvature)
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        # The residual is that of the model, and does not measure how far `curvature I` is from H.
         return replace(_divide(self.curvature, system.tangent, b), measured=False)
 
 
@@ -62,6 +63,7 @@ class KKTClosedForm(Stationary):
         return hessian
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
+        # Only H has to be a multiple of the identity. K is known, and `_divide` adds it.
         image = system.tangent.project(system.operator(b))
         length = dot(b, b)
         zero = length == 0
@@ -70,7 +72,9 @@ class KKTClosedForm(Stationary):
         scale = torch.linalg.vector_norm(image, dim=-1)
         error = torch.linalg.vector_norm(image - curvature * b, dim=-1)
         solution = _divide(curvature, system.tangent, b)
+        # P H b - c b is orthogonal to b, so this is the sine of the angle between b and P H b, even for c = 0.
         error = torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error)
+        # A division does not notice that H + K is indefinite, and that z is therefore no minimiser on its face.
         bent = (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1)
         return LinearSolution(
             solution.x, torch.maximum(error, solution.residual), solution.iterations, bent | solution.indefinite
@@ -81,6 +85,7 @@ def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> Line
     """Solve `(curvature I + K) q = b` on the tangent space."""
     if tangent.bend is not None:  # K is not diagonal but has few distinct eigenvalues, so CG needs few iterations
         return CG().solve(Restricted(ScaledIdentity(curvature), tangent), b)
+    # K is diagonal and commutes with P, so P (c I + K)^-1 P is the inverse on the tangent space.
     lanes = b.new_zeros(b.shape[:-1])
     q = tangent.project(b / (curvature + tangent.curvature))
     return LinearSolution(q, lanes, lanes.long(), lanes.bool())

@@ -43,6 +43,7 @@ class DifferencePoint(FirstOrderPoint):
         self._length: Tensor | None = None
 
     def times_hessian(self, direction: Tensor) -> Tensor:
+        # The displacement is a length in z, so the direction must have length one. H is linear: scale the product.
         unit, size = split(direction)
         if self._length is None:
             found, self._length = adapted(lambda h: self._along_z(unit, h, look=True), first(self._z), self._rounding)
@@ -79,6 +80,7 @@ class DifferencePoint(FirstOrderPoint):
         return adapted(lambda h: self._along(q, h), self._start, self._rounding)
 
     def _along_z(self, unit: Tensor, h: Tensor, *, look: bool = False) -> tuple[Tensor, Sides]:
+        # Under autocast the two gradients would differ by little more than its rounding.
         with suspended():
             return along(self._problem.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
 
@@ -100,6 +102,8 @@ class DifferencePoint(FirstOrderPoint):
                 if value.requires_grad
                 else [None] * (1 + len(inputs))
             )
+            # The derivative of a value in `shift` is the gradient in z on that side, times the sign of the side and the
+            # weight. `Sides` compares the gradients themselves.
             slopes.append(torch.zeros_like(q) if slope is None else side * slope / torch.where(size > 0, weight, 1.0))
             parts.append(found)
         pairs = zip(*parts, strict=True)
@@ -128,6 +132,7 @@ class DifferencePoint(FirstOrderPoint):
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:
+    # In double precision, since the squares of small float32 numbers underflow.
     gap = sum(float((a - b).double().square().sum()) for a, b in zip(near, far, strict=True)) ** 0.5
     size = sum(float(a.double().square().sum()) for a in near) ** 0.5
     return gap / size if size else 0.0

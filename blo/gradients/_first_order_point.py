@@ -35,6 +35,8 @@ class FirstOrderPoint(Point, abc.ABC):
         if not self._problem.moving:
             return parts
         # The motion of the active face adds N^T (v - H q), and the force of the term at z + motion adds -G^T q.
+        # The bracket holds H and not H + K: a force that changes along the motion does so in the second output. That of
+        # a ball, which has no such output, changes only along the normal, and q is orthogonal to that.
         with torch.enable_grad():
             motion = self._problem.motion(self.optimality.term, self.optimality.tangent, self._z)
             outputs, cotangents = [motion], [v - self.times_hessian(q)]

@@ -43,6 +43,7 @@ class ForwardPoint(FirstOrderPoint):
                 full = list(constants)
                 for place, tensor in zip(places, live, strict=True):
                     full[place] = tensor
+                # All lanes share theta. The derivative of the sum along each lane's q is the sum of their B^T q.
                 return self._problem.rebind(full).value(z).sum()
 
             found: tuple[Tensor, ...] = torch.func.grad(value)(tuple(constants[place] for place in places))

@@ -57,6 +57,7 @@ class Solved(ReverseOnly):
         Solved.require_one(v)
         z, z0, *leaves = alive(ctx.saved_tensors)
         assert z is not None
+        # Grad mode is on in a backward pass with create_graph=True, whose result may be differentiated again.
         if torch.is_grad_enabled() or transforms_active():
             found = ctx.rule.pull_again(ctx.problem, leaves, z0, z, v)
         else:
@@ -81,6 +82,8 @@ def pulled(
     rule: Rule, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor, z: Tensor, v: Tensor
 ) -> Pulled:
     """Pull v back to the leaves, which are plain tensors, and report."""
+    # Grad mode is off in an ordinary backward pass, but what the problem computes from theta, such as a moving set,
+    # needs a graph for `pull`.
     with torch.enable_grad():
         at_theta = rule.bind(problem, live(leaves))
     found = rule.pull(at_theta, z0, z, v)

@@ -78,6 +78,7 @@ class ReversePoint(Point):
         self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 
     def times_hessian(self, direction: Tensor) -> Tensor:
+        # If the objective is linear in z, its gradient may have no graph: H is zero.
         if not self._gradient.requires_grad:
             return torch.zeros_like(direction)
         with differentiated_twice():

@@ -36,6 +36,7 @@ def point(products: Products, problem: ProblemAtTheta, z: Tensor) -> Point:
     """Return the second derivatives of a problem at `(theta, z)`."""
     found = _POINTS[products](problem, z)
     tangent = found.optimality.tangent
+    # Dependent constraints matter only where theta can move them apart.
     if tangent.strain is not None and problem.moving:
         tangent = strained(tangent, tangent.strain, problem, z)
         found.optimality = replace(found.optimality, tangent=tangent)

@@ -101,6 +101,7 @@ class SAMA(Strategy):
             # The update is lr m / (root + eps) with m = exp_avg / (1 - beta1^t), root^2 = exp_avg_sq / (1 - beta2^t).
             # Both averages contain this step's gradient g: dm/dg = (1 - beta1) / (1 - beta1^t), and `turned` is
             # droot/dg = (1 - beta2) g / ((1 - beta2^t) root).
+            # Where root is zero, so is g, whose square is in the average: any divisor gives zero.
             turned = (1 - second) * parameter.grad / (slow * torch.where(root > 0, root, 1.0))
             diagonal[name] = scale * group["lr"] * ((1 - first) / fast / below - moment * turned / below.square())
         return cls(diagonal, products)

@@ -78,6 +78,7 @@ class Stationary(Strategy):
 
 def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
     """Return P v, or zero where P v is only rounding error, most of which a second projection removes."""
+    # P P v = P v, so a second projection shortens only what the rounding of the first one left.
     once = tangent.project(v)
     twice = tangent.project(once)
     length, left = (norm(part) for part in (once, twice))
@@ -94,6 +95,7 @@ class StationaryRule(FunctionRule):
     uses_start = False
 
     def forward(self, problem: ProblemAtTheta, z0: Tensor) -> Tensor:
+        # The formula needs the solution and not the steps, so the steps record no graph of theta.
         return self.solve(problem.detach() if torch.is_grad_enabled() else problem, z0)
 
     def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:

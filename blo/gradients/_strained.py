@@ -41,6 +41,8 @@ def _parts(strain: Strain, problem: ProblemAtTheta, z: Tensor) -> bool:
     inputs = [leaf for leaf in leaves if leaf.requires_grad]
     with torch.enable_grad():
         moved, left = strain.of(problem.rebind(leaves).term, z.detach())
+    # With a regular vector, such as ones, opposite motions of two constraints would cancel in the product. All entries
+    # are at least 1, so every constraint counts.
     index = torch.arange(1, moved.numel() + 1, dtype=moved.dtype, device=moved.device)
     probe = (2 + index.square().cos()).reshape(moved.shape)
 

@@ -57,6 +57,8 @@ class Checkpoints:
     def __call__(self, steps: int, state: Any) -> None:
         if steps % self.stride == 0:
             self.states.append((steps, state))
+        # The number of steps is not known in advance. After n steps the stride lies between sqrt(n / 2) and sqrt(2 n),
+        # so that neither the kept states nor the steps of one segment exceed about sqrt(2 n).
         if len(self.states) > 2 * self.stride:
             self.stride *= 2
             self.states = [kept for kept in self.states if kept[0] % self.stride == 0]
@@ -82,6 +84,7 @@ class TapeRule(OnceDifferentiableRule):
             watch(steps, state)
 
         z = self.solve(problem.detach(), problem.place(self.start, z0).detach(), counted)
+        # `Tail` keeps the state before each of the last steps. The sweep needs about the square root of their number.
         stride = max(1, round(len(watch.states) ** 0.5)) if self.last is not None else 1
         self.kept[problem.lifts] = watch.states[::stride], count
         return z
@@ -109,6 +112,7 @@ class TapeRule(OnceDifferentiableRule):
                 # v is the cotangent of the answer.
                 outputs = _floats(after) if cotangents else [steps.answer(after)]
             reached = after.z if cotangents else outputs[0]
+            # If the repeated steps end elsewhere, the derivative is not that of the solution: report the distance.
             apart = torch.maximum(apart, distance(place, reached, z0))
             given = cotangents or [v]
             pairs = [(out, c) for out, c in zip(outputs, given, strict=True) if c is not None]

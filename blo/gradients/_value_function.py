@@ -88,8 +88,11 @@ class _TiltRule(OnceDifferentiableRule):
             inputs = [leaf for leaf in at.leaves if leaf.requires_grad]
             # A residual r moves the solution like a tilt by r.
             tilt = (length(v) / weight).squeeze(-1)
+            # `closely` takes the smallest. Where v is zero, so is the implicit part, whatever the residual.
             wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
             there, left = self.solve.closely(ahead.detach(), z, wanted)
+            # Without a tilt, z is the solution. But if `eps` is set, z was computed under autocast, and the minimum of
+            # the objective without autocast lies elsewhere.
             here, beside = self.solve.closely(behind.detach(), z, wanted, found=not both and problem.eps is None)
             # If the solution responds linearly, half the tilt moves it half as far. The residual at that point, under
             # half the tilt, measures the deviation from that.
@@ -116,10 +119,13 @@ class _TiltRule(OnceDifferentiableRule):
         size, root = length(v), torch.finfo(z.dtype).eps ** 0.5
         span = torch.maximum(length(z), length(z - z0))
         span = torch.where(span > 0, span, 1.0)
+        # A relative displacement of sqrt(eps) balances rounding and truncation in a one-sided difference.
         aside = z + root * span * v / torch.where(size > 0, size, 1.0)
         change = length(rest.gradient(aside) - rest.gradient(z)) / root  # the tilt that would move z by its own length
         tilt, far = size / self.strategy.penalty, _FAR[self.strategy.two_sided]
         known = torch.isfinite(change) & (change > 0) & (size > 0)
+        # A tilt that moves z by less than sqrt(eps) is lost in the rounding of gradients. Beyond `far` the response of
+        # z is not linear enough for a difference.
         chosen = torch.where(known, torch.minimum(torch.maximum(tilt, root * change), far * change), tilt)
         return torch.where(known, size / torch.where(known, chosen, 1.0), self.strategy.penalty)
 
@@ -133,6 +139,7 @@ class _TiltRule(OnceDifferentiableRule):
 
         If the set moves with theta, z moves with its face. The active face is that of the problem that was `solved`.
         """
+        # With the penalty term, since its weight may depend on theta.
         return problem.penalized(z + self._motion(solved, problem, z))
 
     def _motion(self, solved: ProblemAtTheta, problem: ProblemAtTheta, z: Tensor) -> Tensor:

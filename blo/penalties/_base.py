@@ -32,6 +32,7 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
     if isinstance(value, Tensor) and not (validate and can_validate()):
         return
     if isinstance(value, int | float | Tensor):
+        # Negated, because every comparison with a NaN is false.
         bad = torch.as_tensor(value >= 0).logical_not()
         if bool(bad.any()):
             raise ValueError(

@@ -53,6 +53,7 @@ class ElasticNet(Penalty):
         return near
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+        # The slope of the ridge is zero at z = 0, so the condition that holds a coordinate there is that of `L1`.
         support = on_support(z, gradient, self.weight, self.slack)
         sign = z.sign() * support
 
@@ -64,4 +65,5 @@ class ElasticNet(Penalty):
             tangential = gradient * support + force(self, z)
             return sparse_counts(z, support, gradient, tangential, self.weight, self.slack)
 
+        # K is the ridge on the support. It needs no mask, since it is diagonal and is used between two projections P.
         return Tangent(lambda v: v * support, self.ridge, count, force=force)

@@ -97,6 +97,7 @@ class GroupLasso(Penalty):
         norm, weight = self._norm(z), self._weight(z)
         # A group at zero is optimal if |gradient_g| <= weight_g; the difference is the multiplier that holds it there.
         multiplier = weight - self._norm(gradient)
+        # At zero the norm has no gradient, so a group is not `off` there, even if its multiplier is negative.
         off = clear(norm, multiplier, self.slack) & (norm > 0)
         support = off | (weight == 0)
 
@@ -116,6 +117,7 @@ class GroupLasso(Penalty):
             # A group is one constraint, which is counted at its first coordinate.
             tangential = gradient * support + force(self, z)
             undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
+            # Without a weight, nothing holds a group at zero, however near it is.
             undecided = undecided | (unresolved(norm, multiplier, self.slack, z) & (weight > 0))
             order = torch.arange(z.shape[-1], device=z.device).expand(z.shape)
             total, index = self._sums(torch.ones_like(z))
@@ -144,6 +146,7 @@ class GroupLasso(Penalty):
 
     def _norm(self, z: Tensor) -> Tensor:
         """Return for each coordinate the norm of its group, without overflow and with the derivative zero at zero."""
+        # `size |z_g / size|` does not depend on `size`, which may thus be a constant in the derivative.
         size = z.detach().abs().amax(-1, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
         return size * _root(self._within((z / size).square()))

@@ -51,6 +51,7 @@ class L1(Penalty):
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         support = on_support(z, gradient, self.weight, self.slack)
+        # With fixed signs the penalty is linear along the face: K is zero, and only the weight changes the force.
         sign = z.sign() * support
 
         def force(term: L1, at: Tensor) -> Tensor:
@@ -73,6 +74,7 @@ def on_support(z: Tensor, gradient: Tensor, weight: Tensor | float, slack: float
     """Return where z can move in both directions: off zero, and where the weight is zero; booleans of z's shape."""
     # A zero subgradient needs |gradient| <= weight, so weight - |gradient| is the multiplier that holds z at zero.
     off = clear(z.abs(), weight - gradient.abs(), slack) & (z != 0)  # zero itself has no sign
+    # Without a weight there is no kink, and nothing holds a coordinate at zero.
     return off | (torch.as_tensor(weight, device=z.device) == 0)
 
 
@@ -81,6 +83,7 @@ def sparse_counts(
 ) -> Counts:
     """Count for a penalty that holds single coordinates at zero: degenerate where `|gradient|` reaches the weight."""
     multiplier = weight - gradient.abs()
+    # Off the support a multiplier is negative only at an exact zero, which does not tell to which side it is pulled.
     undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
     undecided = undecided | (unresolved(z.abs(), multiplier, slack, z) & (torch.as_tensor(weight) > 0))
     free = support.sum(-1)

@@ -28,6 +28,7 @@ def search(rows: Tensor, right: Tensor, gram: Tensor, z: Tensor, equal: Tensor |
     """
     rows, right, gram, z = rows.detach(), right.detach(), gram.detach(), z.detach()
     equal = torch.zeros(right.shape[-1], dtype=torch.bool, device=z.device) if equal is None else equal
+    # Rows have norm one, so |z| + |right| bounds the terms whose rounding is in `rows z - right`.
     tol = 64 * torch.finfo(z.dtype).eps * (norm(z) + right.abs())
     found = exchange(gram, times(rows, z) - right, tol, equal, z.shape[-1])
     # Rows that meet at a small angle may contradict each other by their rounding, which the angle amplifies.
@@ -62,6 +63,7 @@ def _row_by_row(
     for index in range(10 * (k + 1)):
         excess = times(rows, z - times(rows.mT, sign * y)) - right
         size = torch.where(equal, excess.abs(), excess)
+        # Negated, so that a NaN counts as a violation and makes the search fail.
         late = torch.where(active, False, ~(size <= tol))
         solved = solved | (~pending & ~failed & ~late.any(-1, keepdim=True))
         done = solved | failed
@@ -89,10 +91,13 @@ def _row_by_row(
         independent = (gain > k * eps) & (active.sum(-1, keepdim=True) < z.shape[-1])
         # After the step `full` the entering row holds; after `partial` the first multiplier is zero.
         full = torch.where(independent, violation.clamp(min=0.0) / torch.where(independent, gain, 1.0), torch.inf)
+        # The multiplier of an equation may have either sign, so it never limits the step.
         blocking = active & ~equal & (give > eps)
         ratio = torch.where(blocking, y.clamp(min=0.0) / torch.where(blocking, give, 1.0), torch.inf)
         partial = ratio.amin(-1, keepdim=True)
         step = torch.minimum(full, partial)
+        # The step is infinite if the entering normal is a combination of active ones, with no positive coefficient
+        # except for equations. Then no point satisfies all of these rows.
         failed = failed | (~done & ~torch.isfinite(step))
         run = ~done & ~failed
         y = torch.where(run, y + torch.where(run, step, 0.0) * change, y)

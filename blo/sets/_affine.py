@@ -53,6 +53,7 @@ class Affine(Set):
             A = self.A
             b = torch.as_tensor(self.b, dtype=A.dtype, device=A.device)
             b = b.expand(A.shape[:-1]) if b.ndim == 0 else b
+            # A^+ b solves the equations if any z does. The scale bounds the terms whose rounding is in A z - b.
             z = times(inverse(A, self.rtol), b)
             defect = (times(A, z) - b).abs()
             scale = times(A.abs(), z.abs()) + b.abs()
@@ -88,12 +89,14 @@ class Affine(Set):
             return Counts(z.shape[-1] - held, held, torch.zeros_like(held))  # equations are never degenerate
 
         def force(term: Affine, at: Tensor) -> Tensor:
+            # The normals turn with A, and the force with them even at a fixed z. A change of b only moves z.
             return times(term.A.mT, y)
 
         def surplus() -> Tensor:
             return self.A.shape[-2] - face.held().expand(z.shape[:-1])
 
         def strain(term: Affine, at: Tensor) -> tuple[Tensor, Tensor]:
+            # A dz lies in the range of A, onto which A A^+ projects: z cannot follow the rest of the motion.
             moved = term._shift(self, at)
             return moved, moved - times(self.A, times(face.inverse, moved))
 

@@ -38,6 +38,7 @@ def bounds_and_sum(rows: Tensor, right: Tensor, equations: int) -> Knapsack | No
     index = torch.arange(right.shape[-1], device=right.device).unsqueeze(-1)
     both = single.unsqueeze(-1) & (index < equations)
     alone, value = single.unsqueeze(-1), right.unsqueeze(-1)
+    # The entry of a row with a single one is 1 or -1, so its product with `right` is the bound on that coordinate.
     upper, lower = alone & (rows > 0), alone & (rows < 0)
     high = torch.where(upper | (both & lower), rows * value, torch.inf).amin(-2)
     low = torch.where(lower | (both & upper), rows * value, -torch.inf).amax(-2)

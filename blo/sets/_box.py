@@ -123,6 +123,8 @@ class Box(Set):
             # Where low == high the bounds determine z, and the multiplier does not matter.
             open_ = torch.as_tensor(self.low < self.high, device=z.device)
             near = torch.minimum(z - self.low, self.high - z)
+            # At an exact solution the gradient is zero on inner coordinates, so its size there is the accuracy of the
+            # multipliers. Coordinates at a bound, even free ones, are compared with this accuracy and do not add to it.
             inner = free & (near > 0)
             undecided = ~inner & negligible(gradient, gradient, gradient * inner)
             undecided = open_ & (undecided | unresolved(near, gradient, self.slack, z))

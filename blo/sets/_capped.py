@@ -79,6 +79,7 @@ def tangent(capped: Capped, z: Tensor, gradient: Tensor, instead: Callable[..., 
     room, level = capped.room(z), _level(capped, z, gradient)
     pressed = gradient - level
     free = clear(z, pressed, capped.slack) & clear(room, -pressed, capped.slack)
+    # The sign of the multiplier tells the bound that holds a coordinate; at zero, it is the nearer one.
     face = _Face(capped, z, free, ~free & ((pressed < 0) | ((pressed == 0) & (room < z))))
 
     def count() -> Counts:
@@ -112,6 +113,7 @@ def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
     all_true_on_cpu = (z > capped.slack) & (capped.room(z) > capped.slack)
     # If no coordinate is clear of its bounds, the projection of a gradient step from z gives the multiplier: its common
     # shift over the step size. The step is about as long as z, so that neither is lost in the rounding of the other.
+    # MPS has no double precision.
     wide = z.dtype if z.device.type == "mps" else torch.float64
     at, slope = z.detach().to(wide), gradient.detach().to(wide)
     span, size = euclidean_norm(at), euclidean_norm(slope)

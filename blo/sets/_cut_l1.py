@@ -35,10 +35,12 @@ def reach(cut: Cut, z: Tensor) -> Reach:
     ray, radius = Ray.of(cut, z), torch.zeros_like(z[..., :1]) + cut.radius
     top = ray.offset.detach().abs().amax(-1, keepdim=True)
     # Subtract the largest distance, which only shifts the loss. Otherwise the rounding of a large z swamps the radius.
+    # With t = top - loss, the distances of the nearest point are `size + t`, limited by the bounds.
     size = ray.offset.abs() - top
     inner, outer, behind = ray.inner.clamp(min=0.0), ray.outer.clamp(min=0.0), (-ray.outer).clamp(min=0.0)
     low, line, high = inner.detach(), size.detach(), outer.detach()
     share = (radius - behind.sum(-1, keepdim=True)).detach()
+    # Where both bounds lie beyond the centre, the coordinate stays at the nearer one, at the distance `behind`.
     beyond = behind.detach() > 0
     early = torch.where(beyond, 0.0, torch.minimum(low - line, top))
     late = torch.where(beyond, 0.0, torch.minimum(high - line, top))
@@ -99,6 +101,7 @@ def tangent(cut: Cut, z: Tensor, gradient: Tensor, instead: Callable[..., Tensor
     along = gradient + support * pressed
     full = near & ~some & (distance <= 0)
     holds = active | full
+    # Where the ball is inactive, the bounds balance the whole gradient and nothing holds a coordinate at the centre.
     bound = torch.where(holds, bound, ~cut.box.free(z, gradient))
     still = holds & ~bound & (support == 0)
     support, held = support * active, bound | still

@@ -53,6 +53,7 @@ def reach(cut: Cut, z: Tensor) -> Reach:
     held = torch.where(piece.free, 0.0, torch.where(piece.full, ray.outer, ray.inner)) / unit
     left = share.square() - held.square().sum(-1, keepdim=True)
     length = norm(torch.where(piece.free, ray.offset, 0.0))
+    # The root has an infinite derivative at zero, and rounding may make `left` negative.
     root = torch.where(left > 0, left, 1.0).sqrt() * (left > 0)
     t = torch.where(length > 0, unit * root / torch.where(length > 0, length, 1.0), piece.middle)
     inside = cut.box.project(z)
@@ -81,6 +82,7 @@ def _multiplier(cut: Cut, z: Tensor, gradient: Tensor) -> Tensor:
     t = found.t.clamp(min=torch.finfo(point.dtype).tiny ** 0.5, max=1.0)
     # On free coordinates of the projection x, point - x = step mu (x - center) and x - center = t (point - center).
     mu = torch.where(found.outside, (1 / t - 1) / step, 0.0)
+    # An infinite multiplier, times the zero offset of a coordinate at the centre, would give NaN.
     return mu.clamp(max=torch.finfo(z.dtype).max).to(z.dtype)
 
 

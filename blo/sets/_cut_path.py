@@ -77,6 +77,7 @@ class Piece(NamedTuple):
         first = torch.zeros_like(breaks[..., :1], dtype=torch.int64)
         last = first + size
         # Bisection: `first` becomes the number of breakpoints at which the norm is at most the radius.
+        # There are size + 1 outcomes, and ceil(log2(size + 1)) is the bit length of size.
         for _ in range(size.bit_length()):
             middle = (first + last) // 2
             inside = within(breaks.gather(-1, middle.clamp(max=size - 1)))

@@ -77,6 +77,7 @@ def _cycles(parts: Sequence[Set], z: Tensor, max_cycles: int, *, far: bool) -> S
         older = 0.5 * (1 + (1 + 4 * age * age).sqrt())
         base, age = forces + (age - 1) / older * onward, older
         if cycle in (due, max_cycles):
+            # Newton's method factorises a matrix of `parts n` rows, so it is tried ever more rarely.
             due *= 2
             best = improved(parts, z, Split.of(parts, z, forces), best)
             if far and cycle == _FAR and not all_true(best.found):

@@ -69,6 +69,7 @@ class Halfspaces(Set):
         with torch.no_grad():
             rows, right, gram = self._prepare()
             origin = rows.new_zeros((*torch.broadcast_shapes(rows.shape[:-2], right.shape[:-1]), rows.shape[-1]))
+            # Every point has a nearest one in a set that is not empty, so the search may start anywhere.
             empty = ~search(rows, right, gram, origin, self._equal(rows)).solved
         if bool(empty.any()):
             raise InfeasibleError(
@@ -170,6 +171,8 @@ class Halfspaces(Set):
         bounded = torch.isfinite(b) | b.isnan()
         norm = torch.linalg.vector_norm(A.detach(), dim=-1) > 0
         usable = norm & bounded
+        # Ones in place of rows that are not usable: a division by the length zero would put NaN into derivatives, even
+        # though its result is not selected.
         length = torch.linalg.vector_norm(torch.where(usable.unsqueeze(-1), A, 1.0), dim=-1)
         rows = torch.where(usable.unsqueeze(-1), A / length.unsqueeze(-1), 0.0)
         right = torch.where(usable, b / length, torch.where(b < 0, -1.0, torch.where(b.isnan(), b, 1.0)))

@@ -78,6 +78,7 @@ def hold(
     near = near if equal is None else near | equal
     # In double precision, since the small distances of near rows would be lost in the rounding of the gradient.
     wide = rows.dtype if rows.device.type == "mps" else torch.float64
+    # With z as the origin, distances are right-hand sides. A row that is not near becomes `0 z <= 1`, which holds.
     normals = (rows * near.unsqueeze(-1)).detach().to(wide)
     right = distance + rounding if equal is None else torch.where(equal, distance, distance + rounding)
     right = torch.where(near, right, 1.0).to(wide)

@@ -111,6 +111,7 @@ class Intersection(Set):
         return _meet.tangent(self.sets, z, gradient, self.max_cycles, Intersection.motion)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
+        # No gradient is given here. These press z against all faces that touch it, so that all of them count as active.
         shares = [-pushed_back(part, z) for part in origin.sets]
         tangents = [part.tangent(z, share) for part, share in zip(origin.sets, shares, strict=True)]
         pairs = zip(self.sets, origin.sets, strict=True)

@@ -65,6 +65,7 @@ class Knapsack(NamedTuple):
         limit = right + 4 * torch.finfo(row.dtype).eps * right.abs()
 
         def within(t: Tensor) -> Tensor:
+            # At the infinite ends of the path the answer is known, and 0 times infinity would be NaN.
             found = _sum(row, (at + row * torch.where(t.isinf(), 0.0, t)).clamp(min=low).clamp(max=high)) <= limit
             return torch.where(t.isinf(), t < 0, found)
 
@@ -78,6 +79,7 @@ class Knapsack(NamedTuple):
         tied = ~moving & (rest <= limit - right)
         free = (piece.free | short) & (low < high) & ~(idle | tied)
         inside = z.clamp(min=self.low).clamp(max=self.high)
+        # A coordinate that rises with the level goes from `low` to `high`, one that falls from `high` to `low`.
         held = torch.where(idle, inside, torch.where(rises == full, self.high, self.low))
         square = _sum(self.row, torch.where(free, self.row, 0.0))
         some = square > 0

@@ -91,6 +91,7 @@ class L1Ball(Set):
         if is_cut(self):
             return _cut_l1.tangent(Cut.of(self), z, gradient, L1Ball.motion)
         near, sign = self._boundary(z)
+        # At a solution the gradient is -multiplier times the sign on the support, so average it there.
         multiplier = -dot(sign, gradient) / sign.abs().sum(-1, keepdim=True).clamp(min=1)
         offset, distance = (z - self.center).detach(), self._distance(z)
         active = near & ~clear(distance, multiplier, self.slack)
@@ -129,6 +130,7 @@ class L1Ball(Set):
 
     def _carried(self, origin: Self, active: Tensor, sign: Tensor) -> Tensor:
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
+        # The shortest motion u with <sign, u> = dr: the squared length of `sign` is the size of the support.
         grown = sign * (per_lane(self.radius) - per_lane(origin.radius)) / size
         moved: Tensor = grown + active * (self.center - origin.center)
         return moved

@@ -120,6 +120,7 @@ class L2Ball(Set):
 
         # The multiplier of (|z - c|^2 - r^2) / 2, from stationarity along the normal: grad g = -mu (z - c).
         curvature = -slope / torch.where(norm > 0, norm, 1.0)
+        # No `force`: where z moves with the ball, mu (z - c) changes only along u, which P removes.
         return Tangent(projector, curvature, count, motion=Carry(L2Ball.motion, motion), duals=duals)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class Meet:
     def of(cls, parts: Sequence[Set], z: Tensor, shares: Sequence[Tensor], tangents: Sequence[Tangent]) -> Meet:
         # A direction stays on all faces if every normal projector maps it to zero: these are the common face's rows.
         normals = [_normal(tangent, z) for tangent in tangents]
+        # One lane with a NaN would make `pinv` raise an error for all of them.
         rows = torch.cat([torch.where(torch.isfinite(normal), normal, 0.0) for normal in normals], -2)
         return cls(parts, shares, tangents, z, normals, Face(rows, inverse(rows)))
 
@@ -88,6 +89,7 @@ class Meet:
 
     def surplus(self) -> Tensor:
         """Return the sum of the ranks of all normals minus their common rank, plus the surplus within the parts."""
+        # The trace of a projector is its rank.
         across = sum((normal.diagonal(dim1=-2, dim2=-1).sum(-1) for normal in self.normals), -self.face.held())
         inner = [tangent.strain.surplus() for tangent in self.tangents if tangent.strain is not None]
         return sum(inner, torch.as_tensor(across).round().long())
@@ -96,6 +98,8 @@ class Meet:
         """Count. A curved part whose normals other parts share is degenerate, since its multiplier is not unique."""
         held = self.face.held()
         unsure = sum((tangent.counts().degenerate for tangent in self.tangents), torch.zeros_like(held))
+        # A weak constraint may be redundant. If the others hold as many directions without it, it does not matter
+        # whether it is active.
         if bool(plain((unsure > 0) & (self.surplus() > 0)).any()):
             unsure = torch.where(self._strong().held() == held, 0, unsure)
         # R R^+ projects on the multipliers that are unique. If the block of a part is smaller than its normal
@@ -117,6 +121,7 @@ class Meet:
         for part, share in zip(self.parts, self.shares, strict=True):
             force, size = pushed_back(part, self.z), euclidean_norm(share)
             length = euclidean_norm(force)
+            # Shares are gradients, and point against the forces: this takes a little of each force away.
             eased = share + _EASE * size * force / torch.where(length > 0, length, 1.0)
             tangents.append(part.tangent(self.z, eased))
         return Meet.of(self.parts, self.z, self.shares, tangents).face

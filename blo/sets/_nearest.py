@@ -75,6 +75,7 @@ def _optimal(functions: Functions, leaves: Sequence[Tensor], z: Tensor, x: Tenso
     tol = torch.finfo(x.dtype).eps ** 0.75 * (1 + norm(z) + norm(x))
     length = torch.linalg.vector_norm(jacobian, dim=-1)
     over = torch.where(unequal, values, values.abs()) <= tol * length.clamp(min=1.0)
+    # y |grad c| is the size of a constraint's force, whatever the scale of its function.
     pushing = ~unequal | (y * length >= -tol)
     stationary = norm(x - z + times(jacobian.mT, y)) <= tol
     good: Tensor = over.all(-1, keepdim=True) & pushing.all(-1, keepdim=True) & stationary

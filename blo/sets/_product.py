@@ -115,6 +115,7 @@ class Product(Set):
         known = [extent for extent in found if extent is not None]
         if len(known) < len(found):
             return None
+        # The parts are orthogonal, so the squares of their distances add up.
         squares: Tensor | float = sum(extent * extent for extent in known)
         return squares**0.5
 

@@ -88,6 +88,7 @@ class Face:
     @classmethod
     def of(cls, rows: Tensor, active: Tensor) -> Face:
         """Return the face of those rows that are active, booleans of shape `(*lanes, k)`."""
+        # Other rows become zero, which the pseudo-inverse ignores, so that no shape depends on the values of tensors.
         normals = rows * active.unsqueeze(-1)
         return cls(normals, inverse(normals))
 

@@ -148,6 +148,8 @@ class SmoothConstraints(Set):
         # To first order, z lies at the distance -c / |grad c| inside the constraint c <= 0.
         values, jacobian = self.functions.linearize(self.leaves, z)
         equal = ~self.functions.unequal(self.leaves, z, values)
+        # The lengths are constants: rows, `shift` and multipliers are all divided by them, so that for independent
+        # normals they cancel in the motion J^+ dc and in the force J' y.
         length = torch.linalg.vector_norm(jacobian.detach(), dim=-1)
         regular = torch.where(length > 0, length, 1.0)
         rounding = 8 * torch.finfo(z.dtype).eps * norm(z.detach())

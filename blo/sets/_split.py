@@ -84,6 +84,7 @@ class NewtonStep(NamedTuple):
             torch.cat([-one.expand_as(slope) if other == index else slope - one for other in range(len(parts))], -1)
             for index, slope in enumerate(slopes)
         ]
+        # A part that is empty gives NaN. In one lane, this would make `pinv` raise an error for all of them.
         system = torch.cat(rows, -2)
         return cls(torch.stack(slopes, -3), inverse(torch.where(torch.isfinite(system), system, 0.0)))
 
@@ -91,6 +92,7 @@ class NewtonStep(NamedTuple):
         """Return the next point and forces."""
         # `late` is zero up to rounding, of which the projection onto a small part leaves little.
         late = x + forces.sum(-2) - z
+        # x changes by -late and by minus the change of the forces. `held` is the effect of the first part on `apart`.
         held = late.unsqueeze(-2) - times(self.slopes, late.unsqueeze(-2))
         change = times(self.inverse, (apart(parts, x, forces) - held).flatten(-2)).unflatten(-1, forces.shape[-2:])
         return x - late + change.sum(-2), forces - change

@@ -41,6 +41,7 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
     and a second-order correction (Nocedal and Wright, Numerical optimization, 2006, algorithm 18.3 and section 18.3).
     """
     x, weight = z, torch.zeros_like(z[..., :1])
+    # The multipliers start at zero, and then the functions have no part in the Hessian of the Lagrangian.
     at = functions.touch(leaves, x)
     unequal = functions.unequal(leaves, x, at.values)
     y, active = torch.zeros_like(at.values), torch.zeros_like(at.values, dtype=torch.bool)
@@ -60,6 +61,7 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
         weight = torch.maximum(weight, 1.5 * multipliers.abs().amax(-1, keepdim=True) + small)
         here, over = merit(x, at.values)
         slope = dot(x - z, move) - weight * over
+        # Near a solution a step changes the merit by less than its rounding, and must still be accepted.
         allowed = here + 64 * torch.finfo(z.dtype).eps * here
 
         step, taken, t = torch.zeros_like(x), done, 1.0
@@ -106,6 +108,7 @@ def _quadratic_programme(root: Tensor, at: Expansion, slope: Tensor, unequal: Te
     gram, aim = unit @ unit.mT, -times(root, slope)
     found = search(unit, right, gram, aim, ~unequal)
     move = times(root, onto(unit, right, gram, aim, found))
+    # `found` has the multipliers of rows of length one: rows' y = unit' (length y).
     multipliers = torch.where(found.solved, found.multipliers / length, 0.0)
     if not all_true_on_cpu(found.solved):
         # The linearised constraints have no common point: take the shortest step to those that do not hold.
