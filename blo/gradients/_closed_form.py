@@ -74,11 +74,11 @@ class KKTClosedForm(Stationary):
         solution = _divide(curvature, system.tangent, b)
         # P H b - c b is orthogonal to b, so this is the sine of the angle between b and P H b, even for c = 0.
         error = torch.where(scale > 0, error / torch.where(scale > 0, scale, 1.0), error)
-        # A division does not notice that H + K is indefinite, and that z is therefore no minimiser on its face.
-        bent = (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1)
-        return LinearSolution(
-            solution.x, torch.maximum(error, solution.residual), solution.iterations, bent | solution.indefinite
-        )
+        # CG notices that H + K is indefinite, so that z is no minimiser on its face; a division does not.
+        bent = solution.indefinite
+        if system.tangent.bend is None:
+            bent = (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1)
+        return LinearSolution(solution.x, torch.maximum(error, solution.residual), solution.iterations, bent)
 
 
 def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> LinearSolution:

@@ -91,7 +91,9 @@ class GroupLasso(Penalty):
         norm, weight = self._norm(z), self._weight(z)
         positive = norm > 0
         # Block soft thresholding: max(0, 1 - step weight / |z_g|) z_g.
-        return z * (1 - step * weight / torch.where(positive, norm, 1.0)).relu()
+        share = (1 - step * weight / torch.where(positive, norm, 1.0)).relu()
+        # A weight holds a group near zero at zero, so its derivative is zero there, and not that of a norm of one.
+        return z * torch.where(positive | (weight == 0), share, 0.0)
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         norm, weight = self._norm(z), self._weight(z)

@@ -110,7 +110,7 @@ def motion(capped: Capped, origin: Capped, z: Tensor) -> Tensor:
 
 def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
     """Return the multiplier of the sum, `(*lanes, 1)`: the mean gradient of the free coordinates."""
-    all_true_on_cpu = (z > capped.slack) & (capped.room(z) > capped.slack)
+    inside = (z > capped.slack) & (capped.room(z) > capped.slack)
     # If no coordinate is clear of its bounds, the projection of a gradient step from z gives the multiplier: its common
     # shift over the step size. The step is about as long as z, so that neither is lost in the rounding of the other.
     # MPS has no double precision.
@@ -119,8 +119,8 @@ def _level(capped: Capped, z: Tensor, gradient: Tensor) -> Tensor:
     span, size = euclidean_norm(at), euclidean_norm(slope)
     step = torch.where(span * size > 0, span / torch.where(size > 0, size, 1.0), 1.0)
     rough = (capped.constant(wide).fill(at - step * slope)[1] / step).to(z.dtype)
-    number = all_true_on_cpu.sum(-1, keepdim=True)
-    mean = dot(gradient, all_true_on_cpu) / number.clamp(min=1)
+    number = inside.sum(-1, keepdim=True)
+    mean = dot(gradient, inside) / number.clamp(min=1)
     return torch.where(number > 0, mean, rough)
 
 

@@ -140,8 +140,8 @@ class L1Ball(Set):
         offset = (z - self.center).detach()
         near: Tensor = self._distance(z) <= self.slack
         size = offset.abs()  # in a ball smaller than the slack, the largest coordinates are still on the support
-        all_true_on_cpu = size >= size.amax(-1, keepdim=True).clamp(max=self.slack)
-        return near, offset.sign() * (all_true_on_cpu & near)
+        largest = size >= size.amax(-1, keepdim=True).clamp(max=self.slack)
+        return near, offset.sign() * (largest & near)
 
     def _distance(self, z: Tensor) -> Tensor:
         """Return how far inside the boundary z lies, shape `(*lanes, 1)`; at most 0 for a projected point."""

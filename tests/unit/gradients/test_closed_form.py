@@ -129,3 +129,18 @@ def test_an_upper_gradient_of_zero_gives_an_adjoint_of_zero() -> None:
 def test_a_curvature_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`curvature` must not be zero.*Zero\(\)"):
         blo.HessianFree(0.0)
+
+
+def test_a_curved_boundary_is_not_reported_as_indefinite() -> None:
+    """The objective is linear, so that all curvature on the tangent space is that of the boundary."""
+    found = []
+    for ball in (blo.SmoothConstraints(inequalities=lambda z: z.square().sum() - 1), blo.L2Ball(1.0)):
+        lower = blo.LowerProblem(lambda theta, z: -(theta * z).sum(), ball)
+        theta = torch.tensor([3.0, 4.0]).double()
+        out = blo.value_and_hypergrad(
+            lambda t, z: z[0], lower, theta, theta / 5, solver=blo.Given(), gradient=blo.KKTClosedForm()
+        )
+        found.append(out.grad)
+    truth = torch.tensor([16.0, -12.0]).double() / 125  # dz/dtheta = (I - z z') / |theta|
+    for grad in found:
+        torch.testing.assert_close(grad, truth, rtol=1e-9, atol=1e-9)

@@ -157,3 +157,36 @@ def test_a_nan_stays_visible(name: str) -> None:
     assert penalty.prox(broken, 1.0)[0].isnan().all()
     assert penalty.prox(broken, 1.0)[1].isfinite().all()
     assert penalty.value(broken).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("penalty", "kept"),
+    [
+        (blo.L1(0.0), [1, 1, 1, 1]),
+        (blo.L1(torch.tensor([0.5, 0.0, 0.5, 0.0]).double()), [0, 1, 0, 1]),
+        (blo.ElasticNet(torch.tensor([0.5, 0.0, 0.5, 0.0]).double(), 2.0), [0, 1 / 1.2, 0, 1 / 1.2]),
+        (blo.GroupLasso(0.5, torch.tensor([0, 0, 1, -1])), [0, 0, 0, 1]),
+        (blo.GroupLasso(torch.tensor([0.5, 0.0]).double(), torch.tensor([0, 0, 1, 1])), [0, 0, 1, 1]),
+    ],
+)
+def test_the_derivative_of_the_proximal_point_of_zero(penalty: Penalty, kept: list[float]) -> None:
+    """Solvers start at zero. The norms of a penalty have no derivative there, but the proximal operator has one."""
+    zero, step = torch.zeros(4, dtype=torch.float64), 0.1
+    fitted = penalty.fit(Layout.of(zero, batched=False))
+    truth = torch.diag(torch.tensor(kept, dtype=torch.float64))
+    shifts = 1e-6 * torch.eye(4, dtype=torch.float64)
+    numeric = torch.stack([(fitted.prox(d, step) - fitted.prox(-d, step)) / 2e-6 for d in shifts], -1)
+    torch.testing.assert_close(numeric, truth, rtol=1e-9, atol=1e-9)
+    found = torch.func.jacrev(lambda z: fitted.prox(z, step))(zero)
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+
+    def solution(theta: Tensor) -> Tensor:
+        lower = blo.LowerProblem(lambda t, z: (z - t * a).square().sum() / 2, penalty=penalty)
+        solver = blo.ProjectedGradient(step, max_steps=3, tol=None)
+        found: Tensor = blo.argmin(lower, theta, zero, solver=solver, gradient=blo.Unrolled())
+        return found
+
+    a, origin, h = torch.tensor([1.0, 2.0, -3.0, 4.0]).double(), zero[0], 1e-5
+    with torch.no_grad():
+        slope = (solution(origin + h) - solution(origin - h)) / (2 * h)
+    torch.testing.assert_close(torch.func.jacrev(solution)(origin), slope, rtol=1e-9, atol=1e-9)
