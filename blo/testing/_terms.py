@@ -255,6 +255,17 @@ def _moves(suite: Suite, made: _Made, point: Tensor, x: Tensor, v: Tensor) -> No
     suite.near("the motion is differentiable in theta", slope, (face * v).sum(), 1e-6, "the derivative of the motion")
 
 
+def _from_zero(suite: Suite, term: Term, v: Tensor, w: Tensor) -> None:
+    """The derivative of prox at zero, where solvers start and norms have none, wherever prox has one along v."""
+    step, origin = 1e-6, torch.zeros_like(v)
+    middle = term.prox(origin, 1.0)
+    ahead, behind = (term.prox(step * v, 1.0) - middle) / step, (middle - term.prox(-step * v, 1.0)) / step
+    smooth = (ahead - behind).abs() < 1e-4
+    pulled = torch.func.vjp(lambda z: term.prox(z, 1.0), origin)[1](w * smooth)[0]
+    truth = (w * smooth * (ahead + behind) / 2).sum()
+    suite.near("prox has a derivative at zero", (pulled * v).sum(), truth, 1e-5, "the derivative there")
+
+
 def _everywhere(suite: Suite, made: _Made, generator: torch.Generator) -> None:
     """Lanes, transforms, second derivatives, and values that are not finite."""
     term, point, other = made.term(made.theta), made.draw(generator), made.draw(generator)
@@ -279,3 +290,4 @@ def _everywhere(suite: Suite, made: _Made, generator: torch.Generator) -> None:
     broken[(0,) * (point.ndim - 1)] = torch.nan
     visible = bool(term.prox(broken, 1.0)[(0,) * (point.ndim - 1)].isnan().any())
     suite.require("a NaN stays visible", visible, "prox of NaN is finite")
+    _from_zero(suite, term, *made.vectors(generator))

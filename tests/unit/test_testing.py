@@ -130,7 +130,7 @@ def test_strategies_conform(strategy: blo.gradients.Strategy, exact: bool) -> No
 class Ball(blo.sets.Set):
     """A unit ball, right unless told otherwise."""
 
-    nearest: Callable[[Tensor, Tensor], Tensor] = lambda z, norm: torch.where(norm > 1, z / norm, z)
+    nearest: Callable[[Tensor, Tensor], Tensor] = lambda z, norm: z / norm.clamp(min=1)
     tamper: Callable[[Tangent], Tangent] = lambda tangent: tangent
 
     def project(self, z: Tensor) -> Tensor:
@@ -163,7 +163,8 @@ BALLS: dict[str, tuple[Ball, str]] = {
         Ball(lambda z, n: torch.where(n > 1, z / n.detach(), z)),
         "first derivatives of prox are right",
     ),
-    "NaN hidden": (Ball(lambda z, n: torch.where(n > 1, z / n, z).nan_to_num()), "a NaN stays visible"),
+    "NaN hidden": (Ball(lambda z, n: (z / n.clamp(min=1)).nan_to_num()), "a NaN stays visible"),
+    "NaN at zero": (Ball(lambda z, n: torch.where(n > 1, z / n, z)), "prox has a derivative at zero"),
     "K left out": (Ball(tamper=lambda t: replace(t, curvature=0.0)), "solutions move as P and K say"),
     "K negated": (Ball(tamper=lambda t: replace(t, curvature=-t.curvature)), "solutions move as P and K say"),
     "P left out": (Ball(tamper=lambda t: replace(t, projector=lambda v: v)), "free counts the rank of P"),
