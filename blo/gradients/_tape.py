@@ -28,13 +28,18 @@ class Tail:
         self.states.append((steps, state))
         if len(self.states) <= self.last:
             return
-        if not state.endless and not all_true_on_cpu(~(resting := state.resting)):
-            # A resting lane has already made its last step. Move its states on by one place, so that the deletion below
-            # does not remove its first one.
-            pairs = zip(self.states[:-1], self.states[1:], strict=True)
-            kept = [tree.map(lambda old, new: in_lanes(resting, old, new), old, new) for (_, old), (_, new) in pairs]
-            self.states[1:] = [(at, merged) for (at, _), merged in zip(self.states[1:], kept, strict=True)]
+        if not state.endless and not all_true_on_cpu(~state.resting):
+            self._move_on(state.resting)
         del self.states[0]
+
+    def _move_on(self, resting: Tensor) -> None:
+        """Move the states of resting lanes on by one place.
+
+        They have made their last step already, and the deletion of the first state must not remove their first one.
+        """
+        pairs = zip(self.states[:-1], self.states[1:], strict=True)
+        kept = [tree.map(lambda old, new: in_lanes(resting, old, new), old, new) for (_, old), (_, new) in pairs]
+        self.states[1:] = [(at, merged) for (at, _), merged in zip(self.states[1:], kept, strict=True)]
 
     def solve(self, problem: ProblemAtTheta, z0: Tensor, solve: Solve) -> Tensor:
         """Return the solution as a function of the last steps alone."""

@@ -11,13 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from adv_train import models
 from adv_train.data import Batch
 from adv_train.methods.fast_bat import FastBAT
-from adv_train.second_derivatives import fast_second_derivatives
+from adv_train.second_derivatives import fast_second_derivatives, mode
+from adv_train.second_derivatives.batch_norm import batch_norm
 from adv_train.second_derivatives.convolution import convolution
 from adv_train.threat import Threat
+from blo._torch import load_forward_mode
 
 _TIGHT = {"rtol": 1e-11, "atol": 1e-11}
 
@@ -99,40 +102,99 @@ def test_the_derivative_of_a_single_gradient() -> None:
 
 def test_running_statistics_and_outputs_are_those_of_torch() -> None:
     x = drawn(4, 3, 5, 5)
-    layers = [nn.BatchNorm2d(3, momentum=momentum, dtype=torch.float64) for momentum in (0.1, 0.1, None, None)]
-    outputs = []
-    for ours, layer in zip((True, False, True, False), layers, strict=True):
+    for momentum in (0.1, None):
+        layers = [nn.BatchNorm2d(3, momentum=momentum, dtype=torch.float64) for _ in range(2)]
         for scale in (1.0, 2.0):
-            with fast_second_derivatives(ours):
-                outputs.append(layer(scale * x))
-    for ours, theirs in ((0, 1), (2, 3)):
-        assert all(
-            torch.equal(a, b) for a, b in zip(outputs[2 * ours : 2 * ours + 2], outputs[2 * theirs :], strict=False)
-        )
-        for name, value in layers[ours].state_dict().items():
-            assert torch.equal(value, layers[theirs].state_dict()[name])
+            outputs = []
+            for ours, layer in zip((True, False), layers, strict=True):
+                with fast_second_derivatives(ours):
+                    outputs.append(layer(scale * x))
+            assert torch.equal(*outputs)
+        for name, value in layers[0].state_dict().items():
+            assert torch.equal(value, layers[1].state_dict()[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_layer_of_lower_precision(dtype: torch.dtype, affine: bool) -> None:
+    layer = nn.BatchNorm2d(3, affine=affine).to(dtype)
+    x = drawn(4, 3, 5, 5).detach().to(dtype).requires_grad_()
+    slopes = []
+    for ours in (True, False):
+        with fast_second_derivatives(ours):
+            output = layer(x)
+        (slope,) = torch.autograd.grad(output.float().sin().sum(), x, create_graph=True)
+        slopes.append(torch.autograd.grad(slope.float().square().sum(), x)[0].float())
+    assert (slopes[0] - slopes[1]).norm() < 8 * torch.finfo(dtype).eps * slopes[1].norm()
 
 
 def test_what_torch_refuses_or_does_faster_is_left_to_torch() -> None:
+    x, w = drawn(1, 2, 4, 4, layout=torch.channels_last), drawn(2, 2, 3, 3)
+    assert convolution(x, w) is not None
+    assert convolution(drawn(1, 2, 4, 4), w) is None  # contiguous
+    assert convolution(x, w, padding="same") is None
+    assert convolution(x.detach(), w.detach()) is None
+    assert convolution(x, w, torch.ones(1, dtype=torch.float64)) is None
+    assert convolution(x, w, torch.ones(2)) is None
+    assert convolution(x.to(torch.complex128), w.to(torch.complex128)) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolution(x, w) is None  # autocast leaves double precision as it is
     with fast_second_derivatives():
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
         assert "_BatchNorm" not in repr(nn.BatchNorm2d(3).eval()(torch.ones(2, 3, 4, 4)).grad_fn)
-        same = F.conv2d(drawn(1, 2, 4, 4, layout=torch.channels_last), drawn(2, 2, 3, 3), padding="same")
-        assert same.shape == (1, 2, 4, 4)
-    assert convolution(drawn(1, 2, 4, 4), drawn(2, 2, 3, 3)) is None  # contiguous
     with torch.no_grad(), fast_second_derivatives():
         assert not nn.BatchNorm2d(3)(torch.ones(2, 3, 4, 4)).requires_grad
 
 
+def _network(x: Tensor, w: Tensor) -> Tensor:
+    return F.batch_norm(F.conv2d(x, w), None, None, training=True)
+
+
+def _in_a_checkpoint(x: Tensor, w: Tensor) -> Tensor:
+    found: Tensor = checkpoint(_network, x, w, use_reentrant=False)
+    return found
+
+
+def _compiled(x: Tensor, w: Tensor) -> Tensor:
+    found: Tensor = torch.compile(_network, backend="eager")(x, w)
+    return found
+
+
+@pytest.mark.parametrize("layer", [_in_a_checkpoint, _compiled])
+def test_layers_that_something_else_executes(layer: Callable[..., Tensor]) -> None:
+    agree(layer, [drawn(3, 4, 5, 5, layout=torch.channels_last), drawn(4, 4, 3, 3)])
+
+
+def test_layers_in_transforms() -> None:
+    load_forward_mode()  # torch warns of a deprecation while it loads
+    x, w = (one.detach() for one in (drawn(3, 4, 5, 5, layout=torch.channels_last), drawn(4, 4, 3, 3)))
+    found = []
+    for ours in (True, False):
+        with fast_second_derivatives(ours):
+            found.append(torch.func.grad(lambda w: _network(x, w).sin().sum())(w))
+            found.append(torch.func.jvp(lambda w: _network(x, w), (w,), (torch.ones_like(w),))[1])
+    torch.testing.assert_close(found[:2], found[2:], **_TIGHT)
+
+
+def test_a_graph_that_is_used_twice() -> None:
+    x, w = drawn(3, 4, 5, 5, layout=torch.channels_last), drawn(4, 4, 3, 3)
+    with fast_second_derivatives():
+        (slope,) = torch.autograd.grad(_network(x, w).sin().sum(), x, create_graph=True)
+    first, again = (torch.autograd.grad((slope**3).sum(), w, retain_graph=True) for _ in range(2))
+    assert torch.equal(*first, *again)
+
+
 def test_a_third_derivative_is_refused() -> None:
-    x = drawn(4, 2, 3, 3)
+    """Also one through the vector that a gradient is multiplied by."""
+    x, factor = drawn(4, 2, 3, 3), torch.ones((), dtype=torch.float64, requires_grad=True)
     with fast_second_derivatives():
         output = F.batch_norm(x, None, None, training=True)
     (first,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad((first**3).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="third derivative"):
-        torch.autograd.grad(second.sum(), x)
+    for value, source in (((first**3).sum(), x), ((factor * first.detach() * first).sum(), factor)):
+        (second,) = torch.autograd.grad(value, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="third derivative"):
+            torch.autograd.grad(second.sum(), source)
 
 
 class _Counted(TorchDispatchMode):
@@ -191,7 +253,15 @@ def test_a_step_of_fast_bat(layout: torch.memory_format, monkeypatch: pytest.Mon
     batch, threat = Batch(x.contiguous(memory_format=layout), y, torch.arange(6)), Threat("linf", 8 / 255)
     params = dict(model.named_parameters())
     start = torch.zeros_like(batch.x)
+    calls: list[int] = []
+    monkeypatch.setitem(
+        mode._OURS, F.batch_norm, lambda *args, **options: calls.append(1) or batch_norm(*args, **options)
+    )
     ours = FastBAT(step=0.01)(model, params, batch, threat, start=start)
+    assert calls
+    calls.clear()
+    FastBAT(step=0.01, implicit="shifted")(model, params, batch, threat, start=start)
+    assert not calls
     monkeypatch.setattr("adv_train.methods.losses.fast_second_derivatives", lambda _: fast_second_derivatives(False))
     theirs = FastBAT(step=0.01)(model, params, batch, threat, start=start)
     assert ours.implicit_share > 1e-4

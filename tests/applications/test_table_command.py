@@ -136,6 +136,7 @@ def test_a_scale_has_other_settings_for_single_tables() -> None:
     assert longer.about != usual.about and longer.models == usual.models
     for scale in SCALES:
         assert {Scale.find(scale, table).name for table in TABLES} == {scale}
+        assert set(SCALES[scale].get("tables", {})) <= set(TABLES)
 
 
 def test_another_network_has_its_own_options() -> None:

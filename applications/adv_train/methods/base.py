@@ -129,6 +129,11 @@ class Method(Checked, abc.ABC):
         """Whether each forward pass is differentiated once at most: no second derivative, no second backward pass."""
         return True
 
+    @property
+    def differentiates_gradients(self) -> bool:
+        """Whether the method differentiates a gradient of the network, which is a second derivative."""
+        return False
+
     def check_differentiates_once(self) -> None:
         """Check that `torch.compile` supports the derivatives that the method needs.
 
@@ -252,7 +257,7 @@ class Adversarial(Method):
             attack=self.attack_loss,
             train=self.train_loss,
             as_trained=self.attack_mode == "train",
-            twice=not self.differentiates_once,
+            twice=self.differentiates_gradients,
             moment=moment,
             state=state,
             generator=generator,

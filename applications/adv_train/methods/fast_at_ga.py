@@ -45,6 +45,10 @@ class FastATGA(Adversarial):
     def differentiates_once(self) -> bool:
         return self.coefficient == 0
 
+    @property
+    def differentiates_gradients(self) -> bool:
+        return not self.differentiates_once
+
     def solve(
         self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], start: Tensor, threat: Threat
     ) -> blo.Hypergradient:

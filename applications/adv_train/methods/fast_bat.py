@@ -69,6 +69,10 @@ class FastBAT(Adversarial):
         return self.implicit == "shifted" or self._without
 
     @property
+    def differentiates_gradients(self) -> bool:
+        return not self.differentiates_once
+
+    @property
     def _without(self) -> bool:
         # The derivative of a sign is zero, so a sign step has no implicit gradient.
         return self.ig_weight == 0 or self.direction == "sign"

@@ -65,6 +65,10 @@ class LearnedNFGSM(Adversarial):
     def differentiates_once(self) -> bool:
         return False  # the hypergradient differentiates the gradient that the unrolled step follows
 
+    @property
+    def differentiates_gradients(self) -> bool:
+        return self.products == "reverse"
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self._fresh(next(model.parameters()))
 

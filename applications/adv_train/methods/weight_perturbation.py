@@ -40,6 +40,10 @@ class WeightPerturbed(Method):
     def differentiates_once(self) -> bool:
         return self.base.differentiates_once
 
+    @property
+    def differentiates_gradients(self) -> bool:
+        return self.base.differentiates_gradients
+
     def remember(self, model: nn.Module, sizes: Sizes) -> State:
         return self.base.remember(model, sizes)
 

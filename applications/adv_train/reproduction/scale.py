@@ -51,7 +51,8 @@ class Scale:
 
         Args:
             name: Name of the scale.
-            table: Name of the published table. A scale may have other settings for single tables, under `tables`.
+            table: Name of the published table. A scale may have other values for single tables, under `tables`; those
+                of `config` are added to its own, and all else is replaced.
 
         Raises:
             UserError: If there is no such scale.

@@ -26,18 +26,23 @@ def convolution(
     dilation: _Pair = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """Return `F.conv2d`; None where torch is not slower: on a CPU with contiguous images, and without gradients."""
+    """Return `F.conv2d`; None where torch is not slower, without gradients, and for arguments that torch may refuse."""
     x, w, kind = input, weight, input.device.type
+    given = [x, w] if bias is None else [x, w, bias]
     if x.ndim != 4 or isinstance(padding, str) or not (x.requires_grad or w.requires_grad):
         return None
     if kind == "cpu" and x.is_contiguous():
         return None
-    if torch.is_autocast_enabled(kind):
+    allowed = {x.dtype}
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         low = torch.get_autocast_dtype(kind)
-        x, w = x.to(low), w.to(low)
-        bias = bias if bias is None else bias.to(low)
+        given, allowed = [one.to(low) if one.dtype == torch.float32 else one for one in given], {low}
+    x, w, *rest = given
+    fits = all(one.is_floating_point() and one.dtype in allowed for one in given)
+    if not fits or any(one.shape != w.shape[:1] for one in rest):
+        return None
     output: Tensor = _Convolution.apply(x, w, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return output if bias is None else output + bias.view(-1, 1, 1)
+    return output + rest[0].view(-1, 1, 1) if rest else output
 
 
 def _pair(value: Any) -> list[int]:
