@@ -75,6 +75,7 @@ def argmin(
 
     The backward pass raises the errors and gives the warnings that concern the derivative.
     """
+    # Inside a transform the compiler cannot break its graph, so steps that it can trace are traced.
     if torch.compiler.is_compiling() and gradient is not None and gradient.recorded and transforms_active():
         solved = _argmin  # a fixed number of steps is traced into the caller's graph
     else:
@@ -98,6 +99,8 @@ def _argmin(
             "out, or call value_and_hypergrad(..., state=...)."
         )
     gradient = Implicit() if gradient is None else gradient
+    # Recorded steps are ordinary operations, through which transforms see captured tensors. An `autograd.Function`
+    # shows them its arguments only.
     if transforms_active() and not gradient.recorded:
         hoisted, theta, solver = hoist(lower, theta, z0, solver)
     else:
@@ -105,6 +108,7 @@ def _argmin(
     problem, start, leaves = ParametricProblem.of(hoisted, theta, z0)
     solver, problem = equipped(problem, leaves, start, gradient, solver)
     checks = Checks(on_failure, measured=solver.tol is not None)
+    # Under a transform, `requires_grad` does not show what is differentiated.
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):
         checks.held()

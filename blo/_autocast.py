@@ -116,4 +116,5 @@ def bare() -> contextlib.AbstractContextManager[None]:
     """Return a context without autocast."""
     if not any_autocast():
         return contextlib.nullcontext()
+    # With the dtypes in force, only devices on which autocast is on differ from the present state and get a context.
     return Autocast(tuple((False, dtype) for _, dtype in Autocast.current().settings)).restored()

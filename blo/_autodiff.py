@@ -19,6 +19,7 @@ from blo._torch import transforms_active as transforms_active
 from blo.errors import DerivativeError, StructureError
 
 #: Torch's error messages for operations that cannot be differentiated twice.
+#: A donated buffer is memory of a compiled function that its first backward pass reuses.
 _ONCE = re.compile(
     "derivative for .* is not implemented|double backward|differentiate twice|donated buffer|"
     "don't support automatic differentiation"
@@ -63,6 +64,7 @@ def sums_are_finite(tensors: Iterable[Tensor]) -> bool:
     """
     total: Tensor | float = 0.0
     for tensor in tensors:
+        # An infinity and its negative add up to NaN, so no sum hides them.
         part = plain(tensor).sum()
         total = part if isinstance(total, float) else total.to(part.device) + part
     return not isinstance(total, Tensor) or math.isfinite(abs(total.item()))
@@ -104,6 +106,7 @@ def _forward_named() -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
+        # Forward mode represents a zero tangent by a ZeroTensor, to which some of torch's formulas write in place.
         if not any(words in str(error) for words in ("forward AD", "ZeroTensors are immutable")):
             raise
         raise StructureError(
@@ -124,6 +127,8 @@ def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tup
     """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
     load_forward_mode()
     with _forward_named():
+        # The `vmap` over columns refuses random draws by default. All columns must be derivatives of one function, so
+        # they draw the same numbers.
         found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)
     return found
 
@@ -145,6 +150,7 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor, *, creat
 
         slope, value = torch.func.grad(summed, has_aux=True)(z)
         return value, slope
+    # A z that requires grad is used itself: with `create_graph` the gradient must be a function of it, not of a copy.
     point = z if z.requires_grad else z.detach().requires_grad_()
     with torch.enable_grad():
         value = function(point)
@@ -184,6 +190,7 @@ def pullback(
     The graph is kept, so that one graph of grad g serves every Hessian-vector product and the cross term; the `last`
     product frees it while it runs.
     """
+    # An output without a graph adds zero to the sum, but `autograd.grad` raises an error for it.
     live = [(out, cotangent) for out, cotangent in zip(outputs, cotangents, strict=True) if out.requires_grad]
     if not live or not inputs:
         return [None] * len(inputs)

@@ -35,6 +35,7 @@ class Buffers:
         found: dict[object, _Place] = {}
         for path, owner in module.named_modules(remove_duplicate=False):
             for attribute, buffer in tensor_dicts(owner)[1].items():
+                # None is one object, whose id would tie all absent buffers to each other.
                 key = (id(owner), attribute) if buffer is None else id(buffer)
                 found.setdefault(key, _Place(owner, attribute, [])).names.append(f"{path}.{attribute}".lstrip("."))
         self._places = list(found.values())
@@ -60,7 +61,10 @@ class Buffers:
         for place in self._places:
             value = self._pinned.get(place.names[0], place.value)
             if value is not None:
+                # Torch cannot write mapped values, such as the statistics of mapped inputs, to a tensor without the
+                # mapped axis.
                 copy = spread(value, lanes) if lanes and place.owner.training else value.clone()
+                # One copy under all names: a write to a tied buffer must show under each of them.
                 found.update(dict.fromkeys(place.names, copy))
         return found
 
@@ -106,6 +110,7 @@ class Buffers:
                 if pin:
                     self._pinned[place.names[0]] = present.clone()
                 if (value.shape, value.dtype) == (present.shape, present.dtype):
+                    # In place, as layers update their buffers themselves: other references see the change.
                     present.copy_(value)
                 else:  # the module put another tensor in its place
                     setattr(place.owner, place.attribute, value.clone())
@@ -120,6 +125,7 @@ def _differ(pairs: Sequence[tuple[_Place, Tensor, Tensor]]) -> list[bool]:
     if not pairs:
         return []
     target = pairs[0][1].device
+    # Buffers may be on several devices; the flags go to one of them, so that the host waits once.
     flags = [
         (old != new).any().to(target) if old.shape == new.shape else torch.ones((), dtype=torch.bool, device=target)
         for _, old, new in pairs

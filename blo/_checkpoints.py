@@ -41,6 +41,7 @@ def sound_checkpoints(function: F) -> F:
         global _depth
         if torch.compiler.is_compiling():  # compilers cannot trace locks, and handle checkpoints themselves
             return function(*arguments, **options)
+        # Calls nest, and those of several threads overlap: the last one to end restores torch's own function.
         with _LOCK:
             _depth += 1
             CheckpointFunction.apply = staticmethod(_apply)
@@ -66,6 +67,7 @@ def sound_checkpoints(function: F) -> F:
 def _apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
     """Replace `CheckpointFunction.apply`; call the function without a checkpoint where torch supports none."""
     try:
+        # Setting hooks raises an error under transforms, and where `functionalize` has disabled them.
         with saved_tensors_hooks(_same, _same):
             pass
     except RuntimeError:

@@ -14,8 +14,10 @@ from blo._vectors import dot, length
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
 #: Maximum number of steps to measure the curvatures in a residual.
+#: Each step costs a gradient.
 _LOOKS = 2
 #: The part of a Newton step, relative to z, that is too short to hide an error along far smaller curvatures.
+#: Behind such a step an error of 1e-4 of z needs a curvature 3e5 times smaller than the one that was measured.
 HIDDEN = 3e-10
 #: An error of z in a small set that cannot be distinguished from rounding, in units of rounding.
 _ROUNDINGS = 8
@@ -88,7 +90,10 @@ def curvature_along_residual(
     unit = problem.scale(at.z, at.slope, unit)
     left = problem.natural(at.z, at.slope, unit)
     size = length(left)
+    # A residual of zero has no direction: 0 / 0 would make the curvature of its lane NaN.
     rest = torch.where(size > 0, left / torch.where(size > 0, size, 1.0), unaligned(at.z))
+    # Over sqrt(eps) of z, rounding leaves half of the digits of the change. In double precision the step is longer:
+    # rounding may hide errors up to a share of it (see the end), and 1e-6 of z is small enough for that.
     step = max(eps**0.5, 1e-6) * torch.where(span > 0, span, NEAR_ZERO)
     if span is not at.span:  # in a small set far from zero, a step above the rounding of z
         step = torch.maximum(step, eps**0.75 * at.span)
@@ -103,6 +108,7 @@ def curvature_along_residual(
         ahead = rest / torch.where(share > 0, share, 1.0)
         aside = at.z - step * ahead
         turned = left - problem.natural(aside, problem.gradient(aside).detach(), unit)
+        # `z - prox(...)` of such a term is rounded like z, and the natural map is that times the unit.
         least = torch.maximum(noise, lost_in_rounding(unit * aside)) if problem.term.rounds else noise
         lost = (size > 0) & (length(turned) <= least)
         if longer and not (known or all_true(~lost)):
@@ -120,14 +126,17 @@ def curvature_along_residual(
         found = length(turned)
         curved = curvature_of_change(found, least, step)
         image = turned / torch.where(found > 0, found, 1.0)
+        # `turned` is the change over `step * ahead`, so the change over `ahead / curved` is `image`, of length 1.
         known.append((ahead / curved, image))
         along = dot(rest, image)
         newton, rest = newton + along / curved * ahead, rest - along * image
         share = length(rest)
+        # What the Newton step lacks is the rest of the residual over the curvature, as far as that has been measured.
         if all_true(size * share <= curved * fine):
             break
     # The residual was scaled to length 1. Its Newton step is `newton`, plus the rest over the last curvature.
     curved = 1 / (length(newton) + share / curved)
+    # An unknown curvature counts as 1: residuals are then taken for errors of z.
     curved = torch.where(torch.isfinite(curved) & (curved > 0), curved, 1.0)
     if span is not at.span:
         # Rounding may hide an error of z up to a share of this rise. In a small set such an error is compared with the
@@ -145,11 +154,13 @@ def curvature_of_change(change: Tensor, least: Tensor, step: Tensor) -> Tensor:
 
 def lost_in_rounding(slope: Tensor) -> Tensor:
     """Return the largest change of a vector that is lost in its rounding, shape `(*lanes, 1)`."""
+    # Each of the two gradients of a difference is rounded by about eps times its length; the margin is a factor of 2.
     return 4 * torch.finfo(slope.dtype).eps * length(slope.detach())
 
 
 def unaligned(z: Tensor) -> Tensor:
     """Return a unit vector that no problem is likely to be aligned with, shape `(n,)`."""
+    # Not random numbers: a generator that has moved is the sign of an objective that draws (see `Solving`).
     direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
     unit: Tensor = direction / torch.linalg.vector_norm(direction)
     return unit

@@ -38,6 +38,8 @@ class Sides(NamedTuple):
         that there is no bend. Then the change up to `z + h u / 4` is not a quarter of the whole change. This test is
         inexact, so it counts only if the difference is large.
         """
+        # The differences come first: those of close gradients are exact, while the sum of two gradients would be
+        # rounded before `2 here` cancels most of it.
         change, bend = norm(ahead - behind), norm((ahead - here) + (behind - here))
         if nearby is None:
             return cls(change, bend)
@@ -80,16 +82,20 @@ def adapted(
     found, sides = take(length)
     for _ in range(_ROUNDS):
         share = sides.share
+        # Below this the error, about the square of the share, is of the order eps^(2/3) that central differences reach.
         steep = share > 4 * eps ** (1 / 3)
         if all_true(~steep):
             break
         scale, curvature = length / (2 * share), sides.change / (2 * length)
+        # The measured rounding may be zero by chance. Over the scale l a gradient changes by c l, and at least eps of
+        # that is lost.
         noise = torch.maximum(rounding(), eps * curvature * scale)
         best = (3 * noise * scale.square() / curvature) ** (1 / 3)
         shorter = torch.where(steep & (best < 0.5 * length), best, length)
         if all_true(shorter == length):
             break
         again, sides = take(shorter)
+        # Negated, so that NaN counts as worse.
         worse = ~(sides.share < 1.2 * share) & (shorter < length)
         if not all_true(~worse):
             length = torch.where(worse, length, shorter)

@@ -81,6 +81,7 @@ def duals(lower: LowerProblem, theta: Tree, z: Tree, *, on_failure: OnFailure | 
         checks.fixed(lower.term)
         checks.all_finite([(flat, "`z`"), (slope, "the gradient of the objective at `z`")])
         checks.stationary(residual, unasked(flat.dtype))
+        # Away from a solution the multipliers do not show which constraints hold z, and `stationary` has reported that.
         if bool((residual <= unasked(flat.dtype)).all()):
             checks.degenerate(tangent.counts())
             _check_unique(checks, tangent)

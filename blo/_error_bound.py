@@ -21,6 +21,8 @@ def solution_error(problem: ProblemAtTheta, z: Tensor, strong_convexity: float) 
     with torch.no_grad():
         slope = at_rest.gradient(z)
         first, curvature = _bound(at_rest, z, slope, torch.ones_like(z[..., :1]), strong_convexity)
+        # On a quadratic of the single curvature c = mu, `|z - x| + |s|/mu` is `|slope| / c` for all t <= 1/c and larger
+        # for t > 1/c. So t = 1 suffices for curvatures below 1.
         second, _ = _bound(at_rest, z, slope, 1.0 / curvature.clamp(min=1.0), strong_convexity)
         return torch.minimum(first, second)
 

@@ -63,6 +63,7 @@ class Checks(Findings):
 
         `floor` marks those limited by rounding, `stuck` those that stopped because nothing improved.
         """
+        # Negated, so that a residual of NaN counts as missed.
         missed = plain(~(residual <= tol))
         late = int(missed.sum())
         if not self.off and late:
@@ -106,6 +107,7 @@ class Checks(Findings):
             return
         before = then.slope
         slope = again() if slope is None else slope
+        # A change of the gradient by the tolerance moves the solution as far as the solve may have missed it.
         limit = 10 * torch.maximum(torch.as_tensor(then.tol).to(then.residual), then.residual)
         limit = torch.where(then.residual <= then.tol, limit, torch.inf)
 
@@ -170,9 +172,11 @@ class Checks(Findings):
                 ConvergenceWarning,
             )
         late = int((~solution.converged(tol)).sum())
+        # Curvature that is not positive may end a solver early, and has been reported above.
         if late and not indefinite:
             self.found(
                 f"the linear solve has not converged in {late} of {solution.residual.numel()} problems: relative "
+                # Without a tolerance x must only be better than zero, whose relative residual is 1.
                 f"residual {float(solution.residual.max()):.2e}, tolerance {1.0 if tol is None else tol:.2e}. "
                 + remedy_of(solution.method),
                 ConvergenceError,
@@ -204,6 +208,8 @@ class Checks(Findings):
         good, values = [~linear.indefinite, linear.converged(tol)], [linear.x, linear.residual]
         if lower_residual is not None:
             good, values = [*good, lower_residual <= largest_allowed], [*values, lower_residual]
+        # If everything is in order, one test of the sums and one of the flags suffice. The reports below wait for the
+        # device once for each number.
         if sums_are_finite(values) and all_true(*good, counts().degenerate == 0):
             return
         if lower_residual is not None:

@@ -94,6 +94,7 @@ class Findings:
                     f"{what} must be a dense tensor, but is sparse, as embeddings with sparse=True make it. Set "
                     "sparse=False, or use `functionalize`, which sets it."
                 )
+        # A sum may also overflow, so the entries of each tensor decide.
         if not sums_are_finite(tensor for tensor, _ in known):
             for tensor, what in known:
                 self.finite(tensor, what, remedy())
@@ -138,6 +139,7 @@ class Findings:
         """Return the leaves of theta with a hook that checks their gradients, for steps that torch records."""
         if self.off or not torch.is_grad_enabled():
             return leaves
+        # Views: a hook on a leaf of the caller would stay there and see the gradients of later backward passes.
         seen = [leaf.view_as(leaf) for leaf in leaves]
         live = [leaf for leaf in map(unmapped, seen) if leaf.requires_grad]
         if live:

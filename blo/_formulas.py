@@ -38,12 +38,14 @@ def _mse(
 def _huber(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0, **rest: Any) -> Tensor:
     if rest.get("weight") is not None:
         return F.huber_loss(input, target, reduction, delta, **rest)
+    # Huber's loss is delta times the smooth L1 loss with beta = delta.
     return delta * F.smooth_l1_loss(input, target, reduction=reduction, beta=delta)
 
 
 def _soft_margin(
     input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Tensor:
+    # log(1 + exp(-y x)) = -logsigmoid(y x), in which the exponential cannot overflow.
     return _reduced(-F.logsigmoid(target * input), size_average, reduce, reduction)
 
 

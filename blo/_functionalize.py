@@ -149,6 +149,7 @@ class Functional:
             # function.
             with torch.no_grad():
                 _, state = self._run(parameters, inputs, keywords, None, iterate=True)
+            # Taken out of the wrappers of transforms, whose levels end before the vectors are used again.
             self._held.update({name: plain(state[name]).clone() for name in moving})
         return self._run(parameters, inputs, keywords, targets, iterate=False)
 
@@ -169,14 +170,17 @@ class Functional:
         """
         state = self._state(parameters)
         given = tree.tensors((inputs, keywords))
+        # A re-entrant checkpoint runs its forward pass under `no_grad`; elsewhere the search of the stack is left out.
         if not torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters.values()):
             refuse_reentrant()
         live = tuple(tensor.requires_grad for tensor in (*parameters.values(), *given))
         mode = (self._module.training, transforms_active(), live)
         before, first = versions(parameters.values()), mode not in self._watched
+        # Torch's layers write to their buffers in training mode only, so only there do the copies need the lanes.
         lanes = lanes_of((*parameters.values(), *given)) if transforms_active() and self._buffers.training else []
         state.update(self._buffers.copies(lanes))
         if not iterate:
+            # These replace the copies of the module's own vectors, which have not been iterated for these weights.
             state.update(self._held)
         watch: Inspection | contextlib.nullcontext[None] = contextlib.nullcontext()
         # The first evaluation in each mode runs on copies inside an `Inspection`, which detects modules that write
@@ -218,6 +222,7 @@ class Functional:
             stale.put(state)
             if stale.found:
                 warnings.warn(unseen(stale.found), BloWarning, stacklevel=3)
+        # A write that depends on a condition in Python may first happen after the evaluations that are inspected.
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
                 raise StructureError(write_message(name, "in place"))
@@ -350,6 +355,7 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
     """Compute attention by operations that can be differentiated any number of times, in reverse and forward mode."""
     with contextlib.ExitStack() as stack:
         if not fused_attention:
+            # Fused attention has neither a second derivative nor forward mode.
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         # Hooks of a checkpoint around the functional are correct. While these are set, torch raises an error here.
         with contextlib.suppress(RuntimeError):

@@ -98,6 +98,7 @@ class _Hoisted:
         own, brought, _ = theta
         exchange = _Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)})
         with exchange:
+            # The function may return a captured tensor itself, without an operation on it.
             return exchange.swapped(self.function(own, *z))
 
 

@@ -120,6 +120,7 @@ def value_and_hypergrad(
 
     # An optimiser changes theta in place. Copy it if what is read later, the report or `aux`, depends on its values.
     late = gradient.reads_theta_late or lower.strong_convexity is not None or callable(lower.term) or has_aux
+    # An inference tensor cannot be saved for a backward pass, but a copy of it can.
     leaves = live([leaf.detach().clone() if late or leaf.is_inference() else leaf for leaf in given])
     guess = None
     if state is not None:
@@ -152,6 +153,7 @@ def value_and_hypergrad(
 
     with bare():
         pulled = rule.pull(at_theta, start, found, v, guess)
+    # Before the report on the derivative: a NaN in v is the cause of those in the adjoint and in the implicit part.
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )

@@ -47,6 +47,7 @@ class Layers:
                     f"`module` must have the gradients of its values, but torch's gradient of {path!r}, a "
                     "CrossMapLRN2d, is wrong. Use nn.LocalResponseNorm."
                 )
+            # The spectral norm of a vector is its length, for which torch stores no u and v.
             if isinstance(layer, SpectralNormRule) and "_u" in tensor_dicts(layer)[1]:
                 self._spectral.append(_Spectral(layer, layer, (f"{prefix}_u", f"{prefix}_v")))
             for hook in forward_pre_hooks(layer):
@@ -58,6 +59,7 @@ class Layers:
 
     def _add(self, layer: nn.Module) -> None:
         forward = type(layer).forward
+        # A subclass with a forward pass of its own is evaluated by that.
         if forward is nn.Embedding.forward:
             if layer.padding_idx is not None or layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse:
                 self._embeddings.append(layer)  # type: ignore[arg-type]
@@ -102,6 +104,7 @@ class Layers:
                 vars(owner)[name] = value
             yield
         finally:
+            # In reverse: a layer with two names is swapped twice, and only the first value found there is its own.
             for attributes, name, value in reversed(old):
                 if value is _ABSENT:
                     del attributes[name]

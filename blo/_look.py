@@ -41,6 +41,7 @@ class Searched:
         if self._by_formulas:
             with Formulas(_FORMULAS):
                 return self._function(theta, z, *step)
+        # Without gradients there is no graph to search, so the search is left to a later evaluation.
         if not torch.is_grad_enabled():
             return self._function(theta, z, *step)
         upper = tree.tensors(theta)
@@ -69,6 +70,7 @@ def _misleads(values: Iterable[Tensor], inputs: Iterable[Tensor]) -> bool:
     """Return whether an operation between inputs and values has a wrong derivative."""
     seen = {tensor.grad_fn for tensor in inputs}  # operations before the inputs do not belong to the function
     nodes = [value.grad_fn for value in values]
+    # A loop, since a graph may be deeper than Python allows recursions to be.
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

@@ -24,6 +24,8 @@ def clear(distance: Tensor, multiplier: Tensor, slack: float) -> Tensor:
         multiplier: how strongly the objective pushes it outwards; negative where it pulls it inwards.
         slack: distance beyond which a constraint is inactive whatever its multiplier.
     """
+    # A projected gradient step of size one moves z outwards by the multiplier, and ends on the constraint unless the
+    # distance is larger.
     return (distance > multiplier.clamp(0.0, slack)) | (multiplier < 0)
 
 
@@ -36,6 +38,7 @@ def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) ->
         slack: distance beyond which a constraint is not near.
         z: the solution, shape `(*lanes, n)`, for the rounding of distances.
     """
+    # A distance is a difference of numbers of the size of z, and is rounded like them.
     rounding = 16 * torch.finfo(z.dtype).eps * z.detach().abs().amax(-1, keepdim=True)
     size, distance = multiplier.abs(), distance.clamp(min=0.0)
     pressed = size > torch.maximum(_PLAIN * distance, rounding)

@@ -26,6 +26,7 @@ def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> T
     There it is the nearest unit with a step of suitable length.
     """
     if isinstance(term, Free):
+        # Without a term the natural map is the gradient, whatever the unit.
         return torch.ones_like(slope[..., :1])
     size, far = length(slope), length(z)
     unit = torch.ones_like(size) if unit is None else unit
@@ -33,6 +34,7 @@ def scale(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> T
     if term.rounds:
         # Rounding of z would destroy most digits of a step that is short relative to z.
         eps = torch.finfo(z.dtype).eps
+        # Rounding z by eps |z| changes such a step by a share of eps^(3/4).
         least = eps**_REACH * far
         if extent is not None:
             # Far from zero, a step in a small set should still be short compared with the set.
@@ -52,6 +54,7 @@ def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
     """Return `unit (z - prox(z - slope / unit))`, the natural map of first-order optimality, shape `(*lanes, n)`."""
     if isinstance(term, Free):
         return slope  # multiplying and dividing by the unit would only add rounding errors
+    # The step 1 / unit scales gradient and term alike: `z = prox(z - s slope, s)` has the same solutions for all s > 0.
     return unit * term.retreat(z, slope / unit, 1 / unit)
 
 

@@ -38,6 +38,7 @@ class PlainSlice:
 
     def __call__(self, z: Tensor) -> Tensor:
         if forward_mode():
+            # Torch's own derivatives of these losses have no forward mode.
             with Formulas(LOSSES):
                 return self.function(self.theta, z)
         return self.function(self.theta, z)
@@ -104,6 +105,7 @@ class Linearized:
             StructureError: if the anchor does not have the layout of z.
         """
         anchor = layout.ravel(self.anchor, "anchor").detach()
+        # If no leaf requires grad the slope is a constant, and a graph of it would only take memory.
         live = any(leaf.requires_grad for leaf in tree.flatten(theta, "theta")[0])
         source = PlainSlice(lambda theta, z: self.function(theta, layout.unravel(z)), theta)
         slope = value_and_gradient(source, anchor, create_graph=live and torch.is_grad_enabled())[1]

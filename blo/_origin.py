@@ -18,6 +18,7 @@ from blo.solvers import Solver
 def origin(problem: ProblemAtTheta, theta: Tree, z0: Tensor, z: Tensor, solver: Solver) -> str:
     """Return a message on the cause of a NaN in the lower solution z, as far as arguments and two gradients show it."""
     look, rest = "Look at what it was computed from.", problem.detach().at_step(0)
+    # In the order of the computation, since a value that is not finite spoils all later ones.
     if not _finite([z0]):
         return f"The start of the solver is not finite itself: `z0`, or what `start(theta)` returned. {look}"
     if not _finite(tree.leaves(theta)):

@@ -123,6 +123,8 @@ class ParametricProblem:
         def residual(theta: Tree, z: Tree) -> Tensor:
             to = function(theta, z)
             _require_like(to, z)
+            # z - f(z), not f(z) - z: for a contraction the eigenvalues of its Jacobian have positive real parts, as
+            # those of a Hessian at a minimum, and a gradient step of size one is the iteration z <- f(z).
             return layout.ravel(tree.map(torch.sub, z, to), "the residual of the fixed point")
 
         return self._flat(residual, leaves)

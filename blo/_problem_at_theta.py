@@ -117,6 +117,7 @@ class ProblemAtTheta:
         graph = graph or self.recorded
         if self.symmetric:
             return value_and_gradient(self.value, z, create_graph=graph)[1]
+        # The map itself needs no graph. But inside `torch.func.grad`, `no_grad` would cut the derivative of that level.
         with torch.set_grad_enabled(graph or (transforms_active() and torch.is_grad_enabled())):
             return self.slice(z)
 
@@ -197,6 +198,8 @@ class ProblemAtTheta:
             left = residual(term, z, slope).detach()
             reach = 2 * float(plain(left).max())
             if reach <= 2 * self.accuracy and term.loosened(reach) is not term:
+                # The error of z is about the residual over the curvature. Where the curvature is large, a slack of
+                # twice the residual would take constraints for active at interior solutions.
                 at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
                 curved = curvature_along_residual(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
                 term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))

@@ -38,6 +38,7 @@ class Replay:
         try:
             for generator in sources:
                 generator.manual_seed(self.seed)
+            # Torch does not report draws: a generator that has left its seeded state shows them.
             start = [generator.get_state() for generator in sources]
             with random_in_vmap(), _contiguous_draws(self.draws):
                 yield
@@ -74,6 +75,7 @@ def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     if train is False:
         return _aten.native_dropout.default(x, p, train)  # type: ignore[no-any-return]
     mask = torch.empty(x.shape, dtype=x.dtype, device=x.device).bernoulli_(1 - p)
+    # For p = 1 the scale 1 / (1 - p) is infinite, and its product with a mask of zeros NaN.
     return x * mask * (0.0 if p == 1 else 1 / (1 - p)), mask.bool()
 
 

@@ -55,6 +55,7 @@ class Report:
     def lower_status(self) -> Status:
         """How the lower solve ended."""
         residual, tol = self._residuals, self._limit
+        # This comes first: NaN is not below a tolerance either, and would count as unconverged.
         if not bool(torch.isfinite(self.solution.z).all()) or not math.isfinite(self.lower_residual or 0.0):
             return Status.NON_FINITE
         if self.solution.random is not None and bool(self.solution.random.any()):
@@ -273,6 +274,7 @@ class Report:
 
 
 def _norm(parts: Sequence[Tensor]) -> float:
+    # The squares of float32 entries overflow above 2e19 and underflow below 3e-23.
     return float(sum(float(part.double().pow(2).sum()) for part in parts) ** 0.5)
 
 

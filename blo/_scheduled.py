@@ -127,6 +127,7 @@ def _load(optimizer: Optimizer, saved: dict[str, Any], name: str) -> None:
     wanted = [set(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(deepcopy(saved))  # whose tensors it would update in place
+        # `load_state_dict` accepts the settings of another class of optimiser, and this class then lacks its own.
         missing = [
             keys - set(group)
             for keys, group in zip(wanted, optimizer.param_groups, strict=True)

@@ -22,6 +22,7 @@ def hessian_products(gradient: Callable[[Tensor], Tensor], z: Tensor, *, recorde
         recorded: the products can be differentiated.
     """
     if transforms_active():
+        # The pullback multiplies with the transpose, as the backward passes below do; H is symmetric.
         pullback = torch.func.vjp(gradient, z)[1]
         return lambda v: pullback(v)[0]
     with torch.enable_grad():
@@ -29,6 +30,7 @@ def hessian_products(gradient: Callable[[Tensor], Tensor], z: Tensor, *, recorde
         slope = gradient(point)
 
     def product(v: Tensor) -> Tensor:
+        # If the gradient depends on theta alone, H v is zero, for which torch returns None by default.
         options = {"retain_graph": True, "create_graph": recorded, "materialize_grads": True}
         found = torch.autograd.grad(slope, point, v, **options)[0]
         return found if recorded else found.detach()  # in torch 2.7 zeros of `materialize_grads` require grad
@@ -54,6 +56,7 @@ def gauss_newton_products(
     with torch.enable_grad():
         point = z if z.requires_grad else z.detach().requires_grad_()
         found = residuals(point)
+        # Residuals without a graph do not depend on z, so J is zero.
         if not found.requires_grad:
             return torch.zeros_like
         if products == "reverse":

@@ -21,6 +21,7 @@ def require_positive(value: float | None, name: str, otherwise: str = "") -> Non
             f"`{name}` must be a number, but is a tensor that requires grad, into which no gradient would flow. "
             "To learn steps, use ProjectedGradient(step=lambda theta: ...) with Unrolled()."
         )
+    # `not value > 0`, because NaN fails every comparison.
     if value is None or not value > 0:
         raise ValueError(f"`{name}` must be positive, but is {value}. {otherwise}".rstrip())
 

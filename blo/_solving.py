@@ -51,6 +51,7 @@ class Solving:
     def __call__(self, problem: ProblemAtTheta, z0: Tensor, watch: Watch | None = None) -> Tensor:
         solution = self._solve(problem, z0, watch)
         unmeasured = solution.residual is None and solution.tol is not None
+        # An implicit strategy in the same call measures the residual from the gradient that it needs at z anyway.
         if unmeasured and not (self.checks.off or (self.at_once and self.gradient.measures_residual)):
             slope = problem.gradient(solution.z)
             solution = replace(solution, residual=problem.residual(solution.z, slope), slope=slope)
@@ -80,6 +81,7 @@ class Solving:
         if solver.tol is not None and is_dataclass(solver):
             least = torch.finfo(wanted.dtype).tiny  # the wanted residual may underflow in half precision
             solver = replace(solver, tol=min(solver.tol, max(float(plain(wanted.detach()).min()), least)))
+        # A fixed number of steps has no tolerance that could be lowered, so a solution that was found stays as it is.
         rests = found and solver.tol is None
         solution = Solution(z0, None, None, 0) if rests else self._solve(problem, z0, solver=solver)
         z, residual = solution.z.detach(), solution.residual
@@ -104,6 +106,7 @@ class Solving:
             return
         if pulled.linear is not None and pulled.optimality is not None:
             self.report_adjoint(problem, pulled.linear, pulled.optimality)
+        # Unrolled steps were recorded or are compared when repeated, and within one call nothing changes in between.
         elif not (self.gradient.unrolls or self.at_once):
             self.checks.changed(self.last, None, lambda: problem.detach().gradient(z))
         if pulled.apart is not None:
@@ -135,6 +138,7 @@ class Solving:
         rest = problem.detach()
         if last.residual is not None and last.tol is not None and not all_true(rest.residual(z, slope) <= last.tol):
             return None  # it was reported by the solve, or the data have changed, which `changed` reports
+        # `vmap` over the derivative alone adds lanes, for which the start is not known.
         start = z if self.start is None or self.start.shape != z.shape else self.start
         tol, asked = unasked(z.dtype) if self.solver.tol is None else self.solver.tol, self.solver.tol is not None
         limit = solved(tol, rest, Place(z.detach(), slope.detach(), start, slope.detach()), asked=asked)
@@ -151,6 +155,7 @@ class Solving:
             problem = problem.follow()
         # If only the steps that were made are differentiated, their objective may be random.
         watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
+        # Draws from torch's default generators show in their states. The code of the objective is searched for others.
         sources = list(generators([z0.device])) if watched else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):

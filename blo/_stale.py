@@ -41,6 +41,7 @@ class Stale:
         places = {memory(tensor): tensor.requires_grad for tensor in given}
         made = bool(places.keys() & self._derived)
         constants = {place for place, live in places.items() if not live} - writes
+        # A derivative is lost only where constants meet tensors that autograd follows.
         if torch.is_grad_enabled() and any(places.values()):
             self.found |= {self._source[place] for place in constants & self._source.keys()}
             self._used |= constants & self._derived

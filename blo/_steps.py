@@ -52,5 +52,7 @@ class SolverSteps:
 
     def answer(self, state: Running) -> Tensor:
         """Return the solution that belongs to the last state."""
+        # Without a tolerance the last trial is the result, and its gradient is never computed. With one, the result is
+        # the point whose residual was measured.
         z: Tensor = state.state.trial if self.solver.tol is None else state.z
         return z

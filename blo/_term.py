@@ -240,6 +240,7 @@ def small_extent(term: Term, like: Tensor) -> Tensor | None:
     The result has the dtype and the device of `like`, and the shape `()` or `(*lanes, 1)`.
     """
     extent = term.extent
+    # An extent of zero, that of a single point, would be a length by which residuals and errors are divided.
     if extent is None or not (isinstance(extent, Tensor) or 0 < extent < _SMALL):
         return None
     found = torch.as_tensor(extent, dtype=like.dtype, device=like.device)

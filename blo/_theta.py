@@ -58,6 +58,7 @@ def join(pair: Tensor) -> Tensor:
 
 
 def _split(leaf: Tensor) -> Tensor:
+    # `view_as_real` refuses a tensor that is conjugated lazily.
     return torch.view_as_real(leaf.resolve_conj())
 
 

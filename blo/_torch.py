@@ -104,6 +104,7 @@ def tensor_dicts(module: torch.nn.Module) -> tuple[dict[str, Any], dict[str, Any
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """Return the number of writes to each tensor that torch has recorded."""
+    # Reading the version of an inference tensor raises an error.
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 

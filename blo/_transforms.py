@@ -68,8 +68,10 @@ def spread(value: Tensor, lanes: list[tuple[int, int]]) -> Tensor:
         return result
     with outside_transforms():
         wide = value.expand(*(size for _, size in lanes), *value.shape)
+    # Outermost first, since each level takes the first of the axes that are left.
     for level, _ in lanes:
         wide = functorch._add_batch_dim(wide, 0, level)
+    # Until it is copied, an expanded tensor has one memory for all lanes.
     return wide.clone()
 
 

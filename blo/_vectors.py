@@ -22,6 +22,7 @@ def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
 
     The shape is `(*lanes, 1)`, or `lanes` without `keepdim`.
     """
+    # Devices of type MPS have no double precision.
     wide = v.dtype is not torch.float64 and v.device.type != "mps"
     found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=keepdim, dtype=torch.float64 if wide else None)
     return found.to(v.dtype) if wide else found

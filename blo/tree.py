@@ -89,6 +89,7 @@ def _values(tree: Tree) -> list[Tensor] | None:
 
     The pytree library makes several Python calls for each leaf. This is the common case of theta on hot paths.
     """
+    # Subclasses of dict are nodes of other kinds in the pytree library.
     if type(tree) is not dict:
         return None
     values = list(tree.values())
@@ -104,6 +105,7 @@ def children(spec: TreeSpec) -> list[tuple[list[int], TreeSpec]]:
     The only child of a bare leaf is the leaf itself.
     """
     numbered = unflatten(range(spec.num_leaves), spec)
+    # With every node but the root taken for a leaf, flattening stops one level below it.
     below = [numbered] if spec.is_leaf() else pytree.tree_flatten(numbered, is_leaf=lambda n: n is not numbered)[0]
     return [pytree.tree_flatten(child) for child in below]
 

@@ -31,4 +31,5 @@ def at_solution(around: Differences, lower: LowerProblem, gradient: Strategy) ->
         )
     except StructureError:  # the strategy differentiates the steps of a solver
         return None
+    # `found` returns z0 for every problem, also for a tilted one, so a second solve makes the result invalid.
     return out if len(calls) == 1 else None

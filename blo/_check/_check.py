@@ -113,6 +113,8 @@ def check_hypergrad(
     exact = at_solution(around, lower, gradient)
     drawn = units(leaves, directions, seed)
     first = _compare(around, lower, gradient, out, start, exact, drawn, rtol)
+    # A step that changes which constraints are active measures no derivative; a shorter one may not. If the lower solve
+    # is wrong, no step helps.
     for smaller in () if first.ok or first.culprit is Part.LOWER else (0.1, 0.01):
         found = _compare(replace(around, step=smaller * around.step), lower, gradient, out, start, exact, drawn, rtol)
         # Noise grows as the step shrinks, and agreement within large noise does not count.

@@ -40,6 +40,7 @@ def adjointness(
         load = -parts.tangent.project(moves.mixed + parts.times_hessian(moves.face) + moves.force)
         pushed = moves.face + formula.invert(system, load, None).x
         there, back = float((pushed * parts.v).sum()), along(cotangents, one.unit)
+        # The terms of an inner product may cancel, and its rounding error is relative to them.
         size = max(float((pushed * parts.v).abs().sum()), abs(back), 1e-300)
         findings.append(Finding(Part.INVERSE, "<J d, v> = <d, J' v>", abs(there - back) / size, 10 * parts.rtol))
     return [max(findings, key=lambda finding: finding.error)]
@@ -49,6 +50,7 @@ def scales(parts: Ingredients, lower: LowerProblem, gradient: Strategy, exact: H
     """Multiply the upper and the lower objective by a constant and compare the implicit parts."""
     around, findings = parts.around, []
 
+    # Multiplication by a power of two does not round, so any other change comes from the strategy.
     def upper(theta: Tree, z: Tree) -> Tensor:
         return 4.0 * around.upper(theta, z)
 

@@ -41,11 +41,13 @@ def diagnose(
     """
     z = around.best.z
     distance, size = float((start - z).norm()), max(float(z.norm()), 1e-300)
+    # The tight solution is itself off by about `best.error`.
     findings = [Finding(Part.LOWER, "z - z*", distance / size, rtol + 10 * around.best.error / size)]
     direct, v = upper_slopes(around)
     at_theta = around.problem.bind(around.leaves).detach()
     slope = at_theta.gradient(z)
     optimality = None if exact is None else exact.report.pulled.optimality
+    # If there is a tangent of the strategy, it is the one to be checked.
     tangent = at_theta.term.tangent(z, slope) if optimality is None else optimality.tangent
     parts = Ingredients(around, v, tangent, slope, rtol)
     findings += parts.direct_findings(direct if exact is None else Structure.of(exact.direct)[1], slopes)

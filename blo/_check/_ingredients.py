@@ -78,6 +78,7 @@ class Ingredients:
 
         def force(t: float) -> Tensor:
             assert self.tangent.force is not None
+            # G is the change at a fixed point of the face, so the point moves with the face.
             return self.tangent.force(self.around.problem_at(unit, t).term, z + motion(t))
 
         return Moves(mixed, sides(motion), torch.zeros_like(z) if self.tangent.force is None else sides(force))
@@ -87,6 +88,7 @@ class Ingredients:
         here = self.around.problem_at(slopes[0].unit, 0.0)
         pull = slope_on_face(here, self.tangent, self.around.best.z, self.slope)
         findings = []
+        # For a penalty without `force`, `pull` is the natural map, which is zero at a solution whatever P is.
         if self.tangent.force is not None or isinstance(here.term, Set):
             left = self.tangent.project(pull)
             # At an interior solution both vanish, up to the residual of the tight solve.
@@ -103,6 +105,7 @@ class Ingredients:
             bent, curved = self.times_hessian(one.solution), self.tangent.curve(self.tangent.project(inside))
             rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
             parts = [moves.mixed, bent, curved, moves.force]
+            # An error of dz enters this equation multiplied by H, which is estimated along dz.
             stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + 1.0
             unbalanced.append(
                 _finding(Part.TANGENT, "P (B dtheta + (H + K) dz)", rest, parts, self.rtol, 10 * stiffness * noise)
@@ -114,12 +117,15 @@ class Ingredients:
         target = self.tangent.project(self.v)
         inside = self.tangent.project(q)
         image = self.transposed(inside)
+        # The adjoint is in the tangent space: its part outside belongs to the defect.
         rest = target - self.tangent.project(image + self.tangent.curve(inside)) - (q - inside)
+        # A central difference has a relative error of about eps^(2/3) at best.
         rounding = 30 * torch.finfo(q.dtype).eps ** (2 / 3) * _norm(image)
         return _finding(Part.INVERSE, "P (H + K) P q - P v", rest, [target], self.rtol, rounding)
 
     def product_finding(self, product: Callable[[Tensor], Tensor], q: Tensor) -> Finding:
         """Compare the strategy's own product with H with differences."""
+        # A product with zero would test nothing.
         w = self.tangent.project(self.v) if not bool(q.any()) else self.tangent.project(q)
         image = self.transposed(w)
         return _finding(Part.INVERSE, "H times a vector", product(w) - image, [image], 10 * self.rtol)
@@ -129,6 +135,8 @@ class Ingredients:
         bent, found = self.transposed(q), []
         for one in slopes:
             moves = self.moves(one.unit)
+            # -(B + G)^T q + N^T (v - H q) along d, term by term, since the size of the terms bounds their rounding
+            # error.
             terms = [self.v * moves.face, -q * moves.mixed, -bent * moves.face, -q * moves.force]
             truth, size = float(sum(t.sum() for t in terms)), float(sum(t.abs().sum() for t in terms))
             error = abs(along(cotangents, one.unit) - truth)
@@ -159,6 +167,8 @@ class Ingredients:
             near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
             found = (8 * near - far) / (12 * h)
             rounding = 16 * torch.finfo(z.dtype).eps * abs(function(0.0)) / h
+            # The distance of the two differences is the error of the second-order one. That of the fourth-order one is
+            # about h of it, see `_share`.
             return found, rounding + abs(near / (2 * h) - found) * h
 
         in_theta, in_z = [], []
@@ -167,6 +177,7 @@ class Ingredients:
             truth, noise = sides(partial(value, one.unit, None))
             error = abs(along(direct, one.unit) - truth)
             in_theta.append(_judge(Part.DIRECT, "df/dtheta", error, max(size, abs(truth)), self.rtol, noise))
+            # df/dz enters the slope of F along dz only.
             w = one.solution / max(_norm(one.solution), 1e-300)
             truth, noise = sides(partial(value, one.unit, w))
             error = abs(float((self.v * w).sum()) - truth)
@@ -187,6 +198,7 @@ def _finding(
 
 def _judge(part: Part, name: str, error: float, size: float, rtol: float, noise: float = 0.0) -> Finding:
     """Compare an error with a size, or with the noise if the size is smaller."""
+    # With this size, noise adds at most rtol to the tolerance of a relative error.
     size = max(size, noise / rtol, 1e-300)
     return Finding(part, name, error / size, rtol + noise / size)
 
@@ -195,6 +207,7 @@ def _worst(findings: Sequence[Finding]) -> Finding:
     """Return the finding that is furthest from its tolerance."""
 
     def excess(finding: Finding) -> float:
+        # Comparisons with NaN are false, so `max` could pass over it.
         return math.inf if math.isnan(finding.error) else finding.error / finding.tolerance
 
     return max(findings, key=excess)

@@ -99,6 +99,7 @@ class Check:
     @property
     def conclusive(self) -> bool:
         """Whether the noise is low enough for a verdict: at most a tenth of the slopes, or of F."""
+        # At an optimum of F the slopes vanish, and no noise is small compared with them.
         size = max(self.scale, abs(float(self.hypergradient.value)))
         return all(direction.noise <= 0.1 * size for direction in self.directions)
 
@@ -108,6 +109,7 @@ class Check:
         if self.ok:
             return None
         wrong = [finding.part for finding in (*self.findings, *self.consistency) if not finding.ok]
+        # The strategy is right at the solution, so only the point at which it was used can be wrong.
         if self.settled and not self._agrees:
             return Part.LOWER
         if self.settled is not None:  # it is also wrong at the solution, so the lower solve is not the only cause

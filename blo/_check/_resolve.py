@@ -53,6 +53,8 @@ def resolve(problem: ProblemAtTheta, z: Tensor, rounds: int = 40) -> Resolved:
     idle = 0
     for _ in range(rounds):
         trial = z + newton(problem, z, slope)
+        # A step along the face may cross other constraints. A projection leaves a solution in place, the proximal
+        # operator of a penalty does not.
         trial = problem.prox(trial, 1.0) if isinstance(problem.term, Set) else trial
         z, slope, residual, better = _keep(problem, z, slope, residual, trial)
         if bool((residual <= 4 * eps).all()):
@@ -60,6 +62,7 @@ def resolve(problem: ProblemAtTheta, z: Tensor, rounds: int = 40) -> Resolved:
         if better:
             idle = 0
             continue
+        # Below the rounding of the gradient, residuals cannot show whether a step helps.
         least = 64 * eps * (1 + torch.linalg.vector_norm(z, dim=-1))
         if bool((residual <= torch.maximum(least, rounding(problem, z, slope, residual))).all()):
             break
@@ -103,6 +106,7 @@ def newton(problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor:
     if z.shape[-1] <= _DENSE:
         step = Direct().solve(system, downhill).x
     else:
+        # A rough step suffices, since the next one corrects it.
         solver = CG(max_iter=500, tol=1e-6) if symmetric else GMRES(max_iter=500, tol=1e-6)
         step = solver.solve(system, downhill).x
     return torch.where(torch.isfinite(step).all(-1, keepdim=True), step, 0.0)
@@ -133,6 +137,7 @@ def _keep(
     there = problem.gradient(trial)
     left = problem.residual(trial, there)
     better = left < residual  # false for a NaN
+    # Newton's method gains far more on the right face: less is a sign of a wrong face or of rounding.
     gained = bool((left < 0.5 * residual).any())
     lanes = better.unsqueeze(-1)
     return (

@@ -100,6 +100,7 @@ class Differences:
         # The weights of the four solves, (8 + 8 + 1 + 1) / 12, add up to 1.5.
         left = 1.5 * max(one.error for one in solved.values()) / h
         size = sum(float(leaf.double().square().sum()) for leaf in self.leaves) ** 0.5
+        # Displaced thetas are rounded as well, by eps |theta|, and F changes with them by its slope.
         rounding = eps * (16 * max(abs(v) for v in values.values()) + size * abs(value)) / h
         share = _share(abs(near / (2 * h) - value), max(abs(value), abs(far) / (4 * h)), h)
         truncation = abs(near / (2 * h) - value) * share
@@ -115,6 +116,7 @@ class Differences:
             16 * eps * float(self.best.z.norm()) / h + z_gap * _share(z_gap, z_size, h) + left,
             max(one.residual for one in solved.values()),
             h,
+            # A shorter step lowers the truncation error only; the others are divided by h.
             share > h and truncation > rounding + curvature * left,
         )
 
@@ -132,6 +134,7 @@ def units(leaves: Sequence[Tensor], number: int, seed: int) -> list[list[Tensor]
     generator = torch.Generator().manual_seed(seed)
     found = []
     for _ in range(number):
+        # In double precision on the CPU, so that a seed gives the same directions for every dtype and device.
         drawn = [torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu") for leaf in leaves]
         drawn = [d if p.is_floating_point() else torch.zeros_like(d) for d, p in zip(drawn, leaves, strict=True)]
         norm = sum(d.pow(2).sum() for d in drawn) ** 0.5

@@ -120,6 +120,7 @@ def fit(
     parameters = [leaf for leaf in leaves if leaf.requires_grad]
     if not parameters:
         raise StructureError("`theta` must hold at least one floating point tensor to optimise, but holds none.")
+    # States of versions without schedules lack this entry.
     saved = None if state is None else {"scheduler": None, **state}
     maker = Scheduled(parameters, optimizer, scheduler, saved)
     begun = done = 0 if state is None else int(state["steps"])
@@ -140,6 +141,7 @@ def fit(
         for leaf, slope in zip(leaves, tree.flatten(out.grad)[0], strict=True):
             leaf.grad = slope.clone() if leaf.requires_grad else None
         warm = None if afresh else out.state
+        # An optimiser such as LBFGS evaluates several times in one step: the first stays, the last is replaced.
         latest[1:] = [out]
         return out.value
 
@@ -158,6 +160,7 @@ def fit(
             latest.clear()
             maker.optimizer.step(evaluate)  # type: ignore[arg-type]  # torch's stub asks for a float, and takes a tensor
             maker.advance(latest[0].value)
+            # Tensors, since reading their numbers would wait for the device in each step.
             values.append(latest[0].value)
             done = step
             shown(latest[0])

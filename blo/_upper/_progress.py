@@ -53,6 +53,7 @@ def bar(shown: bool, done: int, steps: int) -> Iterator[Callable[[Hypergradient]
 def describe(out: Hypergradient) -> str:
     """Return the value, the gradient norm and the status as one line."""
     lengths = [float(torch.linalg.vector_norm(leaf)) for leaf in tree.leaves(out.grad) if not _whole(leaf)]
+    # `hypot` scales its arguments, so that the squares of large norms do not overflow.
     return f"value {float(out.value):.4g}, gradient norm {math.hypot(*lengths):.2e}, {status(out)}"
 
 

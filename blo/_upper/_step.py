@@ -114,6 +114,7 @@ def _taken(callback: Any) -> int:
     except (TypeError, ValueError):  # some builtins have no signature
         return 1
     named = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values())
+    # One argument comes first: a function whose other parameters have defaults can be called either way.
     for count in (1, 3) if named else (3,):
         try:
             signature.bind(*[None] * count)

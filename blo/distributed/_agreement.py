@@ -80,7 +80,9 @@ def checksum(leaves: Sequence[Tensor], *, wait: bool = False) -> int:
             if not (wait or bits.device.type == "cpu"):
                 return 0
             bits = torch.view_as_real(bits) if bits.is_complex() else bits
+            # A sum of integers is the same in any order of addition. As bits, -0 differs from 0, and NaN equals itself.
             found = int(bits.view(_BITS[bits.element_size()]).sum(dtype=torch.int64))
+            # Below 2^62, so that it fits the signed 64 bits of an entry of the row.
             total = (31 * total + found + bits.numel()) % 2**62
     return total
 
@@ -105,9 +107,11 @@ def meet(
     """
     with outside_transforms():
         sent = [*row, *(_to_bits(number) for number in numbers)]
+        # `all_gather` needs rows of one length, also from ranks that evaluate different objectives.
         table = ranks.table(sent + [0] * (len(row) + FEW - len(sent)), device)
         rows = [Row(*found[: len(row)]) for found in table]
         if any(other != row or other.failed for other in rows):
+            # All ranks have the same table, so all of them make this second exchange, or none.
             words = ranks.words(about())
             if not row.failed:
                 _refuse(rows, words)
@@ -130,6 +134,7 @@ def _refuse(rows: Sequence[Row], words: Sequence[str]) -> None:
 
 
 def _to_bits(number: float) -> int:
+    # A row holds integers, and the number must arrive exactly.
     return int(struct.unpack("q", struct.pack("d", number))[0])
 
 

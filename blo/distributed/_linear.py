@@ -38,13 +38,16 @@ class Copy(Function):
 
     @staticmethod
     def forward(ranks: Ranks, beside: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        # Torch would turn an output that is an input itself into a view of that input.
         return tuple(tensor.clone() for tensor in tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.ranks, ctx.beside, *tensors = inputs
         ctx.kinds = [_kind(tensor) for tensor in tensors]
+        # None, in place of zeros, shows that this rank does not use a tensor.
         ctx.set_materialize_grads(False)
+        # The cotangents of a second backward pass may be computed from the copies, so its sum gets edges to them.
         ctx.save_for_backward(*output)
 
     @staticmethod

@@ -76,6 +76,7 @@ class _Mean:
         (upper, above), (lower, below) = tree.flatten(theta, "theta"), tree.flatten(z, "z")
         number, share = self._agree(ranks, theta, z, upper + lower)
         device = _device(upper + lower)
+        # Python's hash of integers, unlike that of strings, is the same in all processes; -1 separates theta from z.
         row = Row(0, number, 1, 0, hash((*_followed(upper), -1, *_followed(lower))), checksum(upper), checksum(lower))
 
         try:

@@ -67,6 +67,7 @@ class AmIGO(Algorithm):
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
         lower, gamma = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
+        # As in the paper, z moves first: v, H and B belong to the new z.
         z = oracle.descend(theta, z, lower, self.inner_steps)
         direct, v = oracle.upper().gradients(theta, z)
         q: Tensor = memory["q"]

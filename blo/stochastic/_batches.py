@@ -35,6 +35,7 @@ def draw(batches: Sequence[T], generator: torch.Generator | None = None) -> Iter
 
 def _draws(batches: Sequence[T], generator: torch.Generator | None) -> Iterator[T]:
     while True:
+        # On the CPU, whatever the default device: reading a number from an accelerator would wait for it.
         yield batches[int(torch.randint(len(batches), (), generator=generator, device="cpu"))]
 
 
@@ -84,6 +85,7 @@ def endless(batches: Iterable[T] | None, taken: int = 0) -> Iterable[T] | None:
         batches: as given to `run`.
         taken: number of batches that earlier calls took. An iterable of known length is read from this position.
     """
+    # What looks like a single batch is passed on to `Stream`, which raises the error.
     if batches is None or isinstance(batches, Iterator | Tensor | dict | tuple | str):
         return batches
     if not isinstance(batches, Iterable):

@@ -70,14 +70,17 @@ class BOME(Algorithm):
         self, k: int, theta: Tensor, z: Tensor, memory: Memory, oracle: Oracle
     ) -> tuple[Tensor, Tensor, Memory]:
         descent, xi = Descent(self, k, memory), at(self.upper_step, k, "upper_step")
+        # The gap is a difference of two values of one function, so all evaluations of g are on one batch.
         lower, upper = oracle.lower(), oracle.upper()
         best = z
         for _ in range(self.inner_steps):
             best = descent.move("z", best, lower.slope(theta, best))
         gap_theta, gap_z = lower.gradients(theta, z)
+        # No term for the motion of z_T: where z_T minimises g, grad_z g is zero (Danskin).
         gap_theta = gap_theta - lower.gradients(theta, best)[0]
         f_theta, f_z = upper.gradients(theta, z)
 
+        # <grad gap, grad f + weight grad gap> >= barrier |grad gap|^2 holds from weight = barrier - along / size on.
         size = gap_theta.square().sum() + gap_z.square().sum()
         along = (f_theta * gap_theta).sum() + (f_z * gap_z).sum()
         # If the gradient of the gap is zero, z minimises g already: the ratio is undefined and no weight is needed.

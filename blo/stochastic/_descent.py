@@ -77,6 +77,7 @@ class Descent:
                 self._made[name] = self._make(name, point)
             held, maker = self._made[name]
             held.copy_(point)
+            # Divided, so that plain SGD makes the same step as the branch above.
             held.grad = direction / over
         try:
             maker.optimizer.step()
@@ -92,14 +93,17 @@ class Descent:
 
     def memory(self) -> dict[str, Any]:
         """Advance the schedules, and return the states of optimisers and schedules; an empty dict for plain steps."""
+        # Here and not in `move`: inner loops move a variable several times within one step of the algorithm.
         for _, maker in self._made.values():
             maker.advance()
+        # Not copied: these optimisers make no further step, and the next ones load a copy.
         kept = {name: maker.state_dict() for name, (_, maker) in self._made.items()}
         return {_KEY: kept} if kept else {}
 
     def _make(self, name: str, point: Tensor) -> tuple[Tensor, Scheduled]:
         make, schedule = self._settings.lower_optimizer, self._settings.lower_scheduler
         assert make is not None
+        # Torch's optimisers take leaves only.
         held = torch.nn.Parameter(point.detach().clone())
         maker = Scheduled([held], make, schedule, self._saved.get(name), prefix="lower_")
         if maker.plateau:

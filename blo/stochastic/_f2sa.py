@@ -90,6 +90,7 @@ class F2SA(Algorithm):
             y = lower.move("y", y, pull + weight * push, over=2 * weight)
         # Danskin's theorem: the derivative in theta of min_y (f + weight g) - weight min_z g is that at fixed y and z.
         direct = oracle.upper().gradients(theta, y)[0]
+        # As in the paper, the two gradients of g are on different batches.
         difference = oracle.lower().gradients(theta, y)[0] - oracle.lower().gradients(theta, z)[0]
         step = self._step(k, weight, oracle.checks)
         return theta - step * (direct + weight * difference), z, {"y": y, **lower.memory()}

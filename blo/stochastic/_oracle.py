@@ -68,6 +68,7 @@ class Sample:
 
     def curvature(self, theta: Tensor, z: Tensor, q: Tensor) -> Tensor:
         """Return `H q`."""
+        # Theta stays a constant: the graph towards it would be recorded for nothing.
         return self._pull(theta, z, q, [])[1]
 
     def _pull(self, theta: Tensor, z: Tensor, q: Tensor, wanted: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -79,6 +80,7 @@ class Sample:
         if any(part is None for part in cross):
             self.checks.constant()
         filled = [torch.zeros_like(theta) if part is None else part for part in cross]
+        # Without a part in z, the gradient does not depend on z, and H is zero.
         return slope.detach(), torch.zeros_like(z) if found is None else found, filled
 
     def _value(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -126,6 +128,7 @@ class Oracle:
         """Return the directions of all variables at one point, from one batch of each objective."""
         slope, curved, cross = self.lower().products(theta, z, q)
         direct, v = self.upper().gradients(theta, z)
+        # dz/dtheta = -H^-1 B, so with H q = v the implicit part is -B^T q.
         return Directions(direct - cross, slope, curved - v)
 
     def descend(self, theta: Tensor, z: Tensor, lower: Descent, times: int) -> Tensor:

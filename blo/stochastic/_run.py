@@ -77,6 +77,7 @@ def run(
     for made in range(1, steps + 1):
         before = state
         state = algorithm.step(state, upper, lower, upper_batches, lower_batches, on_failure=on_failure)
+        # `before` needs no copy, since a step does not modify its state.
         if watch is not None:
             watch.see(made, before, state)
         ended = callback is not None and bool(callback(state))

@@ -68,6 +68,7 @@ class SABA(Algorithm):
 
     def _start(self, theta: Tensor, z: Tensor) -> Memory:
         # All rows share these zeros, since rows are replaced and never written to.
+        # Zeros cause no bias: the expectation of `found - row + mean` is the full direction for every table.
         p, n = torch.zeros_like(theta), torch.zeros_like(z)
         upper, lower = (p, n), (n, n, p)
         return {
@@ -112,6 +113,7 @@ def _corrected(rows: Sequence[Row], mean: Row, index: int, found: Row, k: int) -
     Rows are replaced and never written to, so that earlier states, which share the other rows, do not change.
     """
     change = [new - old for new, old in zip(found, rows[index], strict=True)]
+    # The mean before the update: with the new row in it, the expectation would not be the full direction.
     direction = tuple(c + m for c, m in zip(change, mean, strict=True))
     updated = tuple(m + c / len(rows) for c, m in zip(change, mean, strict=True))
     kept = [*rows[:index], found, *rows[index + 1 :]]

@@ -43,6 +43,7 @@ def require(schedule: Schedule, name: str) -> None:
     Raises:
         ValueError: if it is not; the message calls it `name`.
     """
+    # Negated, since every comparison with NaN is false.
     if not callable(schedule) and not 0 < _number(schedule, name) < math.inf:
         raise ValueError(f"`{name}` must be positive and finite, but is {schedule}.")
 

@@ -75,5 +75,6 @@ class StocBiO(Algorithm):
         for _ in range(self.products):
             term = term - eta * oracle.lower().curvature(theta, z, term)
             total = total + term
+        # The sum of (I - eta H)^j over all j is H^-1 / eta.
         cross = oracle.lower().products(theta, z, eta * total)[2]
         return theta - beta * (direct - cross), z, lower.memory()

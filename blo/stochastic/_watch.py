@@ -41,6 +41,7 @@ class ConvergenceTest:
             return
         quarter = 4 * (made - 1) // self._steps
         if quarter == len(self._marks):
+            # The state itself: numbers are computed from it after the run, so that no step waits for the device.
             self._marks.append(before)
         if quarter >= 2 and not self._noisy:
             self._paths[quarter - 2] = self._paths[quarter - 2] + _distance(before["theta"], after["theta"])
@@ -66,6 +67,7 @@ class ConvergenceTest:
             )
         if self._steps < _ENOUGH:
             return None
+        # A run that continues another may rest at its solution.
         if self._marks[0]["step"] == 0 and not any(ways["theta"]):
             return (
                 "theta has not moved: either its direction is zero, or `upper_step` times the direction is below the "
@@ -80,8 +82,11 @@ class ConvergenceTest:
         )
 
     def _longer(self, way: list[float], start: float, rounding: float) -> bool:
+        # At a solution all ways are rounding errors, whose ratios mean nothing, so the last way must also be longer
+        # than the vector at the start.
         if not math.isfinite(way[3]) or way[3] > max(start, _FARTHER * max(way[:3])):
             return True
+        # With noise, and at the beginning of a longer run, the steps of a converging run may grow as well.
         growth = _GROWTH if self._noisy or self._steps < _ENOUGH else 1 + _SLOWER
         return way[3] > 10 * rounding and all(b > growth * a for a, b in pairwise(way))
 
@@ -104,6 +109,7 @@ def _straight(way: list[float], places: list[Tree]) -> bool:
     # Rounding errors move a converged variable as well.
     if way[3] <= 10 * _eps(places[4]) * _size(places[4]):
         return False
+    # The distance between the ends is the sum of the ways only if the ways lie on one line.
     steady = all(abs(b - a) <= _SLOWER * a for a, b in pairwise(way[1:]))
     return steady and float(_distance(places[1], places[4])) >= (1 - _SLOWER) * sum(way[1:])
 
