@@ -53,6 +53,8 @@ class Trainer:
         if config.model.init is not None:
             models.load_weights(model, Path(config.model.init), config.model.init_normalisation)
         self._layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+        if config.compute.channels_last:
+            models.require_layout(model, device)
         model = model.to(device).to(memory_format=self._layout)
         if config.compute.sync_batchnorm:
             synchronised(model)

@@ -12,6 +12,7 @@ from adv_train import data
 from adv_train.config import resolve
 from adv_train.data import Batch, Dataset, Split
 from adv_train.data.augment import Augment
+from adv_train.errors import UserError
 from adv_train.methods import METHODS
 from adv_train.trainer import Trainer
 from adv_train.training_step import TrainingStep
@@ -55,6 +56,20 @@ def test_every_method_trains_as_in_the_other_layout(method: str) -> None:
     )
     # Relative to what training changed. Rounding turns the sign of some slopes that are nearly zero.
     assert float((here_now - there_now).norm() / (there_now - before).norm()) <= 1e-2
+
+
+def test_a_network_on_which_torch_crashes_is_refused() -> None:
+    chosen = {
+        "data": "cifar10",
+        "method": "standard",
+        "model": "preact-resnet-18",
+        "device": "cpu",
+        "channels_last": True,
+    }
+    with pytest.raises(UserError, match=r"torch crashes .* 4 channels"):
+        Trainer(resolve({**chosen, "base_width": 4}), colour(), torch.device("cpu"))
+    for other in ({"base_width": 8}, {"base_width": 4, "channels_last": False}):
+        Trainer(resolve({**chosen, **other}), colour(), torch.device("cpu"))
 
 
 def test_validation_sees_the_layout_of_the_model() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from adv_train.models.layout import require_layout
 from adv_train.models.registry import MODELS, create
 from adv_train.models.torchvision_models import PREFIX as TORCHVISION
 from adv_train.models.trusted import require_trusted, trust
 from adv_train.models.weights import load_weights
 
-__all__ = ["MODELS", "TORCHVISION", "create", "load_weights", "require_trusted", "trust"]
+__all__ = ["MODELS", "TORCHVISION", "create", "load_weights", "require_layout", "require_trusted", "trust"]

@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 from adv_train.second_derivatives.batch_norm import batch_norm
 from adv_train.second_derivatives.convolution import convolution
 
+_hooks_of_saved_tensors: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+#: Whether this torch tells what `_transformed` asks.
+SUPPORTED = _hooks_of_saved_tensors is not None
 _OURS: dict[Callable[..., Any], Callable[..., Any]] = {F.conv2d: convolution, F.batch_norm: batch_norm}
 
 
@@ -24,12 +27,13 @@ def fast_second_derivatives(wanted: bool = True) -> AbstractContextManager[objec
     first derivative, and BatchNorm needs six more operations. All results agree with those of torch within rounding.
 
     Left to torch are convolutions of contiguous images on a CPU, where its way is as fast, and layers inside
-    `torch.func` transforms, forward-mode derivatives, compiled code and checkpoints.
+    `torch.func` transforms, forward-mode derivatives, compiled code and checkpoints. A torch that does not tell whether
+    a layer is inside a checkpoint, such as 2.7, computes all layers itself.
 
     Args:
         wanted: False leaves all layers to torch.
     """
-    return _Replacing() if wanted and torch.is_grad_enabled() else nullcontext()
+    return _Replacing() if wanted and SUPPORTED and torch.is_grad_enabled() else nullcontext()
 
 
 class _Replacing(TorchFunctionMode):
@@ -50,5 +54,5 @@ def _transformed() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         # A checkpoint repeats its layers in the backward pass, outside this mode, and must save the same tensors again.
-        or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        or _hooks_of_saved_tensors(False) is not None
     )
