@@ -8,6 +8,7 @@ torch `convolution_backward`. For cotangents `hx` of `gx` and `hw` of `gw`,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -34,7 +35,7 @@ def convolution(
     if kind == "cpu" and x.is_contiguous():
         return None
     allowed = {x.dtype}
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if _autocast(kind):
         low = torch.get_autocast_dtype(kind)
         given, allowed = [one.to(low) if one.dtype == torch.float32 else one for one in given], {low}
     x, w, *rest = given
@@ -82,8 +83,13 @@ class _Gradients(torch.autograd.Function):
 def _convolved(x: Tensor, w: Tensor, how: tuple[Any, ...]) -> Tensor:
     stride, padding, dilation, groups = how
     # Called inside a backward pass, whose autocast need not be that of the forward pass.
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    with torch.autocast(kind, enabled=False) if _autocast(kind) else nullcontext():
         return torch.conv2d(x, w, None, stride, padding, dilation, groups)
+
+
+def _autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _gradients(g: Tensor, x: Tensor, w: Tensor, how: tuple[Any, ...], of_x: bool, of_w: bool) -> Any:
