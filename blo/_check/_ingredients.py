@@ -92,7 +92,9 @@ class Ingredients:
         if self.tangent.force is not None or isinstance(here.term, Set):
             left = self.tangent.project(pull)
             # At an interior solution both vanish, up to the residual of the tight solve.
-            slack = (100 * self.around.best.residual + 1e3 * torch.finfo(pull.dtype).eps) * (1 + _norm(pull))
+            best, eps = self.around.best, torch.finfo(pull.dtype).eps
+            size = _norm(self.slope)
+            slack = 100 * best.residual * (1 + size) + 1e3 * eps * (float(best.unit.max()) + size)
             findings.append(_finding(Part.TANGENT, "P grad g = 0", left, [pull], self.rtol, slack))
         leaves_face, unbalanced = [], []
         for one in slopes:
@@ -106,7 +108,7 @@ class Ingredients:
             rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
             parts = [moves.mixed, bent, curved, moves.force]
             # An error of dz enters this equation multiplied by H, which is estimated along dz.
-            stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + 1.0
+            stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + float(self.around.best.unit.max())
             unbalanced.append(
                 _finding(Part.TANGENT, "P (B dtheta + (H + K) dz)", rest, parts, self.rtol, 10 * stiffness * noise)
             )
@@ -117,8 +119,9 @@ class Ingredients:
         target = self.tangent.project(self.v)
         inside = self.tangent.project(q)
         image = self.transposed(inside)
-        # The adjoint is in the tangent space: its part outside belongs to the defect.
-        rest = target - self.tangent.project(image + self.tangent.curve(inside)) - (q - inside)
+        # The adjoint is in the tangent space: its part outside belongs to the defect, in the unit of H times q.
+        outside = self.around.best.unit.unsqueeze(-1) * (q - inside)
+        rest = target - self.tangent.project(image + self.tangent.curve(inside)) - outside
         # A central difference has a relative error of about eps^(2/3) at best.
         rounding = 30 * torch.finfo(q.dtype).eps ** (2 / 3) * _norm(image)
         return _finding(Part.INVERSE, "P (H + K) P q - P v", rest, [target], self.rtol, rounding)
