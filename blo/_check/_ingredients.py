@@ -160,29 +160,29 @@ class Ingredients:
     def direct_findings(self, direct: Sequence[Tensor], slopes: Sequence[Slope]) -> list[Finding]:
         """Compare the upper gradients with differences of the upper objective."""
         problem, around = self.around.problem, self.around
-        z, h = around.best.z, around.step
+        z, share = around.best.z, around.step / around.length
 
         def value(unit: Sequence[Tensor], w: Tensor | None, t: float) -> float:
             at = problem.structure.tree(around.moved(unit, t if w is None else 0.0))
             return float(around.upper(at, problem.layout.unravel(z if w is None else z + t * w)))
 
-        def sides(function: Callable[[float], float]) -> tuple[float, float]:
+        def sides(function: Callable[[float], float], h: float) -> tuple[float, float]:
             near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
             found = (8 * near - far) / (12 * h)
             rounding = 16 * torch.finfo(z.dtype).eps * abs(function(0.0)) / h
             # The distance of the two differences is the error of the second-order one. That of the fourth-order one is
-            # about h of it, see `_share`.
-            return found, rounding + abs(near / (2 * h) - found) * h
+            # about this share of it, see `_share`.
+            return found, rounding + abs(near / (2 * h) - found) * share
 
         in_theta, in_z = [], []
         size = sum(float(part.double().square().sum()) for part in direct) ** 0.5
         for one in slopes:
-            truth, noise = sides(partial(value, one.unit, None))
+            truth, noise = sides(partial(value, one.unit, None), around.step)
             error = abs(along(direct, one.unit) - truth)
             in_theta.append(_judge(Part.DIRECT, "df/dtheta", error, max(size, abs(truth)), self.rtol, noise))
             # df/dz enters the slope of F along dz only.
             w = one.solution / max(_norm(one.solution), 1e-300)
-            truth, noise = sides(partial(value, one.unit, w))
+            truth, noise = sides(partial(value, one.unit, w), share * max(1.0, _norm(z)))
             error = abs(float((self.v * w).sum()) - truth)
             in_z.append(_judge(Part.DIRECT, "df/dz", error, max(_norm(self.v), abs(truth)), self.rtol, noise))
         return [_worst(in_theta), _worst(in_z)]

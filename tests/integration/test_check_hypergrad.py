@@ -77,16 +77,22 @@ def test_the_verdict_does_not_depend_on_the_unit_of_the_upper_objective(factor: 
     assert not blo.check_hypergrad(upper, case.lower(), case.start(), case.z0(), gradient=blo.Zero(), **options).ok
 
 
-class OnePercent(torch.autograd.Function):
-    """The identity, with a derivative of 1.01."""
+class Off(torch.autograd.Function):
+    """The identity, with a derivative that is off by a share."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        return z.clone()
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 1.01 * grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return (1 + ctx.share) * grad, None
+
+
+def off(x: Tensor, share: float) -> Tensor:
+    found: Tensor = Off.apply(x, share)
+    return found
 
 
 def bordered_by_hand(theta: Array, normal: Array | None) -> tuple[Array, Array]:
@@ -120,13 +126,40 @@ def test_the_verdict_does_not_depend_on_the_unit_of_the_lower_objective(scale: f
 
     options = {"lower": blo.LowerProblem(quartic, term), "theta": as_tensor(theta), "z0": torch.zeros(3).double()}
     right = blo.check_hypergrad(upper, **options, directions=2)
-    wrong = blo.check_hypergrad(lambda t, z: upper(t, OnePercent.apply(z)), **options, directions=2)
+    wrong = blo.check_hypergrad(lambda t, z: upper(t, off(z, 0.01)), **options, directions=2)
     assert right.ok and all(one.ok for one in (*right.findings, *right.consistency))
     assert not wrong.ok and wrong.culprit is Part.DIRECT
     generator = torch.Generator().manual_seed(0)
     for row in right.directions:
         unit = torch.randn(3, generator=generator, dtype=torch.float64)
         assert abs(row.measured - float(truth @ (unit / unit.norm()).numpy())) < row.noise < 1e-8
+
+
+@pytest.mark.parametrize("grows", [False, True])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e4, 1e6, 1e9])
+def test_the_verdict_does_not_depend_on_the_unit_of_theta(unit: float, grows: bool) -> None:
+    """If F grows exponentially, it overflows over a displacement of theta that is not relative to a small theta."""
+    theta = np.array([0.7, -0.3])
+    z, beside = np.sin(theta), np.exp(theta) if grows else theta
+    truth = (np.cos(theta) * (2 * z + beside) + z * (beside if grows else 1)) / unit
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        return (z - (theta / unit).sin()).square().sum()
+
+    def upper(theta: Tensor, z: Tensor) -> Tensor:
+        return (z * z).sum() + z @ ((theta / unit).exp() if grows else theta / unit)
+
+    options = {"lower": blo.LowerProblem(objective), "theta": as_tensor(unit * theta), "z0": torch.zeros(2).double()}
+    right = blo.check_hypergrad(upper, **options, directions=2)
+    in_theta = blo.check_hypergrad(lambda t, z: upper(off(t, 4e-4), z), **options, directions=2)
+    in_z = blo.check_hypergrad(lambda t, z: upper(t, off(z, 4e-4)), **options, directions=2)
+    assert right.ok and all(one.ok for one in (*right.findings, *right.consistency))
+    assert not in_theta.ok and in_theta.culprit is Part.DIRECT
+    assert not in_z.ok and in_z.culprit is Part.DIRECT
+    generator = torch.Generator().manual_seed(0)
+    for row in right.directions:
+        drawn = torch.randn(2, generator=generator, dtype=torch.float64)
+        assert abs(row.measured - float(truth @ (drawn / drawn.norm()).numpy())) < row.noise < 1e-8 * right.scale
 
 
 def test_a_tight_solve_that_starts_far_away_ends_at_the_solution_in_a_small_unit() -> None:
