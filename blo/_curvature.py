@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true
 from blo._term import Term, length_for_errors
-from blo._vectors import dot, length
+from blo._vectors import dot, irregular, length
 
 #: Error of a solution near zero, which has no length to compare it with.
 NEAR_ZERO = 1e-4
@@ -161,6 +161,6 @@ def lost_in_rounding(slope: Tensor) -> Tensor:
 def unaligned(z: Tensor) -> Tensor:
     """Return a unit vector that no problem is likely to be aligned with, shape `(n,)`."""
     # Not random numbers: a generator that has moved is the sign of an objective that draws (see `Solving`).
-    direction = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device).square().cos()
+    direction = irregular(z.shape[-1], z)
     unit: Tensor = direction / torch.linalg.vector_norm(direction)
-    return unit
+    return unit.to(z.dtype)

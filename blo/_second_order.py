@@ -28,6 +28,9 @@ def hessian_products(gradient: Callable[[Tensor], Tensor], z: Tensor, *, recorde
     with torch.enable_grad():
         point = z if z.requires_grad else z.detach().requires_grad_()
         slope = gradient(point)
+    # The gradient of an objective that is linear in z may have no graph: H is zero.
+    if not slope.requires_grad:
+        return torch.zeros_like
 
     def product(v: Tensor) -> Tensor:
         # If the gradient depends on theta alone, H v is zero, for which torch returns None by default.

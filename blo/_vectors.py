@@ -28,6 +28,15 @@ def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
     return found.to(v.dtype) if wide else found
 
 
+def irregular(n: int, like: Tensor) -> Tensor:
+    """Return the cosines of the squares of 1 to n, shape `(n,)`, in at least single precision, on the device of `like`.
+
+    In half precision the square of 256 overflows.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.arange(1, n + 1, dtype=dtype, device=like.device).square().cos()
+
+
 def push(past: Tensor, new: Tensor) -> Tensor:
     """Return a history without its oldest vector and with `new` at the end.
 

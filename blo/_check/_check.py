@@ -14,7 +14,7 @@ from blo._check._at import at_solution
 from blo._check._diagnosis import diagnose, upper_slopes
 from blo._check._outcome import Check, Direction, Part
 from blo._check._resolve import resolve
-from blo._check._slopes import Differences, Slope, along, units
+from blo._check._slopes import Differences, Slope, along, norm, units
 from blo._entrance import entrance
 from blo._hypergrad import Hypergradient, value_and_hypergrad
 from blo._layout import Layout
@@ -69,9 +69,9 @@ def check_hypergrad(
         gradient: as in `value_and_hypergrad`.
         directions: number of random unit directions of theta; at least 1.
         step: displacement of theta along a unit direction, relative to `max(1, |theta|)`; shortened if F is so
-            nonlinear over it that a shorter one is more accurate. If something disagrees, a tenth and a hundredth of it
-            are tried as well, as far as rounding allows: a step that changes which constraints are active does not
-            measure a derivative.
+            nonlinear over it that a shorter one is more accurate, also to one relative to a small `|theta|`. If
+            something disagrees, a tenth and a hundredth of it are tried as well, as far as rounding allows: a step that
+            changes which constraints are active does not measure a derivative.
         rtol: error allowed relative to the gradient's norm; by default the cube root of the dtype's epsilon
             (6e-6 in float64).
         seed: of the random directions.
@@ -106,10 +106,10 @@ def check_hypergrad(
     leaves = [leaf.detach() for leaf in real]
     eps = torch.finfo(start.dtype).eps
     rtol = eps ** (1 / 3) if rtol is None else rtol
-    size = max(1.0, sum(float(leaf.double().square().sum()) for leaf in leaves) ** 0.5)
+    length = max(1.0, norm(leaves))
     with torch.no_grad():
         best = resolve(problem.bind(leaves).detach(), start)
-    around = Differences(upper, problem, leaves, best, step * size)
+    around = Differences(upper, problem, leaves, best, step * length, length)
     exact = at_solution(around, lower, gradient)
     drawn = units(leaves, directions, seed)
     first = _compare(around, lower, gradient, out, start, exact, drawn, rtol)
@@ -138,11 +138,11 @@ def _compare(
     with torch.no_grad():
         v = upper_slopes(around)[1]
         slopes = [around.slope(unit, float(v.norm())) for unit in drawn]
-        around = replace(around, step=min(one.step for one in slopes))
+        shortest = min(slopes, key=lambda one: one.step)
+        around = replace(around, step=shortest.step, length=shortest.length)
     rows = _rows(out, slopes)
     total = Structure.of(out.grad)[1]
-    norm = float(tree.dot(total, total)) ** 0.5
-    scale = max([norm, *(abs(row.measured) for row in rows)])
+    scale = max([float(tree.dot(total, total)) ** 0.5, *(abs(row.measured) for row in rows)])
     settled = None
     if exact is not None:
         settled = all(row.error <= rtol * scale + row.noise for row in _rows(exact, slopes))

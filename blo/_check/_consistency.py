@@ -10,6 +10,7 @@ from torch import Tensor
 from blo._check._at import at_solution
 from blo._check._ingredients import Ingredients
 from blo._check._outcome import Finding, Part
+from blo._check._resolve import beside
 from blo._check._slopes import Slope, along
 from blo._hypergrad import Hypergradient
 from blo._lower import LowerProblem
@@ -33,7 +34,7 @@ def adjointness(
         return []
     at_theta = around.problem.bind(around.leaves).detach()
     at = point(formula.products, at_theta, around.best.z)
-    system = Restricted(formula.model(Hessian(at.times_hessian)), parts.tangent)
+    system = Restricted(formula.model(Hessian(at.times_hessian)), parts.tangent, beside(around.best.unit))
     findings = []
     for one in slopes:
         moves = parts.moves(one.unit)

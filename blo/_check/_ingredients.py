@@ -92,7 +92,9 @@ class Ingredients:
         if self.tangent.force is not None or isinstance(here.term, Set):
             left = self.tangent.project(pull)
             # At an interior solution both vanish, up to the residual of the tight solve.
-            slack = (100 * self.around.best.residual + 1e3 * torch.finfo(pull.dtype).eps) * (1 + _norm(pull))
+            best, eps = self.around.best, torch.finfo(pull.dtype).eps
+            size = _norm(self.slope)
+            slack = 100 * best.residual * (1 + size) + 1e3 * eps * (float(best.unit.max()) + size)
             findings.append(_finding(Part.TANGENT, "P grad g = 0", left, [pull], self.rtol, slack))
         leaves_face, unbalanced = [], []
         for one in slopes:
@@ -106,7 +108,7 @@ class Ingredients:
             rest = self.tangent.project(moves.mixed + bent + curved + moves.force)
             parts = [moves.mixed, bent, curved, moves.force]
             # An error of dz enters this equation multiplied by H, which is estimated along dz.
-            stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + 1.0
+            stiffness = _norm(bent) / max(_norm(one.solution), 1e-300) + float(self.around.best.unit.max())
             unbalanced.append(
                 _finding(Part.TANGENT, "P (B dtheta + (H + K) dz)", rest, parts, self.rtol, 10 * stiffness * noise)
             )
@@ -117,8 +119,9 @@ class Ingredients:
         target = self.tangent.project(self.v)
         inside = self.tangent.project(q)
         image = self.transposed(inside)
-        # The adjoint is in the tangent space: its part outside belongs to the defect.
-        rest = target - self.tangent.project(image + self.tangent.curve(inside)) - (q - inside)
+        # The adjoint is in the tangent space: its part outside belongs to the defect, in the unit of H times q.
+        outside = self.around.best.unit.unsqueeze(-1) * (q - inside)
+        rest = target - self.tangent.project(image + self.tangent.curve(inside)) - outside
         # A central difference has a relative error of about eps^(2/3) at best.
         rounding = 30 * torch.finfo(q.dtype).eps ** (2 / 3) * _norm(image)
         return _finding(Part.INVERSE, "P (H + K) P q - P v", rest, [target], self.rtol, rounding)
@@ -157,29 +160,29 @@ class Ingredients:
     def direct_findings(self, direct: Sequence[Tensor], slopes: Sequence[Slope]) -> list[Finding]:
         """Compare the upper gradients with differences of the upper objective."""
         problem, around = self.around.problem, self.around
-        z, h = around.best.z, around.step
+        z, share = around.best.z, around.step / around.length
 
         def value(unit: Sequence[Tensor], w: Tensor | None, t: float) -> float:
             at = problem.structure.tree(around.moved(unit, t if w is None else 0.0))
             return float(around.upper(at, problem.layout.unravel(z if w is None else z + t * w)))
 
-        def sides(function: Callable[[float], float]) -> tuple[float, float]:
+        def sides(function: Callable[[float], float], h: float) -> tuple[float, float]:
             near, far = function(h) - function(-h), function(2 * h) - function(-2 * h)
             found = (8 * near - far) / (12 * h)
             rounding = 16 * torch.finfo(z.dtype).eps * abs(function(0.0)) / h
             # The distance of the two differences is the error of the second-order one. That of the fourth-order one is
-            # about h of it, see `_share`.
-            return found, rounding + abs(near / (2 * h) - found) * h
+            # about this share of it, see `_share`.
+            return found, rounding + abs(near / (2 * h) - found) * share
 
         in_theta, in_z = [], []
         size = sum(float(part.double().square().sum()) for part in direct) ** 0.5
         for one in slopes:
-            truth, noise = sides(partial(value, one.unit, None))
+            truth, noise = sides(partial(value, one.unit, None), around.step)
             error = abs(along(direct, one.unit) - truth)
             in_theta.append(_judge(Part.DIRECT, "df/dtheta", error, max(size, abs(truth)), self.rtol, noise))
             # df/dz enters the slope of F along dz only.
             w = one.solution / max(_norm(one.solution), 1e-300)
-            truth, noise = sides(partial(value, one.unit, w))
+            truth, noise = sides(partial(value, one.unit, w), share * max(1.0, _norm(z)))
             error = abs(float((self.v * w).sum()) - truth)
             in_z.append(_judge(Part.DIRECT, "df/dz", error, max(_norm(self.v), abs(truth)), self.rtol, noise))
         return [_worst(in_theta), _worst(in_z)]

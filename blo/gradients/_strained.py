@@ -10,6 +10,7 @@ from torch import Tensor
 from blo._autodiff import live, plain, pullback
 from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Counts, Strain, Tangent
+from blo._vectors import irregular
 
 __all__ = ["strained"]
 
@@ -43,8 +44,7 @@ def _parts(strain: Strain, problem: ProblemAtTheta, z: Tensor) -> bool:
         moved, left = strain.of(problem.rebind(leaves).term, z.detach())
     # With a regular vector, such as ones, opposite motions of two constraints would cancel in the product. All entries
     # are at least 1, so every constraint counts.
-    index = torch.arange(1, moved.numel() + 1, dtype=moved.dtype, device=moved.device)
-    probe = (2 + index.square().cos()).reshape(moved.shape)
+    probe = (2 + irregular(moved.numel(), moved)).to(moved.dtype).reshape(moved.shape)
 
     def size(of: Tensor) -> float:
         return sum(float(part.double().square().sum()) for part in pullback([of], inputs, [probe]) if part is not None)

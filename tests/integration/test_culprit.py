@@ -135,6 +135,17 @@ def test_a_set_with_a_wrong_tangent(case: QuadraticCase, defect: dict[str, Any])
     assert_blamed(check(case, lower=lower), Part.TANGENT)
 
 
+def test_a_set_with_a_wrong_tangent_below_an_objective_in_a_small_unit() -> None:
+    def lower(tamper: Callable[[Tangent], Tangent]) -> blo.LowerProblem:
+        return blo.LowerProblem(
+            lambda theta, z: 1e-12 * BALL.objective(theta, z), lambda theta: Wrong(BALL.constraint(theta), tamper)
+        )
+
+    assert check(BALL, lower=lower(lambda tangent: tangent), solver=None).ok
+    found = check(BALL, lower=lower(without_curvature), solver=None)
+    assert_blamed(found, Part.TANGENT, "P (B dtheta + (H + K) dz)")
+
+
 def test_an_inactive_inequality_treated_as_active() -> None:
     case = oracles.draw("free", 4, 2, seed=9)
     lower = blo.LowerProblem(case.objective, Wrong(blo.Box(-50.0, 50.0), with_all_held))

@@ -27,6 +27,27 @@ def test_one_step_solves_a_quadratic(linear_solver: blo.linsolve.LinearSolver) -
     np.testing.assert_allclose(found.z, np.linalg.solve(matrix.numpy(), b.numpy()), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "linear_solver", [blo.Auto(), blo.Direct(), blo.Auto(direct=0), blo.CG(), blo.MINRES(), blo.GMRES()], ids=str
+)
+@pytest.mark.parametrize("gradient", [blo.Implicit(), blo.Unrolled()], ids=lambda one: type(one).__name__)
+def test_a_linear_objective_with_constant_coefficients_ends_at_a_vertex(
+    linear_solver: blo.linsolve.LinearSolver, gradient: blo.gradients.Strategy
+) -> None:
+    """Its gradient has no graph, so torch cannot differentiate it."""
+    weights = np.array([1.0, -2.0, 0.5])
+    lower = blo.LowerProblem(
+        lambda theta, z: (torch.tensor(weights) * z).sum(), lambda theta: blo.Box(-theta.exp(), theta.square())
+    )
+    theta = torch.tensor([0.3, 0.7, -0.2], dtype=torch.float64, requires_grad=True)
+    solver = blo.Newton(linear_solver=linear_solver)
+    z = blo.argmin(lower, theta, torch.zeros(3).double(), solver=solver, gradient=gradient)
+    (slope,) = torch.autograd.grad(z.sum(), theta)
+    t = theta.detach().numpy()
+    np.testing.assert_allclose(z.detach(), np.where(weights > 0, -np.exp(t), t**2), rtol=1e-15)
+    np.testing.assert_allclose(slope, np.where(weights > 0, -np.exp(t), 2 * t), rtol=1e-12)
+
+
 @dataclass(frozen=True, eq=False)
 class Own(blo.linsolve.LinearSolver):
     """A linear solver of the user's own that can stop early."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import blo
+from blo._curvature import unaligned
+from blo._vectors import irregular
 from blo.solvers import Solver
-from tests.lower import minimise
+from blo.solvers._stopping import curvature
+from tests.lower import bind, minimise
 from tests.strategies import normal
 
 DEFAULT = blo.LBFGS(max_steps=10_000, tol=1e-11, relative=True)
@@ -21,6 +25,18 @@ def test_a_steep_start_does_not_end_the_solve(solver: Solver, start: float) -> N
     found = minimise(lambda z: (z.exp() - 2 * z).sum(), torch.tensor([start]).double(), solver)
     assert abs(float(found.z) - 0.6931471805599453) <= 1e-6
     assert found.residual is not None and found.tol is not None and found.residual <= found.tol <= 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 1000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_curvature_is_measured_in_every_precision_and_size(dtype: torch.dtype, n: int) -> None:
+    problem, z = bind(blo.LowerProblem(lambda theta, z: 50 * (z - 0.01).square().sum()), torch.zeros(n, dtype=dtype))
+    for found in curvature(problem, z, problem.gradient(z)):
+        assert float(found) == pytest.approx(100, rel=2 * torch.finfo(dtype).eps ** 0.5)
+    expected = np.cos(np.arange(1.0, n + 1) ** 2)
+    np.testing.assert_allclose(irregular(n, z), expected, atol=1e-6)
+    direction = unaligned(z).double()
+    np.testing.assert_allclose(direction, expected / np.linalg.norm(expected), atol=torch.finfo(dtype).eps)
 
 
 def test_lanes_go_on_by_themselves() -> None:
