@@ -53,7 +53,8 @@ class ConvergenceTest:
         places = [_points(state) for state in (*self._marks, last)]
         ways = {name: [float(_distance(a[name], b[name])) for a, b in pairwise(places)] for name in places[0]}
         for name, way in ways.items():
-            if self._longer(way, _size(places[0][name]), _eps(last["theta"]) * _size(last["theta"])):
+            # z follows theta, with the rounding errors of both.
+            if self._longer(way, _size(places[0][name]), max(_rounding(last["theta"]), _rounding(places[4][name]))):
                 return (
                     f"the steps of {name} become longer and longer. Lower `lower_step` or `upper_step`; possibly "
                     "`lower` has no minimiser in z, or F has none in theta"
@@ -107,7 +108,7 @@ def _points(state: State) -> dict[str, Tree]:
 def _straight(way: list[float], places: list[Tree]) -> bool:
     """Return whether a variable moved in one direction at a constant pace after the first quarter."""
     # Rounding errors move a converged variable as well.
-    if way[3] <= 10 * _eps(places[4]) * _size(places[4]):
+    if way[3] <= 10 * _rounding(places[4]):
         return False
     # The distance between the ends is the sum of the ways only if the ways lie on one line.
     steady = all(abs(b - a) <= _SLOWER * a for a, b in pairwise(way[1:]))
@@ -116,6 +117,10 @@ def _straight(way: list[float], places: list[Tree]) -> bool:
 
 def _eps(point: Tree) -> float:
     return torch.finfo(tree.leaves(point)[0].dtype).eps
+
+
+def _rounding(point: Tree) -> float:
+    return _eps(point) * _size(point)
 
 
 def _size(point: Tree) -> float:

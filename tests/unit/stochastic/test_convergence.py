@@ -227,6 +227,25 @@ def test_noise_at_the_solution_is_no_divergence(seed: int) -> None:
     assert said(blo.SOBA(lower_step=0.3, upper_step=0.1), torch.float32, 80, bowl, draws) == []
 
 
+@pytest.mark.parametrize("seed", [23, 26, 32, 38, 43, 52])
+def test_the_rounding_of_a_large_z_that_follows_a_small_theta_is_no_divergence(seed: int) -> None:
+    """Theta moves by less than the rounding of z, so each step of z is one of rounding, and may be longer by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    middle, goal = 1e4 * torch.randn(20, generator=generator), 4e-3 * torch.rand(20, generator=generator)
+
+    def lower(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+        return 0.5 * (z - middle - theta).square().sum()
+
+    def upper(theta: torch.Tensor, z: torch.Tensor, batch: None) -> torch.Tensor:
+        return 0.5 * (theta - goal).square().sum() + 0 * z.sum()
+
+    algorithm = blo.SOBA(lower_step=0.5, upper_step=5e-3)
+    state = run(algorithm, algorithm.init(torch.zeros(20), middle.clone()), upper, lower, steps=200)
+    truth = goal.double().numpy() * (1 - (1 - 5e-3) ** 200)
+    np.testing.assert_allclose(state["theta"], truth, rtol=1e-4)
+    np.testing.assert_allclose(state["z"], middle.double().numpy() + truth, rtol=2e-7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("steps", [200, 600])
 def test_a_run_that_goes_on_at_the_solution_says_nothing(steps: int, dtype: torch.dtype) -> None:
