@@ -74,7 +74,8 @@ def _settings(record: Mapping[str, Any]) -> str:
     """Say what was measured, in words; older records do not hold all of it."""
     told = list(dict.fromkeys(map(_cell_settings, record["cells"])))
     if "seeds" in record:
-        told.append(f"{len(record['seeds'])} seeds planned")
+        count = len(record["seeds"])
+        told.append(f"{count} seed{'s' * (count > 1)} planned")
     return "; ".join(told)
 
 

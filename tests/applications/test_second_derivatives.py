@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from adv_train import models
 from adv_train.data import Batch
@@ -186,6 +187,20 @@ def test_a_graph_that_is_used_twice() -> None:
         (slope,) = torch.autograd.grad(_network(x, w).sin().sum(), x, create_graph=True)
     first, again = (torch.autograd.grad((slope**3).sum(), w, retain_graph=True) for _ in range(2))
     assert torch.equal(*first, *again)
+
+
+def test_a_gradient_of_the_images_alone_needs_no_gradient_of_the_weights() -> None:
+    """Neither for a parameter nor for a weight that follows from one."""
+    x, parameter = drawn(3, 4, 5, 5, layout=torch.channels_last), drawn(4, 4, 3, 3)
+    for w in (parameter, 2 * parameter):
+        counts = []
+        for wanted in ([x], [x, w]):
+            with fast_second_derivatives():
+                output = F.conv2d(x, w).sin().sum()
+            with FlopCounterMode(display=False) as counter:
+                torch.autograd.grad(output, wanted, create_graph=True)
+            counts.append(counter.get_total_flops())
+        assert 0 < 2 * counts[0] == counts[1]
 
 
 def test_a_third_derivative_is_refused() -> None:

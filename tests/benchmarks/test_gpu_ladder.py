@@ -114,7 +114,11 @@ def test_every_rung_is_measured_once(
             assert math.fsum(row["shares"].values()) == pytest.approx(1, abs=1e-12)
             assert set(row["shares"]) == {*kernels.FAMILIES, "other"} and row["shares"]["convolution, matmul"] > 0
             assert row["kernel_milliseconds"] > 0
-        assert len({row["flops"] for row in timed.values()}) == 1  # the switches change no product
+        # The switches change no product, except that on a CPU our second derivatives of convolutions, which need fewer
+        # products, are for channels last alone.
+        usual, last = ({timed[rung]["flops"] for rung in part} for part in (EAGER[:3], EAGER[3:]))
+        assert len(usual) == len(last) == 1
+        assert max(last) < min(usual) if title == "fast-bat" else last == usual
         assert f"**{title}**" in page and f"* {title}: CUDA graph: not timed, a graph needs a CUDA device" in page
     # Fast-AT is an attack's gradient in the images alone and one in the weights; Fast-BAT differentiates more.
     assert rows["fast-bat: fp32"]["flops"] > rows["fast-at: fp32"]["flops"]

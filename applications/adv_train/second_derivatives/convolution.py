@@ -27,7 +27,7 @@ def convolution(
     dilation: _Pair = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """Return `F.conv2d`; None where torch is not slower, without gradients, and for arguments that torch may refuse."""
+    """Return `F.conv2d`; None where torch is as fast, without gradients, and for arguments that torch may refuse."""
     x, w, kind = input, weight, input.device.type
     given = [x, w] if bias is None else [x, w, bias]
     if x.ndim != 4 or isinstance(padding, str) or not (x.requires_grad or w.requires_grad):
@@ -46,6 +46,14 @@ def convolution(
     return output + rest[0].view(-1, 1, 1) if rest else output
 
 
+def _used(node: Any) -> bool:
+    """Return whether this backward pass uses the gradient of a node; an attack uses none of the weights."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # a leaf that `autograd.grad` asks for
+        return True
+
+
 def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
@@ -59,12 +67,13 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return (*_Gradients.apply(g, *ctx.saved_tensors, ctx.needs_input_grad[:2], *ctx.how), *(None,) * len(ctx.how))
+        wanted = [ctx.needs_input_grad[i] and _used(ctx.next_functions[i][0]) for i in range(2)]
+        return (*_Gradients.apply(g, *ctx.saved_tensors, wanted, *ctx.how), *(None,) * len(ctx.how))
 
 
 class _Gradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool], *how: Any) -> Any:
+    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, wanted: list[bool], *how: Any) -> Any:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(g, x, w)
         ctx.how = how
