@@ -67,9 +67,8 @@ class L1(Penalty):
 
 def soft_threshold(z: Tensor, threshold: Tensor | float) -> Tensor:
     """Return z moved towards zero by the threshold, and zero where it is nearer than that."""
-    near = z.sign() * (z.abs() - threshold).relu()
-    # With a threshold of zero this is the identity, but torch's derivative of |z| is zero at zero.
-    return torch.where((z == 0) & (torch.as_tensor(threshold, device=z.device) == 0), z, near)
+    # `<`, so that it is the identity, also in its derivative, where z and the threshold are both zero; NaN stays NaN.
+    return torch.where(z.abs() < threshold, 0.0, z - threshold * z.sign())
 
 
 def on_support(z: Tensor, gradient: Tensor, weight: Tensor | float, slack: float) -> Tensor:

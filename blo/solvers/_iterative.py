@@ -107,18 +107,19 @@ class Iterative(Solver, abc.ABC):
 
 def _march(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None) -> Solution:
     """Make all steps without measuring residuals, so that no lane stops early."""
-    state = begin(solver, problem, z0)
+    running = begin(solver, problem, z0)
+    state = running.state
     for steps in range(solver.max_steps):
         if watch is not None:
-            watch(steps, state)
+            watch(steps, running._replace(state=state))
         state = _unmeasured(solver, problem, state, steps)
-    return Solution(state.state.trial, None, None, solver.max_steps, carried=solver.carried(state.state))
+    return Solution(state.trial, None, None, solver.max_steps, carried=solver.carried(state))
 
 
-def _unmeasured(solver: Iterative, problem: Problem, before: Running, index: int) -> Running:
-    moved = solver.move(problem, before.state)
+def _unmeasured(solver: Iterative, problem: Problem, state: Any, index: int) -> Any:
+    moved = solver.move(problem, state)
     # The last trial is the result, whatever its gradient: save the evaluation.
-    return before._replace(state=moved if index == solver.max_steps - 1 else solver.look(problem, moved))
+    return moved if index == solver.max_steps - 1 else solver.look(problem, moved)
 
 
 def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ def advance(solver: Iterative, problem: Problem, state: Running, first: int, ste
     """Repeat the steps `first` to `first + steps - 1` of `solve` from the state before them."""
     for index in range(first, first + steps):
         if solver.tol is None:
-            state = _unmeasured(solver, problem, state, index)
+            state = state._replace(state=_unmeasured(solver, problem, state.state, index))
         else:
             state = _step(solver, problem, *_tested(solver, problem, state, index))
     return state
