@@ -163,7 +163,7 @@ def _estimate(planned: Blocks, price: float | None) -> str:
         "F: a forward pass of one image. The cost of evaluation assumes the published robust accuracy; if none is "
         "published, it assumes that no attack succeeds.",
         *([f"Not counted, because its cost is not known: {', '.join(uncounted)}."] if uncounted else []),
-        *(f"{name}: {reason}" for name, reason in planned.missing.items()),
+        *planned.gaps,
     ]
     return "\n\n".join(told)
 

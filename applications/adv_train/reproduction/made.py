@@ -56,7 +56,7 @@ class Reproduction:
         ]
         if self.planned.scale.name != "full":
             notes.append(f"The published figures are for the full scale, not for {self.planned.scale.name}.")
-        notes += [f"{name}: {reason}" for name, reason in self.planned.missing.items()]
+        notes += self.planned.gaps
         found = doubts([result for result, _ in self.results])
         return Section(self.planned.table.name, tables.wide(self.results, self._measures()), notes, found)
 

@@ -51,6 +51,12 @@ class Blocks:
         """One line that describes the table and the scale."""
         return f"{self.table.about}. Scale {self.scale.name}: {self.scale.about}"
 
+    @property
+    def gaps(self) -> list[str]:
+        """A line for each reason in `missing`, with all cells that it keeps from running."""
+        reasons = dict.fromkeys(self.missing.values())
+        return [f"{', '.join(name for name in self.missing if self.missing[name] == why)}: {why}" for why in reasons]
+
     def cells(self) -> list[Cell]:
         """Return all runs: all cells with the first seed, then with the next."""
         runs = [block.plan.cells() for block in self.blocks]
