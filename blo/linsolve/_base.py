@@ -21,7 +21,6 @@ __all__ = [
     "floor_of",
     "raised",
     "relative_residual",
-    "require_single",
     "require_symmetric",
     "started",
     "within",
@@ -111,19 +110,6 @@ def require_symmetric(operator: Operator, solver: str) -> None:
             f"`{solver}` needs a symmetric operator, but {type(operator).__name__} is not declared symmetric. The "
             "operator of `LowerProblem.fixed_point` is never symmetric: use `GMRES`, `Direct` or `Auto`. Declare an "
             "operator of your own as `Dense(matrix, symmetric=True)`."
-        )
-
-
-def require_single(b: Tensor, solver: str, instead: str = "CG") -> None:
-    """Raise for half precision, in which torch cannot factorise matrices.
-
-    Raises:
-        StructureError: for half precision; the message names `solver`.
-    """
-    if b.dtype not in (torch.float32, torch.float64):
-        raise StructureError(
-            f"`{solver}` factorises in float32 or float64, but z is {b.dtype}. Keep z in float32 and cast it inside "
-            f"the objective, or use {instead}()."
         )
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true
+from blo._precision import require_single
 from blo._settings import require_nonnegative
-from blo.linsolve._base import LinearSolution, LinearSolver, relative_residual, require_single, within
+from blo.linsolve._base import LinearSolution, LinearSolver, relative_residual, within
 from blo.linsolve._bordered import bordered
 from blo.linsolve._singular import least_norm
 from blo.linsolve._space import EUCLIDEAN
@@ -47,7 +48,7 @@ class Direct(LinearSolver):
         return 1e-8
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        require_single(b, "Direct")
+        require_single(b.dtype, "Direct", "CG")
         identity = torch.eye(b.shape[-1], dtype=b.dtype, device=b.device)
         matrix = operator.dense(b) + self.damping * identity
         definite = indefinite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from blo._autodiff import all_true, stride
+from blo._precision import require_single
 from blo._settings import require_count, require_nonnegative, require_tolerance
-from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised, require_single
+from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised
 from blo.linsolve._precondition import Preconditioning, Product, inverse_of
 from blo.linsolve._restart import Cycle, in_cycles
 from blo.linsolve._space import InnerProduct, Space
@@ -59,7 +60,7 @@ class GMRES(LinearSolver):
         return replace(self, tol=raised(self.tol, tol))
 
     def solve(self, operator: Operator, b: Tensor, x0: Tensor | None = None) -> LinearSolution:
-        require_single(b, "GMRES")
+        require_single(b.dtype, "GMRES", "CG")
         apply = damped(operator, self.damping)
         inverse, space = inverse_of(self.preconditioner, operator, b), Space(self.inner)
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blo._precision import require_single
 from blo._settings import require_count, require_positive, require_tolerance
 from blo.linsolve._base import (
     LinearSolution,
     LinearSolver,
     relative_residual,
-    require_single,
     require_symmetric,
     within,
 )
@@ -88,7 +88,7 @@ class Nystrom(LinearSolver, Preconditioner):
     def _approximate(self, operator: Operator, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return orthonormal vectors U `(*lanes, n, k)`, decreasing values `(*lanes, k)`, and the indefinite lanes."""
         require_symmetric(operator, "Nystrom")
-        require_single(like, "Nystrom")
+        require_single(like.dtype, "Nystrom", "CG")
         n = like.shape[-1]
         if isinstance(operator, Restricted):
             # There may be more vectors than free directions. Those off the tangent space must not look like null

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import cast
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar, cast
 
+import torch
 from torch import Tensor
 
+from blo import tree
 from blo._layout import Layout
 from blo._term import Counts, Tangent, Term
 from blo.sets._rows import Rows
 
 __all__ = ["Counts", "Set", "Tangent"]
+
+_S = TypeVar("_S", bound="Set")
 
 
 class Set(Term):
@@ -54,3 +60,20 @@ class Set(Term):
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         return self.project(z)
+
+
+def in_single(project: Callable[[_S, Tensor], Tensor]) -> Callable[[_S, Tensor], Tensor]:
+    """Decorate a `project` that adds up all coordinates: a z in half precision is projected in single precision.
+
+    In half precision the rounding of a sum of thousands of terms moves the point far off the set.
+    """
+
+    @wraps(project)
+    def projected(self: _S, z: Tensor) -> Tensor:
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        if dtype is z.dtype:
+            return project(self, z)
+        wide = tree.map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, self)
+        return project(wide, z.to(dtype)).to(z.dtype)
+
+    return projected

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blo._autocast import without
 from blo._layout import Layout
+from blo._precision import require_single
 from blo._settings import require_count
 from blo._term import Tangent, can_validate
 from blo.errors import InfeasibleError, StructureError
@@ -71,6 +72,7 @@ class Intersection(Set):
 
     @without
     def fit(self, layout: Layout) -> Set:
+        require_single(layout.dtype, "Intersection")
         parts = [cast(Set, part.fit(layout)) for part in self._flat()]
         described = [(part, part.rows(layout)) for part in parts]
         others = [part for part, rows in described if rows is None]

@@ -15,7 +15,7 @@ from blo._types import Tree
 from blo._vectors import dot
 from blo.errors import InfeasibleError
 from blo.sets import _cut_l1
-from blo.sets._base import Set
+from blo.sets._base import Set, in_single
 from blo.sets._cut import Cut, fit_bound, is_cut, require_bounds, require_reach
 from blo.sets._simplex import Simplex
 
@@ -75,6 +75,7 @@ class L1Ball(Set):
     def extent(self) -> Tensor | float:
         return 2 * per_lane(self.radius)
 
+    @in_single
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point: for z outside, that of the simplex in the orthant of `z - center`."""
         if is_cut(self):

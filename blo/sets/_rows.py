@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
+from blo._precision import require_single
 from blo.errors import StructureError
 
 
@@ -120,6 +121,7 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
     Raises:
         StructureError: if A or b does not fit; the message names `name.A` or `name.b`.
     """
+    require_single(layout.dtype, name)
     lanes, n = layout.lanes, layout.size
     k = matrix.shape[-2]
     if matrix.shape[-1] != n or tuple(matrix.shape[:-2]) not in {(), lanes}:
@@ -149,6 +151,7 @@ def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or matrix.ndim < 2:
         found = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else type(matrix)
         raise StructureError(f"`{name}.A` must be a floating point tensor with rows and columns, but is {found}.")
+    require_single(matrix.dtype, name)
     if isinstance(right, Tensor) and right.ndim > 0 and right.shape[-1] != matrix.shape[-2]:
         raise StructureError(
             f"`{name}.b` must have one entry for each of the {matrix.shape[-2]} rows of A, but has {right.shape[-1]}."

@@ -16,7 +16,7 @@ from blo._types import Tree
 from blo._vectors import dot
 from blo.errors import InfeasibleError
 from blo.sets import _capped
-from blo.sets._base import Set
+from blo.sets._base import Set, in_single
 from blo.sets._capped import Capped
 from blo.sets._rows import Rows
 
@@ -74,6 +74,7 @@ class Simplex(Set):
     def extent(self) -> Tensor | float:
         return 2**0.5 * per_lane(self.total)
 
+    @in_single
     def project(self, z: Tensor) -> Tensor:
         """Return the nearest point of the simplex, by sorting.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
+from blo._precision import require_single
 from blo._term import Carry, Counts, Strain, Tangent
 from blo._types import Tree
 from blo._vectors import norm
@@ -85,6 +86,7 @@ class SmoothConstraints(Set):
         self._assign(Functions(equalities, inequalities, spec), tuple(leaves), slack, max_steps)
 
     def fit(self, layout: Layout) -> SmoothConstraints:
+        require_single(layout.dtype, "SmoothConstraints")
         axes = tuple(leaf.ndim for leaf in self.leaves)
         fitted = SmoothConstraints.__new__(SmoothConstraints)
         functions = replace(self.functions, layout=layout, axes=axes)

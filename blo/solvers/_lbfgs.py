@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._precision import require_single
 from blo._settings import require_budget, require_count
 from blo._vectors import dot, norm, push
-from blo.linsolve._base import require_single
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
@@ -62,7 +62,7 @@ class LBFGS(Iterative):
         Raises:
             StructureError: if the set is not given by bounds on the coordinates, or in half precision.
         """
-        require_single(z0, "LBFGS", "ProjectedGradient")
+        require_single(z0.dtype, "LBFGS", "ProjectedGradient")
         _line.bounds(problem.term, z0, "LBFGS")
         z = problem.prox(z0, 1.0)
         value, slope = problem.evaluate(z)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import blo
+from blo._layout import Layout
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 C = torch.tensor([3.0, 2.0], dtype=F64)
@@ -196,7 +197,7 @@ def test_what_factorises_refuses_half_precision_by_name(name: str, dtype: torch.
         name, blo.CG()
     )
     solver = blo.LBFGS(tol=1e-2) if name == "LBFGS" else steps
-    with pytest.raises(blo.StructureError, match=f"`{name}` factorises in float32 or float64, but z is {dtype}"):
+    with pytest.raises(blo.StructureError, match=f"`{name}` factorises in float32 or float64, but got {dtype}"):
         blo.value_and_hypergrad(
             lambda t, z: z.sum(),
             lower,
@@ -227,3 +228,59 @@ def test_the_value_function_is_right_in_half_precision_or_says_that_it_is_not(tw
     right = bool((out.grad.double() - truth).norm() <= 2e-2 * truth.norm())
     assert right or [one.category for one in caught] == [blo.ConvergenceWarning] * len(caught) != []
     assert out.report.ok == (not caught)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        blo.Simplex(),
+        blo.Simplex(100.0),
+        blo.Simplex(cap=0.01),
+        blo.L1Ball(100.0),
+        blo.L1Ball(10.0, low=-0.01, high=0.02),
+        blo.L2Ball(10.0),
+        blo.L2Ball(1.0, low=-0.01, high=0.02),
+        blo.Box(-0.3, 0.3),
+        blo.L1(0.1),
+        blo.GroupLasso(0.5, torch.arange(3000) % 10),
+    ],
+    ids=str,
+)
+def test_a_projection_of_thousands_of_coordinates_is_right_to_the_rounding_of_half_precision(
+    constraint: Any, scale: float, dtype: torch.dtype
+) -> None:
+    """Also the total of a simplex: sums in half precision would move the point off it by 20 units of rounding."""
+    z = (scale * torch.randn(3000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = constraint.fit(Layout.of(z, batched=False)).prox(z, 0.5)
+    truth = constraint.fit(Layout.of(z.double(), batched=False)).prox(z.double(), 0.5)
+    assert found.dtype is dtype
+    assert (found.double() - truth).norm() <= torch.finfo(dtype).eps * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one: blo.Halfspaces(one),
+        lambda one: blo.Affine(one),
+        lambda one: blo.Intersection(blo.L2Ball(1.0), blo.Box(-0.1, 0.1)),
+        lambda one: blo.SmoothConstraints(inequalities=lambda z: z.square().sum() - 1),
+    ],
+    ids=["Halfspaces", "Affine", "Intersection", "SmoothConstraints"],
+)
+def test_sets_that_factorise_refuse_half_precision(make: Any, dtype: torch.dtype) -> None:
+    def solve(rows: Tensor) -> None:
+        lower = blo.LowerProblem(lambda t, z: (z - t).square().sum(), make(rows))
+        blo.value_and_hypergrad(
+            lambda t, z: z.sum(),
+            lower,
+            torch.ones(3),
+            torch.zeros(3, dtype=dtype),
+            solver=blo.ProjectedGradient(0.1, 5, tol=None),
+        )
+
+    for rows in (torch.ones(1, 3, dtype=dtype), torch.ones(1, 3)):
+        with pytest.raises(blo.StructureError, match=r"` factorises in float32 or float64, but got torch.*float16"):
+            solve(rows)
