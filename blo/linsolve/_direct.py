@@ -12,7 +12,7 @@ from blo._precision import require_single
 from blo._settings import require_nonnegative
 from blo.linsolve._base import LinearSolution, LinearSolver, relative_residual, within
 from blo.linsolve._bordered import bordered
-from blo.linsolve._singular import least_norm
+from blo.linsolve._singular import followed, least_norm, singular_below
 from blo.linsolve._space import EUCLIDEAN
 from blo.operators import Operator, Restricted
 
@@ -54,14 +54,25 @@ class Direct(LinearSolver):
         definite = indefinite = torch.zeros(b.shape[:-1], dtype=torch.bool, device=b.device)
         size, zero = EUCLIDEAN.size(b)
         rhs = b / size
+        follow = followed(matrix, rhs)
         x = torch.zeros_like(b)
         if operator.symmetric:
             factor, info = torch.linalg.cholesky_ex(matrix)
-            definite = info == 0
+            # A pivot within rounding of zero means a singular matrix. Relative to the diagonal, this does not depend on
+            # the units of the unknowns.
+            pivots = factor.detach().diagonal(dim1=-2, dim2=-1).square()
+            steep = pivots > singular_below(matrix) * matrix.detach().diagonal(dim1=-2, dim2=-1)
+            definite = (info == 0) & steep.all(-1)
             x = torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
         if not all_true(definite):
-            by_lu, _ = torch.linalg.solve_ex(matrix, rhs.unsqueeze(-1))
-            x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
+            if follow:
+                # The derivative of a factorisation that fails is NaN or an error, even if its result is not used.
+                sound = torch.where(definite[..., None, None], matrix, identity)
+                x = torch.linalg.solve(sound, rhs.unsqueeze(-1)).squeeze(-1)
+                x = torch.where(definite.unsqueeze(-1), x, 0.0)
+            else:
+                by_lu, _ = torch.linalg.solve_ex(matrix, rhs.unsqueeze(-1))
+                x = torch.where(definite.unsqueeze(-1), x, by_lu.squeeze(-1))
         x = within(operator, torch.where(zero, 0.0, x))
         residual = relative_residual(operator, x, rhs, self.damping)
         limit = max(self.tol, 100 * torch.finfo(b.dtype).eps)
@@ -81,7 +92,7 @@ class Direct(LinearSolver):
         # system may fit b better, but with a component in the null space.
         sought = residual > torch.where(definite, max(_CLOSE, 100 * torch.finfo(b.dtype).eps), limit)
         # Without an active constraint there is no border: the other factors would only fit noisy products differently.
-        if isinstance(operator, Restricted) and operator.tangent.project(rhs) is not rhs:
+        if not follow and isinstance(operator, Restricted) and operator.tangent.project(rhs) is not rhs:
             wanted = sought & ~indefinite
             if not all_true(~wanted):
                 beside, left = bordered(operator, rhs, self.damping)

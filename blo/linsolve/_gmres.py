@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, stride
+from blo._autodiff import all_true, stride, transforms_active
 from blo._precision import require_single
 from blo._settings import require_count, require_nonnegative, require_tolerance
 from blo.linsolve._base import LinearSolution, LinearSolver, damped, raised
@@ -111,14 +111,16 @@ def _arnoldi(
             none = torch.zeros_like(w[..., :1])
             turns = none.unsqueeze(-1) + torch.eye(most + 1, dtype=w.dtype, device=w.device)
             upper, rest = turns[..., :most, :most].clone(), none.expand(*none.shape[:-1], most).clone()
+            # A backward pass needs the values from before the next write in place.
+            kept = torch.clone if w.requires_grad or transforms_active() else _same
         basis[..., k, :] = v
         before = space.norm(w)
-        w, column = _orthogonal(w, basis[..., : k + 1, :], space)
+        w, column = _orthogonal(w, kept(basis[..., : k + 1, :]), space)
         below = space.norm(w)
         below = torch.where(below > 10 * eps * before, below, 0.0)  # the Krylov space is invariant
         # `turns` accumulates the reflections that make the Hessenberg matrix triangular. Apply it to the new column,
         # then add the reflection that zeroes the entry below the diagonal.
-        column = (turns[..., : k + 1, : k + 1] @ column.unsqueeze(-1)).squeeze(-1)
+        column = (kept(turns[..., : k + 1, : k + 1]) @ column.unsqueeze(-1)).squeeze(-1)
         corner = column[..., k:]
         diagonal = torch.hypot(corner, below)
         # A zero on the diagonal means that A is singular on the Krylov space: the lane cannot improve.
@@ -126,7 +128,7 @@ def _arnoldi(
         divisor = torch.where(running, diagonal, 1.0)
         cosine, sine = corner / divisor, below / divisor
         turn = torch.cat([cosine, sine, sine, -cosine], -1).unflatten(-1, (2, 2))
-        turns[..., k : k + 2, :] = turn @ turns[..., k : k + 2, :]
+        turns[..., k : k + 2, :] = turn @ kept(turns[..., k : k + 2, :])
         # In a lane that has stopped, row and column k are those of the identity and the right-hand side is zero, so v
         # gets the coefficient zero.
         upper[..., :k, k] = torch.where(running, column[..., :k], 0.0)
@@ -152,3 +154,7 @@ def _orthogonal(w: Tensor, basis: Tensor, space: Space) -> tuple[Tensor, Tensor]
         w = w - (basis.mT @ more.unsqueeze(-1)).squeeze(-1)
         shares = shares + more
     return w, shares
+
+
+def _same(v: Tensor) -> Tensor:
+    return v

@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blo._autodiff import transforms_active
+from blo.sets._rows import times
+
 #: Rounds of scaling. Each reduces the spread of the sizes of rows to about its square root.
 _ROUNDS = 4
+#: Orders of derivatives that are right.
+_ORDERS = 2
+
+
+def followed(*tensors: Tensor) -> bool:
+    """Return whether results computed from these tensors may be differentiated."""
+    return transforms_active() or any(tensor.requires_grad for tensor in tensors)
 
 
 def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -26,20 +36,36 @@ def least_norm(matrix: Tensor, b: Tensor, *, symmetric: bool) -> tuple[Tensor, T
         x of b's shape, NaN where the matrix is not finite, and whether a symmetric matrix has a negative eigenvalue
         beyond rounding, shape `lanes`.
     """
-    n, eps = b.shape[-1], torch.finfo(b.dtype).eps
     even, rows, columns, sound = scaled(matrix)
-    rhs = (rows * b).unsqueeze(-1)
+    constant, rhs = even.detach(), rows * b
     if symmetric:
-        values, right_vectors = torch.linalg.eigh(even)
-        shares = right_vectors.mT @ rhs
+        values, right = torch.linalg.eigh(constant)
+        left = right
     else:
-        left_vectors, values, transposed = torch.linalg.svd(even)
-        right_vectors, shares = transposed.mT, left_vectors.mT @ rhs
+        left, values, transposed = torch.linalg.svd(constant)
+        right = transposed.mT
     # Values within rounding of zero belong to the null space: their components of the solution are left out.
-    flat = values.abs() <= 10 * n * eps * values.abs().amax(-1, keepdim=True)
-    shares = torch.where(flat, 0.0, shares.squeeze(-1) / torch.where(flat, 1.0, values))
-    x = columns * (right_vectors @ shares.unsqueeze(-1)).squeeze(-1)
-    return torch.where(sound.unsqueeze(-1), x, torch.nan), ((values < 0) & ~flat).any(-1)
+    flat = values.abs() <= singular_below(matrix) * values.abs().amax(-1, keepdim=True)
+
+    def inverse(v: Tensor, into: Tensor, out: Tensor) -> Tensor:
+        return times(out, torch.where(flat, 0.0, times(into.mT, v) / torch.where(flat, 1.0, values)))
+
+    x = inverse(rhs, left, right)
+    if followed(matrix, b):
+        # For constant factors, each round makes one more order of derivatives right. Two equations define the solution,
+        # `E x = rhs` and `x = E^T w`, by which x has no component in the null space of E, also when that moves.
+        x = x.detach()
+        w = inverse(x, right, left)
+        for _ in range(_ORDERS):
+            away = times(right, flat * times(right.mT, times(even.mT, w) - x))
+            x = x + inverse(rhs - times(even, x), left, right) + away
+            w = w + inverse(x - times(even.mT, w), right, left)
+    return torch.where(sound.unsqueeze(-1), columns * x, torch.nan), ((values < 0) & ~flat).any(-1)
+
+
+def singular_below(matrix: Tensor) -> float:
+    """Return the ratio of an eigenvalue to the largest one that rounding cannot tell from zero."""
+    return 10 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
 
 
 def scaled(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -61,4 +87,5 @@ def scaled(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _root(size: Tensor) -> Tensor:
-    return torch.where(size > 0, size, 1.0).sqrt()
+    """Return about the square root: a power of two, which is locally constant and causes no rounding."""
+    return torch.where(size > 0, size.detach(), 1.0).log2().mul(0.5).round().exp2()

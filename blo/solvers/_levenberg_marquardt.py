@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from blo._settings import require_budget, require_nonnegative
-from blo._vectors import dot, norm
+from blo._vectors import dot
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
-from blo.solvers._newton import free_coordinates, restricted
+from blo.solvers._newton import free_coordinates, restricted, short_step
 
 #: Smallest damping after a rejected step, in units of the curvature: a damping of 0 cannot grow by multiplication.
 _LEAST = 1e-3
@@ -95,8 +95,7 @@ class LevenbergMarquardt(Iterative):
         step = step if free is None else torch.where(free, step, state.slope / (1 + state.shift))
         # Without damping the system may be singular. Then make a gradient step of length at most 1.
         usable = torch.isfinite(step).all(-1, keepdim=True)
-        size = norm(state.slope)
-        step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
+        step = torch.where(usable, step, short_step(problem, state.slope))
         return state._replace(trial=problem.prox(state.z - step, 1.0))
 
     def look(self, problem: Problem, state: _State) -> _State:

@@ -15,6 +15,7 @@ from blo._vectors import dot, norm
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
+from blo.sets._norm import euclidean_norm
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
@@ -91,10 +92,10 @@ class Newton(Iterative):
         descends = torch.isfinite(step).all(-1, keepdim=True) & (dot(step, state.slope) > 0)
         # Negative curvature can give a step towards a maximum or a saddle point, even if it is a descent direction.
         usable = descends & ~found.indefinite.unsqueeze(-1)
-        size = norm(state.slope)
-        step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
+        step = torch.where(usable, step, short_step(problem, state.slope))
         return state._replace(
-            trial=problem.prox(state.z - state.line.length * step, 1.0), shift=_shifted(state.shift, size, usable)
+            trial=problem.prox(state.z - state.line.length * step, 1.0),
+            shift=_shifted(state.shift, norm(state.slope.detach()), usable),
         )
 
     def look(self, problem: Problem, state: _State) -> _State:
@@ -171,6 +172,13 @@ def free_coordinates(problem: Problem, z: Tensor, slope: Tensor, solver: str) ->
     return _line.free(z, slope, *limits, margin)
 
 
+def short_step(problem: Problem, slope: Tensor) -> Tensor:
+    """Return the gradient, scaled to length 1 if it is longer."""
+    # A fixed number of steps may reach a zero gradient, where the second derivative of `norm` is NaN.
+    length = euclidean_norm(slope) if problem.recorded else norm(slope)
+    return slope / length.clamp(min=1.0)
+
+
 def restricted(hessian: Operator, free: Tensor | None) -> Operator:
     """Return the operator restricted to the free coordinates."""
     return hessian if free is None else Restricted(hessian, _Mask(free))
@@ -179,7 +187,6 @@ def restricted(hessian: Operator, free: Tensor | None) -> Operator:
 def _shifted(shift: Tensor, size: Tensor, usable: Tensor) -> Tensor:
     """Return the next shift: larger if the Hessian was indefinite, smaller or zero otherwise."""
     # A shift proportional to the gradient vanishes at the solution, so that convergence stays fast there.
-    size = size.detach()
     # Start well below |g|; a shift below 1e-6 |g| no longer matters and is dropped.
     grown = torch.maximum(10 * shift, 1e-3 * size)
     return torch.where(usable, torch.where(shift > 1e-6 * size, 0.1 * shift, 0.0), grown)
