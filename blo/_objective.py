@@ -63,6 +63,10 @@ class LinearSlice:
         step = z - self.anchor
         return (step * (self.slope + 0.5 * self.curvature * step)).sum(-1)
 
+    def gradient(self, z: Tensor) -> Tensor:
+        """Return the gradient in z, shape `(*lanes, n)`, with a graph to z and to theta."""
+        return self.slope + self.curvature * (z - self.anchor)
+
     def detach(self) -> LinearSlice:
         return replace(self, slope=self.slope.detach(), source=self.source.detach())
 

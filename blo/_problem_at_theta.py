@@ -15,7 +15,7 @@ from blo._autodiff import plain, transforms_active, value_and_gradient
 from blo._curvature import Place, curvature_along_residual
 from blo._layout import Layout
 from blo._natural_map import natural, residual, scale
-from blo._objective import FixedPointMap, Slice, TiltedSlice
+from blo._objective import FixedPointMap, LinearSlice, Slice, TiltedSlice
 from blo._second_order import gauss_newton_products, hessian_products
 from blo._term import Tangent, Term
 from blo._types import Tree
@@ -115,6 +115,9 @@ class ProblemAtTheta:
             # would be lost in rounding, and the residual would not show it.
             return replace(self, slice=self.slice.slice).gradient(z, graph=graph) + self.slice.slope
         graph = graph or self.recorded
+        if isinstance(self.slice, LinearSlice):
+            slope = self.slice.gradient(z)
+            return slope if graph or transforms_active() else slope.detach()
         if self.symmetric:
             return value_and_gradient(self.value, z, create_graph=graph)[1]
         # The map itself needs no graph. But inside `torch.func.grad`, `no_grad` would cut the derivative of that level.

@@ -90,6 +90,7 @@ class Tangent:
         strain: information on active constraints that are linearly dependent; None if they never are.
         duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term does not define
             any.
+        selects: whether P only sets coordinates to zero, so that P v has no rounding.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -100,6 +101,7 @@ class Tangent:
     motion: Carry | None = None
     strain: Strain | None = None
     duals: Callable[[Layout], Tree] | None = None
+    selects: bool = False
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v, shape `(*lanes, n)`."""

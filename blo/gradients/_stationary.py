@@ -76,10 +76,12 @@ class Stationary(Strategy):
         return replace(found, x=size * found.x, noise=at.noise)
 
 
-def _inside(tangent: TangentSpace, v: Tensor) -> Tensor:
+def _inside(tangent: Tangent, v: Tensor) -> Tensor:
     """Return P v, or zero where P v is only rounding error, most of which a second projection removes."""
     # P P v = P v, so a second projection shortens only what the rounding of the first one left.
     once = tangent.project(v)
+    if tangent.selects:
+        return once
     twice = tangent.project(once)
     length, left = (norm(part) for part in (once, twice))
     return torch.where(left < 0.5 * length, 0.0, twice)

@@ -138,7 +138,7 @@ class Box(Set):
             return torch.where(free, 0.0, term._carried(self, at, gradient))
 
         duals = partial(dual_bounds, gradient, ~free)
-        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion), duals=duals)
+        return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion), duals=duals, selects=True)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
         return self._carried(origin, z, torch.zeros_like(z))

@@ -86,12 +86,19 @@ class FastBAT(Adversarial):
             walk = blo.ProjectedGradient(step, max_steps=self.steps - 1, tol=None, direction=self.direction)
             anchor = blo.argmin(attack, params, start, solver=walk, gradient=blo.Zero(), on_failure="ignore")
         solver = blo.OneStep(step, self.direction)
-        strategy = blo.Zero() if self._without else blo.HessianFree(self.curvature)
-        if self._without or self.implicit == "exact":
+        if self._without:
+            # From the anchor, the step is the same for the attack's objective and for its linearisation.
+            return blo.value_and_hypergrad(
+                losses.train, attack, params, anchor, solver=solver, gradient=blo.Zero(), on_failure="ignore"
+            )
+        strategy = blo.HessianFree(self.curvature)
+        if self.implicit == "exact":
 
             def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
                 # The implicit part is linear in dL/ddelta, so the weight acts on this derivative. A weight on
                 # `curvature` would act differently: a ball's boundary adds its own curvature, without the weight.
+                if self.ig_weight == 1:
+                    return losses.train(theta, delta)
                 return losses.train(theta, delta.detach() + self.ig_weight * (delta - delta.detach()))
 
             return blo.value_and_hypergrad(
