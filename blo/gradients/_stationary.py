@@ -11,6 +11,7 @@ from torch import Tensor
 
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
+from blo._term import Tangent
 from blo._vectors import norm
 from blo.gradients._adjoint import implicit_part
 from blo.gradients._base import Pulled, Solve, Strategy
@@ -19,7 +20,7 @@ from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution
 from blo.linsolve._space import EUCLIDEAN
-from blo.operators import Hessian, Operator, Restricted, TangentSpace
+from blo.operators import Hessian, Operator, Restricted
 
 
 class Stationary(Strategy):
