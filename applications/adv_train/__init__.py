@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adv_train.api import fit, training_gradient
     from adv_train.doctor import doctor
+    from adv_train.errors import Diverged, UserError
     from adv_train.evaluate import evaluate
     from adv_train.export import export
     from adv_train.loading import load_model
@@ -15,11 +16,25 @@ if TYPE_CHECKING:
     from adv_train.models import trust
     from adv_train.threat import Threat
 
-__all__ = ["Step", "Threat", "doctor", "evaluate", "export", "fit", "load_model", "training_gradient", "trust"]
+__all__ = [
+    "Diverged",
+    "Step",
+    "Threat",
+    "UserError",
+    "doctor",
+    "evaluate",
+    "export",
+    "fit",
+    "load_model",
+    "training_gradient",
+    "trust",
+]
 
 _HOMES = {
+    "Diverged": "errors",
     "Step": "methods",
     "Threat": "threat",
+    "UserError": "errors",
     "doctor": "doctor",
     "evaluate": "evaluate",
     "export": "export",

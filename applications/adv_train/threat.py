@@ -56,7 +56,8 @@ class Threat(Checked):
 
     @property
     def direction(self) -> Literal["sign", "normalized"]:
-        """The direction of an attack's step, by its name in `blo`: the sign of the gradient, or the gradient itself.
+        """The direction of an attack's step, by its name in `blo`: the sign of the gradient, or the gradient
+        divided by its 2-norm.
 
         In linf and l2 it is the direction of steepest ascent. In l1, steepest ascent changes few pixels, and training
         against it overfits catastrophically; training against a step along the gradient does not (Fast-EG-l1, Jiang et

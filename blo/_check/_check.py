@@ -48,16 +48,16 @@ def check_hypergrad(
 
     At every displaced theta the lower problem is solved again, from the solution found and to rounding level, but not
     by the solver being checked: at least `1 + 4 * directions` solves besides the one with `solver`, more where F is
-    nonlinear or something disagrees. So a strategy that is exact
-    for its solver but not for the problem (for example a short unroll) fails, and the report shows the lower error.
+    nonlinear or something disagrees. So a strategy that is exact for its solver but not for the problem (for example a
+    short unroll) fails, and the result shows the lower error.
 
     For strategies with an adjoint, two more tests need no such differences: the pullback must be the adjoint of the
     linearised solution map, and it must scale correctly (`g -> c g` does not change the implicit part, `f -> c f`
     multiplies it by c).
 
-    Autocast is off during the whole check. If something disagrees, the ingredients of the formula are recomputed one by
-    one, from first derivatives and from the motion of the re-solved solution, and `report.culprit` names the first one
-    that differs.
+    Autocast is off during the whole check. The ingredients of the formula are recomputed one by one, from first
+    derivatives and from the motion of the re-solved solution. If something disagrees, `culprit` names the first
+    ingredient that differs.
 
     Args:
         upper: as in `value_and_hypergrad`.
@@ -77,7 +77,7 @@ def check_hypergrad(
         seed: of the random directions.
 
     Returns:
-        A report: `report.ok`, `report.culprit`, and a table as `str(report)`.
+        `Check`: `check.ok`, `check.culprit`, and a table as `str(check)`.
 
     Raises:
         ValueError: if `directions` is below 1, `step` or `rtol` is not positive, or `slack` or a weight of the set or

@@ -24,7 +24,8 @@ class HessianFree(Stationary):
     Args:
         curvature: in units of objective over z squared. Larger means a smaller implicit part; a negative one reverses
             its sign.
-        products: as in `Implicit`; `"finite-difference"` makes it the update of second-order DARTS.
+        products: as in `Implicit`. With `"finite-difference"`, `lower.linearize(w, 1 / step)`, `OneStep(step)` and
+            `curvature=1 / step`, it is the update of second-order DARTS (Liu et al., ICLR 2019) at the weights w.
 
     Raises:
         ValueError: for a curvature of zero or NaN, or other products.

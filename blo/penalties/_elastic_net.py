@@ -21,8 +21,8 @@ class ElasticNet(Penalty):
     Attributes:
         weight: as in `L1`.
         ridge: like weight, in units of objective over z squared.
-        slack: a coordinate with `|z| > slack` is on the support. A smaller one is so too, unless
-            the weight exceeds the gradient by at least its size. Absolute, in z's unit.
+        slack: a coordinate with `|z| > slack` is on the support. A smaller one is on it unless
+            the weight exceeds the absolute gradient by at least `|z|`. Absolute, in z's unit.
         validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:

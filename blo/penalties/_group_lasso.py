@@ -26,8 +26,8 @@ class GroupLasso(Penalty):
             Groups of weight 0 are not penalised.
         groups: the group of each coordinate, numbered from 0: an integer tensor that broadcasts to z, or a tree like
             z. Coordinates with -1 are not penalised.
-        slack: a group with `|z_g| > slack` is on the support. A smaller one is so too, unless
-            the weight exceeds the gradient by at least its size. Absolute, in z's unit.
+        slack: a group with `|z_g| > slack` is on the support. A smaller one is on it unless
+            the weight exceeds the norm of the gradient by at least `|z_g|`. Absolute, in z's unit.
         validate: check the values of tensors, which is a host synchronisation on an accelerator.
 
     Raises:

@@ -24,8 +24,8 @@ class L1(Penalty):
     Attributes:
         weight: at least 0: a number, a tensor of shape `lanes` (one value per problem), a tensor that broadcasts to z,
             or a tree like z. Coordinates of weight 0 are not penalised.
-        slack: a coordinate with `|z| > slack` is on the support. A smaller one is so too, unless
-            the weight exceeds the gradient by at least its size. Absolute, in z's unit.
+        slack: a coordinate with `|z| > slack` is on the support. A smaller one is on it unless
+            the weight exceeds the absolute gradient by at least `|z|`. Absolute, in z's unit.
         validate: check the values of a tensor, which is a host synchronisation on an accelerator.
 
     Raises:

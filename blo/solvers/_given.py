@@ -14,7 +14,9 @@ from blo.solvers._base import Problem, Solution, Solver
 
 @dataclass(frozen=True)
 class Given(Solver):
-    """Takes the start `z0` as the solution. For a point that a function returns, use `External(function, tol=inf)`.
+    """Takes the start `z0` as the solution.
+
+    For a point that a function returns, use `External(function, tol=math.inf)`.
 
     The implicit gradient at a point z near the solution z* differs from that at z* by about `|z - z*|` times constants
     of the problem. It is computed as if z were a solution, without a warning about the residual.

@@ -35,7 +35,7 @@ class LBFGS(Iterative):
 
     Args:
         memory: number of curvature pairs; the state grows by `2 * memory` vectors.
-        max_steps: maximum number of evaluations after the one at the start.
+        max_steps: maximum number of evaluations after the one at the start; each tries one step, which may be rejected.
         tol: a lane stops at this residual `|z - project(z - gradient)|`, in the unit of the gradient, or at a smaller
             one where the curvature is small. None makes exactly `max_steps` steps.
         relative: `tol` is in units of the curvature if that is below 1, so that scaling the objective by a small factor
