@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -46,6 +47,17 @@ def test_every_command_line_shown_is_one_that_the_program_takes(page: Path) -> N
         found = import_module(f"adv_train.cli.{COMMANDS[command][0]}").read(words)
         if command == "fit" and not found[0].config:
             fit.configuration(*found)
+
+
+def test_the_figures_of_the_readme_are_those_of_the_record() -> None:
+    rows = json.loads((ROOT / "results/gpu-true.json").read_text(encoding="utf-8"))["rows"]
+    shown = re.findall(
+        r"^\| ([\w-]+(?:, \d steps)?) +\| +([\d.]+) \| +[\d.–]+ \| +([\d.]+) \|", README.read_text(), re.MULTILINE
+    )
+    assert len(shown) == 3
+    for name, *accuracies in shown:
+        row = rows[f"{name}, 8/255, seed 0"]
+        assert accuracies == [f"{100 * row[key]:.2f}" for key in ("sa", "ra_pgd")]
 
 
 def test_the_page_of_names_lists_the_commands_that_the_program_has() -> None:
