@@ -60,7 +60,8 @@ def evaluate(
 
     Args:
         model: Maps images to logits ``(batch, classes)``, classes >= 2, with its normalisation inside.
-        images: Images ``(n, C, H, W)``, n >= 1: uint8, or floating point in the threat's range, on the model's device.
+        images: Images ``(n, C, H, W)``, n >= 1, on the model's device: floating point in the threat's range, or uint8,
+            whose values 0 to 255 span that range.
             Or, without labels: a data set of `adv_train.data.load`, whose test split is used, or one of its splits; or
             batches of images and labels, such as a `torch.utils.data.DataLoader`, which are moved to the model's
             device.

@@ -71,7 +71,7 @@ def evaluate_run(
     opened = open_run(path, which, device=device, data_name=data_name, data_root=data_root)
     where, model = own_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
-    about = {**opened.about, **origin(model, dataset, where)}
+    about = {**opened.about, **origin(model, saved.config.model.name, dataset, where)}
     request = Request(threat, _bound(attacks, dataset, where), judging, again, save_images, tell)
     return judge_into(path, model, dataset, request, about=about, of=of, trained=opened.trained)
 
@@ -122,7 +122,7 @@ def evaluate_weights(
     )
     where, model = own_device(device or "auto"), opened.model
     of, dataset = len(opened.dataset.test), cut(opened.dataset, limit, where)
-    about = {**opened.about, **origin(model, dataset, where)}
+    about = {**opened.about, **origin(model, model_name, dataset, where)}
     request = Request(Threat(norm, eps), _bound(attacks, dataset, where), judging, again, save_images, tell)
     make_folder(out)
     return judge_into(out, model, dataset, request, about=about, of=of)

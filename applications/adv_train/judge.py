@@ -59,7 +59,7 @@ def judge(
         The record; with `images_too` also the rounded images of each attack, and the rounded clean images.
     """
     chosen = named(attacks)
-    x, y, known, paths = gathered(model, images, labels)
+    x, y, known, paths = gathered(model, images, labels, threat)
     files = tuple(files) or paths
     check_samples(x, y, threat)
     if files and len(files) != len(x):

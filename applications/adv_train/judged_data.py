@@ -10,10 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from adv_train.attacks.judging import adapted, frozen, predict
+from adv_train.attacks.rounding import unrounded
 from adv_train.data.dataset import Dataset
 from adv_train.data.stratified import stratified_head
 from adv_train.digests import digest
 from adv_train.errors import UserError
+from adv_train.models import is_foreign
+from adv_train.threat import Threat
+
+_ASKED = 256
 
 
 def cut(dataset: Dataset, limit: int | None, device: torch.device) -> Dataset:
@@ -42,10 +48,14 @@ def check_fits(dataset: Dataset, arguments: dict[str, Any], given: str) -> None:
             raise UserError(f"The model was trained on {arguments[key]} {what}, but `{given}` has {found[key]}.")
 
 
-def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str, str]:
-    """Return the description for the record: the data, digests of weights and images, the device and the versions."""
+def origin(model: nn.Module, name: str, dataset: Dataset, device: torch.device) -> dict[str, str]:
+    """Return the description for the record: the data, digests of weights and images, the device and the versions.
+
+    The code of a user's own network may change while its weights do not, so its answers have a digest too.
+    """
     images = [dataset.test.images, dataset.test.labels]
     return {
+        **({"answers": _answers(model, dataset)} if is_foreign(name) else {}),
         "data": dataset.name,
         "split": "test",
         "weights": digest(model.state_dict())[:16],
@@ -54,6 +64,13 @@ def origin(model: nn.Module, dataset: Dataset, device: torch.device) -> dict[str
         "torch": torch.__version__,
         "blo": own_version(),
     }
+
+
+def _answers(model: nn.Module, dataset: Dataset) -> str:
+    """Return a digest of the predicted classes of the first test images."""
+    x = dataset.test.images[:_ASKED]
+    with frozen(model), torch.no_grad():
+        return digest(predict(adapted(model, x), unrounded(x, Threat("linf", 0.0)), _ASKED))[:16]
 
 
 def own_version() -> str:

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import Verdicts
+from adv_train.attacks.rounding import unrounded
 from adv_train.data.dataset import Dataset
 from adv_train.data.split import Split
 from adv_train.errors import UserError
 from adv_train.evaluation import Examples
+from adv_train.threat import Threat
 
 Samples: TypeAlias = tuple[Tensor, Tensor, tuple[str, ...], tuple[str, ...]]
 Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
 
 
-def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples:
+def gathered(model: nn.Module, images: Images, labels: Tensor | None, threat: Threat) -> Samples:
     """Return images in floating point, their labels, and the names of classes and of files, if these are known.
+
+    The bytes of uint8 images span the range of the threat.
 
     Raises:
         UserError: If labels are missing or given twice, or there is no image.
@@ -28,15 +32,15 @@ def gathered(model: nn.Module, images: Images, labels: Tensor | None) -> Samples
     if isinstance(images, Tensor):
         if labels is None:
             raise UserError("`labels` are missing: a tensor of images needs one label for each image.")
-        return _unit(images), labels, (), ()
+        return _floating(images, threat), labels, (), ()
     if labels is not None:
         raise UserError("`labels` are given, but `images` has labels of its own: leave `labels` out.")
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     if isinstance(images, Dataset):
         names, images = images.class_names, images.test
     if isinstance(images, Split):
-        return _unit(images.images.to(device)), images.labels.to(device), names, _files(images)
-    batches = [(_unit(x), y) for x, y in images]
+        return _floating(images.images.to(device), threat), images.labels.to(device), names, _files(images)
+    batches = [(_floating(x, threat), y) for x, y in images]
     if not batches:
         raise UserError("There is no image to evaluate on: the batches are empty.")
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
@@ -48,8 +52,8 @@ def _files(split: Split) -> tuple[str, ...]:
     return tuple(getattr(split, "names", None) or ())
 
 
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+def _floating(images: Tensor, threat: Threat) -> Tensor:
+    return unrounded(images, threat) if images.dtype == torch.uint8 else images
 
 
 def shown_examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:

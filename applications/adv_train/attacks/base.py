@@ -16,6 +16,7 @@ from adv_train.registry import Registry
 from adv_train.threat import Threat
 from adv_train.values import Checked
 
+_INCIDENTAL: Final = ("batch_size", "pyautoattack")
 GRADIENT: Final = 2
 """Cost of a gradient with respect to the images, in forward passes: one forward, and one backward of equal cost."""
 
@@ -128,6 +129,10 @@ class Attack(Checked, abc.ABC):
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the settings known before the attack runs; a record with equal settings makes a new run needless."""
         return self.chosen()
+
+    def defining(self, threat: Threat) -> dict[str, Any]:
+        """Return the settings that make it this attack: all but the batch size and the releases of packages."""
+        return {name: value for name, value in self.settings(threat, 1).items() if name not in _INCIDENTAL}
 
 
 ATTACKS: Registry[Attack] = Registry("attack", "adv_train.attacks")

@@ -105,8 +105,12 @@ class Transfer(Attack):
 
     def settings(self, threat: Threat, batch_size: int) -> dict[str, Any]:
         """Return the options, a digest of the source's weights, and the length of a step."""
-        told = {"source": str(self.source), "source_weights": digest(self._model().state_dict())[:16]}
-        return {**told, "steps": self.steps, "restarts": self.restarts, **Steps(self.steps, self.step).told(threat)}
+        return {"source_weights": digest(self._model().state_dict())[:16], **self.defining(threat)}
+
+    def defining(self, threat: Threat) -> dict[str, Any]:
+        """Return the options and the length of a step; the source need not be loaded."""
+        told = Steps(self.steps, self.step).told(threat)
+        return {"source": str(self.source), "steps": self.steps, "restarts": self.restarts, **told}
 
     def cost(self, clean: float, robust: float, classes: int, threat: Threat) -> float:
         """Return the forward passes for each image if none breaks and the source is as large as the judged model."""

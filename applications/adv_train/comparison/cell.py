@@ -44,7 +44,7 @@ class Judgement:
             return False
         for attack in self.attacks:
             found = record.attacks.get(ATTACKS.name_of(attack))
-            if found is None or not attack.chosen().items() <= found.settings.items():
+            if found is None or not attack.defining(config.threat).items() <= found.settings.items():
                 return False
         return True
 

@@ -84,7 +84,7 @@ def doctor(
         raise UserError("`images` are missing: to examine a module, pass images and labels.")
     if (threat is None) == (eps is None):
         raise UserError("Set the budget of the attacks either by `threat` or by `eps`, for instance `eps=8 / 255`.")
-    x, y, _, _ = gathered(model, images, labels)
+    x, y, _, _ = gathered(model, images, labels, threat or Threat(norm or "linf", 0.0))
     dataset = images if isinstance(images, Dataset) else None
     if limit is not None and 0 < limit < len(x) == len(y):
         kept = stratified_head(y.cpu(), limit).to(y.device)

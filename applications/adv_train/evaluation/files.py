@@ -97,7 +97,8 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
     """Choose the record that represents a run: of the records of the best checkpoint, the most complete one.
 
     Records of ``best.pt`` come first, and those of its latest epoch before others; then records with the norm and
-    budget of training; then those with AutoAttack, with PGD, with more samples, and with more steps of PGD.
+    budget of training; then those with AutoAttack, with PGD, with more samples, with more steps of PGD, and those in
+    which PGD leaves the fewest samples.
     """
 
     def rank(record: Evaluation) -> tuple[Any, ...]:
@@ -110,6 +111,7 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
             "pgd" in record.attacks,
             record.n,
             pgd.get("steps", 0) * pgd.get("restarts", 0),
+            -(record.ra_pgd or 0.0),
         )
 
     return max(records, key=rank)

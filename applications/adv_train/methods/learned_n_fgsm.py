@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import blo
-from adv_train import ranks
+from adv_train import ranks, values
 from adv_train.methods.base import METHODS, Adversarial
 from adv_train.methods.known import train_at
 from adv_train.methods.losses import Losses
@@ -60,6 +60,11 @@ class LearnedNFGSM(Adversarial):
     unrolled_lr: Positive = 0.1
     judge_steps: Count = 5
     products: Literal["reverse", "finite-difference"] = "reverse"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "gaussian":
+            raise values.refused("start", "uniform or zero for learned-n-fgsm, which learns the width", self.start)
 
     @property
     def differentiates_once(self) -> bool:

@@ -19,6 +19,11 @@ def trust(name: str) -> None:
     _trusted.add(name)
 
 
+def is_foreign(name: str) -> bool:
+    """Return whether the network is neither one of adv_train nor one of torchvision."""
+    return ":" in name and not name.startswith(TORCHVISION)
+
+
 def require_trusted(name: str, source: str) -> None:
     """Check that a model named in a file is one whose code may run.
 
@@ -29,7 +34,7 @@ def require_trusted(name: str, source: str) -> None:
     Raises:
         UserError: Unless the model is one of adv_train or torchvision, or its factory is trusted.
     """
-    if ":" in name and not name.startswith(TORCHVISION) and name not in _trusted:
+    if is_foreign(name) and name not in _trusted:
         raise UserError(
             f"{source} names the model `{name}`, which would import and run that module. If you trust it, add "
             f"--trust {name} to the command, or call adv_train.trust({name!r})."

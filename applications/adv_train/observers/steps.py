@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
+from adv_train.errors import UserError
 from adv_train.files import replace_file
 from adv_train.observers.base import Observer
 
@@ -82,8 +83,18 @@ class StepClock:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines; the last line of a killed process may be incomplete."""
+    """Read the complete lines; the last line of a killed process may be incomplete.
+
+    Raises:
+        UserError: If another line is damaged.
+    """
     if not path.exists():
         return []
-    found = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in found if line.endswith("\n")]
+    found = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    try:
+        lines = [json.loads(line) for line in found if line.endswith("\n")]
+        if all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
+            return lines
+    except ValueError:
+        pass
+    raise UserError(f"`{path}` is damaged: delete it to continue the run without the earlier lines.")

@@ -79,8 +79,9 @@ examples:
             for record in (evaluation.read_all(place) if judged else [])
             if record.threat.matches(threat)
             and self.attack in record.attacks
-            # If the last epoch is the best one, a record of best.pt is also one of last.pt.
-            and (record.about.get("checkpoint") == f"{self.checkpoint}.pt" or record.about.get("epoch") == epoch)
+            # The file name does not count: an earlier record of best.pt may be one of other weights, and if the last
+            # epoch is the best one, a record of best.pt is also one of last.pt.
+            and record.about.get("epoch") == epoch
         ]
         if not found:
             raise UserError(

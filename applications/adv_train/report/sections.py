@@ -12,6 +12,7 @@ from typing import Any
 from adv_train.report.pictures import address
 from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, measured, percent, row
 from adv_train.tables import Cell
+from adv_train.values import format_fraction
 
 _PACKAGES = ("torch-blo", "torch", "torchvision", "numpy", "pyautoattack")
 _ACCURACIES = ("sa", "ra_pgd", "ra_aa")
@@ -178,11 +179,12 @@ def _judged(run: RunSummary) -> str:
 
 
 def effort(attacks: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name the attacks with their steps and restarts: ``pgd 50 x 10, autoattack``."""
+    """Name the attacks with steps, restarts and the length of a step: ``pgd 50 × 10 of 2/255, autoattack``."""
     told = []
     for name, settings in attacks.items():
         tried = f" {settings['steps']} × {settings['restarts']}" if {"steps", "restarts"} <= settings.keys() else ""
-        told.append(f"{name}{tried}")
+        length = f" of {format_fraction(settings['step'])}" if tried and "step" in settings else ""
+        told.append(f"{name}{tried}{length}")
     return ", ".join(told) or "none"
 
 
