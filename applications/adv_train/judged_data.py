@@ -11,13 +11,11 @@ import torch
 from torch import nn
 
 from adv_train.attacks.judging import adapted, frozen, predict
-from adv_train.attacks.rounding import unrounded
 from adv_train.data.dataset import Dataset
 from adv_train.data.stratified import stratified_head
 from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.models import is_foreign
-from adv_train.threat import Threat
 
 _ASKED = 256
 
@@ -69,8 +67,9 @@ def origin(model: nn.Module, name: str, dataset: Dataset, device: torch.device) 
 def _answers(model: nn.Module, dataset: Dataset) -> str:
     """Return a digest of the predicted classes of the first test images."""
     x = dataset.test.images[:_ASKED]
+    x = x.float() / 255 if x.dtype == torch.uint8 else x
     with frozen(model), torch.no_grad():
-        return digest(predict(adapted(model, x), unrounded(x, Threat("linf", 0.0)), _ASKED))[:16]
+        return digest(predict(adapted(model, x), x, _ASKED))[:16]
 
 
 def own_version() -> str:

@@ -101,6 +101,7 @@ def open_weights(
     name, options = (model_name, {}) if ":" in model_name else models.MODELS.parsed(model_name, "model")
     model = models.create(name, **arguments, seed=0, **options)
     if weights is not None:
-        models.load_weights(model, weights, normalisation)
+        defaults = {} if ":" in name else {key: leaf.default for key, leaf in models.MODELS.options(name).items()}
+        models.load_weights(model, weights, normalisation, {"name": name, **defaults, **options})
     about = {"checkpoint": weights.name if weights else model_name, "model": model_name}
     return Opened(model.to(where).eval(), dataset, about)

@@ -23,7 +23,7 @@ Images: TypeAlias = Tensor | Dataset | Split | Iterable[tuple[Tensor, Tensor]]
 def gathered(model: nn.Module, images: Images, labels: Tensor | None, threat: Threat) -> Samples:
     """Return images in floating point, their labels, and the names of classes and of files, if these are known.
 
-    The bytes of uint8 images span the range of the threat.
+    The bytes of uint8 images span the range of the threat, and so do the images of a data set.
 
     Raises:
         UserError: If labels are missing or given twice, or there is no image.
@@ -39,7 +39,7 @@ def gathered(model: nn.Module, images: Images, labels: Tensor | None, threat: Th
     if isinstance(images, Dataset):
         names, images = images.class_names, images.test
     if isinstance(images, Split):
-        return _floating(images.images.to(device), threat), images.labels.to(device), names, _files(images)
+        return _in_range(images.images.to(device), threat), images.labels.to(device), names, _files(images)
     batches = [(_floating(x, threat), y) for x, y in images]
     if not batches:
         raise UserError("There is no image to evaluate on: the batches are empty.")
@@ -53,7 +53,14 @@ def _files(split: Split) -> tuple[str, ...]:
 
 
 def _floating(images: Tensor, threat: Threat) -> Tensor:
-    return unrounded(images, threat) if images.dtype == torch.uint8 else images
+    return _in_range(images, threat) if images.dtype == torch.uint8 else images
+
+
+def _in_range(images: Tensor, threat: Threat) -> Tensor:
+    """Return the images of a data set, which are bytes or in [0, 1], in the range of the threat."""
+    if images.dtype == torch.uint8:
+        return unrounded(images, threat)
+    return threat.low + images * (threat.high - threat.low)
 
 
 def shown_examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:

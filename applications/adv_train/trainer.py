@@ -51,7 +51,8 @@ class Trainer:
         arguments: dict[str, Any] = dataset.model_arguments()
         model = models.create(config.model.name, **arguments, seed=config.training.seed, **config.model.options)
         if config.model.init is not None:
-            models.load_weights(model, Path(config.model.init), config.model.init_normalisation)
+            network = {"name": config.model.name, **config.model.options}
+            models.load_weights(model, Path(config.model.init), config.model.init_normalisation, network)
         self._layout = torch.channels_last if config.compute.channels_last else torch.contiguous_format
         if config.compute.channels_last:
             models.require_layout(model, device)

@@ -19,7 +19,12 @@ _WRAPPERS = ("average", "state_dict", "model_state_dict", "model", "net", "weigh
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
-def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | None = None) -> None:
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    normalisation: Normalisation | None = None,
+    network: Mapping[str, Any] | None = None,
+) -> None:
     """Load all weights of a model from a file, without running any code in the file.
 
     The file holds a state dict, alone or under one of the usual names, or is in the safetensors format. If a checkpoint
@@ -32,13 +37,17 @@ def load_weights(model: nn.Module, path: Path, normalisation: Normalisation | No
         path: The file.
         normalisation: Only for a file without mean and standard deviation: ``"data"`` if the weights were trained with
             the mean and standard deviation that the model has, ``"none"`` if they were trained on images in [0, 1].
+        network: Name and options of the model, for comparison with those in a checkpoint of a run: weights fit another
+            activation, but are not those of this network.
 
     Raises:
         UserError: If the file is missing or holds no weights, the weights do not fit the model, or `normalisation` is
-            missing or not needed.
+            missing or not needed. If the file is a checkpoint of a run of another network than `network`.
     """
     expected = model.state_dict()
-    state = _renamed(_state(path), expected.keys(), path)
+    content = _read(path)
+    _check_network(content, network, path)
+    state = _renamed(_state(content, path), expected.keys(), path)
     check_padding(model, state, path)
     state = _translated(state, expected, path)
     silent = set(NORMALISATION) <= expected.keys() and not state.keys() & set(NORMALISATION)
@@ -73,9 +82,20 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
         raise UserError(f"The weights in `{path}` are not finite, for instance in {broken[0]}.")
 
 
-def _state(path: Path) -> Mapping[str, Tensor]:
+def _check_network(content: Any, network: Mapping[str, Any] | None, path: Path) -> None:
+    stated = content.get("config") if isinstance(content, Mapping) else None
+    stated = stated.get("model") if isinstance(stated, Mapping) else None
+    if network is None or not isinstance(stated, Mapping) or ":" in f"{stated.get('name')}{network['name']}":
+        return
+    differing = [key for key in network if key in stated and stated[key] != network[key]]
+    if differing:
+        ours, theirs = (", ".join(f"{key}={found[key]}" for key in differing) for found in (network, stated))
+        raise UserError(f"`{path}` holds the weights of a network with {theirs}, but the model has {ours}.")
+
+
+def _read(path: Path) -> Any:
     try:
-        found = _load(path)
+        return _load(path)
     except FileNotFoundError:
         raise UserError(f"There is no weights file `{path}`.") from None
     except OSError as error:
@@ -89,6 +109,9 @@ def _state(path: Path) -> Mapping[str, Tensor]:
         raise UserError(
             f"`{path}` is not a weights file that PyTorch or safetensors can read, or is damaged."
         ) from error
+
+
+def _state(found: Any, path: Path) -> Mapping[str, Tensor]:
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping) and found[key]:
             found = found[key]
