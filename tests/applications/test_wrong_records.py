@@ -165,3 +165,9 @@ def test_a_damaged_log_of_steps_is_named(run: Path, capsys: pytest.CaptureFixtur
     (run / "steps.jsonl").write_text("{not json\n")
     assert main(["fit", "--out", str(run), "--epochs", "2", "--log-every", "1", "--quiet"]) == 2
     assert "steps.jsonl` is damaged" in capsys.readouterr().err
+
+
+def test_milestones_that_are_never_reached_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", *TOY, "--epochs", "1", "--schedule", "multistep", "--milestones", "70,85", "--quiet"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert "does not fall at milestone 70, 85" in capsys.readouterr().err

@@ -58,8 +58,8 @@ class Eval(JudgedModel):
         attacks: Attacks, separated by commas (see `adv-train list attacks`), with options as in "square(queries=1000)".
         pgd: Run PGD if --attacks lists it.
         autoattack: Run AutoAttack if --attacks lists it.
-        pgd_steps: Number of steps of PGD.
-        pgd_restarts: Number of random starts of PGD.
+        pgd_steps: Number of steps of the attack `pgd`.
+        pgd_restarts: Number of random starts of the attack `pgd`.
         again: Repeat attacks that have a record.
         save_images: File NAME.npz for the adversarial images, rounded to 8 bits; the model is also evaluated on the
             rounded images. With several --eps, the files are NAME-epsX.npz, where X is the radius as a decimal.

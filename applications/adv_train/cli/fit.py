@@ -20,6 +20,7 @@ recipe of the data set.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,12 @@ def run(words: Sequence[str]) -> int:
     command, flags = read(words)
     config = configuration(command, flags)
     out = command.out or _default_folder(config)
+    epochs = config.training.epochs
+    late = [milestone for milestone in config.optimizer.milestones if milestone >= epochs]
     with started(find_device(config.compute.device)) as ranks:
+        if late and ranks.first:
+            told = ", ".join(map(str, late))
+            print(f"Note: the run has {epochs} epochs, so the rate does not fall at milestone {told}.", file=sys.stderr)
         result = fit(
             config,
             out,
@@ -74,7 +80,6 @@ def run(words: Sequence[str]) -> int:
         )
     if not ranks.first:
         return 0
-    epochs = config.training.epochs
     if result.resumed_after == epochs:
         print(f"{out} is already finished ({epochs} epochs); nothing was changed.")
     else:
