@@ -72,10 +72,10 @@ class FixedPoint(Iterative):
         return _State(z0, slope, z0, z0, z0, past, past, plain, inf, torch.zeros_like(inf))
 
     def move(self, problem: Problem, state: _State) -> _State:
-        force = self._force(state.z, state.slope, state.origin)
-        aim = state.origin + (force if self.relaxation == 1 else self.relaxation * force)
+        defect = self._defect(state.z, state.slope, state.origin)
+        aim = state.origin - (defect if self.relaxation == 1 else self.relaxation * defect)
         if self.memory and not all_true_on_cpu(state.plain):
-            aim = aim - torch.where(state.plain, 0.0, _correction(state, force, self.relaxation))
+            aim = aim + torch.where(state.plain, 0.0, _correction(state, defect, self.relaxation))
         return state._replace(trial=problem.prox(aim, self.step), aim=aim)
 
     def look(self, problem: Problem, state: _State) -> _State:
@@ -83,9 +83,9 @@ class FixedPoint(Iterative):
         if not self.memory:
             return state._replace(z=state.trial, slope=slope, origin=state.aim)
         origin, aim = state.origin, state.aim
-        before = self._force(state.z, state.slope, origin)
-        force = self._force(state.trial, slope, aim)
-        size = norm(force.detach())
+        before = self._defect(state.z, state.slope, origin)
+        defect = self._defect(state.trial, slope, aim)
+        size = norm(defect.detach())
         last = norm(before.detach())
         # A plain step is always kept. So a lane cannot reject all steps and stay where it is.
         kept = state.plain | (size <= last)
@@ -106,16 +106,16 @@ class FixedPoint(Iterative):
         # steps NaN, so it is replaced by zero.
         finite = torch.isfinite(size)
         moves = push(state.moves, torch.where(finite, aim - origin, 0.0))
-        turns = push(state.turns, torch.where(finite, force - before, 0.0))
+        turns = push(state.turns, torch.where(finite, before - defect, 0.0))
         fast = fast.unsqueeze(-1)
         return state._replace(moves=choose(fast, state.moves, moves), turns=choose(fast, state.turns, turns))
 
-    def _force(self, z: Tensor, slope: Tensor, origin: Tensor) -> Tensor:
-        """Return the step of the map from `origin`, whose proximal point is z."""
+    def _defect(self, z: Tensor, slope: Tensor, origin: Tensor) -> Tensor:
+        """Return minus the step of the map from `origin`, whose proximal point is z."""
         # Without a constraint or penalty z is `origin`: leave out the difference of equal tensors, which would be
         # differentiated as well.
         whole = slope if self.step == 1 else self.step * slope
-        return -whole if z is origin else (z - origin) - whole
+        return whole if z is origin else whole - (z - origin)
 
 
 class _State(NamedTuple):
@@ -146,8 +146,8 @@ class _State(NamedTuple):
         return self._replace(slope=gradient(self.z))
 
 
-def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
-    """Return `(moves + relaxation turns)' c` with the c that minimises `|force - turns' c|`, with regularisation."""
+def _correction(state: _State, defect: Tensor, relaxation: float) -> Tensor:
+    """Return `(moves + relaxation turns)' c` with the c that minimises `|defect - turns' c|`, with regularisation."""
     # Rows of length one make the normal equations independent of the scale of each difference. Empty rows stay zero.
     square = dot(state.turns, state.turns)
     used = square > 0
@@ -158,7 +158,7 @@ def _correction(state: _State, force: Tensor, relaxation: float) -> Tensor:
     # the error that it adds to the solution.
     weight = torch.finfo(gram.dtype).eps ** (2 / 3)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    right = unit @ force.unsqueeze(-1)
+    right = unit @ defect.unsqueeze(-1)
     # `solve_ex` does not test for singular matrices, which would wait for the device; the weight excludes them.
     found, _ = torch.linalg.solve_ex(gram + weight * eye, right)
     correction: Tensor = (state.moves + relaxation * state.turns).mT @ (found / length)
