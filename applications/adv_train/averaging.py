@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,23 @@ def share_of_latest(step: int, *, ema: float | None, first: int = 0) -> float:
     if ema is None:
         return 1 / (1 + max(0, step - first))
     return max(1 - ema, 9 / (10 + step))  # 1 - (1 + step) / (10 + step) = 9 / (10 + step)
+
+
+def discarded(history: Iterable[Mapping[str, Any]], first: int) -> int:
+    """Count the epochs of the mean whose weights it lost because the run was rolled back.
+
+    A rollback discards the epoch itself, and the epochs between it and the one from which training continued.
+
+    Args:
+        history: ``epoch``, and ``rolled_back_to`` where the run was rolled back, of all finished epochs, in order.
+        first: Number of epochs before the mean begins.
+    """
+    begun, held = 0, [0]  # epochs of the mean so far, and how many it holds after each epoch
+    for record in history:
+        counts = int(record["epoch"] > first)
+        begun += counts
+        held.append(held[record["rolled_back_to"]] if "rolled_back_to" in record else held[-1] + counts)
+    return begun - held[-1]
 
 
 @torch.no_grad()

@@ -153,5 +153,4 @@ def check_classes(attacks: Sequence[Attack], classes: int) -> None:
 
 def _bound(attacks: Sequence[Attack], dataset: data.Dataset, device: torch.device) -> list[Attack]:
     """Load the models that the attacks name, after checking that these were trained on data of the same form."""
-    arguments = dict(dataset.model_arguments())
-    return [attack.bound(lambda source: load_source(source, arguments, dataset.name, device)) for attack in attacks]
+    return [attack.bound(lambda source: load_source(source, dataset, device)) for attack in attacks]

@@ -126,23 +126,40 @@ def open_checkpoint(path: Path, which: str = "best") -> Checkpoint:
     return read_checkpoint(path) if is_file else load_checkpoint(RunFolder(path), which)
 
 
-def load_source(run: str, arguments: Mapping[str, Any], data_name: str, device: torch.device) -> nn.Module:
+def load_source(run: str, dataset: data.Dataset, device: torch.device) -> nn.Module:
     """Load the source model of a transfer attack.
 
     Args:
         run: A run folder (its best checkpoint is loaded) or a checkpoint file of a run.
-        arguments: Arguments of a model for the attacked images, as `Dataset.model_arguments` returns them.
-        data_name: Name of the attacked data set, for the error.
+        dataset: The attacked data set.
         device: Device for the model.
 
     Raises:
-        UserError: If the model cannot be loaded, or was trained on images of another shape or with other classes.
+        UserError: If the model cannot be loaded, or was trained on images of another shape or with other classes. The
+            names of its classes are known if it was trained on an image folder; otherwise their number is compared.
     """
-    saved = open_checkpoint(Path(run))
+    saved, arguments = open_checkpoint(Path(run)), dataset.model_arguments()
     for key in ("classes", "channels", "image_size"):
         if saved.model_arguments[key] != arguments[key]:
             raise UserError(
                 f"The source `{run}` was trained on {saved.model_arguments[key]} {key.replace('_', ' ')}, but "
-                f"`{data_name}` has {arguments[key]}."
+                f"`{dataset.name}` has {arguments[key]}."
+            )
+    for label, (theirs, ours) in enumerate(zip(_class_names(Path(run), saved), dataset.class_names, strict=False)):
+        if theirs != ours:
+            raise UserError(
+                f"The source `{run}` was trained on other classes, or on the same in another order: label {label} is "
+                f"`{theirs}` there, but `{ours}` in `{dataset.name}`. Give a source with the classes of the attacked "
+                "images."
             )
     return build_model(saved).to(device)
+
+
+def _class_names(path: Path, saved: Checkpoint) -> tuple[str, ...]:
+    """Return the names of the classes of a run, in the order of the labels; empty if they are not known."""
+    folder = RunFolder(path if path.is_dir() else path.parent)
+    # The folder of a checkpoint file may hold another run.
+    if not folder.config_file.is_file() or folder.config().differences(saved.config):
+        return ()
+    split = folder.split()
+    return () if split is None else data.SplitRecord.from_mapping(split).classes

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adv_train import accelerate, checkpoint, models, ranks
+from adv_train import accelerate, averaging, checkpoint, models, ranks
 from adv_train.attacks.judging import suitable_threads
 from adv_train.checkpoint import Checkpoint
 from adv_train.config import RunConfig
@@ -145,7 +145,10 @@ def _next_epoch(
         for observer in watching:
             observer.step()
 
-    trained = trainer.train_epoch(state.epoch, count_step, **_measured(clock, epoch, trainer, watching))
+    # Counted from the history, which last.pt has, so that a resumed run counts alike.
+    discarded = averaging.discarded(state.history, trainer.config.training.average_from or 0)
+    measured = _measured(clock, epoch, trainer, watching)
+    trained = trainer.train_epoch(state.epoch, count_step, **measured, discarded=discarded)
     if not (math.isfinite(trained["loss"]) and trainer.state.is_finite()):
         raise Diverged(_divergence(run, state, trained["loss"]))
     middle = time.perf_counter()
@@ -200,7 +203,7 @@ def _rolled_back(trainer: Trainer, before: Checkpoint, record: Mapping[str, Any]
 def _measured(
     clock: StepClock | None, epoch: int, trainer: Trainer, watching: Sequence[Observer]
 ) -> dict[str, Callable[[Tensor, int], None]]:
-    """Return the further arguments of `train_epoch` if parts of an epoch are logged."""
+    """Return the argument of `train_epoch` that measures if parts of an epoch are logged."""
     if clock is None:
         return {}
     clock.start_epoch()

@@ -95,7 +95,12 @@ class Trainer:
         self.lr = config.optimizer.lr
 
     def train_epoch(
-        self, epoch: int, count_step: Callable[[], None], measure: Callable[[Tensor, int], None] | None = None
+        self,
+        epoch: int,
+        count_step: Callable[[], None],
+        measure: Callable[[Tensor, int], None] | None = None,
+        *,
+        discarded: int = 0,
     ) -> dict[str, Any]:
         """Train on the whole training split once.
 
@@ -104,6 +109,8 @@ class Trainer:
             count_step: Called after every step.
             measure: Called after every step with the sum of the losses of the epoch's images so far, a tensor on the
                 device, and the number of images of the step.
+            discarded: Number of earlier epochs of the mean of the weights that it no longer holds, see
+                `adv_train.averaging.discarded`.
 
         Returns:
             Learning rate of the last step, mean loss, and mean share of the implicit gradient; during the warm-up of
@@ -134,7 +141,7 @@ class Trainer:
         seen: list[Tensor] = []
         replayed = (batch for batch in batches for _ in range(self.replays))
         for index, batch in enumerate(replayed):
-            self._set_rates(epoch * self.steps + index)
+            self._set_rates(epoch * self.steps + index, discarded)
             take(batch)
             seen.append(batch.index)
             count_step()
@@ -228,7 +235,7 @@ class Trainer:
             return accelerate.seconds_of_compiling() - self._compiling
         return 0.0 if self.replayed is None else self.replayed.seconds
 
-    def _set_rates(self, step: int) -> None:
+    def _set_rates(self, step: int, discarded: int) -> None:
         config, steps, training = self.config.optimizer, self.total, self.config.training
         device = None if self.replayed is None else self.device
         shape: dict[str, Any] = {"schedule": config.schedule, "peak_at": config.peak_at}
@@ -239,5 +246,6 @@ class Trainer:
             if config.momentum_cycling and config.momentum is not None:
                 momentum = cycled_momentum(step, steps, momentum=config.momentum, **shape)
                 group["momentum"] = accelerate.held(group["momentum"], momentum, device)
-        share = averaging.share_of_latest(step, ema=training.ema, first=(training.average_from or 0) * self.steps)
+        first = ((training.average_from or 0) + discarded) * self.steps
+        share = averaging.share_of_latest(step, ema=training.ema, first=first)
         self.step.latest = accelerate.held(self.step.latest, share, device)

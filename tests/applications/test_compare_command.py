@@ -336,7 +336,31 @@ def test_presets_and_files_stand_for_methods_and_flags_win_over_them(
     assert capsys.readouterr().err.count("not today") == 4
 
 
+def test_the_network_of_every_method_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("method: standard\nmodel: preact-resnet-18\nbase_width: 4\n")
+    methods = "standard,mine.yaml,standard(activation=relu)"  # relu is the default
+    assert compare(Path("out"), "--methods", methods, "--seeds", "1", "--epochs", "1", *TOY) == 0
+    networks = "small-cnn (standard, standard(activation=relu)), preact-resnet-18(base_width=4) (mine)"
+    title = f"digits, linf, eps 0.2, {networks}: 20 test images, PGD-2-1, seeds 0"
+    text = Path("out/comparison.md").read_text()
+    assert text.splitlines()[0] == title and f"<h1>{title}</h1>" in Path("out/report.html").read_text()
+    assert "The networks differ: F/batch counts passes of each method's own network." in text
+    # A pass costs the same with another non-linearity, so that F is one unit.
+    same = dry(capsys, *DIGITS, "standard,standard(activation=silu)", "--seeds", "1", "--epochs", "10", "--cost", "6F")
+    assert same[0][1:] == same[1][1:]
+
+
+def test_one_network_is_named_without_the_methods(done: Path) -> None:
+    text = (done / "comparison.md").read_text()
+    assert text.startswith("digits, linf, eps 0.2, small-cnn: 20 test images") and "networks differ" not in text
+
+
 DIGITS = ["--data", "digits", "--methods"]
+#: Floating-point operations of its three convolutions and of its last layer on a digit, two for each product.
+SMALL_CNN = 2 * (9 * 1 * 16 * 64 + 9 * 16 * 32 * 16 + 9 * 32 * 64 * 4 + 64 * 4 * 10)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +379,10 @@ DIGITS = ["--data", "digits", "--methods"]
         ([*DIGITS, "fast-at", "--seeds", "0"], "`seeds` must be a whole number of at least 1"),
         ([*DIGITS, "fast-at", "--cost", "4F"], "the 4.94 F that fast-at, the cheapest method, spends"),
         ([*DIGITS, "fast-at", "--cost", "7G"], "`cost` must be a number of forward passes a batch, such as 7F"),
+        (
+            [*DIGITS, "fast-at,fast-at(model=preact-resnet-18, base_width=4)", "--cost", "9F"],
+            f"a pass on one image are {SMALL_CNN:,} on small-cnn (fast-at), ",
+        ),
         ([*DIGITS, "standard,fast-bat", "--cost", "3F", "--epochs", "1"], "fast-bat would get 0.26 epochs"),
         ([*DIGITS, "fast-at", "--baseline", "fast-bat"], "Unknown baseline `fast-bat`"),
         ([*DIGITS, "fast-at", "--attacks", ","], "--attacks names no attack"),
@@ -364,6 +392,7 @@ DIGITS = ["--data", "digits", "--methods"]
         (["--methods", "fast-at"], "The configuration has no data"),
         (["--methods", "digits-fast-at,cifar10-8-fast-at"], "differ in data: digits for digits-fast-at, cifar10 for"),
         ([*DIGITS, "fast-at,pgd-at(eps=8/255)"], "differ in eps: 0.2 for fast-at, 8/255 for pgd-at(eps=8/255)"),
+        ([*DIGITS, "fast-at,pgd-at(norm=l2)"], "differ in norm: linf for fast-at, l2 for pgd-at(norm=l2)"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -345,11 +346,15 @@ def test_a_run_is_attacked_from_another_run_and_from_a_file(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_on(tmp_path_factory.mktemp("folder"), "cat", "dog", "owl")
+
+
+def trained_on(place: Path, *names: str) -> Path:
+    """Train on a folder of random images of these classes, and return the run."""
     from PIL import Image
 
-    place = tmp_path_factory.mktemp("folder")
     generator = np.random.default_rng(0)
-    for name in ("cat", "dog", "owl"):
+    for name in names:
         (place / "photos" / name).mkdir(parents=True)
         for index in range(12):
             pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
@@ -395,6 +400,31 @@ def test_a_source_of_other_images_is_told_in_one_line(
     for attack in ("autoattack-plus", "apgd", "cascade"):
         told = refusal(capsys, "eval", str(three_classes), *QUICK, "--attacks", f"pgd,{attack}")
         assert f"`{attack}` compares 4 logits, but the model has 3 classes: leave it out" in told
+
+
+def test_a_source_of_other_classes_is_told_in_one_line(
+    three_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, alike = trained_on(tmp_path / "other", "ant", "cat", "dog"), tmp_path / "alike"
+    shutil.copytree(three_classes, alike)
+
+    def words(source: Path) -> list[str]:
+        attacks = f"transfer(source={source}, steps=1)"
+        return ["eval", str(three_classes), *QUICK, "--no-autoattack", "--attacks", attacks]
+
+    for source in (other, other / "last.pt"):
+        told = refusal(capsys, *words(source))
+        assert f"The source `{source}` was trained on other classes" in told
+        assert "label 0 is `ant` there, but `cat` in `imagefolder:" in told
+    assert main(words(alike)) == 0
+    split = json.loads((alike / "split.json").read_text())
+    (alike / "split.json").write_text(json.dumps({**split, "classes": ["cat", "owl", "dog"]}))
+    assert "label 1 is `owl` there, but `dog` in" in refusal(capsys, *words(alike))
+    # Without names, or with those of another run beside the file, only the number of classes is compared.
+    (alike / "split.json").unlink()
+    assert main(words(alike)) == 0
+    shutil.copy(three_classes / "best.pt", other / "copied.pt")
+    assert main(words(other / "copied.pt")) == 0
 
 
 def test_all_attacks_are_listed_and_compared(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

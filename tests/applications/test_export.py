@@ -106,7 +106,8 @@ def test_files_say_what_they_hold(tmp_path: Path, run: Path) -> None:
     with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
         told = {key: json.loads(value) for key, value in file.metadata().items()}
     saved = checkpoint.load(run / "best.pt")
-    assert told["model"] == "small-cnn" and told["mean"] == list(saved.model_arguments["mean"])
+    assert told["model"] == "small-cnn" and told["mean"] != list(saved.model_arguments["mean"])
+    assert all(told[key] == saved.model[f"normalise.{key}"].flatten().tolist() for key in ("mean", "std"))
     assert (told["classes"], told["channels"], told["image_size"], told["norm"]) == (10, 1, 8, "linf")
     assert (
         told["eps"] == saved.config.threat.eps and told["epoch"] == saved.epoch and told["torch"] == torch.__version__
@@ -121,6 +122,20 @@ def test_files_say_what_they_hold(tmp_path: Path, run: Path) -> None:
     adv_train.export(run, tmp_path / "x.pt2", form="torch-export")
     torch.export.load(tmp_path / "x.pt2", extra_files=extra)
     assert json.loads(extra["adv_train.json"]) == told
+
+
+def test_the_normalisation_told_is_that_of_the_weights(tmp_path: Path, run: Path) -> None:
+    """Of the data, exactly; or, where a run starts from weights for images in [0, 1], none."""
+    last = checkpoint.load(run / "last.pt")
+    told = adv_train.export(run, tmp_path / "a.pt", form="state-dict", checkpoint="last").about
+    assert all(told[key] == list(last.model_arguments[key]) for key in ("mean", "std"))
+    weights = {name: value for name, value in last.model.items() if not name.startswith("normalise")}
+    torch.save(weights, tmp_path / "init.pt")
+    adv_train.fit(out=tmp_path / "b", data="digits", method="fast-at", epochs=1, train_limit=64, device="cpu",
+                  progress=False, init=str(tmp_path / "init.pt"), init_normalisation="none")  # fmt: skip
+    adv_train.export(tmp_path / "b", tmp_path / "b.safetensors", form="safetensors")
+    with safetensors.safe_open(tmp_path / "b.safetensors", "pt") as file:
+        assert (file.metadata()["mean"], file.metadata()["std"]) == ("[0.0]", "[1.0]")
 
 
 @pytest.mark.parametrize("form", ["state-dict", "safetensors"])

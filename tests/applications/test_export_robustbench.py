@@ -67,9 +67,11 @@ def test_their_network_computes_the_same_from_renamed_weights(case: str) -> None
         ("resnet-50", there.resnet(DEEP, bottleneck=True), "ResNet-50"),
         ("wrn-28-10", there.wide_resnet(28, 10), "WideResNet-28-10"),
         ("wrn-70-16(padding=end, activation=silu)", there.deepmind_wide_resnet(70, 16), "WideResNet-70-16"),
+        ("wrn-16-8(widening=2)", there.wide_resnet(16, 2), "WideResNet-16-2"),
+        ("wrn-16-8(widening=2, padding=end)", there.deepmind_wide_resnet(16, 2), "WideResNet-16-2"),
     ],
 )
-def test_names_and_titles_of_large_networks(name: str, foreign: Foreign, title: str) -> None:
+def test_names_and_titles_of_networks(name: str, foreign: Foreign, title: str) -> None:
     plain, options = models.MODELS.parsed(name, "model")
     with torch.device("meta"):
         model = models.MODELS.create(plain, 3, 10, 32, MEAN, STD, **options)
@@ -161,6 +163,20 @@ class Stub(nn.Module):
             {"arguments": (), "depth": 16, "num_classes": 10, "widen_factor": 8, "sub_block1": False},
         ),
         (
+            {"model": "wrn-16-8", "widening": 2},
+            there.wide_resnet(16, 2),
+            "wide_resnet",
+            ["WideResNet"],
+            {"arguments": (), "depth": 16, "num_classes": 10, "widen_factor": 2, "sub_block1": False},
+        ),
+        (
+            {"model": "wrn-16-8", "widening": 2, "padding": "end", "activation": "silu"},
+            there.deepmind_wide_resnet(16, 2),
+            "dm_wide_resnet",
+            ["DMWideResNet", "Swish"],
+            {"arguments": (), "num_classes": 10, "depth": 16, "width": 2, "activation_fn": "Swish"},
+        ),
+        (
             {"model": "wrn-16-8", "padding": "end", "activation": "silu"},
             there.deepmind_wide_resnet(16, 8),
             "dm_wide_resnet",
@@ -168,7 +184,7 @@ class Stub(nn.Module):
             {"arguments": (), "num_classes": 10, "depth": 16, "width": 8, "activation_fn": "Swish"},
         ),
     ],
-    ids=["preact", "wide", "wide, padded at the end"],
+    ids=["preact", "wide", "wide of another factor", "the same, padded at the end", "wide, padded at the end"],
 )
 def test_the_folder_is_a_submission(
     tmp_path: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,77 @@ def test_a_resumed_run_remembers_the_epochs_before(monkeypatch: pytest.MonkeyPat
     adv_train.fit(out="run", progress=False, **settings(epochs=LAST_SOUND))
     with pytest.warns(UserWarning, match=f"after epoch {LAST_SOUND + 1}"):
         adv_train.fit(out="run", progress=False, **settings(epochs=LAST_SOUND + 1))
+
+
+# --- the average ------------------------------------------------------------------------------------------------------
+
+SOUND, UNSOUND, WORSE = (0.5, 0.4), (0.5, 0.3), (0.9, 0.0)
+"""Clean and robust accuracy of an epoch to go back to, of one that stays and is not, and of one that has overfitted."""
+
+
+def seen_steps(monkeypatch: pytest.MonkeyPatch, scores: Sequence[tuple[float, float]]) -> list[list[dict[str, Tensor]]]:
+    """Give these accuracies to the epochs; return the weights after each step of each epoch, noted as they run."""
+    seen: list[list[dict[str, Tensor]]] = [[] for _ in scores]
+    train_epoch = train.Trainer.train_epoch
+
+    def validate(trainer: train.Trainer) -> dict[str, float]:
+        sa, ra = scores[sum(map(bool, seen)) - 1]
+        return {"val_images": 500, "val_sa": sa, "val_ra": ra, "val_fgsm": ra, "val_top_class": 0.1}
+
+    def noted(trainer: train.Trainer, epoch: int, count_step: Callable[[], None], **others: Any) -> dict[str, Any]:
+        def note() -> None:
+            count_step()
+            seen[epoch].append(
+                {name: value.detach().double() for name, value in trainer.state.model.named_parameters()}
+            )
+
+        return train_epoch(trainer, epoch, note, **others)
+
+    monkeypatch.setattr(train.Trainer, "validate", validate)
+    monkeypatch.setattr(train.Trainer, "train_epoch", noted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("scores", "first", "kept"),
+    [
+        ((SOUND, WORSE, SOUND), 0, (1, 3)),
+        ((SOUND, WORSE, WORSE, SOUND), 0, (1, 4)),
+        ((SOUND, UNSOUND, WORSE, SOUND), 0, (1, 4)),  # back past an epoch that was not rolled back itself
+        ((SOUND, SOUND, WORSE, SOUND), 1, (2, 4)),
+        ((SOUND, WORSE, SOUND, SOUND), 1, (3, 4)),  # back to before the mean begins
+        ((SOUND, WORSE, SOUND, SOUND), 2, (3, 4)),  # and before it could have begun
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Epoch . overfitted")
+def test_the_mean_has_equal_weights_of_the_epochs_that_were_kept(
+    monkeypatch: pytest.MonkeyPatch, scores: Sequence[tuple[float, float]], first: int, kept: tuple[int, ...]
+) -> None:
+    chosen = settings(model="small-cnn", train_limit=64, epochs=len(scores), rollback=True, average_from=first)
+    with monkeypatch.context() as patch:
+        seen = seen_steps(patch, scores)
+        adv_train.fit(out="run", progress=False, **chosen)
+    found = checkpoint.load(Path("run/last.pt")).average
+    states = [state for epoch in kept for state in seen[epoch - 1]]
+    assert len(states) == 2 * len(kept)
+    for name in states[0]:
+        expected = torch.stack([state[name] for state in states]).mean(0)
+        assert (found[name].double() - expected).abs().max() < 1e-6, name
+
+    def stop(trainer: train.Trainer, epoch: int, count_step: Callable[[], None], **others: Any) -> dict[str, Any]:
+        if epoch == len(scores) - 1:
+            raise KeyboardInterrupt
+        return noted(trainer, epoch, count_step, **others)
+
+    with monkeypatch.context() as patch:
+        seen_steps(patch, scores)
+        noted = train.Trainer.train_epoch
+        with patch.context() as cut, pytest.raises(KeyboardInterrupt):
+            cut.setattr(train.Trainer, "train_epoch", stop)
+            adv_train.fit(out="cut", progress=False, **chosen)
+        adv_train.fit(out="cut", progress=False, **chosen)
+    resumed = checkpoint.load(Path("cut/last.pt")).average
+    assert all(torch.equal(resumed[name], value) for name, value in found.items())
 
 
 # --- the best epoch ---------------------------------------------------------------------------------------------------

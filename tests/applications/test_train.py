@@ -214,10 +214,12 @@ def test_a_warm_up_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop = train.Trainer.train_epoch
 
-        def interrupted(self: train.Trainer, epoch: int, count_step: Callable[[], None]) -> dict[str, Any]:
+        def interrupted(
+            self: train.Trainer, epoch: int, count_step: Callable[[], None], **others: Any
+        ) -> dict[str, Any]:
             if epoch == 2:
                 raise KeyboardInterrupt
-            return stop(self, epoch, count_step)
+            return stop(self, epoch, count_step, **others)
 
         patch.setattr(train.Trainer, "train_epoch", interrupted)
         fit(chosen, tmp_path / "run", progress=False)

@@ -44,11 +44,28 @@ def step_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
         config: Configuration of the run.
         arguments: The keyword arguments for `adv_train.models.create` that depend on the data.
     """
-    model = models.create(config.model.name, **arguments, seed=0, **config.model.options)
-    side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
-    x = torch.rand(8, arguments["channels"], side, side, generator=generator)
+    model, x = _network(config, arguments)
     batch = Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8))
     return forward_equivalents(config.full_method, model.train(), batch, config.threat)
+
+
+def pass_cost(config: RunConfig, arguments: Mapping[str, Any]) -> float:
+    """Return the floating-point operations of a forward pass of one image on a run's network.
+
+    Args:
+        config: Configuration of the run.
+        arguments: The keyword arguments for `adv_train.models.create` that depend on the data.
+    """
+    model, x = _network(config, arguments)
+    with torch.no_grad():
+        return flops(lambda: model.eval()(x)) / len(x)
+
+
+def _network(config: RunConfig, arguments: Mapping[str, Any]) -> tuple[nn.Module, Tensor]:
+    """Make a run's network and eight images, shape ``(8, channels, height, width)``."""
+    model = models.create(config.model.name, **arguments, seed=0, **config.model.options)
+    side, generator = arguments["image_size"], torch.Generator().manual_seed(0)
+    return model, torch.rand(8, arguments["channels"], side, side, generator=generator)
 
 
 def flops(function: Callable[[], Any]) -> int:

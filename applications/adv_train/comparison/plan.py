@@ -12,6 +12,7 @@ from adv_train.attacks import Attack
 from adv_train.bench import step_cost
 from adv_train.comparison.cell import Cell, Judgement
 from adv_train.comparison.contenders import Contender
+from adv_train.comparison.networks import check_passes
 from adv_train.config import RunConfig
 from adv_train.data import Facts
 from adv_train.errors import UserError
@@ -99,7 +100,7 @@ def plan(
 
     Raises:
         UserError: If a configuration or the cost is invalid, the methods differ in data set, image size or threat, or
-            a folder holds another run.
+            a folder holds another run; if there is a cost and a forward pass costs more on some networks.
     """
     configs = {contender.name: contender.config(common, flags, seeds[0]) for contender in chosen}
     _check_shared(configs)
@@ -108,6 +109,7 @@ def plan(
     check_classes(attacks, arguments["classes"])
     forwards = {name: config.full_method.replays() * step_cost(config, arguments) for name, config in configs.items()}
     if cost is not None:
+        check_passes(configs, arguments)
         _check_cost(cost, forwards)
     images = facts.test if limit is None else min(limit, facts.test)
     judgements = tuple(Judgement(checkpoint, tuple(attacks), images) for checkpoint in CHECKPOINTS)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from adv_train.comparison import tables
 from adv_train.comparison.doubts import doubts, told_of
 from adv_train.comparison.figure import scatter
+from adv_train.comparison.networks import networks
 from adv_train.comparison.plan import CHECKPOINTS, Plan
 from adv_train.comparison.results import Result, judges, measures, results
 from adv_train.files import make_folder, replace_file
@@ -44,12 +45,20 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """One line with data set, threat, network, number of test images, attacks and seeds."""
-        config, seeds = self.plan.methods[0].config, self.plan.seeds
+        """One line with data set, threat, network, number of test images, attacks and seeds.
+
+        If there are several networks, each comes with its methods. All methods share everything else in it.
+        """
+        config, seeds, found = self.plan.methods[0].config, self.plan.seeds, self._networks
+        told = [name if len(found) == 1 else f"{name} ({', '.join(methods)})" for name, methods in found.items()]
         return (
-            f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {config.model.name}: "
+            f"{config.data.name}, {config.threat.norm}, eps {format_fraction(config.threat.eps)}, {', '.join(told)}: "
             f"{self.plan.images} test images, {judges(self.plan.attacks)}, seeds {', '.join(map(str, seeds))}"
         )
+
+    @property
+    def _networks(self) -> dict[str, list[str]]:
+        return networks({method.name: method.config for method in self.plan.methods})
 
     def sections(self) -> list[Section]:
         """Return the tables for people, with their notes and alarms."""
@@ -59,6 +68,8 @@ class Comparison:
         if len(self.plan.seeds) > 1:
             spread = f"Mean ± sample standard deviation over the seeds; {spread}"
         notes = [f"{spread} F/batch: forward passes of the network that training spends on a batch."]
+        if len(self._networks) > 1:
+            notes += ["The networks differ: F/batch counts passes of each method's own network."]
         if self.plan.cost is not None:
             notes += [f"Equal cost: a method of F passes trained {self.plan.cost:g}/F times its epochs, rounded."]
         made = [Section("Accuracy", tables.accuracies(found, measured), notes, doubts(found))]

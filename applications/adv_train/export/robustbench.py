@@ -86,7 +86,11 @@ class RobustBench(Form):
         return (*told, *(f"warning of the evaluation: {warning}" for warning in record.warnings))
 
     def read(self, source: Source, path: Path) -> Logits:
-        """Load the weights as `adv_train` loads the checkpoint of another code base."""
+        """Load the weights as `adv_train` loads the checkpoint of another code base.
+
+        This checks the names and values of the weights, but not the written class: it derives from a class of
+        RobustBench, so it cannot be built without that package, which this one does not depend on.
+        """
         model = source.blank()
         (weights,) = path.glob("models/*/*/*.pt")
         models.load_weights(model, weights)

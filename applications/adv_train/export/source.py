@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adv_train.checkpoint import Checkpoint
 from adv_train.judged_data import own_version
 from adv_train.loading import build_model, open_checkpoint
+from adv_train.models.foreign import NORMALISATION
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,8 @@ class Source:
             UserError: If there is no such run, or its checkpoint is missing, damaged or belongs to another run.
         """
         saved = open_checkpoint(path, which)
-        config, arguments = saved.config, dict(saved.model_arguments)
+        config, model = saved.config, build_model(saved)
+        arguments = {**saved.model_arguments, **_statistics(model, saved.model_arguments)}
         about = {
             "model": config.model.name,
             "model_options": dict(config.model.options),
@@ -57,7 +59,7 @@ class Source:
         }
         shape = (arguments["channels"], arguments["image_size"], arguments["image_size"])
         folder = path if path.is_dir() else path.parent
-        return cls(build_model(saved), shape, about, saved, folder)
+        return cls(model, shape, about, saved, folder)
 
     @classmethod
     def of_module(cls, model: nn.Module, shape: tuple[int, int, int]) -> Source:
@@ -76,6 +78,25 @@ class Source:
             for value in model.state_dict().values():
                 value.zero_()
         return model
+
+
+def _statistics(model: nn.Module, given: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the mean and the standard deviation of each channel that the model normalises with.
+
+    They may differ from those of the training images, because weights to start from bring their own.
+
+    Args:
+        model: The model; if it has no layer `normalise`, nothing is returned.
+        given: The ``mean`` and ``std`` that the model was built with. They are returned if the layer has them, since
+            they have more digits.
+    """
+    state, found = model.state_dict(), {}
+    for key, name in zip(("mean", "std"), NORMALISATION, strict=True):
+        if name in state:
+            own = state[name].flatten()
+            built_with = torch.tensor(given[key], dtype=own.dtype)
+            found[key] = list(given[key]) if torch.equal(own, built_with) else own.tolist()
+    return found
 
 
 def _versions() -> dict[str, str]:

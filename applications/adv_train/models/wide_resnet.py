@@ -41,7 +41,8 @@ class WideResNet(PreActNetwork):
     """
 
     depth: ClassVar[int]
-    factor: ClassVar[int]
+    #: Widening factor: of the class the one in its name, of a network the one that it has.
+    factor: int
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class WideResNet(PreActNetwork):
             activation=act,
             final_norm=True,
         )
+        self.factor = factor
         self.padding = padding
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
