@@ -15,13 +15,22 @@ from blo._transforms import outside_transforms
 from blo.errors import StructureError
 from blo.sets import Set
 
-__all__ = ["Differentiably", "require_derivative", "require_set"]
+__all__ = ["CONVERTED", "Differentiably", "require_derivative", "require_set"]
 
 _ROOTS = (torch.sqrt, Tensor.sqrt)
 _ROOTS_IN_PLACE = (torch.sqrt_, Tensor.sqrt_)
 _POWERS = (torch.pow, Tensor.pow, Tensor.__pow__)
+#: Keyword arguments that torch converts to numbers, without a derivative.
+_NUMBERS = ("alpha", "value")
 #: Operations whose result does not carry the graph of their tensor.
 _CONSTANTS = (Tensor.__float__, Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.detach, Tensor.detach_)
+
+
+#: The error for a setting that has no derivative.
+CONVERTED = (
+    "`optimizer` passes a setting that is a function of theta to torch as a number, which has no derivative. torchopt "
+    "does so with `weight_decay`. Make this setting a number, or add the term to the lower objective."
+)
 
 
 class Differentiably(TorchFunctionMode):
@@ -36,6 +45,9 @@ class Differentiably(TorchFunctionMode):
     Attributes:
         constants: whether an operation has dropped the graph of a tensor, so that the derivative of the update may be
             wrong.
+
+    Raises:
+        StructureError: if the optimiser passes a setting that is a tensor where torch takes a number.
     """
 
     def __init__(self) -> None:
@@ -53,6 +65,9 @@ class Differentiably(TorchFunctionMode):
     ) -> Any:
         # An update under `torch.no_grad()` shows as a changed gradient mode.
         self.constants |= func in _CONSTANTS or torch.is_grad_enabled() is not self._recorded
+        given = next((name for name in _NUMBERS if kwargs and isinstance(kwargs.get(name), Tensor)), None)
+        if given is not None:
+            raise StructureError(CONVERTED)
         if func in _ROOTS_IN_PLACE:
             return args[0].copy_(_root(args[0]))
         plain_power = func in _POWERS and not kwargs and isinstance(args[0], Tensor)

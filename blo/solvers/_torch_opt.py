@@ -19,7 +19,7 @@ from blo.solvers._base import Problem
 from blo.solvers._carried import continued, require_carry
 from blo.solvers._iterative import Iterative
 from blo.solvers._of_theta import varies
-from blo.solvers._optimizers import Differentiably, require_derivative, require_set
+from blo.solvers._optimizers import CONVERTED, Differentiably, require_derivative, require_set
 from blo.solvers._transform import require_transform, transformed
 
 
@@ -174,6 +174,10 @@ def _begun(optimizer: Any, layout: Layout) -> FunctionalOptimizer:
 def _updated(optimizer: FunctionalOptimizer, slope: Tensor, inner: Any, z: Tensor) -> tuple[Tensor, Any]:
     try:
         found: tuple[Tensor, Any] = optimizer.update(slope, inner, params=z, inplace=False)
+    except TypeError as error:
+        if "must be Number, not Tensor" not in str(error):
+            raise
+        raise StructureError(CONVERTED) from error
     except RuntimeError as error:
         # torch's message on an autograd.Function without the static method that transforms need
         if "setup_context" not in str(error):

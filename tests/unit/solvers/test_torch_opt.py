@@ -272,3 +272,14 @@ def test_each_solve_is_the_same_function_though_an_optimiser_remembers_its_first
         for _ in range(2)
     ]
     assert torch.equal(*solves)
+
+
+@pytest.mark.parametrize("gradient", [blo.Unrolled(), blo.Unrolled(checkpoint=True), blo.Unrolled(mode="forward")])
+def test_a_setting_that_torch_takes_as_a_number_cannot_be_learned(gradient: blo.gradients.Strategy) -> None:
+    """In forward mode torch would drop its derivative, so that the hypergradient were zero."""
+    solver = blo.TorchOpt(lambda theta: torchopt.adamw(lr=theta[0], weight_decay=theta[1]), 3)
+    lower = blo.LowerProblem(lambda theta, z: z.square().sum() - z.sum())
+    with pytest.raises(blo.StructureError, match="passes a setting that is a function of theta to torch as a number"):
+        blo.value_and_hypergrad(
+            lambda theta, z: z.sum(), lower, torch.tensor([0.1, 0.3]), torch.ones(3), solver=solver, gradient=gradient
+        )
