@@ -33,21 +33,22 @@ def hoist(
     The settings of the solver that are functions of theta become functions of that.
     """
     settings = {} if solver is None else functions_of_theta(solver)
-    finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
+    probe, start = _again(theta), _again(z0)
+    finder = _Finder([*tree.leaves(probe), *tree.leaves(start)])
     with finder:
         evaluate: Callable[..., Any] = lower.objective
         if isinstance(lower.objective, FixedPointMap | Minibatched):
             evaluate = lower.objective.function
         if isinstance(lower.objective, Minibatched):
-            evaluate(theta, z0, 0)
+            evaluate(probe, start, 0)
             for step in range(getattr(solver, "max_steps", 0)):  # the batches of these steps may be captured
                 finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
         else:
-            evaluate(theta, z0)
+            evaluate(probe, start)
         if not isinstance(lower.term, Term):
-            finder.note(lower.term(theta))  # a captured tensor may become a parameter of a set without an operation
+            finder.note(lower.term(probe))  # a captured tensor may become a parameter of a set without an operation
         for setting in settings.values():
-            finder.note(setting(theta))
+            finder.note(setting(probe))
     _refuse_captured(getattr(solver, "transform", None), z0)
     captured = tuple(finder.found.values())
     term = lower.term
@@ -76,15 +77,21 @@ def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None
     Raises:
         StructureError: naming it.
     """
-    finder = _Finder(tree.leaves(z0))
+    start = _again(z0)
+    finder = _Finder(tree.leaves(start))
     if transform is not None:
         with finder:
-            transform(z0)
+            transform(start)
     if finder.found:
         raise StructureError(
             "`transform` captures a tensor on which a torch.func transform acts, and the transform reaches that tensor "
             "only in recorded steps. Use gradient=Unrolled(), or detach the tensor."
         )
+
+
+def _again(arguments: Tree) -> Tree:
+    """Return the arguments as other objects: a function may capture the very tensors that are also its arguments."""
+    return tree.map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
 
 
 @dataclass(frozen=True, eq=False)
