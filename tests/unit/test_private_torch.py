@@ -262,3 +262,16 @@ def test_writes_to_tensors_are_counted() -> None:
     assert [new - old for new, old in zip(_torch.versions([x, x]), before, strict=True)] == [1, 1]
     with torch.inference_mode():
         assert _torch.versions([torch.ones(2).add_(1)]) == [0]
+
+
+def test_a_tensor_is_the_same_object_inside_the_wrappers_of_transforms() -> None:
+    x, seen = X.clone(), []
+
+    def look(row: Tensor) -> Tensor:
+        seen.append((functorch.get_unwrapped(row) is x, functorch.maybe_get_level(row)))
+        return row.sum()
+
+    torch.func.grad(look)(x)
+    torch.vmap(look, in_dims=1)(x)
+    assert seen == [(True, 1), (True, 1)]
+    assert inside("vmap", functorch.maybe_get_bdim) == [0]
