@@ -1,4 +1,4 @@
-"""Finds the tensors that functions capture and on which `torch.func` transforms act, and replaces them."""
+"""Finds the tensors that functions capture and on which `torch.func` transforms act."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blo import tree
-from blo._torch import functorch
+from blo._torch import custom_function_call, functorch
 from blo._types import Tree
 from blo.errors import StructureError
 
@@ -21,7 +21,10 @@ class Finder(TorchFunctionMode):
         found: these tensors, under their ids.
         wrapped: for those that belong to a level of transforms above the given one, what is inside their wrappers, and
             whether all of these belong to a `vmap`.
+        custom: whether an `autograd.Function` was called, such as that of a nested `argmin`.
     """
+
+    custom = False
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -49,6 +52,7 @@ class Finder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.custom = self.custom or function is custom_function_call
         self.note((args, kwargs))
         result = function(*args, **kwargs)
         self.know(result)
@@ -97,35 +101,6 @@ def _inside(leaf: Tensor, level: int) -> Iterator[tuple[Tensor, bool]]:
         mapped = mapped and bool(functorch.is_batchedtensor(leaf))
         leaf = functorch.get_unwrapped(leaf)
         yield leaf, mapped
-
-
-class Exchange(TorchFunctionMode):
-    """Replaces some tensors among the arguments of torch functions by others, also inside the wrappers of a `vmap`."""
-
-    def __init__(self, replacement: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._replacement = replacement
-
-    def swapped(self, used: Tree) -> Tree:
-        """Return a tree in which these tensors are replaced."""
-        return tree.map(self._other, used)
-
-    def _other(self, leaf: Any) -> Any:
-        if id(leaf) in self._replacement:
-            return self._replacement[id(leaf)]
-        if not isinstance(leaf, Tensor) or not functorch.is_batchedtensor(leaf):
-            return leaf
-        inside = functorch.get_unwrapped(leaf)
-        other = self._other(inside)
-        if other is inside:
-            return leaf
-        return functorch._add_batch_dim(other, functorch.maybe_get_bdim(leaf), functorch.maybe_get_level(leaf))
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = self.swapped((args, dict(kwargs or {})))
-        return function(*args, **kwargs)
 
 
 def transformed(leaf: Any) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from blo import tree
-from blo._captured import Exchange, Finder, captured, transformed
+from blo._captured import Finder, captured, transformed
 from blo._layout import Layout
 from blo._lower import LowerProblem, replace_objective
 from blo._objective import FixedPointMap, Linearized, Minibatched, around
+from blo._substitute import Exchange, in_transform
 from blo._term import Term
 from blo._types import Objective, Tree
 from blo.errors import StructureError
@@ -35,7 +36,10 @@ def hoist(
     """
     settings = {} if solver is None else functions_of_theta(solver)
 
+    custom = False
+
     def run(finder: Finder) -> None:
+        nonlocal custom
         probe, start = _again(finder, theta), _again(finder, z0)
         with finder:
             evaluate: Callable[..., Any] = lower.objective
@@ -51,21 +55,22 @@ def hoist(
                 finder.note(lower.term(probe))  # a captured tensor may become a parameter of a set without an operation
             for setting in settings.values():
                 finder.note(setting(probe))
+        custom = finder.custom
 
     _refuse_captured(getattr(solver, "transform", None), z0)
     _refuse_functions(lower, theta, z0)
     found = tuple(captured(run).values())
     term = lower.term
     carries = isinstance(term, Term) and any(transformed(leaf) for leaf in tree.leaves(term))
-    if not found and not carries:
+    if not found and not carries and not custom:
         return lower, theta, solver
     carried: Tree = ()
     if carries:
         term, carried = _last, term
     elif not isinstance(term, Term):
-        term = _Hoisted(term, found)
+        term = _Hoisted(term, found, custom)
     # A linearised objective is wrapped whole: its anchor may be captured, too.
-    wrap = partial(_Hoisted, captured=found)
+    wrap = partial(_Hoisted, captured=found, custom=custom)
     whole = isinstance(lower.objective, Linearized)
     objective: Objective = wrap(lower.objective) if whole else around(lower.objective, wrap)
     hoisted = replace_objective(lower.with_term(term), objective)
@@ -134,9 +139,15 @@ class _Hoisted:
 
     function: Callable[..., Any]
     captured: tuple[Tensor, ...]
+    custom: bool  # it calls an `autograd.Function`
 
     def __call__(self, theta: Tree, *z: Tree) -> Any:
         own, brought, _ = theta
+        if self.custom:
+            return in_transform(self._exchanged, own, brought, *z)
+        return self._exchanged(own, brought, *z)
+
+    def _exchanged(self, own: Tree, brought: tuple[Tensor, ...], *z: Tree) -> Any:
         exchange = Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)})
         with exchange:
             # The function may return a captured tensor itself, without an operation on it.
