@@ -7,21 +7,23 @@ running the objective once, and travel through `argmin` as a part of theta.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from blo import tree
+from blo._captured import Finder, captured, transformed
+from blo._layout import Layout
 from blo._lower import LowerProblem, replace_objective
 from blo._objective import FixedPointMap, Linearized, Minibatched, around
+from blo._substitute import Exchange, in_transform
 from blo._term import Term
-from blo._torch import functorch
 from blo._types import Objective, Tree
 from blo.errors import StructureError
+from blo.sets import SmoothConstraints
 from blo.solvers import Solver, functions_of_theta
 
 
@@ -33,41 +35,49 @@ def hoist(
     The settings of the solver that are functions of theta become functions of that.
     """
     settings = {} if solver is None else functions_of_theta(solver)
-    finder = _Finder([*tree.leaves(theta), *tree.leaves(z0)])
-    with finder:
-        evaluate: Callable[..., Any] = lower.objective
-        if isinstance(lower.objective, FixedPointMap | Minibatched):
-            evaluate = lower.objective.function
-        if isinstance(lower.objective, Minibatched):
-            evaluate(theta, z0, 0)
-            for step in range(getattr(solver, "max_steps", 0)):  # the batches of these steps may be captured
-                finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
-        else:
-            evaluate(theta, z0)
-        if not isinstance(lower.term, Term):
-            finder.note(lower.term(theta))  # a captured tensor may become a parameter of a set without an operation
-        for setting in settings.values():
-            finder.note(setting(theta))
+
+    custom = False
+
+    def run(finder: Finder) -> None:
+        nonlocal custom
+        probe, start = _again(finder, theta), _again(finder, z0)
+        with finder:
+            evaluate: Callable[..., Any] = lower.objective
+            if isinstance(lower.objective, FixedPointMap | Minibatched):
+                evaluate = lower.objective.function
+            if isinstance(lower.objective, Minibatched):
+                evaluate(probe, start, 0)
+                for step in range(getattr(solver, "max_steps", 0)):  # the batches of these steps may be captured
+                    finder.note(lower.objective.function.batch(step))  # type: ignore[attr-defined]
+            else:
+                evaluate(probe, start)
+            if not isinstance(lower.term, Term):
+                finder.note(lower.term(probe))  # a captured tensor may become a parameter of a set without an operation
+            for setting in settings.values():
+                finder.note(setting(probe))
+        custom = finder.custom
+
     _refuse_captured(getattr(solver, "transform", None), z0)
-    captured = tuple(finder.found.values())
+    _refuse_functions(lower, theta, z0)
+    found = tuple(captured(run).values())
     term = lower.term
-    carries = isinstance(term, Term) and any(_transformed(leaf) for leaf in tree.leaves(term))
-    if not captured and not carries:
+    carries = isinstance(term, Term) and any(transformed(leaf) for leaf in tree.leaves(term))
+    if not found and not carries and not custom:
         return lower, theta, solver
     carried: Tree = ()
     if carries:
         term, carried = _last, term
     elif not isinstance(term, Term):
-        term = _Hoisted(term, captured)
+        term = _Hoisted(term, found, custom)
     # A linearised objective is wrapped whole: its anchor may be captured, too.
-    wrap = partial(_Hoisted, captured=captured)
+    wrap = partial(_Hoisted, captured=found, custom=custom)
     whole = isinstance(lower.objective, Linearized)
     objective: Objective = wrap(lower.objective) if whole else around(lower.objective, wrap)
     hoisted = replace_objective(lower.with_term(term), objective)
     if settings:
         hoisted_settings: dict[str, Any] = {name: wrap(setting) for name, setting in settings.items()}
         solver = replace(solver, **hoisted_settings)  # type: ignore[type-var]
-    return hoisted, (theta, captured, carried), solver
+    return hoisted, (theta, found, carried), solver
 
 
 def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None:
@@ -76,15 +86,51 @@ def _refuse_captured(transform: Callable[[Tree], Tree] | None, z0: Tree) -> None
     Raises:
         StructureError: naming it.
     """
-    finder = _Finder(tree.leaves(z0))
-    if transform is not None:
+
+    def run(finder: Finder) -> None:
+        start = _again(finder, z0)
         with finder:
-            transform(z0)
-    if finder.found:
+            if transform is not None:
+                transform(start)
+
+    if captured(run):
         raise StructureError(
             "`transform` captures a tensor on which a torch.func transform acts, and the transform reaches that tensor "
             "only in recorded steps. Use gradient=Unrolled(), or detach the tensor."
         )
+
+
+def _refuse_functions(lower: LowerProblem, theta: Tree, z0: Tree) -> None:
+    """Refuse constraint functions that capture what a transform acts on: they are called outside `_Hoisted`.
+
+    Raises:
+        StructureError: if they do.
+    """
+
+    def run(finder: Finder) -> None:
+        term = lower.term if isinstance(lower.term, Term) else lower.term(theta)
+        finder.know(term)
+        if _written(term):
+            with finder:
+                term.fit(Layout.of(z0, batched=lower.batched))  # calls the functions
+
+    if captured(run):
+        raise StructureError(
+            "the functions of `SmoothConstraints` capture a tensor on which a torch.func transform acts, but captured "
+            "tensors are constants. Pass it as `theta=`, and take it as an argument: `function(theta, z)`."
+        )
+
+
+def _written(term: object) -> bool:
+    """Return whether a set, or a part of it, consists of functions that the user wrote."""
+    return isinstance(term, SmoothConstraints) or any(map(_written, getattr(term, "sets", ())))
+
+
+def _again(finder: Finder, arguments: Tree) -> Tree:
+    """Return the arguments as new objects that the finder knows."""
+    again = tree.map(lambda leaf: leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf, arguments)
+    finder.know(again)
+    return again
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +139,16 @@ class _Hoisted:
 
     function: Callable[..., Any]
     captured: tuple[Tensor, ...]
+    custom: bool  # it calls an `autograd.Function`
 
     def __call__(self, theta: Tree, *z: Tree) -> Any:
         own, brought, _ = theta
-        exchange = _Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)})
+        if self.custom:
+            return in_transform(self._exchanged, own, brought, *z)
+        return self._exchanged(own, brought, *z)
+
+    def _exchanged(self, own: Tree, brought: tuple[Tensor, ...], *z: Tree) -> Any:
+        exchange = Exchange({id(old): new for old, new in zip(self.captured, brought, strict=True)})
         with exchange:
             # The function may return a captured tensor itself, without an operation on it.
             return exchange.swapped(self.function(own, *z))
@@ -105,50 +157,3 @@ class _Hoisted:
 def _last(theta: Tree) -> Term:
     found: Term = theta[2]
     return found
-
-
-class _Finder(TorchFunctionMode):
-    """Records the tensors of a transform that enter torch functions but are not results of one: the captured ones."""
-
-    def __init__(self, known: list[Tensor]) -> None:
-        super().__init__()
-        # Tensors are kept alive here, since an id is unique among living objects only.
-        self._known = {id(tensor): tensor for tensor in known}
-        self.found: dict[int, Tensor] = {}
-
-    def note(self, used: Tree) -> None:
-        """Record what is captured among the leaves of a tree."""
-        for leaf in tree.leaves(used):
-            if isinstance(leaf, Tensor) and id(leaf) not in self._known and _transformed(leaf):
-                self.found[id(leaf)] = leaf
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        self.note((args, kwargs))
-        result = function(*args, **kwargs)
-        self._known.update({id(leaf): leaf for leaf in tree.tensors(result)})
-        return result
-
-
-class _Exchange(TorchFunctionMode):
-    """Replaces some tensors among the arguments of torch functions by others."""
-
-    def __init__(self, replacement: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._replacement = replacement
-
-    def swapped(self, used: Tree) -> Tree:
-        """Return a tree in which these tensors are replaced."""
-        return tree.map(lambda leaf: self._replacement.get(id(leaf), leaf), used)
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        args, kwargs = self.swapped((args, dict(kwargs or {})))
-        return function(*args, **kwargs)
-
-
-def _transformed(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and bool(functorch.is_functorch_wrapped_tensor(leaf))

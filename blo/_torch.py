@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _functorch as functorch
 from torch._C import _is_any_autocast_enabled as any_autocast
+from torch._functorch.autograd_function import custom_function_call
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn.utils.parametrizations import _SpectralNorm as SpectralNormRule
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormRule
@@ -29,6 +30,7 @@ __all__ = [
     "WeightNormRule",
     "any_autocast",
     "compiler_loaded",
+    "custom_function_call",
     "embedding_operators",
     "forward_mode",
     "forward_pre_hooks",

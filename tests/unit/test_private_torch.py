@@ -262,3 +262,45 @@ def test_writes_to_tensors_are_counted() -> None:
     assert [new - old for new, old in zip(_torch.versions([x, x]), before, strict=True)] == [1, 1]
     with torch.inference_mode():
         assert _torch.versions([torch.ones(2).add_(1)]) == [0]
+
+
+def test_a_tensor_is_the_same_object_inside_the_wrappers_of_transforms() -> None:
+    x, seen = X.clone(), []
+
+    def look(row: Tensor) -> Tensor:
+        seen.append((functorch.get_unwrapped(row) is x, functorch.maybe_get_level(row)))
+        return row.sum()
+
+    torch.func.grad(look)(x)
+    torch.vmap(look, in_dims=1)(x)
+    assert seen == [(True, 1), (True, 1)]
+    assert inside("vmap", functorch.maybe_get_bdim) == [0]
+
+
+def test_a_mode_sees_calls_of_autograd_functions_inside_transforms_alone() -> None:
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            return cotangent
+
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is _torch.custom_function_call:
+                seen.append(args[1])
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        Same.apply(X)
+        assert not seen
+        (given,) = inside("grad", lambda x: (Same.apply(x), x)[1])
+    assert len(seen) == 1 and seen[0] is given
