@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from blo._torch import functorch, load_forward_mode
 
@@ -55,6 +56,23 @@ def unmapped(tensor: Tensor) -> Tensor:
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
+
+
+def recordings(tensors: Iterable[Tensor]) -> int:
+    """Return how many differentiations may record what is computed from some tensors, by `torch.func` or autograd."""
+    stack = functorch.get_interpreter_stack() or ()
+    inside = sum(level.key() != functorch.TransformType.Vmap for level in stack)
+    return inside + any(plain(tensor).requires_grad for tensor in tensors)
+
+
+def graphs(tensor: Tensor) -> list[Node | None]:
+    """Return the nodes that made a tensor, from that of the innermost `torch.func` transform to that of autograd."""
+    found = []
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if not functorch.is_batchedtensor(tensor):  # `vmap` records nothing itself
+            found.append(tensor.grad_fn)
+        tensor = functorch.get_unwrapped(tensor)
+    return [*found, tensor.grad_fn]
 
 
 def sums_are_finite(tensors: Iterable[Tensor]) -> bool:
