@@ -6,10 +6,12 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from blo._torch import functorch, load_forward_mode
 
@@ -24,6 +26,21 @@ _ONCE = re.compile(
     "derivative for .* is not implemented|double backward|differentiate twice|donated buffer|"
     "don't support automatic differentiation"
 )
+
+
+_REPEATED: ContextVar[bool] = ContextVar("a problem is made again", default=False)
+#: Whether the caller runs inside `repeating`.
+repeated = _REPEATED.get
+
+
+@contextlib.contextmanager
+def repeating() -> Iterator[None]:
+    """Mark that problems made inside are those of a solve that has checked their parameters."""
+    token = _REPEATED.set(True)
+    try:
+        yield
+    finally:
+        _REPEATED.reset(token)
 
 
 def all_true(*conditions: Tensor) -> bool:
@@ -55,6 +72,23 @@ def unmapped(tensor: Tensor) -> Tensor:
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
+
+
+def recordings(tensors: Iterable[Tensor]) -> int:
+    """Return how many differentiations may record what is computed from some tensors, by `torch.func` or autograd."""
+    stack = functorch.get_interpreter_stack() or ()
+    inside = sum(level.key() != functorch.TransformType.Vmap for level in stack)
+    return inside + any(plain(tensor).requires_grad for tensor in tensors)
+
+
+def graphs(tensor: Tensor) -> list[Node | None]:
+    """Return the nodes that made a tensor, from that of the innermost `torch.func` transform to that of autograd."""
+    found = []
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if not functorch.is_batchedtensor(tensor):  # `vmap` records nothing itself
+            found.append(tensor.grad_fn)
+        tensor = functorch.get_unwrapped(tensor)
+    return [*found, tensor.grad_fn]
 
 
 def sums_are_finite(tensors: Iterable[Tensor]) -> bool:
@@ -119,14 +153,14 @@ def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> 
     """Return the derivative of a function along a direction, by forward mode."""
     load_forward_mode()
     # Forward mode writes to its tangents in place, which fails for a vector that is expanded over lanes.
-    with _forward_named():
+    with _forward_named(), repeating():
         return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
 
 def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
     load_forward_mode()
-    with _forward_named():
+    with _forward_named(), repeating():
         # The `vmap` over columns refuses random draws by default. All columns must be derivatives of one function, so
         # they draw the same numbers.
         found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)

@@ -35,6 +35,7 @@ class ParametricProblem:
         lower: the problem as the user wrote it.
         layout: the layout of z in flat tensors.
         structure: the structure of theta.
+        searched: the user's function, with what has been found out about it.
         randomness: the option `randomness` of each `vmap`, from the innermost to the outermost.
         eps: as in `ProblemAtTheta`.
         accuracy: as in `ProblemAtTheta`.
@@ -44,6 +45,7 @@ class ParametricProblem:
     lower: LowerProblem
     layout: Layout
     structure: Structure
+    searched: Searched
     randomness: tuple[str, ...] = ()
     eps: float | None = None
     accuracy: float = 0.0
@@ -52,12 +54,18 @@ class ParametricProblem:
     @classmethod
     def of(cls, lower: LowerProblem, theta: Tree, z0: Tree) -> tuple[ParametricProblem, Tensor, list[Tensor]]:
         """Return the problem, the flat start and the leaves of theta, as real tensors."""
-        lower = replace_objective(lower, around(lower.objective, Searched))
+        searched: list[Searched] = []
+
+        def search(function: Callable[..., Any]) -> Searched:
+            searched.append(Searched(function))
+            return searched[-1]
+
+        lower = replace_objective(lower, around(lower.objective, search))
         layout = Layout.of(z0, batched=lower.batched)
         structure, leaves = Structure.of(theta)
         # Copy the start: a solver that makes no step returns it, and results must not share memory with arguments.
         start = layout.ravel(z0).detach().clone()
-        return cls(lower, layout, structure), start, leaves
+        return cls(lower, layout, structure, searched[0]), start, leaves
 
     def under(self, autocast: Autocast) -> ParametricProblem:
         """Return the problem with an objective that is always evaluated under the given state of autocast."""

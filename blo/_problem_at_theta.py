@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from blo._autodiff import plain, transforms_active, value_and_gradient
 from blo._curvature import Place, curvature_along_residual
 from blo._layout import Layout
 from blo._natural_map import natural, residual, scale
+from blo._norms import third_derivatives
 from blo._objective import FixedPointMap, LinearSlice, Slice, TiltedSlice
 from blo._second_order import gauss_newton_products, hessian_products
 from blo._term import Tangent, Term
@@ -141,7 +143,9 @@ class ProblemAtTheta:
         """
         if not self.symmetric:
             self.value(z)  # raises the error
-        return hessian_products(partial(self.gradient, graph=True), z, recorded=self.recorded)
+        # The derivative of recorded products is a third derivative of the objective.
+        with third_derivatives() if self.recorded else contextlib.nullcontext():
+            return hessian_products(partial(self.gradient, graph=True), z, recorded=self.recorded)
 
     def gauss_newton(
         self, z: Tensor, products: Literal["reverse", "forward"] = "reverse"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import transforms_active
+from blo._autodiff import plain, repeated, transforms_active
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -266,8 +266,18 @@ def expanded(value: Tensor | float, z: Tensor) -> Tensor:
 
 
 def can_validate() -> bool:
-    """Return whether the values of tensors may be read: not under `torch.func` transforms."""
-    return not transforms_active()
+    """Return whether the values of tensors may be read, with `failing`.
+
+    Under `torch.func` transforms they are read once: not in a backward pass, which makes the terms of the solve again.
+    They are not read while a compiler traces.
+    """
+    return not transforms_active() or not (torch.compiler.is_compiling() or repeated())
+
+
+def failing(condition: Tensor | bool) -> Tensor:
+    """Return where a condition does not hold, in every lane of an enclosing `vmap`: booleans of any shape."""
+    # Negated, because every comparison with a NaN is false.
+    return plain(torch.as_tensor(condition).logical_not())
 
 
 def per_lane(value: Tensor | float) -> Tensor | float:

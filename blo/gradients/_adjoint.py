@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blo._autodiff import differentiated_twice, jvp
 from blo._entrance import backward_pass
+from blo._norms import third_derivatives
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._function import alive, lanes_first
@@ -30,29 +31,6 @@ class AdjointRule(Protocol):
 
     def model(self, hessian: Operator) -> Operator:
         """Return the operator used in place of H."""
-
-
-def implicit_part(
-    rule: AdjointRule, problem: ParametricProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor
-) -> list[Tensor | None]:
-    """Return the implicit part for each leaf, differentiable to any order."""
-    q = Adjoint.of(rule, problem, leaves, z, v)
-    # Record the graph: in an outer differentiation the multipliers in the force depend on z and theta.
-    here = problem.bind(leaves).record()
-    tangent = here.tangent(here.term, z, here.gradient(z))
-    force = tangent.force
-
-    def optimality(*live: Tensor) -> tuple[Tensor, Tensor]:
-        # `tangent` and `z` are constants of this product. An outer differentiation goes through their own graphs, so no
-        # dependence on theta is counted twice.
-        at_theta = problem.bind(live)
-        motion = at_theta.motion(here.term, tangent, z)
-        slope = at_theta.gradient(z + motion)
-        return motion, slope if force is None else slope + force(at_theta.term, z + motion)
-
-    # With the cotangents (v, -q), the motion contributes N^T v, and gradient and force at z + motion contribute
-    # -(B + G)^T q - N^T H q: together the implicit part -(B + G)^T q + N^T (v - H q).
-    return pull(optimality, leaves, (v, -q))
 
 
 class Adjoint(ReverseOnly):
@@ -93,6 +71,7 @@ class Adjoint(ReverseOnly):
 
     @staticmethod
     @backward_pass
+    @third_derivatives()
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule

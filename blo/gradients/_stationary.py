@@ -13,9 +13,9 @@ from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo._term import Tangent
 from blo._vectors import norm
-from blo.gradients._adjoint import implicit_part
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._function import FunctionRule
+from blo.gradients._implicit_part import implicit_part
 from blo.gradients._point import Point, TransposedPoint
 from blo.gradients._products import Products, point
 from blo.linsolve import LinearSolution

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from blo import _autodiff
+from blo._norms import third_derivatives, third_needed
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_count
@@ -16,6 +19,7 @@ from blo._types import Tree
 from blo.errors import StructureError
 from blo.gradients._base import Pulled, Rule, Solve, Strategy
 from blo.gradients._forward_unroll import ForwardUnrollRule
+from blo.gradients._once import once
 from blo.gradients._still import Still
 from blo.gradients._tape import Tail, TapeRule
 
@@ -110,7 +114,11 @@ class RecordedRule(Rule):
         return Tail(self.last).solve(problem, z0, self.solve)
 
     def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
-        z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
+        twice = not torch.compiler.is_compiling() and _autodiff.recordings(leaves) > 1
+        with third_derivatives() if twice else contextlib.nullcontext():
+            z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
+        if problem.searched.normalizes and not (twice or third_needed()):
+            z = once(z)
         return Still.attach(z, leaves) if self.solve.idle and not _autodiff.transforms_active() else z
 
     def pull(self, problem: ProblemAtTheta, z0: Tensor, z: Tensor, v: Tensor, guess: Tensor | None = None) -> Pulled:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._term import Term, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Term, can_validate, failing, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo.errors import StructureError
 
@@ -24,7 +23,7 @@ class Penalty(Term):
 def require_weight(value: Tree, name: str, validate: bool) -> None:
     """Raise if a number or tensor has a negative entry or a NaN.
 
-    Values of a tensor are read only if `validate` is true, and never under `torch.func` transforms.
+    Values of a tensor are read only if `validate` is true.
 
     Raises:
         ValueError: in that case; the message names `name`.
@@ -32,8 +31,7 @@ def require_weight(value: Tree, name: str, validate: bool) -> None:
     if isinstance(value, Tensor) and not (validate and can_validate()):
         return
     if isinstance(value, int | float | Tensor):
-        # Negated, because every comparison with a NaN is false.
-        bad = torch.as_tensor(value >= 0).logical_not()
+        bad = failing(value >= 0)
         if bool(bad.any()):
             raise ValueError(
                 f"`{name}` must be at least 0, but {int(bad.sum())} of {bad.numel()} values are negative or NaN. "

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from blo._autodiff import plain
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Counts, Tangent, can_validate
+from blo._term import Counts, Tangent, can_validate, failing
 from blo._types import Tree
 from blo.errors import StructureError
 from blo.penalties._base import Penalty, require_weight
@@ -69,7 +70,7 @@ class GroupLasso(Penalty):
             weight = weight.to(layout.dtype).reshape((1,) * (axes - weight.ndim) + weight.shape)
         if self.validate and can_validate():
             _check_numbers(groups, weight, layout.size)
-            number = int(groups.max()) + 1
+            number = int(plain(groups).max()) + 1
             given = self.weight
             if isinstance(given, Tensor) and given.ndim == 1 and given.shape == layout.lanes and len(given) != number:
                 raise StructureError(
@@ -174,7 +175,7 @@ def _check_numbers(groups: Tensor, weight: Tensor | float, size: int) -> None:
     most = size
     if isinstance(weight, Tensor) and weight.shape[-1] > 1:
         most = min(size, weight.shape[-1])
-    wrong = (groups < -1) | (groups >= most)
+    wrong = failing((groups >= -1) & (groups < most))
     if bool(wrong.any()):
         raise StructureError(
             f"`GroupLasso.groups` must be numbers from 0 to {most - 1}, or -1 for no penalty: z has {size} coordinates "

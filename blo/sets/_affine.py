@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
+from blo._autodiff import plain
 from blo._layout import Layout
-from blo._term import Counts, Strain, Tangent, can_validate
+from blo._term import Counts, Strain, Tangent, can_validate, failing
 from blo.errors import InfeasibleError
 from blo.sets._base import Set
 from blo.sets._rows import Face, Rows, fit_rows, inverse, require_matrix, times
@@ -58,12 +59,12 @@ class Affine(Set):
             defect = (times(A, z) - b).abs()
             scale = times(A.abs(), z.abs()) + b.abs()
             # The factor allows for rounding in the computation of A and b.
-            wrong = ~(defect <= 16 * torch.finfo(A.dtype).eps * max(A.shape[-2:]) * scale)
+            wrong = failing((defect <= 16 * torch.finfo(A.dtype).eps * max(A.shape[-2:]) * scale).all(-1))
         if bool(wrong.any()):
             raise InfeasibleError(
-                f"`Affine` needs consistent equations, but {int(wrong.any(-1).sum())} of "
-                f"{wrong[..., 0].numel()} systems A z = b have no solution: rows of A are linearly dependent, but b "
-                f"violates the same relation by {float(defect.max()):.1e}. Leave out rows, or raise `rtol` if "
+                f"`Affine` needs consistent equations, but {int(wrong.sum())} of "
+                f"{wrong.numel()} systems A z = b have no solution: rows of A are linearly dependent, but b "
+                f"violates the same relation by {float(plain(defect).max()):.1e}. Leave out rows, or raise `rtol` if "
                 "they are meant to be dependent."
             )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from blo import tree
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates
+from blo._term import Carry, Counts, Tangent, can_validate, failing, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError, StructureError
 from blo.sets._base import Set
@@ -194,7 +194,7 @@ def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:
             return  # make no tensor: `NonNegative` makes a box for each projection
         crossed = torch.ones(1, dtype=torch.bool)
     elif look and can_validate() and all(isinstance(bound, int | float | Tensor) for bound in (low, high)):
-        crossed = torch.as_tensor(low <= high).logical_not()  # negated, so that NaN counts as crossed
+        crossed = failing(low <= high)
     else:
         return
     if bool(crossed.any()):

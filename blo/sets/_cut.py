@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from blo._autodiff import plain
 from blo._layout import Layout
 from blo._term import fit_coordinates, per_lane
 from blo._types import Tree
@@ -118,6 +119,7 @@ def require_reach(ball: Ball, layout: Layout, name: str, is_empty: Callable[[Cut
     tensors = any(isinstance(part, Tensor) for part in cut)
     shape, device = ((*layout.lanes, layout.size), layout.device) if tensors else ((layout.size,), "cpu")
     empty = is_empty(cut, torch.zeros(shape, dtype=layout.dtype, device=device))
+    empty = plain(empty)
     if bool(empty.any()):
         raise InfeasibleError(
             f"`{name}` needs a point within `radius` of `center` and between `low` and `high`, but {int(empty.sum())} "

@@ -11,7 +11,7 @@ from torch import Tensor
 from blo._autocast import without
 from blo._autodiff import transforms_active
 from blo._layout import Layout
-from blo._term import Carry, Counts, Strain, Tangent, can_validate
+from blo._term import Carry, Counts, Strain, Tangent, can_validate, failing
 from blo._vectors import norm
 from blo.errors import InfeasibleError
 from blo.sets._active_set import onto, search
@@ -70,7 +70,7 @@ class Halfspaces(Set):
             rows, right, gram = self._prepare()
             origin = rows.new_zeros((*torch.broadcast_shapes(rows.shape[:-2], right.shape[:-1]), rows.shape[-1]))
             # Every point has a nearest one in a set that is not empty, so the search may start anywhere.
-            empty = ~search(rows, right, gram, origin, self._equal(rows)).solved
+            empty = failing(search(rows, right, gram, origin, self._equal(rows)).solved)
         if bool(empty.any()):
             raise InfeasibleError(
                 f"`Halfspaces` needs a z with A z <= b, but {int(empty.sum())} of {empty.numel()} systems have none "

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
+from blo._autodiff import plain
 from blo._layout import Layout
 from blo._precision import require_single
 from blo._settings import require_count
-from blo._term import Tangent, can_validate
+from blo._term import Tangent, can_validate, failing
 from blo.errors import InfeasibleError, StructureError
 from blo.sets import _meet
 from blo.sets._base import Set
@@ -132,12 +133,13 @@ class Intersection(Set):
         zero = torch.zeros((*layout.lanes, layout.size), dtype=layout.dtype, device=layout.device)
         with torch.no_grad():
             found = search(self.sets, zero, self.max_cycles)
-        missed = ~found.found | ~torch.isfinite(found.gap)
+        missed = failing(found.found & torch.isfinite(found.gap))
         if bool(missed.any()):
+            gap = float(plain(found.gap)[missed].max())
             raise InfeasibleError(
                 f"`Intersection` needs a point that lies in all its sets, but in {int(missed.sum())} of "
                 f"{missed.numel()} problems none was found in {self.max_cycles} cycles: the nearest attempt leaves a "
-                f"gap of {float(found.gap[missed].max()):.1e}. Make a set larger, or raise `max_cycles` if the sets "
+                f"gap of {gap:.1e}. Make a set larger, or raise `max_cycles` if the sets "
                 "meet at a small angle."
             )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, failing, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo._vectors import dot
 from blo.errors import InfeasibleError
@@ -55,7 +55,7 @@ class L1Ball(Set):
         require_bounds(self, "L1Ball", look=self.validate)
         if isinstance(self.radius, Tensor) and not (self.validate and can_validate()):
             return
-        empty = torch.as_tensor(self.radius > 0).logical_not()
+        empty = failing(self.radius > 0)
         if bool(empty.any()):
             raise InfeasibleError(
                 f"`L1Ball` needs radius > 0, but {int(empty.sum())} of {empty.numel()} are zero, negative or NaN. "

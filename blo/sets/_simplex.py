@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from blo._autodiff import plain
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
-from blo._term import Carry, Counts, Tangent, can_validate, fit_coordinates, fit_per_lane, per_lane
+from blo._term import Carry, Counts, Tangent, can_validate, failing, fit_coordinates, fit_per_lane, per_lane
 from blo._types import Tree
 from blo._vectors import dot
 from blo.errors import InfeasibleError
@@ -53,7 +54,7 @@ class Simplex(Set):
             _require_caps(self.cap)
         if isinstance(self.total, Tensor) and not (self.validate and can_validate()):
             return
-        empty = torch.as_tensor(self.total > 0).logical_not()
+        empty = failing(self.total > 0)
         if bool(empty.any()):
             raise InfeasibleError(
                 f"`Simplex` needs total > 0, but {int(empty.sum())} of {empty.numel()} are zero, negative or "
@@ -154,7 +155,7 @@ class Simplex(Set):
         """
         _require_caps(self.cap)
         z = torch.zeros((*layout.lanes, layout.size), dtype=layout.dtype, device=layout.device)
-        short = Capped.of(self).sack(z).empty(z)
+        short = plain(Capped.of(self).sack(z).empty(z))
         if bool(short.any()):
             raise InfeasibleError(
                 f"`Simplex` needs caps that add up to `total` at least, but in {int(short.sum())} of {short.numel()} "
@@ -175,7 +176,7 @@ def _require_caps(cap: Any) -> None:
     Raises:
         InfeasibleError: if there is one.
     """
-    wrong = torch.as_tensor(cap >= 0).logical_not()
+    wrong = failing(cap >= 0)
     if bool(wrong.any()):
         raise InfeasibleError(
             f"`Simplex` needs cap >= 0, but {int(wrong.sum())} of {wrong.numel()} are negative or NaN. If the cap is "

@@ -116,7 +116,7 @@ MUTATIONS = (
         "the second derivative is cut off",
         (
             Patch(
-                "blo/gradients/_adjoint.py",
+                "blo/gradients/_implicit_part.py",
                 "q = Adjoint.of(rule, problem, leaves, z, v)",
                 "q = Adjoint.of(rule, problem, leaves, z, v).detach()",
             ),
@@ -337,8 +337,13 @@ MUTATIONS = (
     ),
     Mutation(
         "objectives are not looked into for operations that torch differentiates otherwise",
-        (Patch("blo/_look.py", "nodes = [value.grad_fn for value in values]", "nodes = [None for value in values]"),),
+        (Patch("blo/_look.py", "[graphs(value) for value in values]", "[[None] for value in values]"),),
         ("tests/integration/test_plain_modules.py::test_the_hypergradient_is_that_of_the_value",),
+    ),
+    Mutation(
+        "third derivatives of a layer norm are those of torch",
+        (Patch("blo/_norms.py", "token = _NEEDED.set(True)", "token = _NEEDED.set(False)"),),
+        (WHOLE + "test_third_derivatives.py::test_third_derivatives_of_the_value_function",),
     ),
     Mutation(
         "nobody looks whether a module computes with what it writes to its buffers",

@@ -17,6 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import blo
+from blo._formulas import Formulas
+from blo._norms import NORMS
 
 Make = Callable[[], nn.Module]
 #: First derivatives alone: the second ones are refused.
@@ -293,6 +295,35 @@ def test_derivatives_are_those_of_the_value(name: str) -> None:
     )
     for product, exact in zip(second, truths, strict=True):
         assert (product - exact).abs().max() <= 1e-7 * (1 + exact.abs().max())
+
+
+@norm_deprecated
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.filterwarnings("ignore:dropout option adds dropout")
+@pytest.mark.parametrize("name", sorted(CASES.keys() - ONCE))
+def test_third_derivatives_with_the_formulas_of_a_second_differentiation(name: str) -> None:
+    make, x, *more = CASES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        f = blo.functionalize(Held(make().double(), x.clone(), *more), measure)
+    start = {k: p.detach() + 0.1 * r(*p.shape, seed=i) for i, (k, p) in enumerate(f.parameters.items())}
+    along = {k: r(*p.shape, seed=20 + i) for i, (k, p) in enumerate(start.items())}
+
+    def derivative(order: int, t: float) -> Tensor:
+        at = torch.tensor(t, dtype=torch.float64, requires_grad=True)
+        with Formulas(NORMS if order == 3 else {}):
+            found = f({k: start[k] + at * along[k] for k in start})
+        for _ in range(order):
+            if not found.requires_grad:
+                return torch.zeros_like(at)
+            (found,) = torch.autograd.grad(found, at, create_graph=True, materialize_grads=True)
+        return found.detach()
+
+    h = 1e-4
+    near, far = (derivative(2, k * h) - derivative(2, -k * h) for k in (1, 2))
+    truth = (8 * near - far) / (12 * h)
+    assert abs(derivative(3, 0.0) - truth) <= 1e-6 * (1 + abs(truth))
 
 
 def test_the_table_has_every_layer_of_torch() -> None:
