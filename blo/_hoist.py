@@ -107,12 +107,14 @@ def _refuse_functions(lower: LowerProblem, theta: Tree, z0: Tree) -> None:
         StructureError: if they do.
     """
 
+    layout = Layout.of(z0, batched=lower.batched)
+
     def run(finder: Finder) -> None:
         term = lower.term if isinstance(lower.term, Term) else lower.term(theta)
         finder.know(term)
         if _written(term):
             with finder:
-                term.fit(Layout.of(z0, batched=lower.batched))  # calls the functions
+                term.fit(layout)  # calls the functions
 
     if captured(run):
         raise StructureError(
