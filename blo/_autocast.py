@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,11 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from blo._flag import Flag
 from blo._torch import any_autocast
 from blo.errors import BloError, StructureError
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SUSPENDED: contextvars.ContextVar[bool] = contextvars.ContextVar("suspended", default=False)
+#: On where objectives are evaluated without autocast, for finite differences: their small step would amplify its
+#: rounding.
+suspended = Flag("autocast is suspended")
 _DEVICE_TYPES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -64,7 +66,7 @@ class Under:
     autocast: Autocast
 
     def __call__(self, *arguments: Any) -> Any:
-        if _SUSPENDED.get():
+        if suspended:
             with _named():
                 return self.function(*arguments)
         with self.autocast.restored():
@@ -89,16 +91,6 @@ def _named() -> Iterator[None]:
             f"{str(error).splitlines()[0]}. Let captured data and theta have the dtype of z, or use "
             "Implicit(products='reverse')."
         ) from error
-
-
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
-    """Evaluate objectives without autocast, for finite differences: their small step would amplify its rounding."""
-    token = _SUSPENDED.set(True)
-    try:
-        yield
-    finally:
-        _SUSPENDED.reset(token)
 
 
 def without(function: F) -> F:

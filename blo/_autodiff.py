@@ -6,13 +6,13 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from blo._flag import Flag
 from blo._torch import functorch, load_forward_mode
 
 # Whether the caller runs inside `torch.func.grad`, `vmap` or a similar transform: there the value of a tensor must not
@@ -28,19 +28,8 @@ _ONCE = re.compile(
 )
 
 
-_REPEATED: ContextVar[bool] = ContextVar("a problem is made again", default=False)
-#: Whether the caller runs inside `repeating`.
-repeated = _REPEATED.get
-
-
-@contextlib.contextmanager
-def repeating() -> Iterator[None]:
-    """Mark that problems made inside are those of a solve that has checked their parameters."""
-    token = _REPEATED.set(True)
-    try:
-        yield
-    finally:
-        _REPEATED.reset(token)
+#: On where problems are made again for a solve that has checked their parameters.
+repeated = Flag("a problem is made again")
 
 
 def all_true(*conditions: Tensor) -> bool:
@@ -153,14 +142,14 @@ def jvp(function: Callable[[Tensor], Any], point: Tensor, direction: Tensor) -> 
     """Return the derivative of a function along a direction, by forward mode."""
     load_forward_mode()
     # Forward mode writes to its tangents in place, which fails for a vector that is expanded over lanes.
-    with _forward_named(), repeating():
+    with _forward_named(), repeated.on():
         return torch.func.jvp(function, (point.contiguous(),), (direction.contiguous(),))[1]
 
 
 def jacobian(function: Callable[..., Tensor], points: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the Jacobian in each argument, shape `(*output, *argument)`, by forward mode."""
     load_forward_mode()
-    with _forward_named(), repeating():
+    with _forward_named(), repeated.on():
         # The `vmap` over columns refuses random draws by default. All columns must be derivatives of one function, so
         # they draw the same numbers.
         found: tuple[Tensor, ...] = torch.func.jacfwd(function, tuple(range(len(points))), randomness="same")(*points)

@@ -10,7 +10,7 @@ import torch
 
 from blo import tree
 from blo._autocast import without
-from blo._autodiff import repeating, transforms_active
+from blo._autodiff import repeated, transforms_active
 from blo._checkpoints import sound_checkpoints
 from blo._torch import compiler_loaded
 from blo.errors import StructureError
@@ -40,7 +40,7 @@ def outside_compile(function: F) -> F:
 
 def backward_pass(function: F) -> F:
     """Run the backward pass of a solution outside `torch.compile`, with sound checkpoints and without autocast."""
-    return outside_compile(sound_checkpoints(without(repeating()(function))))
+    return outside_compile(sound_checkpoints(without(repeated.on()(function))))
 
 
 def entrance(instead: str | None = None) -> Callable[[F], F]:

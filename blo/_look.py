@@ -15,7 +15,7 @@ from blo import tree
 from blo._autodiff import graphs
 from blo._formulas import Formulas
 from blo._layers import shortened, weight_norm
-from blo._norms import NORMS, third_needed
+from blo._norms import NORMS, third_derivatives
 from blo._torch import fused_weight_norm, versions
 from blo.errors import DerivativeError, StructureError
 
@@ -46,7 +46,7 @@ class Searched:
 
     def __call__(self, theta: Any, z: Any, *step: int) -> Any:
         # A solver calls with one theta again and again.
-        if (theta is self._passed and not (self.normalizes and third_needed())) or torch.compiler.is_compiling():
+        if (theta is self._passed and not (self.normalizes and third_derivatives)) or torch.compiler.is_compiling():
             return self._function(theta, z, *step)
         # Without gradients there is no graph to search, so the search is left to a later evaluation.
         if not torch.is_grad_enabled():
@@ -71,7 +71,7 @@ class Searched:
             if order == 2:
                 self._formulas.update(_TABLES[table])
         self.normalizes |= (3, "norms") in wrong
-        if any(order == 2 for order, _ in wrong) or (wrong and third_needed()):
+        if any(order == 2 for order, _ in wrong) or (wrong and third_derivatives):
             return self(theta, z, *step)
         if not self._formulas:
             self._passed = theta
@@ -79,7 +79,7 @@ class Searched:
 
     def _value(self, theta: Any, z: Any, *step: int) -> Any:
         """Return the function's value, by formulas where they are needed."""
-        third = self.normalizes and third_needed()
+        third = self.normalizes and third_derivatives
         if not (third or self._formulas):
             return self._function(theta, z, *step)
         with Formulas({**self._formulas, **(NORMS if third else {})}):

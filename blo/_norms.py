@@ -6,27 +6,17 @@ raises an error outside `torch.func`, and is wrong inside. Values, first and sec
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_NEEDED: ContextVar[bool] = ContextVar("third derivatives are needed", default=False)
-third_needed = _NEEDED.get
+from blo._flag import Flag
 
-
-@contextlib.contextmanager
-def third_derivatives() -> Iterator[None]:
-    """Evaluate objectives inside such that their third derivatives are correct."""
-    token = _NEEDED.set(True)
-    try:
-        yield
-    finally:
-        _NEEDED.reset(token)
+#: On where objectives are evaluated such that their third derivatives are correct.
+third_derivatives = Flag("third derivatives are needed")
 
 
 def _normalized(x: Tensor, dims: Iterable[int], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -144,7 +144,7 @@ class ProblemAtTheta:
         if not self.symmetric:
             self.value(z)  # raises the error
         # The derivative of recorded products is a third derivative of the objective.
-        with third_derivatives() if self.recorded else contextlib.nullcontext():
+        with third_derivatives.on() if self.recorded else contextlib.nullcontext():
             return hessian_products(partial(self.gradient, graph=True), z, recorded=self.recorded)
 
     def gauss_newton(

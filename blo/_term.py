@@ -271,7 +271,7 @@ def can_validate() -> bool:
     Under `torch.func` transforms they are read once: not in a backward pass, which makes the terms of the solve again.
     They are not read while a compiler traces.
     """
-    return not transforms_active() or not (torch.compiler.is_compiling() or repeated())
+    return not transforms_active() or not (torch.compiler.is_compiling() or repeated)
 
 
 def failing(condition: Tensor | bool) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from adv_train.attacks.judging import adapted, frozen, predict
 from adv_train.data.dataset import Dataset
+from adv_train.data.split import to_unit_range
 from adv_train.data.stratified import stratified_head
 from adv_train.digests import digest
 from adv_train.errors import UserError
@@ -66,8 +67,7 @@ def origin(model: nn.Module, name: str, dataset: Dataset, device: torch.device) 
 
 def _answers(model: nn.Module, dataset: Dataset) -> str:
     """Return a digest of the predicted classes of the first test images."""
-    x = dataset.test.images[:_ASKED]
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
+    x = to_unit_range(dataset.test.images[:_ASKED])
     with frozen(model), torch.no_grad():
         return digest(predict(adapted(model, x), x, _ASKED))[:16]
 

@@ -83,7 +83,7 @@ class RunFolder:
         Raises:
             UserError: If the file is damaged.
         """
-        return _read_lines(self.metrics_file, {"epoch": int, "val_sa": float, "val_ra": float})
+        return read_lines(self.metrics_file, {"epoch": int, "val_sa": float, "val_ra": float})
 
     def timing(self) -> list[dict[str, Any]]:
         """Read the seconds of each finished epoch; before the first one ends, the list is empty.
@@ -91,7 +91,7 @@ class RunFolder:
         Raises:
             UserError: If the file is damaged.
         """
-        return _read_lines(self.timing_file, {"epoch": int, "train_seconds": float})
+        return read_lines(self.timing_file, {"epoch": int, "train_seconds": float})
 
     def split(self) -> dict[str, Any] | None:
         """Read the recorded splits of an image folder; None if there are none.
@@ -243,16 +243,26 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read_lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
-    """Read an object from each line; each must have a number of the given type for every key that is needed."""
+def read_lines(path: Path, needed: Mapping[str, type], *, whole: bool = True) -> list[dict[str, Any]]:
+    """Read an object from each line of JSON; a file that does not exist has no lines.
+
+    Args:
+        path: The file.
+        needed: The keys that each object must have, with the type of their number.
+        whole: Whether the last line must be complete; otherwise one without an end is left out.
+
+    Raises:
+        UserError: If the file or a line is damaged; the message names the line.
+    """
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise UserError(f"`{path}` is damaged: it is not text.") from error
     except OSError as error:
         raise UserError(f"Cannot read `{path}`: {error.strerror}.") from error
+    lines = (text if whole else text[: text.rfind("\n") + 1]).splitlines()
     return [_read_line(line, f"Line {number} of `{path}`", needed) for number, line in enumerate(lines, start=1)]
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adv_train.attacks import Verdicts
-from adv_train.attacks.rounding import unrounded
 from adv_train.data.dataset import Dataset
-from adv_train.data.split import Split
+from adv_train.data.split import Split, to_unit_range
 from adv_train.errors import UserError
 from adv_train.evaluation import Examples
 from adv_train.threat import Threat
@@ -58,9 +57,7 @@ def _floating(images: Tensor, threat: Threat) -> Tensor:
 
 def _in_range(images: Tensor, threat: Threat) -> Tensor:
     """Return the images of a data set, which are bytes or in [0, 1], in the range of the threat."""
-    if images.dtype == torch.uint8:
-        return unrounded(images, threat)
-    return threat.low + images * (threat.high - threat.low)
+    return threat.low + to_unit_range(images) * (threat.high - threat.low)
 
 
 def shown_examples(x: Tensor, verdicts: Verdicts, labels: Tensor, before: Tensor, k: int) -> Examples:

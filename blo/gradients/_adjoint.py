@@ -71,7 +71,7 @@ class Adjoint(ReverseOnly):
 
     @staticmethod
     @backward_pass
-    @third_derivatives()
+    @third_derivatives.on()
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
         q, z, v, *leaves = alive(ctx.saved_tensors)
         problem, rule = ctx.problem, ctx.rule

@@ -81,14 +81,14 @@ class DifferencePoint(FirstOrderPoint):
 
     def _along_z(self, unit: Tensor, h: Tensor, *, look: bool = False) -> tuple[Tensor, Sides]:
         # Under autocast the two gradients would differ by little more than its rounding.
-        with suspended():
+        with suspended.on():
             return along(self._problem.detach().gradient, self._z, self.optimality.slope, unit, h, look=look)
 
     def _along(self, q: Tensor, h: Tensor) -> tuple[list[Tensor | None], Sides]:
         unit, size = split(q)
         problem, here = self._at
         inputs = [problem.leaves[i] for i in self._live]
-        with torch.enable_grad(), suspended():
+        with torch.enable_grad(), suspended.on():
             shift = (h * unit).requires_grad_()  # its gradients are those on the two sides, which `Sides` compares
             values = two_values(problem, self._z, shift)
         # Each lane has its own h, so each value is weighted by size / 2h before the sum over lanes.
@@ -110,7 +110,7 @@ class DifferencePoint(FirstOrderPoint):
         spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
         nearby = None
         if self._length is None:  # no product with H has chosen the displacement yet
-            with torch.enable_grad(), suspended():
+            with torch.enable_grad(), suspended.on():
                 near = (0.25 * h * unit).requires_grad_()
                 (nearby,) = torch.autograd.grad(value_beside(problem.detach(), self._z, near).sum(), near)
         return spread, Sides.of(slopes[0], slopes[1], slope_between(problem, here), nearby)
@@ -127,7 +127,7 @@ class DifferencePoint(FirstOrderPoint):
         )
 
     def _rounding(self) -> Tensor:
-        with suspended():
+        with suspended.on():
             return rounding(self._problem.detach().gradient, self._z, self.optimality.slope)
 
 

@@ -40,7 +40,7 @@ def finer(problem: ProblemAtTheta, z: Tensor) -> Finer | None:
         return None
     pairs = zip(refined(leaves, z.dtype), leaves, strict=True)
     taken = [fine if fine is leaf else fine.requires_grad_(leaf.requires_grad) for fine, leaf in pairs]
-    with taking(leaves, z.dtype), torch.enable_grad(), suspended():
+    with taking(leaves, z.dtype), torch.enable_grad(), suspended.on():
         fine = problem.rebind(taken)
         return Finer(fine, fine.detach().gradient(z.detach()).detach())
 

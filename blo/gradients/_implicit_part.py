@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from blo._entrance import backward_pass
-from blo._norms import third_derivatives, third_needed
+from blo._norms import third_derivatives
 from blo._parametric_problem import ParametricProblem
 from blo.gradients._adjoint import Adjoint, AdjointRule, pull
 from blo.gradients._function import alive, lanes_first
@@ -26,7 +26,7 @@ def implicit_part(
         if not problem.searched.normalizes:
             return found
     # The third derivatives of formulas are correct.
-    return _part(problem, leaves, z, v, q) if third_needed() else _Part.of(problem, leaves, z, v, q)
+    return _part(problem, leaves, z, v, q) if third_derivatives else _Part.of(problem, leaves, z, v, q)
 
 
 def _part(problem: ParametricProblem, leaves: Sequence[Tensor], z: Tensor, v: Tensor, q: Tensor) -> list[Tensor | None]:
@@ -78,7 +78,7 @@ class _Part(ReverseOnly):
 
     @staticmethod
     @backward_pass
-    @third_derivatives()
+    @third_derivatives.on()
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         problem, places = ctx.problem, ctx.places
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import _autodiff
-from blo._norms import third_derivatives, third_needed
+from blo._norms import third_derivatives
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_count
@@ -115,9 +115,9 @@ class RecordedRule(Rule):
 
     def attach(self, problem: ParametricProblem, leaves: Sequence[Tensor], z0: Tensor) -> Tensor:
         twice = not torch.compiler.is_compiling() and _autodiff.recordings(leaves) > 1
-        with third_derivatives() if twice else contextlib.nullcontext():
+        with third_derivatives.on() if twice else contextlib.nullcontext():
             z = self.forward(self.bind(problem, self.solve.checks.watched(leaves)), z0)
-        if problem.searched.normalizes and not (twice or third_needed()):
+        if problem.searched.normalizes and not (twice or third_derivatives):
             z = once(z)
         return Still.attach(z, leaves) if self.solve.idle and not _autodiff.transforms_active() else z
 

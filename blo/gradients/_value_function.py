@@ -78,7 +78,7 @@ class _TiltRule(OnceDifferentiableRule):
         own = live(leaves)
         # The penalty multiplies a difference together with its rounding errors. So autocast is off, and theta is at
         # least as precise as z.
-        with torch.enable_grad(), suspended():
+        with torch.enable_grad(), suspended.on():
             untilted = replace(problem.rebind(own), eps=None)
             at, _ = finer(untilted, z) or (untilted, z)
             weight = self._weight(untilted.detach(), z0, z, v)

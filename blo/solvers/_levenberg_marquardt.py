@@ -17,7 +17,7 @@ from blo.operators import Hessian, ScaledIdentity, Sum
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
-from blo.solvers._newton import free_coordinates, restricted, short_step
+from blo.solvers._newton import free_coordinates, length_of, restricted
 
 #: Smallest damping after a rejected step, in units of the curvature: a damping of 0 cannot grow by multiplication.
 _LEAST = 1e-3
@@ -95,7 +95,7 @@ class LevenbergMarquardt(Iterative):
         step = step if free is None else torch.where(free, step, state.slope / (1 + state.shift))
         # Without damping the system may be singular. Then make a gradient step of length at most 1.
         usable = torch.isfinite(step).all(-1, keepdim=True)
-        step = torch.where(usable, step, short_step(problem, state.slope))
+        step = torch.where(usable, step, state.slope / length_of(problem, state.slope).clamp(min=1.0))
         return state._replace(trial=problem.prox(state.z - step, 1.0))
 
     def look(self, problem: Problem, state: _State) -> _State:

@@ -92,10 +92,11 @@ class Newton(Iterative):
         descends = torch.isfinite(step).all(-1, keepdim=True) & (dot(step, state.slope) > 0)
         # Negative curvature can give a step towards a maximum or a saddle point, even if it is a descent direction.
         usable = descends & ~found.indefinite.unsqueeze(-1)
-        step = torch.where(usable, step, short_step(problem, state.slope))
+        size = length_of(problem, state.slope)
+        step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
         return state._replace(
             trial=problem.prox(state.z - state.line.length * step, 1.0),
-            shift=_shifted(state.shift, norm(state.slope.detach()), usable),
+            shift=_shifted(state.shift, size.detach(), usable),
         )
 
     def look(self, problem: Problem, state: _State) -> _State:
@@ -172,11 +173,10 @@ def free_coordinates(problem: Problem, z: Tensor, slope: Tensor, solver: str) ->
     return _line.free(z, slope, *limits, margin)
 
 
-def short_step(problem: Problem, slope: Tensor) -> Tensor:
-    """Return the gradient, scaled to length 1 if it is longer."""
+def length_of(problem: Problem, slope: Tensor) -> Tensor:
+    """Return the norm of the gradient, shape `(*lanes, 1)`."""
     # A fixed number of steps may reach a zero gradient, where the second derivative of `norm` is NaN.
-    length = euclidean_norm(slope) if problem.recorded else norm(slope)
-    return slope / length.clamp(min=1.0)
+    return euclidean_norm(slope) if problem.recorded else norm(slope)
 
 
 def restricted(hessian: Operator, free: Tensor | None) -> Operator:

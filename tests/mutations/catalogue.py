@@ -341,8 +341,8 @@ MUTATIONS = (
         ("tests/integration/test_plain_modules.py::test_the_hypergradient_is_that_of_the_value",),
     ),
     Mutation(
-        "third derivatives of a layer norm are those of torch",
-        (Patch("blo/_norms.py", "token = _NEEDED.set(True)", "token = _NEEDED.set(False)"),),
+        "no flag is ever on, so third derivatives of a layer norm are those of torch",
+        (Patch("blo/_flag.py", "token = self._value.set(True)", "token = self._value.set(False)"),),
         (WHOLE + "test_third_derivatives.py::test_third_derivatives_of_the_value_function",),
     ),
     Mutation(

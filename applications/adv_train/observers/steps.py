@@ -14,9 +14,9 @@ from torch import Tensor
 
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
-from adv_train.errors import UserError
 from adv_train.files import replace_file
 from adv_train.observers.base import Observer
+from adv_train.records import read_lines
 
 
 class Steps(Observer):
@@ -28,7 +28,7 @@ class Steps(Observer):
     def start(self, config: RunConfig, dataset: Dataset, folder: Path, *, steps: int, done: int) -> None:
         """Open the file, and drop the lines of an earlier process for epochs that will be repeated."""
         path = folder / "steps.jsonl"
-        kept = [line for line in _lines(path) if line["epoch"] <= done]
+        kept = [line for line in read_lines(path, {"epoch": int}, whole=False) if line["epoch"] <= done]
         replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -80,21 +80,3 @@ class StepClock:
         speed = self._images / (now - self._since)
         self._since, self._images, self._losses = now, 0, total
         return {"step": self._step, "loss": loss if math.isfinite(loss) else None, "images_per_second": speed}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines; the last line of a killed process may be incomplete.
-
-    Raises:
-        UserError: If another line is damaged.
-    """
-    if not path.exists():
-        return []
-    found = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    try:
-        lines = [json.loads(line) for line in found if line.endswith("\n")]
-        if all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
-            return lines
-    except ValueError:
-        pass
-    raise UserError(f"`{path}` is damaged: delete it to continue the run without the earlier lines.")
