@@ -17,6 +17,7 @@ from adv_train.data import Dataset
 from adv_train.errors import UserError
 from adv_train.evaluation import stayed
 from adv_train.files import make_folder, replace_file
+from adv_train.json_lines import read_lines, to_lines
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,15 @@ class RunFolder:
 
     def holds_metrics(self, history: Iterable[Mapping[str, Any]]) -> bool:
         """Return whether the metrics file holds exactly these records."""
-        return self.metrics_file.is_file() and self.metrics_file.read_bytes() == _lines(history)
+        return self.metrics_file.is_file() and self.metrics_file.read_bytes() == to_lines(history)
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write the metrics of all finished epochs; the file is replaced atomically."""
-        replace_file(self.metrics_file, _lines(history))
+        replace_file(self.metrics_file, to_lines(history))
 
     def write_timing(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write the seconds of all finished epochs; the file is replaced atomically."""
-        replace_file(self.timing_file, _lines(history))
+        replace_file(self.timing_file, to_lines(history))
 
     def check(self, config: RunConfig) -> None:
         """Check that a run with this configuration may use the folder; this changes nothing.
@@ -241,43 +242,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def read_lines(path: Path, needed: Mapping[str, type], *, whole: bool = True) -> list[dict[str, Any]]:
-    """Read an object from each line of JSON; a file that does not exist has no lines.
-
-    Args:
-        path: The file.
-        needed: The keys that each object must have, with the type of their number.
-        whole: Whether the last line must be complete; otherwise one without an end is left out.
-
-    Raises:
-        UserError: If the file or a line is damaged; the message names the line.
-    """
-    if not path.exists():
-        return []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise UserError(f"`{path}` is damaged: it is not text.") from error
-    except OSError as error:
-        raise UserError(f"Cannot read `{path}`: {error.strerror}.") from error
-    lines = (text if whole else text[: text.rfind("\n") + 1]).splitlines()
-    return [_read_line(line, f"Line {number} of `{path}`", needed) for number, line in enumerate(lines, start=1)]
-
-
-def _read_line(line: str, where: str, needed: Mapping[str, type]) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {line[:60]!r}.") from error
-    known = found if isinstance(found, dict) else {}
-    for key, kind in needed.items():
-        value = known.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise UserError(f"{where} is not a record of an epoch: its `{key}` is not a number: {line[:60]!r}.")
-    return found
-
-
-def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()

@@ -15,8 +15,8 @@ from torch import Tensor
 from adv_train.config import RunConfig
 from adv_train.data import Dataset
 from adv_train.files import replace_file
+from adv_train.json_lines import read_lines, to_lines
 from adv_train.observers.base import Observer
-from adv_train.records import read_lines
 
 
 class Steps(Observer):
@@ -29,7 +29,7 @@ class Steps(Observer):
         """Open the file, and drop the lines of an earlier process for epochs that will be repeated."""
         path = folder / "steps.jsonl"
         kept = [line for line in read_lines(path, {"epoch": int}, whole=False) if line["epoch"] <= done]
-        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        replace_file(path, to_lines(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def part(self, record: Mapping[str, Any]) -> None:
