@@ -115,12 +115,12 @@ class ProjectedGradient(Iterative):
             along = velocity = torch.add(along, velocity, alpha=self.momentum)
         step = state.step
         if varies(self.step):
-            step = rate(problem, self.step, "step", self.max_steps, state.age)
+            step = rate(problem, self.step, "step", self.max_steps, state.age).expand(*state.z.shape[:-1], -1)
         if self.step is None or varies(self.step):
             trial = state.z - step * along
         else:  # one operation instead of two for a number: `Unrolled` records and differentiates each operation
             trial = torch.sub(state.z, along, alpha=self.step)
-        trial = problem.prox(trial, step.expand(*state.z.shape[:-1], -1))
+        trial = problem.prox(trial, step)
         age = state.age + 1 if isinstance(state.age, Tensor) else state.age
         return state._replace(trial=trial, velocity=velocity, age=age)
 
