@@ -38,7 +38,6 @@ class Hypergradient:
 
     Attributes:
         value: f(theta, z*), shape `()`.
-        direct: df/dtheta at fixed z, a tree like theta.
         grad: the sum of the direct part and the implicit part, a tree like theta.
         z: the lower solution, a tree like z0.
         state: the warm start of the next call, a dict that `torch.save` accepts. `"z"` holds the solution, a tree like
@@ -50,18 +49,22 @@ class Hypergradient:
 
     value: Tensor
     grad: Tree
-    direct: Tree
     z: Tree
     state: dict[str, Any]
     report: Report
     aux: Any = None
 
+    # Copies, so that a change in place, as clipping makes it, does not change the report as well.
+    @cached_property
+    def direct(self) -> Tree:
+        """The part df/dtheta at fixed z, a tree like theta."""
+        return Structure.of(self.grad)[0].tree([part.clone() for part in self.report.direct_parts])
+
     @cached_property
     def implicit(self) -> Tree:
         """The part through z*, a tree like theta; zero for leaves on which z* does not depend."""
-        structure, leaves = Structure.of(self.direct)
-        parts = zip(leaves, self.report.implicit_parts, strict=True)
-        return structure.tree([torch.zeros_like(d) if i is None else i for d, i in parts])
+        parts = zip(self.report.direct_parts, self.report.implicit_parts, strict=True)
+        return Structure.of(self.grad)[0].tree([torch.zeros_like(d) if i is None else i.clone() for d, i in parts])
 
 
 @entrance("Use torch.func.grad_and_value of upper(theta, argmin(...)), or a problem with batched=True.")
@@ -159,7 +162,7 @@ def value_and_hypergrad(
     )
     mu, solved = lower.strong_convexity, found.detach()  # so that the report does not keep the graph of the steps
     solving.report(at_theta, solved, pulled)
-    total = [d if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
+    total = [d.clone() if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 
     def lower_error() -> Tensor:
         return solution_error(problem.bind([leaf.detach() for leaf in leaves]), solved, mu or 1.0)
@@ -170,8 +173,7 @@ def value_and_hypergrad(
     return Hypergradient(
         value=value.detach().clone(),  # `upper` may return a view of theta
         grad=problem.structure.tree(total),
-        direct=problem.structure.tree(direct),
-        z=problem.layout.unravel(solved),
+        z=problem.layout.unravel(solved.clone()),
         state=left,
         report=Report(
             solving.last, pulled, direct, pulled.cotangents, gradient.tol, mu, None if mu is None else lower_error

@@ -58,11 +58,11 @@ class SharedPass:
             on_failure="ignore",
         )
         weights = list(self.params.values())
-        through = torch.autograd.grad(self.logits, weights, out.direct["logits"], materialize_grads=True)
-        parts = zip(out.direct["weights"].items(), through, strict=True)
+        through = torch.autograd.grad(self.logits, weights, out.grad["logits"], materialize_grads=True)
+        parts = zip(out.grad["weights"].items(), through, strict=True)
         grad = {name: (part + more).detach() for (name, part), more in parts}
         report = replace(out.report, direct_parts=list(grad.values()), implicit_parts=[None] * len(grad))
-        return replace(out, grad=grad, direct=grad, report=report)
+        return replace(out, grad=grad, report=report)
 
 
 def clean_pass(losses: Losses, params: dict[str, Tensor]) -> SharedPass:

@@ -67,12 +67,12 @@ class SORA(Adversarial):
             gradient=blo.Zero(),
             on_failure="ignore",
         )
-        after = len(start) * out.direct["offset"]  # of the summed loss, like `slope`; training takes the mean
+        after = len(start) * out.grad["offset"]  # of the summed loss, like `slope`; training takes the mean
         found = (slope.sign() * after).flatten(1).sum(1) / slope.flatten(1).abs().sum(1).clamp(min=1e-12)
         alignment = losses.share.mean(found.mean()).clamp(-1, 1).to(before.dtype)
         losses.state = {"alignment": torch.lerp(before, alignment, self.alignment_rate)}
-        report = replace(out.report, direct_parts=list(out.direct["weights"].values()))
-        return replace(out, grad=out.grad["weights"], direct=out.direct["weights"], report=report)
+        report = replace(out.report, direct_parts=list(out.grad["weights"].values()))
+        return replace(out, grad=out.grad["weights"], report=report)
 
 
 def _shrunk(alignment: Tensor) -> Tensor:
