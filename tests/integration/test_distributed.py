@@ -384,9 +384,10 @@ def test_the_example_of_the_page_prints_what_it_shows_when_torchrun_starts_two_p
 
 
 def test_the_training_loop_of_the_page_prints_the_same_for_one_process_and_for_two(tmp_path: Path) -> None:
-    one, two = (_torchrun(processes, ROOT / "docs/examples/train_ddp.py", tmp_path) for processes in (1, 2))
-    assert one == two and one[0] == 0
-    *good, first, second = (float(weight) for weight in one[1].splitlines()[-1].rpartition("sources ")[2].split(", "))
+    # Not the exit status: torch may abort a process that has used `DistributedDataParallel` with gloo, at its exit.
+    one, two = (_torchrun(processes, ROOT / "docs/examples/train_ddp.py", tmp_path)[1] for processes in (1, 2))
+    assert one == two and "epoch 30" in one
+    *good, first, second = (float(weight) for weight in one.splitlines()[-1].rpartition("sources ")[2].split(", "))
     assert min(good) > 0.9 > 0.1 > max(first, second)  # the labels of the last two sources are random
 
 
