@@ -24,12 +24,12 @@ class Part(enum.Enum):
 
 @dataclass(frozen=True)
 class Direction:
-    """The slope of F along one direction of theta.
+    """The derivative of F along one direction of theta.
 
     Attributes:
         predicted: by the hypergradient.
         measured: by differences of the re-solved problem.
-        noise: the uncertainty of the measured slope.
+        noise: the uncertainty of the measured derivative.
     """
 
     predicted: float
@@ -38,7 +38,7 @@ class Direction:
 
     @property
     def error(self) -> float:
-        """Absolute difference of the slopes."""
+        """Absolute difference of the two derivatives."""
         return abs(self.predicted - self.measured)
 
 
@@ -69,10 +69,10 @@ class Check:
     """The outcome of `check_hypergrad`.
 
     Attributes:
-        directions: slopes of F along random unit directions of theta.
+        directions: derivatives of F along random unit directions of theta.
         lower_error: distance from the solver's solution to the tightly solved one.
         resolved: largest residual `|z - prox(z - gradient)|` that the tight solves reached.
-        scale: norm of the hypergradient, or the largest measured slope where that is larger.
+        scale: norm of the hypergradient, or the largest measured derivative where that is larger.
         rtol: error allowed relative to `scale`, on top of the noise.
         findings: the ingredients of the hypergradient at the tightly solved point, in the order of the formula.
         consistency: adjointness and scale: properties that hold at any point and need no differences of F.
@@ -93,13 +93,13 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether every slope agrees with the measured one, and adjointness and scale hold."""
+        """Whether every derivative agrees with the measured one, and adjointness and scale hold."""
         return self._agrees and self.conclusive and all(finding.ok for finding in self.consistency)
 
     @property
     def conclusive(self) -> bool:
-        """Whether the noise is low enough for a verdict: at most a tenth of the slopes, or of F."""
-        # At an optimum of F the slopes vanish, and no noise is small compared with them.
+        """Whether the noise is low enough for a verdict: at most a tenth of the derivatives, or of F."""
+        # At an optimum of F the derivatives vanish, and no noise is small compared with them.
         size = max(self.scale, abs(float(self.hypergradient.value)))
         return all(direction.noise <= 0.1 * size for direction in self.directions)
 
@@ -125,7 +125,7 @@ class Check:
     def __str__(self) -> str:
         verdict = "agrees with finite differences" if self._agrees else "DISAGREES with finite differences"
         if not self.conclusive:
-            verdict = "CANNOT BE JUDGED: the noise of the tight solves is not small compared with the slopes"
+            verdict = "CANNOT BE JUDGED: the noise of the tight solves is not small compared with the derivatives"
         elif self._agrees and not self.ok:
             verdict = "agrees with finite differences, but is INCONSISTENT"
         rows = [f"the hypergradient {verdict}"]

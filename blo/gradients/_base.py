@@ -52,7 +52,7 @@ class Steps(Protocol):
         """Return the state before the first step."""
 
     def restart(self, problem: ProblemAtTheta, state: Any) -> Snapshot:
-        """Return the state with its point held constant and the slope there as a function of theta."""
+        """Return the state with its point held constant and the gradient there as a function of theta."""
 
     def advance(self, problem: ProblemAtTheta, state: Any, first: int, steps: int) -> Snapshot:
         """Return the state after `steps` more steps, the first of which has the number `first`."""

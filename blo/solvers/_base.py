@@ -107,7 +107,8 @@ class Problem(Protocol):
     def residual(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
         """Return `unit |z - prox(z - slope / unit)|`, shape `lanes`; the proximal operator has the step `1 / unit`.
 
-        The residual has the unit of the gradient for every `unit`, a curvature of shape `(*lanes, 1)`; None means 1.
+        `slope` is the gradient at z. The residual has the unit of the gradient for every `unit`, a curvature of shape
+        `(*lanes, 1)`; None means 1.
         """
 
     def scale(self, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:

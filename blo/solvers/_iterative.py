@@ -30,7 +30,7 @@ class Iterative(Solver, abc.ABC):
     """A solver that repeats one step: `move` computes a trial point, `look` evaluates it and accepts or rejects it.
 
     Subclasses contain no loop and no stopping criterion: both are in `solve`, which stops each lane by its residual.
-    A state is a named tuple of tensors with leading lane axes: the iterate `z`, the gradient `slope` there, the point
+    A state is a named tuple of tensors with leading lane axes: the iterate `z`, `slope` (the gradient there), the point
     `trial` to be evaluated next, and other data of the solver. Its method `anew(gradient)` returns the state with
     the gradients computed again.
 

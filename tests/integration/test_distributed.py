@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import importlib.util
 import os
@@ -21,6 +22,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.func import grad, hessian, jacrev, vmap
 
 import blo
@@ -377,10 +380,22 @@ def test_the_example_of_the_page_prints_what_it_shows_when_torchrun_starts_two_p
     assert found is not None
     source, shown = found.groups()
     (tmp_path / "train.py").write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    assert _torchrun(2, tmp_path / "train.py", tmp_path) == (0, shown)
+
+
+def test_the_training_loop_of_the_page_prints_the_same_for_one_process_and_for_two(tmp_path: Path) -> None:
+    # Not the exit status: torch may abort a process that has used `DistributedDataParallel` with gloo, at its exit.
+    one, two = (_torchrun(processes, ROOT / "docs/examples/train_ddp.py", tmp_path)[1] for processes in (1, 2))
+    assert one == two and "epoch 30" in one
+    *good, first, second = (float(weight) for weight in one.splitlines()[-1].rpartition("sources ")[2].split(", "))
+    assert min(good) > 0.9 > 0.1 > max(first, second)  # the labels of the last two sources are random
+
+
+def _torchrun(processes: int, script: Path, folder: Path) -> tuple[int, str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     path = os.pathsep.join([str(Path(blo.__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    assert _run(command, cwd=tmp_path, env=environment) == (0, shown)
+    return _run([*command, str(script)], cwd=folder, env=environment)
 
 
 def _run(command: list[str], **options: Any) -> tuple[int, str]:
@@ -460,3 +475,52 @@ def test_a_linear_system_whose_coordinates_are_spread_over_processes_is_solved(t
     assert_near(torch.cat([slope for _, _, slope, *_ in ranks]), 2 * b, 1e-12)
     line = 2.5 * np.eye(300) - np.eye(300, k=1) - np.eye(300, k=-1)
     assert_near(torch.cat([share for *_, share in ranks]), torch.as_tensor(np.linalg.solve(line, np.ones(300))), 1e-8)
+
+
+def gathered_from_shards(rank: int, folder: str) -> None:
+    """Train a module sharded over two ranks, and take hypergradients at its gathered parameters as the page does."""
+    start(rank, 2, folder, 60)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 12, 4), torch.randn(2, 12, 2)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    f = blo.functionalize(net, nn.functional.mse_loss)
+    sharded = fully_shard(copy.deepcopy(net), mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.Adam(sharded.parameters(), lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(sharded(x[0, rank::2]), y[0, rank::2]).backward()
+        optimizer.step()
+    weights = {name: p.full_tensor().detach() for name, p in sharded.named_parameters()}
+
+    def found(rows: slice, wrap: Wrap) -> blo.Hypergradient:
+        def objective(theta: Tensor, z: dict[str, Tensor]) -> Tensor:
+            return f(z, x[0, rows], y[0, rows]) + theta.exp() * sum(leaf.square().sum() for leaf in z.values())
+
+        def upper(theta: Tensor, z: dict[str, Tensor]) -> Tensor:
+            return f(z, x[1, rows], y[1, rows])
+
+        strategy = blo.Implicit(blo.CG(max_iter=5, damping=0.1, tol=None))
+        return blo.value_and_hypergrad(
+            wrap(upper),
+            blo.LowerProblem(wrap(objective)),
+            torch.tensor(0.0),
+            weights,
+            solver=blo.Given(),
+            gradient=strategy,
+            on_failure="ignore",
+        )
+
+    shared, alone = found(slice(rank, None, 2), mean), found(slice(None), lambda objective: objective)
+    torch.save(((shared.grad, shared.value), (alone.grad, alone.value), weights), f"{folder}/{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_a_hypergradient_at_gathered_parameters_of_a_sharded_module_is_that_of_one_process(tmp_path: Path) -> None:
+    mp.spawn(gathered_from_shards, (str(tmp_path),), nprocs=2)
+    (shared, alone, weights), (again, *_) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(shared, again, strict=True))
+    for mine, theirs in zip(shared, alone, strict=True):
+        assert_near(mine, theirs, 1e-10)
+    assert alone[0].abs() > 1e-3 and weights["0.weight"].shape == (3, 4)

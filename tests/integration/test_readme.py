@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adv_train.cli import fit
 from adv_train.cli.parser import COMMANDS
@@ -82,3 +84,32 @@ def test_a_tutorial_is_in_the_table_and_in_the_navigation_and_its_code_is_valid(
         ast.parse(block)
     assert f"]({page})" in (ROOT / "docs/tutorials/index.md").read_text(encoding="utf-8")
     assert f": tutorials/{page}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+
+
+def test_a_page_runs_its_code_from_the_defaults_of_torch_whatever_an_earlier_page_set(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="of the extra `docs`")
+    hooks = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)["hooks"]
+    site = {
+        "site_name": "two pages",
+        "hooks": [str(ROOT / hook) for hook in hooks],
+        "markdown_extensions": ["pymdownx.superfences"],
+        "plugins": ["markdown-exec"],
+        "nav": ["first.md", "second.md"],
+    }
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(site), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    block = '```python exec="1"\nimport torch\n{}\nprint(torch.get_default_dtype())\n```\n'
+    for name, line in (("first", "torch.set_default_dtype(torch.float64)"), ("second", "")):
+        (tmp_path / f"docs/{name}.md").write_text(block.format(line), encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict"]
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    first, second = ((tmp_path / f"site/{name}/index.html").read_text(encoding="utf-8") for name in ("first", "second"))
+    assert ("torch.float64" in first, "torch.float32" in second) == (True, True)
+
+
+def test_no_two_pages_share_the_names_of_a_session() -> None:
+    pages: dict[str, set[Path]] = {}
+    for page in PAGES:
+        for name in re.findall(r'^```python exec="1".*session="(\w+)"', page.read_text(encoding="utf-8"), re.MULTILINE):
+            pages.setdefault(name, set()).add(page)
+    assert pages and [name for name, where in pages.items() if len(where) > 1] == []

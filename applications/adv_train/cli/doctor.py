@@ -8,9 +8,11 @@ examples:
   adv-train doctor --checkpoint-file weights.pt --model preact-resnet-18 --data cifar10 --eps 8/255
   adv-train doctor --model my_package.nets:resnet --data cifar10 --eps 8/255
 
-The table has one line a check: its verdict, the measurement, and the remedy. `adv-train list checks` describes the
-checks. RUN/doctor.json holds the table and all figures. The verdict `well` is no proof: the doctor's attacks are short
-and use only --limit images. The exit status is 1 if a check is `ill` or `doubtful`, and 0 otherwise.
+The table has one line a check: its verdict, the measurement, and the remedy. The verdict is `well` (passed), `doubtful`
+(uncertain: a figure may mislead), `ill` (failed: a figure is wrong) or `not checked` (the check does not apply).
+`adv-train list checks` describes the checks. RUN/doctor.json holds the table and all figures. `well` does not prove
+robustness: the doctor's attacks are short and use only --limit images. The exit status is 1 if a check is `ill` or
+`doubtful`, and 0 otherwise.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        verdict: ``"well"``; ``"doubtful"`` if a figure may mislead; ``"ill"`` if a figure is wrong; ``"not checked"``
-            if the check does not apply.
+        verdict: ``"well"`` if the check passed; ``"doubtful"`` if a figure may mislead; ``"ill"`` if the check failed:
+            a figure is wrong; ``"not checked"`` if the check does not apply.
         seen: The measurement, in numbers; for ``"not checked"``, the reason.
         remedy: What to do; empty if nothing is wrong.
         figures: The measured numbers in plain values.
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def is_illness(self) -> bool:
-        """Whether the user must act: the verdict is doubtful or ill."""
+        """Whether the user must act: the verdict is ``"doubtful"`` or ``"ill"``."""
         return self.verdict in ILLNESSES
 
 

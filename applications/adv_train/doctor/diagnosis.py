@@ -29,12 +29,12 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether no check is doubtful or ill; a check that did not apply is neither."""
+        """Whether no verdict is ``"doubtful"`` or ``"ill"``; ``"not checked"`` is neither."""
         return not self.illnesses
 
     @property
     def illnesses(self) -> dict[str, Finding]:
-        """The findings that are doubtful or ill."""
+        """The findings whose verdict is ``"doubtful"`` or ``"ill"``."""
         return {name: finding for name, finding in self.findings.items() if finding.is_illness}
 
     def table(self, form: str = "markdown") -> str:
