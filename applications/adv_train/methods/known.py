@@ -10,14 +10,14 @@ import blo
 from adv_train.methods.losses import Losses
 
 
-def along(direction: Tensor, allowed: blo.sets.Set) -> blo.LowerProblem:
+def along(attack: blo.LowerProblem, direction: Tensor) -> blo.LowerProblem:
     """Return the lower problem of an attack that maximises `<direction, delta>` for each sample.
 
     Args:
+        attack: The attack whose perturbations are allowed.
         direction: A constant of the images' shape, such as a gradient that the method has changed.
-        allowed: The set that the attack stays in.
     """
-    return blo.LowerProblem(lambda _, delta: -(direction * delta).flatten(1).sum(1), allowed, batched=True)
+    return blo.LowerProblem(lambda _, delta: -(direction * delta).flatten(1).sum(1), attack.constraint, batched=True)
 
 
 def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hypergradient:
