@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 import blo
@@ -27,7 +25,7 @@ def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hy
         blo.LowerProblem(losses.attack, batched=True),
         params,
         delta,
-        solver=blo.External(lambda _, found: found, tol=math.inf),
+        solver=blo.Given(),
         gradient=blo.Zero(),
         on_failure="ignore",
     )
