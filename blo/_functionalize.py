@@ -291,8 +291,8 @@ def functionalize(
 
     Raises:
         StructureError: if `module` is not a module, has parameters without a shape, is wrapped in
-            `DistributedDataParallel`, contains `DataParallel` or a module of `torch.jit`, or contains a layer for which
-            torch computes a wrong gradient.
+            `DistributedDataParallel`, contains `DataParallel` or a module of `torch.jit`, is sharded by FSDP, or
+            contains a layer for which torch computes a wrong gradient.
         ValueError: if `buffers` is not a policy, or `loss` is another string.
     """
     if not isinstance(module, nn.Module):
@@ -307,6 +307,11 @@ def functionalize(
         raise StructureError(
             "`module` must not hold nn.DataParallel, whose copies would use the module's own parameters. Pass its "
             "`.module`; for several devices see blo.distributed.mean."
+        )
+    if any(_sharded(part) for part in (*module.modules(), *module.parameters())):
+        raise StructureError(
+            "`module` must not be sharded by FSDP, whose hooks would evaluate the module's own shards. Pass a copy of "
+            "the module from before `fully_shard`, and the gathered parameters (`.full_tensor()` of each)."
         )
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise StructureError(
@@ -323,6 +328,15 @@ def functionalize(
             raise ValueError(f'`loss` must be a function, "loss" or None, but is {loss!r}.')
         loss = _own_loss
     return Functional(module, loss, buffers, seed, fused_attention)
+
+
+def _sharded(part: nn.Module | Tensor) -> bool:
+    """Return whether a module has been through FSDP, or a parameter is a DTensor."""
+    # By the module of the class: to import these classes takes as long as to import the rest of blo.
+    return any(
+        base.__module__.startswith(("torch.distributed.fsdp", "torch.distributed.tensor"))
+        for base in type(part).__mro__
+    )
 
 
 def _own_loss(output: Any, *targets: Any) -> Tensor:

@@ -151,7 +151,7 @@ def value_and_hypergrad(
     slopes = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
     filled = [torch.zeros_like(at) if slope is None else slope for slope, at in zip(slopes, wanted, strict=True)]
     slopes_in_theta = iter(filled[: len(differentiated)])
-    v = filled[-1] if gradient.expects_theta else torch.zeros_like(z)
+    v = filled[-1] if gradient.expects_theta else z.new_zeros(()).expand_as(z)  # one number in memory
     direct = [next(slopes_in_theta) if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
 
     with bare():

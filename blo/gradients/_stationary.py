@@ -67,13 +67,15 @@ class Stationary(Strategy):
         # The projector goes inside the solve: H couples free and active coordinates, so masking the
         # full solution afterwards is a different vector.
         system = Restricted(self.model(hessian), tangent, beside=0.0)
-        if tangent.project(v) is v:  # no constraint is active
+        inside = tangent.project(v)
+        if inside is v:  # no constraint is active
             found = self.invert(system, v, guess)
             return replace(found, noise=at.noise) if at.noise else found
         # Solve for v / max|v|: products with a tiny v would underflow.
         size, _ = EUCLIDEAN.size(v)
         guess = None if guess is None else tangent.project(guess / size)
-        found = self.invert(system, _inside(tangent, v / size), guess)
+        b = inside / size if tangent.selects else _inside(tangent, v / size)
+        found = self.invert(system, b, guess)
         return replace(found, x=size * found.x, noise=at.noise)
 
 
@@ -81,8 +83,6 @@ def _inside(tangent: Tangent, v: Tensor) -> Tensor:
     """Return P v, or zero where P v is only rounding error, most of which a second projection removes."""
     # P P v = P v, so a second projection shortens only what the rounding of the first one left.
     once = tangent.project(v)
-    if tangent.selects:
-        return once
     twice = tangent.project(once)
     length, left = (norm(part) for part in (once, twice))
     return torch.where(left < 0.5 * length, 0.0, twice)

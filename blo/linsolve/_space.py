@@ -45,7 +45,8 @@ class Space:
         It is `max|b|` in the Euclidean space, and the norm otherwise. The norm of b divided by it neither overflows nor
         underflows.
         """
-        size = torch.linalg.vector_norm(b, torch.inf, -1, keepdim=True) if self.inner is None else self._safe_norm(b)
+        # On a CPU, torch's norm of order infinity takes twenty times as long as these two operations.
+        size = b.abs().amax(-1, keepdim=True) if self.inner is None else self._safe_norm(b)
         zero = size == 0
         return torch.where(zero, 1.0, size), zero
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -30,7 +30,7 @@ class Box(Set):
         slack: a coordinate further than this from both bounds is free. A coordinate nearer to a bound is free unless
             the gradient presses it against that bound with at least the size of the distance. Absolute, in z's unit.
         validate: raise if tensor bounds cross, which is one host synchronisation on an accelerator.
-        extent: see `Set`; computed by `fit`.
+        coordinates: number of coordinates of z; `fit` sets it.
 
     Raises:
         InfeasibleError: if a lower bound exceeds its upper bound, or one of them is NaN.
@@ -42,7 +42,7 @@ class Box(Set):
     high: Tree
     slack: float = 1e-7
     validate: bool = True
-    extent: Tensor | float | None = None
+    coordinates: int | None = None
 
     def __post_init__(self) -> None:
         if self.low is None or self.high is None:
@@ -89,9 +89,18 @@ class Box(Set):
             self,
             low=low,
             high=high,
-            extent=_diagonal(high - low, layout.size),
+            coordinates=layout.size,
             validate=self.validate and self._holds_tree(),  # tensors were validated when the box was made
         )
+
+    @cached_property
+    def extent(self) -> Tensor | float | None:
+        """An upper bound of the diagonal, computed on first use: a fixed number of steps does not need it."""
+        if self.coordinates is None:
+            return None
+        width = self.high - self.low
+        widest: Tensor | float = width.detach().amax(-1, keepdim=True) if isinstance(width, Tensor) else width
+        return widest * math.sqrt(self.coordinates)
 
     def project(self, z: Tensor) -> Tensor:
         # Two clamps: a single one cannot take a number and a tensor, and loses the derivative where low == high.
@@ -137,7 +146,9 @@ class Box(Set):
         def motion(term: Box, at: Tensor) -> Tensor:
             return torch.where(free, 0.0, term._carried(self, at, gradient))
 
-        duals = partial(dual_bounds, gradient, ~free)
+        def duals(layout: Layout) -> dict[str, Tree]:
+            return dual_bounds(gradient, ~free, layout)
+
         return Tangent(lambda v: v * mask, 0.0, count, motion=Carry(Box.motion, motion), duals=duals, selects=True)
 
     def motion(self, origin: Self, z: Tensor) -> Tensor:
@@ -156,12 +167,6 @@ class Box(Set):
 
     def _holds_tree(self) -> bool:
         return not all(isinstance(bound, int | float | Tensor) for bound in (self.low, self.high))
-
-
-def _diagonal(width: Tensor | float, size: int) -> Tensor | float:
-    """Return an upper bound of the diagonal of a box with `size` coordinates, a number or shape `(*lanes, 1)`."""
-    widest = width.detach().amax(-1, keepdim=True) if isinstance(width, Tensor) else width
-    return widest * math.sqrt(size)
 
 
 def dual_bounds(gradient: Tensor, held: Tensor, layout: Layout) -> dict[str, Tree]:

@@ -59,6 +59,27 @@ def test_gradient_is_that_of_the_published_steps_written_by_hand(name: str, titl
     assert_close(training_gradient(model, x, y, method=method, eps=eps, start=eps * start, **options).grads, truth)
 
 
+class _FirstIsDead(nn.Module):
+    """A model whose logits for the first image have no gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        return torch.cat([logits[:1].detach(), logits[1:]])
+
+
+def test_gradient_alignment_by_hand_leaves_out_a_vanishing_gradient() -> None:
+    model, x, y, start = case(2)
+    model = _FirstIsDead(model)
+    torch.manual_seed(0)
+    truth = by_hand.STEPS["fast-at-ga"](model, x, y, 0.1 * start, 0.1)
+    torch.manual_seed(0)
+    assert_close(training_gradient(model, x, y, method="fast-at-ga", eps=0.1, start=0.1 * start).grads, truth)
+
+
 @pytest.mark.parametrize(
     ("levels", "coefficient"),
     [

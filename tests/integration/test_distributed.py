@@ -491,6 +491,8 @@ def gathered_from_shards(rank: int, folder: str) -> None:
         optimizer.zero_grad()
         nn.functional.mse_loss(sharded(x[0, rank::2]), y[0, rank::2]).backward()
         optimizer.step()
+    with pytest.raises(blo.StructureError, match="sharded by FSDP"):  # its hooks would put the shards in place of z
+        blo.functionalize(sharded, nn.functional.mse_loss)
     weights = {name: p.full_tensor().detach() for name, p in sharded.named_parameters()}
 
     def found(rows: slice, wrap: Wrap) -> blo.Hypergradient:

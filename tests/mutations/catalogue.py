@@ -150,7 +150,7 @@ MUTATIONS = (
             ),
             Patch(
                 "blo/gradients/_stationary.py",
-                "found = self.invert(system, _inside(tangent, v / size), guess)",
+                "found = self.invert(system, b, guess)",
                 "found = self.invert(system, v / size, guess)\n"
                 "        found = replace(found, x=tangent.project(found.x))",
             ),

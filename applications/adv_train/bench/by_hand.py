@@ -57,8 +57,11 @@ def fast_at_ga(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, eps: float
     elsewhere = torch.empty_like(x).uniform_(-eps, eps)
     loss = F.cross_entropy(model(x + delta), y)
     moving = slope(params, elsewhere, True)
-    cosine = F.cosine_similarity(fixed.flatten(1), moving.flatten(1), dim=1)
-    loss = loss + (0.2 if eps <= 8 / 255 + 1e-9 else 2.0) * (1 - cosine).mean()
+    a, b = fixed.flatten(1), moving.flatten(1)
+    # As in the published code, samples where a gradient vanishes, so that it has no direction, do not count.
+    counted = (a.norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
+    misaligned = ((1 - F.cosine_similarity(a, b, dim=1)) * counted).sum() / counted.sum().clamp(min=1)
+    loss = loss + (0.2 if eps <= 8 / 255 + 1e-9 else 2.0) * misaligned
     return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
 
 

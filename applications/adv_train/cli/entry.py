@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from adv_train.cli.freed_memory import keep_freed_memory
 from adv_train.errors import Diverged, UserError
 
 _EXTRAS = {
@@ -35,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    keep_freed_memory()
     try:
         # Not at the top of the file: here, a missing package becomes a one-line error, like every other error.
         from adv_train.cli.parser import run

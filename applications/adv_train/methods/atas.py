@@ -78,7 +78,7 @@ class ATAS(Adversarial):
         move = lengths.view(-1, *(1,) * (slope.ndim - 1)) * slope.sign()
         out = blo.value_and_hypergrad(
             losses.train,
-            along(move, self.allowed(losses.x, threat)),
+            along(attack, move),
             params,
             start,
             solver=blo.OneStep(1.0),

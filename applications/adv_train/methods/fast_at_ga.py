@@ -67,7 +67,7 @@ class FastATGA(Adversarial):
         losses.upper = upper
         return blo.value_and_hypergrad(
             upper,
-            along(slope, self.allowed(losses.x, threat)),
+            along(attack, slope),
             params,
             start,
             solver=blo.OneStep(1.25 * threat.eps if self.step is None else self.step, direction=threat.direction),

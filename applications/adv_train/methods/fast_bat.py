@@ -91,7 +91,6 @@ class FastBAT(Adversarial):
             return blo.value_and_hypergrad(
                 losses.train, attack, params, anchor, solver=solver, gradient=blo.Zero(), on_failure="ignore"
             )
-        strategy = blo.HessianFree(self.curvature)
         if self.implicit == "exact":
 
             def upper(theta: dict[str, Tensor], delta: Tensor) -> Tensor:
@@ -107,9 +106,15 @@ class FastBAT(Adversarial):
                 params,
                 anchor,
                 solver=solver,
-                gradient=strategy,
+                gradient=blo.HessianFree(self.curvature),
                 on_failure="ignore",
             )
+        return train_at(losses, params, self._shifted(attack, losses, params, anchor, step))
+
+    def _shifted(
+        self, attack: blo.LowerProblem, losses: Losses, params: dict[str, Tensor], anchor: Tensor, step: float
+    ) -> Tensor:
+        """Return `delta* + u`, and keep nothing else of the solve: training needs the memory."""
         fixed = {name: value.detach() for name, value in params.items()}
         held = blo.LowerProblem(lambda _, delta: losses.attack(fixed, delta), attack.constraint, batched=True)
         # With an empty theta the strategy makes no second backward pass. Its adjoint q is u without `ig_weight`.
@@ -118,11 +123,12 @@ class FastBAT(Adversarial):
             held.linearize(anchor, curvature=1 / step),
             {},
             anchor,
-            solver=solver,
-            gradient=strategy,
+            solver=blo.OneStep(step),
+            gradient=blo.HessianFree(self.curvature),
             on_failure="ignore",
         )
-        return train_at(losses, params, found.z + self.ig_weight * found.state["q"].view_as(found.z))
+        shifted: Tensor = found.z + self.ig_weight * found.state["q"].view_as(found.z)
+        return shifted
 
     def _step(self, threat: Threat) -> float:
         if self.step is not None:

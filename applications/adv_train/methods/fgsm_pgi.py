@@ -83,7 +83,7 @@ class FGSMPGI(Adversarial):
             return loss + self.coefficient * F.mse_loss(logits, near)
 
         length = self._length(threat)
-        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, length)
+        out = shared.solve(upper, along(attack, slope), start, length)
         if losses.state and self.memory == "ep":
             per_image.keep(losses, delta=out.z)
         elif losses.state:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 import blo
 from adv_train.methods.losses import Losses
 
 
-def along(direction: Tensor, allowed: blo.sets.Set) -> blo.LowerProblem:
+def along(attack: blo.LowerProblem, direction: Tensor) -> blo.LowerProblem:
     """Return the lower problem of an attack that maximises `<direction, delta>` for each sample.
 
     Args:
+        attack: The attack whose perturbations are allowed.
         direction: A constant of the images' shape, such as a gradient that the method has changed.
-        allowed: The set that the attack stays in.
     """
-    return blo.LowerProblem(lambda _, delta: -(direction * delta).flatten(1).sum(1), allowed, batched=True)
+    return blo.LowerProblem(lambda _, delta: -(direction * delta).flatten(1).sum(1), attack.constraint, batched=True)
 
 
 def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hypergradient:
@@ -27,7 +25,7 @@ def train_at(losses: Losses, params: dict[str, Tensor], delta: Tensor) -> blo.Hy
         blo.LowerProblem(losses.attack, batched=True),
         params,
         delta,
-        solver=blo.External(lambda _, found: found, tol=math.inf),
+        solver=blo.Given(),
         gradient=blo.Zero(),
         on_failure="ignore",
     )

@@ -117,7 +117,7 @@ class LIET(Adversarial):
             smoothed = kept * loss + chosen.smoothing * _spread(logits, others).mean()
             return smoothed + weight * _jensen_shannon(near, logits)
 
-        out = shared.solve(upper, along(slope, self.allowed(losses.x, threat)), start, threat.eps)
+        out = shared.solve(upper, along(attack, slope), start, threat.eps)
         if losses.state and losses.moment is not None:
             losses.state = {"class_signs": self._renewed(losses, losses.moment.step, params, chosen.smoothing)}
         return out

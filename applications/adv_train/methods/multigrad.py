@@ -42,7 +42,7 @@ class MultiGrad(FastAT):
             votes += losses.slope(params, threat.sample(losses.x, losses.generator)).sign()
         return blo.value_and_hypergrad(
             losses.train,
-            along(torch.where(votes.abs() < self.points, 0.0, votes), self.allowed(losses.x, threat)),
+            along(attack, torch.where(votes.abs() < self.points, 0.0, votes)),
             params,
             start,
             solver=blo.OneStep(self.length(threat), direction="sign"),

@@ -60,7 +60,7 @@ class SORA(Adversarial):
         # The gradient in an offset added to the images is the input gradient, and the same backward pass yields it.
         out = blo.value_and_hypergrad(
             lambda theta, delta: losses.train(theta["weights"], delta + theta["offset"]),
-            along(move, self.allowed(losses.x, threat)),
+            along(attack, move),
             {"weights": params, "offset": torch.zeros_like(start)},
             start,
             solver=blo.OneStep(1.0),

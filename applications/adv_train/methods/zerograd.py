@@ -46,7 +46,7 @@ class ZeroGrad(FastAT):
         kept = torch.where(size < least, 0.0, slope.flatten(1)).view_as(slope)
         return blo.value_and_hypergrad(
             losses.train,
-            along(kept, self.allowed(losses.x, threat)),
+            along(attack, kept),
             params,
             start,
             solver=blo.OneStep(self.length(threat), direction="sign"),
