@@ -330,7 +330,7 @@ def functionalize(
     return Functional(module, loss, buffers, seed, fused_attention)
 
 
-def _sharded(part: nn.Module | Tensor) -> bool:
+def _sharded(part: object) -> bool:
     """Return whether a module has been through FSDP, or a parameter is a DTensor."""
     # By the module of the class: to import these classes takes as long as to import the rest of blo.
     return any(
