@@ -145,6 +145,11 @@ class Term(ABC):
         """
         return None
 
+    def detach(self) -> Self:
+        """Return the same term with constant parameters."""
+        constant: Self = tree.detach(self) if vars(self) else self
+        return constant
+
     @abstractmethod
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
         """Return the minimiser x of `1/2 |x - z|^2 + step * term(x)`: for a set, the nearest point.
