@@ -120,7 +120,7 @@ class ProjectedGradient(Iterative):
             trial = state.z - step * along
         else:  # one operation instead of two for a number: `Unrolled` records and differentiates each operation
             trial = torch.sub(state.z, along, alpha=self.step)
-        trial = problem.prox(trial, step.expand(*state.z.shape[:-1], -1))
+        trial = problem.prox(trial, step.expand(*state.z.shape[:-1], -1) if varies(self.step) else step)
         age = state.age + 1 if isinstance(state.age, Tensor) else state.age
         return state._replace(trial=trial, velocity=velocity, age=age)
 
