@@ -33,12 +33,12 @@ repeated = Flag("a problem is made again")
 
 
 def all_true(*conditions: Tensor) -> bool:
-    """Return whether every entry of each is true, in every lane of an enclosing `vmap` as well.
+    """Return whether every entry of each is true or not zero, in every lane of an enclosing `vmap` as well.
 
     One host synchronisation.
     """
     flags = [plain(condition) for condition in conditions]
-    if flags[0].device.type == "cpu":  # there a value is read in a tenth of the time of an operation
+    if flags[0].is_cpu:  # there a value is read in a tenth of the time of an operation
         return all(bool(flag if flag.numel() == 1 else flag.all()) for flag in flags)
     return bool(torch.stack([flag.all() for flag in flags]).all())
 
@@ -91,7 +91,7 @@ def sums_are_finite(tensors: Iterable[Tensor]) -> bool:
     for tensor in map(plain, tensors):
         # An infinity and its negative add up to NaN, so no sum hides them.
         part = tensor if tensor.numel() == 1 else tensor.sum()
-        if part.device.type != "cpu":
+        if not part.is_cpu:
             total = part if total is None else total.to(part.device) + part
         elif not cmath.isfinite(part.item()):
             return False
@@ -103,7 +103,7 @@ def all_true_on_cpu(condition: Tensor) -> bool:
 
     Use it only to skip work: results must not depend on it.
     """
-    return condition.device.type == "cpu" and all_true(condition)
+    return condition.is_cpu and all_true(condition)
 
 
 def choose(condition: Tensor, chosen: Tensor, other: Tensor | float) -> Tensor:
