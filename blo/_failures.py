@@ -187,7 +187,7 @@ class Checks(Findings):
         self,
         linear: LinearSolution,
         tol: float | None,
-        counts: Callable[[], Counts],
+        counts: Callable[[], Counts] | None,
         residual: Tensor | None,
         limit: Tensor | float | None,
         *,
@@ -198,7 +198,7 @@ class Checks(Findings):
         Args:
             linear: the adjoint.
             tol: the tolerance of its relative residual.
-            counts: counts the directions at the lower solution.
+            counts: counts the directions at the lower solution; None without a constraint.
             residual: the residual of the lower solution, shape `lanes`; None if the solver has tested it.
             limit: the residual above which it is no solution, a number or shape `lanes`; None for `unasked`.
             asked: whether the lower solver has a tolerance.
@@ -209,7 +209,7 @@ class Checks(Findings):
             good, values = [*good, residual <= limit], [*values, residual]
         # If everything is in order, one test of the sums and one of the flags suffice. The reports below wait for the
         # device once for each number.
-        if sums_are_finite(values) and all_true(*good, counts().degenerate.eq(0)):
+        if sums_are_finite(values) and all_true(*good, *([] if counts is None else [counts().degenerate.eq(0)])):
             return
         if residual is not None:
             self.finite(residual, "the residual of the lower solution")
@@ -218,4 +218,5 @@ class Checks(Findings):
             else:
                 self.fixed_steps(residual, limit)
         self.linear(linear, tol)
-        self.degenerate(counts())
+        if counts is not None:
+            self.degenerate(counts())

@@ -126,7 +126,8 @@ class Solving:
         if self.last is not None and self.last.residual is None:
             trusted, tol = False, self.last.tol
             limit = tol if limit is None else limit
-        residual, counts = None if trusted else optimality.residual, optimality.tangent.counts
+        residual, tangent = None if trusted else optimality.residual, optimality.tangent
+        counts = None if tangent.whole else tangent.counts
         self.checks.adjoint(linear, self.gradient.tol, counts, residual, limit, asked=tol is not None)
 
     def _confirm(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor | None:
