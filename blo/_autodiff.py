@@ -40,7 +40,8 @@ def all_true(*conditions: Tensor) -> bool:
     flags = [plain(condition) for condition in conditions]
     if flags[0].is_cpu:  # there a value is read in a tenth of the time of an operation
         return all(bool(flag if flag.numel() == 1 else flag.all()) for flag in flags)
-    return bool(torch.stack([flag.all() for flag in flags]).all())
+    flags = [flag.all() for flag in flags]
+    return bool(flags[0] if len(flags) == 1 else torch.stack(flags).all())
 
 
 def stride(b: Tensor) -> int:
