@@ -107,7 +107,7 @@ def _argmin(
         hoisted = lower
     problem, start, leaves = ParametricProblem.of(hoisted, theta, z0)
     solver, problem = equipped(problem, leaves, start, gradient, solver)
-    checks = Checks(on_failure, measured=solver.tol is not None)
+    checks = Checks(on_failure)
     # Under a transform, `requires_grad` does not show what is differentiated.
     wanted = gradient.expects_theta and torch.is_grad_enabled() and not transforms_active()
     if wanted and not any(leaf.requires_grad for leaf in leaves):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-_SOURCES = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random, Iterator)
+_SOURCES = frozenset({torch.Generator, np.random.Generator, np.random.RandomState, random.Random})
+#: Types of values that neither are sources nor hold any.
+_INERT = frozenset({bool, complex, dict, float, int, list, np.ndarray, str, torch.Tensor, tuple, type(None)})
 #: Packages whose functions are not searched.
 _KNOWN = ("torch", "numpy", "blo")
 #: How deep the search follows functions that functions name.
@@ -29,15 +31,19 @@ def may_draw(function: Any) -> bool:
 
 def _may_draw(values: Iterable[Any], depth: int, seen: set[int]) -> bool:
     for value in values:
-        if isinstance(value, torch.Tensor) or id(value) in seen:
+        kind = type(value)
+        if kind in _INERT or id(value) in seen or isinstance(value, torch.Tensor):
             continue
         seen.add(id(value))
-        owner = value.__self__ if isinstance(value, MethodType | BuiltinMethodType) else None
-        if isinstance(value, _SOURCES) or isinstance(owner, _SOURCES):
+        if _is_source(kind) or (kind in (MethodType, BuiltinMethodType) and _is_source(type(value.__self__))):
             return True
         if depth and (value is random or _may_draw_inside(value, depth - 1, seen)):
             return True
     return False
+
+
+def _is_source(kind: type) -> bool:
+    return hasattr(kind, "__next__") or not _SOURCES.isdisjoint(kind.__mro__)
 
 
 def _may_draw_inside(value: Any, depth: int, seen: set[int]) -> bool:
@@ -49,23 +55,26 @@ def _may_draw_inside(value: Any, depth: int, seen: set[int]) -> bool:
         return not isinstance(value, type) and _may_draw(_attributes(value), min(depth, 1), seen)
     if (value.__module__ or "").split(".")[0] in _KNOWN:
         return False
-    names = _names(value.__code__)
+    names, known = _names(value.__code__), value.__globals__
+    if "random" in names:
+        return True
     cells = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-    known = value.__globals__
-    held = [*cells, *(value.__defaults__ or ()), *(known[name] for name in names if name in known)]
-    return "random" in names or _may_draw(held, depth, seen)
+    return _may_draw([*cells, *(value.__defaults__ or ()), *(known[n] for n in names if n in known)], depth, seen)
 
 
 def _names(code: CodeType) -> set[str]:
     """Return the names of globals and attributes in a function, and in those defined inside it."""
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*inner)
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _names(constant)
+    return found
 
 
 def _attributes(value: Any) -> Iterable[Any]:
-    known = (torch.Tensor, torch.nn.Module, np.ndarray, ModuleType)
-    found = {} if isinstance(value, known) else getattr(value, "__dict__", {})
-    return [*found.values()] if type(value).__module__.split(".")[0] not in _KNOWN else []
+    known = (torch.nn.Module, ModuleType)
+    inert = isinstance(value, known) or type(value).__module__.split(".")[0] in _KNOWN
+    return [] if inert else [*getattr(value, "__dict__", {}).values()]
 
 
 def _filled(cell: Any) -> bool:

@@ -187,36 +187,36 @@ class Checks(Findings):
         self,
         linear: LinearSolution,
         tol: float | None,
-        residual: Callable[[], Tensor],
-        counts: Callable[[], Counts],
-        limit: Tensor | None = None,
+        counts: Callable[[], Counts] | None,
+        residual: Tensor | None,
+        limit: Tensor | float | None,
+        *,
+        asked: bool,
     ) -> None:
         """Check all conditions of an implicit gradient, and report those that fail.
 
         Args:
             linear: the adjoint.
             tol: the tolerance of its relative residual.
-            residual: computes the residual of the lower solution, shape `lanes`.
-            counts: counts the directions there.
-            limit: the residual above which it is no solution, shape `lanes`; None if the solver has tested this.
+            counts: counts the directions at the lower solution; None without a constraint.
+            residual: the residual of the lower solution, shape `lanes`; None if the solver has tested it.
+            limit: the residual above which it is no solution, a number or shape `lanes`; None for `unasked`.
+            asked: whether the lower solver has a tolerance.
         """
-        if self.off:
-            return
-        lower_residual = None if self.measured and limit is None else residual()
-        lower_tol = self.tol if limit is None else limit
-        largest_allowed = unasked(linear.x.dtype) if lower_tol is None else lower_tol
         good, values = [~linear.indefinite, linear.converged(tol)], [linear.x, linear.residual]
-        if lower_residual is not None:
-            good, values = [*good, lower_residual <= largest_allowed], [*values, lower_residual]
+        limit = unasked(linear.x.dtype) if limit is None else limit
+        if residual is not None:
+            good, values = [*good, residual <= limit], [*values, residual]
         # If everything is in order, one test of the sums and one of the flags suffice. The reports below wait for the
         # device once for each number.
-        if sums_are_finite(values) and all_true(*good, counts().degenerate == 0):
+        if sums_are_finite(values) and all_true(*good, *([] if counts is None else [counts().degenerate.eq(0)])):
             return
-        if lower_residual is not None:
-            self.finite(lower_residual, "the residual of the lower solution")
-            if self.measured or self.tol is not None:
-                self.stationary(lower_residual, largest_allowed)
+        if residual is not None:
+            self.finite(residual, "the residual of the lower solution")
+            if asked:
+                self.stationary(residual, limit)
             else:
-                self.fixed_steps(lower_residual, largest_allowed)
+                self.fixed_steps(residual, limit)
         self.linear(linear, tol)
-        self.degenerate(counts())
+        if counts is not None:
+            self.degenerate(counts())

@@ -35,16 +35,12 @@ class Findings:
         on_failure: `"raise"`: every problem is an error. `"warn"`: every problem is a warning. None (the default of
             the library): values that are not finite are an error, other problems a warning. `"ignore"`: nothing is
             measured, so the host never waits for the device.
-        measured: whether the lower solver reports its own residual; otherwise implicit strategies measure it.
-        tol: the tolerance of that residual; None: `10 sqrt(eps)`.
 
     Raises:
         ValueError: for another `on_failure`.
     """
 
     on_failure: OnFailure | None = None
-    measured: bool = False
-    tol: Tensor | float | None = None
 
     def __post_init__(self) -> None:
         if self.on_failure not in (None, "raise", "warn", "ignore"):
@@ -163,7 +159,9 @@ class Findings:
 
     def fixed(self, term: Tree) -> None:
         """Report a set or penalty that is given as a constant although it holds tensors that require grad."""
-        if not self.off and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree.leaves(term)):
+        if self.off or not getattr(term, "__dict__", None):  # without attributes it has no parameters
+            return
+        if any(leaf.requires_grad for leaf in tree.tensors(term)):
             self.found(
                 f"the {type(term).__name__} holds a tensor that requires grad, but is given as a constant, so no "
                 "gradient flows into it. Pass a function `theta -> set`, or `.detach()` the tensor.",

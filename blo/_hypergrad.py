@@ -118,7 +118,7 @@ def value_and_hypergrad(
     gradient = Implicit() if gradient is None else gradient
     problem, start, given = ParametricProblem.of(lower, theta, z0)
     solver, problem = equipped(problem, given, start, gradient, solver)
-    checks = Checks(on_failure, measured=solver.tol is not None)
+    checks = Checks(on_failure)
     solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
 
     # An optimiser changes theta in place. Copy it if what is read later, the report or `aux`, depends on its values.

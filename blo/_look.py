@@ -66,13 +66,13 @@ class Searched:
                 "derivative would not be that of the value. Compute the changed tensor by operations that autograd "
                 "records; for a module use blo.functionalize."
             )
-        wrong = _misleads(tree.tensors(value), given)
-        for order, table in wrong:
-            if order == 2:
-                self._formulas.update(_TABLES[table])
-        self.normalizes |= (3, "norms") in wrong
-        if any(order == 2 for order, _ in wrong) or (wrong and third_derivatives):
-            return self(theta, z, *step)
+        if wrong := _misleads(tree.tensors(value), given):
+            for order, table in wrong:
+                if order == 2:
+                    self._formulas.update(_TABLES[table])
+            self.normalizes |= (3, "norms") in wrong
+            if third_derivatives or any(order == 2 for order, _ in wrong):
+                return self(theta, z, *step)
         if not self._formulas:
             self._passed = theta
         return value

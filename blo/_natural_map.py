@@ -60,4 +60,5 @@ def natural(term: Term, z: Tensor, slope: Tensor, unit: Tensor) -> Tensor:
 
 def residual(term: Term, z: Tensor, slope: Tensor, unit: Tensor | None = None) -> Tensor:
     """Return the length of the natural map, shape `lanes`: zero exactly at stationary points."""
-    return length(natural(term, z, slope, scale(term, z, slope, unit)), keepdim=False)
+    free = isinstance(term, Free)
+    return length(slope if free else natural(term, z, slope, scale(term, z, slope, unit)), keepdim=False)

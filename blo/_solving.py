@@ -120,12 +120,15 @@ class Solving:
         if self.checks.off:
             return
         self.checks.changed(self.last, optimality.slope, lambda: problem.detach().gradient(optimality.z))
-        limit = self._confirm(problem, optimality.z, optimality.slope)
-        checks = self.checks
-        if self.last is not None and self.last.residual is None:  # it is measured here
-            checks = replace(checks, measured=False, tol=self.last.tol)
-        counts = optimality.tangent.counts
-        checks.adjoint(linear, self.gradient.tol, lambda: optimality.residual, counts, limit)
+        tol: Tensor | float | None = self.solver.tol
+        limit: Tensor | float | None = self._confirm(problem, optimality.z, optimality.slope)
+        trusted = tol is not None and limit is None  # the solver has confirmed its solution
+        if self.last is not None and self.last.residual is None:
+            trusted, tol = False, self.last.tol
+            limit = tol if limit is None else limit
+        residual, tangent = None if trusted else optimality.residual, optimality.tangent
+        counts = None if tangent.whole else tangent.counts
+        self.checks.adjoint(linear, self.gradient.tol, counts, residual, limit, asked=tol is not None)
 
     def _confirm(self, problem: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor | None:
         """Return the residual, shape `lanes`, above which z with this gradient is not a solution.
@@ -156,7 +159,7 @@ class Solving:
         # If only the steps that were made are differentiated, their objective may be random.
         watched = not (self.checks.off or (self.solver.tol is None and self.gradient.allows_random))
         # Draws from torch's default generators show in their states. The code of the objective is searched for others.
-        sources = list(generators([z0.device])) if watched else []
+        sources = list(generators([z0.device])) if watched and not solver.takes_start else []
         before = [source.get_state() for source in sources]
         with torch.set_grad_enabled(problem.recorded):
             found = solver.solve(problem, z0) if watch is None else self.steps.solver.solve(problem, z0, watch)

@@ -91,6 +91,7 @@ class Tangent:
         duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term does not define
             any.
         selects: whether P only sets coordinates to zero, so that P v has no rounding.
+        whole: whether there is no constraint at all, so that nothing is active or degenerate.
     """
 
     projector: Callable[[Tensor], Tensor]
@@ -102,6 +103,7 @@ class Tangent:
     strain: Strain | None = None
     duals: Callable[[Layout], Tree] | None = None
     selects: bool = False
+    whole: bool = False
 
     def project(self, v: Tensor) -> Tensor:
         """Return P v, shape `(*lanes, n)`."""
@@ -144,6 +146,11 @@ class Term(ABC):
         with steps no longer than this, and errors of z are compared with it.
         """
         return None
+
+    def detach(self) -> Self:
+        """Return the same term with constant parameters."""
+        constant: Self = tree.detach(self) if vars(self) else self
+        return constant
 
     @abstractmethod
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:

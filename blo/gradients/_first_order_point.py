@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._autodiff import add, pullback
 from blo._problem_at_theta import ProblemAtTheta
 from blo.gradients._base import Optimality
@@ -22,7 +21,7 @@ class FirstOrderPoint(Point, abc.ABC):
         self._problem, self._leaves, self._z = problem, problem.leaves, z.detach()
         self._live = [i for i, leaf in enumerate(problem.leaves) if leaf.requires_grad]
         with torch.no_grad():
-            rest = tree.detach(problem.term)
+            rest = problem.term.detach()
             slope = problem.detach().gradient(self._z)
             self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 

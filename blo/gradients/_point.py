@@ -9,10 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._autodiff import add, differentiated_twice, jvp, pullback
 from blo._problem_at_theta import ProblemAtTheta
-from blo._term import Term
 from blo.gradients._base import Optimality
 
 
@@ -73,7 +71,7 @@ class ReversePoint(Point):
         slope = self._gradient.detach()
         # The motion is measured from a term with constant parameters, and the tangent space must not keep a graph of
         # theta alive.
-        rest: Term = tree.detach(problem.term)
+        rest = problem.term.detach()
         self._problem = problem
         self.optimality = Optimality(z, slope, rest, problem.tangent(rest, z, slope))
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from blo import tree
 from blo._autocast import suspended
 from blo._autodiff import live
 from blo._parametric_problem import ParametricProblem
@@ -145,5 +144,5 @@ class _TiltRule(OnceDifferentiableRule):
     def _motion(self, solved: ProblemAtTheta, problem: ProblemAtTheta, z: Tensor) -> Tensor:
         if not problem.moving:
             return torch.zeros_like(z)
-        tangent = solved.tangent(tree.detach(solved.term), z, solved.detach().gradient(z))
-        return problem.motion(tree.detach(problem.term), tangent, z)
+        tangent = solved.tangent(solved.term.detach(), z, solved.detach().gradient(z))
+        return problem.motion(problem.term.detach(), tangent, z)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo._autodiff import choose
 from blo.errors import StructureError
 from blo.linsolve._space import EUCLIDEAN, Space
 from blo.operators import Operator, Restricted
@@ -121,7 +122,7 @@ def relative_residual(operator: Operator, x: Tensor, b: Tensor, damping: float, 
     defect = b - operator(x)
     rest = space.norm(defect - damping * x if damping else defect)
     # Zero b with zero x would give 0 / 0.
-    return torch.where(rest == 0, 0.0, rest / space.norm(b)).squeeze(-1)
+    return choose(rest.ne(0), rest / space.norm(b), 0.0).squeeze(-1)
 
 
 def started(

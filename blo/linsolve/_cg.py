@@ -129,18 +129,19 @@ def _judged(
         conjugate = all_true_on_cpu(far & (_cosine(ended.p, ended.q, dot) <= _ROUGH))
     if conjugate:
         return x, _of_lanes((rr / size) ** 0.5, rhs)
-    if numbers:
-        rr, least, bound = (rhs.new_tensor(number) for number in (rr, least, bound))
     lost = indefinite | (rr > bound)
-    if not all_true_on_cpu(~lost):
+    if lost if numbers else not all_true_on_cpu(~lost):
         # Of all multiples s x, s = <b, A x> / |A x|^2 leaves the smallest residual: |b|^2 - s^2 |A x|^2, squared.
         # A x is b - r, without another product.
         image = rhs - ended.r
         length = dot(image, image)
         share = dot(rhs, image) / torch.where(length > 0, length, 1.0)
         shortened = bb - share * share * length < least
-        x = torch.where(lost, torch.where(shortened, share * x, ended.best()), x)
+        better = torch.where(shortened, share * x, ended.best())
+        x = better if numbers else torch.where(lost, better, x)
     residual = measure(x)
+    if all_true_on_cpu(residual <= 1):
+        return x, residual
     # The recursive residual has drifted from the true one. Return zero, whose relative residual is 1.
     worse = (residual > 1) & _of_lanes((lost | (rr <= bb)) & (bb > 0), rhs)
     return torch.where(worse.unsqueeze(-1), 0.0, x), torch.where(worse, 1.0, residual)

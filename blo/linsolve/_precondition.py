@@ -37,9 +37,11 @@ def inverse_of(preconditioner: Preconditioning | None, operator: Operator, like:
     `P M^-1 P + (I - P)` has its block structure: it keeps Krylov vectors in the tangent space, and it is symmetric
     positive definite when `M^-1` is.
     """
+    if preconditioner is None:
+        return None
     if isinstance(preconditioner, Preconditioner):
         return preconditioner.inverse(operator, like)
-    if preconditioner is None or not isinstance(operator, Restricted):
+    if not isinstance(operator, Restricted):
         return preconditioner
     whole, project = preconditioner, operator.tangent.project
 

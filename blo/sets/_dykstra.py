@@ -30,7 +30,7 @@ def nearest(parts: Sequence[Set], z: Tensor, max_cycles: int) -> Tensor:
     )
     finite = torch.isfinite(z.detach()).all(-1, keepdim=True)
     at = torch.where(finite, z, 0.0)
-    rest = [tree.detach(part) for part in parts]
+    rest = [part.detach() for part in parts]
     with torch.no_grad():
         split = search(rest, at.detach(), max_cycles)
         x, forces = split.x, split.forces

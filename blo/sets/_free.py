@@ -42,4 +42,4 @@ class Free(Set):
             none = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
             return Counts(none + z.shape[-1], none, none)
 
-        return Tangent(lambda v: v, 0.0, count, duals=lambda layout: {})
+        return Tangent(lambda v: v, 0.0, count, duals=lambda layout: {}, whole=True)

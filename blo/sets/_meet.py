@@ -207,7 +207,7 @@ def _balanced(meet: Meet, rough: Sequence[Tensor], gradient: Tensor) -> list[Ten
 
     def off(shares: Sequence[Tensor]) -> Tensor:
         pairs = zip(meet.parts, shares, strict=True)
-        gaps = [euclidean_norm(z - tree.detach(part).project(z - step * share.detach())) for part, share in pairs]
+        gaps = [euclidean_norm(z - part.detach().project(z - step * share.detach())) for part, share in pairs]
         return torch.stack(gaps).amax(0)
 
     with torch.no_grad():

@@ -107,10 +107,10 @@ class Iterative(Solver, abc.ABC):
 
 def _march(solver: Iterative, problem: Problem, z0: Tensor, watch: Watch | None) -> Solution:
     """Make all steps without measuring residuals, so that no lane stops early."""
-    running = begin(solver, problem, z0)
-    state = running.state
+    state = solver.start(problem, z0)
+    running = None if watch is None else _endless(state, z0)
     for steps in range(solver.max_steps):
-        if watch is not None:
+        if watch is not None and running is not None:
             watch(steps, running._replace(state=state))
         state = _unmeasured(solver, problem, state, steps)
     return Solution(state.trial, None, None, solver.max_steps, carried=solver.carried(state))
@@ -134,29 +134,10 @@ def valued_gradient(problem: Problem, z: Tensor) -> Tensor:
 
 
 def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
-    """Return the initial state of the loop. Without a tolerance there is no stopping criterion to compute."""
+    """Return the initial state of the loop."""
     begun = solver.start(problem, z0)
     if solver.tol is None:
-        # These tensors are on the CPU, so that testing whether a lane has stopped never waits for an accelerator.
-        none = torch.zeros((), dtype=z0.dtype, device="cpu")
-        inf = torch.full_like(none, torch.inf)
-        no = none > 0
-        return Running(
-            state=begun,
-            limit=none,
-            unit=none,
-            lost=no,
-            place=none,
-            residual=inf,
-            origin=none,
-            first=none,
-            mark=inf,
-            floor=no,
-            random=no,
-            least=inf,
-            since=none,
-            stuck=no,
-        )
+        return _endless(begun, z0)
     limit, unit = aim(solver, problem, begun.z.detach(), begun.slope.detach())
     # NaN differs from every z, so the first call of `measured` computes the residual.
     nowhere, unknown = torch.full_like(begun.z, torch.nan), torch.full_like(limit, torch.inf)
@@ -176,6 +157,30 @@ def begin(solver: Iterative, problem: Problem, z0: Tensor) -> Running:
         least=unknown,
         since=torch.zeros_like(limit),
         stuck=none,
+    )
+
+
+def _endless(state: Any, z0: Tensor) -> Running:
+    """Return the state of a loop without a tolerance: there is no stopping criterion to compute."""
+    # These tensors are on the CPU, so that testing whether a lane has stopped never waits for an accelerator.
+    none = torch.zeros((), dtype=z0.dtype, device="cpu")
+    inf = torch.full_like(none, torch.inf)
+    no = none > 0
+    return Running(
+        state=state,
+        limit=none,
+        unit=none,
+        lost=no,
+        place=none,
+        residual=inf,
+        origin=none,
+        first=none,
+        mark=inf,
+        floor=no,
+        random=no,
+        least=inf,
+        since=none,
+        stuck=no,
     )
 
 
