@@ -59,6 +59,11 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def as_tensor(value: Tensor | complex) -> Tensor:
+    """Return a tensor as it is, and a number or boolean as a tensor on the CPU, whatever torch's default device is."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+
+
 def unmapped(tensor: Tensor) -> Tensor:
     """Return the tensor inside the wrappers of all enclosing `vmap`s, with all lanes: the one with a recorded graph."""
     while functorch.is_batchedtensor(tensor):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, plain, sums_are_finite
+from blo._autodiff import all_true, as_tensor, plain, sums_are_finite
 from blo._findings import Findings
 from blo._remedies import BIND, EARLY, FLOOR, LOOK, RANDOM, STUCK, remedy_of
 from blo._term import Counts
@@ -22,7 +22,7 @@ __all__ = ["Checks", "one_of_a_kind", "unasked"]
 
 
 def _most(numbers: Tensor | float) -> float:
-    return float(plain(torch.as_tensor(numbers)).max())
+    return float(plain(as_tensor(numbers)).max())
 
 
 def unasked(dtype: torch.dtype) -> float:
@@ -108,7 +108,7 @@ class Checks(Findings):
         before = then.slope
         slope = again() if slope is None else slope
         # A change of the gradient by the tolerance moves the solution as far as the solve may have missed it.
-        limit = 10 * torch.maximum(torch.as_tensor(then.tol).to(then.residual), then.residual)
+        limit = 10 * torch.maximum(as_tensor(then.tol).to(then.residual), then.residual)
         limit = torch.where(then.residual <= then.tol, limit, torch.inf)
 
         def gap(now: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blo._autodiff import as_tensor
 from blo._failures import unasked
 from blo._status import Status
 from blo.gradients import Pulled
@@ -245,7 +246,7 @@ class Report:
         residual, tol = self._residuals, self._limit
         if residual is None or tol is None or not self._asked_for:
             return ""
-        limits = torch.as_tensor(tol).broadcast_to(residual.shape).flatten()
+        limits = as_tensor(tol).broadcast_to(residual.shape).flatten()
         return f" of {float(limits[residual.flatten().argmax()]):.2e} allowed"
 
     def __str__(self) -> str:

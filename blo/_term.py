@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import plain, repeated, transforms_active
+from blo._autodiff import as_tensor, plain, repeated, transforms_active
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -284,7 +284,7 @@ def can_validate() -> bool:
 def failing(condition: Tensor | bool) -> Tensor:
     """Return where a condition does not hold, in every lane of an enclosing `vmap`: booleans of any shape."""
     # Negated, because every comparison with a NaN is false.
-    return plain(torch.as_tensor(condition).logical_not())
+    return plain(as_tensor(condition).logical_not())
 
 
 def per_lane(value: Tensor | float) -> Tensor | float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, all_true_on_cpu, stride
+from blo._autodiff import all_true, all_true_on_cpu, as_tensor, stride
 from blo.linsolve._base import LinearSolution, floor_of, started
 from blo.linsolve._space import Space
 
@@ -39,7 +39,7 @@ def contracted(
     rhs = b / size
     x, r = started(apply, rhs, x0, size, zero, space)
     whole, left = space.norm(rhs), space.norm(r)
-    goal = whole * torch.clamp(torch.as_tensor(floor_of(tol, b)), min=_ROUNDING * torch.finfo(b.dtype).eps).to(whole)
+    goal = whole * torch.clamp(as_tensor(floor_of(tol, b)), min=_ROUNDING * torch.finfo(b.dtype).eps).to(whole)
     running = ~zero & (left > goal)
     iterations, before = torch.zeros_like(running, dtype=torch.int64), left
     for index in range(most):

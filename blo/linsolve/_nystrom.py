@@ -96,7 +96,7 @@ class Nystrom(LinearSolver, Preconditioner):
             operator = replace(operator, beside=1.0)
         # A NumPy generator leaves torch's random state alone, and works under `vmap`.
         drawn = np.random.default_rng(self.seed).standard_normal((min(self.rank, n), n))
-        directions = [within(operator, torch.as_tensor(row).to(like).expand_as(like)) for row in drawn]
+        directions = [within(operator, torch.from_numpy(row).to(like).expand_as(like)) for row in drawn]
         sketch, _ = torch.linalg.qr(torch.stack(directions, -1))
         image = torch.stack([operator(column) for column in sketch.unbind(-1)], -1)
         # Factorise A + shift I, which is stable although A may be singular, and subtract the shift from the values.

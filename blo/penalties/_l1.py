@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from blo._autodiff import as_tensor
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
@@ -86,6 +87,6 @@ def sparse_counts(
     multiplier = weight - gradient.abs()
     # Off the support a multiplier is negative only at an exact zero, which does not tell to which side it is pulled.
     undecided = ~support & (negligible(multiplier, gradient, tangential) | (multiplier < 0))
-    undecided = undecided | (unresolved(z.abs(), multiplier, slack, z) & (torch.as_tensor(weight) > 0))
+    undecided = undecided | (unresolved(z.abs(), multiplier, slack, z) & (as_tensor(weight) > 0))
     free = support.sum(-1)
     return Counts(free, support.shape[-1] - free, undecided.sum(-1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
-from blo._autodiff import plain
+from blo._autodiff import as_tensor, plain
 from blo._layout import Layout
 from blo._term import Counts, Strain, Tangent, can_validate, failing
 from blo.errors import InfeasibleError
@@ -79,7 +79,7 @@ class Affine(Set):
         return moved - times(face.inverse, times(self.A, moved) - self.b)
 
     def rows(self, layout: Layout) -> Rows:
-        return Rows(self.A, torch.as_tensor(self.b), self.A.shape[-2])
+        return Rows(self.A, as_tensor(self.b), self.A.shape[-2])
 
     def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
         face = self._face

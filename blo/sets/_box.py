@@ -197,7 +197,7 @@ def require_order(name: str, low: Tree, high: Tree, *, look: bool) -> None:
     if isinstance(low, numbers) and isinstance(high, numbers):
         if low <= high:
             return  # make no tensor: `NonNegative` makes a box for each projection
-        crossed = torch.ones(1, dtype=torch.bool)
+        crossed = torch.ones(1, dtype=torch.bool, device="cpu")
     elif look and can_validate() and all(isinstance(bound, int | float | Tensor) for bound in (low, high)):
         crossed = failing(low <= high)
     else:

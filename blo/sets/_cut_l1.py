@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import as_tensor
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
 from blo._vectors import dot
@@ -150,4 +151,4 @@ def _room(cut: Cut, z: Tensor) -> tuple[Tensor, Tensor]:
     """Return z minus the centre, and how far inside the boundary z lies less rounding, `(*lanes, 1)`."""
     offset = (z - cut.center).detach()
     inside = cut.radius - rounding(cut, z) - offset.abs().sum(-1, keepdim=True)
-    return offset, torch.as_tensor(inside).detach()
+    return offset, as_tensor(inside).detach()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import as_tensor
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent
 from blo._vectors import dot
@@ -65,9 +66,7 @@ def reach(cut: Cut, z: Tensor) -> Reach:
 def is_empty(cut: Cut, z: Tensor) -> Tensor:
     """Return where the ball has no point within the bounds, or the radius is negative or NaN, shape `(*lanes, 1)`."""
     base = cut.base(z)
-    return ~(
-        (norm(base - cut.center).detach() <= cut.radius + rounding(cut, base)) & (torch.as_tensor(cut.radius) >= 0)
-    )
+    return ~((norm(base - cut.center).detach() <= cut.radius + rounding(cut, base)) & (as_tensor(cut.radius) >= 0))
 
 
 def rounding(cut: Cut, z: Tensor) -> Tensor:

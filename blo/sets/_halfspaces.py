@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
-from blo._autodiff import transforms_active
+from blo._autodiff import as_tensor, transforms_active
 from blo._layout import Layout
 from blo._term import Carry, Counts, Strain, Tangent, can_validate, failing
 from blo._vectors import norm
@@ -88,7 +88,7 @@ class Halfspaces(Set):
         return cls(rows.normals, rows.right, slack, False, rows.equations, extent)._ready()
 
     def rows(self, layout: Layout) -> Rows:
-        return Rows(self.A, torch.as_tensor(self.b), self.equations)
+        return Rows(self.A, as_tensor(self.b), self.equations)
 
     def project(self, z: Tensor) -> Tensor:
         rows, right, gram = self._prepare()

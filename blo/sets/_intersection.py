@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo._autocast import without
-from blo._autodiff import plain
+from blo._autodiff import as_tensor, plain
 from blo._layout import Layout
 from blo._precision import require_single
 from blo._settings import require_count
@@ -83,7 +83,7 @@ class Intersection(Set):
             slack = max(getattr(part, "slack", 0.0) for part, _ in linear)
             extent = self._with([part for part, _ in linear]).extent
             if extent is not None:  # a number has no axis that `vmap` could leave behind
-                extent = torch.atleast_1d(torch.as_tensor(extent).detach())
+                extent = torch.atleast_1d(as_tensor(extent).detach())
             others.insert(0, Halfspaces.of(Rows.joined([rows for _, rows in linear]), slack, extent))
         else:
             others[:0] = [part for part, _ in linear]
@@ -100,7 +100,7 @@ class Intersection(Set):
         known = [part.extent for part in self.sets if part.extent is not None]
         if not known:
             return None
-        return reduce(torch.minimum, map(torch.as_tensor, known))
+        return reduce(torch.minimum, map(as_tensor, known))
 
     def loosened(self, slack: float) -> Self:
         parts = [part.loosened(slack) for part in self.sets]

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from blo._autodiff import as_tensor
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, failing, fit_coordinates, fit_per_lane, per_lane
@@ -147,8 +148,8 @@ class L1Ball(Set):
     def _distance(self, z: Tensor) -> Tensor:
         """Return how far inside the boundary z lies, shape `(*lanes, 1)`; at most 0 for a projected point."""
         # Rounding moves a projected point off the boundary, in single precision by more than the slack.
-        size = torch.as_tensor(z.detach().abs() + abs(self.center)).sum(-1, keepdim=True) + per_lane(self.radius)
+        size = as_tensor(z.detach().abs() + abs(self.center)).sum(-1, keepdim=True) + per_lane(self.radius)
         rounding = 8 * torch.finfo(z.dtype).eps * size
         reach = (z - self.center).detach().abs().sum(-1, keepdim=True)
-        distance: Tensor = torch.as_tensor(per_lane(self.radius) - rounding - reach)
+        distance: Tensor = as_tensor(per_lane(self.radius) - rounding - reach)
         return distance.detach()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import plain
+from blo._autodiff import as_tensor, plain
 from blo._term import Carry, Counts, Strain, Tangent
 from blo.sets._base import Set
 from blo.sets._dykstra import search
@@ -92,7 +92,7 @@ class Meet:
         # The trace of a projector is its rank.
         across = sum((normal.diagonal(dim1=-2, dim2=-1).sum(-1) for normal in self.normals), -self.face.held())
         inner = [tangent.strain.surplus() for tangent in self.tangents if tangent.strain is not None]
-        return sum(inner, torch.as_tensor(across).round().long())
+        return sum(inner, as_tensor(across).round().long())
 
     def count(self) -> Counts:
         """Count. A curved part whose normals other parts share is degenerate, since its multiplier is not unique."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import all_true, plain
+from blo._autodiff import all_true, as_tensor, plain
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -74,7 +74,7 @@ def _read(given: Any, name: str, layout: Layout, steps: int) -> Tensor:
             'the value dicts like {"z": tensor}.'
         )
     if _is_scalar(given) or each_step:
-        values = torch.stack([torch.as_tensor(value) for value in given]) if listed else torch.as_tensor(given)
+        values = torch.stack([as_tensor(value) for value in given]) if listed else as_tensor(given)
         values = values.reshape(-1, *ones, 1)
     elif each_coordinate:
         values = layout.ravel(tree.map(lambda leaf: leaf.to(layout.device, layout.dtype), given)).unsqueeze(0)

@@ -42,7 +42,7 @@ class Probe(NamedTuple):
     @classmethod
     def at(cls, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         """Return the probe at the start of a solve."""
-        none, age = torch.zeros_like(z.detach()[..., :1]), torch.zeros((), dtype=torch.int64)
+        none, age = torch.zeros_like(z.detach()[..., :1]), torch.zeros((), dtype=torch.int64, device="cpu")
         probe = cls(unaligned(z).expand_as(z), none, age)
         for _ in range(_FIRST):
             probe = probe._turned(problem, z, slope)

@@ -89,7 +89,7 @@ class ProjectedGradient(Iterative):
         size = 1.0 if self.step is None or varies(self.step) else self.step
         step = z0.new_full((*z0.shape[:-1], 1), size)
         velocity = torch.zeros_like(z0) if self.momentum else z0  # unused without momentum: z0 takes no memory
-        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if counted else ()
+        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64, device="cpu") if counted else ()
         if self.carry and isinstance(age, Tensor):
             age, velocity = continued(problem, [age, velocity])
         slope = problem.at_step(age).gradient(z0)

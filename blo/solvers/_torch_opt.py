@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import plain
+from blo._autodiff import as_tensor, plain
 from blo._layout import Layout
 from blo._settings import require_budget
 from blo._types import Tree
@@ -101,7 +101,9 @@ class TorchOpt(Iterative):
             StructureError: if there is a penalty.
         """
         require_set(problem.term, "TorchOpt")
-        age: Tensor | tuple[()] = torch.zeros((), dtype=torch.int64) if self.carry or problem.stepwise else ()
+        age: Tensor | tuple[()] = (
+            torch.zeros((), dtype=torch.int64, device="cpu") if self.carry or problem.stepwise else ()
+        )
         if self.carry and problem.carried:
             age = problem.carried[0]
         slope = problem.at_step(age).gradient(z0)
@@ -109,7 +111,7 @@ class TorchOpt(Iterative):
         # zeros like the gradient gives it to them. Counters that are numbers become tensors, so that steps can be
         # repeated from any state.
         optimizer = self._optimizer(problem)
-        inner = tree.map(lambda leaf: torch.as_tensor(leaf).detach(), optimizer.init(z0 + torch.zeros_like(slope)))
+        inner = tree.map(lambda leaf: as_tensor(leaf).detach(), optimizer.init(z0 + torch.zeros_like(slope)))
         if not varies(self.optimizer) and not self._begun:
             _updated(optimizer, slope.detach(), inner, z0)  # the very first update, whose result is not used
             self._begun.append(True)
@@ -167,7 +169,7 @@ def _begun(optimizer: Any, layout: Layout) -> FunctionalOptimizer:
     begun: FunctionalOptimizer = optimizer
     # The point and the gradient of the discarded update do not matter.
     z = torch.ones(*layout.lanes, layout.size, dtype=layout.dtype, device=layout.device)
-    _updated(begun, z, tree.map(torch.as_tensor, begun.init(z)), z)
+    _updated(begun, z, tree.map(as_tensor, begun.init(z)), z)
     return begun
 
 
