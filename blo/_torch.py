@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,19 @@ __all__ = [
     "SpectralNormRule",
     "WeightNormRule",
     "any_autocast",
+    "argument_of",
+    "attention_kernels",
     "compiler_loaded",
     "custom_function_call",
+    "default_generator",
     "embedding_operators",
     "forward_mode",
     "forward_pre_hooks",
     "functorch",
     "fused_weight_norm",
+    "generator_key",
     "generators",
+    "in_backward",
     "load_forward_mode",
     "storage_key",
     "temporarily_clear_interpreter_stack",
@@ -44,6 +49,7 @@ __all__ = [
     "transforms_active",
     "versions",
     "weight_norm_operator",
+    "with_generator",
     "writes",
     "written_arguments",
 ]
@@ -82,15 +88,78 @@ def forward_pre_hooks(module: torch.nn.Module) -> Iterable[Any]:
     return module._forward_pre_hooks.values()
 
 
+def default_generator(device: torch.device) -> torch.Generator | None:
+    """Return the default generator of a device, None if the device has none, as `meta`."""
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type in ("cuda", "xpu"):
+        module = torch.get_device_module(device)
+        found: torch.Generator = module.default_generators[
+            module.current_device() if device.index is None else device.index
+        ]
+        return found
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else None
+
+
 def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
     """Yield the default generators of the CPU and of these devices."""
     yield torch.default_generator
-    for device in set(devices):
-        if device.type in ("cuda", "xpu"):
-            module = torch.get_device_module(device)
-            yield module.default_generators[module.current_device() if device.index is None else device.index]
-        elif device.type == "mps":
-            yield torch.mps._get_default_mps_generator()
+    for device in set(devices) - {torch.device("cpu")}:
+        found = default_generator(device)
+        if found is not None:
+            yield found
+
+
+def generator_key(generator: torch.Generator) -> int:
+    """Return a key of a generator: a dispatch mode gets another Python object for it than the caller has."""
+    key: int = generator._cdata  # type: ignore[attr-defined]
+    return key
+
+
+@functools.cache
+def with_generator(operator: Any) -> tuple[Any, int] | None:
+    """Return an operator that does the same and takes a generator, and the generator's position; None without one."""
+    packet = operator._overloadpacket
+    arguments = [argument.name for argument in operator._schema.arguments if argument.name != "generator"]
+    for candidate in (operator, *(getattr(packet, name) for name in packet.overloads())):
+        names = [argument.name for argument in candidate._schema.arguments]
+        if "generator" in names and [name for name in names if name != "generator"] == arguments:
+            return candidate, names.index("generator")
+    return None
+
+
+def argument_of(operator: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return an argument of a call of an operator, as given or by default; None if it has none of this name."""
+    for index, argument in enumerate(operator._schema.arguments):
+        if argument.name == name:
+            return args[index] if index < len(args) else kwargs.get(name, argument.default_value)
+    return None
+
+
+def in_backward() -> bool:
+    """Return whether the caller runs inside a backward pass, for which torch may use threads of its own."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class _AttentionKernels:
+    """The switches of the kernels of attention by name, for the whole process; `math` has all derivatives."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_KERNELS)
+
+    def get(self, name: str, default: object = None) -> Any:
+        return getattr(torch._C, f"_get_{name}_sdp_enabled")()
+
+    def __setitem__(self, name: str, enabled: bool) -> None:
+        getattr(torch._C, f"_set_sdp_use_{name}")(enabled)
+
+
+_KERNELS = [
+    name
+    for name in ("cudnn", "flash", "mem_efficient", "math", "overrideable")
+    if hasattr(torch._C, f"_set_sdp_use_{name}") and hasattr(torch._C, f"_get_{name}_sdp_enabled")
+]
+attention_kernels = _AttentionKernels()
 
 
 def storage_key(tensor: Tensor) -> int:
