@@ -359,7 +359,7 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not fused_attention:
             # Fused attention has neither a second derivative nor forward mode.
-            stack.enter_context(swapped((attention_kernels, name, name == "math") for name in attention_kernels))
+            stack.enter_context(swapped([(attention_kernels, "enabled", {"math"})]))
         # Hooks of a checkpoint around the functional are correct. While these are set, torch raises an error here.
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))

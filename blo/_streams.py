@@ -10,11 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo._torch import DispatchMode, argument_of, default_generator, generator_key, with_generator, writes
+from blo._torch import (
+    DispatchMode,
+    argument_of,
+    attention_choice,
+    default_generator,
+    generator_key,
+    with_generator,
+    writes,
+)
 
-_aten = torch.ops.aten
+_aten, _CPU = torch.ops.aten, torch.device("cpu")
 #: Operations of these draw only if they are tagged. Those of other libraries may draw without a tag.
 _TAGGED = ("aten", "prims", "prim", "inductor", "higher_order", "c10d", "_c10d_functional")
+#: Whether an operation may draw, by its `id`: torch keeps its operations, and computes their hashes slowly.
+_MAY_DRAW: dict[int, bool] = {}
 #: Held while a default generator of the process has a state that is not its own.
 _LOCK = threading.RLock()  # such an operation may itself evaluate a functional
 
@@ -54,11 +64,14 @@ class Streams(DispatchMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _INNERMOST.get() not in (self, None):  # a functional inside another one draws by its own seed
+        may_draw = _MAY_DRAW.get(id(function))
+        if may_draw is None:
+            may_draw = torch.Tag.nondeterministic_seeded in function.tags or function.namespace not in _TAGGED
+            _MAY_DRAW[id(function)] = may_draw
+        # A functional inside another one draws by its own seed.
+        if not may_draw or _INNERMOST.get() not in (self, None):
             return function(*args, **kwargs)
         if torch.Tag.nondeterministic_seeded not in function.tags:
-            if function.namespace in _TAGGED:
-                return function(*args, **kwargs)
             return self._drawn(function, args, kwargs)
         if function is _aten.native_dropout.default:
             return self._dropout(*args, **kwargs)
@@ -128,12 +141,12 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     if kwargs.get("device") is not None:
         return torch.device(kwargs["device"])
     devices = [value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+    return next((device for device in devices if device.type != "cpu"), _CPU)
 
 
 def _never_draws(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether an operation only chooses a kernel, or is an attention without dropout."""
-    return function is _aten._fused_sdp_choice.default or argument_of(function, "dropout_p", args, kwargs) == 0
+    return function is attention_choice or argument_of(function, "dropout_p", args, kwargs) == 0
 
 
 def _contiguous(argument: Any) -> Any:

@@ -17,16 +17,18 @@ _LOCK = threading.Lock()
 
 
 class _Block:
-    """A block that holds a place, and the value that the place gets back when the block ends."""
+    """The thread of a block, and the places that it holds with the values that they get back when it ends."""
 
-    __slots__ = ("before", "thread")
+    __slots__ = ("held", "thread")
 
-    def __init__(self, before: Any, thread: int) -> None:
-        self.before, self.thread = before, thread
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.held: dict[_Key, tuple[Any, Any]] = {}
 
 
+_Key: TypeAlias = tuple[int, str]
 #: The blocks that hold each place, in the order in which they began.
-_blocks: dict[tuple[int, str], list[_Block]] = {}
+_blocks: dict[_Key, tuple[_Block, ...]] = {}
 
 
 @contextlib.contextmanager
@@ -43,42 +45,42 @@ def swapped(swaps: Iterable[Swap], *, alone: bool = False) -> Iterator[None]:
     Raises:
         StructureError: if `alone`, and another thread holds one of the places. Nothing has been written then.
     """
-    swaps, thread, entered = list(swaps), threading.get_ident(), []
+    swaps, block = list(swaps), _Block()
     with _LOCK:
+        held = {(id(place), name): (place, place.get(name, _ABSENT)) for place, name, _ in swaps}
         # Torch runs the backward passes of accelerators in threads of its own, for which the caller waits.
-        if alone and _held_elsewhere(swaps, thread) and not in_backward():
+        if alone and _held_elsewhere(held) and not in_backward():
             raise StructureError(
                 "a module must be evaluated in one thread at a time, but another thread is evaluating this one, or a "
                 "module that shares parts with it. Give each thread a copy: "
                 "blo.functionalize(copy.deepcopy(module), ...)."
             )
+        block.held = held
+        for key in held:
+            _blocks[key] = (*_blocks.get(key, ()), block)
         for place, name, value in swaps:
-            block = _Block(place.get(name, _ABSENT), thread)
-            _blocks.setdefault((id(place), name), []).append(block)
-            entered.append((place, name, block))
             place[name] = value
     try:
         yield
     finally:
         with _LOCK:
-            # In reverse, since one block may swap a place twice.
-            for place, name, block in reversed(entered):
-                _leave(place, name, block)
+            for key, (place, before) in block.held.items():
+                _leave(block, key, place, before)
 
 
-def _held_elsewhere(swaps: Iterable[Swap], thread: int) -> bool:
-    return any(block.thread != thread for place, name, _ in swaps for block in _blocks.get((id(place), name), ()))
+def _held_elsewhere(keys: Iterable[_Key]) -> bool:
+    thread = threading.get_ident()
+    return any(block.thread != thread for key in keys if key in _blocks for block in _blocks[key])
 
 
-def _leave(place: Any, name: str, block: _Block) -> None:
-    blocks = _blocks[id(place), name]
-    index = blocks.index(block)
-    del blocks[index]
-    if index < len(blocks):  # a block that began later still holds the place
-        blocks[index].before = block.before
-    elif block.before is _ABSENT:
+def _leave(block: _Block, key: _Key, place: Any, before: Any) -> None:
+    blocks, name = _blocks.pop(key), key[1]
+    if blocks[-1] is not block:  # the block that began next gives the value back
+        later = blocks[blocks.index(block) + 1]
+        later.held[key] = place, before
+    elif before is _ABSENT:
         del place[name]
     else:
-        place[name] = block.before
-    if not blocks:
-        del _blocks[id(place), name]
+        place[name] = before
+    if len(blocks) > 1:
+        _blocks[key] = tuple(one for one in blocks if one is not block)

@@ -30,6 +30,7 @@ __all__ = [
     "WeightNormRule",
     "any_autocast",
     "argument_of",
+    "attention_choice",
     "attention_kernels",
     "compiler_loaded",
     "custom_function_call",
@@ -63,6 +64,8 @@ embedding_operators = (
     torch.ops.aten._embedding_bag.default,
     torch.ops.aten._embedding_bag_forward_only.default,
 )
+#: The operator by which attention chooses a kernel. Torch tags it as random, but it draws nothing.
+attention_choice = torch.ops.aten._fused_sdp_choice.default
 
 
 class DispatchMode(TorchDispatchMode):
@@ -130,10 +133,17 @@ def with_generator(operator: Any) -> tuple[Any, int] | None:
 
 def argument_of(operator: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Return an argument of a call of an operator, as given or by default; None if it has none of this name."""
-    for index, argument in enumerate(operator._schema.arguments):
-        if argument.name == name:
-            return args[index] if index < len(args) else kwargs.get(name, argument.default_value)
-    return None
+    place = _arguments(operator).get(name)
+    if place is None:
+        return None
+    index, default = place
+    return args[index] if index < len(args) else kwargs.get(name, default)
+
+
+@functools.cache
+def _arguments(operator: Any) -> dict[str, tuple[int, Any]]:
+    """Return the positions and default values of an operator's arguments by name."""
+    return {a.name: (index, a.default_value) for index, a in enumerate(operator._schema.arguments)}
 
 
 def in_backward() -> bool:
@@ -142,23 +152,22 @@ def in_backward() -> bool:
 
 
 class _AttentionKernels:
-    """The switches of the kernels of attention by name, for the whole process; `math` has all derivatives."""
+    """The kernels of attention that are enabled in the process, as the entry "enabled". `math` has all derivatives."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(_KERNELS)
+    def __init__(self) -> None:
+        names = ("cudnn", "flash", "mem_efficient", "math", "overrideable")  # older releases lack some
+        self._get = {name: getattr(torch._C, f"_get_{name}_sdp_enabled", None) for name in names}
+        self._set = {name: getattr(torch._C, f"_set_sdp_use_{name}", None) for name in names}
 
-    def get(self, name: str, default: object = None) -> Any:
-        return getattr(torch._C, f"_get_{name}_sdp_enabled")()
+    def get(self, key: str, default: object = None) -> Any:
+        return {name for name, enabled in self._get.items() if enabled is not None and enabled()}
 
-    def __setitem__(self, name: str, enabled: bool) -> None:
-        getattr(torch._C, f"_set_sdp_use_{name}")(enabled)
+    def __setitem__(self, key: str, enabled: Any) -> None:
+        for name, switch in self._set.items():
+            if switch is not None:
+                switch(name in enabled)
 
 
-_KERNELS = [
-    name
-    for name in ("cudnn", "flash", "mem_efficient", "math", "overrideable")
-    if hasattr(torch._C, f"_set_sdp_use_{name}") and hasattr(torch._C, f"_get_{name}_sdp_enabled")
-]
 attention_kernels = _AttentionKernels()
 
 

@@ -342,7 +342,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a block that ends before a later one puts back what was there before itself",
-        (Patch("blo/_swaps.py", "if index < len(blocks):", "if index > len(blocks):"),),
+        (Patch("blo/_swaps.py", "if blocks[-1] is not block:", "if blocks[-1] is None:"),),
         ("tests/unit/test_swaps.py::test_overlapping_evaluations_leave_the_kernels_of_attention_as_they_were",),
     ),
     Mutation(
