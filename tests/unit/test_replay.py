@@ -177,17 +177,18 @@ def test_two_threads_with_dropout_get_the_masks_of_their_seeds() -> None:
 
 def test_a_functional_inside_another_draws_by_its_own_seed() -> None:
     inner = blo.functionalize(nn.Dropout(0.5), seed=2)
+    inner_of_another = blo.functionalize(Calls(noise), seed=2)
     inner_of_eval = blo.functionalize(nn.Dropout(0.5).eval(), seed=2)
     inner_of_eval({}, X)
     inner_of_eval._module.train()
 
     def both(x: Tensor) -> Tensor:
-        return torch.stack([F.dropout(x, 0.5), inner({}, x), inner_of_eval({}, x), noise(x)])
+        return torch.stack([F.dropout(x, 0.5), inner({}, x), inner_of_eval({}, x), inner_of_another({}, x), noise(x)])
 
     def truth() -> Tensor:
         mask = F.dropout(X, 0.5)
         other = after(2, lambda: F.dropout(X, 0.5))
-        return torch.stack([mask, other, other, noise(X)])
+        return torch.stack([mask, other, other, after(2, lambda: noise(X)), noise(X)])
 
     outer = blo.functionalize(Calls(both), seed=1)
     assert all(torch.equal(outer({}, X), after(1, truth)) for _ in range(2))

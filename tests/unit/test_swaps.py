@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -122,20 +122,13 @@ def test_a_module_may_evaluate_itself_inside_its_own_evaluation() -> None:
     assert torch.allclose(outer(outer.parameters, X), 3 * module(X), rtol=1e-14)
 
 
-def end_inside(block: Callable[[], Any], inside: Callable[[], Any]) -> None:
-    """Begin one block, then another, and end the first one first."""
-    one, two = block(), inside()
-    one.__enter__()
-    two.__enter__()
-    one.__exit__(None, None, None)
-    two.__exit__(None, None, None)
-
-
-@pytest.mark.parametrize(
-    "blocks", [(parametrize.cached, uncached), (uncached, parametrize.cached), (uncached, uncached)]
-)
-def test_the_cache_of_parametrizations_is_off_after_blocks_that_overlap(blocks: Any) -> None:
-    end_inside(*blocks)
+@pytest.mark.parametrize("kinds", ["cu", "uc", "uu", "cuu", "ucu", "uuc"])
+def test_the_cache_of_parametrizations_is_off_after_blocks_that_overlap(kinds: str) -> None:
+    blocks = [{"c": parametrize.cached, "u": uncached}[kind]() for kind in kinds]
+    for block in blocks:
+        block.__enter__()
+    for block in blocks:  # the first to begin is the first to end
+        block.__exit__(None, None, None)
     assert parametrize._cache_enabled == 0
     assert parametrize._cache == {}
 
