@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blo._swaps import swapped
 from blo._torch import tensor_dicts
 
 
@@ -23,18 +24,17 @@ def call_with(
             call, the dict holds that tensor afterwards.
         arguments: positional arguments of the module.
         keywords: keyword arguments of the module.
+
+    Raises:
+        StructureError: if another thread is evaluating the module, or one that shares parts with it.
     """
     places = {name: _place(module, name) for name in state}
-    own = {(id(attributes), leaf): (attributes, leaf, attributes[leaf]) for attributes, leaf in places.values()}
-    try:
-        for name, (attributes, leaf) in places.items():
-            attributes[leaf] = state[name]
-        return module(*arguments, **keywords)
-    finally:
-        for name, (attributes, leaf) in places.items():
-            state[name] = attributes[leaf]
-        for attributes, leaf, tensor in own.values():
-            attributes[leaf] = tensor
+    with swapped(((attributes, leaf, state[name]) for name, (attributes, leaf) in places.items()), alone=True):
+        try:
+            return module(*arguments, **keywords)
+        finally:
+            for name, (attributes, leaf) in places.items():
+                state[name] = attributes[leaf]
 
 
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:

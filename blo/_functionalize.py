@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -23,7 +22,8 @@ from blo._exchange import call_with
 from blo._layers import Layers
 from blo._replay import Replay
 from blo._stale import Stale, unseen
-from blo._torch import versions
+from blo._swaps import swapped
+from blo._torch import attention_kernels, versions
 from blo._transforms import lanes_of, outside_transforms
 from blo._watch import Inspection, refuse_reentrant, write_message
 from blo.errors import BloWarning, StructureError
@@ -61,7 +61,7 @@ class Functional:
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         self._trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
         self._devices = {t.device for t in (*module.parameters(), *module.buffers())}
-        self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(0)
+        self._buffers, self._layers, self._replay = Buffers(module), Layers(module), Replay(module)
         #: The singular vectors of spectral norms since `reseed`; the keys are the names of their buffers.
         self._held: dict[str, Tensor] = {}
         #: The modes in which an evaluation has been watched: training or not, inside transforms or not, and which
@@ -95,7 +95,8 @@ class Functional:
             StructureError: if parameters or arguments do not fit the module; if the module writes to its parameters or
                 creates a buffer that was None; if the first evaluation of a spectral norm in training mode is inside
                 `torch.vmap`, or with `"update-once"` the evaluation that updates the buffers; inside a re-entrant
-                checkpoint that is not part of an objective.
+                checkpoint that is not part of an objective; while another thread evaluates the module, or one that
+                shares parts with it.
             RuntimeError: if the module checkpoints activations with `use_reentrant=False`.
         """
         value, state = self._evaluate(parameters, inputs, keywords, targets)
@@ -117,6 +118,8 @@ class Functional:
     def reseed(self, seed: int | torch.Generator | None = None) -> None:
         """Begin the next outer step: new dropout masks, and under `"update-once"` another update of the buffers.
 
+        A generator of the module's own moves on as in one forward pass of the module, unless it has been moved since.
+
         Call this between steps, not between a solve and its backward pass, which must use the same function.
 
         Args:
@@ -127,7 +130,7 @@ class Functional:
             self._source = seed
         elif seed is not None:
             self._source = torch.Generator().manual_seed(seed)
-        self._replay.seed = seed if isinstance(seed, int) else _draw(self._source)
+        self._replay.reseed(seed if isinstance(seed, int) else _draw(self._source))
         self._pending = self._updates
         self._buffers.release()
         self._held.clear()
@@ -198,7 +201,6 @@ class Functional:
             )
             watch = Inspection(copies, inner, stale)
         devices = self._devices.union(tensor.device for tensor in given)
-        expected = self._replay.draws
         with (
             self._replay(devices),
             _differentiable(self._fused),
@@ -226,8 +228,7 @@ class Functional:
         for name, old, new in zip(parameters, before, versions(parameters.values()), strict=True):
             if old != new:
                 raise StructureError(write_message(name, "in place"))
-        # This evaluation drew random numbers but the previous one did not, so their order was not fixed: repeat it.
-        if self._replay.draws and not expected:
+        if self._replay.again:
             return self._run(parameters, inputs, keywords, targets, iterate=iterate)
         return value, state
 
@@ -273,8 +274,9 @@ def functionalize(
 
     `f(parameters, inputs, *targets)` is `loss(module(inputs), *targets)`. Lower and upper objectives may use it, with
     the parameters as theta or as z, and so may every `torch.func` transform. The module's parameters, `.grad`,
-    `requires_grad` and training flags do not change, and neither does the global random state. Autocast acts as on the
-    module. The backward pass of `argmin` runs under the autocast state of the forward pass.
+    `requires_grad` and training flags do not change, and neither does the global random state. Threads may evaluate
+    different modules at the same time, but not the same one. Autocast acts as on the module. The backward pass of
+    `argmin` runs under the autocast state of the forward pass.
 
     Args:
         module: any module, in training or evaluation mode; move it to its device first.
@@ -284,7 +286,8 @@ def functionalize(
         buffers: `"freeze"`: no evaluation changes a buffer. `"update-once"`: only the first evaluation after
             `functionalize` or `reseed` updates the buffers, as a forward pass of the module does.
         seed: every evaluation draws the random numbers that follow `torch.manual_seed(seed)`, so dropout always has the
-            same mask; with a generator, the seed is drawn from it.
+            same mask; with a generator, the seed is drawn from it. A generator that the module owns gives each
+            evaluation the numbers of the module's next forward pass.
         fused_attention: whether `scaled_dot_product_attention` may choose fused kernels, which have no second
             derivatives. Set it for first-order strategies and for products by finite differences. By default attention
             uses operations that have second derivatives.
@@ -370,7 +373,7 @@ def _differentiable(fused_attention: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not fused_attention:
             # Fused attention has neither a second derivative nor forward mode.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(swapped([(attention_kernels, "enabled", {"math"})]))
         # Hooks of a checkpoint around the functional are correct. While these are set, torch raises an error here.
         with contextlib.suppress(RuntimeError):
             stack.enter_context(torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTED))

@@ -15,7 +15,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from blo._swaps import swapped
 from blo._torch import SpectralNormRule, WeightNormRule, forward_pre_hooks, tensor_dicts
+from blo._uncached import uncached
 from blo.errors import StructureError
 
 
@@ -39,6 +41,7 @@ class Layers:
         self._fixed: list[tuple[Any, str, Any]] = []
         self._embeddings: list[nn.Embedding] = []
         self._spectral: list[_Spectral] = []
+        self._parametrized = False
         for path, layer in module.named_modules(remove_duplicate=False):
             self._add(layer)
             prefix = f"{path}." if path else ""
@@ -73,8 +76,7 @@ class Layers:
         elif isinstance(layer, WeightNormRule):
             self._fixed.append((layer, "forward", partial(weight_norm, layer.dim)))
         elif isinstance(layer, parametrize.ParametrizationList):
-            # A cache would give all evaluations the weights of the first.
-            self._fixed.append((parametrize, "_cache_enabled", 0))
+            self._parametrized = True
 
     def moving(self) -> list[str]:
         """Return the names of the buffers that power iterations of a forward pass would change."""
@@ -97,22 +99,9 @@ class Layers:
         ]
         if not iterate:
             swaps += [(part.rule, "n_power_iterations", 0) for part in self._spectral]
-        old = []
-        try:
-            for owner, name, value in swaps:
-                old.append((vars(owner), name, vars(owner).get(name, _ABSENT)))
-                vars(owner)[name] = value
+        cache = uncached() if self._parametrized else contextlib.nullcontext()
+        with cache, swapped((vars(owner), name, value) for owner, name, value in swaps):
             yield
-        finally:
-            # In reverse: a layer with two names is swapped twice, and only the first value found there is its own.
-            for attributes, name, value in reversed(old):
-                if value is _ABSENT:
-                    del attributes[name]
-                else:
-                    attributes[name] = value
-
-
-_ABSENT = object()
 
 
 def _look_up(layer: nn.Embedding, own: Tensor | None, indices: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,20 @@ __all__ = [
     "SpectralNormRule",
     "WeightNormRule",
     "any_autocast",
+    "argument_of",
+    "attention_choice",
+    "attention_kernels",
     "compiler_loaded",
     "custom_function_call",
+    "default_generator",
     "embedding_operators",
     "forward_mode",
     "forward_pre_hooks",
     "functorch",
     "fused_weight_norm",
+    "generator_key",
     "generators",
+    "in_backward",
     "load_forward_mode",
     "storage_key",
     "temporarily_clear_interpreter_stack",
@@ -44,6 +50,7 @@ __all__ = [
     "transforms_active",
     "versions",
     "weight_norm_operator",
+    "with_generator",
     "writes",
     "written_arguments",
 ]
@@ -57,6 +64,8 @@ embedding_operators = (
     torch.ops.aten._embedding_bag.default,
     torch.ops.aten._embedding_bag_forward_only.default,
 )
+#: The operator by which attention chooses a kernel. Torch tags it as random, but it draws nothing.
+attention_choice = torch.ops.aten._fused_sdp_choice.default
 
 
 class DispatchMode(TorchDispatchMode):
@@ -82,15 +91,84 @@ def forward_pre_hooks(module: torch.nn.Module) -> Iterable[Any]:
     return module._forward_pre_hooks.values()
 
 
+def default_generator(device: torch.device) -> torch.Generator | None:
+    """Return the default generator of a device, None if the device has none, as `meta`."""
+    if device.type == "cpu":
+        return torch.default_generator
+    if device.type in ("cuda", "xpu"):
+        module = torch.get_device_module(device)
+        found: torch.Generator = module.default_generators[
+            module.current_device() if device.index is None else device.index
+        ]
+        return found
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else None
+
+
 def generators(devices: Iterable[torch.device]) -> Iterator[torch.Generator]:
     """Yield the default generators of the CPU and of these devices."""
     yield torch.default_generator
-    for device in set(devices):
-        if device.type in ("cuda", "xpu"):
-            module = torch.get_device_module(device)
-            yield module.default_generators[module.current_device() if device.index is None else device.index]
-        elif device.type == "mps":
-            yield torch.mps._get_default_mps_generator()
+    for device in set(devices) - {torch.device("cpu")}:
+        found = default_generator(device)
+        if found is not None:
+            yield found
+
+
+def generator_key(generator: torch.Generator) -> int:
+    """Return a key of a generator: a dispatch mode gets another Python object for it than the caller has."""
+    key: int = generator._cdata  # type: ignore[attr-defined]
+    return key
+
+
+@functools.cache
+def with_generator(operator: Any) -> tuple[Any, int] | None:
+    """Return an operator that does the same and takes a generator, and the generator's position; None without one."""
+    packet = operator._overloadpacket
+    arguments = [argument.name for argument in operator._schema.arguments if argument.name != "generator"]
+    for candidate in (operator, *(getattr(packet, name) for name in packet.overloads())):
+        names = [argument.name for argument in candidate._schema.arguments]
+        if "generator" in names and [name for name in names if name != "generator"] == arguments:
+            return candidate, names.index("generator")
+    return None
+
+
+def argument_of(operator: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return an argument of a call of an operator, as given or by default; None if it has none of this name."""
+    place = _arguments(operator).get(name)
+    if place is None:
+        return None
+    index, default = place
+    return args[index] if index < len(args) else kwargs.get(name, default)
+
+
+@functools.cache
+def _arguments(operator: Any) -> dict[str, tuple[int, Any]]:
+    """Return the positions and default values of an operator's arguments by name."""
+    return {a.name: (index, a.default_value) for index, a in enumerate(operator._schema.arguments)}
+
+
+def in_backward() -> bool:
+    """Return whether the caller runs inside a backward pass, for which torch may use threads of its own."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class _AttentionKernels:
+    """The kernels of attention that are enabled in the process, as the entry "enabled". `math` has all derivatives."""
+
+    def __init__(self) -> None:
+        names = ("cudnn", "flash", "mem_efficient", "math", "overrideable")  # older releases lack some
+        self._get = {name: getattr(torch._C, f"_get_{name}_sdp_enabled", None) for name in names}
+        self._set = {name: getattr(torch._C, f"_set_sdp_use_{name}", None) for name in names}
+
+    def get(self, key: str, default: object = None) -> Any:
+        return {name for name, enabled in self._get.items() if enabled is not None and enabled()}
+
+    def __setitem__(self, key: str, enabled: Any) -> None:
+        for name, switch in self._set.items():
+            if switch is not None:
+                switch(name in enabled)
+
+
+attention_kernels = _AttentionKernels()
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -331,6 +331,21 @@ MUTATIONS = (
         ("tests/unit/test_layers.py::test_derivatives_are_those_of_the_value",),
     ),
     Mutation(
+        "evaluations draw from the default generators",
+        (Patch("blo/_streams.py", '**{**kwargs, "generator": stream}', '**{**kwargs, "generator": default}'),),
+        ("tests/unit/test_replay.py::test_two_threads_with_dropout_get_the_masks_of_their_seeds",),
+    ),
+    Mutation(
+        "generators of a module move with each evaluation",
+        (Patch("blo/_replay.py", "            _put_back(own)", "            _put_back(())"),),
+        ("tests/unit/test_replay.py::test_a_generator_of_the_module_is_read_and_moves_on_with_the_next_step",),
+    ),
+    Mutation(
+        "a block that ends before a later one puts back what was there before itself",
+        (Patch("blo/_swaps.py", "if blocks[-1] is not block:", "if blocks[-1] is None:"),),
+        ("tests/unit/test_swaps.py::test_overlapping_evaluations_leave_the_kernels_of_attention_as_they_were",),
+    ),
+    Mutation(
         "re-entrant checkpoints in objectives stay what they are",
         (Patch("blo/_checkpoints.py", "= staticmethod(_apply)", "= CheckpointFunction.apply"),),
         ("tests/integration/test_checkpoints.py::test_the_hypergradient_is_that_without_a_checkpoint",),

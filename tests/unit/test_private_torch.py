@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 
 from blo import _torch
@@ -208,6 +209,76 @@ def test_apple_s_generator_is_found_where_there_is_such_a_device() -> None:
 
 def test_the_generator_of_the_cpu_is_always_among_those_of_some_devices() -> None:
     assert list(_torch.generators([])) == list(_torch.generators([torch.device("cpu")])) == [torch.default_generator]
+
+
+def test_a_device_without_random_numbers_has_no_default_generator() -> None:
+    assert _torch.default_generator(torch.device("cpu")) is torch.default_generator
+    assert _torch.default_generator(torch.device("meta")) is None
+    assert list(_torch.generators([torch.device("meta")])) == [torch.default_generator]
+
+
+def test_a_dispatch_mode_sees_the_key_of_a_generator() -> None:
+    seen: list[int] = []
+
+    class Keys(_torch.DispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = _torch.argument_of(function, "generator", args, kwargs or {})
+            seen.extend([] if given is None else [_torch.generator_key(given)])
+            return function(*args, **kwargs or {})
+
+    own = torch.Generator()
+    with Keys():  # type: ignore[no-untyped-call]
+        torch.rand(2, generator=own)
+        torch.poisson(torch.ones(2), generator=own)  # not a keyword of the operator
+        torch.bernoulli(torch.ones(2), generator=torch.default_generator)
+    assert seen == [_torch.generator_key(own)] * 2 + [_torch.generator_key(torch.default_generator)]
+
+
+def test_operators_that_draw_have_a_twin_that_takes_a_generator() -> None:
+    aten = torch.ops.aten
+    assert _torch.with_generator(aten.rand.default) == (aten.rand.generator, 1)
+    assert _torch.with_generator(aten.randint.low_out) == (aten.randint.low_generator_out, 3)
+    assert _torch.with_generator(aten.poisson.default) == (aten.poisson.default, 1)
+    assert _torch.with_generator(aten.native_dropout.default) is None
+
+
+def test_arguments_of_operators_are_found_by_name() -> None:
+    aten, x = torch.ops.aten, torch.ones(2)
+    assert _torch.argument_of(aten.native_dropout.default, "p", (x, 0.3, True), {}) == 0.3
+    assert _torch.argument_of(aten.native_dropout.default, "p", (x,), {"p": 0.3}) == 0.3
+    assert _torch.argument_of(aten.add.Tensor, "alpha", (x, x), {}) == 1
+    assert _torch.argument_of(aten.add.Tensor, "generator", (x, x), {}) is None
+
+
+def test_a_backward_pass_is_recognised() -> None:
+    seen: list[bool] = []
+    x = X.clone().requires_grad_()
+    x.register_hook(lambda gradient: seen.append(_torch.in_backward()))
+    x.sum().backward()
+    assert seen == [True]
+    assert not _torch.in_backward()
+
+
+def test_the_kernels_of_attention_are_those_that_torch_switches() -> None:
+    before = _torch.attention_kernels.get("enabled")
+    assert {"cudnn", "flash", "mem_efficient", "math"} <= before
+    with sdpa_kernel(SDPBackend.MATH):
+        # Older releases leave one switch alone there.
+        assert _torch.attention_kernels.get("enabled") - {"overrideable"} == {"math"}
+    try:
+        _torch.attention_kernels["enabled"] = {"math"}
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        _torch.attention_kernels["enabled"] = before
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_attention_chooses_its_kernel_by_an_operator_that_is_tagged_as_random() -> None:
+    assert torch.Tag.nondeterministic_seeded in _torch.attention_choice.tags
+    state = torch.get_rng_state()
+    _torch.attention_choice(X[None, None], X[None, None], X[None, None], None, 0.5)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_tensors_that_share_memory_have_one_key() -> None:
