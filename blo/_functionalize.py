@@ -23,7 +23,7 @@ from blo._layers import Layers
 from blo._replay import Replay
 from blo._stale import Stale, unseen
 from blo._swaps import swapped
-from blo._torch import attention_kernels, versions
+from blo._torch import attention_kernels, backward_hooks, versions
 from blo._transforms import lanes_of, outside_transforms
 from blo._watch import Inspection, refuse_reentrant, write_message
 from blo.errors import BloWarning, StructureError
@@ -294,8 +294,8 @@ def functionalize(
 
     Raises:
         StructureError: if `module` is not a module, has parameters without a shape, is wrapped in
-            `DistributedDataParallel`, contains `DataParallel` or a module of `torch.jit`, is sharded by FSDP, or
-            contains a layer for which torch computes a wrong gradient.
+            `DistributedDataParallel`, contains `DataParallel` or a module of `torch.jit`, is sharded by FSDP, has
+            backward hooks, or contains a layer for which torch computes a wrong gradient.
         ValueError: if `buffers` is not a policy, or `loss` is another string.
     """
     if not isinstance(module, nn.Module):
@@ -315,6 +315,13 @@ def functionalize(
         raise StructureError(
             "`module` must not be sharded by FSDP, whose hooks would evaluate the module's own shards. Pass a copy of "
             "the module from before `fully_shard`, and the gathered parameters (`.full_tensor()` of each)."
+        )
+    hooked = [name or type(module).__name__ for name, part in module.named_modules() if backward_hooks(part)]
+    if hooked:
+        raise StructureError(
+            f"`module` must have no backward hooks, but {hooked} have some: hooks that change gradients make a "
+            "hypergradient that is not that of the value. Remove the hooks; to change the gradients that a solver "
+            "follows, use its `transform`."
         )
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise StructureError(

@@ -16,7 +16,7 @@ from blo._autodiff import graphs
 from blo._formulas import Formulas
 from blo._layers import shortened, weight_norm
 from blo._norms import NORMS, third_derivatives
-from blo._torch import fused_weight_norm, versions
+from blo._torch import backward_hooks, fused_weight_norm, versions
 from blo.errors import DerivativeError, StructureError
 
 
@@ -34,7 +34,7 @@ class Searched:
 
     Raises:
         DerivativeError: when called inside `third_derivatives`, if there is no formula for such a normalisation.
-        StructureError: when called, if the function writes to its arguments.
+        StructureError: when called, if the function writes to its arguments or registers hooks on them.
     """
 
     def __init__(self, function: Callable[..., Any], name: str = "objective") -> None:
@@ -57,7 +57,7 @@ class Searched:
             self._passed = object() if self._formulas else theta
             return self._value(theta, z, *step)
         given = [*upper, *tree.tensors(z)]
-        before = versions(given)
+        before, hooks = versions(given), sum(map(backward_hooks, given))
         value = self._value(theta, z, *step)
         self._seen.add(live)
         if versions(given) != before:
@@ -65,6 +65,11 @@ class Searched:
                 f"`{self._name}` must not write to theta or z, but does, as embeddings with max_norm do: its "
                 "derivative would not be that of the value. Compute the changed tensor by operations that autograd "
                 "records; for a module use blo.functionalize."
+            )
+        if sum(map(backward_hooks, given)) > hooks:
+            raise StructureError(
+                f"`{self._name}` must not register hooks on theta or z, because they also change the products with "
+                "second derivatives. To change the gradients that a solver follows, use its `transform`."
             )
         if wrong := _misleads(tree.tensors(value), given):
             for order, table in wrong:

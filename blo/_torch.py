@@ -32,6 +32,7 @@ __all__ = [
     "argument_of",
     "attention_choice",
     "attention_kernels",
+    "backward_hooks",
     "compiler_loaded",
     "custom_function_call",
     "default_generator",
@@ -169,6 +170,11 @@ class _AttentionKernels:
 
 
 attention_kernels = _AttentionKernels()
+
+
+def backward_hooks(owner: Tensor | torch.nn.Module) -> int:
+    """Return the number of functions that a backward pass calls with the gradient of a tensor or a module."""
+    return len(owner._backward_hooks or ()) + len(getattr(owner, "_backward_pre_hooks", ()))
 
 
 def storage_key(tensor: Tensor) -> int:

@@ -152,3 +152,32 @@ def test_an_objective_that_writes_to_z_is_refused(make: Callable[..., nn.Module]
 
     with pytest.raises(blo.StructureError, match="must not write to theta or z"):
         blo.value_and_hypergrad(lambda t, z: z["weight"].sum(), blo.LowerProblem(objective), THETA, z0)
+
+
+def hooked(t: Tensor, z: Tensor) -> Tensor:
+    if z.requires_grad:
+        z.register_hook(lambda gradient: 2 * gradient)
+    return (z - t).square().sum() + 0.1 * z.pow(4).sum()
+
+
+@pytest.mark.parametrize("gradient", [blo.Implicit(), blo.Implicit(products="forward"), blo.Unrolled(), blo.Zero()])
+def test_an_objective_that_registers_hooks_is_refused(gradient: blo.gradients.Strategy) -> None:
+    """The root of a scaled gradient is the same, but products with second derivatives would be scaled twice."""
+    with pytest.raises(blo.StructureError, match="must not register hooks on theta or z"):
+        blo.value_and_hypergrad(lambda t, z: z.sum(), blo.LowerProblem(hooked), X[0], torch.zeros(3), gradient=gradient)
+
+
+def test_hooks_of_the_owner_of_theta_are_none_of_the_objective() -> None:
+    theta, seen = torch.tensor([0.3, -0.4], requires_grad=True), []
+    theta.register_hook(lambda gradient: seen.append(gradient))
+    z = blo.argmin(blo.LowerProblem(lambda t, z: (z - t).square().sum()), theta, torch.zeros(2))
+    z.sum().backward()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_functionalize_refuses_backward_hooks(register: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
+    getattr(module[1], register)(lambda *given: None)
+    with pytest.raises(blo.StructureError, match=r"must have no backward hooks, but \['1'\]"):
+        blo.functionalize(module)

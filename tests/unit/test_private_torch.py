@@ -335,6 +335,17 @@ def test_writes_to_tensors_are_counted() -> None:
         assert _torch.versions([torch.ones(2).add_(1)]) == [0]
 
 
+def test_backward_hooks_of_tensors_and_modules_are_counted() -> None:
+    x, layer = X.clone().requires_grad_(), torch.nn.Linear(2, 1)
+    assert _torch.backward_hooks(x) == _torch.backward_hooks(layer) == 0
+    x.register_hook(lambda gradient: None)
+    layer.register_full_backward_hook(lambda *given: None)
+    assert _torch.backward_hooks(x) == _torch.backward_hooks(layer) == 1
+    layer.register_full_backward_pre_hook(lambda *given: None)
+    layer.register_forward_hook(lambda *given: None)
+    assert _torch.backward_hooks(layer) == 2
+
+
 def test_a_tensor_is_the_same_object_inside_the_wrappers_of_transforms() -> None:
     x, seen = X.clone(), []
 
