@@ -90,7 +90,15 @@ def endless(batches: Iterable[T] | None, taken: int = 0) -> Iterable[T] | None:
         return batches
     if not isinstance(batches, Iterable):
         return batches
-    return _restarted(batches, taken % max(1, len(batches)) if isinstance(batches, Sized) else 0)
+    return _restarted(batches, taken % max(1, _known_length(batches)))
+
+
+def _known_length(batches: Iterable[Any]) -> int:
+    """Return the length, or 0 where it is unknown: a `DataLoader` over an `IterableDataset` has a `len` that raises."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else 0
+    except TypeError:
+        return 0
 
 
 def fixed(batches: Iterable[Any] | None) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -383,3 +385,25 @@ def test_a_strategy_with_one_defect_fails_by_name() -> None:
         check_strategy(TamperedStrategy(scaled), exact=False, problems=["a ball that moves"])
     with pytest.raises(AssertionError, match=f"'{title}': on a box that moves: the inverse"):
         check_strategy(blo.HessianFree(2.0), problems=["a box that moves"])
+
+
+CHECKS: dict[str, Callable[[], object]] = {
+    "set": lambda: check_set(blo.Box(-1.0, 1.0), Z, seed=1),
+    "penalty": lambda: check_penalty(blo.L1(0.1), Z, seed=1),
+    "linear solver": lambda: check_linear_solver(blo.CG(), seed=1),
+    "solver": lambda: check_solver(blo.FISTA(tol=1e-8), seed=1),
+    "strategy": lambda: check_strategy(blo.Implicit(), seed=1),
+    "hypergradient": lambda: blo.check_hypergrad(
+        lambda t, z: z.sum(), blo.LowerProblem(lambda t, z: (z - t).square().sum()), torch.zeros(2), torch.zeros(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_checks_leave_the_random_numbers_of_the_caller_alone(check: Callable[[], object]) -> None:
+    def states() -> list[object]:
+        return [torch.get_rng_state().tolist(), random.getstate(), [str(part) for part in np.random.get_state()]]
+
+    before = states()
+    check()
+    assert states() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,24 @@ def test_short_runs_over_a_list_read_on_where_the_last_one_stopped(wrap: Any) ->
         state = run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=1, lower_batches=batches)
     assert seen == [0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert state["taken"] == (3, 9)
+
+
+class Counted(torch.utils.data.IterableDataset[int]):
+    """A stream of examples, whose loader has a `len` that raises an error."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+def test_a_loader_of_unknown_length_starts_again_at_its_end() -> None:
+    seen: list[int] = []
+
+    def noted(theta: torch.Tensor, z: torch.Tensor, batch: Any) -> torch.Tensor:
+        seen.append(int(batch))
+        return 0.5 * (z - theta).square().sum()
+
+    algorithm = blo.AmIGO(lower_step=0.1, upper_step=0.1, inner_steps=1, adjoint_steps=1)
+    state = algorithm.init(torch.ones(1), torch.zeros(1))
+    loader = torch.utils.data.DataLoader(Counted())
+    run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=2, lower_batches=loader)
+    assert seen == [0, 1, 2, 0, 1, 2]
