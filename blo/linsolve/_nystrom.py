@@ -99,6 +99,9 @@ class Nystrom(LinearSolver, Preconditioner):
         directions = [within(operator, torch.from_numpy(row).to(like).expand_as(like)) for row in drawn]
         sketch, _ = torch.linalg.qr(torch.stack(directions, -1))
         image = torch.stack([operator(column) for column in sketch.unbind(-1)], -1)
+        # Torch raises an error for a batch in which one matrix is not finite.
+        sound = torch.isfinite(image).all(-1).all(-1)[..., None, None]
+        image = torch.where(sound, image, 0.0)
         # Factorise A + shift I, which is stable although A may be singular, and subtract the shift from the values.
         shift = n**0.5 * torch.finfo(like.dtype).eps * torch.linalg.matrix_norm(image)[..., None, None]
         core = sketch.mT @ image
@@ -107,4 +110,5 @@ class Nystrom(LinearSolver, Preconditioner):
         root = (eigenvalues.clamp(min=0).unsqueeze(-2) + shift).sqrt()
         left = (image + shift * sketch) @ (basis / torch.where(root > 0, root, 1.0))
         vectors, singular, _ = torch.linalg.svd(left, full_matrices=False)
+        vectors = torch.where(sound, vectors, torch.nan)
         return vectors, (singular.square() - shift.squeeze(-1)).clamp(min=0), indefinite

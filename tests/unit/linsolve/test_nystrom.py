@@ -101,3 +101,15 @@ def test_single_precision_stays_finite() -> None:
     assert found.x.dtype == torch.float32 and found.x.isfinite().all() and found.residual.isfinite().all()
     nothing = Nystrom(2, 1e-3).solve(ScaledIdentity(0.0), torch.ones(4))
     torch.testing.assert_close(nothing.x, torch.full((4,), 1e3))
+
+
+def test_a_matrix_that_is_not_finite_spoils_its_own_lane_alone() -> None:
+    matrices = torch.stack([tensor(low_rank(seed, 4, 4)) for seed in range(3)])
+    broken = matrices.clone()
+    broken[1, 0, 0] = torch.inf
+    b = tensor(np.random.default_rng(1).normal(size=(3, 4)))
+    operator = Dense(broken, symmetric=True)
+    for solver in (Nystrom(4, 1e-9), CG(preconditioner=Nystrom(2))):
+        found, whole = solver.solve(operator, b), solver.solve(Dense(matrices, symmetric=True), b)
+        np.testing.assert_allclose(found.x[[0, 2]], whole.x[[0, 2]], rtol=1e-9)
+        assert not torch.isfinite(found.residual[1])
