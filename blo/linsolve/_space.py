@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from blo._autodiff import all_true, all_true_on_cpu
+from blo._autodiff import all_true
 from blo._vectors import dot, norm
 
 #: `(a, b)` -> the inner product of each pair of vectors, shape `(*axes, 1)` for vectors of shape `(*axes, n)`.
@@ -48,7 +48,7 @@ class Space:
         # On a CPU, torch's norm of order infinity takes twenty times as long as these two operations.
         size = b.abs().amax(-1, keepdim=True) if self.inner is None else self._safe_norm(b)
         zero = size <= 0  # a norm; torch compares by `==` in Python, at twice the cost
-        return size if all_true_on_cpu(size) else torch.where(zero, 1.0, size), zero
+        return torch.where(zero, 1.0, size), zero
 
     def shares(self, basis: Tensor, w: Tensor) -> Tensor:
         """Return the inner products of w with each vector of a basis `(*lanes, k, n)`, shape `(*lanes, k)`."""
