@@ -10,7 +10,16 @@ from torch import Tensor
 
 from blo import tree
 from blo._arguments import require_function
-from blo._objective import FixedPointMap, Indexed, LeastSquares, Linearized, Minibatched, WithoutAux
+from blo._objective import (
+    FixedPointMap,
+    Indexed,
+    LeastSquares,
+    Linearized,
+    Minibatched,
+    WithoutAux,
+    as_given,
+    with_lanes,
+)
 from blo._settings import require_positive
 from blo._term import Term
 from blo._types import Objective, Tree
@@ -20,6 +29,10 @@ from blo.sets import Free, Set
 
 #: The default constraint, one object for all problems: `torch.compile` cannot trace its construction.
 _WHOLE = Free()
+
+
+class _OfModel(float):
+    """The strong convexity of a linearised objective, which holds for no other objective."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +71,12 @@ class LowerProblem:
     def __post_init__(self) -> None:
         if self.strong_convexity is not None:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
-        # These are objectives that a classmethod or `replace` has checked before.
-        made = FixedPointMap | LeastSquares | Linearized | Minibatched | WithoutAux
-        if not isinstance(self.objective, made):
-            batch = () if self.batches is None else ("a batch",)
-            require_function(self.objective, "objective", "theta", "z", *batch)
-            if self.has_aux:
-                object.__setattr__(self, "objective", WithoutAux(self.objective))
-        if self.batches is not None:
-            object.__setattr__(self, "objective", _with_batches(self.objective, self.batches))
+        # `dataclasses.replace` passes on the fields of another problem, which were derived from its other fields.
+        object.__setattr__(self, "objective", self._derived(as_given(self.objective)))
+        if isinstance(self.objective, Linearized):
+            object.__setattr__(self, "strong_convexity", _OfModel(self.objective.curvature))
+        elif isinstance(self.strong_convexity, _OfModel):
+            object.__setattr__(self, "strong_convexity", None)
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             maker = callable(given) and not isinstance(given, Term)
             missing = given is None and name == "penalty"
@@ -81,6 +91,18 @@ class LowerProblem:
                 "`LowerProblem` takes a `constraint` or a `penalty`, but got both. If the penalty is smooth, add it to "
                 "the objective; otherwise write a class with the proximal operator of the sum of both."
             )
+
+    def _derived(self, objective: Callable[..., Any]) -> Objective:
+        """Return the objective that blo evaluates: for these lanes, without `aux`, with a batch for each step."""
+        # These are objectives that a classmethod or `replace_objective` has checked before.
+        if not isinstance(objective, FixedPointMap | LeastSquares | Linearized | Minibatched):
+            batch = () if self.batches is None else ("a batch",)
+            require_function(objective, "objective", "theta", "z", *batch)
+            if self.has_aux:
+                objective = WithoutAux(objective)
+        if self.batches is not None:
+            return _with_batches(objective, self.batches)
+        return with_lanes(objective, self.batched)
 
     @property
     def term(self) -> Term | Callable[[Tree], Term]:
@@ -155,7 +177,7 @@ class LowerProblem:
         """
         require_positive(curvature, "curvature", "Otherwise the model has no minimiser.")
         model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
-        return replace(self, objective=model, strong_convexity=float(curvature))
+        return replace(self, objective=model)
 
 
 def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] | Sequence[Any]) -> Objective:

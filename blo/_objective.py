@@ -236,6 +236,20 @@ def around(objective: Objective, wrap: Callable[[Callable[..., Any]], Callable[.
     return wrap(objective)
 
 
+def as_given(objective: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an objective without the wrappers that `batches` and `has_aux` of `LowerProblem` put around it."""
+    if isinstance(objective, Minibatched) and isinstance(objective.function, Indexed):
+        objective = objective.function.function
+    return objective.function if isinstance(objective, WithoutAux) else objective
+
+
+def with_lanes(objective: Objective, batched: bool) -> Objective:
+    """Return the objective of one problem, or of a batch of them."""
+    if isinstance(objective, Linearized):
+        return replace(objective, function=with_lanes(objective.function, batched), batched=batched)
+    return replace(objective, batched=batched) if isinstance(objective, LeastSquares) else objective
+
+
 def user_function(objective: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that the user wrote, without the library's wrappers."""
     if isinstance(objective, Indexed):
@@ -253,6 +267,8 @@ __all__ = [
     "TiltedSlice",
     "WithoutAux",
     "around",
+    "as_given",
     "split",
     "user_function",
+    "with_lanes",
 ]

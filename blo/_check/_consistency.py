@@ -63,7 +63,7 @@ def scales(parts: Ingredients, lower: LowerProblem, gradient: Strategy, exact: H
         def objective(theta: Tree, z: Tree) -> Tensor:
             return 4.0 * lower.objective(theta, z)
 
-        found = at_solution(around, replace(lower, objective=objective), gradient)
+        found = at_solution(around, replace(lower, objective=objective, has_aux=False), gradient)
         if found is not None:
             findings.append(_change("g -> 4 g", exact, found, 1.0, parts.rtol))
     return findings

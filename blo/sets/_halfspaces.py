@@ -79,8 +79,8 @@ class Halfspaces(Set):
 
     def fit(self, layout: Layout) -> Halfspaces:
         A, b = fit_rows(self.A, self.b, layout, "Halfspaces")
-        fitted = replace(self, A=A, b=b, validate=False)  # validated when it was made
-        return fitted._ready()
+        # Validated when it was made. What an earlier `fit` prepared may belong to other rows, by `dataclasses.replace`.
+        return replace(self, A=A, b=b, validate=False, prepared=None, knapsack=None)._ready()
 
     @classmethod
     def of(cls, rows: Rows, slack: float, extent: Tensor | float | None) -> Halfspaces:

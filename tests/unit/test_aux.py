@@ -86,3 +86,14 @@ def test_anything_but_a_pair_is_refused(found: Any) -> None:
 def test_a_pair_that_was_not_announced_is_named() -> None:
     with pytest.raises(blo.StructureError, match="pass has_aux=True"):
         blo.value_and_hypergrad(upper, blo.LowerProblem(loss), THETA, START)
+
+
+def test_the_check_tests_the_scale_of_an_objective_with_aux_too() -> None:
+    def value(theta: Tensor, z: Tensor) -> Tensor:
+        return upper(theta, z)[0]
+
+    found = [
+        blo.check_hypergrad(value, lower, THETA, START).consistency
+        for lower in (blo.LowerProblem(both, has_aux=True), blo.LowerProblem(loss))
+    ]
+    assert found[0] == found[1] and len(found[0]) > 1
