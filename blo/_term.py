@@ -88,8 +88,8 @@ class Tangent:
             for flat faces and the ball.
         motion: the motion of z with the face of this tangent; None to use `Term.motion`.
         strain: information on active constraints that are linearly dependent; None if they never are.
-        duals: `(layout of z)` -> the multipliers by the names of their constraints; None if the term does not define
-            any.
+        duals: `(layout of z)` -> the multipliers by the names of their constraints, which are the names of the fields
+            that hold their right-hand sides, if there are such fields; None if the term does not define any.
         selects: whether P only sets coordinates to zero, so that P v has no rounding.
         whole: whether there is no constraint at all, so that nothing is active or degenerate.
     """

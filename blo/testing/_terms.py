@@ -17,6 +17,7 @@ from blo._term import Tangent, Term, expanded
 from blo._types import Tree
 from blo.penalties import Penalty
 from blo.sets import Set
+from blo.testing._multipliers import check_multipliers
 from blo.testing._suite import Conformance, Suite, normal, sides
 
 #: Displacement of central differences: far below the distance of a random point from the next change of face.
@@ -149,8 +150,10 @@ class _Made:
         return Layout.of(tree.map(lambda leaf: leaf.to(dtype), self.z0), batched=self.batched)
 
     def term(self, theta: Tree, dtype: torch.dtype = torch.float64) -> Term:
-        found = self.given if isinstance(self.given, Term) else self.given(theta)
-        return found.fit(self.layout(dtype))
+        return self.unfitted(theta).fit(self.layout(dtype))
+
+    def unfitted(self, theta: Tree) -> Term:
+        return self.given if isinstance(self.given, Term) else self.given(theta)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         if self.sample is not None:
@@ -210,6 +213,10 @@ def _face(suite: Suite, made: _Made, term: Term, point: Tensor, x: Tensor, v: Te
     suite.near("solutions move inside the range of P", tangent.project(u), u, 1e-6, "P dz")
     balance = tangent.project(u + tangent.curve(tangent.project(u)))
     suite.near("solutions move as P and K say", balance, tangent.project(w), 1e-5, "P (I + K) dz, against P dpoint,")
+    given = made.unfitted(made.theta)
+    dependent = tangent.strain is not None and bool((tangent.strain.surplus() > 0).any())
+    if isinstance(given, Set) and not dependent:  # otherwise the multipliers are not unique
+        check_multipliers(suite, given, made.layout(), point, tangent, _STEP)
 
 
 def _moves(suite: Suite, made: _Made, point: Tensor, x: Tensor, v: Tensor) -> None:

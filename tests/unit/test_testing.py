@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,57 @@ BALLS: dict[str, tuple[Ball, str]] = {
         "free counts the rank of P",
     ),
 }
+
+
+KINDS: dict[str, blo.sets.Set] = {
+    "box": blo.Box(-0.5, Z + 0.4),
+    "non-negative": blo.NonNegative(),
+    "ball": blo.L2Ball(0.8),
+    "cut ball": blo.L2Ball(1.0, 0.1, -0.4, 0.6),
+    "l1 ball": blo.L1Ball(torch.tensor(0.8)),
+    "cut l1 ball": blo.L1Ball(0.9, 0.1, -0.4, 0.6),  # no sum of bounds reaches the radius
+    "simplex": blo.Simplex(),
+    "capped simplex": blo.Simplex(1.0, Z + 0.4),
+    "affine": blo.Affine(A, B),
+    "halfspaces": blo.Halfspaces(A, B - 1),
+}
+
+
+def with_duals(constraint: blo.sets.Set, factor: float) -> blo.sets.Set:
+    """Return the set with its multipliers multiplied by a factor."""
+
+    class Wrong(type(constraint)):  # type: ignore[misc]
+        def tangent(self, z: Tensor, gradient: Tensor) -> Tangent:
+            found = super().tangent(z, gradient)
+            return replace(found, duals=lambda layout: blo.tree.map(lambda y: factor * y, found.duals(layout)))
+
+    return Wrong(**{f.name: getattr(constraint, f.name) for f in fields(constraint)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multipliers_of_another_sign_or_size_fail_by_name(kind: str) -> None:
+    held = "multipliers are derivatives of the optimal value"
+    found = check_set(with_duals(KINDS[kind], 1.0), Z).properties
+    # The bound of `NonNegative` is no field that could be moved, so only the sign of its multiplier is tested.
+    assert (held in found) == (kind != "non-negative")
+    for factor in (-1.0,) if kind == "non-negative" else (-1.0, 2.0, 0.5):
+        broken = f"({held}|multipliers of inequalities are not negative)"
+        with pytest.raises(AssertionError, match=f"^Wrong breaks the property '{broken}':"):
+            check_set(with_duals(KINDS[kind], factor), Z)
+
+
+def test_multipliers_of_lanes_and_of_trees_conform() -> None:
+    pair = (torch.zeros(2), torch.zeros(3))
+    for constraint, z0, batched in (
+        (blo.L2Ball(torch.tensor([0.5, 0.8, 1.1])), BATCH, True),
+        (blo.Box((Z[:2] - 0.3, Z[:3] - 0.2), 0.4), pair, False),
+        (blo.Simplex(1.0, 0.4), pair, False),
+        (blo.Halfspaces(A, B - 1), BATCH, True),
+    ):
+        found = check_set(constraint, z0, batched=batched).properties
+        assert "multipliers are derivatives of the optimal value" in found
+        with pytest.raises(AssertionError, match="multipliers"):
+            check_set(with_duals(constraint, 1.1), z0, batched=batched)
 
 
 @pytest.mark.parametrize("name", BALLS)
