@@ -12,7 +12,7 @@ from torch import Tensor
 from blo import tree
 from blo._layout import Layout
 from blo._types import Tree
-from blo.sets import Set, Tangent
+from blo.sets import Intersection, Product, Set, Tangent
 from blo.testing._suite import Suite, normal, sides
 
 #: Names of multipliers that belong to inequalities in every set, see `blo.duals`.
@@ -36,11 +36,12 @@ def check_multipliers(
         tangent: of the fitted set at the projection, for the gradient `x - point`.
         step: displacement of central differences.
     """
-    duals = None if tangent.duals is None else tangent.duals(layout)
-    if not isinstance(duals, dict):
-        return  # a `Product` or an `Intersection`, whose parts are checked by themselves
+    if tangent.duals is None or isinstance(constraint, Product | Intersection):
+        return  # the multipliers of parts are those of other sets
+    duals = tangent.duals(layout)
+    assert isinstance(duals, dict)
     generator = torch.Generator().manual_seed(int(point.numel()))
-    held = [field.name for field in fields(constraint) if field.init] if is_dataclass(constraint) else []
+    held: set[str] = {field.name for field in fields(constraint)} if is_dataclass(constraint) else set()
     for name, multipliers in duals.items():
         if name in _INEQUALITIES:
             least = min(float(y.min()) if y.numel() else 0.0 for y in tree.leaves(multipliers))
