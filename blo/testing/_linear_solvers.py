@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blo.linsolve import LinearSolution, LinearSolver
+from blo.linsolve import LinearSolver
 from blo.operators import Dense
+from blo.testing._honest import honest, inconsistent, indefinite
 from blo.testing._suite import Conformance, Suite, normal
 
 
@@ -38,7 +39,7 @@ def check_linear_solver(solver: LinearSolver, *, symmetric: bool = True, seed: i
     if is_dataclass(solver) and any(field.name == "damping" for field in fields(solver)):
         damped: Any = replace(solver, damping=damping + 0.7)
         found = damped.solve(_dense(matrix, symmetric), b)
-        _honest(suite, found, matrix, b, damping + 0.7)
+        honest(suite, found, matrix, b, damping + 0.7)
         if exact:
             truth = torch.linalg.solve(matrix + (damping + 0.7) * torch.eye(5).double(), b)
             suite.near("damping is part of the system", found.x, truth, 1e-5, "the damped solution")
@@ -56,9 +57,9 @@ def check_linear_solver(solver: LinearSolver, *, symmetric: bool = True, seed: i
     suite.require("a NaN never counts as converged", late, "the lane with a NaN in b has converged")
     single = solver.solve(_dense(matrix.float(), symmetric), b.float())
     suite.require("dtype is kept", single.x.dtype == torch.float32, f"float32 gave {single.x.dtype}")
-    _inconsistent(suite, solver, generator, symmetric, damping)
+    inconsistent(suite, solver, generator, symmetric, damping)
     if symmetric:
-        _indefinite(suite, solver, generator, damping)
+        indefinite(suite, solver, generator, damping)
     return suite.report()
 
 
@@ -76,23 +77,6 @@ def _dense(matrix: Tensor, symmetric: bool) -> Dense:
     return Dense(matrix, symmetric=symmetric, positive=symmetric)
 
 
-def _gap(found: LinearSolution, matrix: Tensor, b: Tensor, damping: float) -> Tensor:
-    """Return how far the reported residual is from that of x, beyond rounding, shape `lanes`; infinite for a NaN."""
-    defect = b - (matrix @ found.x.unsqueeze(-1)).squeeze(-1) - damping * found.x
-    size = b.norm(dim=-1)
-    truth, reported = defect.norm(dim=-1) / size, found.residual.to(defect)
-    # A singular system may have an x so large that the rounding of A x is of the size of b.
-    rounding = 1e-8 * (1 + truth) + 100 * torch.finfo(b.dtype).eps * found.x.norm(dim=-1) / size
-    gap: Tensor = ((reported - truth).abs() - rounding).nan_to_num(torch.inf).clamp(min=0)
-    return gap
-
-
-def _honest(suite: Suite, found: LinearSolution, matrix: Tensor, b: Tensor, damping: float) -> None:
-    gap = float(_gap(found, matrix, b, damping).max())
-    text = f"the reported |b - (A + damping I) x| / |b| is off by {gap:.2e} more than rounding explains"
-    suite.require("the residual is honest", gap == 0, text)
-
-
 def _solves(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, damping: float, exact: bool) -> None:
     symmetric = bool((matrix == matrix.mT).all())
     found = suite.untouched("arguments are not modified", solver.solve, (_dense(matrix, symmetric), b))
@@ -103,7 +87,7 @@ def _solves(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, dampi
     kinds = found.iterations.dtype == torch.int64 and found.indefinite.dtype == torch.bool
     text = f"they are {found.iterations.dtype} and {found.indefinite.dtype}"
     suite.require("iterations are integers and flags are booleans", kinds, text)
-    _honest(suite, found, matrix, b, damping)
+    honest(suite, found, matrix, b, damping)
     if exact:
         late = int((~found.converged(solver.tol)).sum())
         text = f"{late} of {found.residual.numel()} lanes have not, residual {float(found.residual.max()):.2e}"
@@ -143,36 +127,6 @@ def _lanes(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, symmet
     mapped: Any = torch.vmap(alone_under_vmap)(matrix, b)
     batch = solver.solve(_dense(matrix, symmetric), b)
     suite.near("vmap gives what a batch gives", mapped[0], batch.x, 1e-8, "the mapped solution")
-
-
-def _inconsistent(
-    suite: Suite, solver: LinearSolver, generator: torch.Generator, symmetric: bool, damping: float
-) -> None:
-    """A singular system of which half of b, or more, is out of reach: no solver can do better, or may say so."""
-    left, right = (torch.linalg.qr(normal(generator, 3, 5, 5))[0] for _ in range(2))
-    right = left if symmetric else right
-    matrix = (left * torch.tensor([1.0, 0.8, 0.6, 0.4, 0.0], dtype=torch.float64)) @ right.mT
-    matrix = (matrix + matrix.mT) / 2 if symmetric else matrix
-    b = (left @ torch.tensor([0.5, -0.5, 0.5, 0.5, 1.0], dtype=torch.float64).unsqueeze(-1)).squeeze(-1)
-    found = solver.solve(Dense(matrix, symmetric=symmetric, positive=False), b)
-    _honest(suite, found, matrix, b, damping)
-    if not damping:  # otherwise the system has a solution
-        least = float(found.residual.min())
-        text = f"the least residual possible is 0.71, but {least:.2e} was reported"  # 1 / sqrt(4 / 4 + 1)
-        # Less is reported by rounding where x is huge, but not much less.
-        suite.require("a system without a solution is not solved", not least < 0.1, text)
-
-
-def _indefinite(suite: Suite, solver: LinearSolver, generator: torch.Generator, damping: float) -> None:
-    """A system that is not positive definite, as at a saddle point: flagged, or else solved as well as reported."""
-    q, _ = torch.linalg.qr(normal(generator, 3, 5, 5))
-    values = torch.tensor([1.0, 0.8, 0.6, 0.4, -0.5 - damping], dtype=torch.float64)
-    matrix, b = (q * values) @ q.mT, normal(generator, 3, 5)
-    found = solver.solve(Dense((matrix + matrix.mT) / 2, symmetric=True, positive=False), b)
-    gap = _gap(found, matrix, b, damping)
-    bad = int(((gap > 0) & ~found.indefinite).sum())
-    text = f"{bad} of {gap.numel()} lanes are not flagged, and their residuals are not those reported"
-    suite.require("an indefinite system is flagged, or its residual is honest", bad == 0, text)
 
 
 def _guess(suite: Suite, solver: LinearSolver, matrix: Tensor, b: Tensor, symmetric: bool, exact: bool) -> None:
