@@ -207,9 +207,12 @@ class Checks(Findings):
         limit = unasked(linear.x.dtype) if limit is None else limit
         if residual is not None:
             good, values = [*good, residual <= limit], [*values, residual]
+        found = None if counts is None else counts()
+        if found is not None:
+            good.append(found.degenerate.eq(0))
         # If everything is in order, one test of the sums and one of the flags suffice. The reports below wait for the
         # device once for each number.
-        if sums_are_finite(values) and all_true(*good, *([] if counts is None else [counts().degenerate.eq(0)])):
+        if sums_are_finite(values) and all_true(*good):
             return
         if residual is not None:
             self.finite(residual, "the residual of the lower solution")
@@ -218,5 +221,5 @@ class Checks(Findings):
             else:
                 self.fixed_steps(residual, limit)
         self.linear(linear, tol)
-        if counts is not None:
-            self.degenerate(counts())
+        if found is not None:
+            self.degenerate(found)

@@ -48,7 +48,7 @@ _CPU = _Redirect()
 
 @functools.cache
 def _functions(kind: str) -> dict[str, Callable[..., Any]]:
-    """Return functions of `torch.cuda` and the like by name, which act on streams."""
+    """Return replacements of functions of `torch.cuda` or `torch.xpu`, which act on streams; the keys are the names."""
     module = torch.get_device_module(kind)
 
     def generator(device: Any) -> Any:

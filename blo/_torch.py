@@ -143,7 +143,7 @@ def argument_of(operator: Any, name: str, args: Sequence[Any], kwargs: Mapping[s
 
 @functools.cache
 def _arguments(operator: Any) -> dict[str, tuple[int, Any]]:
-    """Return the positions and default values of an operator's arguments by name."""
+    """Return the position and the default value of each argument of an operator; the keys are the names."""
     return {a.name: (index, a.default_value) for index, a in enumerate(operator._schema.arguments)}
 
 

@@ -7,8 +7,9 @@ import os
 import sys
 from typing import Final
 
-#: The thresholds of glibc's `mallopt` above which freed memory goes back to the system, and their largest values.
-_THRESHOLDS: Final = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**25)}
+#: Numbers of M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's `mallopt`, sizes in bytes above which freed memory goes
+#: back to the system, and their largest values.
+_THRESHOLDS: Final = ((-1, 2**31 - 1), (-3, 2**25))
 #: The variables of the environment by which a user sets them.
 _CHOSEN: Final = {"GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 
@@ -24,5 +25,5 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for number, value in _THRESHOLDS.values():
+        for number, value in _THRESHOLDS:
             mallopt(number, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -148,8 +148,8 @@ def test_steps_can_be_made_without_grad_mode() -> None:
     assert_identical(state, ran())
 
 
-@pytest.mark.parametrize("wrap", [list, torch.utils.data.DataLoader], ids=["list", "loader"])
-def test_short_runs_over_a_list_read_on_where_the_last_one_stopped(wrap: Any) -> None:
+def taken(calls: int, steps: int, batches: Callable[[], Iterable[Any]]) -> tuple[list[int], dict[str, Any]]:
+    """Return the batches of the lower level that `calls` runs of `steps` steps took, and the last state."""
     seen: list[int] = []
 
     def noted(theta: torch.Tensor, z: torch.Tensor, batch: Any) -> torch.Tensor:
@@ -158,9 +158,14 @@ def test_short_runs_over_a_list_read_on_where_the_last_one_stopped(wrap: Any) ->
 
     algorithm = blo.AmIGO(lower_step=0.1, upper_step=0.1, inner_steps=1, adjoint_steps=1)
     state = algorithm.init(torch.ones(1), torch.zeros(1))
-    for _ in range(3):
-        batches = wrap(range(5))
-        state = run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=1, lower_batches=batches)
+    for _ in range(calls):
+        state = run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=steps, lower_batches=batches())
+    return seen, state
+
+
+@pytest.mark.parametrize("wrap", [list, torch.utils.data.DataLoader], ids=["list", "loader"])
+def test_short_runs_over_a_list_read_on_where_the_last_one_stopped(wrap: Any) -> None:
+    seen, state = taken(3, 1, lambda: wrap(range(5)))
     assert seen == [0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert state["taken"] == (3, 9)
 
@@ -173,14 +178,4 @@ class Counted(torch.utils.data.IterableDataset[int]):
 
 
 def test_a_loader_of_unknown_length_starts_again_at_its_end() -> None:
-    seen: list[int] = []
-
-    def noted(theta: torch.Tensor, z: torch.Tensor, batch: Any) -> torch.Tensor:
-        seen.append(int(batch))
-        return 0.5 * (z - theta).square().sum()
-
-    algorithm = blo.AmIGO(lower_step=0.1, upper_step=0.1, inner_steps=1, adjoint_steps=1)
-    state = algorithm.init(torch.ones(1), torch.zeros(1))
-    loader = torch.utils.data.DataLoader(Counted())
-    run(algorithm, state, lambda t, z, b: (t * z).sum(), noted, steps=2, lower_batches=loader)
-    assert seen == [0, 1, 2, 0, 1, 2]
+    assert taken(1, 2, lambda: torch.utils.data.DataLoader(Counted()))[0] == [0, 1, 2, 0, 1, 2]
