@@ -122,7 +122,7 @@ def value_and_hypergrad(
     solving = Solving(solver, checks, gradient, at_once=True, objective=lower.objective)
 
     # An optimiser changes theta in place. Copy it if what is read later, the report or `aux`, depends on its values.
-    late = gradient.reads_theta_late or lower.strong_convexity is not None or callable(lower.term) or has_aux
+    late = gradient.reads_theta_late or lower.modulus is not None or callable(lower.term) or has_aux
     # An inference tensor cannot be saved for a backward pass, but a copy of it can.
     leaves = live([leaf.detach().clone() if late or leaf.is_inference() else leaf for leaf in given])
     guess = None
@@ -160,7 +160,7 @@ def value_and_hypergrad(
     checks.all_finite(
         [(value, "the upper value"), (v, "the upper gradient in z"), *((d, "the direct part") for d in direct)]
     )
-    mu, solved = lower.strong_convexity, found.detach()  # so that the report does not keep the graph of the steps
+    mu, solved = lower.modulus, found.detach()  # so that the report does not keep the graph of the steps
     solving.report(at_theta, solved, pulled)
     total = [d.clone() if i is None else d + i for d, i in zip(direct, pulled.cotangents, strict=True)]
 

@@ -31,10 +31,6 @@ from blo.sets import Free, Set
 _WHOLE = Free()
 
 
-class _OfModel(float):
-    """The strong convexity of a linearised objective, which holds for no other objective."""
-
-
 @dataclass(frozen=True)
 class LowerProblem:
     """`minimise objective(theta, z) over z in constraint`, or `minimise objective(theta, z) + penalty(z)`.
@@ -73,10 +69,6 @@ class LowerProblem:
             require_positive(self.strong_convexity, "strong_convexity", "Leave it out if none is known.")
         # `dataclasses.replace` passes on the fields of another problem, which were derived from its other fields.
         object.__setattr__(self, "objective", self._derived(as_given(self.objective)))
-        if isinstance(self.objective, Linearized):
-            object.__setattr__(self, "strong_convexity", _OfModel(self.objective.curvature))
-        elif isinstance(self.strong_convexity, _OfModel):
-            object.__setattr__(self, "strong_convexity", None)
         for name, given, kind in (("constraint", self.constraint, Set), ("penalty", self.penalty, Penalty)):
             maker = callable(given) and not isinstance(given, Term)
             missing = given is None and name == "penalty"
@@ -94,7 +86,7 @@ class LowerProblem:
 
     def _derived(self, objective: Callable[..., Any]) -> Objective:
         """Return the objective that blo evaluates: for these lanes, without `aux`, with a batch for each step."""
-        # These are objectives that a classmethod or `replace_objective` has checked before.
+        # A classmethod, `linearize` or an earlier construction has checked these.
         if not isinstance(objective, FixedPointMap | LeastSquares | Linearized | Minibatched):
             batch = () if self.batches is None else ("a batch",)
             require_function(objective, "objective", "theta", "z", *batch)
@@ -108,6 +100,11 @@ class LowerProblem:
     def term(self) -> Term | Callable[[Tree], Term]:
         """The non-smooth term: the constraint or the penalty, or a function of theta that returns it."""
         return self.constraint if self.penalty is None else self.penalty
+
+    @property
+    def modulus(self) -> float | None:
+        """The modulus of strong convexity that is known: that of a linearised objective, or `strong_convexity`."""
+        return self.objective.curvature if isinstance(self.objective, Linearized) else self.strong_convexity
 
     def with_term(self, term: Term | Callable[[Tree], Term]) -> LowerProblem:
         """Return the problem with another non-smooth term of the same kind."""
@@ -177,7 +174,7 @@ class LowerProblem:
         """
         require_positive(curvature, "curvature", "Otherwise the model has no minimiser.")
         model = Linearized(self.objective, tree.detach(anchor), float(curvature), self.batched)
-        return replace(self, objective=model)
+        return replace(self, objective=model, strong_convexity=None)
 
 
 def _with_batches(objective: Callable[..., Any], batches: Callable[[int], Any] | Sequence[Any]) -> Objective:

@@ -116,7 +116,7 @@ def test_the_bound_holds_for_a_penalty() -> None:
 def test_a_linearised_problem_knows_its_curvature() -> None:
     case = oracles.draw("box", 4, 2, seed=3)
     lower = case.lower().linearize(case.z0(), 2.5)
-    assert lower.strong_convexity == 2.5
+    assert lower.modulus == 2.5
     out = blo.value_and_hypergrad(
         case.upper, lower, case.start(), case.z0(), solver=blo.OneStep(1 / 2.5), gradient=blo.KKTClosedForm()
     )

@@ -78,11 +78,9 @@ def test_a_linearised_problem_takes_the_shape_of_lanes_and_knows_only_its_own_co
     for objective in (plain, SQUARES):
         lower = blo.LowerProblem(objective, batched=True, strong_convexity=1.5)
         model = lower.linearize(batch, 2.0)
-        assert (
-            model.strong_convexity == dataclasses.replace(model, constraint=blo.NonNegative()).strong_convexity == 2.0
-        )
-        assert dataclasses.replace(model, objective=plain).strong_convexity is None
-        assert dataclasses.replace(model, objective=plain, strong_convexity=1.5).strong_convexity == 1.5
+        assert model.modulus == dataclasses.replace(model, constraint=blo.NonNegative()).modulus == 2.0
+        assert dataclasses.replace(model, objective=plain).modulus is None
+        assert dataclasses.replace(model, objective=plain, strong_convexity=1.5).modulus == 1.5
         late = dataclasses.replace(blo.LowerProblem(objective).linearize(batch, 2.0), batched=True)
         assert outcome({}, late)[1] == outcome({}, lower.linearize(batch, 2.0))[1]
 
