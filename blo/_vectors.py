@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blo._autodiff import all_true_on_cpu
+
+#: A norm in double precision between this and its inverse is exact to rounding.
+_SAFE = 1e-145
+
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each lane, shape `(*lanes, 1)`."""
@@ -18,14 +23,21 @@ def norm(v: Tensor) -> Tensor:
 
 
 def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
-    """Like `norm`, but summed in double precision, because squares of small float32 numbers underflow.
+    """Like `norm`, but without underflow or overflow of the squares, as those of small float32 numbers.
 
     The shape is `(*lanes, 1)`, or `lanes` without `keepdim`.
     """
     # Devices of type MPS have no double precision.
     wide = v.dtype is not torch.float64 and v.device.type != "mps"
     found: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=keepdim, dtype=torch.float64 if wide else None)
-    return found.to(v.dtype) if wide else found
+    if wide:
+        return found.to(v.dtype)
+    if all_true_on_cpu((found > _SAFE) & (found < 1 / _SAFE)):
+        return found
+    size = v.abs().amax(-1, keepdim=True)
+    size = torch.where((size > 0) & torch.isfinite(size), size, 1.0)
+    found = torch.linalg.vector_norm(v / size, dim=-1, keepdim=True) * size
+    return found if keepdim else found.squeeze(-1)
 
 
 def irregular(n: int, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from blo._vectors import dot
 from blo.gradients._products import Products, check
 from blo.gradients._stationary import Stationary
 from blo.linsolve import CG, LinearSolution
+from blo.linsolve._space import EUCLIDEAN
 from blo.operators import Operator, Restricted, ScaledIdentity, TangentSpace
 
 
@@ -65,6 +66,8 @@ class KKTClosedForm(Stationary):
 
     def invert(self, system: Restricted, b: Tensor, guess: Tensor | None) -> LinearSolution:
         # Only H has to be a multiple of the identity. K is known, and `_divide` adds it.
+        size, _ = EUCLIDEAN.size(b)
+        b = b / size  # its squares neither underflow nor overflow
         image = system.tangent.project(system.operator(b))
         length = dot(b, b)
         zero = length == 0
@@ -79,7 +82,7 @@ class KKTClosedForm(Stationary):
         bent = solution.indefinite
         if system.tangent.bend is None:
             bent = (curvature + torch.zeros_like(b) + system.tangent.curvature <= 0).any(-1)
-        return LinearSolution(solution.x, torch.maximum(error, solution.residual), solution.iterations, bent)
+        return LinearSolution(size * solution.x, torch.maximum(error, solution.residual), solution.iterations, bent)
 
 
 def _divide(curvature: Tensor | float, tangent: TangentSpace, b: Tensor) -> LinearSolution:

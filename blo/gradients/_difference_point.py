@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from blo import tree
 from blo._autocast import suspended
 from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo._problem_at_theta import ProblemAtTheta
+from blo._vectors import length
 from blo.errors import StructureError
 from blo.gradients._finer import Finer, finer, like
 from blo.gradients._first_order_point import FirstOrderPoint
@@ -132,7 +134,8 @@ class DifferencePoint(FirstOrderPoint):
 
 
 def _gap(near: Sequence[Tensor], far: Sequence[Tensor]) -> float:
-    # In double precision, since the squares of small float32 numbers underflow.
-    gap = sum(float((a - b).double().square().sum()) for a, b in zip(near, far, strict=True)) ** 0.5
-    size = sum(float(a.double().square().sum()) for a in near) ** 0.5
+    gap, size = (
+        math.hypot(*(float(length(part.reshape(-1))) for part in parts))
+        for parts in ([a - b for a, b in zip(near, far, strict=True)], near)
+    )
     return gap / size if size else 0.0

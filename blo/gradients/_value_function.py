@@ -12,12 +12,13 @@ from blo._autodiff import live
 from blo._parametric_problem import ParametricProblem
 from blo._problem_at_theta import ProblemAtTheta
 from blo._settings import require_positive
-from blo._vectors import length
+from blo._vectors import irregular, length
 from blo.gradients._base import Pulled, Solve, Strategy
 from blo.gradients._finer import finer, like
 from blo.gradients._once_differentiable import OnceDifferentiableRule
 
-#: The residual requested from the solves, and the one above which the result is not reliable, relative to the tilt.
+#: The residual requested from the solves, and the one above which the result is not reliable, relative to the one that
+#: the tilt makes.
 _SHARE, _LOOSE = 1e-6, 1e-2
 #: The largest relative change of z that a tilt may cause, for one-sided and for two-sided differences.
 _FAR = (0.01, 0.02)
@@ -85,8 +86,8 @@ class _TiltRule(OnceDifferentiableRule):
             fine_ahead, fine_behind = at.tilt(v / weight), at.tilt(-v / weight) if both else at
             scale = 0.5 * weight if both else weight
             inputs = [leaf for leaf in at.leaves if leaf.requires_grad]
-            # A residual r moves the solution like a tilt by r.
-            tilt = (length(v) / weight).squeeze(-1)
+            # Residuals are judged by the residual that the tilt itself makes at z.
+            tilt = self._made(untilted.detach(), z, v / weight)
             # `closely` takes the smallest. Where v is zero, so is the implicit part, whatever the residual.
             wanted = torch.where(tilt > 0, _SHARE * tilt, torch.inf)
             there, left = self.solve.closely(ahead.detach(), z, wanted)
@@ -128,8 +129,22 @@ class _TiltRule(OnceDifferentiableRule):
         chosen = torch.where(known, torch.minimum(torch.maximum(tilt, root * change), far * change), tilt)
         return torch.where(known, size / torch.where(known, chosen, 1.0), self.strategy.penalty)
 
+    def _made(self, rest: ProblemAtTheta, z: Tensor, slope: Tensor) -> Tensor:
+        """Return the residual that a tilt of the length of this slope makes at the solution z, shape `lanes`.
+
+        Inside the set it is the length of the slope. If a curved boundary holds z against a strong force, it is far
+        smaller. A slope normal to the boundary makes none, so another direction is tried as well; if that makes none
+        either, z is a vertex, and no residual of this size moves it.
+        """
+        size, here = length(slope), rest.gradient(z)
+        aside = irregular(z.shape[-1], z).to(z.dtype)
+        made = (rest.residual(z, here + way) for way in (slope, size * aside / length(aside)))
+        found = torch.maximum(*made)
+        rounding = 8 * torch.finfo(z.dtype).eps * length(z, keepdim=False)
+        return torch.where(found > rounding, found, size.squeeze(-1))
+
     def _off(self, problem: ProblemAtTheta, z: Tensor, tilt: Tensor) -> Tensor:
-        """Return how far z is from the solution, as a residual in units of the tilt, shape `lanes`."""
+        """Return how far z is from the solution, as a residual in units of that of the tilt, shape `lanes`."""
         rest = problem.detach()
         return rest.residual(z, rest.gradient(z)) / torch.where(tilt > 0, tilt, 1.0)
 

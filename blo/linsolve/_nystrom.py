@@ -63,7 +63,8 @@ class Nystrom(LinearSolver, Preconditioner):
         x = (vectors @ (shares / (values + self.damping).unsqueeze(-1))).squeeze(-1)
         if self.rank < b.shape[-1]:  # otherwise the difference is rounding, which the division would amplify
             x = x + (inside - (vectors @ shares).squeeze(-1)) / self.damping
-        x = x + (rhs - inside) / (1 + self.damping)  # off the tangent space the system is (1 + damping) I
+        # Off the tangent space, which x leaves by rounding, the system is (1 + damping) I.
+        x = within(operator, x) + (rhs - inside) / (1 + self.damping)
         x = torch.where(zero, 0.0, x)
         return LinearSolution(
             x=size * x,

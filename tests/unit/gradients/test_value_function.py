@@ -196,6 +196,25 @@ def test_it_scales_with_the_upper_objective(dtype: torch.dtype, unit: float, two
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("unit", [1e-3, 1e6, 1e9])
+def test_a_strong_force_on_a_curved_boundary_hides_no_error(unit: float, two_sided: bool) -> None:
+    """The projection shortens the residual of a tilt, here to a millionth, and so it shortens that of an error."""
+
+    def found(unit: float, strategy: blo.gradients.Strategy) -> blo.Hypergradient:
+        theta, w = (torch.tensor(x, dtype=torch.float64) for x in ([0.6, 0.5, -0.5], [1.0, 2.0, -1.0]))
+        lower = blo.LowerProblem(lambda t, z: unit * (z.square() - t * z + z.pow(4)).sum(), blo.L2Ball(0.1))
+        solver = blo.ProjectedGradient(tol=1e-12)
+        return blo.value_and_hypergrad(
+            lambda t, z: w @ z, lower, theta, torch.zeros_like(w), solver=solver, gradient=strategy, on_failure="ignore"
+        )
+
+    out, truth = found(unit, blo.ValueFunction(two_sided=two_sided)), found(1.0, blo.Implicit()).grad
+    right = bool((out.grad - truth).abs().max() < 0.01 * truth.abs().max())
+    assert right or not out.report.ok
+    assert right or unit > 1e8
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("slope", [0.0, 1e-3])  # on the bend, which is alike on both sides, and beside it
 def test_a_solution_that_bends_under_the_tilt_is_reported(slope: float, two_sided: bool) -> None:
     """`z = 1 + asinh(k theta) / k`, which turns within 1/k, less than the tilt would move z."""
