@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from blo._flag import Flag
-from blo._torch import functorch, load_forward_mode
+from blo._torch import forward_mode, functorch, load_forward_mode
 
 # Whether the caller runs inside `torch.func.grad`, `vmap` or a similar transform: there the value of a tensor must not
 # decide a branch, and `requires_grad_` raises an error.
@@ -62,6 +62,17 @@ def plain(tensor: Tensor) -> Tensor:
 def as_tensor(value: Tensor | complex) -> Tensor:
     """Return a tensor as it is, and a number or boolean as a tensor on the CPU, whatever torch's default device is."""
     return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """Return a tensor whose tangent in forward mode, if it has one, has the dtype of the tensor.
+
+    For x of shape `()` in single precision, torch gives 0.1 x and x + 1 a tangent in double precision, which later
+    operations refuse or spread.
+    """
+    if not forward_mode() or tensor.dtype is torch.float64 or tensor.device.type == "mps":  # which has no float64
+        return tensor
+    return tensor.to(torch.float64).to(tensor.dtype)  # each conversion converts the tangent as well
 
 
 def unmapped(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import value_and_gradient
+from blo._autodiff import settled, value_and_gradient
 from blo._formulas import LOSSES, Formulas
 from blo._layout import Layout
 from blo._torch import forward_mode
@@ -40,7 +40,7 @@ class PlainSlice:
         if forward_mode():
             # Torch's own derivatives of these losses have no forward mode.
             with Formulas(LOSSES):
-                return self.function(self.theta, z)
+                return self.function(self.theta, settled(z))
         return self.function(self.theta, z)
 
     def detach(self) -> PlainSlice:

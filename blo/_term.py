@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
-from blo._autodiff import as_tensor, plain, repeated, transforms_active
+from blo._autodiff import as_tensor, plain, repeated, settled, transforms_active
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -324,7 +324,7 @@ def _like_z(value: Tensor, layout: Layout, name: str, axes: int) -> Tensor:
     if value.device != layout.device:
         raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {value.device}. Use `.to`.")
     # Keep all axes, so that an axis which `vmap` adds in front lines up with that of z.
-    return value.to(layout.dtype).reshape((1,) * (axes - value.ndim) + value.shape)
+    return settled(value.to(layout.dtype)).reshape((1,) * (axes - value.ndim) + value.shape)
 
 
 def _is_parameter(value: object) -> bool:

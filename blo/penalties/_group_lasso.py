@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from blo._autodiff import plain
+from blo._autodiff import plain, settled
 from blo._layout import Layout
 from blo._multipliers import clear, negligible, unresolved
 from blo._term import Counts, Tangent, can_validate, failing
@@ -67,7 +67,7 @@ class GroupLasso(Penalty):
                     f"`GroupLasso.weight` must have shape () or (groups,), or {layout.lanes} before the number of "
                     f"groups, but has {tuple(weight.shape)}."
                 )
-            weight = weight.to(layout.dtype).reshape((1,) * (axes - weight.ndim) + weight.shape)
+            weight = settled(weight.to(layout.dtype)).reshape((1,) * (axes - weight.ndim) + weight.shape)
         if self.validate and can_validate():
             _check_numbers(groups, weight, layout.size)
             number = int(plain(groups).max()) + 1

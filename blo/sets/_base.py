@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autodiff import settled
 from blo._layout import Layout
 from blo._term import Counts, Tangent, Term
 from blo.sets._rows import Rows
@@ -59,7 +60,7 @@ class Set(Term):
         return stopped
 
     def prox(self, z: Tensor, step: Tensor | float) -> Tensor:
-        return self.project(z)
+        return self.project(settled(z))
 
 
 def in_single(project: Callable[[_S, Tensor], Tensor]) -> Callable[[_S, Tensor], Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blo import tree
+from blo._autodiff import settled
 from blo._layout import Layout
 from blo._types import Tree
 from blo.errors import StructureError
@@ -68,7 +69,7 @@ class Functions:
 
     def values(self, leaves: Sequence[Tensor], z: Tensor) -> Tensor:
         """Return all values, shape `(*lanes, k)`."""
-        return torch.cat(self.split(leaves, z), -1)
+        return settled(torch.cat(self.split(leaves, z), -1))
 
     def linearize(self, leaves: Sequence[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the values with their Jacobian, shape `(*lanes, k, n)`."""

@@ -134,7 +134,7 @@ class L1Ball(Set):
         size = sign.abs().sum(-1, keepdim=True).clamp(min=1)
         # The shortest motion u with <sign, u> = dr: the squared length of `sign` is the size of the support.
         grown = sign * (per_lane(self.radius) - per_lane(origin.radius)) / size
-        moved: Tensor = grown + active * (self.center - origin.center)
+        moved: Tensor = grown + active.to(grown.dtype) * (self.center - origin.center)
         return moved
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor]:

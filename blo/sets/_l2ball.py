@@ -130,7 +130,9 @@ class L2Ball(Set):
         return self._carried(origin, active, u)
 
     def _carried(self, origin: Self, active: Tensor, u: Tensor) -> Tensor:
-        moved: Tensor = u * (per_lane(self.radius) - per_lane(origin.radius)) + active * (self.center - origin.center)
+        moved: Tensor = u * (per_lane(self.radius) - per_lane(origin.radius)) + active.to(u.dtype) * (
+            self.center - origin.center
+        )
         return moved
 
     def _boundary(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

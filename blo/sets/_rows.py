@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blo._autodiff import settled
 from blo._layout import Layout
 from blo._precision import require_single
 from blo.errors import StructureError
@@ -137,9 +138,9 @@ def fit_rows(matrix: Tensor, right: Tensor | float, layout: Layout, name: str) -
     if matrix.device != layout.device or b.device != layout.device:
         raise StructureError(f"`{name}` must be on {layout.device} like `z0`, but is on {matrix.device}. Use `.to`.")
     # Keep all axes, so that an axis which `vmap` adds in front lines up with that of z.
-    rows = matrix.to(layout.dtype).reshape((1,) * (len(lanes) + 2 - matrix.ndim) + matrix.shape)
+    rows = settled(matrix.to(layout.dtype)).reshape((1,) * (len(lanes) + 2 - matrix.ndim) + matrix.shape)
     b = b.expand(k) if b.ndim == 0 else b
-    return rows, b.reshape((1,) * (len(lanes) + 1 - b.ndim) + b.shape)
+    return rows, settled(b).reshape((1,) * (len(lanes) + 1 - b.ndim) + b.shape)
 
 
 def require_matrix(matrix: Tensor, right: Tensor | float, name: str) -> None:
