@@ -244,6 +244,18 @@ def test_the_best_epoch_may_be_older_than_the_last_extension(tmp_path: Path) -> 
         assert later.differences(other, of_checkpoint=True)
 
 
+def test_an_extended_run_is_repeated_in_the_same_stages(tmp_path: Path) -> None:
+    for epochs in (2, 3):
+        run = fit(config(epochs=epochs), tmp_path / "run", progress=False).run
+    again, file = tmp_path / "again", run.config_file
+    with pytest.raises(UserError, match="train it with --epochs 2 first"):
+        fit(resolve({}, file=file), again, progress=False)
+    assert not again.exists()
+    for flags in ({"epochs": 2}, {}):
+        fit(resolve(flags, file=file), again, progress=False)
+    assert_same_run(again, run.path)
+
+
 def test_an_extension_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
     fit(config(epochs=2), tmp_path / "whole", progress=False)
     fit(config(epochs=2), tmp_path / "run", progress=False)
