@@ -254,6 +254,8 @@ def test_an_extended_run_is_repeated_in_the_same_stages(tmp_path: Path) -> None:
     for flags in ({"epochs": 2}, {}):
         fit(resolve(flags, file=file), again, progress=False)
     assert_same_run(again, run.path)
+    (contender,) = contenders(str(file))  # a comparison trains all methods from their first epoch
+    assert contender.config({}, {}, 3).training.extended_from is None
 
 
 def test_an_extension_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:
