@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adv_train import checkpoint, records
+from adv_train.comparison import contenders
 from adv_train.config import RunConfig, resolve, to_yaml
 from adv_train.errors import UserError
 from adv_train.loading import load_checkpoint, load_model
