@@ -12,6 +12,7 @@ from adv_train import data, methods, train
 from adv_train.attacks.checks import check_labels, check_samples, checked
 from adv_train.config import RunConfig, resolve
 from adv_train.errors import UserError
+from adv_train.methods.weights import trainable
 from adv_train.threat import Norm, Threat
 
 
@@ -91,7 +92,7 @@ def training_gradient(
     """
     threat = Threat(norm, eps)
     check_samples(x, y, threat)
-    params: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    params = trainable(model)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(f"`model` is wrapped in {type(model).__name__}: pass its `.module`.")
     if not params:

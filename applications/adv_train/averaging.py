@@ -49,7 +49,7 @@ def move(average: nn.Module, latest: nn.Module, share: float | Tensor) -> None:
     """Move an average towards the latest weights by `share`, without waiting for the device.
 
     The running statistics of BatchNorm are averaged like the weights. Integers, such as the count of batches, are
-    copied.
+    copied. A tensor that two layers share moves once.
 
     Args:
         average: A copy of the model; changed in place.
@@ -57,7 +57,9 @@ def move(average: nn.Module, latest: nn.Module, share: float | Tensor) -> None:
         share: Share of the latest weights in [0, 1], a number or a tensor of shape `()`; 1 copies the latest weights.
     """
     targets: Mapping[str, Tensor] = average.state_dict()
-    found: Mapping[str, Tensor] = latest.state_dict()
+    # With `keep_vars` a shared tensor is one object under all its names; the last of them stays.
+    names = set({id(value): name for name, value in latest.state_dict(keep_vars=True).items()}.values())
+    found = {name: value for name, value in latest.state_dict().items() if name in names}
     moving = [name for name, value in found.items() if value.is_floating_point()]
     weights: Any = [share] * len(moving) if isinstance(share, Tensor) else share
     torch._foreach_lerp_([targets[name] for name in moving], [found[name] for name in moving], weights)

@@ -67,7 +67,7 @@ def load_checkpoint(run: RunFolder, which: str = "best") -> Checkpoint:
     config = run.config()
     path = run.best if which == "best" else run.last
     saved = read_checkpoint(path)
-    differences = config.differences(saved.config)
+    differences = config.differences(saved.config, of_checkpoint=True)
     if differences:
         raise UserError(f"`{path}` and the config.yaml beside it are of different runs: {', '.join(differences)}.")
     return saved
@@ -159,7 +159,7 @@ def _class_names(path: Path, saved: Checkpoint) -> tuple[str, ...]:
     """Return the names of the classes of a run, in the order of the labels; empty if they are not known."""
     folder = RunFolder(path if path.is_dir() else path.parent)
     # The folder of a checkpoint file may hold another run.
-    if not folder.config_file.is_file() or folder.config().differences(saved.config):
+    if not folder.config_file.is_file() or folder.config().differences(saved.config, of_checkpoint=True):
         return ()
     split = folder.split()
     return () if split is None else data.SplitRecord.from_mapping(split).classes

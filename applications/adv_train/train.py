@@ -86,6 +86,11 @@ def fit(
     config = run.extended(config)
     run.check(config)
     saved = _saved(run, config)
+    if saved is None and (shorter := config.training.extended_from) is not None:
+        raise UserError(
+            f"This configuration belongs to a run of {shorter} epochs that was given more, but `{run.path}` holds no "
+            f"such run: train it with --epochs {shorter} first, and then give the same command without --epochs."
+        )
     together.agree((config.to_mapping(), saved.epoch if saved else 0), "The configuration and the epochs done")
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
         return _result(run, saved, resumed_after=saved.epoch)

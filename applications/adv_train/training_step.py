@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adv_train import averaging
 from adv_train.data import Batch
 from adv_train.methods import Method, Moment
+from adv_train.methods.weights import trainable
 from adv_train.precision import computed_in
 from adv_train.ranks import Stream
 from adv_train.spread import met
@@ -57,9 +58,7 @@ class TrainingStep:
         self.latest: float | Tensor = 1.0
         self._method, self._precision, self._clip = method, precision, clip
         self.model = state.model if model is None else model
-        self._params: dict[str, Tensor] = {
-            name: value for name, value in state.model.named_parameters() if value.requires_grad
-        }
+        self._params = trainable(state.model)
 
     def begin(self, *moment: int) -> None:
         """Start an epoch: set the moment of its first step, set the sums to zero, and put the model in train mode."""

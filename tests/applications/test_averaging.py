@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from adv_train import checkpoint, data
+from adv_train import averaging, checkpoint, data
 from adv_train.cli import main
 from adv_train.errors import UserError
 from adv_train.loading import load_model
@@ -100,6 +100,22 @@ def test_before_the_mean_begins_it_is_the_weights_themselves() -> None:
     found = trainer.state.average.state_dict()
     assert all(torch.equal(found[name], value) for name, value in trainer.state.model.state_dict().items())
     assert [trainer.config.training.average_after(epoch) for epoch in (2, 3)] == [None, "mean from epoch 3"]
+
+
+@pytest.mark.parametrize("share", [0.25, torch.tensor(0.25)], ids=["number", "tensor"])
+def test_a_tensor_that_layers_share_moves_once(share: float | Tensor) -> None:
+    def network(value: float) -> nn.Module:
+        first, norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        model = nn.Sequential(first, norm, nn.Linear(3, 3), norm)
+        model[2].weight = first.weight
+        for state in model.state_dict().values():
+            state.fill_(value)
+        return model
+
+    average = network(0.0)
+    averaging.move(average, network(8.0), share)
+    for name, state in average.state_dict().items():
+        assert bool((state == (8 if name.endswith("num_batches_tracked") else 2)).all()), name
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

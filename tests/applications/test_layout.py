@@ -87,6 +87,18 @@ def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     data.load(f"imagefolder:{tmp_path}", root="")
 
 
+def test_images_in_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    """Notebooks keep copies in `.ipynb_checkpoints`, and some programs previews: they would cross the splits."""
+    for place, name in enumerate("ab"):
+        write(tmp_path / name, first=100 * place)
+        write(tmp_path / name / ".ipynb_checkpoints", first=1000 + 100 * place)
+        write(tmp_path / name / "more", count=2, first=2000 + 100 * place)
+    found = data.load(f"imagefolder:{tmp_path}", root="")
+    names = [name for split in (found.train, found.validation, found.test) for name in split.names or ()]
+    assert len(names) == 28 and not any("checkpoints" in name for name in names)
+    assert found.record is not None and found.record.beyond == 0
+
+
 @pytest.mark.parametrize(
     ("folders", "words"),
     [

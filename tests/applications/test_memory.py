@@ -15,6 +15,7 @@ from adv_train import checkpoint, data
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Moment, Sizes, State, Step
 from adv_train.methods.fast_at import FastAT
+from adv_train.methods.losses import Losses
 from adv_train.threat import Threat
 from adv_train.train import fit
 from tests.applications.test_resume import Stopped, assert_same_run, config, stop_at_write
@@ -122,3 +123,21 @@ def test_a_method_may_make_several_steps_on_one_batch(tmp_path: Path) -> None:
         assert saved.optimizer["param_groups"][0]["lr"] > 0
     finally:
         del METHODS._makers["replaying"]
+
+
+@pytest.mark.parametrize("method", ["atas", "fgsm-pgi"])
+def test_the_noise_of_a_first_start_is_clipped_where_its_pixel_is_now(method: str) -> None:
+    images = torch.zeros(8, 1, 16, 16)
+    images[..., 8:] = 1  # black on the left and white on the right, and the other way round after the flip
+    motion = data.Motion(torch.zeros(8, 2, dtype=torch.int64), torch.ones(8, dtype=torch.bool))
+    batch = data.Batch(motion.apply(images), torch.zeros(8, dtype=torch.int64), torch.arange(8), motion)
+    chosen: Any = METHODS.create(method, start="gaussian")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    memory = chosen.remember(model, Sizes(images.shape, 2, 8))
+    losses = Losses(model, batch, attack=chosen.attack_loss, train=chosen.train_loss, state=memory)
+    losses.generator = torch.Generator().manual_seed(0)
+    start = chosen.draw(losses, Threat("linf", 0.1))
+    white, black = start[..., :8], start[..., 8:]
+    assert (white <= 0).all() and (black >= 0).all()
+    for half in (white, black):  # clipping takes half of the noise
+        assert 0.4 < (half != 0).double().mean() < 0.6

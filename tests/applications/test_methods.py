@@ -16,6 +16,8 @@ from adv_train.bench import by_hand
 from adv_train.bench.count import forward_equivalents
 from adv_train.bench.run import cases
 from adv_train.errors import UserError
+from adv_train.methods.fast_at_ga import _misalignment
+from adv_train.ranks import Share
 from adv_train.threat import Threat
 
 Case = tuple[nn.Module, Tensor, Tensor, Tensor]
@@ -188,6 +190,21 @@ def test_gradient_alignment_is_its_definition() -> None:
     truth = torch.autograd.grad(loss, params)
     assert_close(found.grads, dict(zip(names, truth, strict=True)), 1e-9)
     assert float(found.loss) == pytest.approx(float(loss.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-9, 1e-15])
+def test_gradient_alignment_does_not_depend_on_the_size_of_the_gradients(size: float) -> None:
+    """A confident sample has a tiny gradient, whose direction counts like that of any other."""
+    random = torch.Generator().manual_seed(0)
+    fixed, moving = torch.randn(2, 3, 4, generator=random)
+
+    def term(size: float) -> tuple[Tensor, Tensor]:
+        point = (size * moving).requires_grad_()
+        found = _misalignment(size * fixed, point, Share(3))
+        return found.detach(), size * torch.autograd.grad(found, point)[0]
+
+    for found, truth in zip(term(size), term(1.0), strict=True):
+        assert torch.allclose(found, truth, rtol=1e-4)
 
 
 def test_standard_is_the_gradient_of_the_clean_loss() -> None:

@@ -49,6 +49,21 @@ def content(folder: str) -> dict[str, Any]:
     return found
 
 
+def test_lengths_of_a_preset_or_a_file_do_not_outlive_their_norm() -> None:
+    preset, file = "cifar10-8-pgd-at-benchmark-10", Path("mine.yaml")
+    assert resolve({}, preset=preset).method.step == 2 / 255  # type: ignore[attr-defined]
+    for norm, eps in {"l2": 128 / 255, "l1": 12}.items():
+        config: Any = resolve({"norm": norm}, preset=preset)
+        assert (config.threat.eps, config.method.step, config.method.steps) == (eps, None, 10)
+        config = resolve({"norm": norm, "step": 0.1}, preset=preset)
+        assert (config.threat.eps, config.method.step) == (eps, 0.1)
+    file.write_text("norm: l2\neps: 0.5\nstep: 0.3\n")
+    for flags, step in (({}, 0.3), ({"norm": "l2"}, 0.3), ({"norm": "linf"}, None), ({"norm": "l1", "step": 2}, 2)):
+        assert resolve(flags, preset=preset, file=file).method.step == step  # type: ignore[attr-defined]
+    config = resolve({"data": "digits", "method": "pgd-at", "norm": "l2"})
+    assert config.method.step == config.threat.eps == 0.8  # that of the recipe follows the radius
+
+
 @pytest.mark.parametrize("norm", list(BUDGETS))
 def test_a_run_is_trained_validated_and_judged_in_its_norm(norm: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Its radius is that of the recipe; other norms stand beside it, and the run's own comes first."""

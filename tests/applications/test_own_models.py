@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import adv_train
-from adv_train import checkpoint
+from adv_train import checkpoint, data, models
+from adv_train.bench.count import flops, step_cost
 from adv_train.cli import main
+from adv_train.config import resolve
 from adv_train.errors import UserError
 
 SMALL = ["--train-limit", "96", "--epochs", "1", "--device", "cpu", "--quiet", "--validation-steps", "1"]
@@ -49,6 +51,20 @@ def test_frozen_layers_stay_as_they_are() -> None:
     fresh = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)).state_dict()
     found = checkpoint.load(Path("run/last.pt")).model
     assert torch.equal(found["1.weight"], fresh["1.weight"]) and not torch.equal(found["3.weight"], fresh["3.weight"])
+
+
+@pytest.mark.parametrize("method", ["fast-at", "fast-bat", "free-at", "gat", "standard"])
+def test_frozen_layers_do_not_cost_gradients(method: str) -> None:
+    chosen = {"data": "digits", "method": method, "model": "nets_to_train:frozen", "device": "cpu"}
+    adv_train.trust("nets_to_train:frozen")
+    config, arguments = resolve(chosen), data.load("digits", root="").model_arguments()
+    model, x = models.create("nets_to_train:frozen", **arguments), torch.rand(8, 1, 8, 8)
+    trained = {name: value for name, value in model.named_parameters() if name.startswith("3.")}
+    batch, generator = data.Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8)), torch.Generator()
+    with torch.no_grad():
+        forward = flops(lambda: model(x))
+    step = flops(lambda: config.method(model, trained, batch, config.threat, generator=generator))
+    assert step_cost(config, arguments) == step / forward
 
 
 def test_training_starts_from_given_weights() -> None:

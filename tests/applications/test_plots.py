@@ -61,11 +61,20 @@ def record(epoch: int, ra: float, **others: Any) -> dict[str, Any]:
 
 
 def judge(
-    folder: Path, ra: float, sa: float = 0.9, *, eps: float, checkpoint: str = "best.pt", epoch: int = 2, n: int = 20
+    folder: Path,
+    ra: float,
+    sa: float = 0.9,
+    *,
+    eps: float,
+    checkpoint: str = "best.pt",
+    epoch: int = 2,
+    n: int = 20,
+    steps: int = 50,
+    images: str = "same",
 ) -> None:
     robust, clean = (np.arange(n) < round(share * n) for share in (ra, sa))
-    settings = {"steps": 50, "restarts": 10, "step": eps / 4}
-    about = {"checkpoint": checkpoint, "epoch": epoch, "data": "digits", "seed": folder.name}
+    settings = {"steps": steps, "restarts": 10, "step": eps / 4}
+    about = {"checkpoint": checkpoint, "epoch": epoch, "data": "digits", "images": images, "seed": folder.name}
     outcome = Outcome(robust, None, settings)
     evaluation.write(Evaluation(Threat("linf", eps), 0, clean, {"pgd": outcome}, about=about), folder)
 
@@ -227,10 +236,11 @@ def test_lines_split_by_options_where_they_differ_at_one_eps(tmp_path: Path) -> 
         lines(bat, {**bat, "norm": "l2"})
 
 
-def test_records_of_other_images_are_warned_of(tmp_path: Path) -> None:
-    runs = [made(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
-    judge(runs[0], 0.4, eps=0.2)
-    judge(runs[1], 0.4, eps=0.2, n=10)
+@pytest.mark.parametrize("other", [{"n": 10}, {"images": "others"}, {"steps": 2}])
+def test_records_of_other_images_or_of_another_attack_are_warned_of(tmp_path: Path, other: dict[str, Any]) -> None:
+    runs = [made(tmp_path / f"{eps}", eps=eps) for eps in (0.1, 0.2)]
+    judge(runs[0], 0.4, eps=0.1)
+    judge(runs[1], 0.4, eps=0.2, **other)
     with pytest.warns(UserWarning, match="evaluate them alike"):
         plot("strength", runs, out=tmp_path)
 

@@ -242,12 +242,15 @@ def test_the_versions_of_the_process_are_recorded() -> None:
     assert torch.__version__.split("+")[0] in part and "pyautoattack" in part
 
 
-def test_the_winner_is_named_only_among_runs_that_compare() -> None:
-    best = run(metrics=[])
-    weaker = run("weaker", evaluation=EVALUATION | {"ra_aa": 0.4}, metrics=[])
-    assert "65.8 % of 360 test images" in render([weaker, best], title="x")
-    elsewhere = run("elsewhere", evaluation=EVALUATION | {"eps": 0.1, "ra_aa": 0.9}, metrics=[])
-    assert "of 360 test images" not in render([elsewhere, best], title="x")
+@pytest.mark.parametrize("other", [{"eps": 0.1}, {"data": "cifar100"}, {"images": "abc"}])
+def test_the_winner_is_named_only_among_runs_that_compare(other: dict[str, Any]) -> None:
+    figure, digits = "Robust against clean accuracy", EVALUATION | {"data": "digits"}
+    best = run(evaluation=digits, metrics=[])
+    weaker = run("weaker", evaluation=digits | {"ra_aa": 0.4}, metrics=[])
+    page = render([weaker, best], title="x")
+    assert "65.8 % of 360 test images" in page and figure in page
+    page = render([run("elsewhere", evaluation=digits | {"ra_aa": 0.9} | other, metrics=[]), best], title="x")
+    assert "of 360 test images" not in page and figure not in page
 
 
 def test_the_note_on_chance_is_the_binomial_standard_error() -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from adv_train import checkpoint, records
+from adv_train.comparison import contenders
 from adv_train.config import RunConfig, resolve, to_yaml
 from adv_train.errors import UserError
-from adv_train.loading import load_model
+from adv_train.loading import load_checkpoint, load_model
 from adv_train.train import fit
 
 EPOCHS = 4
@@ -233,6 +234,29 @@ def test_a_finished_run_goes_on_where_it_is_given_more_epochs(tmp_path: Path) ->
     assert fit(config(schedule="constant"), run.path, progress=False).resumed_after == EPOCHS  # nothing left to do
     again = fit(config(schedule="constant", epochs=EPOCHS + 1), run.path, progress=False)
     assert again.resumed_after == EPOCHS and run.config().training.extended_from == EPOCHS
+
+
+def test_the_best_epoch_may_be_older_than_the_last_extension(tmp_path: Path) -> None:
+    for epochs in (1, 2, 3):  # no weight changes, so the first epoch stays the best
+        run = fit(config(lr=0.0, epochs=epochs), tmp_path / "run", progress=False).run
+    assert load_checkpoint(run).epoch == 1 and load_checkpoint(run, "last").epoch == 3
+    later = run.config()
+    for other in (config(lr=0.0, epochs=1, seed=9), config(lr=0.0, epochs=3)):
+        assert later.differences(other, of_checkpoint=True)
+
+
+def test_an_extended_run_is_repeated_in_the_same_stages(tmp_path: Path) -> None:
+    for epochs in (2, 3):
+        run = fit(config(epochs=epochs), tmp_path / "run", progress=False).run
+    again, file = tmp_path / "again", run.config_file
+    with pytest.raises(UserError, match="train it with --epochs 2 first"):
+        fit(resolve({}, file=file), again, progress=False)
+    assert not again.exists()
+    for flags in ({"epochs": 2}, {}):
+        fit(resolve(flags, file=file), again, progress=False)
+    assert_same_run(again, run.path)
+    (contender,) = contenders(str(file))  # a comparison trains all methods from their first epoch
+    assert contender.config({}, {}, 3).training.extended_from is None
 
 
 def test_an_extension_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:

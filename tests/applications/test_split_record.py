@@ -16,7 +16,7 @@ from PIL import Image
 
 from adv_train import data
 from adv_train.attacks import PGD
-from adv_train.config import resolve
+from adv_train.config import resolve, to_yaml
 from adv_train.data import Dataset, Split, SplitRecord
 from adv_train.data.content_split import cut
 from adv_train.errors import UserError
@@ -241,5 +241,6 @@ def test_a_run_whose_record_is_gone_is_neither_continued_nor_judged(tmp_path: Pa
     assert fit(resolve({**chosen, "epochs": 2}), run.path, progress=False).resumed_after == 1
     assert run.split_file.read_bytes() == kept
     (tmp_path / "unbegun").mkdir()
-    run.config_file.rename(tmp_path / "unbegun" / "config.yaml")  # as a kill before the first epoch leaves it
-    assert fit(resolve({**chosen, "epochs": 2, "extended_from": 1}), tmp_path / "unbegun", progress=False).run.split()
+    # As a kill before the first epoch leaves it.
+    (tmp_path / "unbegun" / "config.yaml").write_text(to_yaml(resolve(chosen)), encoding="utf-8")
+    assert fit(resolve(chosen), tmp_path / "unbegun", progress=False).run.split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,24 @@ def test_a_comparison_takes_no_record_of_another_attack(run: Path, asked: str, j
     for attack, right in ((judged, False), (asked, True)):
         assert main(["eval", str(run), "--attacks", attack, *FEW]) == 0
         assert any(wanted.is_in(record, 1, config) for record in evaluation.read_all(run)) == right
+
+
+def test_a_comparison_takes_no_record_of_a_transfer_from_other_weights(run: Path) -> None:
+    other, source = run.with_name("other"), run.with_name("source")
+    assert main(["fit", *TOY, "--epochs", "1", "--seed", "1", "--out", str(other), "--quiet"]) == 0
+    shutil.copytree(run, source)
+    words = f"transfer(source={source / 'best.pt'},steps=2)"
+    wanted, config = Judgement("best", (ATTACKS.read(words, "attack"),), 20), RunFolder(run).config()
+
+    def taken() -> list[bool]:
+        return [wanted.is_in(record, 1, config) for record in evaluation.read_all(run)]
+
+    assert main(["eval", str(run), "--attacks", words, *FEW]) == 0 and taken() == [True]
+    shutil.copy(other / "best.pt", source / "best.pt")
+    assert taken() == [False]
+    assert main(["eval", str(run), "--attacks", words, *FEW]) == 0 and sorted(taken()) == [False, True]
+    (source / "best.pt").unlink()
+    assert taken() == [True, True]  # a record may outlive its source
 
 
 def test_the_headline_is_the_stronger_of_two_attacks_with_as_many_steps() -> None:

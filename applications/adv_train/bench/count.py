@@ -13,6 +13,7 @@ from adv_train import models
 from adv_train.config import RunConfig
 from adv_train.data import Batch
 from adv_train.methods import Method
+from adv_train.methods.weights import trainable
 from adv_train.threat import Threat
 
 
@@ -23,7 +24,7 @@ def forward_equivalents(method: Method, model: nn.Module, batch: Batch, threat: 
     running statistics of BatchNorm, which are restored afterwards.
     """
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    params: dict[str, Tensor] = dict(model.named_parameters())
+    params = trainable(model)
     generator = torch.Generator(batch.x.device).manual_seed(0)
     try:
         with torch.no_grad():

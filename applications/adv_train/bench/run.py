@@ -18,6 +18,7 @@ from adv_train.bench.count import forward_equivalents
 from adv_train.bench.epoch import Epoch, around_a_gradient
 from adv_train.bench.timing import interleaved, ratio
 from adv_train.methods import Moment, Sizes
+from adv_train.methods.weights import trainable
 from adv_train.precision import computed_in
 from adv_train.threat import Threat
 
@@ -166,7 +167,7 @@ def run(
 def _step(
     method: methods.Method, model: nn.Module, batch: data.Batch, threat: Threat, start: Tensor
 ) -> Callable[[], object]:
-    params: dict[str, Tensor] = dict(model.named_parameters())
+    params = trainable(model)
     # The middle of a run: the pattern of a class, the weight of a penalty and the like depend on the position.
     moment = Moment(*(torch.tensor(number, device=batch.x.device) for number in (3, 100, 1)))
     memory = method.remember(model, Sizes(batch.x.shape, 10, len(batch.x)))

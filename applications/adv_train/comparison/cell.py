@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from adv_train import evaluation
-from adv_train.attacks import ATTACKS, Attack
+from adv_train.attacks import ATTACKS, Attack, Transfer
 from adv_train.config import RunConfig
+from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
+from adv_train.loading import open_checkpoint
 from adv_train.records import RunFolder, best_record
 
 
@@ -45,6 +49,8 @@ class Judgement:
         for attack in self.attacks:
             found = record.attacks.get(ATTACKS.name_of(attack))
             if found is None or not attack.defining(config.threat).items() <= found.settings.items():
+                return False
+            if isinstance(attack, Transfer) and _source_has_changed(attack, found.settings):
                 return False
         return True
 
@@ -116,3 +122,22 @@ class Cell:
         for place, judgement in enumerate(self.judgements):
             if self.evaluations()[place] is None:
                 yield [*judgement.command(self.config, self.out), *trusted]
+
+
+def _source_has_changed(attack: Transfer, settings: Mapping[str, Any]) -> bool:
+    """Return whether the source of a transfer attack has other weights than those that made the images of a record.
+
+    False if the source can no longer be read: a record may outlive its source.
+    """
+    place = Path(str(attack.source))
+    try:
+        stamp = (RunFolder(place).best if place.is_dir() else place).stat()
+        return _weights(place, stamp.st_mtime_ns, stamp.st_size) != settings.get("source_weights")
+    except (OSError, UserError):
+        return False
+
+
+@lru_cache(maxsize=16)
+def _weights(place: Path, *stamp: int) -> str:
+    """Return the digest of a source's weights; `stamp` changes with its file, which is read once."""
+    return digest(open_checkpoint(place).judged)[:16]

@@ -69,7 +69,8 @@ class Contender:
         Raises:
             UserError: If a name or a value is invalid, or no data set is given.
         """
-        return resolve(flat(common, self.base, flags, self.options, {"seed": seed}))
+        # A file of a run that was given more epochs says so; here every method is trained anew.
+        return resolve(flat(common, self.base, flags, self.options, {"seed": seed, "extended_from": None}))
 
 
 def contenders(text: str) -> list[Contender]:

@@ -83,9 +83,12 @@ def resolve(flags: Mapping[str, Any], *, preset: str | None = None, file: Path |
             RunConfig.of(flat(recipe, named, written, essential))
         except UserError as error:
             raise UserError(f"In the configuration `{file}`: {error}") from None
-    # The eps of a layer refers to the norm that is set in the same layer or in one below it.
-    threat = {key: recipe[key] for key in ("norm", "eps")}
-    config = RunConfig.of({**flat(recipe, named, written, flags), **threat})
+    # The eps and the step of a layer refer to the norm that is set in the same layer or in one below it.
+    merged = flat(recipe, named, written, flags)
+    merged.pop("step", None)
+    steps = [layer["step"] for layer in (recipe, chosen) if "step" in layer]
+    lengths = {"norm": recipe["norm"], "eps": recipe["eps"], **({"step": steps[-1]} if steps else {})}
+    config = RunConfig.of({**merged, **lengths})
     # The record must name the device that was used, not `auto`.
     return config.changed({"device": str(find_device(config.compute.device))})
 

@@ -117,13 +117,17 @@ class RunConfig:
         milestones = tuple(max(1, round(factor * milestone)) for milestone in self.optimizer.milestones)
         return self.changed({"epochs": epochs, "milestones": milestones, **moved})
 
-    def differences(self, other: RunConfig) -> tuple[str, ...]:
+    def differences(self, other: RunConfig, *, of_checkpoint: bool = False) -> tuple[str, ...]:
         """Name each key whose value differs and can change the weights, as in ``epochs (30, not 20)``.
 
         The number of epochs does not count as a difference if this run extends the other.
+
+        Args:
+            other: The other configuration.
+            of_checkpoint: It is that of a checkpoint of this run, which may be older than the last extension.
         """
-        free = {"data_root"}
-        if self.training.extended_from == other.training.epochs:
+        free, from_ = {"data_root"}, self.training.extended_from or 0
+        if from_ == other.training.epochs or (of_checkpoint and from_ > other.training.epochs):
             free |= {"epochs", "extended_from"}
         ours, theirs = flat(self.to_mapping()), flat(other.to_mapping())
         return tuple(

@@ -80,7 +80,7 @@ class TrainingConfig(Checked):
         rollback: After an epoch that overfits to the attack of training, resume from the last epoch that did not.
             Without this flag, `fit` warns only.
         extended_from: Set by `fit` if a finished run of so many epochs is given more epochs; from there on the schedule
-            is that of the longer run.
+            is that of the longer run. It is dropped if there are no more epochs than that.
     """
 
     epochs: Count
@@ -100,6 +100,8 @@ class TrainingConfig(Checked):
         super().__post_init__()
         if self.ema is not None and self.average_from is not None:
             raise UserError("`ema` and `average_from` cannot be combined: set one of them to none.")
+        if self.extended_from is not None and self.extended_from >= self.epochs:
+            object.__setattr__(self, "extended_from", None)
         for name in ("average_from", "eps_warmup"):
             if (getattr(self, name) or 0) >= self.epochs:
                 raise values.refused(name, f"below `epochs`, which is {self.epochs}", getattr(self, name))

@@ -50,7 +50,7 @@ def _belonging(choice: str) -> list[str]:
 _DROPS: Final = {
     "optimizer": (OptimizerConfig.name, ["optimizer_options", *_belonging("name")]),
     "schedule": (OptimizerConfig.schedule, _belonging("schedule")),
-    "norm": ("linf", ["eps"]),
+    "norm": ("linf", ["eps", "step"]),  # lengths in this norm
 }
 
 
@@ -123,7 +123,7 @@ def flat(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merge layers into values by short name; later layers override earlier ones.
 
     If a layer replaces the method, model, optimiser or schedule, the options of the old one are dropped; if it replaces
-    the norm, the old eps is dropped.
+    the norm, the old eps and the old step are dropped.
 
     Raises:
         UserError: If a section is not a mapping.

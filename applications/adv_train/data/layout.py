@@ -76,6 +76,8 @@ def find_layout(folder: Path) -> Layout:
 def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple[list[Path], list[int]]:
     """List the image files in the class folders and below them, class by class and sorted, with the label of each.
 
+    Hidden files and files in hidden folders, such as previews, are left out.
+
     Raises:
         UserError: If a class has fewer than ``at_least`` images.
     """
@@ -83,7 +85,7 @@ def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple
 
     number = {name: label for label, name in enumerate(classes)}
     found = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS, allow_empty=True)
-    pairs = [(Path(file), label) for file, label in found if not Path(file).name.startswith(".")]
+    pairs = [(Path(file), label) for file, label in found if not _is_hidden(Path(file), folder)]
     labels = [label for _, label in pairs]
     counts = Counter(labels)
     for label, name in enumerate(classes):
@@ -96,15 +98,17 @@ def list_images(folder: Path, classes: Sequence[str], *, at_least: int) -> tuple
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List every image file below a folder, except hidden ones."""
+    """List every image file below a folder, except hidden ones and those in hidden folders."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     return [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMG_EXTENSIONS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not _is_hidden(path, folder)
     ]
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Return whether the name of a file, or of a folder between it and `folder`, begins with a dot."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _split_named(name: str) -> SplitName | None:

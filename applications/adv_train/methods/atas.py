@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import blo
 from adv_train import ranks
 from adv_train.methods import per_image
-from adv_train.methods.base import METHODS, Adversarial, Mode
+from adv_train.methods.base import METHODS, Adversarial, Mode, near
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Keeps, Sizes, State
@@ -63,8 +63,8 @@ class ATAS(Adversarial):
     def draw(self, losses: Losses, threat: Threat) -> Tensor:
         if self.start == "uniform":
             fresh = ranks.uniform(losses.x, -threat.eps, threat.eps, generator=losses.generator)
-        else:
-            fresh = super().draw(losses, threat)
+        else:  # projected below: the memory is in another layout than the images here
+            fresh = near(losses) if self.start == "gaussian" else torch.zeros_like(losses.x)
         if losses.state:
             per_image.renew(losses, self.reset_epochs, delta=fresh)
             fresh = per_image.recall(losses, "delta")

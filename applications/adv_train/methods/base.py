@@ -199,6 +199,11 @@ class Method(Checked, abc.ABC):
 METHODS: Registry[Method] = Registry("method", "adv_train.methods")
 
 
+def near(losses: Losses) -> Tensor:
+    """Draw the noise of the start `"gaussian"`, not yet clipped to the range of images."""
+    return ranks.normal(losses.x, _NEAR, generator=losses.generator)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Method):
     """A method that trains on perturbations within a threat; each step solves one bilevel problem.
@@ -225,8 +230,7 @@ class Adversarial(Method):
         if self.start == "zero":
             return torch.zeros_like(losses.x)
         if self.start == "gaussian":
-            noise = ranks.normal(losses.x, _NEAR, generator=losses.generator)
-            return threat.project(losses.x, noise)
+            return threat.project(losses.x, near(losses))
         return threat.sample(losses.x, losses.generator)
 
     @abc.abstractmethod

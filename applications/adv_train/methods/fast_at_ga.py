@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from adv_train.ranks import Share
 from adv_train.threat import NORMS, Threat
 from adv_train.values import NotNegative, Positive
 
+_TINY = 1e-8
 # Coefficients of the published code by eps in units of 1/255.
 PUBLISHED = {2: 0.036, 4: 0.063, 6: 0.112, 8: 0.2, 10: 0.356, 12: 0.632, 14: 1.124, 16: 2.0}
 
@@ -86,7 +88,12 @@ class FastATGA(Adversarial):
 def _misalignment(fixed: Tensor, moving: Tensor, share: Share) -> Tensor:
     """Return the mean of 1 - cos over the samples where neither gradient vanishes, shape `()`."""
     a, b = fixed.flatten(1), moving.flatten(1)
-    counted = (a.detach().norm(dim=1) > 0) & (b.detach().norm(dim=1) > 0)
-    cosine = F.cosine_similarity(a, b, dim=1)
+    sizes = [slopes.detach().norm(dim=1, keepdim=True) for slopes in (a, b)]
+    counted = ((sizes[0] > 0) & (sizes[1] > 0)).squeeze(1)
+    # `cosine_similarity` takes norms below 1e-8 for 1e-8, so confident samples would count as misaligned.
+    a, b = (
+        slopes / torch.where((size > 0) & (size < _TINY), size, 1.0) for slopes, size in zip((a, b), sizes, strict=True)
+    )
+    cosine = F.cosine_similarity(a, b, dim=1, eps=_TINY)
     mean: Tensor = share.sum(((1 - cosine) * counted).sum()) / share.sum(counted.sum()).clamp(min=1)
     return mean

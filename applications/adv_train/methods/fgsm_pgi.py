@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import blo
 from adv_train import ranks
 from adv_train.methods import per_image
-from adv_train.methods.base import METHODS, Adversarial
+from adv_train.methods.base import METHODS, Adversarial, near
 from adv_train.methods.known import along
 from adv_train.methods.losses import Losses
 from adv_train.methods.moment import Keeps, Sizes, State
@@ -65,8 +65,8 @@ class FGSMPGI(Adversarial):
         if self.start == "uniform":
             coins = ranks.coins(losses.x, generator=losses.generator)
             fresh = self._length(threat) * (2 * coins - 1)
-        else:
-            fresh = super().draw(losses, threat)
+        else:  # projected below: the memory is in another layout than the images here
+            fresh = near(losses) if self.start == "gaussian" else torch.zeros_like(losses.x)
         if losses.state:
             momentum = {"momentum": torch.zeros_like(fresh)} if self.memory == "mep" else {}
             per_image.renew(losses, self.reset_epochs, delta=fresh, **momentum)

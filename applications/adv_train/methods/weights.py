@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from adv_train.errors import UserError
 
 
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a model that require grad, by name: those that training changes."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
 class Weights:
     """The places of a model's parameters.
 

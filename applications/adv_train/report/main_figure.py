@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
-from adv_train.report.summary import RunSummary, accuracies, budget, percent
+from adv_train.report.summary import RunSummary, accuracies, alike, percent
 
 Ends = tuple[float, float]
 _COLLAPSED = 0.5
@@ -107,8 +107,9 @@ class Scatter:
 
 
 def of_runs(runs: Sequence[RunSummary]) -> Scatter | None:
-    """Compare runs in one figure; None if they differ in threat or number of images, or have no attack in common."""
-    if len({(budget(run.evaluation), run.evaluation["n"]) for run in runs if run.evaluation}) != 1:
+    """Compare runs in one figure; None if they differ in threat or test images, or have no attack in common."""
+    judged = [run for run in runs if run.evaluation]
+    if not judged or not alike(judged):
         return None
     found = [{title: (value, ends) for title, value, ends in accuracies(run)} for run in runs]
     shared = [title for title in found[0] if title != "SA" and all(title in each for each in found)]

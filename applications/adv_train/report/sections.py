@@ -10,7 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adv_train.report.pictures import address
-from adv_train.report.summary import RunSummary, accuracy_title, budget, class_rows, header, measured, percent, row
+from adv_train.report.summary import (
+    RunSummary,
+    accuracy_title,
+    alike,
+    budget,
+    class_rows,
+    header,
+    measured,
+    percent,
+    row,
+)
 from adv_train.tables import Cell
 from adv_train.values import format_fraction
 
@@ -66,7 +76,7 @@ class Section:
 def lead(runs: Sequence[RunSummary]) -> dict[str, Any] | None:
     """Return the run with the highest accuracy under AutoAttack; None if the runs cannot be compared."""
     judged = [run for run in runs if run.evaluation.get("ra_aa") is not None]
-    if not judged or len({(budget(run.evaluation), run.evaluation["n"]) for run in runs}) > 1:
+    if not judged or not alike(runs):
         return None
     best = max(judged, key=lambda run: run.evaluation["ra_aa"])
     found = best.evaluation

@@ -82,6 +82,15 @@ class RunSummary:
         return f"{record['checkpoint']}{epoch}{averaged}, {record['n']} images, {budget(record)}{part}"
 
 
+def alike(runs: Sequence[RunSummary]) -> bool:
+    """Return whether the accuracies of runs can be compared: they have the same threat and the same test images.
+
+    Records without a digest of the images are compared by the name of the data set.
+    """
+    found = [run.evaluation for run in runs]
+    return len({(budget(each), each["n"], each.get("images", each.get("data"))) for each in found}) <= 1
+
+
 def accuracies(run: RunSummary) -> list[tuple[str, float, Sequence[float] | None]]:
     """Return title, fraction and interval of each measured accuracy, the clean one first."""
     found = run.evaluation

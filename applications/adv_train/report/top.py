@@ -107,17 +107,21 @@ def command(*words: str | Path) -> str:
     return shlex.join(["adv-train", *map(str, words)])
 
 
-def once_more(folder: Path, words: Sequence[str]) -> list[NextStep]:
+def once_more(folder: Path, words: Sequence[str], extended_from: int | None = None) -> list[NextStep]:
     """Return the commands that train a run again and write its report again.
 
     Args:
         folder: Folder of the run.
         words: The words after ``adv-train`` of the command that wrote the report.
+        extended_from: Number of epochs of the run before it was given more; None if it was not.
     """
     again = folder.with_name(f"{folder.resolve().name}-again")
-    train = command("fit", "--config", folder / "config.yaml", "--out", again)
+    train = ("fit", "--config", folder / "config.yaml", "--out", again)
+    shorter = [] if extended_from is None else [command(*train, "--epochs", str(extended_from))]
+    first = [NextStep("Train it again up to the epoch from which it was given more.", each) for each in shorter]
     return [
-        NextStep("Train it again, into another folder.", train),
+        *first,
+        NextStep("Train it again, into another folder." if not first else "Give it more epochs.", command(*train)),
         NextStep(
             "Evaluate it and write this page again; finished evaluations are read from their records.", command(*words)
         ),
