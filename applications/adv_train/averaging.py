@@ -57,9 +57,9 @@ def move(average: nn.Module, latest: nn.Module, share: float | Tensor) -> None:
         share: Share of the latest weights in [0, 1], a number or a tensor of shape `()`; 1 copies the latest weights.
     """
     targets: Mapping[str, Tensor] = average.state_dict()
-    # With `keep_vars` a shared tensor is one object under all its names; the last of them stays.
-    names = set({id(value): name for name, value in latest.state_dict(keep_vars=True).items()}.values())
-    found = {name: value for name, value in latest.state_dict().items() if name in names}
+    # With `keep_vars` a shared tensor is one object under all its names.
+    distinct = {id(value): (name, value) for name, value in latest.state_dict(keep_vars=True).items()}
+    found = {name: value.detach() for name, value in distinct.values()}
     moving = [name for name, value in found.items() if value.is_floating_point()]
     weights: Any = [share] * len(moving) if isinstance(share, Tensor) else share
     torch._foreach_lerp_([targets[name] for name in moving], [found[name] for name in moving], weights)
