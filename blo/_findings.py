@@ -122,7 +122,8 @@ class Findings:
             self.found(
                 f"{count} active constraints have a zero multiplier, or depend on others but move apart with theta: "
                 "strict complementarity fails, and the solution has one-sided derivatives only. The hypergradient "
-                "returned is that of the side on which z was found, or lies between the one-sided ones.",
+                "returned is that of the side on which z was found, or lies between the one-sided ones. If the set is "
+                "hardly larger than its `slack`, the cause may be rounding: use a larger unit for z.",
                 ConvergenceError,
                 DegenerateWarning,
             )

@@ -40,9 +40,38 @@ def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) ->
     """
     # A distance is a difference of numbers of the size of z, and is rounded like them.
     rounding = 16 * torch.finfo(z.dtype).eps * z.detach().abs().amax(-1, keepdim=True)
-    size, distance = multiplier.abs(), distance.clamp(min=0.0)
-    pressed = size > torch.maximum(_PLAIN * distance, rounding)
-    return (distance <= slack) & ~pressed & (_PLAIN * size >= distance)
+    size, inside = multiplier.abs(), distance.clamp(min=0.0)
+    pressed = size > torch.maximum(_PLAIN * inside, rounding)
+    undecided = (inside <= slack) & ~pressed & (_PLAIN * size >= inside)
+    return undecided | adrift(distance, multiplier, slack, z)
+
+
+def adrift(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Tensor:
+    """Return which constraints count as active only because `slack` exceeds the whole solution.
+
+    In the middle of a small set, the rounding of a steep gradient is larger than the distance from the boundary.
+
+    Args:
+        distance: see `clear`.
+        multiplier: likewise.
+        slack: likewise.
+        z: the solution, shape `(*lanes, n)`.
+    """
+    largest = z.detach().abs().amax(-1, keepdim=True)
+    return (distance <= slack) & (_PLAIN * distance > largest) & (distance > 0) & (distance <= multiplier)
+
+
+def adrift_in_bounds(low: Tensor, high: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Tensor:
+    """Return `adrift` for the bound of each coordinate against which the multiplier presses.
+
+    Args:
+        low: distance from the lower bound.
+        high: distance from the upper bound.
+        multiplier: positive at the lower bound, negative at the upper one.
+        slack: see `clear`.
+        z: the solution, shape `(*lanes, n)`.
+    """
+    return adrift(torch.where(multiplier > 0, low, high), multiplier.abs(), slack, z)
 
 
 def negligible(multiplier: Tensor, gradient: Tensor, tangential: Tensor) -> Tensor:

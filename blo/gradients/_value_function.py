@@ -33,9 +33,10 @@ class ValueFunction(Strategy):
     With `y` the solution of `minimise g(theta, z) + <v, z> / penalty`, the implicit part is estimated by
     `penalty * (dg/dtheta(y) - dg/dtheta(z*))`, whose error is of the order `1/penalty` (Liu et al., NeurIPS 2022,
     BOME; Kwon et al., ICML 2023, F2SA). It takes one or two more lower solves and no second derivative at all, on any
-    constraint set and with any penalty term. The residuals of the solves are amplified by `penalty`. So they are compared
-    with the residual that the tilt makes at z*, which is `|v| / penalty` unless a curved boundary holds z*: a solver
-    with a tolerance must reach a millionth of it, and a `ConvergenceWarning` reports residuals above a hundredth of it.
+    constraint set and with any penalty term. The residuals of the solves are amplified by `penalty`. So they are
+    compared with the residual that the tilt makes at z*, which is `|v| / penalty` unless a curved boundary holds z*: a
+    solver with a tolerance must reach a millionth of it, and a `ConvergenceWarning` reports any above a hundredth of
+    it.
 
     If the tilt `v / penalty` would move z by less than the rounding of gradients can resolve, or by more than a
     hundredth of its length (two hundredths if `two_sided`), another penalty is used instead. So the implicit part

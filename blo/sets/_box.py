@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._layout import Layout
-from blo._multipliers import clear, negligible, unresolved
+from blo._multipliers import adrift_in_bounds, clear, negligible, unresolved
 from blo._term import Carry, Counts, Tangent, can_validate, failing, fit_coordinates
 from blo._types import Tree
 from blo.errors import InfeasibleError, StructureError
@@ -131,12 +131,14 @@ class Box(Set):
         def count() -> Counts:
             # Where low == high the bounds determine z, and the multiplier does not matter.
             open_ = torch.as_tensor(self.low < self.high, device=z.device)
-            near = torch.minimum(z - self.low, self.high - z)
+            above, below = z - self.low, self.high - z
+            near = torch.minimum(above, below)
             # At an exact solution the gradient is zero on inner coordinates, so its size there is the accuracy of the
             # multipliers. Coordinates at a bound, even free ones, are compared with this accuracy and do not add to it.
             inner = free & (near > 0)
             undecided = ~inner & negligible(gradient, gradient, gradient * inner)
-            undecided = open_ & (undecided | unresolved(near, gradient, self.slack, z))
+            undecided = undecided | unresolved(near, gradient, self.slack, z)
+            undecided = open_ & (undecided | adrift_in_bounds(above, below, gradient, self.slack, z))
             inside = free.sum(-1)
             return Counts(inside, z.shape[-1] - inside, undecided.sum(-1))
 

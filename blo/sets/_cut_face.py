@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blo._layout import Layout
-from blo._multipliers import negligible, unresolved
+from blo._multipliers import adrift_in_bounds, negligible, unresolved
 from blo._term import Carry, Counts, Strain, Tangent
 from blo._types import Tree
 from blo._vectors import dot
@@ -132,5 +132,6 @@ def loose_bounds(
     # Where low == high the bounds determine z, and the multiplier does not matter.
     open_ = torch.as_tensor(cut.low < cut.high, device=z.device)
     undecided = ~inner & negligible(multiplier, gradient, tangential)
-    near = torch.minimum(z - cut.low, cut.high - z)
-    return open_ & (undecided | unresolved(near, multiplier, cut.slack, z))
+    above, below = z - cut.low, cut.high - z
+    undecided = undecided | unresolved(torch.minimum(above, below), multiplier, cut.slack, z)
+    return open_ & (undecided | adrift_in_bounds(above, below, multiplier, cut.slack, z))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 
@@ -137,3 +138,33 @@ def test_a_large_multiplier_beside_a_bound_is_a_short_way_where_the_curvature_is
         solver=blo.External(lambda theta, z: beside, tol=1e-5),
     )
     torch.testing.assert_close(found.grad, torch.ones_like(theta), rtol=1e-8, atol=0)
+
+
+#: Sets in which the solution lies well inside.
+INSIDE: dict[str, Callable[[float], blo.sets.Set]] = {
+    "box": lambda unit: blo.Box(-0.3 * unit, 0.3 * unit),
+    "unequal box": lambda unit: blo.Box(-0.2 * unit, 0.11 * unit),
+    "ball": lambda unit: blo.L2Ball(0.3 * unit),
+    "cut ball": lambda unit: blo.L2Ball(0.3 * unit, low=-0.2 * unit),
+    "l1 ball": lambda unit: blo.L1Ball(0.3 * unit),
+    "halfspace": lambda unit: blo.Halfspaces(torch.ones(1, 3).double(), torch.full((1,), 0.3 * unit).double()),
+}
+
+
+@pytest.mark.parametrize("term", INSIDE)
+def test_a_solution_inside_a_set_smaller_than_its_slack_is_right_or_reported(term: str) -> None:
+    """There the rounding of the gradient exceeds the distance from the boundary, as a multiplier would."""
+    A = torch.tensor([[1.0, 0.2, 0.0], [0.2, 2.0, 0.3], [0.0, 0.3, 3.0]], dtype=torch.float64)
+    theta, w = (torch.tensor(x, dtype=torch.float64) for x in ([0.05, 0.045, -0.04], [1.0, 2.0, -1.0]))
+    truth = torch.linalg.solve(A, w)
+    for unit, scale in itertools.product((1e-4, 1e-6, 1e-7, 1e-8, 1e-10), (1e-8, 1e-4, 1.0, 1e4, 1e8)):
+
+        def objective(t: Tensor, z: Tensor, unit: float = unit, scale: float = scale) -> Tensor:
+            return scale * (0.5 * (z / unit) @ A @ (z / unit) - t @ z / unit)
+
+        def upper(t: Tensor, z: Tensor, unit: float = unit) -> Tensor:
+            return w @ z / unit
+
+        lower, z0 = blo.LowerProblem(objective, INSIDE[term](unit)), torch.full_like(theta, 0.01 * unit)
+        found = blo.value_and_hypergrad(upper, lower, theta, z0, on_failure="ignore")
+        assert bool((found.grad - truth).abs().max() < 1e-3) or not found.report.ok, (unit, scale)
