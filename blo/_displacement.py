@@ -51,6 +51,13 @@ class Sides(NamedTuple):
         """Part of the change that is not linear, shape `(*lanes, 1)`; the difference errs by about its square."""
         return torch.where(self.change > 0, self.bend / self.change, 0.0)
 
+    @property
+    def steep(self) -> Tensor:
+        """Whether the displacement may be too long, booleans of shape `(*lanes, 1)`."""
+        # Below this the error, about the square of the share, is of the order eps^(2/3) that central differences reach.
+        found: Tensor = self.share > 4 * torch.finfo(self.change.dtype).eps ** (1 / 3)
+        return found
+
 
 def first(z: Tensor) -> Tensor:
     """Return the displacement to begin with, shape `(*lanes, 1)`, right for third derivatives of size one.
@@ -81,9 +88,7 @@ def adapted(
     eps = torch.finfo(length.dtype).eps
     found, sides = take(length)
     for _ in range(_ROUNDS):
-        share = sides.share
-        # Below this the error, about the square of the share, is of the order eps^(2/3) that central differences reach.
-        steep = share > 4 * eps ** (1 / 3)
+        share, steep = sides.share, sides.steep
         if all_true(~steep):
             break
         scale, curvature = length / (2 * share), sides.change / (2 * length)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blo import tree
 from blo._autocast import suspended
+from blo._autodiff import all_true
 from blo._displacement import Sides, adapted, along, first, rounding, split
 from blo._problem_at_theta import ProblemAtTheta
 from blo._vectors import length
@@ -24,9 +25,10 @@ class DifferencePoint(FirstOrderPoint):
 
     The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation error. It starts
     at `eps^(1/3) * max(1, |z|)`, which suits third derivatives of size one, and is shortened where the gradient is far
-    from linear over it. This is tested in the first product with H, whose displacement all later ones use, and in the
-    cross term. A product is then accurate to about `eps^(2/3)` as far as the rounding of the gradients allows: 4e-11 in
-    double and 2e-5 in single precision. Gradients in theta are taken at a theta that is at least as precise as z.
+    from linear over it. This is tested in the cross term and in each product with H, which begins with the displacement
+    of the last one, until a shorter displacement is no help. A product is then accurate to about `eps^(2/3)` as far as
+    the rounding of the gradients allows: 4e-11 in double and 2e-5 in single precision. Gradients in theta are taken at
+    a theta that is at least as precise as z.
     """
 
     estimated = True
@@ -43,14 +45,23 @@ class DifferencePoint(FirstOrderPoint):
         # linear solver differ only by that error.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
+        self._tested = self._kinked = (
+            False  # whether every lane has a displacement, and whether shorter ones are no help
+        )
 
     def times_hessian(self, direction: Tensor) -> Tensor:
         # The displacement is a length in z, so the direction must have length one. H is linear: scale the product.
         unit, size = split(direction)
-        if self._length is None:
-            found, self._length = adapted(lambda h: self._along_z(unit, h, look=True), first(self._z), self._rounding)
-        else:
-            found, _ = self._along_z(unit, self._length)
+        if self._tested:
+            found, sides = self._along_z(unit, self._start)
+            # The gradient may bend along this direction although it is linear along the earlier ones.
+            if self._kinked or all_true(~sides.steep):
+                return size * found
+        found, length = adapted(lambda h: self._along_z(unit, h, look=True), self._start, self._rounding)
+        self._kinked = self._tested and all_true(length == self._start)
+        # A zero vector, such as the projection of an active coordinate, tests nothing.
+        self._tested = self._tested or all_true(size > 0)
+        self._length = torch.where(size > 0, length, self._start)
         return size * found
 
     def along(self, q: Tensor) -> list[Tensor | None]:
@@ -111,7 +122,7 @@ class DifferencePoint(FirstOrderPoint):
         pairs = zip(*parts, strict=True)
         spread = self._spread([None if a is None or b is None else a - b for a, b in pairs])
         nearby = None
-        if self._length is None:  # no product with H has chosen the displacement yet
+        if not self._tested:  # no product with H has chosen the displacement yet
             with torch.enable_grad(), suspended.on():
                 near = (0.25 * h * unit).requires_grad_()
                 (nearby,) = torch.autograd.grad(value_beside(problem.detach(), self._z, near).sum(), near)

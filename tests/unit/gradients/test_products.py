@@ -425,3 +425,24 @@ def test_a_fixed_point_needs_the_transpose(products: Products) -> None:
             solver=blo.External(lambda t, z: z, tol=1e9),
             gradient=blo.Implicit(blo.Direct(), products=products),
         )
+
+
+@pytest.mark.parametrize("first", ["active", "quadratic"])
+@pytest.mark.parametrize("unit", [1e-3, 1e-2])
+def test_a_displacement_that_suits_one_direction_is_tested_in_the_others(unit: float, first: str) -> None:
+    """The first product, for the first coordinate, is zero at a bound, and says nothing where g is quadratic in it."""
+
+    def found(products: Products) -> Tensor:
+        def objective(t: Tensor, z: Tensor) -> Tensor:
+            x = z / unit
+            return (x.square() - t * x).sum() + x[1:].pow(4).sum() + t.sum() * x.sum() * x[1]
+
+        box = blo.Box(torch.tensor([0.3 * unit if first == "active" else -unit, -unit, -unit]).double(), unit)
+        theta, z0 = torch.tensor([0.3, 0.9, -0.7]).double(), torch.full((3,), 0.4 * unit).double()
+        solver, gradient = blo.Newton(tol=1e-9), blo.Implicit(blo.Direct(), products=products)
+        lower = blo.LowerProblem(objective, box)
+        out = blo.value_and_hypergrad(lambda t, z: (z / unit).sum(), lower, theta, z0, solver=solver, gradient=gradient)
+        assert isinstance(out.grad, Tensor)
+        return out.grad
+
+    torch.testing.assert_close(found("finite-difference"), found("reverse"), rtol=1e-7, atol=1e-7)
