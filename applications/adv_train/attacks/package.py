@@ -14,6 +14,7 @@ from adv_train.attacks.base import GRADIENT
 from adv_train.attacks.judging import Judging, predict, progress_bar
 from adv_train.attacks.memory import Memory
 from adv_train.attacks.narration import bar_mover, narrated, undisturbed
+from adv_train.attacks.repeats import Repeats, repeats
 from adv_train.attacks.room import Forward
 from adv_train.attacks.shared_parts import run_parts
 from adv_train.threat import Threat
@@ -58,17 +59,31 @@ class Run:
             name: Name of this run among the runs of one attack.
         """
 
-        def forward(z: Tensor) -> Tensor:
-            bar.update()
+        def classified(z: Tensor) -> Tensor:
             logits = self.model(z.to(x.dtype))
             if z.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
                 # The model detaches its output: connect it to the images with a zero gradient.
                 logits = logits + 0 * z.flatten(1).sum(1, keepdim=True)
             return logits.float()
 
+        def counted(model: Forward) -> Forward:
+            def forward(z: Tensor) -> Tensor:
+                bar.update()
+                return model(z)
+
+            return forward
+
         attack = build(
-            forward, self.threat, self.version, self.classes, change, seed=self.judging.seed, device=x.device
+            counted(classified),
+            self.threat,
+            self.version,
+            self.classes,
+            change,
+            seed=self.judging.seed,
+            device=x.device,
         )
+        if repeats(attack, x):
+            attack.square.predict = counted(Repeats(classified))
         if self.memory is not None:
             _remember(attack, self.memory.under(name))
         batches = math.ceil(len(x) / self.judging.batch_size / self.judging.ranks.size)
