@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,18 @@ def test_digits_are_scikit_learns_in_the_unit_range(digits: data.Dataset) -> Non
     assert all(split.images.dtype == torch.float32 and split.labels.dtype == torch.int64 for split in splits)
     assert digits.train.images.shape[1:] == (1, 8, 8)
     assert (digits.classes, digits.channels, digits.image_size, digits.augment) == (10, 1, 8, None)
+
+
+def test_digits_are_read_without_importing_scikit_learn_if_their_file_is_at_its_place(
+    digits: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; from adv_train import data; data.load('digits', root=''); print('sklearn' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+    monkeypatch.setattr("adv_train.data.digits.find_spec", lambda name: None)
+    imported = data.load("digits", root="")
+    assert torch.equal(imported.train.images, digits.train.images)
+    assert torch.equal(imported.train.labels, digits.train.labels)
 
 
 def test_digits_keep_every_class_in_proportion(digits: data.Dataset) -> None:

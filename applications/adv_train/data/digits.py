@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from adv_train.data.dataset import Dataset
 from adv_train.data.registry import DATASETS
@@ -27,11 +30,8 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
         root: Not used.
         limit: Largest number of samples in the training split and in the validation split.
     """
-    from sklearn.datasets import load_digits  # Not at the top: listing the data sets does not need it.
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
-    everything = Split(images, torch.from_numpy(bunch.target).long())
+    pixels, labels = _pixels_and_labels()
+    everything = Split(pixels.float().view(-1, 1, 8, 8) / 16, labels.long())
     rest, test = stratified_holdout(everything.labels, _TEST)
     kept, validation = stratified_holdout(everything.labels[rest], _VALIDATION)
     train = everything.subset(limited(rest[kept], everything.labels, limit))
@@ -41,9 +41,26 @@ def load(name: str, root: Path, limit: int | None) -> Dataset:
         train=train,
         validation=everything.subset(limited(rest[validation], everything.labels, limit)),
         test=everything.subset(test),
-        class_names=tuple(str(name) for name in bunch.target_names),
+        class_names=tuple("0123456789"),
         mean=mean,
         std=std,
         # A mirrored or shifted 8x8 digit often looks like another digit, or like none.
         augment=None,
     )
+
+
+def _pixels_and_labels() -> tuple[Tensor, Tensor]:
+    """Read scikit-learn's file of digits without importing scikit-learn, which takes longer than an epoch of training.
+
+    Only if the file is not at its place is the package imported; its function for this is the same `loadtxt`.
+    """
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or []:
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():
+            table = torch.from_numpy(np.loadtxt(file, delimiter=","))
+            return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
