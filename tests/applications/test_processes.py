@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +20,15 @@ import pytest
 
 from adv_train.attacks import PGD, Square, StandardAutoAttack, TargetedPGD, Transfer
 from adv_train.cli import evaluation, processes
+from adv_train.cli.worker import MARK
 from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
 from adv_train.records import RunFolder
 
-# Stands in for the process of a cell, without the seconds that importing PyTorch takes.
+# Stands in for a process that runs one cell, without the seconds that importing PyTorch takes.
 SCRIPT = """
 import os, pathlib, re, signal, sys, time
-name = re.search(rb"<(\\w+)>", sys.stdin.buffer.read()).group(1).decode()
+name = re.search(rb"<(\\w+)>", os.read(0, 2**16)).group(1).decode()
 pathlib.Path(name + "-started").touch()
 if name == "bad":
     while not pathlib.Path("slow-started").exists():
@@ -84,6 +89,27 @@ def test_a_cell_whose_process_is_killed_starts_again_at_most_twice(made: Any, tm
     assert [len((tmp_path / f"{cell.name[1:-1]}-times").read_text()) for cell in cells] == [2, 3, 3, 1]
 
 
+def test_a_process_serves_the_next_cell_when_its_cell_has_ended(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when a cell failed or was killed; its restart comes before the next cell."""
+    script = f"""
+import os, re, sys
+while cells := re.findall(rb"<(\\w+)>", os.read(0, 2**16)):
+    with open("served", "a") as file:
+        print(os.getpid(), cells[0].decode(), file=file)
+    status = {{b"bad": 2, b"killed": -9}}.get(cells[0], 0)
+    sys.stderr.write(f"a bar\\radv-train: error: no luck" if status == 2 else "")
+    print("", {MARK!r} + str(status), sep="\\n", file=sys.stderr, flush=True)
+"""
+    monkeypatch.setattr(processes, "WORK", script)
+    cells = made("one", "bad", "killed", "two")
+    found = [failure for _, failure in processes.run_cells(cells, progress=False, workers=1)]
+    assert found == [None, "no luck", "its process was killed by signal 9", None]
+    pids, names = zip(*map(str.split, (tmp_path / "served").read_text().splitlines()), strict=True)
+    assert names == ("one", "bad", "killed", "killed", "killed", "two") and len(set(pids)) == 1
+
+
 @pytest.mark.parametrize("fault", ["popen", "claim", "deaf", "deaf and dumb"])
 def test_a_fault_of_the_system_fails_one_cell(
     fault: str, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +138,7 @@ def test_a_fault_of_the_system_fails_one_cell(
     else:
         monkeypatch.setattr(processes.subprocess, "Popen", popen)
     # More than a pipe holds: otherwise it would depend on the time whether the process has ended before.
-    monkeypatch.setattr(processes.pickle, "dumps", lambda cell: real_dumps(cell) + b"x" * 10**6)
+    monkeypatch.setattr(processes.pickle, "dumps", lambda cell: real_dumps(cell) + b"x" * (10**6 if cell is bad else 0))
     found = {cell.name: failure for cell, failure in processes.run_cells([bad, good], progress=False, workers=1)}
     assert found["<good>"] is None
     reason = {
@@ -169,8 +195,80 @@ def test_the_command_evaluates_with_the_attacks_of_the_plan(made: Any, tmp_path:
     assert [(type(attack), attack.chosen()) for attack in asked] == [(type(a), a.chosen()) for a in attacks]
 
 
-def test_commands_run_in_turn_until_one_fails() -> None:
-    words = [["list", "attacks"], ["list", "nothing"], ["list", "data"]]
-    cell = pickle.dumps(SimpleNamespace(commands=functools.partial(iter, words)))
-    found = subprocess.run([sys.executable, "-c", processes.WORK], input=cell, capture_output=True)
+def served(*cells: Any) -> subprocess.CompletedProcess[bytes]:
+    """What one process writes that gets these cells."""
+    sent = b"".join(map(pickle.dumps, cells))
+    return subprocess.run([sys.executable, "-c", processes.WORK], input=sent, capture_output=True)
+
+
+def commands(device: str, *words: list[str]) -> Any:
+    """A stand-in for a cell with these commands left."""
+    config = SimpleNamespace(compute=SimpleNamespace(device=device))
+    return SimpleNamespace(config=config, commands=functools.partial(iter, words))
+
+
+def test_a_process_serves_one_cell_after_another_until_a_command_of_each_fails() -> None:
+    bad = commands("cpu", ["list", "attacks"], ["list", "nothing"], ["list", "data"])
+    found = served(bad, commands("cpu", ["list", "data"]))
+    assert found.returncode == 0 and found.stdout.count(b"attacks:") == found.stdout.count(b"data:") == 1
+    marks = [line for line in found.stderr.decode().splitlines() if line.startswith(MARK)]
+    assert marks == [f"{MARK}2", f"{MARK}0"]
+
+
+def test_a_process_that_may_need_a_gpu_does_not_fork() -> None:
+    bad = commands("cuda", ["list", "attacks"], ["list", "nothing"], ["list", "data"])
+    found = served(bad, commands("cpu", ["list", "data"]))
     assert found.returncode == 2 and b"attacks:" in found.stdout and b"data:" not in found.stdout
+    assert MARK.encode() not in found.stderr
+
+
+class Dying:
+    """The commands of a cell: the process that runs them gets a signal, or waits for the end of the one that serves."""
+
+    def __init__(self, number: int, file: Path) -> None:
+        self.number, self.file = number, file
+
+    def __call__(self) -> Any:
+        self.file.write_text(str(os.getpid()))
+        if self.number:
+            os.kill(os.getpid(), self.number)
+        while True:
+            time.sleep(0.05)
+
+
+def cell_that_dies(number: int, file: Path) -> Any:
+    return SimpleNamespace(config=commands("cpu").config, commands=Dying(number, file))
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let other processes import this file, whose classes they unpickle."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_cell_that_is_killed_leaves_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
+    found = served(cell_that_dies(number, tmp_path / "pid"), commands("cpu", ["list", "data"]))
+    assert found.returncode == 0
+    marks = [line for line in found.stderr.decode().splitlines() if line.startswith(MARK)]
+    assert marks == [f"{MARK}{-number}", f"{MARK}0"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_cell_ends_with_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", processes.WORK], stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(cell_that_dies(0, pid)))
+        process.stdin.flush()
+        wait_until(lambda: pid.exists() and pid.read_text() != "")
+        process.send_signal(number)
+    wait_until(lambda: not Path("/proc", pid.read_text()).exists())
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(0.05)

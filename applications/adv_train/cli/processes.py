@@ -1,7 +1,8 @@
-"""Train and evaluate several runs at a time, each in its own process, by the ordinary commands."""
+"""Train and evaluate several runs at a time, each in a process of its own, by the ordinary commands."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -18,17 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from adv_train.cli.tally import RETRIES, Tally
+from adv_train.cli.worker import MARK
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
-#: One process runs all commands of a cell, because importing PyTorch takes as long as training a small network.
-WORK = """
-import pickle, sys
-from adv_train.cli import main
-for words in pickle.load(sys.stdin.buffer).commands():
-    if status := main(words):
-        sys.exit(status)
-"""
+#: What a process runs. It serves one cell after another, because importing PyTorch takes longer than a small training.
+WORK = "from adv_train.cli.worker import serve; serve()"
 _END_OF_LINE = re.compile(r"[\r\n]")
 _CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -75,6 +71,7 @@ def run_cells(
     finally:
         processes.stop()
         pool.shutdown(wait=True, cancel_futures=True)
+        processes.close()
         for line in lines:
             line.close()
         tally.close()
@@ -92,6 +89,7 @@ class _Processes:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._restarted = restarted
         self._running: list[subprocess.Popen[bytes]] = []
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._stopping = threading.Event()
 
     def run(self, cell: Cell, tell: Callable[[str], None]) -> str | None:
@@ -109,15 +107,19 @@ class _Processes:
         try:
             with cell.run.claim(cell.config):
                 pass  # writes the configuration into the run folder, where `adv-train fit` reads it
-            process = self._started()
+            process = self._started() if self._idle.empty() else self._idle.get()
         except (UserError, OSError) as error:
             return str(error), False
         unread = _hand_over(pickle.dumps(cell), process)
-        last = _follow(process, tell)
+        last, status = _follow(process, tell)
         tell("")
-        if process.returncode < 0:
-            return f"its process was killed by signal {-process.returncode}", process.returncode != -signal.SIGINT
-        if process.returncode:
+        if status is None:
+            status = _ended(process)
+        else:
+            self._idle.put(process)
+        if status < 0:
+            return f"its process was killed by signal {-status}", status != -signal.SIGINT
+        if status:
             return last.removeprefix("adv-train: error: ") or "no reason given", False
         return ("its process ended without reading what to do" if unread else None), False
 
@@ -142,33 +144,52 @@ class _Processes:
         for process in self._running:
             process.terminate()  # does nothing if the process has ended
 
+    def close(self) -> None:
+        """Wait for the end of the processes without a cell; no other thread may use this object."""
+        while not self._idle.empty():
+            _ended(self._idle.get())
+
 
 def _hand_over(cell: bytes, process: subprocess.Popen[bytes]) -> bool:
-    """Write a pickled cell to the stdin of its process and close it; return whether the process had ended before."""
+    """Write a pickled cell to the stdin of its process; return whether the process had ended before."""
     assert process.stdin is not None
     try:
-        with process.stdin:
-            process.stdin.write(cell)  # fits into the buffer of the pipe, so this does not block
+        process.stdin.write(cell)  # fits into the buffer of the pipe, so this does not block
+        process.stdin.flush()
     except BrokenPipeError:
         return True
     return False
 
 
-def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> str:
-    """Pass each line that a process writes to stderr on to `tell`; return the last line when the process has ended.
+def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> tuple[str, int | None]:
+    """Pass each line that a process writes to stderr on to `tell`, until its cell or the process itself has ended.
 
     A progress bar ends its states with a carriage return, so each state counts as a line.
+
+    Returns:
+        The last line, and the exit status of the cell; None instead of a status if the process has ended.
     """
     said, rest = "", ""
-    with process:
-        assert process.stderr is not None
-        while chunk := os.read(process.stderr.fileno(), 4096):
-            *ended, rest = _END_OF_LINE.split(rest + chunk.decode(errors="replace"))
-            for text in ended:
-                if plain := _CURSOR_MOVES.sub("", text).strip():
-                    said = plain
-                    tell(plain)
-    return said
+    assert process.stderr is not None
+    while chunk := os.read(process.stderr.fileno(), 4096):
+        *ended, rest = _END_OF_LINE.split(rest + chunk.decode(errors="replace"))
+        for text in ended:
+            if text.startswith(MARK):
+                return said, int(text.removeprefix(MARK))
+            if plain := _CURSOR_MOVES.sub("", text).strip():
+                said = plain
+                tell(plain)
+    return said, None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Close the pipes of a process, so that it ends, and return its exit status when it has."""
+    assert process.stdin is not None and process.stderr is not None
+    with contextlib.suppress(BrokenPipeError):  # what it has not read is lost
+        process.stdin.close()
+    status = process.wait()
+    process.stderr.close()
+    return status
 
 
 def _lines(count: int, shown: bool) -> list[tqdm[Any]]:
