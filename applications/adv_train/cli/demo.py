@@ -24,7 +24,7 @@ from adv_train.config import resolve
 from adv_train.errors import UserError
 from adv_train.evaluate_run import STANDARD
 from adv_train.files import make_folder
-from adv_train.report import NextStep, results_table, write_report
+from adv_train.report import NextStep, RunSummary, results_table, write_report
 from adv_train.report import command as written
 from adv_train.summaries import summarise
 from adv_train.values import Range, Seed
@@ -68,17 +68,19 @@ def run(words: Sequence[str]) -> int:
     images = len(data.load("digits", root="").test)
     if command.limit is not None:
         images = min(images, command.limit)
-    found = {"seed": command.seed, "epochs": command.epochs}
+    flags = {"seed": command.seed, "epochs": command.epochs}
     out = command.out
     make_folder(out)
-    cells = [_cell(method, out, images, found) for method in METHODS]
+    cells = [_cell(method, out, images, flags) for method in METHODS]
+    found: dict[Path, RunSummary] = {}
     # The cheapest runs start last, so that no core waits long for the last one to finish.
     with closing(run_cells(cells[::-1], progress=command.shown)) as ended:
         for cell, failure in ended:
             if failure:
                 raise UserError(f"{cell.name}: {failure}")
+            found[cell.out] = summarise(cell.out, cell.name)  # Now, while the other runs go on.
 
-    summaries = [summarise(cell.out, cell.name) for cell in cells]
+    summaries = [found.get(cell.out) or summarise(cell.out, cell.name) for cell in cells]
     first = summaries[0]
     title = f"Handwritten digits, eps {first.config['threat']['eps']}, {first.evaluation['n']} test images"
     again = [NextStep("Train what is missing, evaluate it and write this page again.", written("demo", *words))]
