@@ -16,6 +16,7 @@ from adv_train.bench.count import forward_equivalents
 from adv_train.data import Batch
 from adv_train.errors import UserError
 from adv_train.methods import METHODS, Method, Sizes, State, Step
+from adv_train.methods.base import Adversarial
 from adv_train.methods.fast_at import FastAT
 from adv_train.methods.fast_bat import FastBAT
 from adv_train.methods.free_at import FreeAT
@@ -118,6 +119,30 @@ def test_every_method_can_be_perturbed(method: str) -> None:
     assert torch.equal(found.delta, plain.delta) and torch.equal(found.logits, plain.logits)
     assert any(not torch.equal(value, plain.grads[name]) for name, value in found.grads.items())
     assert all(value.isfinite().all() and not value.requires_grad for value in found.grads.values())
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_an_objective_gives_the_direct_part_with_batchnorm_and_an_attack_in_eval_mode_or_is_refused(name: str) -> None:
+    """The running statistics that a pass in eval mode uses move within the step."""
+    chosen = {"attack_mode": "eval"} if issubclass(METHODS.find(name), Adversarial) else {}
+    try:
+        method = METHODS.create(name, **chosen)
+    except UserError:  # Fast-BAT's cheap forms need one pass for the attack and for training
+        return
+    one = case(3, name="preact-resnet-18", batch=5)
+    step = step_of(method, one)
+    assert step.objective is not None
+    params: dict[str, Tensor] = dict(one[0].named_parameters())
+    slopes = torch.autograd.grad(step.objective(params), list(params.values()), materialize_grads=True)
+    direct = dict(zip(params, step.direct, strict=True)) if step.implicit else step.grads
+    if name in ("elle", "fast-at-ga", "fgsm-pgi", "liet"):
+        with pytest.raises(UserError, match=f"`attack_mode` train for {name}, whose training objective"):
+            WeightPerturbed(base=method, gamma=0.01)
+        WeightPerturbed(base=method, gamma=0.0)
+        assert max(float((a - b).norm() / b.norm()) for a, b in zip(slopes, direct.values(), strict=True)) > 1e-3
+    else:
+        WeightPerturbed(base=method, gamma=0.01)
+        assert_close(dict(zip(params, slopes, strict=True)), direct, 1e-9)
 
 
 def test_a_weight_without_gradient_stays() -> None:

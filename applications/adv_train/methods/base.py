@@ -214,7 +214,10 @@ class Adversarial(Method):
         attack_mode: mode of BatchNorm and dropout in the attack: `"train"`, as they are in training, or `"eval"`.
         attack_loss: what the attack maximises.
         train_loss: what training minimises, with options as in `trades(beta=1)`; see `adv-train list objectives`.
+        trains_on_attack: whether the training objective uses passes of the attack, in the mode of the attack.
     """
+
+    trains_on_attack: ClassVar[bool] = False
 
     start: Start = "uniform"
     attack_mode: Mode = "train"

@@ -35,6 +35,7 @@ class ELLE(FastAT):
     """
 
     norms = ("linf",)
+    trains_on_attack = True
 
     start: Start = "zero"
     coefficient: NotNegative | None = None

@@ -39,6 +39,7 @@ class FastATGA(Adversarial):
 
     norms = NORMS
     mixes = True
+    trains_on_attack = True
     start: Start = "zero"
     step: Positive | None = None
     coefficient: NotNegative | None = None

@@ -45,6 +45,8 @@ class FGSMPGI(Adversarial):
         step: step size, in the units of eps; eps by default.
     """
 
+    trains_on_attack = True
+
     memory: Literal["mep", "ep"] = "mep"
     memory_decay: NotNegative = 0.3
     reset_epochs: Count = 40

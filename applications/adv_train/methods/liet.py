@@ -68,6 +68,8 @@ class LIET(Adversarial):
         refresh: number of steps within which the pattern of every class is renewed.
     """
 
+    trains_on_attack = True
+
     coefficient: NotNegative | None = None
     smoothing: Part | None = None
     least_noise: Part | None = None

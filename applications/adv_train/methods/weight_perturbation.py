@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adv_train.data import Batch
 from adv_train.errors import UserError
-from adv_train.methods.base import Method, Step
+from adv_train.methods.base import METHODS, Adversarial, Method, Step
 from adv_train.methods.moment import Keeps, Moment, Sizes, State
 from adv_train.threat import Threat
 from adv_train.values import NotNegative
@@ -31,10 +31,23 @@ class WeightPerturbed(Method):
     Attributes:
         base: the method that finds the perturbation of the images.
         gamma: norm of a tensor's perturbation over the norm of the tensor; 0 is the base method alone.
+
+    Raises:
+        UserError: if the training objective uses passes of the attack, and they are in eval mode.
     """
 
     base: Method
     gamma: NotNegative
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base = self.base
+        if self.gamma > 0 and isinstance(base, Adversarial) and base.trains_on_attack and base.attack_mode == "eval":
+            # A second pass in eval mode would use running statistics that the step itself has moved.
+            raise UserError(
+                f"`weight_perturbation` needs `attack_mode` train for {METHODS.name_of(base)}, whose training objective "
+                "uses passes of the attack."
+            )
 
     @property
     def differentiates_once(self) -> bool:
