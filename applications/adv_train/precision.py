@@ -40,8 +40,13 @@ def at_full_resolution(layer: nn.Module | Callable[[Tensor], Tensor], x: Tensor)
     In bfloat16, a pixel near 1 can take only about eight values within a budget of 8/255, and logits near 10 are 1/16
     apart. Therefore models apply their first layers and the last one through this function.
     """
-    kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+    if not autocasts(x.device.type):
         return layer(x)
-    with torch.autocast(kind, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def autocasts(kind: str) -> bool:
+    """Return whether autocast is on for a type of device."""
+    # The meta device has no autocast. `torch.amp.is_autocast_available` would say so, but torch 2.7 cannot compile it.
+    return kind != "meta" and torch.is_autocast_enabled(kind)

@@ -45,8 +45,8 @@ class WeightPerturbed(Method):
         if self.gamma > 0 and isinstance(base, Adversarial) and base.trains_on_attack and base.attack_mode == "eval":
             # A second pass in eval mode would use running statistics that the step itself has moved.
             raise UserError(
-                f"`weight_perturbation` needs `attack_mode` train for {METHODS.name_of(base)}, whose training objective "
-                "uses passes of the attack."
+                f"`weight_perturbation` needs `attack_mode` train for {METHODS.name_of(base)}, whose training "
+                "objective uses passes of the attack."
             )
 
     @property

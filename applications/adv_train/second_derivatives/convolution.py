@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from adv_train.precision import autocasts
+
 _backward = torch.ops.aten.convolution_backward
 _Pair: TypeAlias = int | tuple[int, int] | str
 
@@ -35,7 +37,7 @@ def convolution(
     if kind == "cpu" and x.is_contiguous():
         return None
     allowed = {x.dtype}
-    if _autocast(kind):
+    if autocasts(kind):
         low = torch.get_autocast_dtype(kind)
         given, allowed = [one.to(low) if one.dtype == torch.float32 else one for one in given], {low}
     x, w, *rest = given
@@ -93,12 +95,8 @@ def _convolved(x: Tensor, w: Tensor, how: tuple[Any, ...]) -> Tensor:
     stride, padding, dilation, groups = how
     # Called inside a backward pass, whose autocast need not be that of the forward pass.
     kind = x.device.type
-    with torch.autocast(kind, enabled=False) if _autocast(kind) else nullcontext():
+    with torch.autocast(kind, enabled=False) if autocasts(kind) else nullcontext():
         return torch.conv2d(x, w, None, stride, padding, dilation, groups)
-
-
-def _autocast(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _gradients(g: Tensor, x: Tensor, w: Tensor, how: tuple[Any, ...], of_x: bool, of_w: bool) -> Any:
