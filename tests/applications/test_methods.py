@@ -18,6 +18,7 @@ from adv_train.bench.run import cases
 from adv_train.errors import UserError
 from adv_train.methods.fast_at_ga import _misalignment
 from adv_train.ranks import Share
+from adv_train.second_derivatives.mode import SUPPORTED
 from adv_train.threat import Threat
 
 Case = tuple[nn.Module, Tensor, Tensor, Tensor]
@@ -270,7 +271,8 @@ def test_the_same_generator_gives_the_same_bits() -> None:
         ("pgd-at", {"steps": 2}, 7.1),
         ("fast-bat", {"ig_weight": 0.0}, 7.1),
         ("fast-bat", {}, 11.3),
-        ("fast-at-ga", {}, 11.3),
+        # torch's own second derivatives of convolutions cost more operations.
+        ("fast-at-ga", {}, 11.3 if SUPPORTED else 14.2),
     ],
 )
 def test_cost_in_forward_passes(method: str, options: dict[str, Any], most: float) -> None:

@@ -114,6 +114,7 @@ def test_a_schedule_on_plateaus_gets_the_value_before_the_step() -> None:
     np.testing.assert_allclose(result.theta, theta, rtol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # SequentialLR of torch 2.7 passes it
 @pytest.mark.parametrize(
     ("optimizer", "scheduler"),
     [
