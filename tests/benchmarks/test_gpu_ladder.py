@@ -15,6 +15,7 @@ import torch
 from adv_train.bench.count import flops
 from adv_train.errors import UserError
 from adv_train.methods import METHODS
+from adv_train.second_derivatives.mode import SUPPORTED
 from benchmarks.gpu import cli, kernels, ladder, matrix, steps, summary
 from benchmarks.gpu.rungs import prepared, rungs
 from benchmarks.gpu.stages import Stage
@@ -115,10 +116,10 @@ def test_every_rung_is_measured_once(
             assert set(row["shares"]) == {*kernels.FAMILIES, "other"} and row["shares"]["convolution, matmul"] > 0
             assert row["kernel_milliseconds"] > 0
         # The switches change no product, except that on a CPU our second derivatives of convolutions, which need fewer
-        # products, are for channels last alone.
+        # products, are for channels last alone (and for no layout with torch 2.7).
         usual, last = ({timed[rung]["flops"] for rung in part} for part in (EAGER[:3], EAGER[3:]))
         assert len(usual) == len(last) == 1
-        assert max(last) < min(usual) if title == "fast-bat" else last == usual
+        assert max(last) < min(usual) if title == "fast-bat" and SUPPORTED else last == usual
         assert f"**{title}**" in page and f"* {title}: CUDA graph: not timed, a graph needs a CUDA device" in page
     # Fast-AT is an attack's gradient in the images alone and one in the weights; Fast-BAT differentiates more.
     assert rows["fast-bat: fp32"]["flops"] > rows["fast-at: fp32"]["flops"]
