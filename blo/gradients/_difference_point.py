@@ -45,9 +45,7 @@ class DifferencePoint(FirstOrderPoint):
         # linear solver differ only by that error.
         self.noise = 10 * torch.finfo(z.dtype).eps ** (2 / 3)
         self._length: Tensor | None = None
-        self._tested = self._kinked = (
-            False  # whether every lane has a displacement, and whether shorter ones are no help
-        )
+        self._tested = self._kinked = False  # every lane has a displacement; shorter ones are no help
 
     def times_hessian(self, direction: Tensor) -> Tensor:
         # The displacement is a length in z, so the direction must have length one. H is linear: scale the product.
