@@ -74,7 +74,8 @@ class TrainingConfig(Checked):
         average_from: Average the weights after each step from the end of this epoch on, with equal weights; an
             alternative to ema.
         eps_warmup: Number of epochs over which eps rises linearly from 0. Each epoch uses one value, the mean of the
-            line over that epoch. Validation uses the full eps.
+            line over that epoch, which also sets the defaults of the method that depend on eps. Validation uses the
+            full eps.
         weight_perturbation: Perturb the weights in the direction that increases the loss before each step (AWP), each
             tensor by this fraction of its norm; papers use 0.005 to 0.01.
         rollback: After an epoch that overfits to the attack of training, resume from the last epoch that did not.
