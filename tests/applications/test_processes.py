@@ -198,7 +198,7 @@ def test_the_command_evaluates_with_the_attacks_of_the_plan(made: Any, tmp_path:
 def served(*cells: Any) -> subprocess.CompletedProcess[bytes]:
     """What one process writes that gets these cells."""
     sent = b"".join(map(pickle.dumps, cells))
-    return subprocess.run([sys.executable, "-c", processes.WORK], input=sent, capture_output=True)
+    return subprocess.run([sys.executable, "-c", processes.WORK], input=sent, capture_output=True, timeout=120)
 
 
 def commands(device: str, *words: list[str]) -> Any:
@@ -217,9 +217,17 @@ def test_a_process_serves_one_cell_after_another_until_a_command_of_each_fails()
 
 def test_a_process_that_may_need_a_gpu_does_not_fork() -> None:
     bad = commands("cuda", ["list", "attacks"], ["list", "nothing"], ["list", "data"])
-    found = served(bad, commands("cpu", ["list", "data"]))
+    found = served(commands("cpu", ["list", "methods"]), bad, commands("cpu", ["list", "data"]))
     assert found.returncode == 2 and b"attacks:" in found.stdout and b"data:" not in found.stdout
-    assert MARK.encode() not in found.stderr
+    assert found.stderr.count(MARK.encode()) == 1 and b"methods:" in found.stdout
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_ctrl_c_ends_a_cell_also_after_another_one(device: str, importable: None, tmp_path: Path) -> None:
+    pid, second = tmp_path / "pid", cell_that_dies(signal.SIGINT, tmp_path / "pid")
+    second.config = commands(device).config
+    found = served(commands("cpu", ["list", "data"]), second)
+    assert pid.exists() and b"KeyboardInterrupt" in found.stderr
 
 
 class Dying:

@@ -1,4 +1,4 @@
-"""Train and evaluate several runs at a time, each in a process of its own, by the ordinary commands."""
+"""Train and evaluate several runs at a time in other processes, by the ordinary commands."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class _Processes:
         try:
             with cell.run.claim(cell.config):
                 pass  # writes the configuration into the run folder, where `adv-train fit` reads it
-            process = self._started() if self._idle.empty() else self._idle.get()
+            process = self._free()
         except (UserError, OSError) as error:
             return str(error), False
         unread = _hand_over(pickle.dumps(cell), process)
@@ -123,7 +123,10 @@ class _Processes:
             return last.removeprefix("adv-train: error: ") or "no reason given", False
         return ("its process ended without reading what to do" if unread else None), False
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _free(self) -> subprocess.Popen[bytes]:
+        """Return a process without a cell; start one if there is none."""
+        with contextlib.suppress(queue.Empty):
+            return self._idle.get_nowait()
         process = subprocess.Popen(
             [sys.executable, "-c", WORK],
             stdin=subprocess.PIPE,

@@ -29,6 +29,7 @@ def serve() -> None:
     interrupted = signal.getsignal(signal.SIGINT)
     for cell in _arriving():
         if sys.platform != "linux" or cell.config.compute.device != "cpu":
+            signal.signal(signal.SIGINT, interrupted)
             sys.exit(run(cell))
         for name in _USED:  # Imports start no thread that a fork would miss.
             import_module(name)
