@@ -39,19 +39,17 @@ WORDS = ["--methods", METHODS_WRITTEN, "--seeds", "3", "--epochs", "2", "--cost"
 SEEDS = range(3)
 
 
-def here(_: Any, cell: Cell, __: Callable[[str], None]) -> str | None:
-    """Do the work of a cell's process in this one."""
+def here(_: Any, cell: Cell, words: list[str], __: Callable[[str], None]) -> str | None:
+    """Do the work of a process in this one."""
     with cell.run.claim(cell.config):
         pass
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        for words in cell.commands():
-            if main([*(word for word in words if word != "--progress"), "--quiet"]):
-                return said.getvalue().strip()
-    return None
+        failed = main([*(word for word in words if word != "--progress"), "--quiet"])
+    return said.getvalue().strip() if failed else None
 
 
-def nowhere(_: Any, cell: Cell, __: Callable[[str], None]) -> str | None:
+def nowhere(_: Any, cell: Cell, *__: Any) -> str | None:
     raise AssertionError(f"{cell.name} was started")
 
 
@@ -224,9 +222,9 @@ def test_one_more_seed_joins_those_that_are_there(
 ) -> None:
     started: list[str] = []
 
-    def watched(_: Any, cell: Cell, tell: Callable[[str], None]) -> str | None:
-        started.append(cell.name)
-        return here(_, cell, tell)
+    def watched(_: Any, cell: Cell, words: list[str], tell: Callable[[str], None]) -> str | None:
+        started.extend([cell.name] if words[0] == "fit" else [])
+        return here(_, cell, words, tell)
 
     words = ["--methods", "fast-at,fast-bat(ig_weight=0)", *WORDS[2:], "--seeds"]
     assert compare(tmp_path, *words, "1", by=watched) == 0
@@ -320,7 +318,7 @@ def test_presets_and_files_stand_for_methods_and_flags_win_over_them(
     Path("all.yaml").write_text("data: digits\nepochs: 9\nlr: 0.2\nmethod: fast-at\nstep: 0.1\n")
     seen: dict[str, Any] = {}
 
-    def look(_: Any, cell: Cell, __: Callable[[str], None]) -> str | None:
+    def look(_: Any, cell: Cell, *__: Any) -> str | None:
         seen[cell.name] = cell.config
         return "not today"
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from adv_train.attacks import PGD, Square, StandardAutoAttack, TargetedPGD, Transfer
 from adv_train.cli import evaluation, processes
-from adv_train.cli.worker import MARK
+from adv_train.cli.waiting import Task, Waiting
+from adv_train.cli.worker import MARK, Request
 from adv_train.comparison import Cell, Judgement
 from adv_train.config import resolve
 from adv_train.records import RunFolder
 
-# Stands in for a process that runs one cell, without the seconds that importing PyTorch takes.
+# Stands in for a process that serves one request, without the seconds that importing PyTorch takes.
 SCRIPT = """
 import os, pathlib, re, signal, sys, time
 name = re.search(rb"<(\\w+)>", os.read(0, 2**16)).group(1).decode()
@@ -52,7 +52,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(processes, "WORK", SCRIPT)
     monkeypatch.setattr(processes, "_processors", lambda: 2)
     config = resolve({"device": "cpu"}, preset="digits-standard")
-    return lambda *names: [Cell(f"<{name}>", tmp_path / name, config, (Judgement("best", (), 7),)) for name in names]
+    return lambda *names: [
+        Cell(f"<{name}>", tmp_path / f"<{name}>", config, (Judgement("best", (), 7),)) for name in names
+    ]
 
 
 def test_closing_the_generator_stops_what_runs_and_what_waits(made: Any, tmp_path: Path) -> None:
@@ -61,38 +63,39 @@ def test_closing_the_generator_stops_what_runs_and_what_waits(made: Any, tmp_pat
         cell, failure = next(ended)
         assert (cell.name, failure) == ("<bad>", "no luck")
     assert (tmp_path / "slow-started").exists() and not list(tmp_path.glob("*-ended"))
-    assert len(list(tmp_path.glob("later?"))) < len(later)  # each thread may have taken another one in the meantime
+    assert len(list(tmp_path.glob("<later?>"))) < len(later)  # each thread may have taken another one in the meantime
 
 
 def test_a_cell_that_fails_leaves_the_others_alone(
     made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = made("killed9", "quick", "taken")
-    with RunFolder(tmp_path / "taken").claim(cells[2].config):
+    with RunFolder(tmp_path / "<taken>").claim(cells[2].config):
         found = [failure for _, failure in processes.run_cells(cells, progress=None, workers=1)]
     assert found[:2] == ["its process was killed by signal 9", None]
     assert found[2] is not None and found[2].startswith("Another process is training")
     assert (tmp_path / "quick-ended").read_text() == "2"  # the one process has both processors
-    assert RunFolder(tmp_path / "quick").config() == cells[1].config
+    assert RunFolder(tmp_path / "<quick>").config() == cells[1].config
     said = capsys.readouterr().err.splitlines()
     killed, quick = "1 of 3, <killed9>: its process was killed by signal 9", "2 of 3, <quick>: trained and evaluated"
     again = "<killed9>: its process was killed by signal 9; it resumes after its last finished epoch."
     assert said[:4] == [again, again, killed, quick]
 
 
-def test_a_cell_whose_process_is_killed_starts_again_at_most_twice(made: Any, tmp_path: Path) -> None:
+def test_a_command_whose_process_is_killed_starts_again_at_most_twice(made: Any, tmp_path: Path) -> None:
+    """Each cell has two commands: it trains, then it evaluates."""
     cells = made("killed1", "killed2", "killed3", "killedbyctrlc1")
     found = {cell.name: failure for cell, failure in processes.run_cells(cells, progress=False)}
     assert found["<killed1>"] is None and found["<killed2>"] is None
     assert found["<killed3>"] == "its process was killed by signal 9"
     assert found["<killedbyctrlc1>"] is not None  # the user has interrupted it
-    assert [len((tmp_path / f"{cell.name[1:-1]}-times").read_text()) for cell in cells] == [2, 3, 3, 1]
+    assert [len((tmp_path / f"{cell.name[1:-1]}-times").read_text()) for cell in cells] == [3, 4, 3, 1]
 
 
-def test_a_process_serves_the_next_cell_when_its_cell_has_ended(
+def test_a_process_serves_the_next_request_when_one_has_ended(
     made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when a cell failed or was killed; its restart comes before the next cell."""
+    """Also when a command failed or was killed; its restart comes before the next cell."""
     script = f"""
 import os, re, sys
 while cells := re.findall(rb"<(\\w+)>", os.read(0, 2**16)):
@@ -107,7 +110,7 @@ while cells := re.findall(rb"<(\\w+)>", os.read(0, 2**16)):
     found = [failure for _, failure in processes.run_cells(cells, progress=False, workers=1)]
     assert found == [None, "no luck", "its process was killed by signal 9", None]
     pids, names = zip(*map(str.split, (tmp_path / "served").read_text().splitlines()), strict=True)
-    assert names == ("one", "bad", "killed", "killed", "killed", "two") and len(set(pids)) == 1
+    assert names == ("one", "one", "bad", "killed", "killed", "killed", "two", "two") and len(set(pids)) == 1
 
 
 @pytest.mark.parametrize("fault", ["popen", "claim", "deaf", "deaf and dumb"])
@@ -138,7 +141,11 @@ def test_a_fault_of_the_system_fails_one_cell(
     else:
         monkeypatch.setattr(processes.subprocess, "Popen", popen)
     # More than a pipe holds: otherwise it would depend on the time whether the process has ended before.
-    monkeypatch.setattr(processes.pickle, "dumps", lambda cell: real_dumps(cell) + b"x" * (10**6 if cell is bad else 0))
+    monkeypatch.setattr(
+        processes.pickle,
+        "dumps",
+        lambda request: real_dumps(request) + b"x" * (10**6 if str(bad.out) in str(request) else 0),
+    )
     found = {cell.name: failure for cell, failure in processes.run_cells([bad, good], progress=False, workers=1)}
     assert found["<good>"] is None
     reason = {
@@ -158,12 +165,19 @@ def test_the_processors_are_shared_out_and_nothing_is_said_where_nobody_wants_it
     assert capsys.readouterr().err == ""
 
 
-def test_on_an_accelerator_cells_run_one_at_a_time(made: Any, tmp_path: Path) -> None:
+def test_on_an_accelerator_cells_run_one_at_a_time_and_all_commands_of_one_in_one_process(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Request] = []
+    real_dumps = pickle.dumps
+    monkeypatch.setattr(processes.pickle, "dumps", lambda request: (requests.append(request), real_dumps(request))[1])
     on_a_gpu = [
         dataclasses.replace(cell, config=cell.config.changed({"device": "cuda"})) for cell in made("one", "two")
     ]
     assert len(list(processes.run_cells(on_a_gpu, progress=False))) == 2
     assert (tmp_path / "two-ended").read_text() == "2"
+    assert not any(fork for _, fork in requests)
+    assert [words[0] for words in requests[0].commands] == ["fit", "eval"]
 
 
 def test_what_is_left_to_do_is_told_in_the_words_of_the_command_line(made: Any, tmp_path: Path) -> None:
@@ -171,7 +185,7 @@ def test_what_is_left_to_do_is_told_in_the_words_of_the_command_line(made: Any, 
     attacks = (PGD(steps=3, restarts=2), StandardAutoAttack())
     judgements = (Judgement("best", attacks, 7), Judgement("last", attacks[:1], 7))
     fit, best, last = dataclasses.replace(cell, judgements=judgements).commands()
-    out = str(tmp_path / "run")
+    out = str(cell.out)
     assert fit == ["fit", "--out", out, "--progress"]
     asked = ["--limit", "7", "--attacks", "pgd(steps=3, restarts=2),autoattack", "--device", "cpu"]
     assert best == ["eval", out, "--checkpoint", "best", *asked, "--progress"]
@@ -195,57 +209,51 @@ def test_the_command_evaluates_with_the_attacks_of_the_plan(made: Any, tmp_path:
     assert [(type(attack), attack.chosen()) for attack in asked] == [(type(a), a.chosen()) for a in attacks]
 
 
-def served(*cells: Any) -> subprocess.CompletedProcess[bytes]:
-    """What one process writes that gets these cells."""
-    sent = b"".join(map(pickle.dumps, cells))
+def served(*requests: Request) -> subprocess.CompletedProcess[bytes]:
+    """What one process writes that gets these requests."""
+    sent = b"".join(map(pickle.dumps, requests))
     return subprocess.run([sys.executable, "-c", processes.WORK], input=sent, capture_output=True, timeout=120)
 
 
-def commands(device: str, *words: list[str]) -> Any:
-    """A stand-in for a cell with these commands left."""
-    config = SimpleNamespace(compute=SimpleNamespace(device=device))
-    return SimpleNamespace(config=config, commands=functools.partial(iter, words))
+def request(*words: str, fork: bool = True) -> Request:
+    return Request([text.split() for text in words], fork)
 
 
-def test_a_process_serves_one_cell_after_another_until_a_command_of_each_fails() -> None:
-    bad = commands("cpu", ["list", "attacks"], ["list", "nothing"], ["list", "data"])
-    found = served(bad, commands("cpu", ["list", "data"]))
+def test_a_process_serves_one_request_after_another_until_a_command_of_each_fails() -> None:
+    found = served(request("list attacks", "list nothing", "list data"), request("list data"))
     assert found.returncode == 0 and found.stdout.count(b"attacks:") == found.stdout.count(b"data:") == 1
     marks = [line for line in found.stderr.decode().splitlines() if line.startswith(MARK)]
     assert marks == [f"{MARK}2", f"{MARK}0"]
 
 
 def test_a_process_that_may_need_a_gpu_does_not_fork() -> None:
-    bad = commands("cuda", ["list", "attacks"], ["list", "nothing"], ["list", "data"])
-    found = served(commands("cpu", ["list", "methods"]), bad, commands("cpu", ["list", "data"]))
+    bad = request("list attacks", "list nothing", "list data", fork=False)
+    found = served(request("list methods"), bad, request("list data"))
     assert found.returncode == 2 and b"attacks:" in found.stdout and b"data:" not in found.stdout
     assert found.stderr.count(MARK.encode()) == 1 and b"methods:" in found.stdout
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_ctrl_c_ends_a_cell_also_after_another_one(device: str, importable: None, tmp_path: Path) -> None:
-    pid, second = tmp_path / "pid", cell_that_dies(signal.SIGINT, tmp_path / "pid")
-    second.config = commands(device).config
-    found = served(commands("cpu", ["list", "data"]), second)
-    assert pid.exists() and b"KeyboardInterrupt" in found.stderr
+@pytest.mark.parametrize("fork", [True, False])
+def test_ctrl_c_ends_a_command_also_after_another_one(fork: bool, importable: None, tmp_path: Path) -> None:
+    found = served(request("list data"), Request(Dying(signal.SIGINT, tmp_path / "pid"), fork))
+    assert (tmp_path / "pid").exists() and b"KeyboardInterrupt" in found.stderr
 
 
-class Dying:
-    """The commands of a cell: the process that runs them gets a signal, or waits for the end of the one that serves."""
+class Dying(list[list[str]]):
+    """Commands: the process that runs them gets a signal, or waits for the end of the one that serves."""
 
     def __init__(self, number: int, file: Path) -> None:
         self.number, self.file = number, file
 
-    def __call__(self) -> Any:
+    def __reduce__(self) -> Any:
+        return Dying, (self.number, self.file)
+
+    def __iter__(self) -> Any:
         self.file.write_text(str(os.getpid()))
         if self.number:
             os.kill(os.getpid(), self.number)
         while True:
             time.sleep(0.05)
-
-
-def cell_that_dies(number: int, file: Path) -> Any:
-    return SimpleNamespace(config=commands("cpu").config, commands=Dying(number, file))
 
 
 @pytest.fixture
@@ -256,19 +264,19 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_cell_that_is_killed_leaves_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
-    found = served(cell_that_dies(number, tmp_path / "pid"), commands("cpu", ["list", "data"]))
+def test_a_command_that_is_killed_leaves_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
+    found = served(Request(Dying(number, tmp_path / "pid"), True), request("list data"))
     assert found.returncode == 0
     marks = [line for line in found.stderr.decode().splitlines() if line.startswith(MARK)]
     assert marks == [f"{MARK}{-number}", f"{MARK}0"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_cell_ends_with_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
+def test_a_command_ends_with_the_process_that_serves(number: int, importable: None, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with subprocess.Popen([sys.executable, "-c", processes.WORK], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps(cell_that_dies(0, pid)))
+        process.stdin.write(pickle.dumps(Request(Dying(0, pid), True)))
         process.stdin.flush()
         wait_until(lambda: pid.exists() and pid.read_text() != "")
         process.send_signal(number)
@@ -280,3 +288,39 @@ def wait_until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+class Made:
+    """A cell of which these commands remain."""
+
+    def __init__(self, *commands: str) -> None:
+        self.name, self._commands = commands[0], commands
+
+    def commands(self) -> Iterator[list[str]]:
+        return iter([text.split() for text in self._commands])
+
+
+def taken(waiting: Waiting, trained: bool) -> str:
+    task = waiting.take(trained=trained)
+    return "nothing" if task is None else f"{task.cell.name}: {task.words[0]}"
+
+
+def test_some_processes_prefer_to_evaluate_and_the_others_to_train() -> None:
+    cells: list[Any] = [Made("fit a", "eval a"), Made("eval b"), Made("fit c")]
+    waiting = Waiting([Task(cell) for cell in cells])
+    assert [taken(waiting, True) for _ in range(2)] == ["eval b: eval", "fit a: fit"]
+    back = Task(cells[0])
+    assert back.advance() and not Task(cells[1]).advance()
+    waiting.put_back(back)
+    assert [taken(waiting, False) for _ in range(2)] == ["fit c: fit", "fit a: eval"]
+    for _ in cells[1:]:
+        waiting.end()
+    with ThreadPoolExecutor() as pool:  # It waits for the last task, which another process has taken.
+        last = pool.submit(taken, waiting, False)
+        with pytest.raises(TimeoutError):
+            last.result(0.1)
+        waiting.put_back(back)
+        assert last.result(10) == "fit a: eval"
+        last = pool.submit(taken, waiting, False)
+        waiting.end()
+        assert last.result(10) == "nothing"

@@ -292,9 +292,9 @@ def test_only_what_is_missing_is_run(done: Path, tmp_path: Path) -> None:
     shutil.rmtree(out / "cifar10-8-fast-at-seed1")
     started: list[str] = []
 
-    def watched(_: Any, cell: Cell, tell: Callable[[str], None]) -> str | None:
-        started.append(cell.name)
-        return here(_, cell, tell)
+    def watched(_: Any, cell: Cell, words: list[str], tell: Callable[[str], None]) -> str | None:
+        started.extend([cell.name] if words[0] == "fit" else [])
+        return here(_, cell, words, tell)
 
     assert table(out, *WORDS, by=watched) == 0
     assert started == ["cifar10-8-fast-at-seed1"]
@@ -309,8 +309,8 @@ def test_a_cell_that_fails_leaves_the_others_alone(
     for name in CELLS[:2]:
         shutil.rmtree(out / f"{name}-seed1")
 
-    def failing(_: Any, cell: Cell, tell: Callable[[str], None]) -> str | None:
-        return "the disk is full" if cell.name == "cifar10-8-fast-at-seed1" else here(_, cell, tell)
+    def failing(_: Any, cell: Cell, words: list[str], tell: Callable[[str], None]) -> str | None:
+        return "the disk is full" if cell.name == "cifar10-8-fast-at-seed1" else here(_, cell, words, tell)
 
     assert table(out, *WORDS, by=failing) == 1
     said = capsys.readouterr()

@@ -13,17 +13,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tqdm import tqdm
 
 from adv_train.cli.tally import RETRIES, Tally
-from adv_train.cli.worker import MARK
+from adv_train.cli.waiting import Task, Waiting
+from adv_train.cli.worker import MARK, Request
 from adv_train.comparison import Cell
 from adv_train.errors import UserError
 
-#: What a process runs. It serves one cell after another, because importing PyTorch takes longer than a small training.
+#: What a process runs. It serves many requests, because importing PyTorch takes longer than a small training.
 WORK = "from adv_train.cli.worker import serve; serve()"
 _END_OF_LINE = re.compile(r"[\r\n]")
 _CURSOR_MOVES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -34,7 +35,7 @@ def run_cells(
 ) -> Generator[tuple[Cell, str | None], None, None]:
     """Train and evaluate the cells that are not done, several at a time; closing the generator stops the rest.
 
-    A cell whose process is killed by a signal, as when memory runs out, is restarted at most `RETRIES` times.
+    A command whose process is killed by a signal, as when memory runs out, is restarted at most `RETRIES` times.
 
     Args:
         cells: The cells, in the order in which they start.
@@ -45,32 +46,43 @@ def run_cells(
     Yields:
         Each cell that was not done, when it ends, with the reason if it failed and None otherwise.
     """
-    waiting = [cell for cell in cells if not cell.is_done()]
-    at_once = workers or (_processors() if all(cell.config.compute.device == "cpu" for cell in waiting) else 1)
-    tally = Tally(len(waiting), progress)
-    lines = _lines(min(at_once, len(waiting)), tally.shown)
-    free: queue.SimpleQueue[tqdm[Any]] = queue.SimpleQueue()
-    for line in lines:
-        free.put(line)
-    processes = _Processes(max(1, _processors() // at_once), tally.restart)
+    tasks = [Task(cell) for cell in cells if not cell.is_done()]
+    at_once = workers or (_processors() if all(task.cell.config.compute.device == "cpu" for task in tasks) else 1)
+    tally = Tally(len(tasks), progress)
+    lines = _lines(min(at_once, len(tasks)), tally.shown)
+    waiting, processes = Waiting(tasks), _Processes(max(1, _processors() // at_once), tally.restart)
+    ended: queue.SimpleQueue[tuple[Cell, str | None] | BaseException] = queue.SimpleQueue()
 
-    def run(cell: Cell) -> str | None:
-        line = free.get()
+    def work(line: tqdm[Any], evaluates: bool) -> None:
         try:
-            return processes.run(cell, _writer(cell.name, line))
-        finally:
-            free.put(line)
+            while task := waiting.take(trained=evaluates):
+                try:
+                    failure = processes.run(task.cell, task.words, _writer(task.cell.name, line))
+                    goes_on = failure is None and task.advance()
+                except (UserError, OSError) as error:
+                    failure, goes_on = str(error), False
+                if goes_on:
+                    waiting.put_back(task)
+                else:
+                    waiting.end()
+                    ended.put((task.cell, failure))
+        except BaseException as error:
+            ended.put(error)
 
     pool = ThreadPoolExecutor(at_once)
     try:
-        futures = {pool.submit(run, cell): cell for cell in waiting}
-        for future in as_completed(futures):
-            cell, failure = futures[future], future.result()
-            tally.add(cell, failure)
-            yield cell, failure
+        for place, line in enumerate(lines):
+            pool.submit(work, line, place % 2 == 0)
+        for _ in tasks:
+            found = ended.get()
+            if isinstance(found, BaseException):
+                raise found
+            tally.add(*found)
+            yield found
     finally:
+        waiting.close()
         processes.stop()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
         processes.close()
         for line in lines:
             line.close()
@@ -92,25 +104,38 @@ class _Processes:
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._stopping = threading.Event()
 
-    def run(self, cell: Cell, tell: Callable[[str], None]) -> str | None:
-        """Run the remaining commands of a cell; return the reason if it failed, otherwise None."""
+    def run(self, cell: Cell, words: list[str], tell: Callable[[str], None]) -> str | None:
+        """Run the next command of a cell in a fork, or all its commands in a process of their own where none may fork.
+
+        Args:
+            cell: The cell.
+            words: The words after ``adv-train`` of the next command.
+            tell: Called with each line that the command writes to stderr.
+
+        Returns:
+            The reason if a command failed, otherwise None.
+
+        Raises:
+            UserError: If another process trains in the run folder.
+            OSError: If the system refuses a file or a process.
+        """
         for _ in range(RETRIES):
-            failure, killed = self._once(cell, tell)
+            failure, killed = self._once(cell, words, tell)
             if failure is None or not killed or self._stopping.is_set():
                 return failure
             self._restarted(cell, failure)
-        return self._once(cell, tell)[0]
+        return self._once(cell, words, tell)[0]
 
-    def _once(self, cell: Cell, tell: Callable[[str], None]) -> tuple[str | None, bool]:
-        """Run them in one process; return the reason if it failed, and whether a signal killed it."""
+    def _once(self, cell: Cell, words: list[str], tell: Callable[[str], None]) -> tuple[str | None, bool]:
+        """Run them once; return the reason if a command failed, and whether a signal killed its process."""
         tell("starting")
-        try:
-            with cell.run.claim(cell.config):
-                pass  # writes the configuration into the run folder, where `adv-train fit` reads it
-            process = self._free()
-        except (UserError, OSError) as error:
-            return str(error), False
-        unread = _hand_over(pickle.dumps(cell), process)
+        with cell.run.claim(cell.config):
+            pass  # writes the configuration into the run folder, where `adv-train fit` reads it
+        process = self._free()
+        # Only Linux forks, and only for the CPU: a fork of CUDA's state is unusable.
+        fork = sys.platform == "linux" and cell.config.compute.device == "cpu"
+        request = Request([words] if fork else list(cell.commands()), fork)
+        unread = _hand_over(pickle.dumps(request), process)
         last, status = _follow(process, tell)
         tell("")
         if status is None:
@@ -124,7 +149,7 @@ class _Processes:
         return ("its process ended without reading what to do" if unread else None), False
 
     def _free(self) -> subprocess.Popen[bytes]:
-        """Return a process without a cell; start one if there is none."""
+        """Return a process without a request; start one if there is none."""
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         process = subprocess.Popen(
@@ -135,8 +160,8 @@ class _Processes:
             env=self._environment,
         )
         self._running.append(process)
-        # A thread of the pool can take its next cell before `shutdown` cancels the waiting ones. If `stop` has gone
-        # through the list before this process entered it, the process must be terminated here.
+        # A thread may have taken a cell before `stop`. If `stop` has gone through the list before this process entered
+        # it, the process must be terminated here.
         if self._stopping.is_set():
             process.terminate()
         return process
@@ -148,16 +173,16 @@ class _Processes:
             process.terminate()  # does nothing if the process has ended
 
     def close(self) -> None:
-        """Wait for the end of the processes without a cell; no other thread may use this object."""
+        """Wait for the end of the processes without a request; no other thread may use this object."""
         while not self._idle.empty():
             _ended(self._idle.get())
 
 
-def _hand_over(cell: bytes, process: subprocess.Popen[bytes]) -> bool:
-    """Write a pickled cell to the stdin of its process; return whether the process had ended before."""
+def _hand_over(request: bytes, process: subprocess.Popen[bytes]) -> bool:
+    """Write a pickled request to the stdin of a process; return whether the process had ended before."""
     assert process.stdin is not None
     try:
-        process.stdin.write(cell)  # fits into the buffer of the pipe, so this does not block
+        process.stdin.write(request)  # fits into the buffer of the pipe, so this does not block
         process.stdin.flush()
     except BrokenPipeError:
         return True
@@ -165,12 +190,12 @@ def _hand_over(cell: bytes, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _follow(process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> tuple[str, int | None]:
-    """Pass each line that a process writes to stderr on to `tell`, until its cell or the process itself has ended.
+    """Pass each line that a process writes to stderr on to `tell`, until its request or the process itself has ended.
 
     A progress bar ends its states with a carriage return, so each state counts as a line.
 
     Returns:
-        The last line, and the exit status of the cell; None instead of a status if the process has ended.
+        The last line, and the exit status of the request; None instead of a status if the process has ended.
     """
     said, rest = "", ""
     assert process.stderr is not None
