@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any, Final
 
 from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
 from adv_train.report.summary import RunSummary, number, percent
 from adv_train.series import ALIGNMENT, CLEAN, IMPLICIT, LOSS, ONE_STEP, ROBUST, TOP_CLASS, Series, dashes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CURVES: Final = (ROBUST, CLEAN, ALIGNMENT, LOSS, TOP_CLASS, IMPLICIT)
 _BESIDE: Final = {ROBUST: ONE_STEP}

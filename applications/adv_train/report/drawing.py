@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = 8
 
@@ -65,8 +65,10 @@ def drawn(title: str, told: str, draw: Callable[[Axes], None], *, prefix: str, h
         prefix: Prefix of the ids inside the drawing, unique in the page.
         height: Height in inches.
     """
-    # Not pyplot, which would choose a backend for the whole process.
-    with matplotlib.rc_context(_STYLE):
+    from matplotlib import rc_context  # Not at the top: only drawing needs matplotlib.
+    from matplotlib.figure import Figure  # Not pyplot, which would choose a backend for the whole process.
+
+    with rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         axes.tick_params(length=0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from adv_train.report.drawing import CARD, COLOURS, SERIES, Chart, drawn
 from adv_train.report.summary import RunSummary, accuracies, alike, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Ends = tuple[float, float]
 _COLLAPSED = 0.5
@@ -85,6 +85,8 @@ class Scatter:
         return drawn(self.title, f"{self.title}: {told}.", self._draw, prefix=f"main{place}", height=3.4)
 
     def _draw(self, axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator  # Not at the top: only drawing needs matplotlib.
+
         near = self._near
         axes.margins(0.12)
         for number, colour, point in self.key:
@@ -103,7 +105,7 @@ class Scatter:
         axes.set_ylabel(f"robust accuracy ({self.robust_axis})")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(5))
-            axis.set_major_formatter(FuncFormatter(_tick))
+            axis.set_major_formatter(_tick)
 
 
 def of_runs(runs: Sequence[RunSummary]) -> Scatter | None:
@@ -139,7 +141,7 @@ def of_run(run: RunSummary) -> Chart | None:
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="x", linewidth=0.8)
-        axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+        axes.xaxis.set_major_formatter(_tick)
 
     told = "; ".join(f"{title} {_accuracy(value, ends).text}" for title, value, ends in found)
     height = 0.5 + 0.36 * len(found)

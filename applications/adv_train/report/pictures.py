@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
-from matplotlib.image import imsave
 
 from adv_train.evaluation import Examples
 
@@ -91,11 +89,15 @@ def _change(examples: Examples, index: int, span: float | None) -> bytes:
     change = change / (2 * span if span > 0 else 1) + 0.5
     if len(change) == 3:
         return _image(change)
+    from matplotlib import colormaps  # Not at the top: only drawing needs matplotlib.
+
     return _image(colormaps["RdBu"](change.mean(0))[..., :3].transpose(2, 0, 1))
 
 
 def _image(pixels: Picture) -> bytes:
     """Encode an image ``(C, H, W)`` as PNG; an image without exactly three channels becomes the grey of their mean."""
+    from matplotlib.image import imsave  # Not at the top: only drawing needs matplotlib.
+
     colours = pixels if len(pixels) == 3 else pixels.mean(0, keepdims=True).repeat(3, axis=0)
     buffer = io.BytesIO()
     imsave(buffer, colours.transpose(1, 2, 0).clip(0, 1), format="png")
