@@ -203,13 +203,15 @@ class ProblemAtTheta:
         """
         if term.loosened(self.accuracy) is not term:
             left = residual(term, z, slope).detach()
-            reach = 2 * float(plain(left).max())
-            if reach <= 2 * self.accuracy and term.loosened(reach) is not term:
+            # A lane that has missed its tolerance is reported, and must not decide for the others.
+            left = torch.where(left <= self.accuracy, left, 0.0)
+            if term.loosened(2 * float(plain(left).max())) is not term:
                 # The error of z is about the residual over the curvature. Where the curvature is large, a slack of
                 # twice the residual would take constraints for active at interior solutions.
                 at = Place(z.detach(), slope.detach(), z.detach(), slope.detach())
                 curved = curvature_along_residual(replace(self.detach(), term=term), at, None)[0].squeeze(-1)
-                term = term.loosened(2 * float(plain(left / curved.clamp(min=1.0)).max()))
+                error = torch.where(left > 0, left / curved.clamp(min=1.0), 0.0)
+                term = term.loosened(2 * float(plain(error).max()))
         return term.tangent(z, slope)
 
     def motion(self, origin: Term, tangent: Tangent, z: Tensor) -> Tensor:

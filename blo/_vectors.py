@@ -40,6 +40,15 @@ def length(v: Tensor, *, keepdim: bool = True) -> Tensor:
     return found if keepdim else found.squeeze(-1)
 
 
+def stepped(size: Tensor) -> Tensor:
+    """Return a positive size rounded up to a power of the eighth root of two, without a graph.
+
+    The result is locally constant. So steps that contain it instead of the size are differentiated correctly, although
+    no derivative passes through it.
+    """
+    return size.detach().log2().mul(8.0).ceil().div(8.0).exp2()
+
+
 def irregular(n: int, like: Tensor) -> Tensor:
     """Return the cosines of the squares of 1 to n, shape `(n,)`, in at least single precision, on the device of `like`.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo._precision import require_single
 from blo._settings import require_budget, require_count
-from blo._vectors import dot, norm, push
+from blo._vectors import dot, norm, push, stepped
 from blo.solvers import _line
 from blo.solvers._base import Problem
 from blo.solvers._iterative import Iterative
@@ -68,7 +68,8 @@ class LBFGS(Iterative):
         value, slope = problem.evaluate(z)
         past = z0.new_zeros((*z0.shape[:-1], self.memory, z0.shape[-1]))
         # Without curvature pairs the scale of the step is unknown: the first step has a length of at most 1.
-        scale = 1.0 / norm(slope.detach()).clamp(min=1.0)
+        size = norm(slope.detach()).clamp(min=1.0)
+        scale = 1.0 / (stepped(size) if problem.followed else size)
         return _State(z, slope, z, scale, past, past, _line.start(value, scale))
 
     def move(self, problem: Problem, state: _State) -> _State:
@@ -78,7 +79,7 @@ class LBFGS(Iterative):
     def look(self, problem: Problem, state: _State) -> _State:
         value, slope = problem.evaluate(state.trial)
         moved, turned = state.trial - state.z, slope - state.slope
-        accepted, line = _line.judge(state.line, value, moved, state.slope, slope)
+        accepted, line = _line.judge(state.line, value, moved, state.slope, slope, followed=problem.followed)
         bent = dot(moved, turned) > 0
         # Only pairs of positive curvature keep the BFGS inverse positive definite. A pair is stored only for an
         # accepted step, so that it describes the path of the iterates.

@@ -101,7 +101,7 @@ class LevenbergMarquardt(Iterative):
     def look(self, problem: Problem, state: _State) -> _State:
         value, slope = problem.evaluate(state.trial)
         moved = state.trial - state.z
-        accepted, line = _line.judge(state.line, value, moved, state.slope, slope)
+        accepted, line = _line.judge(state.line, value, moved, state.slope, slope, followed=problem.followed)
         shift, growth = _damped(state, value, moved, accepted)
         return _State(
             z=torch.where(accepted, state.trial, state.z),

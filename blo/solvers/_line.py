@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blo._term import Term, expanded
-from blo._vectors import dot
+from blo._vectors import dot, stepped
 from blo.errors import StructureError
 from blo.sets import Free
 
@@ -39,7 +39,9 @@ def start(value: Tensor, like: Tensor) -> Line:
     return Line(value.detach().unsqueeze(-1), torch.ones_like(like), torch.zeros_like(like))
 
 
-def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Line]:
+def judge(
+    line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tensor, *, followed: bool
+) -> tuple[Tensor, Line]:
     """Accept or reject a trial, and choose the length of the next step.
 
     Args:
@@ -48,6 +50,7 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
         moved: the trial minus the current point, shape `(*lanes, n)`.
         before: the gradient at the current point.
         after: the gradient at the trial.
+        followed: the steps will be differentiated, so the length is locally constant.
 
     Returns:
         Whether the trial is accepted, shape `(*lanes, 1)`, and the next state. The length doubles after an accepted
@@ -68,6 +71,7 @@ def judge(line: Line, value: Tensor, moved: Tensor, before: Tensor, after: Tenso
     # limited to a decrease by a factor between 2 and 10. If the trial's value is not finite, the factor is 10.
     parabola = -0.5 * promised / torch.where(gain > promised, gain - promised, 1.0)
     shrunk = torch.where(torch.isfinite(value), parabola.clamp(0.1, 0.5), 0.1)
+    shrunk = stepped(shrunk) if followed else shrunk
     return accepted, Line(
         value=torch.where(accepted, value, line.value),
         length=line.length * torch.where(accepted, 2.0, shrunk),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blo._autodiff import all_true_on_cpu
 from blo._settings import require_budget
-from blo._vectors import dot, norm
+from blo._vectors import dot, norm, stepped
 from blo.errors import StructureError
 from blo.linsolve import Auto, LinearSolver
 from blo.operators import Hessian, Operator, Restricted, ScaledIdentity, Sum
@@ -96,12 +96,13 @@ class Newton(Iterative):
         step = torch.where(usable, step, state.slope / size.clamp(min=1.0))
         return state._replace(
             trial=problem.prox(state.z - state.line.length * step, 1.0),
-            shift=_shifted(state.shift, size.detach(), usable),
+            shift=_shifted(state.shift, stepped(size) if problem.followed else size.detach(), usable),
         )
 
     def look(self, problem: Problem, state: _State) -> _State:
         value, slope = problem.evaluate(state.trial)
-        accepted, line = _line.judge(state.line, value, state.trial - state.z, state.slope, slope)
+        moved = state.trial - state.z
+        accepted, line = _line.judge(state.line, value, moved, state.slope, slope, followed=problem.followed)
         forcing = self._forcing(problem, state, slope)
         return _State(
             z=torch.where(accepted, state.trial, state.z),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from blo._autodiff import plain
 from blo._curvature import unaligned
-from blo._vectors import norm
+from blo._vectors import norm, stepped
 from blo.solvers._base import Problem
 from blo.solvers._stopping import gradient_change
 
@@ -57,7 +57,7 @@ class Probe(NamedTuple):
 
     def limited(self, step: Tensor) -> Tensor:
         """Return the step size, reduced to about one over the curvature if it is larger, shape `(*lanes, 1)`."""
-        return torch.where(step * self.bend > _SHARE, _SHARE / self.bend, step)
+        return torch.where(step * self.bend > _SHARE, _SHARE / stepped(self.bend), step)
 
     def _turned(self, problem: Problem, z: Tensor, slope: Tensor) -> Probe:
         change = gradient_change(problem, z, slope, self.direction)

@@ -152,7 +152,7 @@ class _State(NamedTuple):
 
 def _adapt(step: Tensor, moved: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
     """Return the next step size of each lane, and whether its last step is accepted; shapes `(*lanes, 1)`."""
-    # The step size is piecewise smooth in theta, but the solution does not depend on it: keep it out of derivatives.
+    # The step size is piecewise constant in theta: what decides on its changes needs no derivative.
     moved, turned = moved.detach(), turned.detach()
     length = dot(moved, moved)
     # Differences of gradients stay accurate near the solution, where rounding dominates differences of values.

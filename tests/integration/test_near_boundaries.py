@@ -178,3 +178,21 @@ def test_a_solver_told_to_stop_early_leaves_constraints_that_hold_its_solution()
     )
     assert out.z[1].item() == pytest.approx(d)  # the test is of something
     np.testing.assert_allclose(out.grad.numpy(), [1.0, 0.0, 1.0], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("other", [0.3, torch.nan], ids=["unconverged", "nan"])
+@pytest.mark.filterwarnings("ignore")
+def test_another_lane_that_has_not_converged_frees_no_constraint(other: float) -> None:
+    """The first lane ends 2e-5 inside the bound that holds its first coordinate, within the tolerance of its solver."""
+    target = torch.tensor([[2.0, 0.3], [-2.0, 0.3]]).double()
+    lower = blo.LowerProblem(lambda t, z: (z - t * target).square().sum(-1), blo.Box(-1.0, 1.0), batched=True)
+    ended = torch.tensor([[1 - 2e-5, 0.3], [other, 0.3]]).double()
+    found = []
+    for solver in (
+        blo.External(lambda t, z: ended, tol=1e-4),
+        blo.External(lambda t, z: ended[:1].expand(2, 2), tol=1e-4),
+    ):
+        theta = torch.ones((), dtype=torch.float64, requires_grad=True)
+        z = blo.argmin(lower, theta, torch.zeros(2, 2).double(), solver=solver, on_failure="ignore")
+        found.append(torch.autograd.grad(z[0].sum(), theta)[0].item())
+    assert found[0] == pytest.approx(0.3, abs=1e-7) == found[1]

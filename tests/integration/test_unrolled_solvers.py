@@ -76,3 +76,39 @@ def test_truncation_cuts_theta_out_of_the_first_steps(name: str, constraint: blo
     whole = slope(solver, constraint, blo.Unrolled())
     if name != "newton":  # which forgets its start as fast as it converges
         assert (found - whole).abs().max() > 1e-6
+
+
+def steep(theta: Tensor, z: Tensor) -> Tensor:
+    return (z.exp() * theta - 2 * z).sum() + 2 * (z[0] - z[1]).square()
+
+
+def saddle(theta: Tensor, z: Tensor) -> Tensor:
+    return (theta * z.cos()).sum() + 0.05 * z.square().square().sum() + 0.3 * z[0] * z[1]
+
+
+#: Solvers that choose the length of their steps, with a start from which they have to.
+ADAPTIVE: dict[str, tuple[Any, blo.solvers.Solver, list[float]]] = {
+    "projected gradient": (steep, blo.ProjectedGradient(max_steps=3, tol=None), [2.0, -1.0]),
+    "projected gradient that stops early": (steep, blo.ProjectedGradient(tol=0.1), [2.0, -1.0]),
+    "fista": (steep, blo.FISTA(max_steps=3, tol=None), [2.0, -1.0]),
+    "lbfgs, first length": (steep, blo.LBFGS(max_steps=3, tol=None), [2.0, -1.0]),
+    "lbfgs, backtracking": (steep, blo.LBFGS(max_steps=4, tol=None), [-3.0, 4.0]),
+    "newton, indefinite": (saddle, blo.Newton(max_steps=3, tol=None), [0.3, -0.4]),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_it_is_the_derivative_of_what_the_solver_computes(name: str) -> None:
+    function, solver, start = ADAPTIVE[name]
+    lower, z0 = blo.LowerProblem(function), torch.tensor(start, dtype=torch.float64)
+
+    def solved(theta: Tensor) -> Tensor:
+        z = blo.argmin(lower, theta, z0, solver=solver, gradient=blo.Unrolled(), on_failure="ignore")
+        return z @ torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+    theta = torch.tensor([1.3, 0.4], dtype=torch.float64)
+    (found,) = torch.autograd.grad(solved(live := theta.clone().requires_grad_()), live)
+    for coordinate in range(2):
+        h = 1e-4 * torch.eye(2, dtype=torch.float64)[coordinate]
+        near, far = solved(theta + h) - solved(theta - h), solved(theta + 2 * h) - solved(theta - 2 * h)
+        torch.testing.assert_close(found[coordinate], (8 * near - far) / 12e-4, rtol=1e-8, atol=1e-10)
