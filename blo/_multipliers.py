@@ -1,7 +1,7 @@
 """Which constraints are active at a solution, decided from their distances and multipliers.
 
 A solution is known only to the accuracy of its solver. A constraint near it is active if the multiplier exceeds the
-distance, both in units in which the objective's curvature is one, and inactive otherwise. If the multiplier pulls the
+distance, as it does where the objective has a curvature of about one, and inactive otherwise. If the multiplier pulls the
 solution away from the constraint, it is inactive even at distance zero: the solver stopped there within its tolerance.
 """
 
@@ -46,8 +46,8 @@ def unresolved(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) ->
     return undecided | adrift(distance, multiplier, slack, z)
 
 
-def adrift(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Tensor:
-    """Return which constraints count as active only because `slack` exceeds the whole solution.
+def adrift(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor, width: Tensor | float = math.inf) -> Tensor:
+    """Return which constraints count as active only because `slack` exceeds the whole solution, or a width.
 
     In the middle of a small set, the rounding of a steep gradient is larger than the distance from the boundary.
 
@@ -56,8 +56,9 @@ def adrift(distance: Tensor, multiplier: Tensor, slack: float, z: Tensor) -> Ten
         multiplier: likewise.
         slack: likewise.
         z: the solution, shape `(*lanes, n)`.
+        width: the distance from the opposite constraint.
     """
-    largest = z.detach().abs().amax(-1, keepdim=True)
+    largest = z.detach().abs().amax(-1, keepdim=True).clamp(max=width)
     return (distance <= slack) & (_PLAIN * distance > largest) & (distance > 0) & (distance <= multiplier)
 
 
@@ -71,7 +72,7 @@ def adrift_in_bounds(low: Tensor, high: Tensor, multiplier: Tensor, slack: float
         slack: see `clear`.
         z: the solution, shape `(*lanes, n)`.
     """
-    return adrift(torch.where(multiplier > 0, low, high), multiplier.abs(), slack, z)
+    return adrift(torch.where(multiplier > 0, low, high), multiplier.abs(), slack, z, low + high)
 
 
 def negligible(multiplier: Tensor, gradient: Tensor, tangential: Tensor) -> Tensor:

@@ -69,3 +69,19 @@ def test_a_product_is_as_long_as_its_parts_together_if_all_are_bounded() -> None
     half_open = blo.Box(torch.zeros(3).double(), torch.tensor([1.0, 1.0, torch.inf]).double())
     extent = blo.Product(half_open, blo.L2Ball(1e-6)).fit(layout).extent
     assert float(torch.as_tensor(extent)) == torch.inf
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-8])
+def test_a_coordinate_whose_bounds_are_nearer_than_the_slack_is_reported(unit: float) -> None:
+    """The solver stops with a gradient of the small coordinate that looks like a multiplier."""
+    units = torch.tensor([unit, 1.0], dtype=torch.float64)
+
+    def objective(theta: Tensor, z: Tensor) -> Tensor:
+        y = z / units
+        return 0.5 * (y - theta).square().sum() + (y[0] - theta) ** 4 + 0.3 * y.sum().cos()
+
+    lower = blo.LowerProblem(objective, blo.Box(torch.zeros(2).double(), 2 * units))
+    theta = torch.tensor(0.01, dtype=torch.float64)
+    with pytest.warns(blo.errors.DegenerateWarning):
+        found = blo.value_and_hypergrad(lambda t, z: z[0] / unit, lower, theta, 0.5 * units, solver=blo.LBFGS())
+    assert found.z[0] / units[0] == pytest.approx(0.02496, abs=1e-5)  # it is an interior solution
