@@ -1,8 +1,9 @@
 """Which constraints are active at a solution, decided from their distances and multipliers.
 
 A solution is known only to the accuracy of its solver. A constraint near it is active if the multiplier exceeds the
-distance, as it does where the objective has a curvature of about one, and inactive otherwise. If the multiplier pulls the
-solution away from the constraint, it is inactive even at distance zero: the solver stopped there within its tolerance.
+distance, and inactive otherwise. This compares two units, and assumes that the objective has a curvature of about one.
+If the multiplier pulls the solution away from the constraint, it is inactive even at distance zero: the solver stopped
+there within its tolerance.
 """
 
 from __future__ import annotations
