@@ -34,9 +34,9 @@ def argmin(
 
     Torch differentiates it in reverse mode: by `.backward()`, `torch.func.grad`, `vjp` and `jacrev`, under `vmap`, and
     inside the objective of another lower problem. Derivatives may be nested to any order, as in
-    `jacrev(jacrev(f))`, where the strategy allows it; those of `Implicit` are derivatives of the solution, those of
-    `Unrolled` of the iteration. `ValueFunction`, `Unrolled(checkpoint=True)` and `Unrolled(mode="forward")` can be
-    differentiated once.
+    `jacrev(jacrev(f))`, where the strategy allows it; those of `Implicit` are derivatives of the solution if its
+    linear solver converges, those of `Unrolled` of the iteration. `ValueFunction`, `Unrolled(checkpoint=True)` and
+    `Unrolled(mode="forward")` can be differentiated once.
 
     The forward mode of torch (`jvp`, `jacfwd`, and `hessian`, which uses it) works with `Unrolled()` and
     `Unrolled(last=k)`, whose steps torch records; for other strategies use `jacrev(jacrev(f))` in place of `hessian`.
@@ -69,6 +69,7 @@ def argmin(
 
     Warns:
         ConvergenceWarning: if a solve stopped early, or the curvature is not positive.
+        FixedStepsWarning: if a fixed number of steps did not reach the solution, also with `on_failure="raise"`.
         DegenerateWarning: if an active constraint has multiplier zero.
         ConstantWarning: if theta does not enter the lower problem, or has no leaf that requires grad where gradients
             are enabled.

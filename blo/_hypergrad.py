@@ -82,8 +82,9 @@ def value_and_hypergrad(
 ) -> Hypergradient:
     """Return f(theta, z*(theta)) and its gradient, with the direct and the implicit part.
 
-    One backward pass gives the upper gradients in theta and in z. One graph of the lower gradient serves all
-    Hessian-vector products and the cross term. The results are constants; for a differentiable solution use `argmin`.
+    One backward pass gives the upper gradients in theta and in z. With `Implicit()`, one graph of the
+    lower gradient serves all Hessian-vector products and the cross term. The results are constants; for a
+    differentiable solution use `argmin`.
 
     Args:
         upper: `upper(theta, z)` returns a tensor of shape `()`, also for a batched problem.
@@ -110,6 +111,7 @@ def value_and_hypergrad(
 
     Warns:
         ConvergenceWarning: if a solver did not reach its tolerance, or the curvature is not positive.
+        FixedStepsWarning: if a fixed number of steps did not reach the solution, also with `on_failure="raise"`.
         DegenerateWarning: if an active constraint has multiplier zero.
         ConstantWarning: if the lower problem does not depend on theta.
     """

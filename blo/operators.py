@@ -204,7 +204,7 @@ class Restricted(Operator):
             return matrix
         projector = Hessian(self.tangent.project).dense(like)
         # The Frobenius norm of a projector is 0 or at least 1. If it is 0, nothing is free and both norms are rounding.
-        rank = torch.linalg.matrix_norm(projector, keepdim=True)
-        size = torch.linalg.matrix_norm(matrix, keepdim=True) / rank
+        root_rank = torch.linalg.matrix_norm(projector, keepdim=True)
+        size = torch.linalg.matrix_norm(matrix, keepdim=True) / root_rank
         identity = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
-        return matrix + torch.where((rank > 0.5) & (size > 0), size, 1.0) * (identity - projector)
+        return matrix + torch.where((root_rank > 0.5) & (size > 0), size, 1.0) * (identity - projector)

@@ -23,8 +23,8 @@ class HessianFree(Stationary):
     with curvature 10) are this strategy. K, the curvature of an active boundary, is kept.
 
     Args:
-        curvature: in units of objective over z squared. Larger means a smaller implicit part; a negative one reverses
-            its sign.
+        curvature: in units of objective over z squared. Without a constraint that moves or is curved, a larger
+            one means a smaller implicit part, and a negative one reverses its sign.
         products: as in `Implicit`. With `"finite-difference"`, `lower.linearize(w, 1 / step)`, `OneStep(step)` and
             `curvature=1 / step`, it is the update of second-order DARTS (Liu et al., ICLR 2019) at the weights w.
 

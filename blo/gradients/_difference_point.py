@@ -24,11 +24,11 @@ class DifferencePoint(FirstOrderPoint):
     """`H v = (grad(z + h v) - grad(z - h v)) / 2h`, and `B^T q` likewise from the gradients in theta.
 
     The displacement `|h v|` of each lane balances the rounding of the gradients against the truncation error. It starts
-    at `eps^(1/3) * max(1, |z|)`, which suits third derivatives of size one, and is shortened where the gradient is far
-    from linear over it. This is tested in the cross term and in each product with H, which begins with the displacement
-    of the last one, until a shorter displacement is no help. A product is then accurate to about `eps^(2/3)` as far as
-    the rounding of the gradients allows: 4e-11 in double and 2e-5 in single precision. Gradients in theta are taken at
-    a theta that is at least as precise as z.
+    at `eps^(1/3) * max(1, |z| min(1, sqrt(100/n)))`, which suits third derivatives of size one, and is shortened where
+    the gradient is far from linear over it. This is tested in the cross term and in each product with H, which begins
+    with the displacement of the last one, until a shorter displacement is no help. A product is then accurate to about
+    `eps^(2/3)` as far as the rounding of the gradients allows: 4e-11 in double and 2e-5 in single precision. Gradients
+    in theta are taken at a theta that is at least as precise as z.
     """
 
     estimated = True

@@ -18,7 +18,7 @@ class Point(abc.ABC):
     """The lower problem at `(theta, z)` with its products.
 
     H = d2g/dz2, B = d2g/dz dtheta, N is the motion of the active face with theta, and G the change of the term's force
-    with theta at a fixed point of the face. N and G are zero unless the term depends on theta.
+    with theta at a point that moves with the face. N and G are zero unless the term depends on theta.
     """
 
     optimality: Optimality
@@ -50,7 +50,7 @@ class Point(abc.ABC):
 
     @abc.abstractmethod
     def cross(self, q: Tensor, v: Tensor) -> list[Tensor | None]:
-        """Return `-(B + G)^T q + N^T (v - H q)` for each leaf of theta, None where theta has no influence.
+        """Return `-(B + G)^T q + N^T (v - H^T q)` for each leaf of theta, None where theta has no influence.
 
         Call it last: it may free the graph that the products need.
         """

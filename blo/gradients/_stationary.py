@@ -27,10 +27,10 @@ class Stationary(Strategy):
     """Differentiates the optimality conditions at the lower solution.
 
     With P the projector on the tangent space, K the curvature of the active boundary times its multiplier, N the
-    motion of the active face with theta, and G the change with theta of the force of the set or penalty at a fixed
-    point of the face,
+    motion of the active face with theta, and G the change with theta of the force of the set or penalty at a point
+    that moves with the face,
 
-        P (H + K) P q = P v,      implicit part = -(B + G)^T q + N^T (v - H q).
+        P (H + K)^T P q = P v,      implicit part = -(B + G)^T q + N^T (v - H^T q).
 
     Subclasses choose the operator in place of H and how the system is solved.
 

@@ -19,8 +19,9 @@ from blo.gradients._function import FunctionRule, Solved
 class Zero(Strategy):
     """Treats the lower solution as a constant.
 
-    This is exact if the lower objective is minus the upper one and is solved exactly (Danskin). Otherwise it is an
-    approximation, which Fast-AT, PGD-AT and first-order MAML use.
+    This is exact if the upper objective is minus the lower one, penalty included, neither the set nor the penalty
+    depends on theta, and the unique global minimiser has been found (Danskin). Otherwise it is an approximation, which
+    Fast-AT, PGD-AT and first-order MAML use.
     """
 
     expects_theta = False

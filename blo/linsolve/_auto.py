@@ -42,8 +42,8 @@ class Auto(LinearSolver):
       `GMRES`, started from the sum.
     * `CG` otherwise. Lanes in which it finds non-positive curvature continue with `MINRES`, and are still reported as
       `indefinite`.
-    * `Direct` after these, for up to `8 * direct` unknowns, if a lane has not converged in as many iterations as there
-      are unknowns: it is ill-conditioned, and more iterations would cost more than a factorisation.
+    * `Direct` after these, for up to `8 * direct` unknowns, if a lane has not converged in `max_iter` iterations,
+      or in as many as there are unknowns: then it is ill-conditioned, and more would cost more than a factorisation.
 
     Attributes:
         max_iter: maximum number of iterations of each iterative solver.

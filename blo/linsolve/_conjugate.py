@@ -33,11 +33,11 @@ class Ended:
         x: the last iterate, shape `(*lanes, n)`.
         r: its recursive residual.
         p: the next direction.
-        q: the image of the last direction; p where no product was made.
+        q: the image of the last direction, or of p if p has no positive curvature; p where no product was made.
         rr: the squared norm of r.
         running: whether the goal has not been reached and all curvature was positive.
         indefinite: whether a direction of non-positive curvature was found.
-        iterations: the number of products.
+        iterations: the number of steps: products without that along which curvature was not positive.
         least: the smallest squared norm of a residual.
         best: returns the iterate with that residual.
     """

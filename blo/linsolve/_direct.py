@@ -28,8 +28,9 @@ class Direct(LinearSolver):
     as a reference for iterative solvers.
 
     A singular system may have solutions: an unknown that the objective does not use leaves a zero row. Then the
-    solution of least norm is returned, where each unknown is measured in a unit that gives the rows equal size. CG and
-    MINRES return that of least Euclidean norm. If there is no solution, the residual shows it.
+    solution of least norm is returned, where each unknown is measured in a unit that gives the rows equal size. Without
+    a guess and a preconditioner, CG and MINRES return that of least Euclidean norm. If there is no solution, the
+    residual shows it.
 
     Attributes:
         damping: d in `(A + d I) x = b`.

@@ -107,7 +107,7 @@ def _lanczos(
         products += 1
         alpha = space.dot(v, q)
         # The pivots of the Lanczos tridiagonal matrix T = L D L' are d_k = alpha_k - beta_k^2 / d_(k-1). T is positive
-        # definite as long as they are positive; they are the curvatures p'Ap / r'r of CG.
+        # definite as long as they are positive; without a preconditioner they are the curvatures p'Ap / r'r of CG.
         pivot = alpha - beta * beta / pivot
         indefinite = indefinite | (running & (pivot <= 0))
         pivot = torch.where(pivot == 0, eps, pivot)

@@ -33,8 +33,8 @@ class Intersection(Set):
     Sets of linear equations and inequalities (`Box`, `NonNegative`, `Simplex`, `Affine`, `Halfspaces`, a `Product` of
     these) are combined into one `Halfspaces`; if there are no others, its projection is exact. Otherwise cycles of
     projections onto the parts approach the nearest point and Newton's method converges to it, with dense matrices of
-    the size of z times the number of parts. If this fails (for an empty set that was not validated), the projection is
-    NaN, which solvers report.
+    the size of z times the number of parts. If this fails (for an empty set that was not validated, or for sets that
+    hardly more than touch from outside), the projection is NaN, which solvers report.
 
     The derivative is that on the intersection of all active faces, and each face has the curvature that belongs to its
     share of the gradient. A curved part whose share is not unique is counted as degenerate.

@@ -56,8 +56,8 @@ def descend(functions: Functions, leaves: Sequence[Tensor], z: Tensor, max_steps
         move, multipliers, held = _quadratic_programme(_root(at.hessian), at, x - z, unequal)
         y, active = torch.where(done, y, multipliers), torch.where(done, active, held)
         done = done | (norm(move) <= small * _size(x, z))
-        # The penalty function is exact if its weight exceeds the largest multiplier. `slope` is then an upper bound on
-        # its directional derivative along the move.
+        # The penalty function is exact if its weight exceeds the largest multiplier. Where the linearised constraints
+        # have a point, `slope` is then an upper bound on its directional derivative along the move.
         weight = torch.maximum(weight, 1.5 * multipliers.abs().amax(-1, keepdim=True) + small)
         here, over = merit(x, at.values)
         slope = dot(x - z, move) - weight * over
