@@ -17,7 +17,7 @@ import adv_train
 from adv_train import data, evaluation
 from adv_train.attacks import ATTACKS, PGD
 from adv_train.cli import main
-from adv_train.comparison import Judgement
+from adv_train.comparison import Cell, Judgement
 from adv_train.evaluation import Evaluation, Outcome
 from adv_train.records import RunFolder
 from adv_train.threat import Threat
@@ -87,6 +87,45 @@ def test_a_figure_takes_no_record_of_an_earlier_epoch(run: Path, capsys: pytest.
     capsys.readouterr()
     assert main(figure) == 2
     assert "No record evaluates best.pt" in capsys.readouterr().err
+
+
+def trained_again(run: Path) -> None:
+    """Replace the files of a run by those of another seed; its evaluations stay."""
+    other = run.with_name("other")
+    assert main(["fit", *TOY, "--epochs", "1", "--seed", "1", "--out", str(other), "--quiet"]) == 0
+    shutil.copytree(other, run, dirs_exist_ok=True)
+
+
+def test_a_comparison_and_a_figure_take_no_record_of_other_weights_of_the_same_epoch(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attack, figure = "pgd(steps=1,restarts=1)", ["plot", "strength", str(run), "--out", str(run.parent), "--quiet"]
+    judgements = tuple(Judgement(which, (ATTACKS.read(attack, "attack"),), 20) for which in ("best", "last"))
+
+    def taken() -> list[Evaluation | None]:
+        return Cell("run", run, RunFolder(run).config(), judgements).evaluations()
+
+    assert main(["eval", str(run), "--attacks", attack, *FEW]) == 0
+    (old,) = evaluation.read_all(run)
+    assert None not in taken() and main(figure) == 0
+    trained_again(run)
+    assert taken() == [None, None] and main(figure) == 2
+    assert "No record evaluates best.pt" in capsys.readouterr().err
+    assert main(["eval", str(run), "--attacks", attack, *FEW]) == 0
+    found = taken()
+    assert all(record and record.about["weights"] != old.about["weights"] for record in found)
+    assert main(figure) == 0
+
+    shutil.rmtree(run / "evaluations")
+    about = {key: value for key, value in old.about.items() if key != "weights"}
+    evaluation.write(replace(old, about=about), run)
+    assert None not in taken() and main(figure) == 0  # an older record does not name its weights
+
+    shutil.rmtree(run / "evaluations")
+    evaluation.write(old, run)
+    for file in run.glob("*.pt"):
+        file.unlink()
+    assert None not in taken() and main(figure) == 0  # a record may outlive the weights
 
 
 def test_a_record_belongs_to_the_code_of_a_network_of_ones_own(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from adv_train import evaluation
 from adv_train.attacks import ATTACKS, Attack, Transfer
 from adv_train.config import RunConfig
-from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.evaluation import Evaluation
-from adv_train.loading import open_checkpoint
+from adv_train.judged_weights import of_weights, weights_in
 from adv_train.records import RunFolder, best_record
 
 
@@ -40,7 +38,7 @@ class Judgement:
         return [*words, "--attacks", attacks, "--device", config.compute.device, "--progress"]
 
     def is_in(self, record: Evaluation, epoch: int, config: RunConfig) -> bool:
-        """Return whether a record is such an evaluation of the weights of an epoch.
+        """Return whether a record is such an evaluation of the weights of an epoch; `of_weights` compares the weights.
 
         The file name of the checkpoint does not count: `best.pt` and `last.pt` may hold the same epoch.
         """
@@ -95,16 +93,19 @@ class Cell:
         """Return the record of each evaluation; None if there is no record or training has not finished."""
         if not self.is_trained():
             return [None] * len(self.judgements)
-        metrics, select = self.run.metrics(), self.config.training.select
-        epochs = {"best": best_record(select, metrics)["epoch"], "last": len(metrics)}
+        metrics, select, run = self.run.metrics(), self.config.training.select, self.run
+        weights = {"best": (best_record(select, metrics)["epoch"], run.best), "last": (len(metrics), run.last)}
         try:
             records = evaluation.read_all(self.out)
         except UserError:
             records = []
-        return [
-            next((record for record in records if each.is_in(record, epochs[each.checkpoint], self.config)), None)
-            for each in self.judgements
-        ]
+
+        def found(each: Judgement) -> Evaluation | None:
+            epoch, file = weights[each.checkpoint]
+            fitting = [record for record in records if each.is_in(record, epoch, self.config)]
+            return next(iter(of_weights(fitting, file)), None)
+
+        return [found(each) for each in self.judgements]
 
     def is_done(self) -> bool:
         """Return whether training and all evaluations are finished."""
@@ -130,14 +131,5 @@ def _source_has_changed(attack: Transfer, settings: Mapping[str, Any]) -> bool:
     False if the source can no longer be read: a record may outlive its source.
     """
     place = Path(str(attack.source))
-    try:
-        stamp = (RunFolder(place).best if place.is_dir() else place).stat()
-        return _weights(place, stamp.st_mtime_ns, stamp.st_size) != settings.get("source_weights")
-    except (OSError, UserError):
-        return False
-
-
-@lru_cache(maxsize=16)
-def _weights(place: Path, *stamp: int) -> str:
-    """Return the digest of a source's weights; `stamp` changes with its file, which is read once."""
-    return digest(open_checkpoint(place).judged)[:16]
+    present = weights_in(RunFolder(place).best if place.is_dir() else place)
+    return present is not None and present != settings.get("source_weights")

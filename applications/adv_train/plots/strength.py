@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from adv_train import evaluation
 from adv_train.attacks import ATTACKS
 from adv_train.errors import UserError
+from adv_train.judged_weights import of_weights
 from adv_train.plots.base import FIGURES, Drawing, Row
 from adv_train.plots.lines import Judged, Points, line_names, mean_and_std, sharing
 from adv_train.plots.runs import Run
@@ -78,7 +79,9 @@ examples:
         threat = run.config.threat
         if self.test_eps is not None:
             threat = replace(threat, eps=self.test_eps)
-        epoch = run.best_epoch if self.checkpoint == "best" else run.config.training.epochs
+        epoch, file = run.best_epoch, run.folder.best
+        if self.checkpoint == "last":
+            epoch, file = run.config.training.epochs, run.folder.last
         place = run.folder.path
         judged = any((place / name).exists() for name in (evaluation.EVAL_FILE, evaluation.RECORDS_FOLDER))
         found = [
@@ -90,6 +93,7 @@ examples:
             # epoch is the best one, a record of best.pt is also one of last.pt.
             and record.about.get("epoch") == epoch
         ]
+        found = of_weights(found, file)
         if not found:
             raise UserError(
                 f"No record evaluates {self.checkpoint}.pt of `{place}` with {self.attack} at eps "
