@@ -20,6 +20,7 @@ from adv_train.cli import main
 from adv_train.comparison import Cell, Judgement
 from adv_train.evaluation import Evaluation, Outcome
 from adv_train.records import RunFolder
+from adv_train.summaries import summarise
 from adv_train.threat import Threat
 
 TOY = ["--data", "digits", "--method", "fast-at", "--train-limit", "60", "--validation-steps", "1", "--device", "cpu"]
@@ -126,6 +127,25 @@ def test_a_comparison_and_a_figure_take_no_record_of_other_weights_of_the_same_e
     for file in run.glob("*.pt"):
         file.unlink()
     assert None not in taken() and main(figure) == 0  # a record may outlive the weights
+
+
+def test_a_report_shows_no_record_of_other_weights_as_that_of_a_checkpoint(run: Path) -> None:
+    words = ["eval", str(run), "--attacks", "pgd(steps=1,restarts=1)", "--quiet"]
+    draw = ["plot", "landscape", str(run), "--points", "3", "--images", "5", "--device", "cpu", "--quiet"]
+    assert main([*words, "--limit", "40"]) == 0 and main(draw) == 0
+    summary = summarise(run)
+    assert summary.landscape and "not those evaluated" not in summary.landscape.told
+    trained_again(run)
+    summary = summarise(run)
+    assert summary.evaluation["checkpoint"] == "earlier best.pt" and "best.pt has other weights" in summary.alarms[-1]
+    assert main([*words, "--limit", "20"]) == 0  # of fewer images, so the old record was the headline
+    summary = summarise(run)
+    assert (summary.evaluation["checkpoint"], summary.evaluation["n"]) == ("best.pt", 20)
+    assert sorted(record["checkpoint"] for record in summary.records) == ["best.pt", "earlier best.pt"]
+    assert not any("other weights" in alarm for alarm in summary.alarms)
+    assert summary.landscape and "not those evaluated" in summary.landscape.told
+    written = json.loads((run / "eval.json").read_text())
+    assert (written["n"], written["weights"]) == (20, summary.evaluation["weights"])
 
 
 def test_a_record_belongs_to_the_code_of_a_network_of_ones_own(

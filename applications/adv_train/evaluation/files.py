@@ -28,7 +28,8 @@ RECORDS_FOLDER: Final = "evaluations"
 def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = None) -> Path:
     """Write a record beside the earlier ones, then ``outcomes.npz`` and ``eval.json``, each file in one piece.
 
-    A record replaces an earlier one only if it is an evaluation of the same weights with the same settings.
+    A record replaces an earlier one only if it is an evaluation of the same weights with the same settings. Earlier
+    records of other weights in the same checkpoint file are kept, but are not the headline.
 
     Args:
         evaluation: The record.
@@ -52,7 +53,7 @@ def write(evaluation: Evaluation, run_folder: Path, *, threat: Threat | None = N
     replace_file(path, pack(evaluation))
     files = _files(run_folder)
     records = [read_file(file) for file in files]
-    best = headline(records, threat)
+    best = headline([record for record in records if not _replaced(record, evaluation)], threat)
     names = [f"{RECORDS_FOLDER}/{file.name}" for file in files]
     listed = [{"file": name, **_brief(record)} for name, record in zip(names, records, strict=True)]
     replace_file(run_folder / OUTCOMES_FILE, files[records.index(best)].read_bytes())
@@ -115,6 +116,16 @@ def headline(records: Sequence[Evaluation], threat: Threat | None = None) -> Eva
         )
 
     return max(records, key=rank)
+
+
+def _replaced(record: Evaluation, later: Evaluation) -> bool:
+    """Return whether the checkpoint of a record has other weights in a later record."""
+    ours, theirs = (each.about.get("weights") for each in (record, later))
+    return (
+        record.about.get("checkpoint") == later.about.get("checkpoint")
+        and ours != theirs
+        and None not in (ours, theirs)
+    )
 
 
 def _brief(record: Evaluation) -> dict[str, Any]:

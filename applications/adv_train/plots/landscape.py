@@ -13,6 +13,7 @@ from adv_train.attacks.judging import progress_bar, suitable_threads
 from adv_train.data.dataset import Dataset
 from adv_train.data.split import to_unit_range
 from adv_train.devices import find_device
+from adv_train.digests import digest
 from adv_train.errors import UserError
 from adv_train.judged_data import cut
 from adv_train.loading import build_model, load_checkpoint, load_data
@@ -106,7 +107,7 @@ examples:
                 "adversarial direction.",
                 stacklevel=2,
             )
-        return Around(run, saved.epoch, threat, len(x), found)
+        return Around(run, saved.epoch, digest(saved.judged)[:16], threat, len(x), found)
 
     def _chosen(self, dataset: Dataset, device: torch.device) -> Dataset:
         if self.image is None:
@@ -122,6 +123,7 @@ examples:
                 **each.run.about(),
                 "checkpoint": f"{self.checkpoint}.pt",
                 "epoch": each.epoch,
+                "weights": each.weights,
                 "eps": each.threat.eps,
                 "images": each.images,
                 "image": self.image,

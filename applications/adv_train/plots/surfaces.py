@@ -22,10 +22,11 @@ _MAP = "viridis"  # Its brightness rises evenly, so that it is readable in grey 
 
 @dataclass(frozen=True, eq=False)
 class Around:
-    """The landscape of one run."""
+    """The landscape of one run; `weights` is their digest, as in a record of evaluation."""
 
     run: Run
     epoch: int
+    weights: str
     threat: Threat
     images: int
     found: Landscape

@@ -48,6 +48,7 @@ def _told(rows: list[dict[str, str]], judged: Mapping[str, Any]) -> str:
     known = [f"{loss[place]:.3g} nats {name}" for place, name in named.items() if place in loss]
     told += f": {', '.join(known)}." if known else "."
     about = (first["checkpoint"], int(first["epoch"]))
-    if about != (judged.get("checkpoint"), judged.get("epoch")):
+    drawn, evaluated = first.get("weights"), judged.get("weights")  # Older files and records do not name them.
+    if (drawn and evaluated and drawn != evaluated) or about != (judged.get("checkpoint"), judged.get("epoch")):
         told += f" The weights are those of {about[0]}, epoch {about[1]}, not those evaluated above."
     return told
