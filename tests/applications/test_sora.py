@@ -52,6 +52,21 @@ def test_a_linear_loss_keeps_an_alignment_of_one() -> None:
     assert float(step.state["alignment"]) == pytest.approx(1.0, abs=1e-12)
 
 
+def test_saturated_pixels_count_like_others_and_an_image_without_a_gradient_counts_as_zero() -> None:
+    # The published code: `(p * g').sum(1) / g.abs().sum(1).clamp_min(1e-12)`, averaged over all images.
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 2).double()
+    model, x = nn.Sequential(nn.Flatten(), linear), torch.rand(4, 1, 8, 8, dtype=torch.float64).round()
+    labels = Batch(x, torch.tensor([0, 1, 1, 1]), torch.arange(4))
+    method = SORA(attack_loss=Margin(), train_loss=Margin(), alignment=0.5, alignment_rate=1.0)
+    step = method(model, dict(model.named_parameters()), labels, THREAT)
+    assert (step.delta == 0).any() and float(step.state["alignment"]) == pytest.approx(1.0, abs=1e-12)
+    with torch.no_grad():
+        linear.bias.copy_(torch.tensor([1000.0, -1000.0]))  # the cross-entropy of class 0 is 0 in float64
+    step = SORA(alignment_rate=1.0)(model, dict(model.named_parameters()), labels, THREAT)
+    assert float(step.state["alignment"]) == pytest.approx(3 / 4, abs=1e-12)
+
+
 class Square(nn.Module):
     """Two classes whose margin is the square of a weighted sum of pixels: its gradient grows along every ascent."""
 

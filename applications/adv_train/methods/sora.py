@@ -28,9 +28,10 @@ class SORA(Adversarial):
 
     Let g be the input gradient at the start and g' the input gradient at the perturbed images, which the backward pass
     of training yields at no extra cost. The alignment of a batch is the mean of `<sign g, g'> / |g|_1`, clipped to
-    [-1, 1]; it is 1 if the loss is linear. With v its moving average, the largest length is
-    `longest * min(1, 0.02 / (1 - v))`. Perturbations are not projected onto the ball. Source: "SORA: Free second-order
-    attacks in fast adversarial training" and its published code.
+    [-1, 1]; it is 1 if the loss is linear. As in the published code, an image with g = 0, such as a very confident one,
+    counts as 0 in the mean, and pixels at the end of their range count like all others. With v its moving average, the
+    largest length is `longest * min(1, 0.02 / (1 - v))`. Perturbations are not projected onto the ball. Source: "SORA:
+    Free second-order attacks in fast adversarial training" and its published code.
 
     Attributes:
         longest: largest length of the step of a pixel if the loss is linear; 2 eps by default.
