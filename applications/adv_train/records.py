@@ -155,14 +155,17 @@ class RunFolder:
             )
 
     def extended(self, config: RunConfig) -> RunConfig:
-        """Return the configuration; if the folder holds a finished run with fewer epochs, set `extended_from`."""
+        """Return the configuration; if the folder holds a finished run with fewer epochs, set `extended_from`.
+
+        A configuration with the stages of another run is returned as it is, and `check` then refuses it.
+        """
         if not self.config_file.is_file():
             return config
         there = self.config().training
-        finished = len(self.metrics()) >= there.epochs
-        for epochs in (there.extended_from, there.epochs if finished else None):
-            if epochs is not None and epochs < config.training.epochs:
-                longer = config.changed({"extended_from": epochs})
+        finished, before = len(self.metrics()) >= there.epochs, there.extended_from
+        for stages in (before, (*(before or ()), there.epochs) if finished else None):
+            if stages is not None and config.training.extended_from in (None, before, stages):
+                longer = config.changed({"extended_from": stages})
                 if not longer.differences(self.config()):
                     return longer
         return config

@@ -86,10 +86,11 @@ def fit(
     config = run.extended(config)
     run.check(config)
     saved = _saved(run, config)
-    if saved is None and (shorter := config.training.extended_from) is not None:
+    if saved is None and (stages := config.training.extended_from) is not None:
+        first = ", then ".join(f"--epochs {shorter}" for shorter in stages)
         raise UserError(
-            f"This configuration belongs to a run of {shorter} epochs that was given more, but `{run.path}` holds no "
-            f"such run: train it with --epochs {shorter} first, and then give the same command without --epochs."
+            f"This configuration belongs to a run of {stages[0]} epochs that was given more, but `{run.path}` holds no "
+            f"such run: train it with {first} first, and then give the same command without --epochs."
         )
     together.agree((config.to_mapping(), saved.epoch if saved else 0), "The configuration and the epochs done")
     if saved and saved.epoch == config.training.epochs and run.holds_metrics(saved.history):
@@ -233,8 +234,9 @@ def _saved(run: RunFolder, config: RunConfig) -> Checkpoint | None:
     if not run.last.exists():
         return None
     saved = checkpoint.load(run.last)
-    differences = config.differences(saved.config)
-    if differences or not 1 <= saved.epoch <= config.training.epochs or not saved.history:
+    differences = config.differences(saved.config, of_checkpoint=True)
+    least = max(config.training.extended_from or (1,))
+    if differences or not least <= saved.epoch <= config.training.epochs or not saved.history:
         raise UserError(
             f"`{run.last}` does not belong to the configuration beside it"
             f"{': it differs in ' + ', '.join(differences) if differences else ''}. Give --out another folder."

@@ -230,5 +230,5 @@ def test_the_commands_that_make_it_again_are_those_of_a_terminal() -> None:
     text = Page(sections(html)["How to reproduce this page"]).text
     assert train.command in text and judge.command in text
     assert "adv-train list" in Page(sections(html)["What to run next"]).text
-    shorter, longer, _ = once_more(Path("runs/my run"), ["eval", "runs/my run"], 20)
+    shorter, longer, _ = once_more(Path("runs/my run"), ["eval", "runs/my run"], (20,))
     assert longer.command == train.command and shorter.command == f"{train.command} --epochs 20"

@@ -226,14 +226,14 @@ def test_a_finished_run_goes_on_where_it_is_given_more_epochs(tmp_path: Path) ->
     run = fit(config(schedule="constant", epochs=2), tmp_path / "run", progress=False).run
     first = (run.best.read_bytes(), run.metrics())
     longer = fit(config(schedule="constant"), run.path, progress=False)
-    assert longer.resumed_after == 2 and run.config().training.extended_from == 2
+    assert longer.resumed_after == 2 and run.config().training.extended_from == (2,)
     assert run.metrics() == whole.metrics() and run.metrics()[:2] == first[1]
     found, truth = checkpoint.load(run.last).model, checkpoint.load(whole.last).model
     assert all(torch.equal(found[name], value) for name, value in truth.items())
     load_model(run.path)  # the best epoch may be one of the shorter run
     assert fit(config(schedule="constant"), run.path, progress=False).resumed_after == EPOCHS  # nothing left to do
     again = fit(config(schedule="constant", epochs=EPOCHS + 1), run.path, progress=False)
-    assert again.resumed_after == EPOCHS and run.config().training.extended_from == EPOCHS
+    assert again.resumed_after == EPOCHS and run.config().training.extended_from == (2, EPOCHS)
 
 
 def test_the_best_epoch_may_be_older_than_the_last_extension(tmp_path: Path) -> None:
@@ -245,18 +245,38 @@ def test_the_best_epoch_may_be_older_than_the_last_extension(tmp_path: Path) -> 
         assert later.differences(other, of_checkpoint=True)
 
 
-def test_an_extended_run_is_repeated_in_the_same_stages(tmp_path: Path) -> None:
-    for epochs in (2, 3):
+@pytest.mark.parametrize("stages", [(2, 3), (1, 2, 3)])
+def test_an_extended_run_is_repeated_in_the_same_stages(tmp_path: Path, stages: tuple[int, ...]) -> None:
+    for epochs in stages:
         run = fit(config(epochs=epochs), tmp_path / "run", progress=False).run
     again, file = tmp_path / "again", run.config_file
-    with pytest.raises(UserError, match="train it with --epochs 2 first"):
+    told = ", then --epochs ".join(map(str, stages[:-1]))
+    with pytest.raises(UserError, match=f"train it with --epochs {told} first"):
         fit(resolve({}, file=file), again, progress=False)
     assert not again.exists()
-    for flags in ({"epochs": 2}, {}):
+    for flags in (*({"epochs": epochs} for epochs in stages[:-1]), {}):
         fit(resolve(flags, file=file), again, progress=False)
     assert_same_run(again, run.path)
     (contender,) = contenders(str(file))  # a comparison trains all methods from their first epoch
     assert contender.config({}, {}, 3).training.extended_from is None
+
+
+@pytest.mark.parametrize("stages", [(2,), (1,), (1, 2)])
+def test_a_run_of_other_stages_is_not_taken_for_the_beginning_of_an_extended_one(
+    tmp_path: Path, stages: tuple[int, ...]
+) -> None:
+    wanted = (1, 2) if stages == (2,) else (2,)  # each run gets the same settings and three epochs
+    for epochs in stages:
+        fit(config(epochs=epochs), tmp_path / "run", progress=False)
+    with pytest.raises(UserError, match=r"holds a run with another configuration.* extended_from"):
+        fit(config(epochs=3, extended_from=wanted), tmp_path / "run", progress=False)
+
+
+def test_the_single_number_of_an_older_configuration_is_read() -> None:
+    assert config(extended_from=2).training.extended_from == (2,)
+    assert config(extended_from=[2, 3], epochs=3).training.extended_from == (2,)
+    with pytest.raises(UserError, match="`extended_from` must be increasing"):
+        config(extended_from=[3, 2])
 
 
 def test_an_extension_that_was_stopped_goes_on_exactly(tmp_path: Path) -> None:

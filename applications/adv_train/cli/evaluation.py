@@ -193,4 +193,4 @@ def _steps(run: Path | None, words: Sequence[str]) -> tuple[list[NextStep], list
     if run is None:
         return [NextStep("Evaluate it and write this page again.", written("eval", *words))], []
     further = NextStep("Evaluate it again, with another seed of the attacks.", written("eval", run, "--seed", "1"))
-    return once_more(run, ["eval", *words], RunFolder(run).config().training.extended_from), [further]
+    return once_more(run, ["eval", *words], RunFolder(run).config().training.extended_from or ()), [further]

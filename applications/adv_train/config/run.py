@@ -120,14 +120,15 @@ class RunConfig:
     def differences(self, other: RunConfig, *, of_checkpoint: bool = False) -> tuple[str, ...]:
         """Name each key whose value differs and can change the weights, as in ``epochs (30, not 20)``.
 
-        The number of epochs does not count as a difference if this run extends the other.
+        The number of epochs does not count as a difference if this run extends the other, which had the same stages.
 
         Args:
             other: The other configuration.
             of_checkpoint: It is that of a checkpoint of this run, which may be older than the last extension.
         """
-        free, from_ = {"data_root"}, self.training.extended_from or 0
-        if from_ == other.training.epochs or (of_checkpoint and from_ > other.training.epochs):
+        free, stages = {"data_root"}, self.training.extended_from or ()
+        extends = (other.training.extended_from or ()) + (other.training.epochs,) == stages
+        if extends or (of_checkpoint and other.training.epochs <= max(stages, default=0)):
             free |= {"epochs", "extended_from"}
         ours, theirs = flat(self.to_mapping()), flat(other.to_mapping())
         return tuple(

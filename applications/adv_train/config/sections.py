@@ -80,8 +80,9 @@ class TrainingConfig(Checked):
             tensor by this fraction of its norm; papers use 0.005 to 0.01.
         rollback: After an epoch that overfits to the attack of training, resume from the last epoch that did not.
             Without this flag, `fit` warns only.
-        extended_from: Set by `fit` if a finished run of so many epochs is given more epochs; from there on the schedule
-            is that of the longer run. It is dropped if there are no more epochs than that.
+        extended_from: Set by `fit` if a finished run is given more epochs: the numbers of epochs that it had so far,
+            such as 20,30. From each of them on, the schedule is that of a run of the next number, or in the end of
+            `epochs`. Numbers that are not below `epochs` are dropped.
     """
 
     epochs: Count
@@ -95,14 +96,16 @@ class TrainingConfig(Checked):
     eps_warmup: Annotated[int, Range(0)] = 0
     weight_perturbation: NotNegative = 0.0
     rollback: bool = False
-    extended_from: Count | None = None
+    extended_from: tuple[Count, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ema is not None and self.average_from is not None:
             raise UserError("`ema` and `average_from` cannot be combined: set one of them to none.")
-        if self.extended_from is not None and self.extended_from >= self.epochs:
-            object.__setattr__(self, "extended_from", None)
+        stages = self.extended_from or ()
+        if list(stages) != sorted(set(stages)):
+            raise values.refused("extended_from", "increasing", self.extended_from)
+        object.__setattr__(self, "extended_from", tuple(n for n in stages if n < self.epochs) or None)
         for name in ("average_from", "eps_warmup"):
             if (getattr(self, name) or 0) >= self.epochs:
                 raise values.refused(name, f"below `epochs`, which is {self.epochs}", getattr(self, name))

@@ -107,17 +107,17 @@ def command(*words: str | Path) -> str:
     return shlex.join(["adv-train", *map(str, words)])
 
 
-def once_more(folder: Path, words: Sequence[str], extended_from: int | None = None) -> list[NextStep]:
+def once_more(folder: Path, words: Sequence[str], extended_from: Sequence[int] = ()) -> list[NextStep]:
     """Return the commands that train a run again and write its report again.
 
     Args:
         folder: Folder of the run.
         words: The words after ``adv-train`` of the command that wrote the report.
-        extended_from: Number of epochs of the run before it was given more; None if it was not.
+        extended_from: Numbers of epochs of the run each time before it was given more.
     """
     again = folder.with_name(f"{folder.resolve().name}-again")
     train = ("fit", "--config", folder / "config.yaml", "--out", again)
-    shorter = [] if extended_from is None else [command(*train, "--epochs", str(extended_from))]
+    shorter = [command(*train, "--epochs", str(epochs)) for epochs in extended_from]
     first = [NextStep("Train it again up to the epoch from which it was given more.", each) for each in shorter]
     return [
         *first,
