@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from adv_train import comparison, models
+from adv_train import comparison, evaluation, models
 from adv_train.bench.count import forward_equivalents
 from adv_train.cli import main, processes
 from adv_train.comparison import Cell
@@ -202,6 +203,21 @@ def test_runs_that_overfitted_to_their_attack_are_counted_and_named(
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_that_were_evaluated_on_other_images_are_named(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(done, tmp_path / "out")
+    run = out / f"{FOLDERS[1]}-seed1"
+    changed = [replace(each, about={**each.about, "images": "0" * 16}) for each in evaluation.read_all(run)]
+    shutil.rmtree(run / "evaluations")
+    for each in changed:
+        evaluation.write(each, run)
+    assert compare(out, *WORDS, by=nowhere) == 0
+    told = re.findall(r"^(.*): .*other test images than those of (.*?):", (out / "comparison.md").read_text(), re.M)
+    assert told == [(f"{run.name}, {name}.pt", f"{FOLDERS[0]}-seed0") for name in ("best", "last")]
+    assert "other test images" not in (done / "comparison.md").read_text()
 
 
 def test_what_is_done_is_not_done_again_and_another_baseline_costs_nothing(

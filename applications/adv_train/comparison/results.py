@@ -84,13 +84,19 @@ def results(plan: Plan, failed: Mapping[str, str]) -> list[Result]:
         plan: The comparison.
         failed: The reason of each failure, by the name of the run.
     """
-    return [_result(method, measures(plan), failed) for method in plan.methods]
+    read = [_read(method, failed) for method in plan.methods]
+    told = _other_images([run for finished, _ in read for run in finished.values()])
+    return [
+        _result(method, measures(plan), finished, reasons, told)
+        for method, (finished, reasons) in zip(plan.methods, read, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class _Finished:
-    """The records of a finished run: its evaluations by checkpoint, and a line for each epoch."""
+    """The records of a finished run: its name, its evaluations by checkpoint, and a line for each epoch."""
 
+    name: str
     evaluations: Mapping[str, Evaluation]
     metrics: Sequence[Mapping[str, Any]]
     timing: Sequence[Mapping[str, Any]]
@@ -105,10 +111,15 @@ class _Finished:
         found = {c: record for c, record in zip(CHECKPOINTS, cell.evaluations(), strict=True) if record is not None}
         if len(found) < len(CHECKPOINTS):
             return None
-        return cls(found, cell.run.metrics(), cell.run.timing())
+        return cls(cell.name, found, cell.run.metrics(), cell.run.timing())
+
+    def records(self) -> dict[str, Evaluation]:
+        """Return its evaluations, by the names of run and checkpoint."""
+        return {f"{self.name}, {checkpoint}.pt": record for checkpoint, record in self.evaluations.items()}
 
 
-def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> Result:
+def _read(method: Planned, failed: Mapping[str, str]) -> tuple[dict[int, _Finished], dict[str, str]]:
+    """Read the finished runs of a method, by seed, and the reason of each failure, by the name of the run."""
     finished: dict[int, _Finished] = {}
     reasons = {cell.name: failed[cell.name] for cell in method.cells.values() if cell.name in failed}
     for seed, cell in method.cells.items():
@@ -117,6 +128,17 @@ def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> 
                 finished[seed] = found
         except UserError as error:
             reasons[cell.name] = str(error)
+    return finished, reasons
+
+
+def _result(
+    method: Planned,
+    measured: list[str],
+    finished: Mapping[int, _Finished],
+    reasons: Mapping[str, str],
+    told: Mapping[str, str],
+) -> Result:
+    """Sum up a method; `told` has further alarms, by the names of run and checkpoint."""
     runs = finished.values()
     shares = [line["implicit_share"] for run in runs for line in run.metrics if line.get("implicit_share")]
     seconds = [line["train_seconds"] for run in runs for line in run.timing]
@@ -131,19 +153,37 @@ def _result(method: Planned, measured: list[str], failed: Mapping[str, str]) -> 
         },
         fmean(seconds) if seconds else None,
         fmean(shares) if shares else None,
-        _alarms(method, finished),
+        _alarms(method, finished, told),
         reasons,
     )
 
 
-def _alarms(method: Planned, finished: Mapping[int, _Finished]) -> dict[str, tuple[str, ...]]:
+def _other_images(finished: Sequence[_Finished]) -> dict[str, str]:
+    """Return an alarm for each record of other test images than those of the first run.
+
+    The number of images is that of the plan in all of them. Records of the first format do not name their images.
+    """
+    records = [
+        (run.name, name, record.about.get("images")) for run in finished for name, record in run.records().items()
+    ]
+    known = [each for each in records if each[2] is not None]
+    return {
+        name: f"It was evaluated on other test images than those of {known[0][0]}: the data have changed in between, "
+        "so the accuracies cannot be compared."
+        for _, name, images in known
+        if images != known[0][2]
+    }
+
+
+def _alarms(method: Planned, finished: Mapping[int, _Finished], told: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for seed, run in finished.items():
         cell = method.cells[seed]
         if cell.config.method.attacks and (said := overfitting(run.metrics)) is not None:
             found[cell.name] = (said,)
-        told = {f"{cell.name}, {name}.pt": record.warnings for name, record in run.evaluations.items()}
-        found |= {name: warnings for name, warnings in told.items() if warnings}
+        for name, record in run.records().items():
+            if warnings := (*record.warnings, *([told[name]] if name in told else [])):
+                found[name] = warnings
     return found
 
 
