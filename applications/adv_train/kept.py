@@ -108,5 +108,6 @@ def judge_into(
 
 
 def _has_images(record: Evaluation, path: Path | None) -> bool:
-    """Return whether the file of images, if one is wanted, holds the images of a record."""
-    return path is None or evaluation.holds_images_of(path, evaluation.record_name(record))
+    """Return whether the file of images, if one is wanted, holds the images of a record, which has their verdicts."""
+    judged = all(outcome.rounded is not None for outcome in record.attacks.values())
+    return path is None or (judged and evaluation.holds_images_of(path, evaluation.record_name(record)))

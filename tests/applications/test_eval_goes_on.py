@@ -260,6 +260,9 @@ def test_saved_images_are_those_of_the_attacks_and_judged_after_rounding(
     Path("made/images.npz").unlink()
     assert main(words) == 0 and ran == ["pgd 0.100", "square 0.100"]
     assert content(run)["rounded"].keys() == {"pgd", "square"} and len(files(run)) == 1
+    assert main([*words[:-2], "--again"]) == 0 and "rounded" not in content(run)
+    assert main(words) == 0  # The file is there, but the record has lost its verdicts on rounded images.
+    assert content(run)["rounded"].keys() == {"pgd", "square"} and len(files(run)) == 1
 
 
 def test_each_budget_has_its_images_and_an_interrupted_one_keeps_them(
