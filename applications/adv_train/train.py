@@ -133,6 +133,8 @@ def fit(
             run.write_split(dataset.record.to_mapping())
         if saved and together.first:
             _write_what_follows(run, saved)
+        elif together.first:
+            run.sound.unlink(missing_ok=True)  # Left by an earlier run; this one has no epoch yet.
         while state.epoch < config.training.epochs:
             state = _next_epoch(trainer, state, run, watching, clock)
         for observer in watching:

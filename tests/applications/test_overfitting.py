@@ -134,6 +134,19 @@ def test_an_interrupted_run_rolls_back_alike(monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_that_starts_anew_does_not_go_back_to_an_epoch_of_an_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = adv_train.fit(out="anew", progress=False, **settings(epochs=1, rollback=True)).run
+    for file in (run.config_file, run.metrics_file, run.last, run.best):
+        file.unlink()
+    assert run.sound.exists()
+    # No epoch of its own is sound.
+    monkeypatch.setattr(train, "overfitted", lambda record, best: "It has overfitted.")
+    monkeypatch.setattr(train, "sound", lambda record, history: False)
+    for out in ("whole", "anew"):
+        adv_train.fit(out=out, progress=False, **settings(epochs=2, rollback=True, seed=1))
+    assert metrics("anew") == metrics("whole")
+
+
 def test_a_resumed_run_remembers_the_epochs_before(monkeypatch: pytest.MonkeyPatch) -> None:
     adv_train.fit(out="run", progress=False, **settings(epochs=LAST_SOUND))
     with pytest.warns(UserWarning, match=f"after epoch {LAST_SOUND + 1}"):
