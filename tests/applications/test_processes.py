@@ -212,7 +212,12 @@ def test_the_command_evaluates_with_the_attacks_of_the_plan(made: Any, tmp_path:
 def served(*requests: Request) -> subprocess.CompletedProcess[bytes]:
     """What one process writes that gets these requests."""
     sent = b"".join(map(pickle.dumps, requests))
-    return subprocess.run([sys.executable, "-c", processes.WORK], input=sent, capture_output=True, timeout=120)
+    words = [sys.executable, "-c", processes.WORK]
+    return subprocess.run(words, input=sent, capture_output=True, timeout=120, preexec_fn=_heed_ctrl_c)
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells ignore it in background processes
 
 
 def request(*words: str, fork: bool = True) -> Request:
