@@ -188,7 +188,6 @@ def _pairs(text: str) -> dict[str, Any] | None:
 def _several(read: Reader) -> Reader:
     def read_all(value: object, name: str) -> tuple[Any, ...]:
         parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-        parts = [parts] if isinstance(parts, int) else parts  # A single number in YAML.
         if not isinstance(parts, (list, tuple)):
             raise refused(name, "a list, written like 70,85", value)
         return tuple(read(part, name) for part in parts)

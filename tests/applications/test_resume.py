@@ -272,8 +272,8 @@ def test_a_run_of_other_stages_is_not_taken_for_the_beginning_of_an_extended_one
         fit(config(epochs=3, extended_from=wanted), tmp_path / "run", progress=False)
 
 
-def test_the_single_number_of_an_older_configuration_is_read() -> None:
-    assert config(extended_from=2).training.extended_from == (2,)
+def test_stages_increase_and_those_that_are_not_below_the_epochs_are_dropped() -> None:
+    assert config(extended_from=[2]).training.extended_from == (2,)
     assert config(extended_from=[2, 3], epochs=3).training.extended_from == (2,)
     with pytest.raises(UserError, match="`extended_from` must be increasing"):
         config(extended_from=[3, 2])
